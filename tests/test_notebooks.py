@@ -1,0 +1,443 @@
+"""The anatomy of every notebook: what a reader may count on, whichever page they open.
+
+Each check takes a page and yields its complaints. Every check runs on every page of `nbs/`; and every check is shown here
+to complain about a page that was broken on purpose, for a check that cannot fail guards nothing."""
+import ast
+import configparser
+import json
+import re
+import sys
+import tomllib
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+settings = configparser.ConfigParser()
+settings.read(root/"settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+modules = {"notation": "style"}   # the one chapter whose module is called otherwise
+
+project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
+distributions = lambda listed: {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in listed}
+importable = distributions(project["dependencies"]) | {"IPython", "llm_course", *sys.stdlib_module_names}
+interop = distributions(project["optional-dependencies"]["interop"])   # exported functions may import these when they are called
+own_path = re.compile(r"(?<![\w.])(?:/home/\w|/root/|/Users/\w|/tmp/\w|/work/|/content/\w)|[A-Z]:\\+Users|ipykernel_\d+")
+
+
+class Page:
+    "A notebook, with the questions that the checks ask of it."
+    def __init__(self, name, cells, exported=None):
+        self.name, self.cells, self._exported = name, [Cell(cell) for cell in cells], exported
+
+    @property
+    def number(self): return int(self.name[:2]) if self.name[:2].isdigit() else None
+    @property
+    def module(self): return modules.get(self.name[3:], self.name[3:])
+    @property
+    def is_chapter(self): return self.number is not None and self.name != "00_tour"   # a page with a module
+    @property
+    def code(self): return [cell for cell in self.cells if cell.kind == "code"]
+    @property
+    def exports(self): return [cell for cell in self.code if cell.is_export]
+    @property
+    def head(self): return self.cells[1 if self.is_chapter else 0].source
+    @property
+    def exported(self):   # name → was it made in this module? (else it is passed on from another)
+        return names_of(root/"llm_course"/f"{self.module}.py") if self._exported is None else self._exported
+
+
+class Cell:
+    "A cell, with its directives (`#| name: value`) read."
+    def __init__(self, raw):
+        self.raw, self.kind, self.source = raw, raw["cell_type"], "".join(raw["source"])
+        self.outputs = raw.get("outputs", [])
+
+    def __repr__(self): return f"cell {self.raw.get('id')!r}"
+
+    @cached_property
+    def directives(self):
+        found = re.findall(r"^#\| *([\w-]+) *:? *(.*)$", self.source, re.M) if self.kind == "code" else []
+        return {name: value.strip().strip("\"'") for name, value in found}
+    @property
+    def is_export(self): return bool(self.directives.keys() & {"export", "exports", "exporti"})
+    @property
+    def runs(self): return self.directives.get("eval") != "false"
+    @cached_property
+    def tree(self): return ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", self.source, flags=re.M))
+    @property
+    def pictures(self): return [o for o in self.outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
+
+
+def names_of(path):
+    "The public names of a module, without importing it: each with whether the module itself makes it."
+    tree = ast.parse(path.read_text("utf-8"))
+    values = {t.id: node.value for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+    passed_on = {a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    is_type_variable = lambda name: isinstance(values.get(name), ast.Call) and getattr(values[name].func, "id", "") == "TypeVar"
+    return {name: name not in passed_on for name in ast.literal_eval(values["__all__"]) if not name.startswith("_") and not is_type_variable(name)}
+
+
+def at_import(tree):
+    "All nodes that run when the cell runs: everything but the bodies of functions."
+    todo = [tree]
+    while todo:
+        yield (node := todo.pop())
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)): todo.extend(ast.iter_child_nodes(node))
+
+
+def imported(node):
+    "The modules that an import statement names."
+    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom): return ["." * node.level + (node.module or "")]
+    return []
+
+
+# ---- The checks
+
+checks = {}
+
+def check(function):
+    checks[function.__name__] = function
+    return function
+
+
+@check
+def begins_with_its_module(page):
+    found = [cell.directives["default_exp"] for cell in page.code if "default_exp" in cell.directives]
+    if page.is_chapter and page.cells[0].source != f"#| default_exp {page.module}": yield f"cell 0 must be '#| default_exp {page.module}'"
+    if found != [page.module] * page.is_chapter: yield f"one module per notebook, and none for the front page and the tour, but found {found}"
+    if not page.is_chapter and page.exports: yield "only chapters export"
+
+
+@check
+def opens_with_a_title_and_a_promise(page):
+    if not re.match(r"# \S.*\n\n> \S.*[.?!]\n\n\S", page.head): yield "must open with '# Title', a blank line, '> promise.', a blank line and the badge"
+
+
+@check
+def opens_in_colab(page):
+    address = f"https://colab.research.google.com/github/{settings['user']}/{settings['repo']}/blob/{settings['branch']}/nbs/{page.name}.ipynb"
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    if badge not in page.head.splitlines(): yield f"below the promise must stand {badge}"
+
+
+@check
+def exports_fit_a_screen(page):
+    for cell in page.exports:
+        if (lines := len([line for line in cell.source.strip().splitlines() if not line.startswith("#|")])) > 30: yield f"{cell} exports {lines} lines: split it, 30 fit on a screen"
+
+
+@check
+def exports_import_from_lower_floors(page):
+    floors = {modules.get(p.stem[3:], p.stem[3:]): int(p.stem[:2]) for p in chapter_paths()}
+    for cell in page.exports:
+        for node in at_import(cell.tree):
+            for name in imported(node):
+                package, _, module = name.partition(".")
+                if package == "" or name == "llm_course": yield f"{cell}: import from llm_course.<module>, not from {name or '.'}"
+                elif package == "llm_course" and floors.get(module, 99) >= page.number: yield f"{cell} imports {name}, which is not on a lower floor"
+
+
+@check
+def exports_are_plain_library_code(page):
+    allowed = {"functional", "Module", "Parameter", "Buffer", "ModuleList", "ModuleDict", "ParameterList", "Sequential", "init"}
+    for cell in page.exports:
+        for node in ast.walk(cell.tree):
+            if isinstance(node, ast.Assert): yield f"{cell}: raise an error that says what is wrong, instead of assert"
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*": yield f"{cell}: name what you import"
+            if isinstance(node, ast.ImportFrom) and node.module == "__future__": yield f"{cell}: __future__ turns shapes into strings"
+            if isinstance(node, ast.Attribute) and dotted(node.value) in ("F", "nn.functional") and node.attr != "scaled_dot_product_attention":
+                yield f"{cell}: {dotted(node)} is torch's own; it is for checks"   # but for the one kernel that Python cannot spell
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nn" and node.attr not in allowed:
+                yield f"{cell}: nn.{node.attr} is torch's own; it is for checks"
+
+
+@check
+def exports_name_no_other_module(page):
+    for cell in page.exports:
+        for name in "export", "exports", "exporti":
+            if cell.directives.get(name): yield f"{cell} exports to {cell.directives[name]}; one module per notebook"
+
+
+@check
+def imports_stand_alone(page):
+    for cell in page.code:
+        has_imports = any(imported(node) for node in cell.tree.body)
+        other = [node for node in cell.tree.body if not imported(node) and (cell.is_export or not is_call(node))]
+        if has_imports and other and cell.runs: yield f"{cell} mixes imports with other code (only a call such as set_style() may stand below them)"
+
+
+@check
+def needs_only_its_own_dependencies(page):
+    for cell in page.code:
+        at_once = set(at_import(cell.tree))
+        for node in ast.walk(cell.tree):
+            allowed = importable | (interop if cell.is_export and node not in at_once else set())
+            for name in imported(node):
+                if cell.runs and name.split(".")[0] not in allowed: yield f"{cell} imports {name}, which llm_course does not depend on"
+
+
+@check
+def ran_without_error(page):
+    for cell in page.code:
+        for out in cell.outputs:
+            if out["output_type"] == "error": yield f"{cell} failed: {out.get('ename')}"
+            if out.get("name") == "stderr": yield f"{cell} wrote to stderr: {''.join(out['text'])[:80]}"
+        if not cell.runs and cell.outputs: yield f"{cell} has outputs, but is not to be run"
+
+
+@check
+def is_clean(page):
+    for cell in page.code:
+        if cell.raw.get("execution_count") is not None or any(o.get("execution_count") is not None for o in cell.outputs):
+            yield f"{cell} has an execution count; run nbdev_clean"
+    ids = Counter(cell.raw.get("id") for cell in page.cells)
+    if again := [i for i, n in ids.items() if n > 1]: yield f"cells share the ids {again}"
+
+
+@check
+def outputs_are_committed(page):
+    for cell in page.code:
+        if cell.runs and shows_something(cell) and not cell.outputs: yield f"{cell} shows something, but its output is not there; run the notebook"
+
+
+@check
+def outputs_are_short(page):
+    for cell in page.code:
+        for out in cell.outputs:
+            lines = "".join(out.get("text", out.get("data", {}).get("text/plain", ""))).splitlines()
+            if len(lines) > 40: yield f"{cell} prints {len(lines)} lines; show less"
+
+
+@check
+def pictures_are_labelled(page):
+    for cell in page.code:
+        if not (cell.pictures or "label" in cell.directives): continue
+        if not cell.directives.get("label", "").startswith("fig-"): yield f"{cell} draws, and needs '#| label: fig-…'"
+        for name in "fig-cap", "fig-alt":
+            if len(cell.directives.get(name, "")) < 20: yield f"{cell} draws, and needs '#| {name}: …' that says something"
+        if cell.directives.get("code-fold") != "true": yield f"{cell} draws, and needs '#| code-fold: true'"
+        if len(cell.pictures) != 1 or "image/svg+xml" not in cell.pictures[0]["data"]: yield f"{cell} must show one picture, as SVG"
+
+
+@check
+def refers_to_its_own_pictures(page):
+    labels = {cell.directives.get("label") for cell in page.code}
+    for cell in page.cells:
+        if cell.kind != "markdown": continue
+        for name in re.findall(r"(?<![\w`])@(fig-[\w-]+)", cell.source):
+            if name not in labels: yield f"{cell} refers to @{name}, which is not on this page"
+
+
+@check
+def has_a_picture(page):
+    if page.number and not any(cell.pictures for cell in page.code): yield "a chapter needs a picture"
+
+
+@check
+def checks_its_claims(page):
+    asserts = [node for cell in page.code if cell.runs and not cell.is_export for node in ast.walk(cell.tree)
+               if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and called(node).startswith("assert"))]
+    if page.is_chapter and len(asserts) < 3: yield f"a chapter needs three checks or more, not {len(asserts)}"
+
+
+@check
+def has_its_sections(page):
+    headings = {line[3:].strip() for cell in page.cells if cell.kind == "markdown" for line in cell.source.splitlines() if line.startswith("## ")}
+    if page.number and (missing := {"Roads not taken", "Exercises", "What we exported"} - headings): yield f"has no section {sorted(missing)}"
+
+
+@check
+def tells_what_it_exported(page):
+    if not page.is_chapter: return
+    text = "\n\n".join(cell.source for cell in page.cells if cell.kind == "markdown").partition("## What we exported")[2]
+    firsts = [re.split(r"(?<!\\)\|", row)[1] for row in text.splitlines() if row.startswith("|")][2:]
+    named = {name for first in firsts for name in re.findall(r"`([A-Za-z_]\w*)[^`]*`", first.replace("`python -m", ""))}
+    made = {name for name, own in page.exported.items() if own}
+    if forgotten := made - named: yield f"'What we exported' forgets {sorted(forgotten)}"
+    if unknown := named - page.exported.keys(): yield f"'What we exported' names {sorted(unknown)}, which llm_course.{page.module} does not export"
+
+
+@check
+def names_no_ones_machine(page):
+    for cell in page.cells:
+        shown = [out.get("text", "") for out in cell.outputs] + [value for out in cell.outputs for kind, value in out.get("data", {}).items() if kind != "image/png"]
+        for part in [cell.source, *map(flat, shown)]:
+            if found := own_path.search(part): yield f"{cell} names a path of one machine: {found[0]}"
+
+
+def flat(field): return "".join(field) if isinstance(field, (str, list)) else json.dumps(field)
+
+def dotted(node): return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+def is_call(node): return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+
+def called(node): return getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+def shows_something(cell):
+    "Does it print, or end in a value? (What a call returns cannot be known from here, so a last line that calls does not count.)"
+    def prints(body):
+        for node in body:
+            if is_call(node) and called(node.value) == "print": yield node
+            elif isinstance(node, (ast.For, ast.With)): yield from prints(node.body)
+    body = cell.tree.body
+    last = body and isinstance(body[-1], ast.Expr) and not isinstance(body[-1].value, (ast.Call, ast.Constant)) and not cell.source.rstrip().endswith(";")
+    return bool(last or any(prints(body)))
+
+
+# ---- Every page
+
+def chapter_paths(): return sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb"))
+
+pages = {path.stem: Page(path.stem, json.loads(path.read_text("utf-8"))["cells"]) for path in sorted((root/"nbs").glob("*.ipynb"))}
+
+
+@pytest.mark.parametrize("name", checks)
+@pytest.mark.parametrize("page", pages.values(), ids=list(pages))
+def test_page(page, name):
+    complaints = list(checks[name](page))
+    assert not complaints, "\n".join(complaints)
+
+
+def test_numbers_are_contiguous():
+    numbers = [page.number for page in pages.values() if page.number]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_label_is_used_once_in_the_book():
+    labels = Counter(cell.directives["label"] for page in pages.values() for cell in page.code if "label" in cell.directives)
+    assert not [label for label, n in labels.items() if n > 1]
+
+
+def test_each_module_has_its_notebook_and_each_chapter_its_module():
+    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "_modidx"}
+    assert in_package == {page.module for page in pages.values() if page.is_chapter}
+
+
+# ---- Every check can fail
+
+def cell(source, kind="code", outputs=(), **rest):
+    found = {"cell_type": kind, "id": f"c{abs(hash(source))}", "metadata": {}, "source": source.splitlines(keepends=True)}
+    return found | ({"execution_count": None, "outputs": list(outputs)} if kind == "code" else {}) | rest
+
+svg = {"output_type": "display_data", "metadata": {}, "data": {"image/svg+xml": ["<svg></svg>"]}}
+stream = {"output_type": "stream", "name": "stdout", "text": ["1\n"]}
+picture = '#| code-fold: true\n#| label: fig-x\n#| fig-cap: "Flat on the left, steep on the right."\n#| fig-alt: "A line, flat and then steep."\nplt.plot(x);'
+
+good = {
+    "module": cell("#| default_exp rmsnorm"),
+    "head": cell("# Title\n\n> A promise.\n\n[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+                 "(https://colab.research.google.com/github/llm-course/llm_course/blob/main/nbs/06_rmsnorm.ipynb)", "markdown"),
+    "imports": cell("#| export\nimport torch\nfrom llm_course.linear import Linear"),
+    "export": cell("#| exports\ndef f(x):\n    from llm_course.transformer import late\n    return x"),
+    "checks": cell("assert f(1) == 1\nassert f(2) == 2\nassert_close(f(3), 3)"),
+    "print": cell("print(f(1))", outputs=[stream]),
+    "value": cell("f(1), f(2)", outputs=[{"output_type": "execute_result", "metadata": {}, "execution_count": None, "data": {"text/plain": ["(1, 2)"]}}]),
+    "picture": cell(picture, outputs=[svg]),
+    "stub": cell("#| eval: false\nanswer = ..."),
+    "prose": cell("See @fig-x.\n\n## Roads not taken\n\n## Exercises\n\nNone.", "markdown"),
+    "table": cell("## What we exported\n\n| symbol | what |\n|---|---|\n| `f(x)` | itself |", "markdown"),
+}
+
+def page_of(cells, name="06_rmsnorm"): return Page(name, [c for c in cells.values() if c], exported={"f": True})
+
+def without(*parts): return {key: value for key, value in good.items() if key not in parts}
+
+def replaced(part, old, new):
+    text = "".join(good[part]["source"])
+    assert old in text
+    return good | {part: good[part] | {"source": text.replace(old, new)}}
+
+def with_output(part, *outputs): return good | {part: good[part] | {"outputs": list(outputs)}}
+
+broken = [
+    ("begins_with_its_module", without("module")),
+    ("begins_with_its_module", replaced("module", "rmsnorm", "norms")),
+    ("begins_with_its_module", good | {"again": cell("#| default_exp rmsnorm\n")}),
+    ("opens_with_a_title_and_a_promise", replaced("head", "> A promise.", "A promise.")),
+    ("opens_with_a_title_and_a_promise", replaced("head", "promise.", "promise")),
+    ("opens_in_colab", replaced("head", "06_rmsnorm.ipynb", "6_rmsnorm.ipynb")),
+    ("opens_in_colab", replaced("head", "blob/main", "blob/master")),
+    ("exports_fit_a_screen", replaced("export", "    return x", "    x += 1\n" * 30)),
+    ("exports_import_from_lower_floors", replaced("imports", "linear", "ffn")),
+    ("exports_import_from_lower_floors", replaced("imports", "linear", "rmsnorm")),
+    ("exports_import_from_lower_floors", replaced("imports", "linear", "unheard_of")),
+    ("exports_import_from_lower_floors", replaced("imports", "llm_course.linear", "llm_course")),
+    ("exports_import_from_lower_floors", replaced("imports", "llm_course.linear", ".linear")),
+    ("exports_import_from_lower_floors", replaced("imports", "import torch", "if True:\n    import llm_course.ffn")),
+    ("exports_are_plain_library_code", replaced("export", "return x", "assert x")),
+    ("exports_are_plain_library_code", replaced("imports", "import Linear", "import *")),
+    ("exports_are_plain_library_code", replaced("imports", "import torch", "from __future__ import annotations")),
+    ("exports_are_plain_library_code", replaced("export", "return x", "return F.silu(x)")),
+    ("exports_are_plain_library_code", replaced("export", "return x", "return nn.functional.silu(x)")),
+    ("exports_are_plain_library_code", replaced("export", "return x", "return nn.Linear(x, x)")),
+    ("exports_name_no_other_module", replaced("export", "exports", "exports linear")),
+    ("imports_stand_alone", replaced("imports", "import torch", "import torch\nset_style()")),
+    ("imports_stand_alone", replaced("checks", "assert f(1) == 1", "import math")),
+    ("needs_only_its_own_dependencies", replaced("imports", "import torch", "import pandas")),
+    ("needs_only_its_own_dependencies", replaced("imports", "import torch", "import transformers")),
+    ("needs_only_its_own_dependencies", replaced("export", "llm_course.transformer", "pandas")),
+    ("needs_only_its_own_dependencies", replaced("checks", "assert f(1)", "import transformers; assert f(1)")),
+    ("ran_without_error", with_output("checks", {"output_type": "error", "ename": "ValueError"})),
+    ("ran_without_error", with_output("checks", {**stream, "name": "stderr"})),
+    ("ran_without_error", with_output("stub", stream)),
+    ("is_clean", good | {"print": good["print"] | {"execution_count": 3}}),
+    ("is_clean", good | {"twice": good["print"]}),
+    ("outputs_are_committed", with_output("print")),
+    ("outputs_are_committed", with_output("value")),
+    ("outputs_are_committed", good | {"loop": cell("for i in 1, 2:\n    print(i)")}),
+    ("outputs_are_short", with_output("print", {**stream, "text": ["1\n"] * 41})),
+    *[("pictures_are_labelled", replaced("picture", *change)) for change in
+      [("label: fig-x", "label: x"), ("fig-cap:", "cap:"), ("fig-alt:", "alt:"), ("Flat on the left, steep on the right.", "Flat."), ("fold: true", "fold: false")]],
+    ("pictures_are_labelled", with_output("picture")),
+    ("pictures_are_labelled", with_output("picture", svg, svg)),
+    ("pictures_are_labelled", with_output("picture", {**svg, "data": {"image/png": "AAAA"}})),
+    ("pictures_are_labelled", with_output("checks", svg)),
+    ("refers_to_its_own_pictures", replaced("prose", "@fig-x", "@fig-y")),
+    ("has_a_picture", with_output("picture")),
+    ("checks_its_claims", replaced("checks", "assert f(2) == 2", "f(2)")),
+    ("checks_its_claims", good | {"checks": cell("#| eval: false\n" + "".join(good["checks"]["source"]))}),
+    *[("has_its_sections", replaced(*change)) for change in
+      [("prose", "## Roads not taken", ""), ("prose", "## Exercises", "### Exercises"), ("table", "What we exported", "Exports")]],
+    ("tells_what_it_exported", without("table")),
+    ("tells_what_it_exported", replaced("table", "`f(x)`", "`g(x)`")),
+    ("tells_what_it_exported", replaced("table", "`f(x)`", "`f(x)`, `g`")),
+    ("names_no_ones_machine", replaced("prose", "None", "See /home/ada/notes")),
+    ("names_no_ones_machine", with_output("print", {**stream, "text": ["C:\\Users\\ada\n"]})),
+    ("names_no_ones_machine", with_output("print", {**stream, "text": ["/tmp/ipykernel_1/2.py:3: Warning\n"]})),
+    ("names_no_ones_machine", with_output("value", {"output_type": "execute_result", "data": {"text/plain": ["PosixPath('/root/x')"]}})),
+]
+
+
+def test_a_sound_page_passes():
+    assert {name: list(function(page_of(good))) for name, function in checks.items()} == {name: [] for name in checks}
+
+
+@pytest.mark.parametrize("name, cells", broken, ids=[f"{name}-{i}" for i, (name, _) in enumerate(broken)])
+def test_a_broken_page_does_not(name, cells):
+    assert list(checks[name](page_of(cells)))
+
+
+def test_every_check_was_seen_to_fail():
+    assert {name for name, _ in broken} == checks.keys()
+
+
+def test_the_tour_and_the_front_page_export_nothing():
+    for name in "00_tour", "index":
+        assert list(checks["begins_with_its_module"](page_of(good, name)))
+        assert not list(checks["begins_with_its_module"](page_of(without("module", "imports", "export"), name)))
+
+
+def test_public_names_are_read_without_importing(tmp_path):
+    (tmp_path/"m.py").write_text("from a import b\nT = TypeVar('T')\n__all__ = ['T', 'b', 'f', '_g']\ndef f(): ...\n")
+    assert names_of(tmp_path/"m.py") == {"b": False, "f": True}
+
+
+def test_the_front_page_lists_every_chapter_by_its_title():
+    text = "\n".join(cell.source for cell in pages["index"].cells if cell.kind == "markdown")
+    rows = re.findall(r"^\| \[(\d\d) (.+?)\]\((\w+)\.ipynb\) \| .+ \|$", text, re.M)
+    assert [number for number, *_ in rows] == sorted(number for number, *_ in rows)
+    assert sorted(rows) == sorted((name[:2], page.head.partition("\n")[0][2:], name) for name, page in pages.items() if page.number is not None)

@@ -1,0 +1,311 @@
+"""`llm_course.optim`: torch's numbers, torch's checkpoints, and nothing ignored."""
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
+
+shapes = [(4, 3), (5,), (2, 1, 3), ()]
+
+
+def twins(device="cpu", dtype=torch.float64):
+    "The same parameters twice."
+    ours = [nn.Parameter(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
+    return ours, [nn.Parameter(p.detach().clone()) for p in ours]
+
+
+def give(*sides, missing=()):
+    "One random gradient for each parameter, the same on all sides."
+    for i, params in enumerate(zip(*sides)):
+        grad = None if i in missing else torch.randn_like(params[0]) * 10.**torch.randint(-4, 4, ())
+        for p in params: p.grad = None if grad is None else grad.clone()
+
+
+def assert_same(ours, theirs, rtol=1e-9):
+    for a, b in zip(ours, theirs): assert_close(a, b, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("settings", [
+    dict(), dict(lr=0.05, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3), dict(weight_decay=0.), dict(betas=(0., 0.)), dict(lr=0.)], ids=str)
+def test_adamw_is_torchs_over_1000_steps(settings, device):
+    if device == "mps": pytest.skip("no float64 there")
+    ours, theirs = twins(device)
+    a, b = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for _ in range(1000):
+        give(ours, theirs)
+        a.step(); b.step()
+    assert_same(ours, theirs)
+
+
+def test_adamw_in_float32(device):
+    ours, theirs = twins(device, torch.float32)
+    a, b = AdamW(ours, lr=0.01), torch.optim.AdamW(theirs, lr=0.01)
+    for _ in range(20):
+        give(ours, theirs)
+        a.step(); b.step()
+    for x, y in zip(ours, theirs): assert_close(x, y)
+
+
+def test_first_step_is_the_sign():
+    p = nn.Parameter(torch.tensor([1., 1., 1.]))
+    p.grad = torch.tensor([0.001, -1., 1000.])
+    AdamW([p], lr=0.1, weight_decay=0.).step()
+    assert_close(p.detach(), torch.tensor([0.9, 1.1, 0.9]))
+
+
+def test_decay_alone_shrinks():
+    p = nn.Parameter(torch.tensor([8.]))
+    p.grad = torch.zeros(1)
+    AdamW([p], lr=0.5, weight_decay=0.5).step()
+    assert p.item() == 6
+
+
+def test_sgd_decay_is_sgd_with_its_schedule():
+    ours, theirs = twins()
+    a, b = SGDDecay(ours, lr=0.3), torch.optim.SGD(theirs, lr=0.3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(b, lambda t: 1 / math.sqrt(t + 1))
+    for step in range(1000):
+        give(ours, theirs, missing={step % 5})
+        a.step(); b.step(); schedule.step()
+    assert_same(ours, theirs)
+
+
+def test_sgd_decay_by_hand():
+    p = nn.Parameter(torch.tensor([8.]))
+    optimizer = SGDDecay([p], lr=0.5)
+    for expected in (4., 4 * (1 - 0.5 / math.sqrt(2))):
+        p.grad = p.detach().clone()
+        optimizer.step()
+        assert_close(p.item(), expected)
+
+
+def test_sgd_decay_resumes_where_it_was():
+    ours, theirs = twins()
+    a, b = SGDDecay(ours, lr=0.3), SGDDecay(theirs, lr=0.1)
+    give(ours); a.step()
+    for x, y in zip(ours, theirs): y.data.copy_(x)
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    give(ours, theirs); a.step(); b.step()
+    assert_same(ours, theirs, rtol=0)
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": True}, {"capturable": True}], ids=str)
+def test_checkpoints_pass_between_torch_and_us(back, flags, tmp_path):
+    ours, theirs = twins()
+    sides = [(ours, AdamW(ours, lr=0.02)), (theirs, torch.optim.AdamW(theirs, lr=0.02, **({} if flags == {"capturable": True} else flags)))]
+    (source, first), (target, second) = reversed(sides) if back else sides
+    give(source); first.step()
+    if back: first.param_groups[0] |= flags
+    torch.save(first.state_dict(), tmp_path/"state.pt")
+    for x, y in zip(source, target): y.data.copy_(x)
+    second.load_state_dict(torch.load(tmp_path/"state.pt", weights_only=True))
+    if back: first.param_groups[0]["capturable"] = False   # which a CPU cannot run
+    for _ in range(5):
+        give(source, target)
+        first.step(); second.step()
+    assert_same(ours, theirs)
+
+
+def test_state_is_torchs():
+    ours, theirs = twins(dtype=torch.float32)
+    a, b = AdamW(ours), torch.optim.AdamW(theirs)
+    give(ours, theirs); a.step(); b.step()
+    for x, y in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values()):
+        assert list(x) == list(y) == ["step", "exp_avg", "exp_avg_sq"]
+        for name in x: assert_close(x[name], y[name])
+        assert x["step"].dtype == torch.float32
+
+
+def test_a_missing_gradient_leaves_parameter_and_state_alone():
+    ours, theirs = twins()
+    a, b = AdamW(ours), torch.optim.AdamW(theirs)
+    for step in range(20):
+        give(ours, theirs, missing={0} if step < 10 else {step % 4})
+        a.step(); b.step()
+        if step == 9: assert ours[0] not in a.state
+    assert_same(ours, theirs)
+
+
+def test_without_any_gradient_nothing_happens():
+    ours, _ = twins()
+    before = [p.detach().clone() for p in ours]
+    for Opt in (AdamW, SGDDecay): Opt(ours, lr=1.).step()
+    assert_same(ours, before, rtol=0)
+
+
+def test_groups_have_settings_of_their_own():
+    ours, theirs = twins()
+    def groups(p): return [{"params": p[:2], "lr": 0.1, "betas": (0.5, 0.6)}, {"params": p[2:], "weight_decay": 0., "eps": 1e-2}]
+    a, b = AdamW(groups(ours)), torch.optim.AdamW(groups(theirs))
+    for _ in range(10):
+        give(ours, theirs)
+        a.step(); b.step()
+    assert_same(ours, theirs)
+
+
+def test_a_scheduler_of_torchs_can_drive_it():
+    ours, theirs = twins()
+    sides = [(Opt(p, lr=0.1), p) for Opt, p in ((AdamW, ours), (torch.optim.AdamW, theirs))]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 10) for o, _ in sides]
+    for _ in range(10):
+        give(ours, theirs)
+        for (optimizer, _), schedule in zip(sides, schedules): optimizer.step(); schedule.step()
+    assert_same(ours, theirs)
+
+
+def test_lr_may_be_a_tensor():
+    ours, theirs = twins()
+    a, b = AdamW(ours, lr=torch.tensor(0.25)), AdamW(theirs, lr=0.25)
+    give(ours, theirs); a.step(); b.step()
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("Opt", [AdamW, SGDDecay])
+def test_closure_is_called_with_gradients_on(Opt):
+    p = nn.Parameter(torch.tensor([1.]))
+    optimizer = Opt([p], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (3 * p).sum()
+        loss.backward()
+        return loss
+    assert optimizer.step(closure).item() == 3 and p.item() < 1
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(lr=-1.), "lr must be finite and not negative, but is -1.0"),
+    (dict(lr=math.nan), "lr must be finite and not negative, but is nan"),
+    (dict(eps=-1e-8), "eps must be finite and not negative, but is -1e-08"),
+    (dict(weight_decay=-0.1), "weight_decay must be finite and not negative, but is -0.1"),
+    (dict(betas=(0.9, 1.)), "betas must lie in [0, 1), but are (0.9, 1.0)"),
+    (dict(betas=(-0.1, 0.9)), "betas must lie in [0, 1), but are (-0.1, 0.9)"),
+])
+def test_senseless_settings_are_refused(settings, message):
+    ours, _ = twins()
+    for params, default in ((ours, settings), ([{"params": ours, **settings}], {})):   # as defaults, and in a group
+        with pytest.raises(ValueError) as error: AdamW(params, **default)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("flag", ["maximize", "amsgrad", "differentiable", "nesterov", "momentum"])
+@pytest.mark.parametrize("Opt", [AdamW, SGDDecay])
+def test_flags_that_would_be_ignored_are_refused_by_name(Opt, flag):
+    ours, _ = twins()
+    with pytest.raises(TypeError, match=flag): Opt(ours, **{flag: True})
+    with pytest.raises(ValueError, match=f"{flag}=True is not supported"): Opt([{"params": ours, flag: True}])
+    Opt([{"params": ours, flag: False}])
+
+
+def test_a_checkpoint_with_such_a_flag_is_refused_and_changes_nothing():
+    ours, theirs = twins()
+    a, b = AdamW(ours, lr=0.5), torch.optim.AdamW(theirs, amsgrad=True)
+    with pytest.raises(ValueError, match="amsgrad=True is not supported"): a.load_state_dict(b.state_dict())
+    assert a.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("Opt", [AdamW, SGDDecay])
+def test_sparse_gradients_and_complex_parameters_are_refused(Opt):
+    table = nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="gradients must be dense, but one is sparse"): Opt(table.parameters(), lr=0.1).step()
+    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="parameters must be real, but one is torch.complex64"): Opt([p], lr=0.1).step()
+
+
+def test_compiled_step_is_the_same_and_compiled_once():
+    "Outside pytest's shape checks, which `torch.compile` cannot look through."
+    code = """
+import torch; from torch import nn; from llm_course.optim import AdamW
+torch.manual_seed(0)
+params = [[nn.Parameter(p.clone()) for p in ps] for ps in [[torch.randn(3, 4), torch.randn(5)]] * 2]
+optimizers = [AdamW(p, lr=torch.tensor(0.01)) for p in params]
+compiles = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+steps = [torch.compile(optimizers[0].step, backend=compiles), optimizers[1].step]
+for i in range(8):
+    for a, b in zip(*params): a.grad = torch.randn_like(a); b.grad = a.grad.clone()
+    for o in optimizers: o.param_groups[0]["lr"].fill_(0.01 * (i + 1))
+    for step in steps: step()
+for a, b in zip(*params): torch.testing.assert_close(a, b)
+assert compiles.frame_count <= 2, compiles.frame_count   # the first step makes the state
+"""
+    done = subprocess.run([sys.executable, "-c", "import torch._dynamo.testing\n" + code], capture_output=True, text=True,
+                          env=os.environ | {"JAXTYPING_DISABLE": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_params_for_decay_sorts_by_dimension():
+    model = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4), nn.Linear(4, 2, bias=False))
+    model.scale = nn.Parameter(torch.ones(()))
+    model[2].weight.requires_grad_(False)
+    matrices, vectors = params_for_decay(model, 0.1)
+    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0
+    assert [id(p) for p in matrices["params"]] == [id(model[0].weight)]
+    assert {id(p) for p in vectors["params"]} == {id(model[0].bias), id(model[1].weight), id(model.scale)}
+    AdamW(params_for_decay(model))
+    AdamW(params_for_decay(nn.Linear(2, 2, bias=False)))   # an empty group does no harm
+
+
+def test_clip_by_hand():
+    pair = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    for p, value in zip(pair, (3., 4.)): p.grad = torch.tensor([value])
+    assert_close(gradient_clip(pair, 1.), torch.tensor(5.))
+    assert_close(torch.cat([p.grad for p in pair]), torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1., 1e9, 0., math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_clip_is_torchs(max_norm, dtype, device):
+    if device == "mps" and dtype == torch.float64: pytest.skip("no float64 there")
+    ours, theirs = twins(device, dtype)
+    give(ours, theirs, missing={1})
+    assert_close(gradient_clip(iter(ours), max_norm), nn.utils.clip_grad_norm_(theirs, max_norm))
+    for a, b in zip(ours, theirs):
+        if a.grad is not None: assert_close(a.grad, b.grad)
+    assert ours[1].grad is None
+
+
+def test_clip_takes_one_tensor_and_mixed_types():
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([3., 4.])
+    assert_close(gradient_clip(p, 1.), torch.tensor(5.))
+    mixed = [nn.Parameter(torch.zeros(1, dtype=dtype)) for dtype in (torch.float16, torch.float32, torch.float64)]
+    for q, value in zip(mixed, (2., 3., 6.)): q.grad = torch.full_like(q, value)
+    assert_close(gradient_clip(mixed, 3.5), torch.tensor(7., dtype=torch.float64))
+    assert_close([q.grad.item() for q in mixed], [1., 1.5, 3.], rtol=1e-3, atol=0)
+
+
+def test_clip_measures_half_precision_wide():
+    p = nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    p.grad = torch.full_like(p, 60_000.)                     # their norm, 120,000, is past float16's largest number
+    assert_close(gradient_clip(p, 1.), torch.tensor(120_000.))
+    assert_close(p.grad, torch.full_like(p, 0.5))
+
+
+def test_clip_without_gradients_is_zero():
+    assert gradient_clip([nn.Parameter(torch.ones(2))], 1.) == 0
+    assert gradient_clip([], 1.) == 0
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_clip_reports_what_is_not_finite_and_leaves_it(bad):
+    ours, _ = twins()
+    give(ours)
+    ours[0].grad[0, 0] = bad
+    before = [p.grad.clone() for p in ours]
+    assert not gradient_clip(ours, 1.).isfinite()
+    for p, grad in zip(ours, before): assert_close(p.grad, grad, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [-1., math.nan])
+def test_clip_refuses_a_senseless_length(bad):
+    with pytest.raises(ValueError, match=f"max_norm must not be negative, but is {bad}"): gradient_clip([], bad)

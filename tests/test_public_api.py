@@ -1,0 +1,113 @@
+"""The names and signatures that notebooks, tests and users rely on."""
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import llm_course
+
+FACADE = """Transformer TransformerBlock MultiHeadAttention ScaledDotProductAttention FFN RoPE RmsNorm Embedding Linear Softmax
+CrossEntropyLoss AdamW SGDDecay cos_lr_scheduler gradient_clip""".split()
+
+# Each name, and the parameters that it takes in this order; `...` where more may follow.
+SIGNATURES = {
+    "linear.Linear": "in_features out_features bias=False device=None dtype=None",
+    "embedding.Embedding": "num_embeddings embedding_dim device=None dtype=None",
+    "rmsnorm.RmsNorm": "d_model eps=1e-05 device=None dtype=None",
+    "ffn.FFN": "d_model d_ff device=None dtype=None",
+    "ffn.SiLu": "",
+    "softmax.Softmax": "dim=-1",
+    "softmax.Softmax.forward": "self x",
+    "attention.ScaledDotProductAttention.forward": "self q k v mask=None",
+    "rope.RoPE": "d_k max_seq_len theta=10000.0 ...",
+    "rope.RoPE.forward": "self x token_positions=None",
+    "multihead.MultiHeadAttention": "d_model num_heads num_kv_heads=None max_seq_len theta ...",
+    "loss.CrossEntropyLoss.forward": "self logits targets",
+    "optim.SGDDecay": "params lr",
+    "optim.AdamW": "params lr betas eps weight_decay",
+    "optim.gradient_clip": "params max_norm",
+    "schedule.cos_lr_scheduler": "it warmup_iters cos_cycle_iters lr_min lr_max",
+    "transformer.TransformerBlock": "d_model num_heads d_ff ...",
+    "transformer.Transformer": "vocab_size max_seq_len d_model num_layers num_heads d_ff rope_theta=10000.0 ...",
+    "checkpoint.save_checkpoint": "model optimizer iteration out ...",
+    "checkpoint.load_checkpoint": "source model optimizer=None",
+    "checkpoint.load_model": "path device=None",
+    "training.train": "config",
+    "data.get_batch": "dataset batch_size max_seq_len device ...",
+    "data.fetch": "name ...",
+    "generating.generate_ids": "model ids max_tokens temperature top_p ...",
+    "generating.generate": "model tokenizer prompt max_tokens=100 temperature=0.8 top_p=0.9 ...",
+    "generating.stream": "model tokenizer prompt ...",
+    "bpe_tokenizer.BpeTokenizer": "vocab merges special_tokens=None pattern ...",
+    "bpe_tokenizer.BpeTokenizer.train": "source vocab_size special_tokens ...",
+    "bpe_tokenizer.BpeTokenizer.load": "path",
+    "bpe_tokenizer.BpeTokenizer.from_gpt2": "vocab_json merges_txt ...",
+    "bpe_tokenizer.BpeTokenizer.from_tiktoken": "path ...",
+    "bpe_tokenizer.BpeTokenizer.from_hf": "path",
+    "bpe_tokenizer.BpeTokenizer.encode": "self text ...",
+    "bpe_tokenizer.BpeTokenizer.encode_iterable": "self chunks ...",
+    "bpe_tokenizer.BpeTokenizer.decode": "self ids",
+    "bpe_tokenizer.BpeTokenizer.save": "self path",
+}
+
+
+def look_up(path):
+    module, *names = path.split(".")
+    found = importlib.import_module(f"llm_course.{module}")
+    for name in names: found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("path", SIGNATURES)
+def test_signature(path):
+    actual = inspect.signature(look_up(path)).parameters
+    expected = SIGNATURES[path].split()
+    open_ended = expected[-1:] == ["..."]
+    expected = expected[:-1] if open_ended else expected
+    names = [name for name, p in actual.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    assert names[:len(expected)] == [word.split("=")[0] for word in expected]
+    assert open_ended or len(names) == len(expected), f"more parameters than the contract has: {names}"
+    for word in expected:
+        name, _, default = word.partition("=")
+        if default: assert str(actual[name].default) == default
+
+
+def test_transformer_is_a_facade_for_parts_two_and_three():
+    transformer = importlib.import_module("llm_course.transformer")
+    for name in FACADE:
+        assert name in transformer.__all__
+        assert importlib.import_module(getattr(transformer, name).__module__).__dict__[name] is getattr(transformer, name)
+
+
+@pytest.mark.parametrize("name", llm_course.__all__)
+def test_package_offers_the_name_lazily(name):
+    assert getattr(llm_course, name) is look_up(f"{llm_course._home[name]}.{name}")
+    assert name in dir(llm_course)
+
+
+@pytest.mark.parametrize("name", [*FACADE, "BpeTokenizer"])
+def test_package_offers_what_the_facade_does(name): assert name in llm_course.__all__
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Transfomer'"): _ = llm_course.Transfomer
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, llm_course; llm_course.__version__; print([m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_tokenizer_needs_no_torch():
+    code = "import sys, llm_course.bpe_tokenizer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_version_comes_from_settings():
+    from configparser import ConfigParser
+    from pathlib import Path
+    settings = ConfigParser()
+    settings.read(Path(__file__).parent.parent/"settings.ini")
+    assert settings["DEFAULT"]["version"] == llm_course.__version__

@@ -1,0 +1,129 @@
+"""Contracts of `llm_course.rope`."""
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from llm_course.rope import RoPE, look_up, rope_turns, rotate, rotate_complex
+
+dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def reference(x, positions, theta=10000.):
+    "Turn pair by pair, in plain float64."
+    out, d = x.double().clone(), x.shape[-1]
+    for i in range(0, d, 2):
+        angle = positions.double() * theta ** (-i / d)
+        a, b = x[..., i].double(), x[..., i + 1].double()
+        out[..., i], out[..., i + 1] = a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()
+    return out.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", dtypes, ids=str)
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 2), (2, 3, 5, 8), (0, 5, 8), (2, 1, 6)], ids=str)
+def test_agrees_with_the_definition(shape, dtype, device):
+    x = torch.randn(shape, device=device).to(dtype)
+    seq = torch.arange(shape[-2], device=device)
+    rope = RoPE(shape[-1], 4096, device=device)
+    assert rope(x).dtype == dtype
+    assert_close(rope(x), reference(x, seq))
+    assert_close(rope(x, 4000), reference(x, seq + 4000))   # far out, with a half-precision input too
+
+
+def test_known_by_hand(device):
+    x = torch.tensor([[1., 0., 1., 0.]] * 3, device=device)
+    m = torch.arange(3.)
+    wanted = torch.stack([m.cos(), m.sin(), (m/100).cos(), (m/100).sin()], -1).to(device)   # 10000^(-2/4) is a hundredth
+    assert_close(RoPE(4, 3, device=device)(x), wanted)
+
+
+def test_base(device):
+    turns = rope_turns(4, 2, theta=25., device=device)
+    assert_close(turns[1, 1].cpu(), torch.tensor([math.cos(.2), math.sin(.2)], dtype=turns.dtype))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 3), max_size=2), st.integers(1, 6), st.integers(1, 8), st.integers(0, 90))
+def test_scores_depend_on_the_distance_only(lead, seq, pairs, shift):
+    rope = RoPE(2*pairs, 100)
+    q, k = torch.randn(2, *lead, seq, 2*pairs, dtype=torch.float64)
+    assert_close(rope(q, shift) @ rope(k, shift).mT, rope(q) @ rope(k).mT)
+    assert_close(rope(q, shift).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_positions_broadcast_over_leading_axes(device):
+    rope, x = RoPE(8, 32, device=device), torch.randn(2, 3, 5, 8, device=device)
+    run = torch.arange(7, 12, device=device)
+    for positions in 7, run, run.int(), run.expand(3, 5), run.expand(2, 1, 5), run.expand(2, 3, 5):
+        assert_close(rope(x, positions), reference(x, run))
+    mixed = torch.stack([run, run - 7]).unsqueeze(1)
+    assert_close(rope(x, mixed), torch.stack([rope(x[0], 7), rope(x[1])]))
+
+
+@pytest.mark.parametrize("turn", [rotate, rotate_complex], ids=lambda f: f.__name__)
+def test_both_spellings_take_any_layout(turn):
+    turns = rope_turns(6, 4).float()
+    whole = torch.randn(2, 4, 9)
+    for x in whole[..., 1:7], whole[..., :6].mT.contiguous().mT, whole[:1, :1, 3:].expand(2, 4, 6), torch.randn(2, 6, 4).mT, torch.randn(7)[1:].view(1, 6):
+        assert_close(turn(x, turns[:x.shape[-2]]), rotate(x.clone(), turns[:x.shape[-2]]))
+
+
+@pytest.mark.parametrize("turn", [rotate, rotate_complex], ids=lambda f: f.__name__)
+def test_gradient_is_exact(turn):
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: turn(x, rope_turns(4, 3)), x)
+
+
+def test_gradients_are_the_same_from_run_to_run(device):
+    x, rope = torch.randn(4, 4, 64, 32, device=device, requires_grad=True), RoPE(32, 64, device=device)
+    positions = torch.randint(64, (64,), device=device)
+    first, *others = (torch.autograd.grad(rope(x, positions).square().sum(), x)[0] for _ in range(3))
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_odd_sizes_are_refused():
+    with pytest.raises(ValueError, match="d_k must be even, because features turn in pairs, but it is 7"): RoPE(7, 16)
+
+
+@pytest.mark.parametrize("positions", [12, -1, torch.tensor([0, 16]), torch.tensor([-1, 3])], ids=["run", "negative run", "tensor", "negative"])
+def test_positions_outside_the_table_are_refused(positions, device):
+    x = torch.randn(2 if isinstance(positions, torch.Tensor) else 5, 8, device=device)
+    if isinstance(positions, torch.Tensor): positions = positions.to(device)
+    with pytest.raises(ValueError, match="positions must lie from 0 to 15, but these go from .* raise max_seq_len"):
+        RoPE(8, 16, device=device)(x, positions)
+
+
+def test_a_sequence_that_is_too_long_is_refused_and_the_longest_is_not():
+    rope = RoPE(8, 16)
+    rope(torch.randn(16, 8))
+    with pytest.raises(ValueError, match="from 0 to 16"): rope(torch.randn(17, 8))
+
+
+def test_look_up_copies_nothing_for_a_run():
+    turns = rope_turns(4, 10)
+    assert look_up(turns, 3, 2).data_ptr() == turns[3].data_ptr()
+    assert look_up(turns, torch.empty(0, dtype=torch.long), 0).shape == (0, 2, 2)
+
+
+def test_nothing_is_saved_and_nothing_is_lost(device):
+    rope, x = RoPE(8, 16, device=device), torch.randn(2, 5, 8, device=device)
+    assert not rope.state_dict() and not list(rope.parameters())
+    for twin in copy.deepcopy(rope), pickle.loads(pickle.dumps(rope)): assert torch.equal(twin(x), rope(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_change_of_type_leaves_the_table_exact(dtype, device):
+    rope = nn.Sequential(RoPE(8, 4096, device=device)).to(dtype)[0]
+    assert torch.equal(rope.turns, rope_turns(8, 4096, device=device))
+
+
+def test_meta_device_wakes_up_with_the_right_table(device):
+    with torch.device("meta"): model = nn.Sequential(RoPE(8, 16, theta=500.))
+    assert model[0].turns.is_meta
+    assert torch.equal(model.to_empty(device=device)[0].turns, rope_turns(8, 16, 500., device))

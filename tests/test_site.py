@@ -1,0 +1,163 @@
+"""The site: its list of pages, and the pages that pandoc makes of them. (What Quarto makes is not tested here: it is not in any package registry.)"""
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("pypandoc")
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root/"web"))
+import render  # noqa: E402
+
+config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
+listed = render.pages_of(config)
+settings = dict(re.findall(r"^(\w+) = (.*)$", (root/"settings.ini").read_text("utf-8"), re.M))
+
+
+# ---- The list
+
+def test_every_page_is_listed_once_and_every_listed_page_exists():
+    there = [f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")]
+    assert sorted(listed) == sorted(there)
+
+
+def test_pages_are_in_reading_order():
+    assert listed[0] == "nbs/index.ipynb"
+    numbers = [re.search(r"\d\d", page)[0] for page in listed[1:]]
+    assert numbers == sorted(numbers)
+
+
+def test_nothing_is_executed():
+    assert config["execute"] == {"enabled": False}
+
+
+def test_quarto_and_nbdev_agree():
+    site, repo = config["website"]["site-url"], config["website"]["repo-url"]
+    assert repo == f"https://github.com/{settings['user']}/{settings['repo']}" and config["website"]["repo-branch"] == settings["branch"]
+    assert site == f"https://{settings['user']}.github.io/{settings['repo']}"
+    assert config["project"]["output-dir"] == settings["doc_path"] and settings["custom_sidebar"] == "True"
+    assert config["website"]["title"] == settings["title"] and config["website"]["description"] == settings["description"]
+
+
+# ---- A page, small enough to know all of it
+
+svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="3"/></svg>'
+small = [
+    ("raw", "---\ntitle: '06 Small'\ndescription: A promise.\noutput-file: small.html\n---\n"),
+    ("markdown", "## An idea {#sec-idea}\n\nFor $x^2$ see @fig-dot, @eq-one, @tbl-two and @sec-idea.\n\n$$a = b$$ {#eq-one}\n\n"
+                 "| a | b |\n|---|---|\n| 1 | 2 |\n\n: Two. {#tbl-two}\n\n::: {.callout-tip title=\"Mind\"}\nthe gap\n:::\n\n"
+                 "<details><summary>Hint</summary>\n\n```python\nx = '`'\n```\n\n</details>\n\n"
+                 "[next](07_ffn.ipynb#there) [`f`](https://llm-course.github.io/llm_course/nbs/other.html#f)"),
+    ("code", '#| code-fold: true\n#| label: fig-dot\n#| fig-cap: "A *dot*, [3, 4]."\n#| fig-alt: "A \\"dot\\"."\nplot();',
+             {"output_type": "display_data", "data": {"image/svg+xml": [svg], "text/plain": ["<Figure>"]}}),
+    ("code", "#| echo: false\nsecret = 1", {"output_type": "stream", "name": "stdout", "text": ["2 < 3\n"]},
+             {"output_type": "stream", "name": "stdout", "text": ["4 > 3\n"]}),
+    ("code", '#| code-fold: show\n#| code-summary: "Exported"\n# ``` fences\ndef f(): ...'),
+]
+
+
+def page_from(cells, folder, page="nbs/06_small.ipynb"):
+    proc, output = folder/"_proc", folder/"_docs"
+    (proc/page).parent.mkdir(parents=True, exist_ok=True)
+    kinds = [{"cell_type": kind, "source": source, **({"outputs": outputs} if kind == "code" else {})} for kind, source, *outputs in cells]
+    (proc/page).write_text(json.dumps({"cells": kinds}), "utf-8")
+    own = config | {"website": config["website"] | {"sidebar": {"contents": ["nbs/index.ipynb", {"section": "Part", "contents": [page, "nbs/07_ffn.ipynb"]}]}}}
+    titles = {"nbs/index.ipynb": "Start", page: "06 Small", "nbs/07_ffn.ipynb": "07 FFN"}
+    render.render_page(page, proc, output, own, titles, list(titles))
+    return (output/render.address(page)).read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return re.sub(r"\s+", " ", page_from(small, tmp_path_factory.mktemp("site")))
+
+
+@pytest.mark.parametrize("part", [
+    "<title>06 Small – llm_course</title>", "<h1>06 Small</h1>", '<p class="promise">A promise.</p>',
+    '<span>Part</span>', '<a href="small.html" aria-current=page>06 Small</a>',
+    '← <a href="index.html" rel=prev>Start</a>', '<a href="ffn.html" rel=next>07 FFN</a> →',
+    '<a href="ffn.html#there">next</a>', '<a href="../nbs/other.html#f"><code>f</code></a>',
+    '<figure id="fig-dot"> <img src="small_files/fig-dot-0.svg" alt="A &quot;dot&quot;." />',
+    "<strong>Figure 1.</strong> A <em>dot</em>, [3, 4].", '<a href="#fig-dot">Figure 1</a>', '<a href="#eq-one">Equation 1</a>',
+    '<a href="#tbl-two">Table 1</a>', '<a href="#sec-idea">Section 1</a>', '<span class="eqno">(1)</span>',
+    '<aside class="callout callout-tip"><p class="title">Mind</p>', "<summary>Hint</summary>", "<math",
+    '<details class="code"><summary>Code</summary>', '<details class="code" open><summary>Exported</summary>',
+    '<span class="kw">def</span>', "2 &lt; 3 4 &gt; 3</code>", "https://github.com/llm-course/llm_course/edit/main/nbs/06_small.ipynb",
+])
+def test_a_page_has(html, part):
+    assert part in re.sub(r"(<(?:a|summary|details|aside|p|figure)[^>]*>) | (</(?:a|summary)>)", r"\1\2", html) or part in html
+
+
+@pytest.mark.parametrize("part", ["secret", "#|", "label:", "{#", "@fig", ":::", "&lt;Figure&gt;", "AUTOGENERATED"])
+def test_a_page_has_no(html, part):
+    assert part not in html
+
+
+@pytest.mark.parametrize("cells, message", [
+    ([("markdown", "See @fig-lost.")], "@fig-lost refers to nothing"),
+    ([("markdown", "See @somebody.")], "@somebody refers to nothing"),
+    ([small[2], small[2]], "two things are called fig-dot"),
+    ([("code", "1/0", {"output_type": "error", "ename": "ZeroDivisionError"})], "ZeroDivisionError"),
+], ids=["figure", "citation", "twice", "failed"])
+def test_a_broken_page_stops_the_build(cells, message, tmp_path):
+    with pytest.raises(ValueError, match=message): page_from([small[0], *cells], tmp_path)
+
+
+# ---- All pages
+
+class Links(HTMLParser):
+    "What a page links to, shows, and can be linked to."
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.targets, self.blind = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.targets += [attributes[key] for key in ("href", "src") if key in attributes]
+        if tag == "img" and not attributes.get("alt"): self.blind.append(attributes["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("nbdev")
+    folder = tmp_path_factory.mktemp("whole")
+    render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs")
+    return {path.relative_to(folder/"_docs").as_posix(): Links(path.read_text("utf-8")) for path in (folder/"_docs").rglob("*.html")} | {"": folder/"_docs"}
+
+
+def test_every_link_leads_somewhere(site):
+    home, lost = site[""], []
+    for page, links in site.items():
+        if not page: continue
+        for target in links.targets:
+            if re.match(r"[a-z]+:", target): continue
+            path, _, anchor = target.partition("#")
+            file = (home/page).parent.joinpath(path).resolve() if path else home/page
+            if not file.is_file(): lost.append((page, target))
+            elif anchor and anchor not in site[file.relative_to(home.resolve()).as_posix()].ids: lost.append((page, target))
+    assert not lost
+
+
+def test_every_exported_symbol_can_be_linked_to(site):
+    for page, anchors in render.anchors_of(root/"llm_course"/"_modidx.py").items(): assert not set(anchors) - set(site[page].ids), page
+
+
+def test_every_chapter_has_its_number_and_its_badge(site):
+    for page in listed[1:]:
+        text = (site[""]/render.address(page)).read_text("utf-8")
+        assert f"<h1>{re.search(r'[0-9]{2}', page)[0]} " in text and f"/blob/main/{page}" in text
+
+
+def test_every_page_is_made_and_every_picture_described(site):
+    assert site.keys() - {""} == {"index.html", *map(render.address, listed)}
+    assert not [(page, links.blind) for page, links in site.items() if page and links.blind]
+
+
+def test_no_page_names_two_things_alike(site):
+    assert not [(page, again) for page, links in site.items() if page and (again := {i for i in links.ids if links.ids.count(i) > 1})]

@@ -1,0 +1,104 @@
+"""Contracts of `llm_course.softmax`."""
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from llm_course.softmax import Softmax, softmax
+
+dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", dtypes, ids=str)
+@pytest.mark.parametrize(("shape", "dim"), [((7,), -1), ((3, 7), -1), ((3, 7), 0), ((2, 3, 5), 1), ((2, 3, 1), 2), ((0, 4), -1)], ids=str)
+def test_agrees_with_torch(shape, dim, dtype, device):
+    x = (5 * torch.randn(shape, device=device)).to(dtype)
+    out = softmax(x, dim)
+    assert out.dtype == dtype
+    assert_close(out, x.softmax(dim))
+    assert_close(Softmax(dim)(x), x.softmax(dim))
+
+
+def test_known_by_hand(device):
+    x = torch.tensor([1., 2., 5.], device=device).log()
+    assert_close(softmax(x), torch.tensor([1., 2., 5.], device=device) / 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_error_is_at_most_twice_torchs(dtype, device):
+    x = (4 * torch.randn(64, 300, device=device)).to(dtype)
+    truth = x.double().softmax(-1)
+    error = lambda y: (y.double() - truth).abs().max()
+    assert error(softmax(x)) <= 2 * error(x.softmax(-1))
+
+
+@pytest.mark.parametrize("dtype", dtypes, ids=str)
+def test_is_finite_for_any_finite_scores(dtype, device):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([[largest, largest], [-largest, largest], [-largest, -largest]], dtype=dtype, device=device, requires_grad=True)
+    out = softmax(x)
+    assert_close(out, torch.tensor([[.5, .5], [0, 1], [.5, .5]], dtype=dtype, device=device))
+    out.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", dtypes, ids=str)
+def test_minus_infinity_is_a_share_of_zero_and_a_row_of_it_all_zeros(dtype, device):
+    inf = torch.inf
+    x = torch.tensor([[0., -inf, 0.], [-inf, -inf, -inf], [-inf, 3., -inf]], dtype=dtype, device=device, requires_grad=True)
+    out = softmax(x)
+    assert torch.equal(out, torch.tensor([[.5, 0, .5], [0, 0, 0], [0, 1, 0]], dtype=dtype, device=device))
+    (out * torch.arange(9, device=device).view(3, 3)).sum().backward()
+    assert x.grad.isfinite().all() and (x.grad[1] == 0).all()
+
+
+def test_nan_is_not_hidden():
+    assert softmax(torch.tensor([0., torch.nan])).isnan().any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(-4000, 4000), st.data())
+def test_shift_and_permutation(shape, shift, data):
+    x = torch.randint(-80, 80, shape) / 8   # exact in float32, before and after the shift
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    out = softmax(x, dim)
+    assert torch.equal(softmax(x + shift, dim), out)
+    assert_close(out.sum(dim), torch.ones_like(out.sum(dim)))
+    order = torch.randperm(x.shape[dim])
+    assert_close(softmax(x.index_select(dim, order), dim), out.index_select(dim, order))
+
+
+def test_noncontiguous(device):
+    x = torch.randn(6, 8, device=device)
+    assert_close(softmax(x.mT[::2]), x.mT[::2].contiguous().softmax(-1))
+
+
+def test_gradient_is_exact():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(softmax, x)
+    assert torch.autograd.gradgradcheck(softmax, x)
+
+
+def test_input_is_left_alone():
+    x = torch.randn(3, 4)
+    before = x.clone()
+    softmax(x)
+    assert torch.equal(x, before)
+
+
+def test_integers_are_refused():
+    ours = inspect.unwrap(softmax)   # without the check of types, which would be first to complain
+    with pytest.raises(TypeError, match=r"floating-point scores, not torch\.int64"): ours(torch.tensor([1, 2]))
+
+
+def test_module_copies_pickles_and_saves_nothing():
+    module = Softmax(0)
+    x = torch.randn(3, 4)
+    for twin in copy.deepcopy(module), pickle.loads(pickle.dumps(module)): assert torch.equal(twin(x), module(x))
+    assert not module.state_dict() and "dim=0" in repr(module)
+    assert softmax(torch.empty(2, 3, device="meta")).shape == (2, 3)

@@ -1,0 +1,232 @@
+"""Render the course's pages to `_docs/`: with Quarto where it is installed, else the same pages with pandoc."""
+import ast
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+
+import pypandoc
+import yaml
+from tqdm import tqdm
+
+from llm_course.commands import run_command
+
+root, web = Path(__file__).parents[1], Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Config:
+    "Render the site."
+    output: str = "_docs"   # Folder for the pages
+    pandoc: bool = False    # Use pandoc even where Quarto is installed?
+
+
+def text(field) -> str:
+    "A notebook's field, which may be one string or a list of lines."
+    return "".join(field or "")
+
+
+def pages_of(config: dict) -> list[str]:
+    "The pages in `_quarto.yml`'s sidebar, in reading order."
+    def walk(items):
+        for item in items:
+            if isinstance(item, dict): yield from walk(item["contents"])
+            else: yield item
+    return list(walk(config["website"]["sidebar"]["contents"]))
+
+
+def address(page: str) -> str:
+    "Where a notebook's page lies: `nbs/06_rmsnorm.ipynb` is `nbs/rmsnorm.html`."
+    return re.sub(r"(?:\d\d_)?(\w+)\.(?:ipynb|qmd)$", r"\1.html", page)
+
+
+# ---- The first half, for Quarto and pandoc alike: notebooks as readers see them, in _proc/
+
+def process(proc: Path) -> Path:
+    "Let nbdev filter the notebooks into `proc`, executing nothing; then give each page its number, its badge and its anchors."
+    from execnb.nbio import read_nb, write_nb
+    from nbdev.config import get_config
+    from nbdev.processors import FilterDefaults
+    shutil.rmtree(proc, ignore_errors=True)
+    (proc/"nbs").mkdir(parents=True)
+    for name in "_quarto.yml", "index.qmd": shutil.copy(root/name, proc)
+    anchors = anchors_of(root/"llm_course"/"_modidx.py")
+    with chdir(root):   # where nbdev looks for its settings
+        # The page shows the source, which says more than show_doc; and nbdev would link words such as `store` to other libraries.
+        get_config().d["skip_procs"] = "add_links,add_show_docs,exec_show_docs,insert_warning,mv_exports"
+        for path in sorted((root/"nbs").glob("*.ipynb")):
+            page, target = read_nb(path), proc/"nbs"/path.name
+            FilterDefaults()(page)
+            write_nb(page, target)
+            notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
+            finish(notebook["cells"], source["cells"], path.name, anchors[address(f"nbs/{path.name}")])
+            target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8")
+    return proc
+
+
+def anchors_of(modidx: Path) -> dict[str, list[str]]:
+    "For each page the anchors that nbdev links to, one per exported symbol."
+    names = {}
+    exec(modidx.read_text("utf-8"), names)
+    anchors = defaultdict(list)
+    for symbols in names["d"]["syms"].values():
+        for where, _ in symbols.values():
+            page, anchor = where.split("#")
+            if anchor not in anchors[page]: anchors[page].append(anchor)   # a function and its class may share one: softmax, Softmax
+    return anchors
+
+
+def finish(cells: list[dict], source: list[dict], name: str, anchors: list[str]) -> None:
+    "Put the chapter's number before its title, the badge below it, and each symbol's anchor, and its module, before its code."
+    front = yaml.safe_load(text(cells[0]["source"]).strip("-\n "))
+    if number := re.match(r"\d\d", name): front["title"] = f"{number[0]} {front['title']}"
+    cells[0]["source"] = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---"
+    badge = next((line for cell in source[:2] for line in text(cell["source"]).splitlines() if "colab-badge" in line), "")
+    module = text(source[0]["source"]).partition("default_exp ")[2].strip()
+    left = list(anchors)
+    for at in reversed(range(1, len(cells))):
+        if cells[at]["cell_type"] != "code" or "Exported source" not in text(cells[at]["source"]): continue
+        defined = {getattr(node, "name", "").lower() for node in ast.parse(text(cells[at]["source"])).body}
+        here = [a for a in left if a.split(".")[0] in defined]
+        left = [a for a in left if a not in here]
+        cells[at]["source"] = text(cells[at]["source"]).replace("Exported source", f"Exported to llm_course.{module}", 1)
+        cells.insert(at, markdown_cell(f"anchors-{at}", "".join(f"[]{{#{a}}}" for a in here)))
+    cells.insert(1, markdown_cell("badge", badge + "\n\n" + "".join(f"[]{{#{a}}}" for a in left)))
+
+
+def markdown_cell(name: str, source: str) -> dict:
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+
+
+# ---- The second half, where Quarto is missing: a notebook as pandoc's Markdown, and that as a page
+
+def markdown(cells: list[dict], files: Path) -> str:
+    "A whole notebook as Markdown; pictures go to the folder `files`."
+    parts = []
+    for at, cell in enumerate(cells):
+        source = text(cell["source"])
+        parts.append(code(source, cell["outputs"], files, at) if cell["cell_type"] == "code" else source)
+    return "\n\n".join(parts) + "\n"
+
+
+def code(source: str, outputs: list[dict], files: Path, at: int) -> str:
+    "A code cell: its source, folded if it asks for it, and what came out."
+    lines = source.splitlines()
+    options = yaml.safe_load("\n".join(line[2:].strip() for line in lines if line.startswith("#|"))) or {}
+    source = "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
+    parts = []
+    if options.get("include") is False: return ""
+    if options.get("echo") is not False and source:
+        fold, summary = options.get("code-fold"), options.get("code-summary", "Code")
+        block = fenced(source, ".python")
+        parts.append(f"<details class=\"code\"{' open' * (fold == 'show')}><summary>{summary}</summary>\n\n{block}\n\n</details>" if fold else block)
+    if options.get("output") is not False:
+        parts += [output(o, options, files, f"{options.get('label', f'cell-{at}')}-{i}") for i, o in enumerate(joined(outputs))]
+    return "\n\n".join(parts)
+
+
+def joined(outputs: list[dict]) -> list[dict]:
+    "The outputs, with what was printed in several pieces in one."
+    out = []
+    for o in outputs:
+        if out and o["output_type"] == "stream" and out[-1].get("name") == o["name"]: out[-1] = out[-1] | {"text": text(out[-1]["text"]) + text(o["text"])}
+        else: out.append(o)
+    return out
+
+
+def output(out: dict, options: dict, files: Path, name: str) -> str:
+    "One output: the richest form of it that a page can show."
+    if out["output_type"] == "error": raise ValueError(f"{files.parent.name}/{files.stem} holds a cell that failed: {out['ename']}; mend it first")
+    if out["output_type"] == "stream": return fenced(text(out["text"]), f".output .{out['name']}")
+    data = {kind: text(value) for kind, value in out["data"].items() if kind != "application/json"}
+    for kind, suffix in ("image/svg+xml", "svg"), ("image/png", "png"):
+        if kind not in data: continue
+        files.mkdir(parents=True, exist_ok=True)
+        (files/f"{name}.{suffix}").write_bytes(data[kind].encode() if suffix == "svg" else b64decode(data[kind]))
+        alt = json.dumps(options.get("fig-alt", ""), ensure_ascii=False)
+        label = f"#{options['label']} " if "label" in options and name.endswith("-0") else ""
+        return f"![{options.get('fig-cap', '')}]({files.name}/{name}.{suffix}){{{label}alt={alt}}}"
+    if "text/html" in data: return f"```{{=html}}\n{data['text/html']}\n```"
+    if "text/markdown" in data: return data["text/markdown"]
+    return fenced(data["text/plain"], ".output")
+
+
+def fenced(source: str, classes: str) -> str:
+    "A block of code that is safe whatever backticks it holds."
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", source)), default=0))
+    return f"{fence} {{{classes}}}\n{source.rstrip()}\n{fence}"
+
+
+def sidebar(items: list, titles: dict[str, str], here: str) -> str:
+    "The list of parts and pages, as seen from the page `here`."
+    rows = []
+    for item in items:
+        if isinstance(item, dict):
+            rows.append(f"<li><span>{html.escape(item['section'])}</span>\n{sidebar(item['contents'], titles, here)}</li>")
+        else: rows.append(f"<li>{link(item, titles, here)}</li>")
+    return "<ul>" + "\n".join(rows) + "</ul>"
+
+
+def link(page: str, titles: dict[str, str], here: str, relation: str = "") -> str:
+    "A link from one page to another."
+    href = os.path.relpath(address(page), Path(address(here)).parent).replace(os.sep, "/")
+    return f'<a href="{href}"{relation and f" rel={relation}"}{" aria-current=page" * (page == here)}>{html.escape(titles[page])}</a>'
+
+
+def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[str, str], pages: list[str]) -> None:
+    "Make one page of the site."
+    target = output/address(page)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if page.endswith(".ipynb"): source = markdown(json.loads((proc/page).read_text("utf-8"))["cells"], target.with_name(target.stem + "_files"))
+    else: source = (proc/page).read_text("utf-8")
+    at, website = pages.index(page) if page in pages else 0, config["website"]
+    variables = {
+        "site": website["title"], "root": os.path.relpath(output, target.parent), "lang": config["lang"],
+        "sidebar": sidebar(website["sidebar"]["contents"], titles, page),
+        "previous": link(pages[at - 1], titles, page, "prev") if at > 0 else "",
+        "next": link(pages[at + 1], titles, page, "next") if at + 1 < len(pages) else "",
+        "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}",
+    }
+    extra = ["--standalone", "--mathml", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
+             f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
+    extra += [f"--variable={key}={value}" for key, value in variables.items() if value]
+    try: pypandoc.convert_text(source, "html5", format="markdown+autolink_bare_uris", outputfile=str(target), extra_args=extra)
+    except RuntimeError as error: raise ValueError(f"{page}: {error}") from None
+
+
+def render_with_pandoc(proc: Path, output: Path) -> None:
+    "Make all pages that `_quarto.yml` lists, and the root page that leads to them."
+    config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
+    pages = pages_of(config)
+    if missing := [page for page in pages if not (proc/page).exists()]: raise ValueError(f"_quarto.yml lists {missing}, which do not exist; write or unlist them")
+    fronts = {page: yaml.safe_load(text(json.loads((proc/page).read_text("utf-8"))["cells"][0]["source"]).strip("-\n ")) for page in pages}
+    titles = {page: front["title"] for page, front in fronts.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = [pool.submit(render_page, page, proc, output, config, titles, pages) for page in ("index.qmd", *pages)]
+        for page in tqdm(made, "pages"): page.result()
+    shutil.copy(web/"style.css", output)
+
+
+def render(config: Config) -> None:
+    "Render the site."
+    output = Path(config.output).resolve()
+    if output.exists() and not (output/"index.html").exists(): raise ValueError(f"--output {output} holds something else than a site; name another folder")
+    proc = process(root/"_proc")
+    shutil.rmtree(output, ignore_errors=True)
+    if shutil.which("quarto") and not config.pandoc:
+        subprocess.run(["quarto", "render", str(proc), "--no-cache"], check=True)
+        shutil.move(proc/"_docs", output)
+    else: render_with_pandoc(proc, output)
+    print(f"{output/'index.html'} is the way in")
+
+
+if __name__ == "__main__":
+    run_command(Config, render)
