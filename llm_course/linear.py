@@ -28,7 +28,7 @@ def truncated_normal(
     device=None,  # Where to draw
     dtype=None,   # Type of the result; drawn in at least float32
 )->Tensor: # Independent random numbers
-    "Draw normal numbers, none of them more than three standard deviations from zero, whose spread after the cut is `std`."
+    "Draw normal numbers cut at three of their standard deviations, so that their spread after the cut is `std`."
     dtype = dtype or torch.get_default_dtype()
     wide = torch.empty(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
     before = std / 0.986578   # a normal cut at three keeps this share of its standard deviation

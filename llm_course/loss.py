@@ -11,7 +11,6 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # %% ../nbs/12_loss.ipynb #Surprise
 class _Surprise(torch.autograd.Function):
@@ -26,8 +25,8 @@ class _Surprise(torch.autograd.Function):
         return (total.log() - (logits.gather(-1, targets[:, None]) - peak))[:, 0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled(): raise RuntimeError("cross_entropy has no second derivative; write the loss in plain torch for that")
         p, total, targets = ctx.saved_tensors
         out = torch.mul(p, grad[:, None] / total, out=torch.empty_like(p, dtype=ctx.dtype))
         out[torch.arange(len(out), device=out.device), targets] -= grad.to(ctx.dtype)
@@ -72,7 +71,7 @@ def perplexity(
     nats_per_token:float, # A mean cross-entropy
 )->float: # How many equally likely tokens would surprise as much
     "Turn a mean surprise into the sides of a fair die. Source: Jelinek et al. 1977."
-    return math.exp(nats_per_token) if nats_per_token < 709 else math.inf   # e^710 is past the largest float
+    return math.inf if nats_per_token > 709 else math.exp(nats_per_token)   # e^710 is past the largest float
 
 # %% ../nbs/12_loss.ipynb #bits-per-byte
 def bits_per_byte(

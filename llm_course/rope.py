@@ -17,8 +17,10 @@ def rope_turns(
     theta:float=10000.0,   # Base of the wavelengths
     device=None,           # Where the table lives
 )->Float[Tensor, "max_seq_len pairs two"]: # The cosine and the sine of every angle, in float64 where the device has it
-    "Tabulate by how much each pair turns at each position. Raises `ValueError` if `d_k` is odd. Source: Su et al. 2021, eq. 15."
-    if d_k % 2: raise ValueError(f"d_k must be even, because features turn in pairs, but it is {d_k}")
+    "Tabulate by how much each pair turns at each position. Raises `ValueError` for an odd `d_k`. Source: Su et al. 2021, eq. 15."
+    if d_k < 2 or d_k % 2: raise ValueError(f"d_k must be even, because features turn in pairs, but it is {d_k}")
+    if max_seq_len < 1 or not theta > 0:
+        raise ValueError(f"max_seq_len and theta must be positive, but they are {max_seq_len} and {theta:g}")
     device = torch.empty(0, device=device).device
     made = torch.device("cpu") if device.type == "mps" else device   # MPS has no float64
     frequency = theta ** -(torch.arange(0, d_k, 2, device=made, dtype=torch.float64) / d_k)

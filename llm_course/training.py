@@ -6,8 +6,8 @@
 __all__ = ['PRECISIONS', 'RunConfig', 'TrainConfig', 'default_precision', 'find_tokenizer', 'find_vocab_size', 'learning_rate',
            'settle_rates', 'settle', 'train_step', 'adamw_for', 'evaluate', 'count_bytes', 'Run', 'batches_of',
            'processes', 'spread', 'fast_forward', 'find_checkpoint', 'load_sharded', 'go_on', 'read_line', 'start',
-           'polite_stop', 'measure', 'silence', 'measure_all', 'record', 'lost', 'save', 'draw_losses', 'keep',
-           'open_folder', 'train', 'report', 'main']
+           'polite_stop', 'measure', 'silence', 'measure_all', 'over_processes', 'lost', 'record', 'save',
+           'draw_losses', 'keep', 'open_folder', 'train', 'report', 'main']
 
 # %% ../nbs/17_training.ipynb #imports
 import json
@@ -224,7 +224,7 @@ class Run:
     count:int=1                        # Processes
     done:int=0                         # Steps taken
     best:float=math.inf                # Lowest validation loss so far
-    pending:list[float]=field(default_factory=list) # Losses since the last line of metrics
+    pending:list[Tensor|float]=field(default_factory=list) # Losses since the last line of metrics
     history:list[dict]=field(default_factory=list)  # The lines of metrics.jsonl
     clock:float=field(default_factory=perf_counter) # When the last line was written
 
@@ -399,6 +399,25 @@ def measure_all(
     tokens, size = len(run.val_ids) - 1, count_bytes(run.val_ids[1:], BpeTokenizer.load(c.tokenizer_path))
     return {"whole_val_loss": nats, "bits_per_byte": bits_per_byte(nats, tokens, size)}
 
+# %% ../nbs/17_training.ipynb #over-processes
+def over_processes(
+    run:Run,             # One of several, perhaps
+    losses:list[Tensor|float], # Of this process's shares
+)->list[float]:          # Of the whole batches
+    "Average losses over all processes."
+    if run.count == 1 or not losses: return [float(x) for x in losses]
+    shares = torch.tensor([float(x) for x in losses], dtype=torch.float64, device=run.config.device)
+    torch.distributed.all_reduce(shares)
+    return (shares / run.count).tolist()
+
+def lost(
+    run:Run,      # Whose loss is no longer a number
+)->ValueError:    # To be raised
+    "Say that a run cannot be saved, and what to try."
+    keep = run.config.output/"checkpoint.pt"
+    kept = f"{keep} is the last good checkpoint" if keep.exists() else "there is no checkpoint yet"
+    return ValueError(f"the loss stopped being a number before iteration {run.done}; {kept}; try a lower --lr_max than {run.config.lr_max:g}")
+
 # %% ../nbs/17_training.ipynb #record
 def record(
     run:Run,      # Just after a step
@@ -409,7 +428,7 @@ def record(
     c, last, line = run.config, run.done == run.config.iterations, {}
     run.pending.append(loss)
     if run.done == 1 or run.done % c.log_interval == 0 or last:
-        losses, now = [float(x) for x in run.pending], perf_counter()
+        losses, now = over_processes(run, run.pending), perf_counter()
         if not all(map(math.isfinite, losses)): raise lost(run)
         tokens = len(losses) * c.batch_size * c.grad_accumulation * c.max_seq_len
         line |= {"train_loss": sum(losses) / len(losses), "lr": learning_rate(c, run.done - 1),
@@ -419,21 +438,13 @@ def record(
     if last: line |= measure_all(run)
     return line
 
-def lost(
-    run:Run,      # Whose loss is no longer a number
-)->ValueError:    # To be raised
-    "Say that a run cannot be saved, and what to try."
-    keep = run.config.output/"checkpoint.pt"
-    kept = f"{keep} is the last good checkpoint" if keep.exists() else "there is no checkpoint yet"
-    return ValueError(f"the loss stopped being a number before iteration {run.done}; {kept}; try a lower --lr_max than {run.config.lr_max:g}")
-
 # %% ../nbs/17_training.ipynb #save
 def save(
     run:Run,  # Of any age
     name:str, # In the run folder
 )->None:
     "Write a checkpoint from which the run can go on as if it had never stopped."
-    pending = [float(x) for x in run.pending]
+    pending = over_processes(run, run.pending)
     if not all(map(math.isfinite, pending)): raise lost(run)
     out = run.config.output/name if run.rank == 0 else None   # the other processes only lend their slices
     shape = {k: getattr(run.config, k) for k in ("batch_size", "grad_accumulation", "seed")}

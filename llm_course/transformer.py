@@ -94,7 +94,7 @@ def start_small(
     "Shrink what the branches add at first, so that depth does not swell the stream, and the logits. Source: Radford et al. 2019, §2.3."
     for block in model.blocks:
         for last in block.attention.output_proj, block.ffn.w2: last.weight *= (2*len(model.blocks))**-0.5
-    if model.config.tie: model.embedding.weight *= model.config.d_model**-0.5   # unit vectors, whose products are no larger than one
+    if model.config.tie: model.embedding.weight *= model.config.d_model**-0.5   # rows of length one: logits of spread one
     else: model.head.weight *= 0.1
 
 # %% ../nbs/15_transformer.ipynb #transformer

@@ -8,11 +8,12 @@ import pytest
 
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
+import bench.cases  # noqa: E402, F401  registers the cases
 from bench import runner  # noqa: E402
 from llm_course.commands import run_command  # noqa: E402
 
 
-def bench(*words): run_command(runner.Config, runner.main, [str(word) for word in words])
+def command(*words): run_command(runner.Config, runner.main, [str(word) for word in words])
 
 
 def check_schema(name, result):
@@ -45,7 +46,7 @@ def fake(monkeypatch):
 def test_a_race_is_measured_and_kept_beside_the_others(fake, tmp_path, capsys):
     path = tmp_path/"results.json"
     path.write_text('{"other/cpu": 1}')
-    bench("fake", "--rounds", 5, "--seconds", .01, "--output", path)
+    command("fake", "--rounds", 5, "--seconds", .01, "--output", path)
     results = json.loads(path.read_text())
     assert results.keys() == {"fake/cpu", "other/cpu"} and results["other/cpu"] == 1
     check_schema("fake/cpu", results["fake/cpu"])
@@ -55,7 +56,7 @@ def test_a_race_is_measured_and_kept_beside_the_others(fake, tmp_path, capsys):
 
 
 def test_listing_times_nothing(fake, tmp_path, capsys):
-    bench("--list", "--output", tmp_path/"results.json")
+    command("--list", "--output", tmp_path/"results.json")
     assert "fake" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -72,12 +73,11 @@ def test_sides_take_turns_at_going_first():
     (["nope"], "there is no case nope"), (["--rounds", "2"], "at least 3"), (["--seconds", "0"], "must be positive"), (["--device", "abacus"], "--device abacus"),
 ], ids=["case", "rounds", "seconds", "device"])
 def test_refusals(fake, words, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit: bench(*words, "--output", tmp_path/"results.json")
+    with pytest.raises(SystemExit) as exit: command(*words, "--output", tmp_path/"results.json")
     assert exit.value.code == 2 and message in " ".join(capsys.readouterr().err.replace("│", " ").split()) and not list(tmp_path.iterdir())
 
 
 def test_the_committed_results_are_whole():
     results = json.loads((root/"bench"/"results.json").read_text("utf-8"))
     for name, result in results.items(): check_schema(name, result)
-    import bench.cases  # noqa: F401
     assert {name.partition("/")[0] for name in results} == runner.cases.keys(), "a case without a result, or a result without a case"

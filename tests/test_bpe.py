@@ -68,6 +68,11 @@ def test_a_run_is_joined_from_the_left_without_overlap(run, expected):
     assert learn_merges({run: 1}, 5) == expected
 
 
+def test_a_giant_word_costs_no_square():
+    merges = learn_merges({b"a" * 200_000: 1, b"ab" * 50_000: 1}, 8)   # a square would be minutes
+    assert merges[0] == (b"a", b"a") and len(merges) == 8
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("words", [{}, {b"a": 3}, {b"": 1}], ids=str)
 def test_running_out_of_pairs_is_a_notice(words):

@@ -58,8 +58,8 @@ def test_gradient_is_exact():
 
 def test_second_derivative_is_refused_rather_than_wrong():
     logits = torch.randn(2, 3, requires_grad=True)
-    grad, = torch.autograd.grad(cross_entropy(logits, torch.tensor([0, 1])), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"): grad.sum().backward()
+    loss = cross_entropy(logits, torch.tensor([0, 1]))
+    with pytest.raises(RuntimeError, match="cross_entropy has no second derivative"): torch.autograd.grad(loss, logits, create_graph=True)
 
 
 def test_a_graph_can_be_walked_twice():
@@ -144,14 +144,18 @@ def run(code):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("targets, message", [
-    ("torch.zeros(2, 4, dtype=torch.long)", "ValueError: each row of logits needs one target, but (2, 5) rows met (2, 4) targets"),
-    ("torch.zeros(2, 5)", "TypeError: targets are token ids, so integers, but came as torch.float32"),
-    ("torch.zeros(2, 5).bool()", "TypeError: targets are token ids, so integers, but came as torch.bool"),
-])
-def test_what_cannot_be_targets_is_refused(targets, message):
-    code, _, err = run(f"import torch; from llm_course.loss import cross_entropy; cross_entropy(torch.zeros(2, 5, 3), {targets})")
-    assert code == 1 and err.strip().splitlines()[-1] == message
+def test_what_cannot_be_targets_is_refused():
+    code, out, err = run("""
+import torch; from llm_course.loss import cross_entropy
+for targets in torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 5), torch.zeros(2, 5).bool():
+    try: cross_entropy(torch.zeros(2, 5, 3), targets)
+    except (ValueError, TypeError) as error: print(type(error).__name__, error)
+""")
+    assert code == 0, err
+    assert out.splitlines() == [
+        "ValueError each row of logits needs one target, but (2, 5) rows met (2, 4) targets",
+        "TypeError targets are token ids, so integers, but came as torch.float32",
+        "TypeError targets are token ids, so integers, but came as torch.bool"]
 
 
 def peak_memory(loss, logits, targets):
@@ -188,7 +192,7 @@ def test_perplexity():
     assert perplexity(0.) == 1
     assert math.isclose(perplexity(math.log(50_257)), 50_257)
     assert perplexity(1e4) == math.inf
-    assert math.isnan(perplexity(math.nan)) or perplexity(math.nan) == math.inf
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_bits_per_byte():

@@ -86,7 +86,7 @@ def test_float32_gain_with_half_precision_vectors_rounds_once(device):
 
 
 def test_refuses_ids():
-    with pytest.raises(TypeError, match="takes floating-point vectors, not torch.int64; embed token ids first"):
+    with pytest.raises(TypeError, match=r"takes floating-point vectors, not torch\.int64; embed token ids first"):
         inspect.unwrap(rms_norm)(torch.tensor([3, 4]), torch.ones(2))   # beneath the hook that enforces shapes here
 
 

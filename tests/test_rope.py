@@ -91,11 +91,16 @@ def test_odd_sizes_are_refused():
     with pytest.raises(ValueError, match="d_k must be even, because features turn in pairs, but it is 7"): RoPE(7, 16)
 
 
+@pytest.mark.parametrize(("max_seq_len", "theta"), [(0, 1e4), (-3, 1e4), (16, 0.), (16, math.nan)])
+def test_sizes_must_be_positive(max_seq_len, theta):
+    with pytest.raises(ValueError, match="max_seq_len and theta must be positive, but they are"): RoPE(8, max_seq_len, theta)
+
+
 @pytest.mark.parametrize("positions", [12, -1, torch.tensor([0, 16]), torch.tensor([-1, 3])], ids=["run", "negative run", "tensor", "negative"])
 def test_positions_outside_the_table_are_refused(positions, device):
     x = torch.randn(2 if isinstance(positions, torch.Tensor) else 5, 8, device=device)
     if isinstance(positions, torch.Tensor): positions = positions.to(device)
-    with pytest.raises(ValueError, match="positions must lie from 0 to 15, but these go from .* raise max_seq_len"):
+    with pytest.raises(ValueError, match=r"positions must lie from 0 to 15, but these go from .* raise max_seq_len"):
         RoPE(8, 16, device=device)(x, positions)
 
 
