@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
@@ -176,10 +176,15 @@ class Remembering(dict):
 # %% ../nbs/02_bpe_tokenizer.ipynb #encoder
 class Encoder(Vocabulary):
     "A `Vocabulary` that also goes from text to ids."
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.bytes_to_ids = [self.ids.get(bytes([byte])) for byte in range(256)]
-        self.known = Remembering(self.encode_piece)
+    @cached_property
+    def bytes_to_ids(self)->list[int|None]:
+        "The id of each single byte."
+        return [self.ids.get(bytes([byte])) for byte in range(256)]
+
+    @cached_property
+    def known(self)->dict[str, list[int]]:
+        "The pre-tokens met so far, encoded."
+        return Remembering(self.encode_piece)
 
     def encode_piece(self, piece:str)->list[int]:
         "Encode one pre-token."

@@ -146,10 +146,13 @@ class Reader:
     def __call__(self,
         ids:Int[Tensor, "b t"], # The whole text so far; longer at each call
     )->Float[Tensor, "b vocab"]: # Scores of the next token
-        "Read what is new. Where `max_seq_len` tokens are not enough, forget the older half first, and read the rest again."
+        """Read what is new. Where `max_seq_len` is not enough, forget the older half first, and read the rest again.
+
+        Raises `ValueError` where nothing is new."""
         room, length = self.model.config.max_seq_len, ids.shape[-1]
         if length - self.start > room: self.forget(length - (max(1, room//2) if self.caches[0].length else room))
         new = ids[:, self.start + self.caches[0].length:]
+        if not new.shape[-1]: raise ValueError(f"a Reader wants a longer text at each call, but this one has {length} tokens; make a new Reader")
         return self.model(new, caches=self.caches)[:, -1]
 
 # %% ../nbs/18_generating.ipynb #continuations

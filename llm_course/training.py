@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from .bpe_tokenizer import BpeTokenizer
-from .checkpoint import pick_device, read_checkpoint, restore, save_checkpoint
+from .checkpoint import gathered, pick_device, read_checkpoint, restore, save_checkpoint
 from .commands import input_file, output_path, run_command, whole_file
 from .data import get_batch, load_ids, windows
 from .loss import bits_per_byte, cross_entropy
@@ -119,10 +119,10 @@ def find_vocab_size(
 # %% ../nbs/17_training.ipynb #learning-rate
 def learning_rate(
     config:TrainConfig, # Settled
-    it:int,             # Steps done
-)->float:               # The rate of the next step
-    "Look the rate up on the schedule."
-    return cos_lr_scheduler(it, config.warmup_iters, config.cos_cycle_iters, config.lr_min, config.lr_max)
+    step:int,           # Which step, counted from 1
+)->float:               # Its rate
+    "Look the rate of a step up on the schedule."
+    return cos_lr_scheduler(step, config.warmup_iters, config.cos_cycle_iters, config.lr_min, config.lr_max)
 
 # %% ../nbs/17_training.ipynb #settle-rates
 def settle_rates(
@@ -133,7 +133,7 @@ def settle_rates(
     config = replace(config, cos_cycle_iters=cycle,
                      warmup_iters=min(config.iterations // 20, cycle) if config.warmup_iters is None else config.warmup_iters,
                      lr_min=config.lr_max / 10 if config.lr_min is None else config.lr_min)
-    learning_rate(config, 0)   # the schedule refuses what it cannot follow
+    learning_rate(config, 1)   # the schedule refuses what it cannot follow
     return config
 
 # %% ../nbs/17_training.ipynb #settle-2
@@ -170,7 +170,7 @@ def train_step(
         total = total + loss.detach()
     scaler.unscale_(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gradient_clip(params, max_norm or math.inf)
+    norm = gathered(gradient_clip(params, max_norm or math.inf))
     scaler.step(optimizer)
     scaler.update()
     return total, norm
@@ -188,7 +188,7 @@ def adamw_for(
 @torch.no_grad()
 def evaluate(
     model:Callable[[Tensor], Tensor],          # Ids in, logits out
-    batches:Iterable[tuple[Tensor, Tensor]],   # Inputs and targets
+    batches:Iterable,                          # Pairs of inputs and targets
 )->float:                                      # Nats per token
     "Take the mean loss over all targets of some batches."
     total, count = 0., 0
@@ -203,9 +203,8 @@ def count_bytes(
     tokenizer:BpeTokenizer, # That made them
 )->int:                     # Bytes of UTF-8 text
     "Count the bytes that token ids stand for, without decoding them."
-    special = {id: token.encode() for token, id in tokenizer.special_tokens.items()}
     lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for id, token in {**tokenizer.vocab, **special}.items(): lengths[id] = len(token)
+    for id, token in tokenizer.vocab.items(): lengths[id] = len(token)
     block = 1 << 20
     return sum(int(lengths[ids[i:i + block]].sum()) for i in range(0, len(ids), block))
 
@@ -267,7 +266,7 @@ def spread(
         mesh = init_device_mesh(torch.device(config.device).type, (torch.distributed.get_world_size(),))
         for block in model.blocks: fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
-    return nn.parallel.DistributedDataParallel(model)
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)   # RoPE's tables are the same everywhere
 
 # %% ../nbs/17_training.ipynb #forward
 def fast_forward(
@@ -426,12 +425,12 @@ def record(
 )->dict:          # A line for metrics.jsonl; empty where none is due
     "Work out what is to be written down after this step."
     c, last, line = run.config, run.done == run.config.iterations, {}
-    run.pending.append(loss)
+    run.pending.append(loss if run.scaler.is_enabled() else loss + 0*norm)   # after a gradient of nan or inf, the weights are lost
     if run.done == 1 or run.done % c.log_interval == 0 or last:
         losses, now = over_processes(run, run.pending), perf_counter()
         if not all(map(math.isfinite, losses)): raise lost(run)
         tokens = len(losses) * c.batch_size * c.grad_accumulation * c.max_seq_len
-        line |= {"train_loss": sum(losses) / len(losses), "lr": learning_rate(c, run.done - 1),
+        line |= {"train_loss": sum(losses) / len(losses), "lr": learning_rate(c, run.done),
                  "grad_norm": float(norm), "tokens_per_second": round(tokens / (now - run.clock))}
         run.pending = []
     if run.done % c.val_interval == 0 or last: line["val_loss"] = measure(run)
@@ -510,7 +509,7 @@ def train(
         bar = tqdm(total=config.iterations, initial=run.done, desc="training", unit=" steps", **silence(rank))
         run.clock = perf_counter()
         while run.done < config.iterations and not stop.is_set():
-            for group in run.optimizer.param_groups: group["lr"] = learning_rate(config, run.done)
+            for group in run.optimizer.param_groups: group["lr"] = learning_rate(config, run.done + 1)
             loss, norm = train_step(run.forward, run.optimizer, run.scaler, batches_of(run), config.grad_clip)
             run.done += 1
             line = record(run, loss, norm)

@@ -1,0 +1,426 @@
+"""Checkpoints: what is written comes back bit for bit; what is damaged, foreign or carries code is refused in one line and never run."""
+import builtins
+import io
+import json
+import os
+import pickle
+import random
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+
+from llm_course import checkpoint
+from llm_course.checkpoint import bare, load_checkpoint, load_model, pick_device, read_checkpoint, restore, save_checkpoint, save_model
+from llm_course.transformer import AdamW, SGDDecay, Transformer
+
+SHAPE = dict(vocab_size=20, max_seq_len=8, d_model=8, num_layers=2, num_heads=2, d_ff=12)
+
+
+def make(seed=0, device="cpu", **changes):
+    torch.manual_seed(seed)
+    model = Transformer(**{**SHAPE, **changes}, device=device)
+    return model, AdamW(model.parameters(), lr=1e-2)
+
+
+def steps(model, optimizer, first, last):
+    losses = []
+    for i in range(first, last):
+        ids = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(i)).to(next(model.parameters()).device)
+        loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture
+def run(): # a model and an optimiser that have taken three steps
+    model, optimizer = make()
+    steps(model, optimizer, 0, 3)
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(run, tmp_path):
+    save_checkpoint(*run, 3, tmp_path/"checkpoint.pt")
+    return tmp_path/"checkpoint.pt"
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def refused(read, *arguments):
+    "The message, after checking that it is one line."
+    with pytest.raises(ValueError) as caught: read(*arguments)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value) and caught.value.__cause__ is None
+    return str(caught.value)
+
+
+# ---- There and back
+
+@pytest.mark.parametrize("where", ["path", "string", "memory"])
+@pytest.mark.parametrize("changes", [{}, dict(tie=True, num_kv_heads=1)], ids=["plain", "tied and grouped"])
+def test_resumed_is_unbroken(where, changes, tmp_path, device):
+    model, optimizer = make(device=device, **changes)
+    steps(model, optimizer, 0, 3)
+    out = {"path": tmp_path/"c.pt", "string": str(tmp_path/"c.pt"), "memory": io.BytesIO()}[where]
+    save_checkpoint(model, optimizer, 3, out)
+    unbroken = steps(model, optimizer, 3, 6)
+
+    model, optimizer = make(seed=1, device=device, **changes)
+    assert load_checkpoint(out, model, optimizer) == 3   # memory need not be rewound
+    assert steps(model, optimizer, 3, 6) == unbroken     # bit for bit
+
+    model, optimizer = make(seed=1, device=device, **changes)
+    load_checkpoint(out, model)
+    assert steps(model, optimizer, 3, 6)[1:] != unbroken[1:]   # the moments matter
+
+
+def test_everything_comes_back(run, saved):
+    model, optimizer = run
+    other, theirs = make(seed=1)
+    load_checkpoint(saved, other, theirs)
+    assert same(other.state_dict(), model.state_dict())
+    assert theirs.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    for i, moments in optimizer.state_dict()["state"].items(): assert same(theirs.state_dict()["state"][i], moments)
+
+
+def test_extra_values_travel_along(run):
+    file = io.BytesIO()
+    save_checkpoint(*run, 3, file, best=1.5, pending=[1., 2.], table={"a": torch.ones(2)})
+    state = read_checkpoint(file)
+    assert (state["best"], state["pending"], state["iteration"]) == (1.5, [1., 2.], 3) and torch.equal(state["table"]["a"], torch.ones(2))
+    assert state["config"] == asdict(run[0].config)
+
+
+def test_none_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(*run, 3, None)
+    assert not os.listdir()
+
+
+def test_another_optimiser_and_another_kind_of_model(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = SGDDecay(model.parameters(), lr=.5)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(model, optimizer, 1, tmp_path/"c.pt")
+    other = nn.Linear(3, 2)
+    again = SGDDecay(other.parameters(), lr=.1)
+    assert load_checkpoint(tmp_path/"c.pt", other, again) == 1
+    assert same(other.state_dict(), model.state_dict()) and again.param_groups[0]["t"] == 1 and again.param_groups[0]["lr"] == .5
+    assert "does not say what shape" in refused(load_model, tmp_path/"c.pt", "cpu")
+    assert "size mismatch for weight" in refused(load_checkpoint, tmp_path/"c.pt", nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("changes", [{}, dict(tie=True, num_kv_heads=1, rope_theta=500.)], ids=["plain", "tied and grouped"])
+@pytest.mark.parametrize("file", ["checkpoint.pt", "model.safetensors"])
+def test_load_model_builds_the_shape_from_the_file(file, changes, tmp_path, device):
+    model, optimizer = make(device=device, **changes)
+    steps(model, optimizer, 0, 1)
+    if file == "checkpoint.pt": save_checkpoint(model, optimizer, 1, tmp_path/file)
+    else: save_model(model, tmp_path/file, torch.float32)
+    chance = torch.get_rng_state()
+    back = load_model(tmp_path/file, device)
+    assert torch.equal(torch.get_rng_state(), chance)   # loading draws no random numbers
+    assert back.config == model.config and same(back.state_dict(), model.state_dict()) and not back.training
+    assert (back.head.weight is back.embedding.weight) == model.config.tie
+    assert {p.dtype for p in back.parameters()} == {torch.float32} and {p.device.type for p in back.parameters()} == {device}
+    ids = torch.randint(20, (2, 8), device=device)
+    assert torch.equal(back(ids), model(ids))
+    assert torch.equal(load_model(str(tmp_path/file), torch.device(device))(ids), model(ids))
+
+
+def test_a_model_in_half_precision_is_written_and_read(tmp_path):
+    model = make()[0].bfloat16()
+    save_model(model, tmp_path/"m.safetensors", torch.bfloat16)
+    back = load_model(tmp_path/"m.safetensors", "cpu")
+    assert all(torch.equal(x.bfloat16(), model.state_dict()[name]) and x.dtype == torch.float32 for name, x in back.state_dict().items())
+
+
+class Wrapper(nn.Module):
+    "What `DistributedDataParallel` does to names."
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+@pytest.mark.parametrize("wrap", [torch.compile, Wrapper, lambda m: torch.compile(Wrapper(m)), lambda m: Wrapper(torch.compile(m))],
+                         ids=["compiled", "parallel", "compiled parallel", "parallel compiled"])
+def test_wrapped_models_are_saved_and_loaded_bare(wrap, run, tmp_path):
+    model, optimizer = run
+    wrapped = wrap(model)
+    assert bare(wrapped) is model and bare(model) is model
+    save_checkpoint(wrapped, optimizer, 3, tmp_path/"c.pt")
+    plain = load_model(tmp_path/"c.pt", "cpu")
+    assert same(plain.state_dict(), model.state_dict())
+    other, theirs = make(seed=1)
+    load_checkpoint(tmp_path/"c.pt", wrap(other), theirs)
+    assert same(other.state_dict(), model.state_dict())
+    save_model(wrapped, tmp_path/"m.safetensors")
+    assert load_model(tmp_path/"m.safetensors", "cpu").config == model.config
+
+
+# ---- Sizes and types of exported models
+
+def test_float16_is_a_sixth_of_a_checkpoint(tmp_path):
+    model, optimizer = make(d_model=64, d_ff=176, vocab_size=256)
+    steps(model, optimizer, 0, 1)
+    save_checkpoint(model, optimizer, 1, tmp_path/"c.pt")
+    parameters = sum(p.numel() for p in model.parameters())
+    for dtype, bytes_each in (torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 4):
+        save_model(model, tmp_path/"m.safetensors", dtype)
+        assert bytes_each <= (tmp_path/"m.safetensors").stat().st_size / parameters < bytes_each * 1.05
+        assert {x.dtype for x in load_file(tmp_path/"m.safetensors").values()} == {dtype}
+    assert 12 <= (tmp_path/"c.pt").stat().st_size / parameters < 12.6
+
+
+def test_float16_rounds_and_keeps_one_copy_of_a_tied_matrix(tmp_path):
+    model, _ = make(tie=True)
+    save_model(model, tmp_path/"m.safetensors")
+    assert "head.weight" not in load_file(tmp_path/"m.safetensors")
+    for name, x in load_model(tmp_path/"m.safetensors", "cpu").state_dict().items(): assert_close(x, model.state_dict()[name], rtol=2**-11, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_what_float16_cannot_hold_is_refused(value, run, tmp_path):
+    model, _ = run
+    save_model(model, tmp_path/"m.safetensors")
+    older = (tmp_path/"m.safetensors").read_bytes()
+    with torch.no_grad(): model.norm.weight[3] = value
+    assert "norm.weight holds numbers that are not finite in torch.float16" in refused(save_model, model, tmp_path/"m.safetensors")
+    assert (tmp_path/"m.safetensors").read_bytes() == older and len(os.listdir(tmp_path)) == 1
+    if value == 1e5: save_model(model, tmp_path/"m.safetensors", torch.bfloat16)
+
+
+# ---- Damage
+
+def test_a_file_cut_at_any_length_is_refused(saved):
+    whole = saved.read_bytes()
+    for n in [*range(0, len(whole), len(whole)//60), len(whole) - 1]:
+        saved.write_bytes(whole[:n])
+        assert "checkpoint.pt is not a checkpoint of this course: it is damaged or of another kind" in refused(read_checkpoint, saved)
+        assert "this file is not a checkpoint" in refused(read_checkpoint, io.BytesIO(whole[:n]))
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(run, saved):
+    whole, chance, flipped = saved.read_bytes(), random.Random(0), 0
+    model, optimizer = run
+    for _ in range(300):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        try: state = read_checkpoint(io.BytesIO(data))
+        except ValueError as error:
+            assert "\n" not in str(error)
+            flipped += 1
+            continue
+        assert same(state["model"], model.state_dict())
+        for i, moments in optimizer.state_dict()["state"].items(): assert same(state["optimizer"]["state"][i], moments)
+    assert flipped > 100
+    place = whole.index(model.embedding.weight.detach().numpy().tobytes()) + 7   # in the numbers, where torch.load would not see it
+    data = bytearray(whole)
+    data[place] ^= 64
+    assert not torch.equal(torch.load(io.BytesIO(data), weights_only=True)["model"]["embedding.weight"], model.embedding.weight)
+    assert "damaged" in refused(read_checkpoint, io.BytesIO(data))
+
+
+def test_noise_is_refused(tmp_path):
+    chance = random.Random(0)
+    for suffix in "pt", "safetensors":
+        for n in (0, 1, 7, 8, 9, 100, 1000):
+            (tmp_path/f"noise.{suffix}").write_bytes(chance.randbytes(n))
+            assert "noise" in refused(load_model, tmp_path/f"noise.{suffix}", "cpu")
+
+
+def test_a_cut_safetensors_file_is_refused(run, tmp_path):
+    path = tmp_path/"m.safetensors"
+    save_model(run[0], path)
+    whole = path.read_bytes()
+    for n in range(0, len(whole), len(whole)//40):
+        path.write_bytes(whole[:n])
+        assert "m.safetensors is not a model of this course" in refused(load_model, path, "cpu")
+
+
+def test_a_missing_file_or_a_folder_is_the_systems_to_report(tmp_path):
+    for name in "none.pt", "none.safetensors":
+        with pytest.raises(FileNotFoundError): load_model(tmp_path/name, "cpu")
+    with pytest.raises(OSError): read_checkpoint(tmp_path)
+
+
+# ---- Foreign files, and files that carry code
+
+class Payload:
+    "Calls a function when it is unpickled."
+    def __init__(self, call, *arguments): self.how = call, arguments
+    def __reduce__(self): return self.how
+
+def code_carriers(mark):
+    "Files that would make the folder `mark`."
+    payload = Payload(os.mkdir, str(mark))
+    inside = {"iteration": 1, "config": None, "model": {"w": payload}, "optimizer": {}}
+    for state in payload, inside, Payload(builtins.exec, f"import os; os.mkdir({str(mark)!r})"):
+        for old in True, False:
+            file = io.BytesIO()
+            torch.save(state, file, _use_new_zipfile_serialization=not old)
+            yield file.getvalue()
+        yield pickle.dumps(state)
+
+def test_code_is_refused_and_never_run(tmp_path):
+    mark = tmp_path/"ran"
+    files = list(code_carriers(mark))
+    torch.load(io.BytesIO(files[0]), weights_only=False)
+    assert mark.exists()   # this is what an unguarded reader does
+    mark.rmdir()
+    for i, data in enumerate(files):
+        (tmp_path/"gift.pt").write_bytes(data)
+        for read in read_checkpoint, lambda path: load_model(path, "cpu"), lambda path: load_checkpoint(path, make()[0]):
+            message = refused(read, tmp_path/"gift.pt")
+            assert "gift.pt is not a checkpoint" in message and ("carries code, which is never run" in message) == (i % 3 == 1)   # the others are no zip archives, and are not even opened
+        assert not mark.exists()
+    (tmp_path/"gift.safetensors").write_bytes(files[0])
+    refused(load_model, tmp_path/"gift.safetensors", "cpu")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("state", [
+    torch.ones(2), [1], {"weights": torch.ones(2)},
+    {"iteration": 1, "config": None, "model": {}},                                  # no optimiser
+    {"iteration": "1", "config": None, "model": {}, "optimizer": {}},
+    {"iteration": 1, "config": [], "model": {}, "optimizer": {}},
+    {"iteration": 1, "config": None, "model": torch.ones(2), "optimizer": {}},
+], ids=range(7))
+def test_foreign_files_are_refused(state, tmp_path):
+    torch.save(state, tmp_path/"foreign.pt")
+    assert "foreign.pt is not a checkpoint of this course: it lacks" in refused(read_checkpoint, tmp_path/"foreign.pt")
+
+
+@pytest.mark.parametrize("config, message", [
+    ({**SHAPE, "sliding_window": 4, "flavour": 1}, "was written by a newer version of this course: it has flavour, sliding_window"),
+    ({**SHAPE, "d_model": "8"}, "d_model must be at least 1"),
+    ({**SHAPE, "num_heads": 3}, "num_heads must divide d_model"),
+    ({**SHAPE, "num_layers": 3}, "Missing key(s)"),
+    ({**SHAPE, "d_ff": 16}, "size mismatch"),
+])
+def test_a_shape_that_does_not_fit_its_file_is_refused(config, message, run, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "ModelConfig", unchecked(checkpoint.ModelConfig))
+    state = read_checkpoint(saved)
+    torch.save({**state, "config": config}, tmp_path/"odd.pt")
+    save_file(run[0].state_dict(), tmp_path/"odd.safetensors", {"config": json.dumps(config)})
+    for name in "odd.pt", "odd.safetensors": assert message in refused(load_model, tmp_path/name, "cpu")
+
+def unchecked(config):
+    "`ModelConfig`, whose own check of values comes before the check of types that pytest adds."
+    def made(**fields):
+        for name, value in fields.items():
+            if isinstance(value, str): raise ValueError(f"{name} must be at least 1, and whole, but is {value!r}")
+        return config(**fields)
+    made.__dataclass_fields__ = config.__dataclass_fields__
+    return made
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"config": "{"}, {"config": "[1]"}, {"config": "null"}], ids=str)
+def test_safetensors_of_others_are_refused(metadata, run, tmp_path):
+    save_file(run[0].state_dict(), tmp_path/"m.safetensors", metadata)
+    assert "m.safetensors" in refused(load_model, tmp_path/"m.safetensors", "cpu")
+
+
+# ---- Another shape
+
+def test_differing_fields_are_named_and_nothing_is_changed(saved):
+    other, optimizer = make(seed=1, num_layers=3, d_ff=16, tie=True)
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    message = refused(load_checkpoint, saved, other, optimizer)
+    assert message == ("the checkpoint is of another model: num_layers is 2 in the checkpoint and 3 here, "
+                       "d_ff is 12 in the checkpoint and 16 here, tie is False in the checkpoint and True here")
+    assert same(other.state_dict(), before) and not optimizer.state
+
+
+def test_a_newer_checkpoint_is_refused_by_restore(run, saved):
+    state = read_checkpoint(saved)
+    state["config"]["flavour"] = 1
+    assert "newer version of this course: it has flavour" in refused(restore, state, run[0])
+
+
+def test_an_older_checkpoint_gets_the_defaults_of_new_fields(run, saved, tmp_path):
+    state = read_checkpoint(saved)
+    for newer in "num_kv_heads", "tie", "rope_theta": del state["config"][newer]
+    torch.save(state, tmp_path/"old.pt")
+    assert load_model(tmp_path/"old.pt", "cpu").config == run[0].config
+
+
+def test_an_optimiser_of_other_parameters_is_refused(saved):
+    model, _ = make(seed=1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = AdamW(list(model.parameters())[:3])
+    assert "another model or optimiser" in refused(load_checkpoint, saved, model, optimizer)
+    assert same(model.state_dict(), before)
+
+
+# ---- Whole or not at all
+
+@pytest.mark.parametrize("bytes_until_death", [0, 1, 1500])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+def test_a_failing_write_keeps_the_older_file(bytes_until_death, error, run, saved, monkeypatch):
+    older, written = saved.read_bytes(), 0
+
+    class Dying(io.FileIO):
+        def write(self, data):
+            nonlocal written
+            written += len(data)
+            if written > bytes_until_death: raise error
+            return super().write(data)
+
+    real = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda path, mode="r", **more: Dying(path, "w") if str(path).endswith(".partial") else real(path, mode, **more))
+    for write in lambda: save_checkpoint(*run, 9, saved), lambda: save_model(run[0], saved):
+        written = 0
+        with pytest.raises(type(error)): write()
+        assert saved.read_bytes() == older and os.listdir(saved.parent) == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_fsync_or_rename_keeps_the_older_file(call, run, saved, monkeypatch):
+    older = saved.read_bytes()
+    def fail(*_): raise OSError(5, "Input/output error")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output"): save_checkpoint(*run, 9, saved)
+    assert saved.read_bytes() == older and os.listdir(saved.parent) == ["checkpoint.pt"]
+
+
+def test_saving_replaces_the_older_file(run, saved):
+    save_checkpoint(*run, 9, saved)
+    assert read_checkpoint(saved)["iteration"] == 9 and os.listdir(saved.parent) == ["checkpoint.pt"]
+
+
+# ---- Devices
+
+def test_pick_device_takes_what_is_there(device):
+    assert pick_device(device).type == device and pick_device(torch.device(device)).type == device
+    assert pick_device() == pick_device(None)
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available(): assert pick_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["teapot", "cuda:99", "meta", "cpu cpu", *["mps"]*(not torch.backends.mps.is_available())])
+def test_pick_device_refuses_what_is_not(name, saved):
+    assert f"--device {name} is not on this machine; it has " in refused(pick_device, name)
+    assert f"--device {name}" in refused(load_model, saved, name)
+
+
+def test_pick_device_prefers_the_fastest(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert pick_device() == torch.device("cuda")
+
+
+# ---- The command
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_export_command(dtype, run, saved, tmp_path, capsys):
+    checkpoint.main(["--checkpoint", str(saved), "--output", str(tmp_path/"new"/"m.safetensors"), "--dtype", dtype])
+    assert f"MB in {dtype}" in capsys.readouterr().out
+    back = load_model(tmp_path/"new"/"m.safetensors", "cpu")
+    for name, x in back.state_dict().items(): assert_close(x, run[0].state_dict()[name].to(getattr(torch, dtype)).float(), rtol=0, atol=0)

@@ -1,0 +1,483 @@
+"How the next token is drawn, that the cache changes nothing, and that text comes whole."
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.generating import (
+    END,
+    GenerateConfig,
+    Reader,
+    Sampling,
+    continuations,
+    first_ids,
+    generate,
+    generate_ids,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    load_demo,
+    main,
+    next_probabilities,
+    open_model,
+    penalise,
+    pick,
+    stream,
+    whole_characters,
+)
+from llm_course.transformer import Transformer
+
+inf = math.inf
+P = torch.tensor([.5, .3, .15, .05])
+NOTHING = torch.tensor([], dtype=torch.int64)
+
+
+def kept(logits): return [i for i, x in enumerate(logits.tolist()) if x > -inf]
+
+def small(device="cpu", vocab=300, room=16, **more):
+    "An untrained model whose answers are far from level, so that its favourites are no matter of rounding."
+    torch.manual_seed(1)
+    model = Transformer(vocab, room, 32, 2, 4, 48, **more, device=device)
+    with torch.no_grad(): model.head.weight.normal_(std=1.)
+    return model.eval()
+
+def text(b, t, device="cpu", vocab=300): return torch.randint(vocab, (b, t), generator=torch.Generator().manual_seed(2)).to(device)
+
+def forced(favourites):
+    "A model of no layers that matter: after token `i` it is nearly sure of `favourites[i]`."
+    n = len(favourites)
+    model = Transformer(n, 8, n + n % 2, 1, 1, 2).eval()
+    with torch.no_grad():
+        for p in model.blocks.parameters(): p.zero_()
+        model.embedding.weight.copy_(torch.eye(n, n + n % 2))
+        model.head.weight.zero_()
+        for i, j in enumerate(favourites): model.head.weight[j, i] = 50.
+    return model
+
+def bytes_only(*special): return BpeTokenizer({i: bytes([i]) for i in range(256)}, [], special)
+
+
+# ---- What is kept
+
+scores = st.lists(st.sampled_from([-inf, -80., -3., -1.5, -1., 0., 0.25, 1., 2., 7., 80.]), min_size=1, max_size=12).filter(lambda x: max(x) > -inf)
+
+def ranked(logits): return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+
+def shares(logits):
+    powers = [math.exp(x - max(logits)) for x in logits]
+    return [x / sum(powers) for x in powers]
+
+
+@given(scores, st.integers(0, 14))
+@settings(max_examples=100, deadline=None)
+def test_top_k_keeps_the_first_in_rank(logits, k):
+    want = [i for i in sorted(ranked(logits)[:k or None]) if logits[i] > -inf]
+    assert kept(keep_top_k(torch.tensor(logits), k)) == want
+
+
+@given(scores, st.sampled_from([0., 0.0999, 0.2501, 0.4999, 0.5001, 0.7499, 0.9001, 0.98765, 1.]))
+@settings(max_examples=100, deadline=None)
+def test_top_p_keeps_the_fewest_that_hold_p(logits, p):
+    probabilities, want, held = shares(logits), [], 0.
+    order = ranked(logits)
+    while order and (not want or held < p or p == 1):
+        held += probabilities[order[0]]
+        if abs(held - p) < 1e-5 and p < 1: return   # on the border float32 decides
+        want.append(order.pop(0))
+    assert kept(keep_top_p(torch.tensor(logits), p)) == sorted(i for i in want if logits[i] > -inf)
+
+
+@given(scores, st.sampled_from([0., 1e-9, 0.1, 0.35, 0.7, 0.9, 1.]))
+@settings(max_examples=100, deadline=None)
+def test_min_p_keeps_what_comes_near_the_best(logits, p):
+    want = [i for i, x in enumerate(logits) if x > -inf and (p == 0 or x >= max(logits) + math.log(p))]
+    assert kept(keep_min_p(torch.tensor(logits), p)) == want
+
+
+cuts = [lambda x: keep_top_k(x, 3), lambda x: keep_top_p(x, 0.8), lambda x: keep_min_p(x, 0.3)]
+
+@pytest.mark.parametrize("cut", cuts, ids=["k", "p", "min"])
+def test_rows_are_cut_one_by_one_and_what_is_kept_is_untouched(cut, device):
+    logits = torch.randn(2, 3, 7, device=device).mT.contiguous().mT   # not contiguous
+    before = logits.clone()
+    out = cut(logits)
+    assert_close(logits, before, rtol=0, atol=0)
+    assert torch.equal(out[out.isfinite()], logits[out.isfinite()])
+    for i in range(2):
+        for j in range(3): assert torch.equal(out[i, j], cut(logits[i, j].clone()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("cut", cuts, ids=["k", "p", "min"])
+def test_half_precision_keeps_what_double_does(cut, dtype):
+    logits = torch.randn(50, 200).mul(3).to(dtype)
+    out = cut(logits)
+    assert out.dtype == dtype
+    assert torch.equal(out.isfinite(), cut(logits.double()).isfinite())
+
+
+def test_top_p_one_keeps_what_rounding_would_drop():
+    logits = torch.tensor([0., -20., -21., -90.])
+    assert kept(keep_top_p(logits, 1.)) == [0, 1, 2, 3]
+    assert kept(keep_top_p(logits, 0.)) == [0]
+    assert [len(kept(keep_top_p(torch.zeros(4), p))) for p in (0.25, 0.2501, 0.5, 0.75)] == [1, 2, 2, 3]   # exact shares: `p` is enough
+    assert keep_top_k(logits, 0) is logits and keep_top_k(logits, 4) is logits and keep_min_p(logits, 0.) is logits
+
+
+def test_many_equal_tokens_go_by_id(device):
+    logits = torch.zeros(1000, device=device)
+    assert kept(keep_top_k(logits, 17)) == list(range(17))
+    assert kept(keep_top_p(logits, 0.2505)) == list(range(251))
+
+
+def test_penalty_lowers_scores_of_either_sign_and_once(device):
+    logits = torch.tensor([[2., 1., 0., -2.], [4., -4., 1., -inf]], device=device)
+    said = torch.tensor([[0, 3, 3], [1, 0, 3]], device=device)
+    assert_close(penalise(logits, said, 2.), torch.tensor([[1., 1., 0., -4.], [2., -8., 1., -inf]], device=device))
+    assert_close(penalise(logits, said.int(), 0.5), torch.tensor([[4., 1., 0., -1.], [8., -2., 1., -inf]], device=device))
+    assert penalise(logits, said, 1.) is logits
+    assert_close(penalise(logits, said[:, :0], 3.), logits)
+
+
+# ---- What is drawn from
+
+@pytest.mark.parametrize("how, want", [
+    (Sampling(1., 1.), [.5, .3, .15, .05]),
+    (Sampling(0.5, 1.), [.25/.365, .09/.365, .0225/.365, .0025/.365]),
+    (Sampling(1., 1., top_k=2), [5/8, 3/8, 0, 0]),
+    (Sampling(1., 0.9), [10/19, 6/19, 3/19, 0]),
+    (Sampling(1., 1., min_p=0.2), [10/19, 6/19, 3/19, 0]),
+    (Sampling(1., 0.7, top_k=3), [5/8, 3/8, 0, 0]),             # top-p counts shares of what top-k left
+    (Sampling(1., 0.52, top_k=3), [1, 0, 0, 0]),                # 10/19 is more than 0.52, 0.5 is not
+    (Sampling(1., 0.6, min_p=0.7), [1, 0, 0, 0]),
+    (Sampling(2., 0.75), [*(P[:3].sqrt() / P[:3].sqrt().sum()).tolist(), 0]),   # temperature comes before top-p
+    (Sampling(1., 0.), [1, 0, 0, 0]),
+    (Sampling(0., 0.5, 2), [1, 0, 0, 0]),
+    (Sampling(1e-40, 1.), [1, 0, 0, 0]),
+    (Sampling(1e-300, 1.), [1, 0, 0, 0]),
+    (Sampling(1e30, 1.), [.25]*4),
+], ids=str)
+def test_distribution_is_the_one_worked_out_by_hand(how, want, device):
+    got = next_probabilities(P.log().to(device), NOTHING.to(device), how)
+    assert_close(got.cpu(), torch.tensor(want, dtype=torch.float32))
+
+
+def test_penalty_comes_before_temperature():
+    logits, said = torch.tensor([2., 1., -1.]), torch.tensor([0, 2])
+    assert_close(next_probabilities(logits, said, Sampling(0.5, 1., repetition_penalty=2.)), torch.tensor([2., 2., -4.]).softmax(-1))
+
+
+@pytest.mark.parametrize("how", [Sampling(1., 1.), Sampling(0.7, 0.8), Sampling(1.5, 1., top_k=3), Sampling(1., 1., min_p=0.1), Sampling(1., 0.9, repetition_penalty=1.5)], ids=str)
+def test_draws_follow_the_distribution(how, device):
+    "Pearson's chi-square, at a level that one seed in a thousand would miss."
+    logits, said, n = torch.tensor([1., 2., .5, -1., 0., 1.5, -inf], device=device), torch.tensor([1, 3], device=device), 20_000
+    want = next_probabilities(logits, said, how).cpu().double()
+    generator = torch.Generator(device).manual_seed(0)
+    counts = pick(logits.expand(n, -1), said.expand(n, -1), how, generator).flatten().cpu().bincount(minlength=7)
+    assert counts[want == 0].sum() == 0
+    inside = want > 0
+    chi2 = ((counts - n*want)[inside]**2 / (n*want)[inside]).sum().item()
+    limit = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}[int(inside.sum()) - 1]   # 99.9 % quantiles, by degrees of freedom
+    assert chi2 < limit
+
+
+def test_generated_texts_follow_the_products_of_their_tokens():
+    "Two tokens drawn in a row from a real model: its 16 two-token texts come as often as the chain rule says."
+    model, n = small(vocab=4), 8_000
+    with torch.no_grad(): model.head.weight.mul_(0.3)
+    how = Sampling(1.3, 0.97)
+    start = torch.tensor([[2]])
+    first = next_probabilities(model(start)[:, -1], start, how)[0].double()
+    pairs = torch.cat([start.expand(4, 1), torch.arange(4)[:, None]], -1)
+    want = (first[:, None] * next_probabilities(model(pairs)[:, -1], pairs, how).double()).flatten().detach()
+    out = generate_ids(model, start.expand(n, 1), 2, 1.3, 0.97, generator=torch.Generator().manual_seed(0))
+    counts = (out[:, 1] * 4 + out[:, 2]).bincount(minlength=16)
+    assert counts[want == 0].sum() == 0
+    inside = want > 0
+    assert inside.sum() > 4
+    assert ((counts - n*want)[inside]**2 / (n*want)[inside]).sum() < 37.7   # 99.9 % for 15 degrees of freedom, and more for fewer
+
+
+def test_greedy_takes_the_best_and_of_equals_the_lower_id(device):
+    logits = torch.tensor([[0., 3., 3., 1.], [-inf, -5., -inf, -5.]], device=device)
+    state = torch.get_rng_state()
+    assert pick(logits, NOTHING.expand(2, 0).to(device), Sampling(0.)).tolist() == [[1], [1]]
+    assert torch.equal(torch.get_rng_state(), state)   # no chance was spent
+
+
+@pytest.mark.parametrize("dtype, big", [(torch.float16, 65504.), (torch.bfloat16, 3e38), (torch.float32, 3e38), (torch.float64, 1e300)])
+@pytest.mark.parametrize("temperature", [0., 1e-40, 1., 10.])
+def test_huge_scores_are_no_trouble(dtype, big, temperature, device):
+    logits = torch.tensor([[-big, 0., big, -inf]], dtype=dtype, device=device)
+    got = next_probabilities(logits, NOTHING[None].to(device), Sampling(temperature, 0.9))
+    assert_close(got.cpu(), torch.tensor([[0., 0., 1., 0.]], dtype=got.dtype))
+    assert pick(logits, NOTHING[None].to(device), Sampling(temperature, 0.9)).item() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_are_widened_first(dtype):
+    logits = torch.randn(5, 64).mul(4).to(dtype)
+    how = Sampling(0.7, 0.95, repetition_penalty=1.3)
+    said = torch.randint(64, (5, 9))
+    assert_close(next_probabilities(logits, said, how), next_probabilities(logits.float(), said, how))
+
+
+@pytest.mark.parametrize("row", [[math.nan, 1.], [inf, 1.], [-inf, -inf]], ids=str)
+@pytest.mark.parametrize("temperature", [0., 1.])
+def test_scores_that_are_no_numbers_are_refused(row, temperature):
+    with pytest.raises(ValueError, match="did training diverge"): pick(torch.tensor([[0., 1.], row]), NOTHING.expand(2, 0), Sampling(temperature))
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"temperature": -1.}, "temperature must be 0 or more, and finite, but is -1"), ({"temperature": math.nan}, "but is nan"), ({"temperature": inf}, "but is inf"),
+    ({"top_p": 1.5}, "top_p must lie between 0 and 1, but is 1.5"), ({"top_p": -.1}, "top_p"), ({"top_p": math.nan}, "top_p"),
+    ({"top_k": -1}, r"top_k must be 0 \(all tokens\) or more, but is -1"), ({"min_p": 2.}, "min_p must lie between 0 and 1, but is 2"),
+    ({"repetition_penalty": 0.}, "repetition_penalty must be positive, and finite, but is 0"), ({"repetition_penalty": inf}, "but is inf"),
+], ids=str)
+def test_settings_that_mean_nothing_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message): Sampling(**bad)
+
+
+# ---- The cache changes nothing
+
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}, {"num_kv_heads": 1}, {"tie": True}], ids=str)
+@pytest.mark.parametrize("chunks", [[12], [1]*12, [1, 4, 2, 5], [11, 1]], ids=str)
+def test_reading_in_chunks_gives_the_same_scores(chunks, more, device):
+    model, ids = small(device, **more), text(3, 12, device)
+    reader, end = Reader(model, 3), 0
+    for size in chunks:
+        end += size
+        with torch.no_grad(): assert_close(reader(ids[:, :end]), model(ids[:, :end])[:, -1])
+        assert [cache.length for cache in reader.caches] == [end]*2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_have_caches_of_their_own(dtype):
+    model, ids = small().to(dtype), text(2, 12)
+    reader = Reader(model, 2)
+    assert reader.caches[0].keys.dtype == dtype
+    for t in range(3, 13): got = reader(ids[:, :t])
+    with torch.no_grad(): want = model(ids)[:, -1]
+    assert got.dtype == dtype
+    if dtype == torch.float64: assert_close(got, want)
+    else: assert (got - want).abs().max() < 0.03 * want.abs().max()   # bfloat16 rounds sums of other orders otherwise
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 16])
+def test_past_the_context_it_reads_between_half_and_all_of_it_afresh(room, device):
+    model, ids = small(device, room=room, num_kv_heads=2), text(2, 60, device)
+    reader, longest = Reader(model, 2), 0
+    for t in range(1, 61):
+        with torch.no_grad(): assert_close(reader(ids[:, :t]), model(ids[:, reader.start:t])[:, -1])
+        looked_at = t - reader.start
+        longest = max(longest, looked_at)
+        assert reader.caches[0].length == looked_at <= room
+        assert looked_at == t if t <= room else looked_at >= max(1, room//2)
+    assert longest == room
+
+
+def test_each_token_is_read_about_twice_at_most():
+    model, ids, read = small(room=16), text(1, 200), []
+    model.embedding.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0].numel()))
+    reader = Reader(model)
+    for t in range(1, 17): reader(ids[:, :t])
+    assert sum(read) == 16
+    for t in range(17, 201): reader(ids[:, :t])
+    assert sum(read) <= 2 * 200
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_last_part():
+    model, ids = small(room=16), text(2, 50)
+    reader = Reader(model, 2)
+    with torch.no_grad(): assert_close(reader(ids), model(ids[:, -16:])[:, -1])
+    out = generate_ids(model, ids, 20, 0.)
+    assert torch.equal(out[:, :50], ids)
+    assert torch.equal(out[:, 50:], generate_ids(model, ids[:, -16:], 20, 0.)[:, 16:])
+
+
+@pytest.mark.parametrize("lengths", [(0,), (5, 5), (5, 3), (30, 30)], ids=str)
+def test_a_text_that_has_not_grown_is_refused(lengths):
+    reader, ids = Reader(small(room=16)), text(1, 40)
+    for t in lengths[:-1]: reader(ids[:, :t])
+    with pytest.raises(ValueError, match=f"a longer text at each call, but this one has {lengths[-1]} tokens"): reader(ids[:, :lengths[-1]])
+
+
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}], ids=str)
+def test_greedy_text_is_the_same_without_a_cache(more, device):
+    model, ids = small(device, room=24, **more), text(3, 5, device)
+    want = ids
+    for _ in range(19):
+        with torch.no_grad(): want = torch.cat([want, model(want)[:, -1:].argmax(-1)], -1)
+    assert torch.equal(generate_ids(model, ids, 19, temperature=0.), want)
+    assert torch.equal(generate_ids(model, ids, 19, top_p=0.), want)
+    assert torch.equal(generate_ids(model, ids, 19, top_k=1), want)
+    assert torch.equal(generate_ids(model, ids, 19, 1e-40), want)
+    for row in range(3): assert torch.equal(generate_ids(model, ids[row:row + 1], 19, 0.), want[row:row + 1])
+
+
+# ---- Loops and their ends
+
+def test_max_tokens_zero_adds_nothing_and_seeds_repeat():
+    model, ids = small(), text(2, 4)
+    assert torch.equal(generate_ids(model, ids, 0), ids)
+    one, two, other = (generate_ids(model, ids, 10, 1., 1., generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert one.shape == (2, 14) and torch.equal(one, two) and not torch.equal(one, other)
+    assert not one.requires_grad and torch.equal(one[:, :4], ids)
+
+
+def test_rows_that_have_ended_are_filled_and_the_loop_ends_with_the_last():
+    model = forced([1, 2, 3, 4, 5, 5])   # counts up to 5 and stays there
+    out = generate_ids(model, torch.tensor([[0], [3], [1]]), 100, temperature=0., stop_id=4)
+    assert out.tolist() == [[0, 1, 2, 3, 4], [3, 4, 4, 4, 4], [1, 2, 3, 4, 4]]
+    assert generate_ids(model, torch.tensor([[0], [3]]), 3, temperature=0., stop_id=4).tolist() == [[0, 1, 2, 3], [3, 4, 4, 4]]
+    assert generate_ids(model, torch.tensor([[0], [3]]), 3, temperature=0.).tolist() == [[0, 1, 2, 3], [3, 4, 5, 5]]
+    assert generate_ids(model, torch.tensor([[4]]), 2, temperature=0., stop_id=4).tolist() == [[4, 5, 5]]   # a prompt may hold it
+
+
+def test_a_penalty_reaches_all_that_was_said():
+    model = forced([1, 0, 2])   # 0 and 1 in turns
+    assert generate_ids(model, torch.tensor([[0]]), 4, temperature=0.).tolist() == [[0, 1, 0, 1, 0]]
+    assert generate_ids(model, torch.tensor([[0]]), 2, temperature=0., repetition_penalty=1e9).tolist()[0][:2] == [0, 1]
+    assert 0 not in generate_ids(small(), torch.tensor([[0]]), 12, temperature=0., repetition_penalty=1e9)[0, 1:]
+
+
+@pytest.mark.parametrize("ids, max_tokens, message", [(torch.zeros(1, 0, dtype=torch.int64), 1, "at least one token"), (torch.zeros(1, 1, dtype=torch.int64), -1, "max_tokens must be 0 or more, but is -1")])
+def test_nothing_to_go_on_from_is_refused(ids, max_tokens, message):
+    with pytest.raises(ValueError, match=message): generate_ids(small(), ids, max_tokens)
+
+
+def test_tokens_come_one_at_a_time():
+    model = small()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    tokens = continuations(model, text(2, 3), 50, Sampling())
+    first = next(tokens)
+    assert first.shape == (2, 1) and len(calls) == 1   # the second has not been worked out
+    next(tokens)
+    assert len(calls) == 2
+
+
+def test_ids_of_another_integer_type_will_do():
+    model, ids = small(), text(1, 4)
+    assert torch.equal(generate_ids(model, ids.int(), 5, 0., repetition_penalty=1.1).long(), generate_ids(model, ids, 5, 0., repetition_penalty=1.1))
+
+
+# ---- Text
+
+@given(st.binary(max_size=24), st.lists(st.integers(0, 24), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_pieces_join_to_what_all_bytes_say_together(data, cuts):
+    edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    pieces = [data[a:b] for a, b in pairwise(edges)]
+    assert "".join(whole_characters(pieces)) == data.decode("utf-8", errors="replace")
+
+
+@given(st.text(max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_no_half_character_is_ever_shown(text):
+    pieces = list(whole_characters(bytes([byte]) for byte in text.encode()))
+    assert pieces == list(text)
+
+
+def speaker(said, tokenizer):
+    "A model that says these bytes after byte 0, if no byte comes twice."
+    ids = [0, *(tokenizer.special_tokens.get(x, x) for x in said)]
+    favourites = list(range(tokenizer.vocab_size))
+    for a, b in pairwise(ids): favourites[a] = b
+    return forced(favourites)
+
+
+def test_stream_holds_back_half_characters_and_shows_broken_ones():
+    tokenizer = bytes_only(END)
+    model = speaker([*"a♥b".encode(), 0xf0, 0x9f, END], tokenizer)
+    assert list(stream(model, tokenizer, "\0", temperature=0.)) == ["a", "♥", "b", "\ufffd"]
+    assert list(stream(model, tokenizer, "\0", max_tokens=3, temperature=0.)) == ["a", "\ufffd"]   # cut off in the middle
+    assert generate(model, tokenizer, "\0", max_tokens=4, temperature=0.) == "\0a♥"
+
+
+def test_end_of_text_ends_it_and_is_not_shown_but_other_special_tokens_are():
+    tokenizer = bytes_only("<|other|>", END)
+    model = speaker([65, "<|other|>", 66, END], tokenizer)
+    assert generate(model, tokenizer, "\0", temperature=0.) == "\0A<|other|>B"
+    assert generate(model, tokenizer, f"{END}\0", temperature=0.) == f"{END}\0A<|other|>B"   # in the prompt it ends nothing
+    assert generate(model, tokenizer, "\0", 0) == "\0" and list(stream(model, tokenizer, "\0", 0)) == []
+
+
+def test_an_empty_prompt_begins_a_document():
+    tokenizer = bytes_only(END)
+    model = speaker([], tokenizer)
+    with torch.no_grad(): model.head.weight[72, 256] = 99.
+    assert first_ids(model, tokenizer, "") == [256]
+    assert generate(model, tokenizer, "", 1, 0.) == "H"
+    bare = bytes_only()
+    with pytest.raises(ValueError, match="the prompt is empty"): first_ids(speaker([], bare), bare, "")
+
+
+def test_a_foreign_tokenizer_is_refused_before_anything_is_said():
+    model, tokenizer = small(), bytes_only(END)
+    with pytest.raises(ValueError, match=r"the model knows 300 ids and the tokenizer 257; use the tokenizer\.json"): stream(model, tokenizer, "a")
+    with pytest.raises(ValueError, match="300"): generate(model, tokenizer, "a")
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.}, {"top_p": 2.}, {"top_k": -1}, {"min_p": -1.}, {"repetition_penalty": -1.}], ids=str)
+def test_bad_settings_are_refused_before_anything_is_said(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must"): stream(small(vocab=257), bytes_only(END), "a", **bad)
+
+
+def test_an_id_without_a_token_says_nothing():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)} | {258: b"!!"}, [])   # 257 and 256 are gaps
+    model = forced([257, *range(1, 257), 258, 65])
+    assert generate(model, tokenizer, "\0", 3, 0.) == "\0!!A"
+
+
+def test_seeds_repeat_a_text_and_leave_others_chance_alone(device):
+    tokenizer = bytes_only(END)
+    model = small(device, vocab=257)
+    state = torch.get_rng_state()
+    one, two, other = (generate(model, tokenizer, "To", 30, 1., 1., seed=s) for s in (1, 1, 2))
+    assert one == two != other
+    assert generate(model, tokenizer, "To", 30, 1., 1.) != generate(model, tokenizer, "To", 30, 1., 1.)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_streamed_pieces_make_the_generated_text():
+    model, tokenizer = small(vocab=257), bytes_only(END)
+    more = {"seed": 4, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.1}
+    assert "ab" + "".join(stream(model, tokenizer, "ab", 60, 1.2, 0.95, **more)) == generate(model, tokenizer, "ab", 60, 1.2, 0.95, **more)
+
+
+# ---- The model that comes along, and the command
+
+def test_the_demo_model_speaks():
+    model, tokenizer = load_demo("cpu")
+    assert model.config.vocab_size == tokenizer.vocab_size and not model.training
+    said = generate(model, tokenizer, "ROMEO:\n", 40, seed=0)
+    assert said.startswith("ROMEO:\n") and len(said) > 60 and said == generate(model, tokenizer, "ROMEO:\n", 40, seed=0)
+
+
+def test_the_command_prints_samples_with_seeds_of_their_own(capsys):
+    model, tokenizer = open_model(GenerateConfig(device="cpu"))
+    main("--prompt My --max_tokens 12 --num_samples 2 --seed 3 --temperature 0.9 --top_p 0.8 --top_k 50 --min_p 0.02 --repetition_penalty 1.2 --device cpu".split())
+    texts = [generate(model, tokenizer, "My", 12, 0.9, 0.8, top_k=50, min_p=0.02, repetition_penalty=1.2, seed=s) for s in (3, 4)]
+    assert capsys.readouterr().out == f"{texts[0]}\n---\n{texts[1]}\n"
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--seed -1", "--seed must lie between 0 and 2**63 - 1, but is -1"),
+    ("--seed 99999999999999999999999", "--seed must"),
+    ("--max_tokens -1", "--max_tokens must be 0 or more, but is -1"),
+    ("--num_samples 0", "--num_samples must be at least 1, but is 0"),
+    ("--temperature nan", "temperature must"),
+    ("--repetition_penalty inf", "repetition_penalty must"),
+])
+def test_the_command_refuses_in_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop: main([*flags.split(), "--device", "cpu", "--prompt", "never printed"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1

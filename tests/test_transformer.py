@@ -1,0 +1,345 @@
+"""`TransformerBlock` and `Transformer`: against Hugging Face's Llama, against torch's own layers, and against what a language model must never do."""
+import copy
+import math
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from llm_course.attention import attention
+from llm_course.multihead import new_cache
+from llm_course.transformer import ModelConfig, Transformer, TransformerBlock, start_small
+
+SHAPE = dict(vocab_size=50, max_seq_len=16, d_model=32, num_layers=2, num_heads=4, d_ff=40)
+
+
+def make(seed=0, **changes):
+    "A small model whose weights are all of ordinary size, so that nothing hides behind a small start."
+    torch.manual_seed(seed)
+    model = Transformer(**{**SHAPE, **changes})
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(1 + torch.randn_like(p) / 4 if p.ndim == 1 else torch.randn_like(p) * p.shape[1]**-0.5)
+    return model
+
+
+def random_ids(*shape, device="cpu"): return torch.randint(SHAPE["vocab_size"], shape, device=device)
+
+
+# ---- References
+
+def halves_first(weight, heads):
+    "Llama turns feature i with feature i + d/2; we turn neighbours. The same rows, otherwise ordered."
+    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+def llama(model):
+    "Hugging Face's model with the weights of ours."
+    from transformers import LlamaConfig, LlamaForCausalLM
+    c = model.config
+    kv = c.num_kv_heads or c.num_heads
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
+        num_key_value_heads=kv, max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, tie_word_embeddings=c.tie, rope_theta=c.rope_theta))
+    names = {"attention_norm": "input_layernorm", "attention.q_proj": "self_attn.q_proj", "attention.k_proj": "self_attn.k_proj",
+             "attention.v_proj": "self_attn.v_proj", "attention.output_proj": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+             "ffn.w1": "mlp.gate_proj", "ffn.w2": "mlp.down_proj", "ffn.w3": "mlp.up_proj"}
+    state = {}
+    for name, x in model.state_dict().items():
+        name = name.replace("embedding.", "model.embed_tokens.").replace("head.", "lm_head.")
+        if name == "norm.weight": name = "model.norm.weight"
+        if name.startswith("blocks."):
+            _, layer, rest = name.split(".", 2)
+            if "q_proj" in rest: x = halves_first(x, c.num_heads)
+            if "k_proj" in rest: x = halves_first(x, kv)
+            name = f"model.layers.{layer}.{names[rest.removesuffix('.weight')]}.weight"
+        state[name] = x
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+VARIANTS = {"plain": {}, "grouped": dict(num_kv_heads=2), "one key head": dict(num_kv_heads=1), "tied": dict(tie=True), "both": dict(num_kv_heads=2, tie=True)}
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_agrees_with_llama(variant):
+    model = make(**VARIANTS[variant])
+    theirs, ids, targets = llama(model), random_ids(3, 16), random_ids(3, 16)
+    logits, expected = model(ids), theirs(ids).logits
+    assert_close(logits, expected)
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
+    grads = {name: p.grad for name, p in theirs.named_parameters()}
+    assert_close(model.embedding.weight.grad, grads["model.embed_tokens.weight"])
+    assert_close(model.norm.weight.grad, grads["model.norm.weight"])
+    if not model.config.tie: assert_close(model.head.weight.grad, grads["lm_head.weight"])
+    kv = model.config.num_kv_heads or 4
+    for i, block in enumerate(model.blocks):
+        layer = f"model.layers.{i}."
+        assert_close(halves_first(block.attention.q_proj.weight.grad, 4), grads[layer + "self_attn.q_proj.weight"])
+        assert_close(halves_first(block.attention.k_proj.weight.grad, kv), grads[layer + "self_attn.k_proj.weight"])
+        assert_close(block.attention.output_proj.weight.grad, grads[layer + "self_attn.o_proj.weight"])
+        assert_close(block.attention_norm.weight.grad, grads[layer + "input_layernorm.weight"])
+        assert_close(block.ffn.w2.weight.grad, grads[layer + "mlp.down_proj.weight"])
+
+
+def test_rope_theta_reaches_every_block():
+    near, far = make(rope_theta=100.), make()
+    ids = random_ids(1, 16)
+    assert not torch.allclose(near(ids), far(ids))
+    assert_close(near(ids), llama(near)(ids).logits)
+
+
+def block_of_torch(block, x):
+    "A block without positions, out of torch's own layers."
+    d, heads = x.shape[-1], block.attention.num_heads
+    mha = nn.MultiheadAttention(d, heads, bias=False, batch_first=True)
+    with torch.no_grad():
+        mha.in_proj_weight.copy_(torch.cat([block.attention.q_proj.weight, block.attention.k_proj.weight, block.attention.v_proj.weight]))
+        mha.out_proj.weight.copy_(block.attention.output_proj.weight)
+    norm = lambda layer, x: F.rms_norm(x, (d,), layer.weight, 1e-5)
+    y = norm(block.attention_norm, x)
+    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+    x = x + mha(y, y, y, attn_mask=mask, is_causal=True, need_weights=False)[0]
+    y = norm(block.ffn_norm, x)
+    return x + F.linear(F.silu(F.linear(y, block.ffn.w1.weight)) * F.linear(y, block.ffn.w3.weight), block.ffn.w2.weight)
+
+def test_block_agrees_with_torch_layers_where_all_stand_at_one_place():
+    block, x = TransformerBlock(32, 4, 40), torch.randn(2, 7, 32)
+    assert_close(block(x, torch.zeros(7, dtype=torch.long)), block_of_torch(block, x))   # equal angles cancel: RoPE does nothing
+
+
+def test_block_with_silent_branches_is_the_identity(device):
+    block, x = TransformerBlock(32, 4, 40, device=device), torch.randn(2, 7, 32, device=device)
+    for last in block.attention.output_proj, block.ffn.w2: nn.init.zeros_(last.weight)
+    assert torch.equal(block(x), x)
+
+
+def test_gradient_is_exact():
+    block = TransformerBlock(8, 2, 12, dtype=torch.float64)
+    assert torch.autograd.gradcheck(block, torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True))
+
+
+# ---- What a language model must never do
+
+def test_the_future_cannot_leak(device):
+    model, ids = make().to(device), random_ids(2, 16, device=device)
+    for at in 0, 7, 15:
+        changed = ids.clone()
+        changed[:, at] = (changed[:, at] + 1) % 50
+        before, after = model(ids), model(changed)
+        assert torch.equal(before[:, :at], after[:, :at])
+        assert not torch.allclose(before[:, at], after[:, at])
+
+
+@pytest.mark.parametrize("at", [0, 5, 15])
+def test_gradients_reach_the_past_and_no_one_else(at):
+    model, entered = make(), []
+    model.embedding.register_forward_hook(lambda *a: entered.append(a[-1]))
+    grad, = torch.autograd.grad(model(random_ids(2, 16))[0, at].sum(), entered)
+    assert grad[0, :at + 1].abs().sum(-1).gt(0).all()
+    assert not grad[0, at + 1:].any() and not grad[1].any()
+
+
+def test_items_of_a_batch_do_not_touch(device):
+    model, ids = make().to(device), random_ids(3, 9, device=device)
+    assert_close(model(ids)[1], model(ids[1]))
+
+
+@pytest.mark.parametrize("pieces", [[1]*16, [16], [5, 1, 9, 1], [15, 1]], ids=str)
+@pytest.mark.parametrize("kv", [None, 2])
+def test_cached_is_uncached(pieces, kv, device):
+    model, ids = make(num_kv_heads=kv).to(device), random_ids(2, 16, device=device)
+    caches = [new_cache(block.attention, 2) for block in model.blocks]
+    with torch.no_grad(): assert_close(torch.cat([model(piece, caches=caches) for piece in ids.split(pieces, 1)], 1), model(ids))
+
+
+def test_positions_may_be_given():
+    model, ids = make(), random_ids(2, 6)
+    assert_close(model(ids, torch.arange(6)), model(ids))
+    assert_close(model(ids, torch.arange(3, 9)), model(ids))          # only distances count
+    assert_close(model(ids, torch.arange(6).expand(2, 6)), model(ids))
+    assert not torch.allclose(model(ids, 2*torch.arange(6)), model(ids))
+
+
+# ---- Shapes, types, places
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1), (0, 5), (2, 3, 5), (2, 16)], ids=str)
+def test_any_leading_axes(shape, device):
+    logits = make().to(device)(random_ids(*shape, device=device))
+    assert logits.shape == (*shape, 50) and logits.isfinite().all()
+
+
+def test_ids_need_not_be_contiguous():
+    model, ids = make(), random_ids(6, 4)
+    assert torch.equal(model(ids.T), model(ids.T.contiguous()))
+    assert torch.equal(model(ids.int()), model(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_runs_in_other_types(dtype):
+    torch.manual_seed(0)
+    model = Transformer(**SHAPE, dtype=dtype)
+    logits = model(random_ids(2, 5))
+    assert logits.dtype == dtype and logits.isfinite().all() and {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_too_long_a_sequence_is_refused():
+    with pytest.raises(ValueError, match="0 to 15, but these go from 0 to 16; raise max_seq_len"): make()(random_ids(1, 17))
+
+
+def test_unknown_id_is_refused():
+    with pytest.raises(IndexError, match="must lie in 0…49"): make()(torch.tensor([50]))
+
+
+def test_there_is_a_cache_for_each_block():
+    model = make()
+    with pytest.raises(ValueError, match="shorter"): model(random_ids(1, 2), caches=[new_cache(model.blocks[0].attention, 1)])
+
+
+def test_state_dict_holds_parameters_only():
+    model = make(tie=True)
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    assert "blocks.1.attention.q_proj.weight" in model.state_dict() and "head.weight" in model.state_dict()
+
+
+def test_tied_models_have_one_matrix():
+    model = make(tie=True)
+    assert model.head.weight is model.embedding.weight
+    assert sum(p.numel() for p in make().parameters()) - sum(p.numel() for p in model.parameters()) == 50 * 32
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_are_whole_and_their_own(clone):
+    model, ids = make(tie=True), random_ids(2, 5)
+    twin = clone(model)
+    assert torch.equal(twin(ids), model(ids)) and twin.config == model.config and twin.head.weight is twin.embedding.weight
+    with torch.no_grad(): twin.embedding.weight.add_(1)
+    assert not torch.equal(twin(ids), model(ids))
+
+
+SIZES = {   # vocab, context, d_model, layers, heads, d_ff → parameters, counted by hand from the shape
+    "CS336 TinyStories": ((10_000, 256, 512, 4, 16, 1344), 22_696_448),
+    "GPT-2 XL": ((50_257, 1024, 1600, 48, 25, 6400), 2_127_057_600),
+}
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_count_on_the_meta_device(name):
+    shape, expected = SIZES[name]
+    model = Transformer(*shape, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == expected
+    assert all(x.is_meta for x in [*model.parameters(), *model.buffers()])
+    assert model(torch.zeros(2, 3, dtype=torch.long, device="meta")).shape == (2, 3, shape[0])
+
+
+def test_readable_attention_can_take_the_place_of_the_fused():
+    model, ids = make(num_kv_heads=2), random_ids(2, 16)
+    fused = model(ids)
+    for block in model.blocks: block.attention.attend = attention
+    assert_close(model(ids), fused)
+
+
+def test_the_stream_is_read_by_the_parts_that_are_there():
+    model = make()
+    torch.manual_seed(1)
+    model.blocks[1] = TransformerBlock(32, 4, 64, 16)   # a block of one's own
+    assert model(random_ids(2, 5)).shape == (2, 5, 50)
+
+
+# ---- The start
+
+@pytest.mark.parametrize("vocab, layers", [(50, 1), (300, 4), (5000, 12)])
+def test_the_first_loss_is_ln_v(vocab, layers):
+    torch.manual_seed(0)
+    ids = torch.randint(vocab, (4, 17))
+    for tie, excess in (False, 0.1**2 / 2), (True, 1 / 2):   # ln V + σ²/2
+        losses = []
+        for _ in range(3):
+            logits = Transformer(**{**SHAPE, "vocab_size": vocab, "num_layers": layers, "tie": tie})(ids[:, :-1])
+            losses.append(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item())
+        assert abs(sum(losses) / 3 - math.log(vocab) - excess) < (.25 if tie else .05)
+
+
+def test_start_small_shrinks_last_matrices_and_logits_only():
+    torch.manual_seed(0)
+    small = Transformer(**SHAPE)
+    before = {name: p.clone() for name, p in small.named_parameters()}
+    start_small(small)   # once more
+    for name, p in small.named_parameters():
+        factor = 0.5 if name.endswith(("output_proj.weight", "w2.weight")) else 0.1 if name == "head.weight" else 1   # 4 branches: 1/√4
+        assert_close(p, before[name] * factor)
+
+
+def test_the_stream_ends_at_one_size_whatever_the_depth():
+    torch.manual_seed(0)
+    ids, sizes = random_ids(4, 16), []
+    for depth in 4, 16, 64:
+        model = Transformer(**{**SHAPE, "num_layers": depth})
+        model.norm.register_forward_hook(lambda module, inputs, out: sizes.append(inputs[0].square().mean().sqrt().item()))
+        model(ids)
+    assert max(sizes) < 1.15 * min(sizes)
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    from llm_course.transformer import AdamW, CrossEntropyLoss
+    torch.manual_seed(0)
+    model, ids, loss_of = Transformer(**SHAPE), random_ids(4, 9), CrossEntropyLoss()
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        loss = loss_of(model(ids[:, :-1]), ids[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+# ---- The shape
+
+REFUSED = {
+    "vocab_size must be at least 1, and whole, but is 0": dict(vocab_size=0),
+    "max_seq_len must be at least 1, and whole, but is -3": dict(max_seq_len=-3),
+    "d_model must be at least 1, and whole, but is 2.5": dict(d_model=2.5),
+    "num_layers must be at least 1, and whole, but is '4'": dict(num_layers="4"),
+    "d_ff must be at least 1, and whole, but is None": dict(d_ff=None),
+    "num_heads must divide d_model, but 256 % 7 = 4": dict(num_heads=7),
+    "d_model / num_heads must be even, but 24 / 8 = 3": dict(d_model=24),
+    "num_kv_heads must divide num_heads, but 3 does not divide 8": dict(num_kv_heads=3),
+    "num_kv_heads must divide num_heads, but 0 does not divide 8": dict(num_kv_heads=0),
+    "num_kv_heads must divide num_heads, but 16 does not divide 8": dict(num_kv_heads=16),
+    "rope_theta must be positive and finite, but is 0": dict(rope_theta=0),
+    "rope_theta must be positive and finite, but is nan": dict(rope_theta=math.nan),
+    "rope_theta must be positive and finite, but is inf": dict(rope_theta=math.inf),
+}
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_shape_that_cannot_work_is_refused(message):
+    with pytest.raises((ValueError, TypeError)) as caught: Refusable(**REFUSED[message])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+class Refusable:
+    "Calls the check of `ModelConfig` without the types that pytest enforces on its constructor."
+    def __new__(cls, **changes):
+        config = object.__new__(ModelConfig)
+        for name, value in {**asdict(ModelConfig()), **changes}.items(): object.__setattr__(config, name, value)
+        config.__post_init__()
+
+
+def test_a_model_knows_its_shape():
+    config = ModelConfig(**SHAPE, num_kv_heads=2, tie=True, rope_theta=500.)
+    assert Transformer(**asdict(config)).config == config
+    assert replace(config, tie=False) != config
+    with pytest.raises(ValueError, match="num_heads must divide"): Transformer(**{**SHAPE, "num_heads": 5})
+
+
+def test_compiled_in_one_piece_it_says_the_same():
+    code = """
+import torch
+from llm_course.transformer import Transformer
+torch.manual_seed(0)
+model, ids = Transformer(50, 16, 32, 2, 4, 40, num_kv_heads=2), torch.randint(50, (2, 16))
+torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(ids), model(ids))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"})
