@@ -53,6 +53,10 @@ notebooks: export
 	.venv/bin/jupyter execute --inplace nbs/*.ipynb
 	.venv/bin/nbdev_clean
 
+# With Quarto where it is installed, else with pandoc.
+site: .venv/installed
+	$(PY) web/render.py
+
 bench: .venv/installed
 	$(PY) -m bench
 

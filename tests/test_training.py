@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
         loss = cross_entropy(logits, targets)
         return poison(loss) if len(calls) > 7 and torch.is_grad_enabled() else loss
     monkeypatch.setattr(training, "cross_entropy", sick)
-    with pytest.raises(ValueError, match="stopped being a number before iteration .*checkpoint.pt is the last good checkpoint; try a lower --lr_max"):
+    with pytest.raises(ValueError, match=r"stopped being a number before iteration .*checkpoint.pt is the last good checkpoint; try a lower --lr_max"):
         train(replace(asked, iterations=20, checkpoint_interval=1, val_interval=100))
     saved = read_checkpoint(asked.output/"checkpoint.pt")
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
