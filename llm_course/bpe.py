@@ -76,7 +76,8 @@ def count_pairs(
 def join_everywhere(
     pair:tuple[int, int],                    # The two ids to join
     new:int,                                 # The id that stands for both
-    words:list[list[int]], counts:list[int], # Changed in place, and how often each occurs
+    words:list[list[int]],                   # Distinct words; changed in place
+    counts:list[int],                        # How often each occurs
     total:dict[tuple[int, int], int],        # Pair counts, kept true
     where:dict[tuple[int, int], list[int]],  # In which words a pair may be found
 )->set[tuple[int, int]]:                     # The pairs that this has made
@@ -86,8 +87,7 @@ def join_everywhere(
         word, count, i, j = words[index], counts[index], 0, 0   # read at i, write at j
         while i < len(word):
             if word[i] != left or word[i+1:i+2] != [right]:
-                word[j] = word[i]
-                i, j = i + 1, j + 1
+                word[j], i, j = word[i], i + 1, j + 1   # the old j, as targets are filled from the left
                 continue
             if j:
                 total[word[j-1], left] -= count
@@ -99,8 +99,7 @@ def join_everywhere(
                 born.add(made := (new, word[i+2]))
                 total[made] += count
                 where[made].append(index)
-            word[j] = new
-            i, j = i + 2, j + 1
+            word[j], i, j = new, i + 2, j + 1
         del word[j:]
     del total[pair]
     return born

@@ -44,11 +44,11 @@ def gathered(
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(
-    model:nn.Module,               # Its `config`, where it has one, is kept as well
-    optimizer:Optimizer,           # Its moments and rates
-    iteration:int,                 # Steps done
+    model:nn.Module,                 # Its `config`, where it has one, is kept as well
+    optimizer:Optimizer,             # Its moments and rates
+    iteration:int,                   # Steps done
     out:str|os.PathLike|IOBase|None, # A path, written whole or not at all; an open file; `None` to write nothing
-    **extra,                       # Tensors and plain values to keep beside them
+    **extra,                         # Tensors and plain values to keep beside them
 )->None:
     "Write all that a run needs to go on."
     model = bare(model)
@@ -60,7 +60,7 @@ def save_checkpoint(
         with whole_file(out) as file: write_state(state, file)
 
 def write_state(
-    state:dict,     # Tensors and plain values
+    state:dict,  # Tensors and plain values
     file:IOBase, # Open for writing
 )->None:
     "Write with `torch.save`, whose own complaint would hide what went wrong, a full disk or Ctrl-C."
@@ -72,15 +72,15 @@ CONTENTS = {"iteration": int, "config": dict | None, "model": dict, "optimizer":
 
 def read_checkpoint(
     source:str|os.PathLike|IOBase, # A path or an open file
-    device="cpu",                     # Where its tensors go
-)->dict:                              # What `save_checkpoint` wrote
+    device="cpu",                  # Where its tensors go
+)->dict:                           # What `save_checkpoint` wrote
     "Read a checkpoint without running any code in it. Raises `ValueError` if it is none, or damaged."
     if not hasattr(source, "read"):
         with open(source, "rb") as file: return read_state(file, source, device)
     return read_state(source, "this file", device)
 
 def read_state(
-    file:IOBase,         # Open for reading
+    file:IOBase,            # Open for reading
     name:str|os.PathLike,   # The file, for messages
     device,                 # Where its tensors go
 )->dict:                    # What `save_checkpoint` wrote
@@ -129,9 +129,9 @@ def restore(
 # %% ../nbs/16_checkpoint.ipynb #load-checkpoint
 def load_checkpoint(
     source:str|os.PathLike|IOBase, # A path or an open file
-    model:nn.Module,                  # Gets the parameters
-    optimizer:Optimizer|None=None,    # Gets the moments, if given
-)->int:                               # Steps done when it was written
+    model:nn.Module,               # Gets the parameters
+    optimizer:Optimizer|None=None, # Gets the moments, if given
+)->int:                            # Steps done when it was written
     "Put a saved run back into `model` and `optimizer`. Raises `ValueError` if the file is no checkpoint, or one of another shape."
     state = read_checkpoint(source)   # to the CPU: each tensor is then copied to where its parameter lives
     restore(state, model, optimizer)
@@ -193,9 +193,9 @@ def build(
 
 # %% ../nbs/16_checkpoint.ipynb #load-model
 def load_model(
-    path:str|os.PathLike,            # A `checkpoint.pt`, or a `.safetensors` file of `save_model`
+    path:str|os.PathLike,              # A `checkpoint.pt`, or a `.safetensors` file of `save_model`
     device:str|torch.device|None=None, # Where the model lives; `None` for the best device there is
-)->Transformer:                      # In float32, ready to evaluate
+)->Transformer:                        # In float32, ready to evaluate
     "Read a model back; its shape comes from the file. Raises `ValueError` if the file is not one of ours."
     device = pick_device(device)
     if Path(path).suffix == ".safetensors": config, state = read_safetensors(path)
