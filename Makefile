@@ -15,7 +15,7 @@ export MPLBACKEND ?= agg
 # The main job: from nothing to a model that speaks. A second run finds its files and goes straight to the last lines.
 demo: $(RUN)/train.bin
 	$(PY) -m llm_course.training --train_data $(RUN)/train.bin --val_data $(RUN)/val.bin --output $(RUN) $(RECIPE) --resume
-	$(PY) -m llm_course.generating --model_path $(RUN)/checkpoint.pt --prompt "ROMEO:" --max_tokens 200 --temperature 0.8 --top_p 0.9
+	$(PY) -m llm_course.generating --model_path $(RUN)/checkpoint.pt --prompt "ROMEO:" --max_tokens 200 --temperature 0.8 --top_p 0.9 --seed 0
 	@echo
 	@echo "Look at $(RUN)/loss.svg for the loss curve, at nbs/17_training.ipynb for the loop that made it, and change the recipe:"
 	@echo "  $(PY) -m llm_course.training --help"
