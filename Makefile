@@ -20,8 +20,8 @@ demo: $(RUN)/train.bin
 	@echo "Look at $(RUN)/loss.svg for the loss curve, at nbs/17_training.ipynb for the loop that made it, and change the recipe:"
 	@echo "  $(PY) -m llm_course.training --help"
 
-RECIPE := --d_model 128 --num_layers 4 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 12 \
-  --iterations 1200 --lr_max 3e-3 --val_interval 100 --checkpoint_interval 200
+RECIPE := --d_model 128 --num_layers 4 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 6 \
+  --iterations 1500 --lr_max 3e-3 --num_threads 1 --val_interval 100 --checkpoint_interval 300
 
 $(RUN)/train.txt: | .venv/installed
 	$(PY) -m llm_course.data --fetch shakespeare --output $(RUN)
@@ -37,7 +37,8 @@ demo-model: demo
 	$(PY) -m llm_course.checkpoint --checkpoint $(RUN)/checkpoint.pt --output llm_course/demo/model.safetensors
 	cp $(RUN)/tokenizer.json $(RUN)/loss.svg llm_course/demo/
 
-test: export OMP_NUM_THREADS := 1
+# One thread: the pages' models are small, and threads that wait for each other are slow on a busy machine.
+test notebooks: export OMP_NUM_THREADS := 1
 test: .venv/installed
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean

@@ -139,6 +139,7 @@ class Vocabulary:
     ):
         self.vocab, self.merges, self.ignore_merges = dict(vocab), [tuple(merge) for merge in merges], ignore_merges
         self.pattern = PATTERNS.get(pattern, pattern)
+        pre_tokens("", self.pattern)   # one that is no regular expression is refused here
         self.ids = {token: id for id, token in self.vocab.items()}   # the way back: bytes to id
         if twice := len(self.vocab) - len(self.ids): raise ValueError(f"each token needs one id, but {twice} have a second one")
         self.ranks, self.joined = rank_merges(self.merges, self.ids)

@@ -106,7 +106,8 @@ def to_config(
     if not isinstance(found, dict): raise ValueError(f"{name} does not say what shape its model has; build the model, then call load_checkpoint")
     if unknown := found.keys() - {f.name for f in fields(ModelConfig)}:
         raise ValueError(f"{name} was written by a newer version of this course: it has {', '.join(sorted(map(str, unknown)))}; update llm_course")
-    return ModelConfig(**found)
+    try: return ModelConfig(**found)
+    except ValueError as error: raise ValueError(f"{name} does not hold the shape of a model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #restore
 def restore(
@@ -202,7 +203,9 @@ def load_model(
     else:
         saved = read_checkpoint(path)
         config, state = saved["config"], saved["model"]
-    return build(to_config(config, path), state, device)
+    config = to_config(config, path)
+    try: return build(config, state, device)
+    except ValueError as error: raise ValueError(f"{path} holds no whole model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #export-config
 @dataclass(frozen=True)
@@ -218,7 +221,9 @@ def export(
 )->None:
     "Turn a checkpoint into a file that holds the model alone."
     if config.dtype not in ("float16", "bfloat16", "float32"): raise ValueError(f"--dtype {config.dtype} is none of float16, bfloat16, float32")
+    if config.output.suffix != ".safetensors": raise ValueError(f"--output {config.output} must end in .safetensors, by which generating knows it")
     checkpoint, output = input_file(config.checkpoint, "--checkpoint"), output_path(config.output, "--output")
+    if output.exists() and output.samefile(checkpoint): raise ValueError(f"--output {output} is the checkpoint itself; name another file")
     save_model(load_model(checkpoint, "cpu"), output, getattr(torch, config.dtype))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {config.dtype}")
 

@@ -146,7 +146,7 @@ def load_ids(
     with open(path, "rb") as file: magic, size = file.read(6), os.fstat(file.fileno()).st_size
     if magic == b"\x93NUMPY":
         try: ids = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, SyntaxError) as error:
+        except (ValueError, EOFError, SyntaxError, OverflowError) as error:
             raise ValueError(f"{path} is not a whole .npy file ({one_line(error)}); {remedy}") from None
     else:
         if not size: raise ValueError(f"{path} is empty; {remedy}")
@@ -249,9 +249,9 @@ def split_documents(
     spans = list(map(whole, paths))
     ends = list(accumulate(span.end for span in spans))
     total = ends[-1]
-    target = total * (1 - val_fraction)
-    which = next((i for i, end in enumerate(ends) if target < end), None)
-    if which is None: raise ValueError(f"{spans[0].path} is empty; name a text with something in it")
+    if not total: raise ValueError(f"{spans[0].path} is empty; name a text with something in it")
+    target = min(total * (1 - val_fraction), total - 1)   # a tiny fraction rounds to nothing
+    which = next(i for i, end in enumerate(ends) if target < end)
     offset = ends[which] - spans[which].end
     for mark in end_of_text.encode(), b"\n":
         near = [offset + cut for cut in cuts_near(spans[which].path, int(target) - offset, mark)]
@@ -410,9 +410,11 @@ def check_config(
     if not config.tokenizer: raise ValueError("--tokenizer is missing; make one with python -m llm_course.bpe_tokenizer")
     if not config.corpus: raise ValueError("--corpus is missing; name a text, or get one with --fetch shakespeare")
     input_file(config.tokenizer, "--tokenizer")
+    outputs = [out for name in ("train.bin", "val.bin", "tokenizer.json") if (out := Path(config.output)/name).exists()]
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
         for path in paths:
             if not input_file(path, flag).stat().st_size: raise ValueError(f"{flag} {path} is empty; name a text with something in it")
+            if any(out.samefile(path) for out in outputs): raise ValueError(f"{flag} {path} would be written over; name another --output")
 
 # %% ../nbs/03_data.ipynb #write-texts
 def write_texts(

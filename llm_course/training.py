@@ -50,6 +50,7 @@ class RunConfig:
     resume:bool=False                  # Go on from the checkpoint in the run folder, if there is one
     device:str|None=None               # Such as cpu, cuda:0 or mps; None: the best there is
     precision:str|None=None            # float32, bfloat16 or float16; None: bfloat16 (else float16) on CUDA, float32 elsewhere
+    num_threads:int|None=None          # CPU threads; None: one per core, which a busy machine makes far slower than a single one
     compile:bool=False                 # Let torch.compile rewrite the model: a slow start, then faster steps
     parallel:str|None=None             # Under torchrun: ddp copies the model to each process, fsdp cuts it up; None: ddp
     log_interval:int=10                # Steps between lines of metrics.jsonl
@@ -141,10 +142,11 @@ def settle(
     config:TrainConfig, # As the user gave it
 )->TrainConfig:         # Every `None` replaced by what it stands for
     "Check the flags against each other and the machine, and fill in what was left open."
-    for name in "batch_size", "grad_accumulation", "iterations", "log_interval", "val_interval", "val_batches", "checkpoint_interval":
+    for name in "max_seq_len", "batch_size", "grad_accumulation", "iterations", "log_interval", "val_interval", "val_batches", "checkpoint_interval":
         if (number := getattr(config, name)) < 1: raise ValueError(f"--{name} must be at least 1, but is {number}")
-    for name in "weight_decay", "grad_clip", "lr_max":
-        if not (number := getattr(config, name)) >= 0: raise ValueError(f"--{name} must not be negative, but is {number}")
+    for name, end in {"weight_decay": math.inf, "grad_clip": math.inf, "lr_max": math.inf, "beta1": 1, "beta2": 1, "seed": 2**63}.items():
+        if not 0 <= (number := getattr(config, name)) < end: raise ValueError(f"--{name} must be at least 0 and less than {end}, but is {number}")
+    if config.num_threads is not None and config.num_threads < 1: raise ValueError(f"--num_threads must be at least 1, but is {config.num_threads}")
     input_file(config.train_data, "--train_data"), input_file(config.val_data, "--val_data")
     device = pick_device(config.device)
     precision = config.precision or default_precision(device)
@@ -292,6 +294,8 @@ def find_checkpoint(
     if not config.resume:
         raise ValueError(f"--output {config.output} holds a run already; add --resume to go on with it, or name another folder")
     saved = read_checkpoint(path, config.device)
+    if lacking := {"scaler", "best", "pending", "run"} - saved.keys():
+        raise ValueError(f"{path} was not written by the training command: it lacks {', '.join(sorted(lacking))}; name another folder")
     for name in "batch_size", "grad_accumulation", "seed":
         if (old := saved["run"][name]) != (new := getattr(config, name)):
             raise ValueError(f"--{name} was {old} when the run in {config.output} began, and is {new} now; use {old}, or name another folder")
@@ -316,21 +320,20 @@ def go_on(
 )->Run:         # The same, where the checkpoint was written
     "Put a run back to where its checkpoint was written."
     load_sharded(run.optimizer, saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"]: run.scaler.load_state_dict(saved["scaler"])   # empty, if the run was not in float16 so far
     run.done, run.best, run.pending = saved["iteration"], saved["best"], saved["pending"]
     path = run.config.output/"metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
     run.history = [line for line in map(read_line, lines) if line and line["iteration"] <= run.done]
-    if run.rank == 0:
-        with whole_file(path, "w") as file: file.writelines(json.dumps(line) + "\n" for line in run.history)
     return run
 
 def read_line(
     text:str, # A line of metrics.jsonl
-)->dict|None: # Its values, or `None` for a line cut short when the process died
+)->dict|None: # Its values, or `None` for anything else, such as a line cut short when the process died
     "Read one line of metrics."
-    try: return json.loads(text)
+    try: line = json.loads(text)
     except json.JSONDecodeError: return None
+    return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None
 
 # %% ../nbs/17_training.ipynb #start
 def start(
@@ -341,7 +344,9 @@ def start(
     "Read the data, build the model and the optimiser, and fetch back what `--resume` asks for."
     train_ids, val_ids = (load_ids(path, config.vocab_size) for path in (config.train_data, config.val_data))
     if config.batch_size % count: raise ValueError(f"--batch_size must be a multiple of the {count} processes, but is {config.batch_size}")
-    for ids in train_ids, val_ids: get_batch(ids, 1, config.max_seq_len)   # refuses a file that is too short, now rather than later
+    for path, ids in (config.train_data, train_ids), (config.val_data, val_ids):
+        if len(ids) <= (least := config.max_seq_len):
+            raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds {len(ids)}; take more text or a smaller --max_seq_len")
     saved = find_checkpoint(config)
     torch.manual_seed(config.seed)
     model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}).to(config.device)
@@ -489,11 +494,12 @@ def keep(
 
 # %% ../nbs/17_training.ipynb #open-folder
 def open_folder(
-    config:TrainConfig, # Settled
+    run:Run, # New, or restored
 )->None:
-    "Make the run folder, and write into it what the run was asked to do and the tokenizer of its data."
-    folder = output_path(config.output, "--output", folder=True)
+    "Make the run folder, and write into it what the run was asked to do, what it has recorded, and the tokenizer of its data."
+    config, folder = run.config, output_path(run.config.output, "--output", folder=True)
     with whole_file(folder/"config.json", "w") as file: json.dump(asdict(config), file, indent=1, default=str)
+    with whole_file(folder/"metrics.jsonl", "w") as file: file.writelines(json.dumps(line) + "\n" for line in run.history)
     if config.tokenizer_path and config.tokenizer_path != folder/"tokenizer.json":
         with whole_file(folder/"tokenizer.json") as file: file.write(config.tokenizer_path.read_bytes())
 
@@ -504,19 +510,19 @@ def train(
     "Train a model. Raises `ValueError` for flags that cannot work, and where the loss stops being a number."
     with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
         config = settle(config)
+        if config.num_threads: torch.set_num_threads(config.num_threads)
         run = start(config, rank, count)
-        if rank == 0: open_folder(config)
-        bar = tqdm(total=config.iterations, initial=run.done, desc="training", unit=" steps", **silence(rank))
-        run.clock = perf_counter()
-        while run.done < config.iterations and not stop.is_set():
-            for group in run.optimizer.param_groups: group["lr"] = learning_rate(config, run.done + 1)
-            loss, norm = train_step(run.forward, run.optimizer, run.scaler, batches_of(run), config.grad_clip)
-            run.done += 1
-            line = record(run, loss, norm)
-            keep(run, line, stop.is_set())
-            bar.update()
-            if line: bar.set_postfix({k: f"{line[k]:.3f}" for k in ("train_loss", "val_loss") if k in line})
-        bar.close()
+        if rank == 0: open_folder(run)
+        with tqdm(total=config.iterations, initial=run.done, desc="training", unit=" steps", **silence(rank)) as bar:
+            run.clock = perf_counter()
+            while run.done < config.iterations and not stop.is_set():
+                for group in run.optimizer.param_groups: group["lr"] = learning_rate(config, run.done + 1)
+                loss, norm = train_step(run.forward, run.optimizer, run.scaler, batches_of(run), config.grad_clip)
+                run.done += 1
+                line = record(run, loss, norm)
+                keep(run, line, stop.is_set())
+                bar.update()
+                if line: bar.set_postfix({k: f"{line[k]:.3f}" for k in ("train_loss", "val_loss") if k in line})
     return run
 
 # %% ../nbs/17_training.ipynb #report

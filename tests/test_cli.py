@@ -173,6 +173,7 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --num_layers -2": "num_layers must be at least 1",
     f"{TRAIN} --batch_size 0": "--batch_size must be at least 1",
     f"{TRAIN} --iterations -1": "--iterations must be at least 1",
+    f"{TRAIN} --num_threads 0": "--num_threads must be at least 1",
     f"{TRAIN} --warmup_iters 9": "warmup",
     f"{TRAIN} --lr_max -1": "--lr_max",
     f"{TRAIN} --device teapot": "--device teapot",

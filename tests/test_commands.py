@@ -1,0 +1,103 @@
+"""What all command lines share: flags, refusals, and files that are whole or not there."""
+import errno
+import io
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+
+import pytest
+
+from llm_course.commands import input_file, one_line, output_path, parse, run_command, whole_file
+
+
+@dataclass(frozen=True)
+class Config:
+    "Do something."
+    text:str=""                   # A text
+    several:tuple[str, ...]=()    # Texts
+
+
+def refusal(capsys, work, *words):
+    "The one line with which a command refuses."
+    with pytest.raises(SystemExit) as stopped: run_command(Config, work, list(words))
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def raising(error):
+    def work(config): raise error
+    return work
+
+
+@pytest.mark.parametrize("words", [["--text", "a\udcff"], ["--several", "a", "\udcff"]])
+def test_bytes_that_are_not_utf8_are_refused_by_the_name_of_their_flag(words, capsys):
+    assert f"{words[0]} " in refusal(capsys, print, *words)
+    assert parse(Config, ["--text", "é漢😀"]).text == "é漢😀"
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("Unable to allocate 7.28 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore\nlines."), RuntimeError("Storage size calculation overflowed with sizes=[9, 9]")])
+def test_want_of_memory_is_one_line(error, capsys):
+    line = refusal(capsys, raising(error))
+    assert "not enough memory" in line and "smaller" in line
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    for error in RuntimeError("something else"), TypeError(), ZeroDivisionError():
+        with pytest.raises(type(error)): run_command(Config, raising(error), [])
+
+
+def test_a_warning_is_a_note_of_one_line(capsys):
+    before = warnings.showwarning
+    run_command(Config, lambda config: warnings.warn("two\nlines", stacklevel=1), [])
+    assert capsys.readouterr().err == "note: two lines\n" and warnings.showwarning is before
+
+
+def test_a_terminal_without_a_letter_shows_its_number(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    run_command(Config, lambda config: print(config.text, flush=True), ["--text", "é漢"])
+    assert shown.getvalue().strip() == rb"\xe9\u6f22"
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    "Something that is neither file nor folder."
+    if not hasattr(os, "mkfifo"): pytest.skip("needs named pipes")
+    os.mkfifo(tmp_path/"pipe")
+    return tmp_path/"pipe"
+
+
+def test_a_pipe_is_neither_read_nor_replaced(pipe):
+    with pytest.raises(ValueError, match=r"--corpus .*pipe is a pipe or a device"): input_file(pipe, "--corpus")
+    with pytest.raises(ValueError, match=r"--output .*pipe is a pipe or a device"): output_path(pipe, "--output")
+    with pytest.raises(ValueError, match="no ordinary file"), whole_file(pipe): pass
+    assert pipe.is_fifo() and list(pipe.parent.iterdir()) == [pipe]
+
+
+def test_a_folder_is_refused_before_anything_is_written(tmp_path):
+    reached = []
+    with pytest.raises(ValueError, match="no ordinary file"), whole_file(tmp_path): reached.append(1)
+    assert not reached and not list(tmp_path.parent.glob(tmp_path.name + ".*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path/"far").mkdir()
+    for name in "there.txt", "new.txt":   # the second one's target is not there yet
+        if name == "there.txt": (tmp_path/"far"/name).write_text("old")
+        (tmp_path/name).symlink_to(tmp_path/"far"/name)
+        with whole_file(tmp_path/name, "w") as file: file.write("new")
+        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path/"far").iterdir())) == 2
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path/"model.bin"
+    path.write_text("old")
+    with pytest.raises(OSError) as caught, whole_file(path): raise OSError(errno.ENOSPC, "No space left on device")
+    assert one_line(caught.value) == f"{path}: No space left on device"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
