@@ -2,7 +2,6 @@
 PYTHON ?= python3
 RUN    ?= runs/demo
 PY     := .venv/bin/python
-export MPLBACKEND ?= agg
 
 .PHONY: demo demo-model test export notebooks site bench clean
 
