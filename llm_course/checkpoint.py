@@ -221,8 +221,8 @@ def export(
 )->None:
     "Turn a checkpoint into a file that holds the model alone."
     if config.dtype not in ("float16", "bfloat16", "float32"): raise ValueError(f"--dtype {config.dtype} is none of float16, bfloat16, float32")
-    if config.output.suffix != ".safetensors": raise ValueError(f"--output {config.output} must end in .safetensors, by which generating knows it")
     checkpoint, output = input_file(config.checkpoint, "--checkpoint"), output_path(config.output, "--output")
+    if output.suffix != ".safetensors": raise ValueError(f"--output {output} must end in .safetensors, by which generating knows it")
     if output.exists() and output.samefile(checkpoint): raise ValueError(f"--output {output} is the checkpoint itself; name another file")
     save_model(load_model(checkpoint, "cpu"), output, getattr(torch, config.dtype))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {config.dtype}")

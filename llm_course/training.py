@@ -250,6 +250,7 @@ def processes(
         if parallel: raise ValueError(f"--parallel {parallel} needs torchrun: torchrun --nproc_per_node 2 -m llm_course.training ...")
         yield 0, 1
         return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)   # torchrun ends a process so: at once, as it may be waiting for one that is gone
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
@@ -362,18 +363,20 @@ def start(
 def polite_stop(
     active:bool=True,           # `False` leaves Ctrl-C as it is
 )->Iterator[threading.Event]:   # Set once the user has asked to stop
-    "Let the first Ctrl-C wait for the step to end; the second one interrupts as usual."
+    "Let the first Ctrl-C, or SIGTERM, wait for the step to end; the second one interrupts as usual."
     stop = threading.Event()
     if not active or threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(signum, frame):
-        signal.signal(signal.SIGINT, before)
+        put_back()
         stop.set()
-    before = signal.signal(signal.SIGINT, ask)
+    def put_back():
+        for number, handler in before.items(): signal.signal(number, handler)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try: yield stop
-    finally: signal.signal(signal.SIGINT, before)
+    finally: put_back()
 
 # %% ../nbs/17_training.ipynb #measure
 def measure(
