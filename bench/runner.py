@@ -2,6 +2,7 @@
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from llm_course.commands import one_line, output_path, whole_file
+from llm_course.checkpoint import pick_device
+from llm_course.commands import output_path, whole_file
 
 root = Path(__file__).parents[1]
 
@@ -53,7 +55,7 @@ class Config:
         import bench.cases  # noqa: F401  registers them
         if unknown := set(self.cases) - cases.keys(): raise ValueError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
         if self.rounds < 3: raise ValueError(f"--rounds must be at least 3, for there to be quartiles, but it is {self.rounds}")
-        if not self.seconds > 0: raise ValueError(f"--seconds must be positive, but it is {self.seconds}")
+        if not 0 < self.seconds < math.inf: raise ValueError(f"--seconds must be positive and finite, but it is {self.seconds}")
 
 
 def main(config: Config) -> None:
@@ -63,8 +65,8 @@ def main(config: Config) -> None:
         for c in chosen: print(f"{c.name:16} {c.make.__doc__}\n{'':16} beside {c.peer}")
         return
     path = output_path(config.output, "--output")
-    try: device = str(torch.zeros(1, device=config.device).device.type)
-    except (RuntimeError, AssertionError) as error: raise ValueError(f"--device {config.device} is not to be had here ({one_line(error)}); try cpu") from None
+    read(path)   # a file of another kind is refused before the work, and kept
+    device = pick_device(config.device).type
     for c in chosen:
         torch.manual_seed(0)
         result = race(c, device, config.rounds, config.seconds)
@@ -135,7 +137,15 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError): return None
 
 
+def read(path: Path) -> dict:
+    "The results of earlier runs."
+    if not path.exists(): return {}
+    try: results = json.loads(path.read_text("utf-8"))
+    except ValueError: results = None
+    if not isinstance(results, dict): raise ValueError(f"--output {path} holds no results of an earlier run; name another file")
+    return results
+
+
 def merge(path: Path, name: str, result: dict) -> None:
     "Put one result among the others."
-    results = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    with whole_file(path, "w") as file: file.write(json.dumps(dict(sorted((results | {name: result}).items())), indent=1, ensure_ascii=False) + "\n")
+    with whole_file(path, "w") as file: file.write(json.dumps(dict(sorted((read(path) | {name: result}).items())), indent=1, ensure_ascii=False) + "\n")

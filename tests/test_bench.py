@@ -70,11 +70,20 @@ def test_sides_take_turns_at_going_first():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["nope"], "there is no case nope"), (["--rounds", "2"], "at least 3"), (["--seconds", "0"], "must be positive"), (["--device", "abacus"], "--device abacus"),
-], ids=["case", "rounds", "seconds", "device"])
+    (["nope"], "there is no case nope"), (["--rounds", "2"], "at least 3"), (["--seconds", "0"], "must be positive"), (["--seconds", "inf"], "finite"),
+    (["--device", "abacus"], "--device abacus"), (["--device", "meta"], "--device meta"),
+], ids=["case", "rounds", "seconds", "endless", "device", "no_device"])
 def test_refusals(fake, words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit: command(*words, "--output", tmp_path/"results.json")
     assert exit.value.code == 2 and message in " ".join(capsys.readouterr().err.replace("│", " ").split()) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["a letter", "[1]"])
+def test_a_file_that_holds_no_results_is_refused_and_kept(fake, text, tmp_path, capsys):
+    path = tmp_path/"letter.txt"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as exit: command("fake", "--output", path)
+    assert exit.value.code == 2 and f"--output {path} holds no results" in capsys.readouterr().err and path.read_text() == text
 
 
 def test_the_committed_results_are_whole():

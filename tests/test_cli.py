@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,7 +132,17 @@ def junk(tmp_path, made):
     for name, array in {"float": np.zeros(99), "high": np.arange(400, dtype=np.uint16), "short": np.zeros(5, dtype=np.uint16)}.items():
         with open(tmp_path/f"{name}.bin", "wb") as file: np.save(file, array)
     torch.save({"weights": torch.ones(2)}, tmp_path/"foreign.pt")
+    vast = b"{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000000000000,)}".ljust(117) + b"\n"
+    (tmp_path/"vast.bin").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + vast + b"\0"*80)
     torch.save(SystemError("code"), tmp_path/"code.pt")
+    (tmp_path/"train.bin").write_text("a text by this name\n" * 9)
+    tokenizer = json.loads((made/"tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = 5
+    (tmp_path/"pattern.json").write_text(json.dumps(tokenizer))
+    (tmp_path/"own").mkdir()
+    torch.save({"iteration": 1, "config": None, "model": {}, "optimizer": {}}, tmp_path/"own/checkpoint.pt")
+    (tmp_path/"torn").mkdir()
+    (tmp_path/"torn/val.bin").mkdir()
     (tmp_path/"file").write_text("in the way")
     return tmp_path
 
@@ -155,6 +166,8 @@ REFUSED = {   # the command: what its one line must mention
     "data --tokenizer MADE/tokenizer.json --corpus JUNK/latin1.txt --output OUT": "UTF-8",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/file": "--output",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output OUT --val_fraction 1.5": "--val_fraction",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK/train.bin --output JUNK": "--corpus JUNK/train.bin would be written over",
+    "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/torn": "torn/val.bin",
     "data --fetch nothing --output OUT": "shakespeare",
     f"{TRAIN} --train_data missing.bin": "--train_data missing.bin does not exist",
     f"{TRAIN} --train_data JUNK": "--train_data JUNK is a folder",
@@ -163,7 +176,10 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --vocab_size 300 --train_data JUNK/empty.bin": "empty",
     f"{TRAIN} --vocab_size 300 --train_data JUNK/float.bin": "float64",
     f"{TRAIN} --vocab_size 300 --train_data JUNK/high.bin": "300",
-    f"{TRAIN} --vocab_size 300 --train_data JUNK/short.bin": "16",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/short.bin": "JUNK/short.bin must hold more than max_seq_len = 16 ids",
+    f"{TRAIN} --vocab_size 300 --val_data JUNK/short.bin": "JUNK/short.bin must hold more than max_seq_len = 16 ids",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/vast.bin": "vast.bin",
+    f"{TRAIN} --tokenizer_path JUNK/pattern.json": "pattern.json",
     f"{TRAIN} --train_data JUNK/high.bin": "--vocab_size is needed",
     f"{TRAIN} --vocab_size 299": "--vocab_size 299 does not fit",
     f"{TRAIN} --num_heads 3": "num_heads must divide d_model, but 16 % 3 = 1",
@@ -176,6 +192,11 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --num_threads 0": "--num_threads must be at least 1",
     f"{TRAIN} --warmup_iters 9": "warmup",
     f"{TRAIN} --lr_max -1": "--lr_max",
+    f"{TRAIN} --lr_max inf": "--lr_max",
+    f"{TRAIN} --beta2 1": "--beta2",
+    f"{TRAIN} --seed -1": "--seed",
+    f"{TRAIN} --max_seq_len 0": "--max_seq_len must be at least 1",
+    f"{TRAIN} --d_model 1000000000000": "not enough memory",
     f"{TRAIN} --device teapot": "--device teapot",
     f"{TRAIN} --device cuda:99": "--device cuda:99",
     f"{TRAIN} --precision float8": "--precision float8",
@@ -186,6 +207,7 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --output MADE/run": "--resume",
     f"{TRAIN} --output MADE/run --resume --batch_size 2": "--batch_size was 4",
     f"{TRAIN} --output MADE/run --resume --d_ff 32": "d_ff is 24 in the checkpoint and 32 here",
+    f"{TRAIN} --output JUNK/own --resume": "own/checkpoint.pt was not written by the training command",
     "generating --model_path missing.pt": "--model_path missing.pt does not exist",
     "generating --model_path JUNK": "--model_path JUNK is a folder",
     "generating --model_path JUNK/junk.pt --tokenizer_path MADE/tokenizer.json": "junk.pt",
@@ -207,6 +229,8 @@ REFUSED = {   # the command: what its one line must mention
     "checkpoint --checkpoint JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",
     "checkpoint --checkpoint MADE/run/best.pt --dtype int8 --output OUT/m.safetensors": "--dtype int8",
     "checkpoint --checkpoint MADE/run/best.pt --output JUNK": "--output JUNK is a folder",
+    "checkpoint --checkpoint MADE/run/best.pt --output MADE/run/best.pt": "must end in .safetensors",
+    "checkpoint --checkpoint JUNK/junk.safetensors --output JUNK/junk.safetensors": "--output JUNK/junk.safetensors is the checkpoint itself",
 }
 
 
@@ -222,6 +246,24 @@ def test_bad_input_gets_one_line_and_leaves_nothing(command, made, junk, tmp_pat
     assert error.startswith("error: ") and fill(REFUSED[command]) in error
     after = {p: p.stat().st_mtime_ns for root in (made, junk) for p in root.rglob("*") if p.is_file()}
     assert before == after, "something was left half-written"
+
+
+def test_an_error_stands_on_a_line_of_its_own_below_the_bar(made, tmp_path, capsys):
+    words = TRAIN.replace("MADE", str(made)).replace("OUT", str(tmp_path/"out")).split()[1:]
+    with pytest.raises(SystemExit) as stop: importlib.import_module("llm_course.training").main([*words, "--lr_max", "1e300"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the loss stopped being a number")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
+def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path):
+    with open(tmp_path/"large.txt", "w") as file: file.writelines(f"line {i} of a text {i * 7919 % 100003:x}\n" for i in range(400_000))
+    words = ["--corpus", tmp_path/"large.txt", "--tokenizer", made/"tokenizer.json", "--output", tmp_path/"out", "--num_processes", 2]
+    process = subprocess.Popen([sys.executable, "-m", "llm_course.data", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(tmp_path.glob("out/*.partial")): time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)   # ends only when the helpers, who write to the same pipe, have ended too
+    assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
 @pytest.mark.parametrize("module", ["bpe_tokenizer", "data", "training", "generating", "checkpoint"])

@@ -2,6 +2,7 @@
 import errno
 import io
 import os
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ def test_bytes_that_are_not_utf8_are_refused_by_the_name_of_their_flag(words, ca
 def test_want_of_memory_is_one_line(error, capsys):
     line = refusal(capsys, raising(error))
     assert "not enough memory" in line and "smaller" in line
+
+
+def test_sigterm_unwinds_the_work_and_is_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    def work(config):
+        with whole_file(tmp_path/"model.bin"): signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped: run_command(Config, work, [])
+    assert stopped.value.code == 143 and not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_our_own_mistakes_keep_their_traceback():

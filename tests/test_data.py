@@ -645,4 +645,9 @@ def test_known_addresses_are_https():
     assert data.corpora["tinyshakespeare"][1].startswith("86c4e6aa")
 
 
+def test_a_fraction_too_small_for_a_byte_takes_what_there_is(corpus):
+    train, val = split_documents([corpus], 1e-300)
+    assert (train, val) == ([Span(corpus, 0, 1900)], [Span(corpus, 1900, 2000)])
+
+
 def test_flags_have_defaults(): assert DataConfig().val_fraction == 0.1

@@ -81,10 +81,23 @@ def test_resuming_anywhere_changes_nothing(asked, stop):
 
 def test_resuming_after_a_death_repeats_no_line(asked):
     train(replace(settle(asked), iterations=5))
-    with open(asked.output/"metrics.jsonl", "a") as file: file.write('{"iteration": 6, "train_loss": 1.0}\n{"iterat')   # written, then killed
+    with open(asked.output/"metrics.jsonl", "a") as file: file.write('{"iteration": 6, "train_loss": 1.0}\n[5]\n{"a": 1}\n{"iterat')   # written, then killed
     run = train(replace(settle(asked), resume=True))
     assert [line["iteration"] for line in run.history] == [1, 3, 4, 5, 6, 8]
     assert run.history[4]["train_loss"] != 1.0
+
+
+def test_a_run_that_left_no_checkpoint_is_begun_anew(asked):
+    train(asked)
+    (asked.output/"checkpoint.pt").unlink()
+    run = train(asked)
+    assert [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text().splitlines()] == run.history
+
+
+def test_a_run_can_go_on_in_float16_and_back(asked):
+    if asked.device == "mps": pytest.skip("half precision is for CPU and CUDA")
+    for i, precision in enumerate(["float32", "float16", "float32"], 1):
+        assert train(replace(settle(asked), iterations=2*i, resume=True, precision=precision)).done == 2*i
 
 
 def test_resume_without_a_checkpoint_starts(asked): assert train(replace(asked, resume=True)).done == 8
@@ -154,14 +167,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
 
 
-def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeypatch, capsys):
     real, whole = training.train_step, train(replace(asked, output=asked.output/"whole"))
     def pressing(*args):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return real(*args)
     monkeypatch.setattr(training, "train_step", pressing)
     stopped = train(asked)
     assert stopped.done == 1 and read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 1
+    training.report(stopped)
+    assert "best.pt" not in capsys.readouterr().out   # there is none yet
     monkeypatch.setattr(training, "train_step", real)
     resumed = train(replace(asked, resume=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
