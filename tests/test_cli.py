@@ -137,7 +137,7 @@ def junk(tmp_path, made):
     torch.save(SystemError("code"), tmp_path/"code.pt")
     (tmp_path/"train.bin").write_text("a text by this name\n" * 9)
     tokenizer = json.loads((made/"tokenizer.json").read_text())
-    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = 5
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "("
     (tmp_path/"pattern.json").write_text(json.dumps(tokenizer))
     (tmp_path/"own").mkdir()
     torch.save({"iteration": 1, "config": None, "model": {}, "optimizer": {}}, tmp_path/"own/checkpoint.pt")
