@@ -7,8 +7,9 @@ __all__ = ['SAFE_CUT', 'merge_by_rank', 'merge_long', 'special_pattern', 'heeded
            'Vocabulary', 'Remembering', 'Encoder', 'TextEncoder', 'unfinished', 'encode_front', 'Streamer',
            'byte_letters', 'letter_bytes', 'spell', 'unspell', 'to_hf', 'read_json', 'hf_pattern', 'check_hf',
            'from_hf_dict', 'read_gpt2', 'FileTokenizer', 'recover_merges', 'read_tiktoken', 'TiktokenTokenizer',
-           'read_text', 'safe_cut', 'blocks', 'count_block', 'in_processes', 'as_texts', 'count_corpus', 'check_size',
-           'BpeTokenizer', 'TokenizerConfig', 'check_config', 'summary', 'train_tokenizer', 'main']
+           'read_text', 'safe_cut', 'blocks', 'count_block', 'answer', 'ask', 'in_processes', 'as_texts',
+           'count_corpus', 'check_size', 'BpeTokenizer', 'TokenizerConfig', 'check_config', 'summary',
+           'train_tokenizer', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import base64
@@ -18,14 +19,15 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from itertools import chain, cycle, pairwise
 from pathlib import Path
 
 import regex
@@ -536,21 +538,48 @@ def count_block(
     return count_words(special.split(text)[::2] if special else [text], pattern)
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #in-processes
+def answer(
+    work:Callable,  # What to do
+    pipe,           # A `Connection`: items come in, results go out
+)->None:
+    "Do what is asked, in a process of its own, until whoever asks has closed the other end."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the one who asks
+    with suppress(EOFError, OSError):
+        while True:
+            item = pipe.recv()
+            try: result = work(item), None
+            except Exception as error: result = None, error
+            pipe.send(result)
+
+def ask(pipe)->object: # The next result
+    "Wait for a process to answer; raises what the work raised, or `ChildProcessError` if the process has died."
+    try: result, error = pipe.recv()
+    except (EOFError, OSError):
+        raise ChildProcessError("a helper process died, perhaps for want of memory; ask for fewer with --num_processes") from None
+    if error: raise error
+    return result
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #in-processes-2
 def in_processes(
-    work:Callable[[str], Counter],  # What to do; must be importable from a module
-    items:Iterable[str],            # What to do it with
-    num_processes:int,              # How many at once; one works right here
-)->Iterator[Counter]:               # The results, in order
-    "Like `map`, on several cores, with only a few items in memory at a time."
+    work:Callable,       # What to do; must be importable from a module
+    items:Iterable,      # What to do it with
+    num_processes:int,   # How many at once; one works right here
+)->Iterator:             # The results, in order
+    "Like `map`, on several cores, with one item for each in memory at a time."
     if num_processes == 1:
         yield from map(work, items)
         return
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
-        under_way = deque()
-        for item in items:
-            under_way.append(pool.submit(work, item))
-            if len(under_way) > 2 * num_processes: yield under_way.popleft().result()
-        while under_way: yield under_way.popleft().result()
+    spawn, pipes = multiprocessing.get_context("spawn"), []
+    for _ in range(num_processes):
+        ours, theirs = spawn.Pipe()
+        with theirs: spawn.Process(target=answer, args=(work, theirs), daemon=True).start()
+        pipes.append(ours)
+    busy = deque()
+    for item, pipe in zip(items, cycle(pipes)):
+        if len(busy) == num_processes: yield ask(busy.popleft())
+        with suppress(BrokenPipeError): pipe.send(item)   # `ask` will say that it died
+        busy.append(pipe)
+    while busy: yield ask(busy.popleft())
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #corpus
 def as_texts(

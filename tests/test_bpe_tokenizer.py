@@ -1,6 +1,7 @@
 """The tokenizer, held against tiktoken and Hugging Face's tokenizers, which read what it writes."""
 import base64
 import json
+import os
 import random
 import unicodedata
 
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course.bpe import PATTERNS, learn_merges
-from llm_course.bpe_tokenizer import BpeTokenizer, count_corpus, main, merge_by_rank, merge_long, safe_cut, spell
+from llm_course.bpe_tokenizer import BpeTokenizer, count_corpus, in_processes, main, merge_by_rank, merge_long, safe_cut, spell
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -310,3 +311,12 @@ def test_the_command_trains(tmp_path, capsys):
     assert tokenizer.vocab_size == 300 and tokenizer.pattern == PATTERNS["llama3"]
     assert tokenizer.vocab == BpeTokenizer.train([CORPUS], 300, pattern="llama3").vocab   # twice the counts, the same order
     assert "bytes per token" in capsys.readouterr().out
+
+
+def test_helpers_answer_in_order_and_pass_on_what_went_wrong():
+    assert list(in_processes(int, map(str, range(20)), 3)) == list(range(20)) and not list(in_processes(int, [], 2))
+    with pytest.raises(ValueError, match="'x'"): list(in_processes(int, ["1", "2", "x", "3"], 2))
+
+
+def test_a_helper_that_dies_is_noticed():
+    with pytest.raises(ChildProcessError, match="fewer with --num_processes"): list(in_processes(os._exit, range(9), 2))
