@@ -6,9 +6,14 @@
 __all__ = ['rope_turns', 'rotate', 'rotate_complex', 'look_up', 'RoPE']
 
 # %% ../nbs/10_rope.ipynb #imports
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.testing import assert_close
+
+from .checks import check_of
 
 # %% ../nbs/10_rope.ipynb #rope-turns
 def rope_turns(
@@ -43,10 +48,9 @@ def rotate_complex(
     x:Float[Tensor, "... seq d_k"],           # Vectors to turn
     turns:Float[Tensor, "... seq pairs two"], # Cosine and sine for each position and pair
 )->Float[Tensor, "... seq d_k"]: # The same as `rotate`
-    "Turn each pair by one complex multiplication: several times faster on a CPU, but not for compilers."
-    places = *x.stride()[:-1], x.storage_offset()
-    if x.stride(-1) != 1 or any(n % 2 for n in places):   # a complex number lies in two neighbouring places, the first even
-        x = x.clone(memory_format=torch.contiguous_format)
+    "Turn each pair by one complex multiplication: several times faster on a CPU, but not for compilers. Source: Su et al. 2021, eq. 12."
+    even = math.gcd(2, *x.stride()[:-1], x.storage_offset()) == 2   # does every vector start at an even place?
+    if not even or x.stride(-1) != 1: x = x.clone(memory_format=torch.contiguous_format)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2)
 
@@ -78,19 +82,20 @@ class RoPE(nn.Module):
     ):
         super().__init__()
         self.d_k, self.max_seq_len, self.theta = d_k, max_seq_len, theta
-        self.register_buffer("turns", rope_turns(d_k, max_seq_len, theta, device), persistent=False)
+        self.register_buffer("turns", rope_turns(d_k, max_seq_len, theta, device).float(), persistent=False)
 
     def forward(self,
         x:Float[Tensor, "... seq d_k"],                        # Vectors to turn
         token_positions:Int[Tensor, "... #seq"]|int|None=None, # Where each stands, or the first of a run; `None` counts from zero
     )->Float[Tensor, "... seq d_k"]: # The turned vectors, in the type of `x`
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if x.dtype in (torch.float16, torch.bfloat16): return self.forward(x.float(), token_positions).to(x.dtype)   # rounded once
+        table = self.turns if x.dtype == torch.float32 else rope_turns(self.d_k, self.max_seq_len, self.theta, x.device)
         turn = rotate if torch.compiler.is_compiling() else rotate_complex
-        return turn(wide, look_up(self.turns, token_positions, x.shape[-2]).to(wide.dtype)).to(x.dtype)
+        return turn(x, look_up(table, token_positions, x.shape[-2]))
 
-    def _apply(self, fn, recurse=True):   # what `.to`, `.half`, `.cuda` and `.to_empty` call: follow to the device, never to a narrow type
+    def _apply(self, fn, recurse=True):   # what `.to`, `.half`, `.cuda` and `.to_empty` call: follow to the device, never to another type
         device = fn(torch.empty(0, device=self.turns.device)).device
-        self.turns = rope_turns(self.d_k, self.max_seq_len, self.theta, device)
+        self.turns = rope_turns(self.d_k, self.max_seq_len, self.theta, device).float()
         return self
 
     def extra_repr(self): return f"{self.d_k}, max_seq_len={self.max_seq_len}, theta={self.theta:g}"
