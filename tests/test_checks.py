@@ -1,0 +1,67 @@
+"""Every check of the course passes on our own part, refuses at least one faulty version, and leaves the world as it was."""
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import faulty
+import llm_course
+from llm_course.checks import CHECKS, Check, check_of, verify
+
+for module in pkgutil.iter_modules(llm_course.__path__):
+    if module.name not in ("_modidx", "demo"): importlib.import_module(f"llm_course.{module.name}")
+FAULTY = {}   # component → its faulty versions
+for module in pkgutil.iter_modules(faulty.__path__): FAULTY |= importlib.import_module(f"faulty.{module.name}").FAULTY
+
+every = pytest.mark.parametrize("check", [check for checks in CHECKS.values() for check in checks.values()], ids=lambda c: f"{c.component}-{c.name}")
+
+
+def ours(component):
+    "The part that bears this name in the package."
+    return next(vars(importlib.import_module(f"llm_course.{module.name}"))[component] for module in pkgutil.iter_modules(llm_course.__path__)
+                if module.name != "demo" and component in vars(importlib.import_module(f"llm_course.{module.name}")))
+
+
+def refused(check, part):
+    try: check(part)
+    except AssertionError as error: return str(error)
+    except Exception as error: return f"{type(error).__name__}: {error}"   # the grader reports that, too
+
+
+@every
+def test_our_part_passes_and_the_random_numbers_go_on(check, device):
+    before = torch.random.get_rng_state()
+    with torch.device(device): check(ours(check.component))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@every
+def test_a_faulty_version_is_refused(check):
+    assert any(refused(check, part) for part in FAULTY[check.component]), "this check passes on everything: guard something, or go"
+
+
+@pytest.mark.parametrize("component, part", [(name, part) for name, parts in FAULTY.items() for part in parts], ids=lambda x: getattr(x, "__name__", x))
+def test_a_mistake_is_found_and_explained(component, part):
+    said = [why for check in CHECKS[component].values() if (why := refused(check, part))]
+    assert said, "no check notices this mistake"
+    assert all(len(why) > 20 for why in said), said
+
+
+def test_a_claim_is_a_sentence_and_a_check_is_known_by_its_name():
+    for component, checks in CHECKS.items():
+        for name, check in checks.items():
+            assert check.claim and check.claim[0].isupper() and check.claim.endswith("."), f"{component}, {name}: {check.claim!r}"
+            assert (check.component, check.name) == (component, name)
+
+
+def test_verify_says_what_it_has_shown_and_stops_at_what_is_false(monkeypatch, capsys):
+    monkeypatch.setitem(CHECKS, "double", {})
+    @check_of("double")
+    def doubles(part):
+        "Two of three are six."
+        assert part(3) == 6, f"fed 3, wanted 6, got {part(3)}"
+    assert isinstance(CHECKS["double"]["doubles"], Check)
+    verify(lambda x: 2 * x, "double")
+    assert capsys.readouterr().out == "✓ Two of three are six.\n"
+    with pytest.raises(AssertionError, match="fed 3, wanted 6, got 9"): verify(lambda x: x * x, "double")
