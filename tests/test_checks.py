@@ -2,10 +2,10 @@
 import importlib
 import pkgutil
 
+import faulty
 import pytest
 import torch
 
-import faulty
 import llm_course
 from llm_course.checks import CHECKS, Check, check_of, verify
 

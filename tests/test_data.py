@@ -18,15 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course import data
+from llm_course.bpe import PATTERNS, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import (
     DataConfig,
+    PieceTable,
     Span,
     as_tensors,
     batch_starts,
+    block_spans,
     check_ids,
     convert_play,
     download_wheel,
+    encode_block,
     encode_spans,
     end_of_text,
     fetch,
@@ -35,6 +39,7 @@ from llm_course.data import (
     interleave,
     load_ids,
     main,
+    quick_pre_tokens,
     read_span,
     sha256,
     split_documents,
@@ -338,43 +343,84 @@ def test_no_other_cut_is_nearer(tmp_path_factory, sizes, fraction):
 
 # ---------------------------------------------------------------- encoding
 
-@pytest.mark.parametrize("processes", [1, 2])
+def mixture(rng, length):
+    "Text of all sorts, with end-of-text tokens, of at least so many characters."
+    odd = ["the moth ", "then\n", "é", "中文，也有。", "Привет, мир! ", "'s ", "  ", "\n\n", "\r\n", "12345", "://", "_x", " \t", "🎭", end_of_text, "<|endof", "\x85", "Ⅷ "]
+    return "".join(rng.choice(odd, length))
+
+
+def joined(encoded): return np.concatenate([ids for _, ids in encoded]).tolist()
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "o200k", "llama3", r"\S+|\s+"])
+def test_any_block_size_gives_the_ids_of_the_whole(pattern, tmp_path):
+    text = mixture(np.random.default_rng(0), 3000)
+    tokenizer = BpeTokenizer.train([text], 300, [end_of_text], pattern)
+    (tmp_path/"x.txt").write_bytes(text.encode())
+    size = len(text.encode())
+    for block in 7, 100, 1000, 5000, size, 1 << 20:
+        spans = list(block_spans(whole(tmp_path/"x.txt"), tokenizer, block))
+        assert contents(spans) == text.encode() and len(spans) >= size // (2*block + 400)
+        encoded = list(encode_spans(tokenizer, [whole(tmp_path/"x.txt")], block=block))
+        assert joined(encoded) == tokenizer.encode(text) and sum(took for took, _ in encoded) == size
+
+
+@pytest.mark.parametrize("processes", [1, 2, 7])
 def test_any_number_of_processes_gives_the_ids_of_the_whole(processes, tokenizer, tmp_path):
-    path = tmp_path/"x.txt"
-    path.write_text(("the moth é — then\n" * 20_000 + end_of_text) * 7, encoding="utf-8")   # 2.9 MB: several blocks
-    taken = []
-    parts = list(encode_spans(tokenizer, [whole(path)], processes, taken.append))
-    assert len(parts) > 2 and np.concatenate(parts).tolist() == tokenizer.encode(path.read_text(encoding="utf-8"))
-    assert sum(taken) == path.stat().st_size
+    text = mixture(np.random.default_rng(1), 20_000)
+    (tmp_path/"x.txt").write_bytes(text.encode())
+    encoded = list(encode_spans(tokenizer, [whole(tmp_path/"x.txt")], processes, block=9_000))
+    assert len(encoded) > 7 and joined(encoded) == tokenizer.encode(text)
+    assert all(ids.dtype == np.uint16 for _, ids in encoded)
+
+
+@few
+@given(st.text(alphabet="ab |<>é中. \n", max_size=60), st.integers(1, 30), st.sampled_from([("<|>",), ("<|>", "<|>a"), ("ab", "ba", "a b"), ("<", "<<|"), ()]),
+       st.sampled_from(["gpt2", r"\S+|\s+"]))
+def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, pattern):
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)} | {256: b" a", 257: b"bb"}, [(b" ", b"a"), (b"b", b"b")], special, pattern)
+    path = tmp_path_factory.mktemp("cut")/"x.txt"
+    path.write_bytes((text * 3).encode())
+    assert sum([ids.tolist() for _, ids in encode_spans(tokenizer, [whole(path)], block=block)], []) == tokenizer.encode(text * 3)
+
+
+@few
+@given(st.text(max_size=40) | st.text(alphabet="aB1 '\n\r\t._/\x1csé", max_size=40), st.sampled_from(sorted(PATTERNS)), st.integers(1, 9))
+def test_the_quick_way_finds_the_same_pre_tokens(text, name, part):
+    assert quick_pre_tokens(text, PATTERNS[name], part) == pre_tokens(text, PATTERNS[name])
+
+
+def test_the_table_starts_afresh_when_it_is_full(tokenizer):
+    table = PieceTable(tokenizer, limit=50)
+    for i in range(30):
+        text = f"the {i} moth {end_of_text} thin{i} " * 3
+        assert encode_block(text, table).tolist() == tokenizer.encode(text)
+        assert table.size < 150 and len(table) < 30
+    assert not len(encode_block("", table))
 
 
 def test_a_part_of_a_file_gives_the_ids_of_that_part(corpus, tokenizer):
-    ids = np.concatenate(list(encode_spans(tokenizer, [Span(corpus, 100, 300), Span(corpus, 0, 50)])))
+    ids = joined(encode_spans(tokenizer, [Span(corpus, 100, 300), Span(corpus, 0, 50)]))
     text = corpus.read_text()
-    assert ids.tolist() == tokenizer.encode(text[100:300]) + tokenizer.encode(text[:50])
+    assert ids == tokenizer.encode(text[100:300]) + tokenizer.encode(text[:50])
 
 
-class Quick(BpeTokenizer):
-    "Gives one id for a whole text, so that only reading and cutting take time and memory."
-    def encode(self, text): return [len(text)]
-
-
-def test_encoding_takes_constant_memory(tmp_path):
-    tokenizer = Quick({i: bytes([i]) for i in range(256)}, [], [end_of_text])
+def test_encoding_takes_constant_memory(tokenizer, tmp_path):
     peaks = []
-    for size in 4, 24:   # megabytes
+    for size in 2, 10:   # megabytes, and no word comes twice
         path = tmp_path/f"{size}.txt"
-        path.write_text("the moth and then\n" * (size * 1_000_000 // 18))
+        path.write_text("".join(f"{i:07} moth\n" for i in range(size * 1_000_000 // 13)))
         tracemalloc.start()
-        assert sum(int(part.sum()) for part in encode_spans(tokenizer, [whole(path)])) == path.stat().st_size
+        for _ in encode_spans(tokenizer, [whole(path)], block=1 << 17): pass
         peaks.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 1.5 * peaks[0] + 20_000_000
 
 
-def test_a_process_that_finds_no_utf8_says_so_in_the_end(tokenizer, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_finds_no_utf8_says_so_in_the_end(processes, tokenizer, tmp_path):
     path = tmp_path/"x.txt"
-    path.write_bytes(b"the moth\n" * 300_000 + b"\xff")
-    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8: byte 0xff at position 2700000"): list(encode_spans(tokenizer, [whole(path)], 2))
+    path.write_bytes(b"the moth\n" * 300_000 + b"\xff" + b" the moth" * 200_000)
+    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8: byte 0xff at position 2700000"): list(encode_spans(tokenizer, [whole(path)], processes))
 
 
 # ---------------------------------------------------------------- the command
@@ -581,7 +627,7 @@ def test_the_real_plays(tmp_path):
 
 class Corpus(BaseHTTPRequestHandler):
     "Serves one text, or fails as often as it is told to."
-    text, failures, asked = b"to be, or not to be\n", 0, 0
+    text, failures, breaks, asked = b"to be, or not to be\n", 0, 0, 0
 
     def do_GET(self):
         type(self).asked += 1
@@ -589,7 +635,7 @@ class Corpus(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.text)))
         self.end_headers()
-        self.wfile.write(self.text)
+        self.wfile.write(self.text[:5] if type(self).asked <= self.breaks else self.text)
 
     def log_message(self, *args): pass
 
@@ -616,6 +662,22 @@ def test_a_corpus_is_downloaded_once(name, server, tmp_path):
 def test_a_failed_download_is_tried_again(server, tmp_path):
     server.handler.failures = 1
     assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
+
+
+@pytest.mark.parametrize("name", ["here", "unknown hash"])
+def test_an_interrupted_download_begins_afresh(name, server, tmp_path):
+    server.handler.breaks = 1
+    assert fetch(name, tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.txt"]
+
+
+@pytest.mark.parametrize("name", ["here", "unknown hash"])
+def test_a_download_that_always_breaks_leaves_nothing(name, server, tmp_path):
+    server.handler.breaks = 9
+    with pytest.raises(OSError, match="could not be fetched"): fetch(name, tmp_path)
+    assert server.handler.asked == 2 and not list(tmp_path.iterdir())
+    server.handler.breaks = 0
+    assert fetch(name, tmp_path).read_bytes() == Corpus.text
 
 
 def test_a_text_with_another_hash_is_refused(server, tmp_path):

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from bench.cases.pairs import b, back, same, t, vocab
+from bench.cases.pairs import b, back, d_model, same, t, vocab
 from bench.runner import case
 
 
@@ -15,15 +15,27 @@ def cross_entropy(device):
     return same(back(lambda x: cross_entropy(x, targets), logits), back(lambda x: F.cross_entropy(x, targets), logits))
 
 
-@case(peer="torch.optim.AdamW(foreach=True)")
-def adamw(device):
-    "One step on the 39 tensors, 9.3 million numbers, of a Transformer of four blocks of width 256 and a vocabulary of 10,000."
+shapes = [(vocab, d_model)] * 2 + [(d_model,)] + 6 * (4 * [(d_model, d_model)] + 2 * [(1344, d_model)] + [(d_model, 1344)] + 2 * [(d_model,)])
+
+
+def optimizers(device, **theirs):
+    "Two sets of the 57 tensors, 29 million numbers, of a Transformer of six blocks of width 512, with an optimiser each."
     from llm_course.optim import AdamW
-    shapes = [(vocab, 256)] * 2 + [(256,)] + 4 * [(256,), (256, 256), (256, 256), (256, 256), (256, 256), (256,), (1024, 256), (1024, 256), (256, 1024)]
     params = [[torch.nn.Parameter(torch.full(shape, .5, device=device)) for shape in shapes] for _ in range(2)]
     for p, q in zip(*params): p.grad = q.grad = torch.randn_like(p)
-    ours, theirs = AdamW(params[0], lr=1e-3), torch.optim.AdamW(params[1], lr=1e-3, foreach=True)
-    def step(optimizer, params):
-        optimizer.step()
-        return params
-    return same(lambda: step(ours, params[0]), lambda: step(theirs, params[1]))
+    return params, (AdamW(params[0], lr=1e-3), torch.optim.AdamW(params[1], lr=1e-3, **theirs))
+
+
+@case(peer="torch.optim.AdamW(foreach=True)")
+def adamw(device):
+    "A step of AdamW on a model of 29 million parameters."
+    params, pair = optimizers(device, foreach=True)
+    return same(*(lambda o=o, p=p: (o.step(), p)[1] for o, p in zip(pair, params)))
+
+
+@case(peer="torch.optim.AdamW(fused=True)")
+def adamw_compiled(device):
+    "A compiled step of AdamW on a model of 29 million parameters."
+    params, pair = optimizers(device, fused=True)
+    steps = torch.compile(pair[0].step), pair[1].step
+    return same(*(lambda step=step, p=p: (step(), p)[1] for step, p in zip(steps, params)))

@@ -1,0 +1,45 @@
+"""Measure the peak memory of `python -m llm_course.data` and its helper processes, for 20 MB and 200 MB: `python bench/memory.py`."""
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def resident(pid: int) -> int:
+    "Kilobytes that a process and all its descendants hold, shared pages counted for each (Linux)."
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task/"children").read_text().split()]
+    except OSError: return 0   # it has ended
+    lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return (int(lines[0].split()[1]) if lines else 0) + sum(map(resident, children))
+
+
+def peak(words: list[str]) -> float:
+    "Run a command, look every 20 ms, and give its greatest megabytes."
+    process, most = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        most = max(most, resident(process.pid))
+        time.sleep(0.02)
+    if process.returncode: raise ValueError(f"{' '.join(words)} ended with status {process.returncode}")
+    return most / 1024
+
+
+def main() -> None:
+    "Print both peaks."
+    from bench.cases.data import mixed_text
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        for size in 20, 200:
+            mixed_text(home/"text.txt", size * 1_000_000)
+            if size == 20: BpeTokenizer.train([(home/"text.txt").read_text("utf-8")[:3_000_000]], 4_000).save(home/"tokenizer.json")
+            most = peak([sys.executable, "-m", "llm_course.data", "--tokenizer", f"{home}/tokenizer.json", "--corpus", f"{home}/text.txt",
+                         "--output", f"{home}/out", "--num_processes", "2"])
+            print(f"{size} MB: at most {most:.0f} MB in all processes together", flush=True)
+
+
+if __name__ == "__main__": main()
