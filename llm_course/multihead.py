@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['split_heads', 'merge_heads', 'grouped_attention', 'KVCache', 'head_size', 'MultiHeadAttention', 'new_cache',
-           'head_weights']
+           'cannot_see_the_future', 'keeps_sequences_apart', 'only_distances_count', 'agrees_with_torch',
+           'shares_keys_and_values_among_neighbours', 'head_weights']
 
 # %% ../nbs/11_multihead.ipynb #imports
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from .attention import attention, fused_attention
+from .checks import check_of
 from .linear import Linear
 from .rope import RoPE
 
@@ -125,6 +128,56 @@ def new_cache(
     "Make a cache that fits `layer`."
     weight, room = layer.k_proj.weight, layer.rope.max_seq_len if max_seq_len is None else max_seq_len
     return KVCache(batch, layer.num_kv_heads, room, layer.d_k, weight.device, weight.dtype)
+
+# %% ../nbs/11_multihead.ipynb #laws
+@check_of("MultiHeadAttention")
+def cannot_see_the_future(part):
+    "No answer depends on a later token."
+    layer, x = part(16, 4, max_seq_len=8), torch.randn(2, 6, 16)
+    later = x.clone()
+    later[:, 4:] += 1
+    gap = (layer(later) - layer(x))[:, :4].abs().max().item()
+    assert gap < 1e-6, f"tokens 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}"
+    assert not torch.equal(layer(later)[:, 4:], layer(x)[:, 4:]), "tokens 4 and 5 were changed, and their answers were not"
+
+@check_of("MultiHeadAttention")
+def keeps_sequences_apart(part):
+    "Sequences of a batch do not touch."
+    layer, x = part(16, 4, max_seq_len=8), torch.randn(2, 6, 16)
+    other = x.clone()
+    other[1] += 1
+    assert_close(layer(other)[0], layer(x)[0], msg=lambda m: f"sequence 1 was changed, and sequence 0 must stay:\n{m}")
+
+@check_of("MultiHeadAttention")
+def only_distances_count(part):
+    "A text that begins at position 20 gets the answers of one that begins at 0, but a stretched one does not."
+    layer, x, places = part(16, 4, max_seq_len=64), torch.randn(1, 6, 16), torch.arange(6)
+    assert_close(layer(x, places + 20), layer(x), rtol=1e-4, atol=1e-5, msg=lambda m: f"positions 20 to 25 instead of 0 to 5:\n{m}")
+    assert (layer(x, 5 * places) - layer(x)).abs().max() > 1e-4, "positions 0, 5, 10, … give the answers of 0, 1, 2, …: they are not used"
+
+# %% ../nbs/11_multihead.ipynb #laws-heads
+def _by_torch(layer, x, num_heads, num_kv_heads, max_seq_len=16):
+    "What the layer must give, put together from torch's own parts."
+    q, k, v = (nn.functional.linear(x, p.weight).unflatten(-1, (n, -1)).transpose(-3, -2)
+               for p, n in ((layer.q_proj, num_heads), (layer.k_proj, num_kv_heads), (layer.v_proj, num_kv_heads)))
+    rope = RoPE(q.shape[-1], max_seq_len)
+    out = nn.functional.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True, enable_gqa=True)
+    return nn.functional.linear(out.transpose(-3, -2).flatten(-2), layer.output_proj.weight)
+
+@check_of("MultiHeadAttention")
+def agrees_with_torch(part):
+    "Heads are slices of neighbouring features, turned by RoPE, attended to by themselves, and laid side by side again."
+    layer, x = part(16, 4, max_seq_len=16), torch.randn(2, 6, 16)
+    assert_close(layer(x), _by_torch(layer, x, 4, 4), msg=lambda m: f"4 heads of 4 features, 6 tokens, against torch's own parts:\n{m}")
+
+@check_of("MultiHeadAttention")
+def shares_keys_and_values_among_neighbours(part):
+    "With fewer heads of keys than of queries, neighbouring queries share; with as many, nothing changes."
+    x = torch.randn(2, 6, 16)
+    for kv in 4, 2, 1:
+        layer = part(16, 4, kv, max_seq_len=16)
+        assert tuple(layer.k_proj.weight.shape) == (4 * kv, 16), f"{kv} heads of 4 features need k_proj of {(4 * kv, 16)}, not {tuple(layer.k_proj.weight.shape)}"
+        assert_close(layer(x), _by_torch(layer, x, 4, kv), msg=lambda m: f"4 heads of queries, {kv} of keys, against torch's enable_gqa:\n{m}")
 
 # %% ../nbs/11_multihead.ipynb #head-weights
 @torch.no_grad()
