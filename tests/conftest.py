@@ -2,12 +2,13 @@
 import pytest
 import torch
 
-devices = ["cpu"] + ["cuda"]*torch.cuda.is_available() + ["mps"]*torch.backends.mps.is_available()
+cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 
 @pytest.fixture(params=devices)
 def device(request):
-    "Each device of this machine in turn."
+    "Each device in turn; the tests for CUDA are listed as skipped where there is none."
     return request.param
 
 
