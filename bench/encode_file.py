@@ -1,4 +1,4 @@
-"""Turn a text file into a file of ids as other libraries do it, with two threads: `python bench/encode_file.py LIBRARY TOKENIZER TEXT OUTPUT`."""
+"""Turn a text file into a file of ids as other libraries do it, with two threads: `python -m bench.encode_file LIBRARY TOKENIZER TEXT OUTPUT`."""
 import os
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def tiktoken(tokenizer: str, documents: list[str]) -> list[list[int]]:
     ours = BpeTokenizer.load(tokenizer)
     plain = {token: id for id, token in ours.vocab.items() if token != END.encode()}
     end = ours.special_tokens[END]
-    # pairs that two merges could make, or tokens that none makes, would need other ranks; trained by us, a token's id is its rank
+    # trained by us, a token's id is its rank
     theirs = Encoding("ours", pat_str=ours.pattern, mergeable_ranks=plain, special_tokens={END: end})
     found = theirs.encode_ordinary_batch(documents, num_threads=2)
     for ids in found: ids.append(end)

@@ -1,11 +1,12 @@
-"""Measure the peak memory of `python -m llm_course.data` and its helper processes, for 20 MB and 200 MB: `python bench/memory.py`."""
+"""Measure the peak memory of `python -m llm_course.data` and its helper processes, for 20 MB and 200 MB: `python -m bench.memory`."""
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.cases.data import mixed_text
+from llm_course.bpe_tokenizer import BpeTokenizer
 
 
 def resident(pid: int) -> int:
@@ -30,8 +31,6 @@ def peak(words: list[str]) -> float:
 
 def main() -> None:
     "Print both peaks."
-    from bench.cases.data import mixed_text
-    from llm_course.bpe_tokenizer import BpeTokenizer
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         for size in 20, 200:

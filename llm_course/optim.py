@@ -174,12 +174,12 @@ class AdamW(CheckedOptimizer):
             for one in zip(*lists): adamw_update(*([x] for x in one), group)
 
 # %% ../nbs/13_optim.ipynb #checks-adamw
-def _adamw_path(part, grads, start=1., dtype=torch.float64, **settings):
-    "Where one parameter goes under some gradients, one after another."
-    p = nn.Parameter(torch.tensor([start], dtype=dtype))
-    optimizer, path = part([p], **settings), [start]
+def _adamw_path(part, grads, **settings):
+    "Where a parameter that begins at one goes under some gradients, one after another."
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer, path = part([p], **settings), [1.]
     for grad in grads:
-        p.grad = torch.tensor([grad], dtype=dtype)
+        p.grad = torch.tensor([grad], dtype=torch.float64)
         optimizer.step()
         path.append(p.item())
     return path

@@ -82,7 +82,7 @@ def race_files(library):
     def run(*words): subprocess.run([sys.executable, *map(str, words)], cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     def ours(): run("-m", "llm_course.data", "--tokenizer", home/"tokenizer.json", "--corpus", home/"text.txt", "--val_corpus", home/"val.txt",
                     "--output", home/"ours", "--num_processes", 2)
-    def theirs(): run("bench/encode_file.py", library, home/"tokenizer.json", home/"text.txt", home/"theirs.bin")
+    def theirs(): run("-m", "bench.encode_file", library, home/"tokenizer.json", home/"text.txt", home/"theirs.bin")
     ours(); theirs()
     assert (home/"ours/train.bin").read_bytes() == (home/"theirs.bin").read_bytes()
     return ours, theirs
