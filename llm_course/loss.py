@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['check_targets', 'cross_entropy', 'perplexity', 'bits_per_byte', 'CrossEntropyLoss', 'is_the_surprise_known_by_hand',
            'agrees_with_torch', 'sends_back_p_minus_y', 'is_finite_for_huge_logits', 'does_not_see_a_shift',
-           'leaves_out_what_is_ignored']
+           'leaves_out_what_is_ignored', 'is_the_sides_of_a_fair_die', 'counts_bits_and_bytes',
+           'does_not_depend_on_how_a_text_is_cut']
 
 # %% ../nbs/12_loss.ipynb #imports
 import math
@@ -151,3 +152,22 @@ def leaves_out_what_is_ignored(part):
     assert_close(got, wanted, msg=f"with 2 of 5 rows ignored the loss must be that of the other 3, {wanted:.4f}, but is {got:.4f}")
     grad, = torch.autograd.grad(got, logits)
     assert (grad[targets < 0] == 0).all(), f"ignored rows got the gradients {grad[targets < 0].tolist()}; they must be zero"
+
+# %% ../nbs/12_loss.ipynb #checks-units
+@check_of("perplexity")
+def is_the_sides_of_a_fair_die(part):
+    "A fair die of six sides surprises by ln 6, and its perplexity is six; certainty has the perplexity one."
+    got = part(math.log(6)), part(0.)
+    assert abs(got[0] - 6) < 1e-9 and got[1] == 1, f"ln 6 and 0 nats must give the perplexities 6 and 1, but gave {got[0]:.4f} and {got[1]:.4f}"
+
+@check_of("bits_per_byte")
+def counts_bits_and_bytes(part):
+    "Ten tokens of 2 ln 2 nats each that spell 40 bytes cost 20 bits, half a bit a byte."
+    got = part(2 * math.log(2), 10, 40)
+    assert abs(got - .5) < 1e-9, f"10 tokens of 2 ln 2 nats in 40 bytes must cost 0.5 bits a byte, but cost {got:.4f}"
+
+@check_of("bits_per_byte")
+def does_not_depend_on_how_a_text_is_cut(part):
+    "Twice as many tokens, each half as surprising, cost the same."
+    whole, halves = part(3., 100, 400), part(1.5, 200, 400)
+    assert abs(whole - halves) < 1e-9, f"100 tokens of 3 nats cost {whole:.4f} bits a byte, 200 of 1.5 nats {halves:.4f}; it is the same text"
