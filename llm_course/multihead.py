@@ -97,6 +97,7 @@ class MultiHeadAttention(nn.Module):
         max_seq_len:int=2048,       # Positions that can be told apart
         theta:float=10000.0,        # Base of the wavelengths of `RoPE`
         attend:Callable[..., Tensor]=fused_attention, # What computes attention: this, `attention`, or your own
+        rope:nn.Module|None=None,   # What tells positions apart, called like `RoPE`; `None` for that
         device=None, dtype=None,    # Where the parameters live, and their type
     ):
         super().__init__()
@@ -105,7 +106,7 @@ class MultiHeadAttention(nn.Module):
         self.q_proj = Linear(d_model, num_heads * d_k, device=device, dtype=dtype)
         self.k_proj, self.v_proj = (Linear(d_model, self.num_kv_heads * d_k, device=device, dtype=dtype) for _ in range(2))
         self.output_proj = Linear(num_heads * d_k, d_model, device=device, dtype=dtype)
-        self.rope = RoPE(d_k, max_seq_len, theta, device=device)
+        self.max_seq_len, self.rope = max_seq_len, RoPE(d_k, max_seq_len, theta, device=device) if rope is None else rope
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
@@ -126,7 +127,7 @@ def new_cache(
     max_seq_len:int|None=None, # Positions there is room for; `None` for as many as the layer can tell apart
 )->KVCache: # Empty
     "Make a cache that fits `layer`."
-    weight, room = layer.k_proj.weight, layer.rope.max_seq_len if max_seq_len is None else max_seq_len
+    weight, room = layer.k_proj.weight, layer.max_seq_len if max_seq_len is None else max_seq_len
     return KVCache(batch, layer.num_kv_heads, room, layer.d_k, weight.device, weight.dtype)
 
 # %% ../nbs/11_multihead.ipynb #laws
