@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention
 from llm_course.multihead import new_cache
-from llm_course.transformer import FFN, PARTS, ModelConfig, Transformer, TransformerBlock, start_small
+from llm_course.transformer import PARTS, ModelConfig, Transformer, TransformerBlock, start_small
 
 SHAPE = dict(vocab_size=50, max_seq_len=16, d_model=32, num_layers=2, num_heads=4, d_ff=40)
 
