@@ -109,11 +109,11 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.attend = num_heads, num_heads if num_kv_heads is None else num_kv_heads, attend
-        self.d_k = d_k = head_size(d_model, num_heads, self.num_kv_heads)
-        self.q_proj = Linear(d_model, num_heads * d_k, device=device, dtype=dtype)
-        self.k_proj, self.v_proj = (Linear(d_model, self.num_kv_heads * d_k, device=device, dtype=dtype) for _ in range(2))
+        self.d_k, self.max_seq_len = (d_k := head_size(d_model, num_heads, self.num_kv_heads)), max_seq_len
+        self.q_proj, self.k_proj, self.v_proj = (
+            Linear(d_model, heads * d_k, device=device, dtype=dtype) for heads in (num_heads, self.num_kv_heads, self.num_kv_heads))
         self.output_proj = Linear(num_heads * d_k, d_model, device=device, dtype=dtype)
-        self.max_seq_len, self.rope = max_seq_len, RoPE(d_k, max_seq_len, theta, device=device) if rope is None else rope
+        self.rope = RoPE(d_k, max_seq_len, theta, device=device) if rope is None else rope
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
