@@ -121,8 +121,7 @@ class MultiHeadAttention(nn.Module):
         cache:KVCache|None=None,                         # Keys and values of the tokens before `x`; takes in those of `x`
     )->Float[Tensor, "... t d_model"]:
         q, k, v = (split_heads(project(x), self.d_k) for project in (self.q_proj, self.k_proj, self.v_proj))
-        first = 0 if cache is None else cache.length
-        positions = first if token_positions is None else token_positions.unsqueeze(-2)   # the same for every head
+        positions = (cache.length if cache else 0) if token_positions is None else token_positions.unsqueeze(-2)   # one for all heads
         q, k = self.rope(q, positions), self.rope(k, positions)
         if cache is not None: k, v = cache.append(k, v)
         return self.output_proj(merge_heads(grouped_attention(q, k, v, self.attend, None if cache is None else cache.mask())))

@@ -103,6 +103,7 @@ class TransformerBlock(nn.Module):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(self.ffn_norm(x))
 
+# %% ../nbs/15_transformer.ipynb #block-part
 PARTS["block"] = TransformerBlock
 
 # %% ../nbs/15_transformer.ipynb #config
@@ -161,8 +162,7 @@ class Transformer(nn.Module):
         d_model:int, num_layers:int,     # Width of the residual stream; number of blocks
         num_heads:int, d_ff:int,         # Heads of each block; hidden width of each feed-forward network
         rope_theta:float=10000.0,        # RoPE's base
-        num_kv_heads:int|None=None,      # Heads of keys and values; `None` for `num_heads`
-        tie:bool=False,                  # One matrix for embedding and logits?
+        num_kv_heads:int|None=None, tie:bool=False, # Heads of keys and values (`None` for `num_heads`); one matrix for embedding and logits?
         parts:Mapping|None=None, # Who plays which role instead of ours; see `PARTS`
         device=None, dtype=None,         # Where the parameters live, and their type
     ):
