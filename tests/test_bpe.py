@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.bpe import GPT2, MOST_MERGES, PATTERNS, Shelves, count_words, index_pairs, join_everywhere, learn_merges, pre_tokens, quick_pre_tokens, splitter
+from llm_course.bpe import (
+    GPT2,
+    MOST_MERGES,
+    PATTERNS,
+    Shelves,
+    count_words,
+    index_pairs,
+    join_everywhere,
+    learn_merges,
+    pre_tokens,
+    quick_pre_tokens,
+    splitter,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 
@@ -94,7 +106,8 @@ def test_the_queue_gives_the_best_that_there_is(steps):
             total[name] = max(0, total[name] - count)
         elif step == "take":
             there = [name for name in waiting if total[name]]
-            assert queue.take() == (best := max(there, key=lambda name: (total[name], name), default=None))
+            best = max(there, key=lambda name: (total[name], name), default=None)
+            assert queue.take() == best
             waiting.discard(best)
 
 
