@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from heapq import heappop, heappush
-from itertools import pairwise
 from operator import add
 
 import regex
