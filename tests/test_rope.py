@@ -2,6 +2,7 @@
 import copy
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.rope import RoPE, look_up, rope_turns, rotate, rotate_complex
+from llm_course.rope import RoPE, RopeScaling, look_up, rope_turns, rotate, rotate_complex
 
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -132,3 +133,34 @@ def test_meta_device_wakes_up_with_the_right_table(device):
     with torch.device("meta"): model = nn.Sequential(RoPE(8, 16, theta=500.))
     assert model[0].turns.is_meta
     assert torch.equal(model.to_empty(device=device)[0].turns, rope_turns(8, 16, 500., device).float())
+
+
+def test_layers_share_one_table_while_they_live():
+    first, second = RoPE(8, 50, 123.), RoPE(8, 50, 123.)
+    assert first.turns is second.turns
+    assert RoPE(8, 50, 124.).turns is not first.turns and RoPE(8, 50, 123., scaling=RopeScaling()).turns is not first.turns
+    with torch.inference_mode(): assert RoPE(8, 50, 123.).turns is not first.turns
+    first.double().float().to("cpu")
+    assert first.turns is second.turns and first.turns.dtype == torch.float32
+    known = weakref.ref(first.turns)
+    del first, second
+    assert known() is None
+
+
+@pytest.mark.parametrize("factor, low, high, length", [(8., 1., 4., 8192), (32., 1., 4., 8192), (2., .5, 3., 100)])
+def test_scaling_agrees_with_transformers(factor, low, high, length):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=16 * length, rope_parameters={
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "original_max_position_embeddings": length})
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    rope = RoPE(64, 2, 5e5, scaling=RopeScaling(factor, low, high, length))
+    assert_close(rope.turns[1], torch.stack([theirs.cos(), theirs.sin()], -1))
+    assert "RopeScaling" in repr(rope)
+    assert_close(rope(torch.ones(2, 64, dtype=torch.float64)), rope(torch.ones(2, 64)).double())   # float64 has a table of its own
+
+
+@pytest.mark.parametrize("wrong", [dict(factor=.5), dict(low_freq_factor=4.), dict(low_freq_factor=0.), dict(original_max_seq_len=0), dict(factor=math.nan)], ids=str)
+def test_scaling_refuses_nonsense(wrong):
+    with pytest.raises(ValueError, match="a RopeScaling needs"): RopeScaling(**wrong)
