@@ -25,11 +25,14 @@ from .checks import check_of
 
 # %% ../nbs/13_optim.ipynb #check-group
 def check_group(
-    group:dict, # A parameter group with its settings
+    group:dict,              # A parameter group with its settings
+    refused:Iterable[str]=(), # Settings of other optimisers, which would change the step
 )->None:
     "Refuse settings that make no sense, and by name those that would change the step and that we don't have."
-    for flag in "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov":
+    for flag in refused:
         if group.get(flag): raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, or take the optimiser from torch.optim")
+    if group.get("weight_decay") and group.get("decoupled_weight_decay") is False:   # a checkpoint of torch's Adam
+        raise ValueError("decoupled_weight_decay=False is not supported; go on with torch.optim.Adam, or without weight_decay")
     for name in "lr", "eps", "weight_decay":
         if not 0 <= group.get(name, 0) < math.inf: raise ValueError(f"{name} must be finite and not negative, but is {group[name]}")
     if not all(0 <= beta < 1 for beta in group.get("betas", ())):
@@ -49,12 +52,14 @@ def with_gradient(
 # %% ../nbs/13_optim.ipynb #CheckedOptimizer
 class CheckedOptimizer(Optimizer):
     "What our optimisers share: settings are checked, parameters without a gradient stay, and `update` does the work."
+    refused = "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov"   # what would change the step
+
     def add_param_group(self, param_group:dict):
-        check_group(self.defaults | param_group)
+        check_group(self.defaults | param_group, self.refused)
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict:dict):
-        for group in state_dict["param_groups"]: check_group(group)
+        for group in state_dict["param_groups"]: check_group(group, self.refused)
         super().load_state_dict(state_dict)
 
     @torch.no_grad()
@@ -69,15 +74,25 @@ class CheckedOptimizer(Optimizer):
 # %% ../nbs/13_optim.ipynb #SGDDecay
 class SGDDecay(CheckedOptimizer):
     "Gradient descent that slows down: θ ← θ − lr/√(t+1) ∇, with t from 0. Source: Zinkevich 2003; Stanford CS336."
+    refused = (*CheckedOptimizer.refused, "weight_decay")
+
     def __init__(self,
         params:Iterable, # Parameters, or groups of them
         lr:float=1e-3,   # Learning rate of the first step
     ):
-        super().__init__(params, dict(lr=lr, t=0))
+        super().__init__(params, dict(lr=lr, t=0, momentum=0, dampening=0, weight_decay=0))   # with the zeros `torch.optim.SGD` can read our state
 
     def update(self, params:list[Tensor], group:dict):
         if params: torch._foreach_add_(params, [p.grad for p in params], alpha=-float(group["lr"]) / math.sqrt(group["t"] + 1))
         group["t"] += 1
+
+    def load_state_dict(self, state_dict:dict):
+        "Take up our own state, or that of `torch.optim.SGD`: its rate, when `LambdaLR` has lowered it by our formula, tells t."
+        def ours(group):
+            if "t" in group: return group
+            now, first = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+            return group | {"lr": first, "t": round((first / now)**2) - 1 if now else 0}
+        super().load_state_dict(state_dict | {"param_groups": [ours(group) for group in state_dict["param_groups"]]})
 
 # %% ../nbs/13_optim.ipynb #checks-sgd
 @check_of("SGDDecay")

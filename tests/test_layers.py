@@ -1,5 +1,6 @@
 """What every layer owes: torch's numbers in every type, shape and layout; gradients that repeat; and to be compiled, exported, copied, moved and saved."""
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -77,7 +78,8 @@ def test_gradients_are_exact(specimen, device):
     def run(*values):
         x, weights = values[:len(inputs)], values[len(inputs):]
         return functional_call(layer, dict(zip(parameters, weights)), x)
-    assert torch.autograd.gradcheck(run, (*(x.requires_grad_() if x.is_floating_point() else x for x in inputs), *parameters.values()))
+    values = *(x.requires_grad_() if x.is_floating_point() else x for x in inputs), *parameters.values()
+    assert torch.autograd.gradcheck(run, values, fast_mode=sum(v.numel() for v in values) > 100)
 
 
 @every
@@ -132,32 +134,48 @@ def test_changes_its_type(specimen, dtype, device):
 
 
 CODE = """
-import sys
+import json
 
 import torch
 from specimens import SPECIMENS
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
-specimen = next(s for s in SPECIMENS if s.name == sys.argv[1])
-layer, inputs = specimen.pair(4, (3,), 5)
-counter = CompileCounterWithBackend("aot_eager")
-fast = torch.compile(layer, fullgraph=True, backend=counter)
-for length in 5, 6, 7, 9, 12:
-    _, inputs = specimen.pair(4, (3,), length)
-    leaves = [x.requires_grad_() for x in (*inputs, *layer.parameters()) if x.is_floating_point()]
-    assert_close(*((out := f(*inputs), torch.autograd.grad(out.square().sum(), leaves)) for f in (fast, layer)))
-assert counter.frame_count <= 2, f"compiled {counter.frame_count} times for five lengths"   # for the first, and for all others
+def answers(function, leaves, *inputs):
+    out = function(*inputs)
+    return out, torch.autograd.grad(out, leaves, out.detach().cos())
 
-(_, small), (_, large) = (specimen.pair(4, (b,), length) for b, length in ((3, 5), (4, 9)))
-dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, (a, b) in enumerate(zip(x.shape, y.shape)) if a != b} for x, y in zip(small, large))
-with torch.no_grad(): assert_close(torch.export.export(layer, small, dynamic_shapes=dynamic).module()(*large), layer(*large))
+def attempt(specimen):
+    torch._dynamo.reset()
+    layer, _ = specimen.pair(4, (3,), 5)
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(layer, fullgraph=True, backend=counter)
+    for length in 5, 6, 7, 9, 12:
+        inputs = specimen.pair(4, (3,), length)[1]
+        leaves = [x.requires_grad_() for x in (*inputs, *layer.parameters()) if x.is_floating_point()]
+        assert_close(answers(fast, leaves, *inputs), answers(layer, leaves, *inputs), rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= 2, f"compiled {counter.frame_count} times for five lengths"   # for the first, and for all others
+    small, large = (specimen.pair(4, (batch,), length)[1] for batch, length in ((3, 5), (4, 9)))
+    dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, (a, b) in enumerate(zip(x.shape, y.shape)) if a != b} for x, y in zip(small, large))
+    assert_close(torch.export.export(layer, small, dynamic_shapes=dynamic).module()(*large), layer(*large))
+
+failed = {}
+for specimen in SPECIMENS:
+    try: attempt(specimen)
+    except Exception as error: failed[specimen.name] = f"{type(error).__name__}: {error}"
+print(json.dumps(failed))
 """
 
 
-@every
-def test_compiles_in_one_graph_for_all_lengths_and_exports_with_dynamic_batch_and_length(specimen):
-    "In a process of its own: the hook that enforces shapes here is opaque to the compiler."
+@pytest.fixture(scope="module")
+def failed():
+    "What the compiler could not do, by layer; in a process of its own, since the hook that enforces shapes here is opaque to it."
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run([sys.executable, "-c", CODE, specimen.name], env=os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CODE], env=os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@every
+def test_compiles_in_one_graph_for_all_lengths_and_exports_with_dynamic_batch_and_length(specimen, failed):
+    assert specimen.name not in failed, failed[specimen.name][-2000:]
