@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from llm_course.attention import ScaledDotProductAttention, attention, causal_mask, fused_attention, join_masks
+from llm_course.attention import attention, causal_mask, fused_attention, join_masks
 
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 versions = pytest.mark.parametrize("attend", [attention, fused_attention], ids=lambda f: f.__name__)

@@ -1,5 +1,7 @@
 """What every layer owes: torch's numbers in every type, shape and layout; gradients that repeat; and to be compiled, exported, copied, moved and saved."""
 import copy
+import importlib
+import inspect
 import json
 import os
 import pickle
@@ -11,9 +13,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from specimens import SPECIMENS, dtypes
 from torch.func import functional_call
 from torch.testing import assert_close
+
+from llm_course.attention import attention, fused_attention
+from llm_course.embedding import embedding
+from llm_course.ffn import silu, swiglu
+from llm_course.linear import linear
+from llm_course.loss import cross_entropy
+from llm_course.multihead import grouped_attention, split_heads
+from llm_course.rmsnorm import rms_norm
+from llm_course.rope import rotate_complex
+from llm_course.softmax import softmax
 
 every = pytest.mark.parametrize("specimen", SPECIMENS, ids=str)
 
@@ -179,3 +192,37 @@ def failed():
 @every
 def test_compiles_in_one_graph_for_all_lengths_and_exports_with_dynamic_batch_and_length(specimen, failed):
     assert specimen.name not in failed, failed[specimen.name][-2000:]
+
+
+MODULES = "linear embedding rmsnorm ffn softmax attention rope multihead loss optim".split()
+FREE = {   # tensors of any shape, or none: why their annotation says no more
+    ("truncated_normal", "return"): "the shape that was asked for", ("join_masks", "mask"): "refuses another type in words of its own",
+    ("check_targets", "logits"): "refuses another shape in words of its own", ("check_targets", "targets"): "likewise",
+}
+
+
+def stated(function):
+    "The annotations of a function, beneath the hook that enforces them."
+    return inspect.get_annotations(inspect.unwrap(function))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_tensor_function_states_its_shapes(module):
+    module = importlib.import_module(f"llm_course.{module}")
+    parts = [vars(module)[name] for name in module.__all__]
+    functions = [f for f in parts if inspect.isfunction(f)] + [p.forward for p in parts if inspect.isclass(p) and issubclass(p, torch.nn.Module)]
+    bare = [(f.__name__, name) for f in functions for name, kind in stated(f).items() if kind in (torch.Tensor, torch.Tensor | None)]
+    assert not [pair for pair in bare if pair not in FREE], bare
+
+
+x, ids = torch.ones(2, 5, 4), torch.zeros(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: linear(x, torch.ones(3, 5)), lambda: linear(x, torch.ones(3, 4), torch.ones(4)), lambda: embedding(x, torch.ones(3, 4)), lambda: rms_norm(x, torch.ones(5)),
+    lambda: silu(ids), lambda: swiglu(x, torch.ones(6, 4), torch.ones(4, 7), torch.ones(6, 4)), lambda: softmax(ids), lambda: attention(x, x[..., :3], x),
+    lambda: attention(x, x, x, torch.ones(5, 5)), lambda: fused_attention(x, x, x[:, :4]), lambda: rotate_complex(x, torch.ones(4, 2, 2)),
+    lambda: split_heads(ids, 2), lambda: grouped_attention(x, x, x[..., :3]), lambda: cross_entropy(x, x),
+])
+def test_other_shapes_and_types_are_refused(wrong):
+    with pytest.raises(TypeCheckError): wrong()
