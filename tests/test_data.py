@@ -22,6 +22,7 @@ from llm_course.bpe import PATTERNS, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import (
     DataConfig,
+    Merger,
     PieceTable,
     Span,
     as_tensors,
@@ -33,12 +34,15 @@ from llm_course.data import (
     encode_block,
     encode_spans,
     end_of_text,
+    epoch_rows,
+    epoch_starts,
     fetch,
     get_batch,
     id_dtype,
     interleave,
     load_ids,
     main,
+    merge_in_step,
     quick_pre_tokens,
     read_span,
     sha256,
@@ -120,6 +124,41 @@ def test_known_starts_stay_known():
     "A resumed run must see the batches of the release that began it."
     assert batch_starts(1_000_000, 4, 256, seed=0, iteration=0).tolist() == [850406, 636798, 511005, 269717]
     assert batch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [576582, 835241, 131830, 793390]
+
+
+@few
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 70), st.integers(0, 5))
+def test_an_epoch_asks_for_each_row_once_and_for_nearly_every_id(length, batch_size, max_seq_len, epoch):
+    max_seq_len = min(max_seq_len, length - 1)
+    places = length - max_seq_len
+    rows = max(1, places // max_seq_len)
+    first, last = epoch * rows // batch_size, ((epoch + 1) * rows - 1) // batch_size
+    starts = np.concatenate([epoch_starts(length, batch_size, max_seq_len, 3, i) for i in range(first, last + 1)])
+    starts = starts[epoch*rows - first*batch_size:][:rows]
+    assert len(starts) == rows and 0 <= starts.min() and starts.max() < places
+    targets = (starts[:, None] + np.arange(1, max_seq_len + 1)).ravel()
+    assert len(set(targets.tolist())) == len(targets) > length - 1 - 2*max_seq_len
+    assert np.array_equal(np.sort(starts), np.sort(epoch_rows(places, max_seq_len, 3, epoch)))
+
+
+def test_epochs_make_every_start_equally_likely():
+    starts = np.concatenate([epoch_starts(23, 30, 5, seed=3, iteration=i) for i in range(1000)])   # three rows an epoch
+    counts = np.bincount(starts, minlength=18)
+    assert len(counts) == 18
+    assert ((counts - 30_000/18)**2 / (30_000/18)).sum() < 3 * 40.8   # the rows of an epoch go together, three by three
+
+
+def test_epochs_are_cut_and_shuffled_anew_and_a_run_may_begin_anywhere():
+    ids = np.arange(1000)
+    batches = [get_batch(ids, 31, 8, seed=1, iteration=i, order="epochs")[0] for i in range(12)]   # 4 steps to an epoch
+    epochs = [torch.cat(batches[i:i+4])[:, 0] for i in (0, 4, 8)]
+    assert len({tuple((e % 8).bincount(minlength=8).tolist()) for e in epochs}) == 3, "the offset should change"
+    assert not any(torch.equal(e, e.sort()[0]) for e in epochs), "the rows should be shuffled"
+    assert torch.equal(batches[7], get_batch(ids, 31, 8, seed=1, iteration=7, order="epochs")[0])
+    assert not torch.equal(batches[7], get_batch(ids, 31, 8, seed=2, iteration=7, order="epochs")[0])
+    assert epoch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [200619, 655595, 114859, 951275]   # a resumed run must see the batches of the release that began it
+    with pytest.raises(ValueError, match="order sorted is none of random, epochs"): get_batch(ids, 4, 8, order="sorted")
+    with pytest.raises(ValueError, match="more ids than max_seq_len, but 8 ≤ 8"): get_batch(ids[:8], 4, 8, order="epochs")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, "<u2", np.uint32, np.int64], ids=str)
@@ -388,6 +427,36 @@ def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, 
 @given(st.text(max_size=40) | st.text(alphabet="aB1 '\n\r\t._/\x1csé", max_size=40), st.sampled_from(sorted(PATTERNS)), st.integers(1, 9))
 def test_the_quick_way_finds_the_same_pre_tokens(text, name, part):
     assert quick_pre_tokens(text, PATTERNS[name], part) == pre_tokens(text, PATTERNS[name])
+
+
+@few
+@given(st.lists(st.text(alphabet="aab é", max_size=12) | st.text(max_size=6), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_in_step_joins_as_one_by_one_does(words, seed):
+    "Merges in a random order: one may be learnt before those that make its parts."
+    tokens = {bytes([i]): i for i in range(256)}
+    pairs = [(a, b) for a in (b"a", b"b", b" ", b"aa", b"ab", b"ba", "é".encode()) for b in (b"a", b"b", b"aa", b"ab")] + [(b"\xc3", b"\xa9")]
+    np.random.default_rng(seed).shuffle(pairs)
+    for token in [x for pair in pairs for x in (*pair, b"".join(pair))]: tokens.setdefault(token, len(tokens))
+    tokenizer = BpeTokenizer({id: token for token, id in tokens.items()}, pairs, ())
+    ids, counts = merge_in_step([word.encode() for word in words], Merger(tokenizer))
+    expected = [tokenizer.encode_piece(word) for word in words]
+    assert ids.tolist() == [id for row in expected for id in row] and counts.tolist() == list(map(len, expected))
+
+
+def test_what_is_a_token_whatever_the_merges_say_goes_alone():
+    "As in Llama 3's tokenizer; long pre-tokens and special ones go alone, too."
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: b" moth", 258: end_of_text.encode()}
+    tokenizer = BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text], ignore_merges=True)
+    text = f"the moth{end_of_text}{'th' * 40} moth moths{end_of_text}"
+    ids = encode_block(text, PieceTable(tokenizer)).tolist()
+    assert ids == tokenizer.encode(text) and ids[:3] == [256, ord("e"), 257] and ids.count(258) == 2
+
+
+def test_a_byte_without_a_token_is_named_and_the_table_goes_on():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)} | {128: b"th"}, [(b"t", b"h")], ())
+    table = PieceTable(tokenizer)
+    with pytest.raises(ValueError, match="byte 0xc3 of ' é' is not in the vocabulary"): encode_block("the é", table)
+    assert encode_block("then the", table).tolist() == tokenizer.encode("then the")
 
 
 def test_the_table_starts_afresh_when_it_is_full(tokenizer):
