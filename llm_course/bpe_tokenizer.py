@@ -558,6 +558,7 @@ def ask(pipe)->tuple: # The next result and `None`, or `None` and what the work 
     except (EOFError, OSError):
         raise ChildProcessError("a helper process died, perhaps for want of memory; ask for fewer with --num_processes") from None
 
+# %% ../nbs/02_bpe_tokenizer.ipynb #start-helpers
 def start_helpers(
     work:Callable,       # What they are to do
     num_processes:int,   # How many
