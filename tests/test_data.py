@@ -22,6 +22,7 @@ from llm_course.bpe import PATTERNS, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import (
     DataConfig,
+    Merger,
     PieceTable,
     Span,
     as_tensors,
@@ -41,6 +42,7 @@ from llm_course.data import (
     interleave,
     load_ids,
     main,
+    merge_in_step,
     quick_pre_tokens,
     read_span,
     sha256,
@@ -425,6 +427,36 @@ def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, 
 @given(st.text(max_size=40) | st.text(alphabet="aB1 '\n\r\t._/\x1csé", max_size=40), st.sampled_from(sorted(PATTERNS)), st.integers(1, 9))
 def test_the_quick_way_finds_the_same_pre_tokens(text, name, part):
     assert quick_pre_tokens(text, PATTERNS[name], part) == pre_tokens(text, PATTERNS[name])
+
+
+@few
+@given(st.lists(st.text(alphabet="aab é", max_size=12) | st.text(max_size=6), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_in_step_joins_as_one_by_one_does(words, seed):
+    "Merges in a random order: one may be learnt before those that make its parts."
+    tokens = {bytes([i]): i for i in range(256)}
+    pairs = [(a, b) for a in (b"a", b"b", b" ", b"aa", b"ab", b"ba", "é".encode()) for b in (b"a", b"b", b"aa", b"ab")] + [(b"\xc3", b"\xa9")]
+    np.random.default_rng(seed).shuffle(pairs)
+    for token in [x for pair in pairs for x in (*pair, b"".join(pair))]: tokens.setdefault(token, len(tokens))
+    tokenizer = BpeTokenizer({id: token for token, id in tokens.items()}, pairs, ())
+    ids, counts = merge_in_step([word.encode() for word in words], Merger(tokenizer))
+    expected = [tokenizer.encode_piece(word) for word in words]
+    assert ids.tolist() == [id for row in expected for id in row] and counts.tolist() == list(map(len, expected))
+
+
+def test_what_is_a_token_whatever_the_merges_say_goes_alone():
+    "As in Llama 3's tokenizer; long pre-tokens and special ones go alone, too."
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: b" moth", 258: end_of_text.encode()}
+    tokenizer = BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text], ignore_merges=True)
+    text = f"the moth{end_of_text}{'th' * 40} moth moths{end_of_text}"
+    ids = encode_block(text, PieceTable(tokenizer)).tolist()
+    assert ids == tokenizer.encode(text) and ids[:3] == [256, ord("e"), 257] and ids.count(258) == 2
+
+
+def test_a_byte_without_a_token_is_named_and_the_table_goes_on():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)} | {128: b"th"}, [(b"t", b"h")], ())
+    table = PieceTable(tokenizer)
+    with pytest.raises(ValueError, match="byte 0xc3 of ' é' is not in the vocabulary"): encode_block("the é", table)
+    assert encode_block("then the", table).tolist() == tokenizer.encode("then the")
 
 
 def test_the_table_starts_afresh_when_it_is_full(tokenizer):
