@@ -27,7 +27,7 @@ from bench.runner import commit, machine, merge, read
 from llm_course.commands import input_file, output_path, run_command
 
 # What `make demo` trains with, but for its corpus and its length.
-RECIPE = dict(d_model=128, num_layers=4, num_heads=4, d_ff=352, max_seq_len=64, batch_size=12, iterations=1150, order="epochs",
+RECIPE = dict(d_model=128, num_layers=3, num_heads=4, d_ff=352, max_seq_len=64, batch_size=12, iterations=1500, order="epochs",
               lr_max=6e-3, lr_min=0., decay="line", weight_decay=0.3, precision="float32")
 VOCAB = 1024
 

@@ -302,6 +302,7 @@ def moves_every_direction_alike(part):
     low, high = torch.linalg.eigvalsh(-moved @ (turn @ turn).mT).tolist()
     assert .065 < low <= high < .125, f"along the gradient's two directions the step must be about 0.1 downhill, but is {low:.4f} and {high:.4f}"
 
+# %% ../nbs/13_optim.ipynb #checks-muon-laws
 @check_of("Muon")
 def follows_its_polynomial(part):
     "Over three steps it goes where the singular value decomposition says: the mean gradient, mixed with the newest, its values sent five times through p."

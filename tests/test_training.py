@@ -199,7 +199,7 @@ def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
 def test_settling_fills_in_what_was_left_open(asked):
     settled = settle(replace(asked, iterations=100, lr_max=1e-2))
     assert (settled.warmup_iters, settled.cos_cycle_iters, settled.lr_min) == (5, 100, 1e-3)
-    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel")}.values()
+    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "muon_lr")}.values()
     assert settle(settled) == settled
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
 
