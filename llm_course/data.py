@@ -8,9 +8,9 @@ __all__ = ['ORDERS', 'behind_word', 'never', 'end_of_text', 'slips', 'rules', 'p
            'check_ids', 'load_ids', 'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'ascii_splitter',
            'quick_pre_tokens', 'Merger', 'merge_in_step', 'PieceTable', 'learn', 'encode_block', 'encode_span',
            'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256',
-           'download_wheel', 'member', 'Package', 'fetch_package', 'told_sha256', 'fetch_url', 'keep_copy', 'fetch',
-           'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'take_bytes', 'write_bins',
-           'main']
+           'download_wheel', 'member', 'Package', 'fetch_package', 'Stay', 'told_sha256', 'fetch_url', 'keep_copy',
+           'fetch', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'take_bytes',
+           'write_bins', 'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import codecs
@@ -27,10 +27,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from http.client import HTTPException
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import IO, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -600,16 +603,21 @@ def fetch_package(
     return path
 
 # %% ../nbs/03_data.ipynb #fetch-url
+class Stay(HTTPRedirectHandler):
+    "Don't follow where a server sends us."
+    def redirect_request(self, *request): return None
+
 def told_sha256(
     url:str, # An address
 )->str|None: # The sha256 that the server names for it, or `None`
-    "Ask for the header in which the Hugging Face hub names the sha256 of a large file."
-    import requests
-
-    try: told = requests.head(url, timeout=30).headers.get("X-Linked-ETag", "").strip('"')
-    except requests.RequestException: return None   # the download itself will say what is wrong
+    "Ask for the header in which the Hugging Face hub names the sha256 of a large file, before it sends us on to it."
+    try: answer = build_opener(Stay).open(Request(url, method="HEAD"), timeout=30)
+    except HTTPError as error: answer = error   # to be sent on counts as one
+    except (OSError, HTTPException): return None   # the download itself will say what is wrong
+    told = answer.headers.get("X-Linked-ETag", "").strip('"')
     return told if re.fullmatch("[0-9a-f]{64}", told) else None
 
+# %% ../nbs/03_data.ipynb #fetch-url-2
 def fetch_url(
     name:str,    # One of `corpora`
     folder:Path, # Where the text is kept
