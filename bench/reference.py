@@ -27,10 +27,12 @@ from llm_course.training import TrainConfig
 from llm_course.transformer import Transformer
 
 FAULTS = ["none", "no causal mask", "labels not shifted", "labels shifted twice", "rate x 100", "no warm-up", "tokenizer mismatch"]
-SMALL = dict(max_seq_len=32, d_model=48, num_layers=2, num_heads=4, d_ff=128, batch_size=12, iterations=300)
-DEEP = dict(max_seq_len=32, d_model=48, num_layers=6, num_heads=4, d_ff=128, batch_size=8, iterations=250)
-WIDE = dict(max_seq_len=48, d_model=80, num_layers=3, num_heads=4, d_ff=208, batch_size=8, iterations=300)
+SMALL = dict(max_seq_len=32, d_model=48, num_layers=2, num_heads=4, d_ff=128, batch_size=12, iterations=250)
+DEEP = dict(max_seq_len=32, d_model=48, num_layers=6, num_heads=4, d_ff=128, batch_size=8, iterations=200)
+WIDE = dict(max_seq_len=48, d_model=80, num_layers=3, num_heads=4, d_ff=208, batch_size=8, iterations=250)
 SHORT = dict(max_seq_len=24, d_model=64, num_layers=3, num_heads=2, d_ff=160, batch_size=16, iterations=200)
+POST = dict(DEEP, num_layers=4, post_norm=True)          # norms behind the sums, which is known to need a warm-up
+POST_WIDE = dict(WIDE, num_layers=4, post_norm=True)
 COMMON = dict(log_interval=5, val_interval=25, val_batches=4, checkpoint_interval=10**6, device="cpu", precision="float32", live_plot=False)
 
 
@@ -47,22 +49,26 @@ class Plan:
     more: dict    # Further flags
 
     @property
-    def name(self): return f"{self.text} {self.vocab}, d {self.shape['d_model']} x {self.shape['num_layers']}, rate {self.rate:g}, {self.fault}, seed {self.seed}" + "".join(f", {k} {v}" for k, v in self.more.items())
+    def name(self):
+        extra = [f"{k} {v}" for k, v in self.more.items()] + ["post-norm"] * self.shape.get("post_norm", False)
+        return ", ".join([f"{self.text} {self.vocab}", f"{self.shape['num_layers']} blocks of {self.shape['d_model']}", f"rate {self.rate:g}", self.fault, f"seed {self.seed}", *extra])
 
 
 def plans():
     "All runs, in order."
     def each(part, text, vocab, shape, seeds, rate, faults=FAULTS, **more):
         return [Plan(part, text, vocab, shape, fault, seed, rate, more) for fault in faults for seed in seeds]
-    sound = ["none"]
+    sound, cold = ["none"], ["none", "no warm-up"]
     return [
         *each("tuning", "manual", 512, SMALL, (0, 1), 3e-3), *each("tuning", "manual", 256, DEEP, (0, 1), 1e-2),
         *each("tuning", "manual", 512, SMALL, (0,), 3e-4, sound), *each("tuning", "manual", 512, SMALL, (0,), 3e-2, sound),
+        *each("tuning", "manual", 256, POST, (0, 1), 3e-3, cold),
         *each("held out", "library", 512, WIDE, (10, 11), 5e-3), *each("held out", "library", 256, SHORT, (12, 13), 1e-2),
         *each("held out", "manual", 400, DEEP, (14,), 2e-3),
         *each("held out", "library", 512, SMALL, (15,), 5e-4, sound), *each("held out", "library", 512, WIDE, (16,), 2e-2, sound),
         *each("held out", "library", 256, SMALL, (17,), 3e-3, sound, weight_decay=0.), *each("held out", "manual", 400, SHORT, (18,), 3e-3, sound, beta2=.999),
         *each("held out", "manual", 400, WIDE, (19,), 3e-3, sound, tie=True),
+        *each("held out", "library", 512, POST_WIDE, (30, 31), 2e-3, cold),
         *each("band", "manual", 512, SMALL, range(20, 28), 3e-3, sound),
     ]
 
@@ -92,6 +98,18 @@ def shifted(get, shift):
     return wrong
 
 
+def post_norm(*args, **kwargs):
+    "A model whose norms stand behind the sums, at full strength, as in the first Transformer."
+    model = Transformer(*args, **kwargs)
+    for block in model.blocks:
+        for last in block.attention.output_proj, block.ffn.w2: last.weight.data *= (2 * len(model.blocks))**.5
+        def forward(x, token_positions=None, cache=None, block=block):
+            x = block.attention_norm(x + block.attention(x, token_positions, cache))
+            return block.ffn_norm(x + block.ffn(x))
+        block.forward = forward
+    return model
+
+
 def unmasked(*args, **kwargs):
     "A model that may look ahead."
     model = Transformer(*args, **kwargs)
@@ -100,26 +118,27 @@ def unmasked(*args, **kwargs):
 
 
 @contextmanager
-def broken(fault, config):
+def broken(fault, config, post):
     "The flags, changed, and the loop, broken."
     patches = {"no causal mask": {"Transformer": unmasked}, "labels not shifted": {"get_batch": shifted(training.get_batch, 0)},
                "labels shifted twice": {"get_batch": shifted(training.get_batch, 2)}}
     changes = {"rate x 100": {"lr_max": 100 * config.lr_max}, "no warm-up": {"warmup_iters": 0}}
-    with patch.multiple(training, **patches.get(fault, {"json": json})): yield replace(config, **changes.get(fault, {}))
+    with patch.multiple(training, **{"Transformer": post_norm if post else Transformer} | patches.get(fault, {})): yield replace(config, **changes.get(fault, {}))
 
 
 def record(plan):
     "Make a run, and keep its history."
     torch.set_num_threads(1)
-    text, _ = texts(plan.text)
+    text, shape = texts(plan.text)[0], dict(plan.shape)
+    post = shape.pop("post_norm", False)
     cut = len(text) * 9 // 10
     with tempfile.TemporaryDirectory() as folder, patch.object(training, "tqdm", partial(training.tqdm, disable=True)):
         folder = Path(folder)
         for name, part, encode in zip(("train", "val"), (text[:cut], text[cut:]), encoders(plan)): encode(part).tofile(folder/f"{name}.bin")
         asked = TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", vocab_size=plan.vocab,
-                            **{**plan.shape, **COMMON, **plan.more}, seed=plan.seed, lr_max=plan.rate, warmup_iters=plan.shape["iterations"]//10)
+                            **{**shape, **COMMON, **plan.more}, seed=plan.seed, lr_max=plan.rate, warmup_iters=plan.shape["iterations"]//10)
         try:
-            with broken(plan.fault, asked) as config: history = training.train(config).history
+            with broken(plan.fault, asked, post) as config: history = training.train(config).history
         except ValueError: history = [json.loads(line) for line in (folder/"run/metrics.jsonl").read_text().splitlines()]   # no number any more
     skipped = {"tokens_per_second", "seconds_per_step", "memory_mib"}
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items() if k not in skipped} for line in history]

@@ -486,19 +486,20 @@ def update_ratio(
 @torch.no_grad()
 def vital_signs(
     model:Transformer, # Of any age
-    rows:np.ndarray,   # Ids, at least three in each row
-)->dict: # `stream`, and the losses in nats per token
-    """Ask which token a model's predictions fit: the present one, the next, or the one after; and what happens at a row's last position.
+    rows:np.ndarray,   # Ids, at least four in each row
+)->dict: # `stream`, `peek`, and losses in nats per token
+    """Ask which token a model's predictions fit, the one it was just shown, the next, or the one after; and whether it can see what is ahead.
 
-    All positions but the last are averaged, for the last alone has not been shown what it is to predict, even if the mask is missing."""
+    The last position stands apart: what it is to predict was not shown, even if the mask is missing."""
     device = next(model.parameters()).device
     ids, sizes = torch.as_tensor(rows.astype(np.int64), device=device), []
     watch = model.norm.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].float().square().mean().sqrt().item()))
-    try: logits = model(ids[:, :-2]).float()
+    try: logits, other = (model(shown[:, :-2]).float() for shown in (ids, torch.cat([ids[:, :-3], ids[:, :-3].roll(1, 0)[:, -1:], ids[:, -2:]], 1)))
     finally: watch.remove()
     t, loss = logits.shape[1], lambda logits, targets: cross_entropy(logits, targets).item()
     fits = {name: loss(logits[:, :-1], ids[:, k : t + k - 1]) for k, name in enumerate(("present_loss", "next_loss", "skip_loss"))}
-    return {"stream": sizes[0], **fits, "last_loss": loss(logits[:, -1:], ids[:, t : t + 1])}
+    peek = ((logits - other)[:, :-1].abs().mean() / logits.std().clamp(min=1e-9)).item()   # the last token was exchanged
+    return {"stream": sizes[0], **fits, "last_loss": loss(logits[:, -1:], ids[:, t : t + 1]), "peek": peek}
 
 # %% ../nbs/17_training.ipynb #flops
 def step_flops(
@@ -550,7 +551,7 @@ def probe_rows(
 )->np.ndarray: # A few rows of validation ids, evenly spread, each two longer than what the model reads
     "Read the rows for `vital_signs` straight from the file, past whatever prepares the batches."
     wide = min(run.config.max_seq_len + 2, len(run.val_ids))
-    return np.stack([run.val_ids[at:at + wide] for at in np.linspace(0, len(run.val_ids) - wide, 16).astype(int)])
+    return np.stack([run.val_ids[at:at + wide] for at in np.linspace(0, len(run.val_ids) - wide, 32).astype(int)])
 
 def sample(
     run:Run, # With a tokenizer
