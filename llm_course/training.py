@@ -9,8 +9,8 @@ __all__ = ['PRECISIONS', 'KEPT', 'PEAKS', 'RunConfig', 'TrainConfig', 'default_p
            'find_checkpoint', 'load_sharded', 'go_on', 'read_line', 'start', 'polite_stop', 'measure', 'silence',
            'measure_all', 'over_processes', 'lost', 'matrices', 'update_ratio', 'vital_signs', 'step_flops',
            'peak_flops', 'peak_memory', 'speed', 'probe_rows', 'sample', 'is_due', 'record', 'save', 'losses_as_svg',
-           'keep', 'open_folder', 'needed', 'boards', 'in_notebook', 'live_picture', 'watched', 'train', 'report',
-           'main']
+           'keep', 'open_folder', 'needed', 'boards', 'in_notebook', 'live_picture', 'watched', 'advance', 'train',
+           'report', 'main']
 
 # %% ../nbs/17_training.ipynb #imports
 import importlib
@@ -485,7 +485,7 @@ def update_ratio(
 # %% ../nbs/17_training.ipynb #vital-signs
 @torch.no_grad()
 def vital_signs(
-    model:Transformer, # Of any age
+    model:nn.Module,   # A `Transformer` of any age
     rows:np.ndarray,   # Ids, at least four in each row
 )->dict: # `stream`, `peek`, and losses in nats per token
     """Ask which token a model's predictions fit, the one it was just shown, the next, or the one after; and whether it can see what is ahead.
@@ -719,6 +719,19 @@ def watched(
         yield show
 
 # %% ../nbs/17_training.ipynb #train-2
+def advance(
+    run:Run,                                      # New, restored, or on its way
+    stopping:Callable[[], bool]=lambda: False,    # Is this step to be the last, whatever the plan?
+)->dict: # The step's line of metrics; empty where none was due
+    "Take one step: its rate, its batches, its gradients; then what is to be written down and saved."
+    for group in run.optimizer.param_groups: group["lr"] = learning_rate(run.config, run.done + 1)
+    before = [p.detach().clone() for p in matrices(run)] if is_due(run, run.done + 1) else []
+    loss, norm = train_step(run.forward, run.optimizer, run.scaler, batches_of(run), run.config.grad_clip)
+    run.done, run.ticks = run.done + 1, run.ticks + 1
+    line = record(run, loss, norm, before)
+    keep(run, line, stopping())
+    return line
+
 def train(
     config:TrainConfig, # What to learn from, what to build, how to learn
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
@@ -730,14 +743,7 @@ def train(
         if rank == 0: open_folder(run)
         with watched(run) as show:
             run.clock = perf_counter()
-            while run.done < config.iterations and not stop.is_set():
-                for group in run.optimizer.param_groups: group["lr"] = learning_rate(config, run.done + 1)
-                before = [p.detach().clone() for p in matrices(run)] if is_due(run, run.done + 1) else []
-                loss, norm = train_step(run.forward, run.optimizer, run.scaler, batches_of(run), config.grad_clip)
-                run.done, run.ticks = run.done + 1, run.ticks + 1
-                line = record(run, loss, norm, before)
-                keep(run, line, stop.is_set())
-                show(line)
+            while run.done < config.iterations and not stop.is_set(): show(advance(run, stop.is_set))
     return run
 
 # %% ../nbs/17_training.ipynb #report
@@ -749,6 +755,8 @@ def report(
     if run.done < c.iterations: print(f"stopped after {run.done:,} of {c.iterations:,} steps; the same command with --resume goes on from there")
     if "whole_val_loss" in line: print(f"whole validation split: {line['whole_val_loss']:.4f} nats per token")
     if "bits_per_byte" in line: print(f"whole validation split: {line['bits_per_byte']:.4f} bits per byte")
+    from llm_course.health import diagnose
+    for fault, why in diagnose(run.history).items(): print(f"something is wrong, perhaps: {fault}: {why}")
     best = f"best.pt (lowest validation loss {run.best:.4f}), " if run.best < math.inf else ""   # there is none before the first measurement
     print(f"{c.output}: checkpoint.pt (the last), {best}loss.svg, metrics.jsonl")
     print(f"to hear it: python -m llm_course.generating --model_path {c.output/'checkpoint.pt'}")

@@ -295,7 +295,7 @@ def test_the_curve_is_drawn_live_in_a_notebook(asked, monkeypatch):
     train(replace(asked, live_plot=False))
     assert not shown
     train(replace(asked, output=asked.output.parent/"live"))
-    assert len(shown) >= 2 and shown[0] != shown[-1] == (asked.output.parent/"live/loss.svg").read_text()
+    assert len(shown) >= 2 and len(shown[0]) < len(shown[-1]) and all(picture.startswith("<svg") for picture in shown)
 
 
 def test_time_memory_and_vital_signs_are_told(asked):
@@ -335,18 +335,17 @@ def test_every_random_state_is_kept(asked, monkeypatch):
         thrown.append((random.random(), np.random.rand(), torch.rand(1).item()))
         return real(*args)
     monkeypatch.setattr(training, "train_step", throwing)
+    random.seed(1), np.random.seed(1)   # torch's dice are set by the run's own seed
     train(asked)
     unbroken = thrown[:]
     thrown.clear()
     config = replace(settle(asked), output=asked.output.parent/"parts")
-    random.seed(1)
+    random.seed(1), np.random.seed(1)
     train(replace(config, iterations=5))
     state = read_checkpoint(config.output/"checkpoint.pt")["random"]
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     train(replace(config, resume=True))
-    assert len(state) == 1 and [t for _, _, t in thrown] == [t for _, _, t in unbroken]   # the seed sets torch's alone
-    training.set_random_states(state[0])
-    assert (random.random(), np.random.rand()) == thrown[5][:2]
+    assert len(state) == 1 and thrown == unbroken
 
 
 @pytest.mark.parametrize("change, message", [
