@@ -2,12 +2,13 @@
 
 The thresholds of `diagnose` were set on the runs called "tuning" alone. Those called "held out" have other texts, sizes and seeds.
 Everything is made from what every Python carries with it: the topics of its manual, and the sources of its library."""
+import gzip
 import json
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -33,7 +34,7 @@ WIDE = dict(max_seq_len=48, d_model=80, num_layers=3, num_heads=4, d_ff=208, bat
 SHORT = dict(max_seq_len=24, d_model=64, num_layers=3, num_heads=2, d_ff=160, batch_size=16, iterations=200)
 POST = dict(DEEP, num_layers=4, post_norm=True)          # norms behind the sums, which is known to need a warm-up
 POST_WIDE = dict(WIDE, num_layers=4, post_norm=True)
-COMMON = dict(log_interval=5, val_interval=25, val_batches=4, checkpoint_interval=10**6, device="cpu", precision="float32", live_plot=False)
+COMMON = dict(log_interval=10, val_interval=25, val_batches=4, checkpoint_interval=10**6, device="cpu", precision="float32", live_plot=False)
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,26 @@ def plans():
     ]
 
 
+@cache
 def texts(name):
-    "The text of a name, and the other one, from which a foreign tokenizer is learnt."
+    "The text of a name, and the name of the other one, from which a foreign tokenizer is learnt."
     library = "".join(path.read_text("utf-8", "replace") for path in sorted(Path(json.__file__).parents[1].glob("[a-d]*.py")))[:400_000]
     manual = "\n".join(topics.values())[:400_000]
-    return (manual, library) if name == "manual" else (library, manual)
+    return (manual, "library") if name == "manual" else (library, "manual")
 
 
-def encoders(plan):
-    "How the training split is encoded, and how the validation split is."
-    text, other = texts(plan.text)
-    def learn(text): return lambda part: np.array(BpeTokenizer.train([text], plan.vocab).encode(part), dtype=np.uint16)
-    def read(part): return np.frombuffer(part.encode(), dtype=np.uint8).astype(np.uint16)
-    if plan.vocab == 256: own, foreign = read, lambda part: np.random.default_rng(0).permutation(256).astype(np.uint16)[read(part)]   # bytes in another order
-    else: own, foreign = learn(text), learn(other)
-    return own, foreign if plan.fault == "tokenizer mismatch" else own
+@cache
+def ids_of(text_name, split, vocab, tokenizer_of):
+    "A split of a text as ids: bytes, bytes under other numbers, or by a tokenizer learnt from one of the texts."
+    text = texts(text_name)[0]
+    part = text[: len(text) * 9 // 10] if split == "train" else text[len(text) * 9 // 10 :]
+    if vocab > 256: return np.array(tokenizer(tokenizer_of, vocab).encode(part), dtype=np.uint16)
+    numbers = np.arange(256) if tokenizer_of == text_name else np.random.default_rng(0).permutation(256)
+    return numbers[np.frombuffer(part.encode(), dtype=np.uint8)].astype(np.uint16)
+
+
+@cache
+def tokenizer(text_name, vocab): return BpeTokenizer.train([texts(text_name)[0]], vocab)
 
 
 def shifted(get, shift):
@@ -129,33 +135,32 @@ def broken(fault, config, post):
 def record(plan):
     "Make a run, and keep its history."
     torch.set_num_threads(1)
-    text, shape = texts(plan.text)[0], dict(plan.shape)
+    shape, other = dict(plan.shape), texts(plan.text)[1] if plan.fault == "tokenizer mismatch" else plan.text
     post = shape.pop("post_norm", False)
-    cut = len(text) * 9 // 10
     with tempfile.TemporaryDirectory() as folder, patch.object(training, "tqdm", partial(training.tqdm, disable=True)):
         folder = Path(folder)
-        for name, part, encode in zip(("train", "val"), (text[:cut], text[cut:]), encoders(plan)): encode(part).tofile(folder/f"{name}.bin")
+        for split, of in ("train", plan.text), ("val", other): ids_of(plan.text, split, plan.vocab, of).tofile(folder/f"{split}.bin")
         asked = TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", vocab_size=plan.vocab,
                             **{**shape, **COMMON, **plan.more}, seed=plan.seed, lr_max=plan.rate, warmup_iters=plan.shape["iterations"]//10)
         try:
             with broken(plan.fault, asked, post) as config: history = training.train(config).history
         except ValueError: history = [json.loads(line) for line in (folder/"run/metrics.jsonl").read_text().splitlines()]   # no number any more
-    skipped = {"tokens_per_second", "seconds_per_step", "memory_mib"}
+    skipped = {"tokens_per_second", "seconds_per_step", "memory_mib", "whole_val_loss"}
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items() if k not in skipped} for line in history]
 
 
 @dataclass(frozen=True)
 class Config:
-    "Record the runs that the chapter on health reads, sound ones and broken ones."
-    output: Positional[Path] = root/"bench"/"traces.json"   # Where they are kept
+    "Record the runs that a chapter on health reads, sound ones and broken ones."
+    output: Positional[Path] = root/"llm_course"/"demo"/"traces.json.gz"   # Where they are kept
     workers: int = 1                                         # Runs side by side
 
 
 def main(config: Config) -> None:
     todo = plans()
-    with ProcessPoolExecutor(config.workers, get_context("spawn")) as pool: histories = list(tqdm(pool.map(record, todo), "runs", len(todo)))
+    with ProcessPoolExecutor(config.workers, get_context("spawn")) as pool: histories = list(tqdm(pool.map(record, todo, chunksize=1), "runs", len(todo)))
     runs = [{"name": p.name, "part": p.part, "fault": p.fault, "vocab_size": p.vocab, "seed": p.seed, "history": h} for p, h in zip(todo, histories)]
-    with whole_file(config.output, "w") as file: file.write("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+    with whole_file(config.output) as file: file.write(gzip.compress(json.dumps(runs).encode(), mtime=0))
 
 
 if __name__ == "__main__": run_command(Config, main, prog="python -m bench.reference")

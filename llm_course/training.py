@@ -542,7 +542,7 @@ def speed(
     c, device = run.config, torch.device(run.config.device)
     tokens = c.batch_size * c.grad_accumulation * c.max_seq_len
     peak = peak_flops(torch.cuda.get_device_name(device), c.precision) if device.type == "cuda" else None
-    found = {"tokens_per_second": round(tokens / seconds), "seconds_per_step": round(seconds, 6), "memory_mib": peak_memory(device),
+    found = {"tokens_per_second": round(tokens / seconds), "seconds_per_step": round(seconds, 6), "memory_mib": peak_memory(device), "epochs": run.done * tokens / len(run.train_ids),
              "mfu": peak and step_flops(run.model, tokens) / seconds / peak / run.count}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -757,8 +757,6 @@ def report(
     if run.done < c.iterations: print(f"stopped after {run.done:,} of {c.iterations:,} steps; the same command with --resume goes on from there")
     if "whole_val_loss" in line: print(f"whole validation split: {line['whole_val_loss']:.4f} nats per token")
     if "bits_per_byte" in line: print(f"whole validation split: {line['bits_per_byte']:.4f} bits per byte")
-    from llm_course.health import diagnose
-    for fault, why in diagnose(run.history).items(): print(f"something is wrong, perhaps: {fault}: {why}")
     best = f"best.pt (lowest validation loss {run.best:.4f}), " if run.best < math.inf else ""   # there is none before the first measurement
     print(f"{c.output}: checkpoint.pt (the last), {best}loss.svg, metrics.jsonl")
     print(f"to hear it: python -m llm_course.generating --model_path {c.output/'checkpoint.pt'}")
