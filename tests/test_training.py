@@ -207,7 +207,7 @@ def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
 def test_settling_fills_in_what_was_left_open(asked):
     settled = settle(replace(asked, iterations=100, lr_max=1e-2))
     assert (settled.warmup_iters, settled.cos_cycle_iters, settled.lr_min) == (5, 100, 1e-3)
-    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb")}.values()
+    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr")}.values()
     assert settle(settled) == settled
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
 
@@ -430,3 +430,34 @@ def test_an_unwritable_folder_is_refused_before_the_work(asked):
 def test_a_folder_that_stands_on_a_file_is_refused_before_the_work(asked):
     asked.output.write_text("in the way")
     with pytest.raises(ValueError, match=r"--output .* cannot be written"): train(asked)
+
+
+def test_order_and_way_down_are_what_was_asked(asked):
+    run = train(replace(asked, order="epochs", decay="line", lr_min=0., warmup_iters=2, lr_max=1e-2))
+    rates = {line["iteration"]: line["lr"] for line in run.history if "lr" in line}
+    assert rates[8] == 0 and rates[3] == pytest.approx(1e-2 * 5/6) and rates[6] == pytest.approx(1e-2 * 2/6)
+    run.done = 3
+    wanted = get_batch(run.train_ids, 8, 8, asked.device, seed=0, iteration=3, order="epochs")
+    for a, b in zip(training.batches_of(run)[0], wanted): assert torch.equal(a, b)
+    assert not torch.equal(wanted[0], get_batch(run.train_ids, 8, 8, asked.device, seed=0, iteration=3)[0])
+
+
+def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
+    asked = replace(asked, muon_lr=0.02, lr_max=1e-2)
+    whole = train(asked)
+    muon, *rest = whole.optimizer.param_groups
+    assert {id(p) for p in muon["params"]} == {id(p) for name, p in whole.model.named_parameters() if "blocks" in name and p.ndim == 2}
+    assert sum(len(group["params"]) for group in whole.optimizer.param_groups) == len(list(whole.model.parameters()))
+    assert muon["lr"] == pytest.approx(2 * rest[0]["lr"]) and rest[0]["lr"] > 0
+    config = replace(settle(asked), output=asked.output.parent/"parts")
+    train(replace(config, iterations=5))
+    parts = train(replace(config, resume=True))
+    for a, b in zip(whole.model.parameters(), parts.model.parameters()): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
+    (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001"),
+    (dict(muon_lr=0.02, parallel="fsdp"), "--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")])
+def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
+    with pytest.raises(ValueError, match=message): settle(replace(asked, **change))
