@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 
+# %% ../nbs/17_training.ipynb #imports-more
 import numpy as np
 import torch
 from matplotlib import rc_context
