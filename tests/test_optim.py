@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
+from llm_course.optim import AdamW, Muon, SGDDecay, Together, gradient_clip, orthogonalise, params_for_decay
 
 shapes = [(4, 3), (5,), (2, 1, 3), ()]
 
@@ -320,3 +320,57 @@ def test_clip_reports_what_is_not_finite_and_leaves_it(bad):
 @pytest.mark.parametrize("bad", [-1., math.nan])
 def test_clip_refuses_a_senseless_length(bad):
     with pytest.raises(ValueError, match=f"max_norm must not be negative, but is {bad}"): gradient_clip([], bad)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)], ids=str)
+def test_muon_goes_where_torchs_goes(shape, device):
+    ours, theirs = (nn.Parameter(torch.zeros(shape, device=device)) for _ in range(2))
+    a, b = Muon([ours], lr=0.1, weight_decay=0.1), torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1)
+    for _ in range(10):
+        ours.grad = theirs.grad = torch.randn(shape, device=device)
+        a.step(); b.step()
+        assert_close(a.state[ours]["momentum_buffer"], b.state[theirs]["momentum_buffer"])
+    assert_close(ours, theirs, rtol=0, atol=0.1)   # torch computes the iteration in bfloat16, and steps of 0.1 add up to about 0.5
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
+def test_orthogonalise_turns_with_its_input_and_does_not_see_its_size(device):
+    M, turn = torch.randn(2, 7, 4, device=device), torch.linalg.qr(torch.randn(7, 7, device=device))[0]
+    tolerance = dict(rtol=0, atol=0.05) if device == "cuda" else {}   # bfloat16 there
+    assert_close(orthogonalise(turn @ M), turn @ orthogonalise(M), **tolerance)
+    assert_close(orthogonalise(1e3 * M), orthogonalise(M), **tolerance)
+    assert_close(orthogonalise(M.mT), orthogonalise(M).mT, **tolerance)
+    assert orthogonalise(M.half()).dtype == torch.float16
+
+
+def test_muon_refuses_what_is_no_matrix_and_torchs_other_settings():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"Muon steps matrices, but one parameter has the shape \(3,\); leave it to AdamW"): Muon([p]).step()
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), but is 1.0"): Muon([p], momentum=1.)
+    with pytest.raises(ValueError, match="nesterov=True is not supported"): Muon([p]).load_state_dict(torch.optim.Muon([nn.Parameter(torch.ones(3, 3))]).state_dict())
+
+
+def test_together_is_both_and_resumes(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        matrices, vectors = [nn.Parameter(torch.randn(3, 4)) for _ in range(2)], [nn.Parameter(torch.randn(5))]
+        return matrices, vectors
+    def give(params, step):
+        torch.manual_seed(step)
+        for p in params: p.grad = torch.randn_like(p)
+    (m1, v1), (m2, v2), (m3, v3) = make(), make(), make()
+    apart = Muon(m1), AdamW(v1)
+    joined = Together(Muon(m2), AdamW(v2))
+    for step in range(3):
+        give(m1 + v1, step); give(m2 + v2, step)
+        for optimizer in *apart, joined: optimizer.step()
+    assert_same(m1 + v1, m2 + v2, rtol=0)
+    torch.save(joined.state_dict(), tmp_path/"state.pt")
+    again = Together(Muon(m3, lr=9.), AdamW(v3, lr=9.))
+    again.load_state_dict(torch.load(tmp_path/"state.pt", weights_only=True))
+    for p, q in zip(m3 + v3, m2 + v2): p.data.copy_(q)
+    give(m2 + v2, 9); give(m3 + v3, 9)
+    joined.step(); again.step()
+    assert_same(m2 + v2, m3 + v3, rtol=0)
+    with pytest.raises(ValueError, match="more than one parameter group"): Together(Muon(m1), AdamW(m1))
