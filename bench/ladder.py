@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from bench.nanogpt import cut, run_side
+from bench.nanogpt import MEANS, cut, run_side
 from bench.runner import commit, machine, merge, read
 from llm_course.commands import input_file, output_path, run_command
 
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
                 if config.only and not any(word in name for word in config.only): continue
                 run = run_side(side, seen, seed, config.threads, json.dumps(changes))
                 runs = [r for r in read(output).get(name, {}).get("runs", []) if r["seed"] != seed] + [run]
-                means = {key: round(mean(r[key] for r in runs), 4) for key in ("nats_per_byte", "seconds")}
+                means = {key: round(mean(r[key] for r in runs), 4) for key in MEANS}
                 merge(output, name, {"place": place, "kind": kind, "changes": changes, **means, "runs": runs, "machine": machine("cpu"), "commit": commit()})
                 print(f"{name}: {run}", flush=True)
 

@@ -13,6 +13,7 @@ Two other texts that every machine with a package index has: the plays of `pytho
 (DIR/train.txt), and Python's help topics, `python -c "from pydoc_data.topics import topics; print(*topics.values())" > topics.txt`."""
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def measure_peer(text: Path, folder: Path) -> float:
     return nats / len(cut(text)[1].encode())
 
 
+MEANS = "nats_per_byte", "seconds", "cpu_seconds"   # the last one is of all threads: other work on the machine disturbs it less
 SIDES = {"ours": (train_ours, measure_ours), "peer": (train_peer, measure_peer)}
 
 
@@ -158,14 +160,15 @@ class Config:
 
 
 def run_side(side: str, text: Path, seed: int, threads: int, changes: str) -> dict:
-    "One run in a fresh process: its seconds, and its nats per byte."
+    "One run in a fresh process: its seconds, on the wall and of all threads, and its nats per byte."
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "bench.nanogpt", "--side", side, str(text), folder, str(seed), str(threads), changes if side == "ours" else "{}"]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), os.times()
         done = subprocess.run(words, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
+        seconds, now = time.perf_counter() - began, os.times()
+        computed = now.children_user + now.children_system - used.children_user - used.children_system
         if done.returncode: raise ValueError(f"the run of {side} failed: {done.stderr.strip().splitlines()[-1:]}")
-        return {"seed": seed, "seconds": round(seconds, 2), "nats_per_byte": round(SIDES[side][1](text, Path(folder)), 4)}
+        return {"seed": seed, "seconds": round(seconds, 2), "cpu_seconds": round(computed, 2), "nats_per_byte": round(SIDES[side][1](text, Path(folder)), 4)}
 
 
 def settings(config: Config) -> dict:
@@ -176,7 +179,7 @@ def settings(config: Config) -> dict:
 def summed_up(config: Config, runs: dict[str, list[dict]]) -> dict:
     "The means of each side's runs, and how they compare."
     result = settings(config)
-    for side, found in runs.items(): result[side] = {key: round(mean(run[key] for run in found), 4) for key in ("nats_per_byte", "seconds")} | {"runs": found}
+    for side, found in runs.items(): result[side] = {key: round(mean(run[key] for run in found), 4) for key in MEANS} | {"runs": found}
     if all(runs.get(side) for side in SIDES): result["ratio_of_seconds"] = round(result["ours"]["seconds"] / result["peer"]["seconds"], 3)
     return result | {"machine": machine("cpu"), "versions": {"torch": torch.__version__}, "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
 

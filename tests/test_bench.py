@@ -118,7 +118,7 @@ def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
 
 def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path, monkeypatch, capsys):
     reached = iter(range(100))
-    monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 10. if side == "ours" else 20., "nats_per_byte": float(next(reached))})
+    monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 10. if side == "ours" else 20., "cpu_seconds": 1., "nats_per_byte": float(next(reached))})
     def command(*words): run_command(nanogpt.Config, nanogpt.main, ["--text", str(text), "--output", str(tmp_path/"out.json"), *words])
     command("--seeds", "0", "1")
     command("--seeds", "2")
