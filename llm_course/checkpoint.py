@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CONTENTS', 'bare', 'gathered', 'save_checkpoint', 'write_state', 'read_checkpoint', 'read_state', 'to_config',
-           'restore', 'load_checkpoint', 'pick_device', 'save_model', 'read_safetensors', 'build', 'load_model',
-           'ExportConfig', 'export', 'main']
+           'same_parts', 'restore', 'load_checkpoint', 'pick_device', 'save_model', 'read_safetensors', 'build',
+           'load_model', 'ExportConfig', 'export', 'main']
 
 # %% ../nbs/16_checkpoint.ipynb #imports
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from io import IOBase
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .commands import input_file, output_path, run_command, whole_file
-from .transformer import ModelConfig, Transformer
+from .transformer import ModelConfig, Transformer, own_parts, part_name
 
 # %% ../nbs/16_checkpoint.ipynb #bare
 def bare(
@@ -44,7 +45,7 @@ def gathered(
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(
-    model:nn.Module,                 # Its `config`, where it has one, is kept as well
+    model:nn.Module,                 # Its `config`, and the names of parts that are not ours, are kept as well
     optimizer:Optimizer,             # Its moments and rates
     iteration:int,                   # Steps done
     out:str|os.PathLike|IOBase|None, # A path, written whole or not at all; an open file; `None` to write nothing
@@ -53,7 +54,8 @@ def save_checkpoint(
     "Write all that a run needs to go on."
     model = bare(model)
     config = asdict(model.config) if isinstance(model, Transformer) else None
-    state = {"iteration": iteration, "config": config, "model": gathered(model.state_dict()),
+    parts = {role: part_name(part) for role, part in model.parts.items()} if isinstance(model, Transformer) else {}
+    state = {"iteration": iteration, "config": config, "parts": parts, "model": gathered(model.state_dict()),
              "optimizer": gathered(optimizer.state_dict()), **extra}
     if hasattr(out, "write"): write_state(state, out)
     elif out is not None:
@@ -109,6 +111,21 @@ def to_config(
     try: return ModelConfig(**found)
     except ValueError as error: raise ValueError(f"{name} does not hold the shape of a model: {error}") from None
 
+# %% ../nbs/16_checkpoint.ipynb #same-parts
+def same_parts(
+    needed:dict[str,str]|None,    # Roles, and the names of the parts that played them, as a file tells
+    parts:Mapping[str,Callable],  # Roles, and the parts that are here to play them
+    name:str|os.PathLike,         # The file, for messages
+)->None:
+    "Raises `ValueError` unless the parts of a saved model that are not ours are here, and no others."
+    own, needed = lambda name: str(name).rpartition(".")[2], needed if isinstance(needed, dict) else {}
+    lacking = [role for role in needed if role not in parts or own(part_name(parts[role])) != own(needed[role])]
+    if lacking:
+        roles, cure = ", ".join(f"{role}: {needed[role]}" for role in lacking), ", ".join(f"{role!r}: {own(needed[role])}" for role in lacking)
+        raise ValueError(f"{name} needs parts that are not this course's own ({roles}); build or load its model with parts={{{cure}}}")
+    if more := [f"{role}: {part_name(part)}" for role, part in parts.items() if role not in needed]:
+        raise ValueError(f"{name} was saved with this course's own parts, not with {', '.join(more)}; leave them out of parts")
+
 # %% ../nbs/16_checkpoint.ipynb #restore
 def restore(
     state:dict,                    # What `read_checkpoint` gave
@@ -121,6 +138,7 @@ def restore(
         mine, theirs = asdict(model.config), asdict(to_config(state["config"], "the checkpoint"))
         other = [f"{k} is {theirs[k]} in the checkpoint and {mine[k]} here" for k in mine if mine[k] != theirs[k]]
         if other: raise ValueError("the checkpoint is of another model: " + ", ".join(other))
+        same_parts(state.get("parts"), model.parts, "the checkpoint")
     try:
         if optimizer is not None: optimizer.load_state_dict(state["optimizer"])
         model.load_state_dict(state["model"])
@@ -164,17 +182,19 @@ def save_model(
     tensors = {name: x.detach().to("cpu", dtype).contiguous() for name, x in model.state_dict().items() if name not in skip}
     if bad := [name for name, x in tensors.items() if not x.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds numbers that are not finite in {dtype}; torch.bfloat16 reaches as far as float32")
-    with whole_file(path) as file: file.write(save(tensors, {"config": json.dumps(asdict(model.config))}))
+    parts = {role: part_name(part) for role, part in model.parts.items()}
+    with whole_file(path) as file: file.write(save(tensors, {"config": json.dumps(asdict(model.config)), "parts": json.dumps(parts)}))
 
 # %% ../nbs/16_checkpoint.ipynb #read-safetensors
 def read_safetensors(
     path:str|os.PathLike, # What `save_model` wrote
-)->tuple[object, dict[str, Tensor]]: # The fields of its `ModelConfig`, as far as one can know; its parameters, by name
+)->dict:               # As of `read_checkpoint`, the `config`, the names of `parts` that are not ours, and the `model`'s parameters
     "Read a file of `save_model`. Raises `ValueError` if it is none."
     with open(path, "rb"): pass   # a file that cannot be opened is the system's to report
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}
+            found = {"parts": "{}"} | file.metadata()
+            return {**{key: json.loads(found[key]) for key in ("config", "parts")}, "model": {name: file.get_tensor(name) for name in file.keys()}}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is not a model of this course; name a file that save_model wrote") from None
 
@@ -183,9 +203,13 @@ def build(
     config:ModelConfig,     # The shape
     state:dict[str,Tensor], # The parameters, by name
     device=None,            # Where the model lives
+    parts:Mapping[str,Callable]|None=None, # Those that are not ours; see `Transformer`
 )->Transformer:             # In float32, ready to evaluate
     "Make the model that a file describes."
-    model = Transformer(**asdict(config), device="meta", dtype=torch.float32).to_empty(device=device)   # nothing is drawn in vain
+    shape = {**asdict(config), "parts": parts, "dtype": torch.float32}
+    if parts:   # they may compute tables as they are made
+        with torch.random.fork_rng(): model = Transformer(**shape, device=device)
+    else: model = Transformer(**shape, device="meta").to_empty(device=device)   # nothing is drawn in vain
     if config.tie:
         model.head.weight = model.embedding.weight   # `to_empty` parts them
         state = {"head.weight": state.get("embedding.weight"), **state}
@@ -196,15 +220,14 @@ def build(
 def load_model(
     path:str|os.PathLike,              # A `checkpoint.pt`, or a `.safetensors` file of `save_model`
     device:str|torch.device|None=None, # Where the model lives; `None` for the best device there is
+    parts:Mapping[str,Callable]|None=None, # Those that are not ours, if the model was made with such; see `Transformer`
 )->Transformer:                        # In float32, ready to evaluate
-    "Read a model back; its shape comes from the file. Raises `ValueError` if the file is not one of ours."
-    device = pick_device(device)
-    if Path(path).suffix == ".safetensors": config, state = read_safetensors(path)
-    else:
-        saved = read_checkpoint(path)
-        config, state = saved["config"], saved["model"]
-    config = to_config(config, path)
-    try: return build(config, state, device)
+    "Read a model back; its shape comes from the file. Raises `ValueError` if the file is not one of ours, or needs other parts."
+    device, parts = pick_device(device), own_parts(parts)
+    saved = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_checkpoint(path)
+    config = to_config(saved["config"], path)
+    same_parts(saved.get("parts"), parts, path)
+    try: return build(config, saved["model"], device, parts)
     except ValueError as error: raise ValueError(f"{path} holds no whole model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #export-config

@@ -11,7 +11,7 @@ __all__ = ['split_heads', 'merge_heads', 'grouped_attention', 'KVCache', 'head_s
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -41,13 +41,14 @@ def grouped_attention(
     k:Float[Tensor, "... h_kv s d"],  # Keys; neighbouring heads of `q` share them
     v:Float[Tensor, "... h_kv s d"],  # Values, shared likewise
     attend:Callable[..., Tensor]=fused_attention, # What computes attention
+    mask:Bool[Tensor, "... #t #s"]|None=None,     # True where `t` may look at `s`, if it is not in the future; `None` allows all
 )->Float[Tensor, "... h t d"]: # What each head of `q` made of its group's values
     "Attend causally, with a group of query heads for each head of keys. Source: Ainslie et al. 2023."
-    group = q.shape[-3] // k.shape[-3]
-    if group == 1: return attend(q, k, v, causal=True)
+    group, limits = q.shape[-3] // k.shape[-3], {} if mask is None else {"mask": mask}
+    if group == 1: return attend(q, k, v, causal=True, **limits)
     if q.shape[-2] == 1:   # one token: its heads are so many questions to the same keys, and nothing need be copied
-        return attend(q.unflatten(-3, (-1, group)).squeeze(-2), k, v).flatten(-3, -2).unsqueeze(-2)
-    return attend(q, k.repeat_interleave(group, -3), v.repeat_interleave(group, -3), causal=True)
+        return attend(q.unflatten(-3, (-1, group)).squeeze(-2), k, v, **limits).flatten(-3, -2).unsqueeze(-2)
+    return attend(q, k.repeat_interleave(group, -3), v.repeat_interleave(group, -3), causal=True, **limits)
 
 # %% ../nbs/11_multihead.ipynb #KVCache
 class KVCache:
@@ -60,9 +61,10 @@ class KVCache:
         device=None,      # Where the memory is
         dtype=None,       # Type of what is kept
     ):
-        self.keys   = torch.zeros(batch, num_kv_heads, max_seq_len, d, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0   # positions filled; lower it to forget the last ones
+        self.both = torch.zeros(2, batch, num_kv_heads, max_seq_len, d, device=device, dtype=dtype)
+        self.keys, self.values = self.both
+        self.length = 0      # positions filled; lower it to forget the last ones
+        self.padding = None  # how many of the first positions of each sequence are not to be looked at; `None` for none
 
     def append(self,
         k:Float[Tensor, "batch h_kv t d"], # Keys of the new tokens
@@ -73,6 +75,11 @@ class KVCache:
         if end > room: raise ValueError(f"the cache has room for {room} positions, but {start} + {end - start} are wanted")
         self.keys[..., start:end, :], self.values[..., start:end, :], self.length = k, v, end
         return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def mask(self)->Bool[Tensor, "batch 1 1 s"]|None: # True for the tokens, false for padding; `None` if all are tokens
+        "Say which of the positions filled may be looked at."
+        if self.padding is None: return None
+        return (torch.arange(self.length, device=self.padding.device) >= self.padding[:, None])[:, None, None]
 
 # %% ../nbs/11_multihead.ipynb #head-size
 def head_size(
@@ -97,15 +104,16 @@ class MultiHeadAttention(nn.Module):
         max_seq_len:int=2048,       # Positions that can be told apart
         theta:float=10000.0,        # Base of the wavelengths of `RoPE`
         attend:Callable[..., Tensor]=fused_attention, # What computes attention: this, `attention`, or your own
+        rope:nn.Module|None=None,   # What tells positions apart, called like `RoPE`; `None` for that
         device=None, dtype=None,    # Where the parameters live, and their type
     ):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.attend = num_heads, num_heads if num_kv_heads is None else num_kv_heads, attend
-        self.d_k = d_k = head_size(d_model, num_heads, self.num_kv_heads)
-        self.q_proj = Linear(d_model, num_heads * d_k, device=device, dtype=dtype)
-        self.k_proj, self.v_proj = (Linear(d_model, self.num_kv_heads * d_k, device=device, dtype=dtype) for _ in range(2))
+        self.d_k, self.max_seq_len = (d_k := head_size(d_model, num_heads, self.num_kv_heads)), max_seq_len
+        self.q_proj, self.k_proj, self.v_proj = (
+            Linear(d_model, heads * d_k, device=device, dtype=dtype) for heads in (num_heads, self.num_kv_heads, self.num_kv_heads))
         self.output_proj = Linear(num_heads * d_k, d_model, device=device, dtype=dtype)
-        self.rope = RoPE(d_k, max_seq_len, theta, device=device)
+        self.rope = RoPE(d_k, max_seq_len, theta, device=device) if rope is None else rope
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
@@ -113,11 +121,10 @@ class MultiHeadAttention(nn.Module):
         cache:KVCache|None=None,                         # Keys and values of the tokens before `x`; takes in those of `x`
     )->Float[Tensor, "... t d_model"]:
         q, k, v = (split_heads(project(x), self.d_k) for project in (self.q_proj, self.k_proj, self.v_proj))
-        first = 0 if cache is None else cache.length
-        positions = first if token_positions is None else token_positions.unsqueeze(-2)   # the same for every head
+        positions = (cache.length if cache else 0) if token_positions is None else token_positions.unsqueeze(-2)   # one for all heads
         q, k = self.rope(q, positions), self.rope(k, positions)
         if cache is not None: k, v = cache.append(k, v)
-        return self.output_proj(merge_heads(grouped_attention(q, k, v, self.attend)))
+        return self.output_proj(merge_heads(grouped_attention(q, k, v, self.attend, None if cache is None else cache.mask())))
 
 # %% ../nbs/11_multihead.ipynb #new-cache
 def new_cache(
@@ -126,7 +133,7 @@ def new_cache(
     max_seq_len:int|None=None, # Positions there is room for; `None` for as many as the layer can tell apart
 )->KVCache: # Empty
     "Make a cache that fits `layer`."
-    weight, room = layer.k_proj.weight, layer.rope.max_seq_len if max_seq_len is None else max_seq_len
+    weight, room = layer.k_proj.weight, layer.max_seq_len if max_seq_len is None else max_seq_len
     return KVCache(batch, layer.num_kv_heads, room, layer.d_k, weight.device, weight.dtype)
 
 # %% ../nbs/11_multihead.ipynb #laws

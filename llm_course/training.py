@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -341,6 +341,7 @@ def start(
     config:TrainConfig, # Settled
     rank:int=0,         # This process's number
     count:int=1,        # Processes
+    parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours; see `Transformer`
 )->Run:                 # New, or restored from its checkpoint
     "Read the data, build the model and the optimiser, and fetch back what `--resume` asks for."
     train_ids, val_ids = (load_ids(path, config.vocab_size) for path in (config.train_data, config.val_data))
@@ -350,7 +351,7 @@ def start(
             raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds {len(ids)}; take more text or a smaller --max_seq_len")
     saved = find_checkpoint(config)
     torch.manual_seed(config.seed)
-    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}).to(config.device)
+    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}, parts=parts).to(config.device)
     if saved: restore(saved, model)
     wrapped = spread(model, config) if count > 1 else model
     optimizer = adamw_for(model, config)
@@ -509,12 +510,13 @@ def open_folder(
 # %% ../nbs/17_training.ipynb #train-2
 def train(
     config:TrainConfig, # What to learn from, what to build, how to learn
+    parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours; see `Transformer`
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     "Train a model. Raises `ValueError` for flags that cannot work, and where the loss stops being a number."
     with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
         config = settle(config)
         if config.num_threads: torch.set_num_threads(config.num_threads)
-        run = start(config, rank, count)
+        run = start(config, rank, count, parts)
         if rank == 0: open_folder(run)
         with tqdm(total=config.iterations, initial=run.done, desc="training", unit=" steps", **silence(rank)) as bar:
             run.clock = perf_counter()

@@ -33,6 +33,8 @@ from llm_course.data import (
     encode_block,
     encode_spans,
     end_of_text,
+    epoch_rows,
+    epoch_starts,
     fetch,
     get_batch,
     id_dtype,
@@ -120,6 +122,41 @@ def test_known_starts_stay_known():
     "A resumed run must see the batches of the release that began it."
     assert batch_starts(1_000_000, 4, 256, seed=0, iteration=0).tolist() == [850406, 636798, 511005, 269717]
     assert batch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [576582, 835241, 131830, 793390]
+
+
+@few
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 70), st.integers(0, 5))
+def test_an_epoch_asks_for_each_row_once_and_for_nearly_every_id(length, batch_size, max_seq_len, epoch):
+    max_seq_len = min(max_seq_len, length - 1)
+    places = length - max_seq_len
+    rows = max(1, places // max_seq_len)
+    first, last = epoch * rows // batch_size, ((epoch + 1) * rows - 1) // batch_size
+    starts = np.concatenate([epoch_starts(length, batch_size, max_seq_len, 3, i) for i in range(first, last + 1)])
+    starts = starts[epoch*rows - first*batch_size:][:rows]
+    assert len(starts) == rows and 0 <= starts.min() and starts.max() < places
+    targets = (starts[:, None] + np.arange(1, max_seq_len + 1)).ravel()
+    assert len(set(targets.tolist())) == len(targets) > length - 1 - 2*max_seq_len
+    assert np.array_equal(np.sort(starts), np.sort(epoch_rows(places, max_seq_len, 3, epoch)))
+
+
+def test_epochs_make_every_start_equally_likely():
+    starts = np.concatenate([epoch_starts(23, 30, 5, seed=3, iteration=i) for i in range(1000)])   # three rows an epoch
+    counts = np.bincount(starts, minlength=18)
+    assert len(counts) == 18
+    assert ((counts - 30_000/18)**2 / (30_000/18)).sum() < 3 * 40.8   # the rows of an epoch go together, three by three
+
+
+def test_epochs_are_cut_and_shuffled_anew_and_a_run_may_begin_anywhere():
+    ids = np.arange(1000)
+    batches = [get_batch(ids, 31, 8, seed=1, iteration=i, order="epochs")[0] for i in range(12)]   # 4 steps to an epoch
+    epochs = [torch.cat(batches[i:i+4])[:, 0] for i in (0, 4, 8)]
+    assert len({tuple((e % 8).bincount(minlength=8).tolist()) for e in epochs}) == 3, "the offset should change"
+    assert not any(torch.equal(e, e.sort()[0]) for e in epochs), "the rows should be shuffled"
+    assert torch.equal(batches[7], get_batch(ids, 31, 8, seed=1, iteration=7, order="epochs")[0])
+    assert not torch.equal(batches[7], get_batch(ids, 31, 8, seed=2, iteration=7, order="epochs")[0])
+    assert epoch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [200619, 655595, 114859, 951275]   # a resumed run must see the batches of the release that began it
+    with pytest.raises(ValueError, match="order sorted is none of random, epochs"): get_batch(ids, 4, 8, order="sorted")
+    with pytest.raises(ValueError, match="more ids than max_seq_len, but 8 ≤ 8"): get_batch(ids[:8], 4, 8, order="epochs")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, "<u2", np.uint32, np.int64], ids=str)

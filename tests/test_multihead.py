@@ -115,6 +115,46 @@ def test_a_cache_forgets_what_its_length_leaves_out(device):
         assert_close(ours(x, cache=cache), ours(x))
 
 
+@versions
+@sharing
+@pytest.mark.parametrize("pieces", [(9,), (1,)*9, (4, 1, 3, 1), (1, 8), (8, 1)], ids=str)
+def test_texts_of_different_lengths_get_what_each_gets_alone(pieces, num_kv_heads, attend, device):
+    "Whatever stands in the padding, in float32 at the default tolerances, and nobody outside of it gets a nan from it."
+    ours, x = layer(num_kv_heads, attend=attend, device=device), torch.randn(4, 9, 32, device=device)
+    padding = torch.tensor([0, 3, 8, 1], device=device)
+    for junk in 0., 1e4:
+        beside = x.clone()
+        for row, places in zip(beside, padding.tolist()): row[:places] = junk
+        with torch.inference_mode():
+            cache = new_cache(ours, 4)
+            cache.padding = padding
+            got = torch.cat([ours(piece, cache=cache) for piece in beside.split(pieces, 1)], 1)
+            for row, places in enumerate(padding.tolist()):
+                assert_close(got[row, places:], ours(x[row, places:]))
+                assert not got[row, :places].any()   # who may look nowhere hears nothing
+
+
+def test_half_precision_beside_padding_is_finite(device):
+    for dtype in torch.bfloat16, torch.float16:
+        ours, x = layer(2, device=device).to(dtype), torch.randn(2, 9, 32, device=device).to(dtype)
+        with torch.inference_mode():
+            cache = new_cache(ours, 2)
+            cache.padding = torch.tensor([6, 0], device=device)
+            got = ours(x, cache=cache)
+            assert got.isfinite().all() and cache.keys.dtype == dtype
+            want = ours(x[0, 6:])   # sums in another order are rounded otherwise
+            assert (got[0, 6:] - want).abs().max() < 0.02 * want.abs().max()
+
+
+def test_keys_and_values_are_two_halves_of_one_memory():
+    cache = KVCache(3, 2, 5, 8)
+    cache.append(*torch.randn(2, 3, 2, 4, 8))
+    assert torch.equal(cache.both[0], cache.keys) and torch.equal(cache.both[1], cache.values) and cache.both.shape == (2, 3, 2, 5, 8)
+    assert cache.mask() is None
+    cache.padding = torch.tensor([0, 2, 4])
+    assert cache.mask().flatten(1).tolist() == [[True]*4, [False]*2 + [True]*2, [False]*4]
+
+
 def test_a_full_cache_refuses_and_stays_what_it_was():
     cache = KVCache(1, 2, 4, 8)
     cache.append(*torch.ones(2, 1, 2, 3, 8))

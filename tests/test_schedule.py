@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_course.schedule import cos_lr_scheduler
+from llm_course.schedule import cos_lr_scheduler, linear_lr_scheduler
 
 
 def test_known_by_hand():
@@ -61,3 +61,25 @@ def test_stays_between_its_ends_and_turns_once(warmup, extra, low, span, it):
 def test_what_cannot_be_meant_is_refused(args, message):
     with pytest.raises(ValueError) as error: cos_lr_scheduler(*args)
     assert str(error.value).startswith(message)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.floats(0, 1), st.floats(0, 1), st.integers(0, 200))
+def test_the_line_is_torchs_and_differs_from_the_cosine_on_the_way_down_alone(warmup, extra, low, span, it):
+    numbers = it, warmup, warmup + extra, low, low + span
+    rate = linear_lr_scheduler(*numbers)
+    if warmup <= it < warmup + extra: assert math.isclose(rate, low + span * (1 - (it - warmup) / extra), abs_tol=1e-12)
+    else: assert rate == cos_lr_scheduler(*numbers)
+
+
+def test_the_line_agrees_with_torch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.)
+    theirs = torch.optim.lr_scheduler.LinearLR(optimizer, 1., 0.1, 50)
+    for it in range(60):
+        assert linear_lr_scheduler(it, 0, 50, 0.1, 1.) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_line_refuses_what_the_cosine_refuses():
+    with pytest.raises(ValueError, match="they are 20 and 12; shorten the warm-up"): linear_lr_scheduler(0, 20, 12, 0.1, 1.)
+    with pytest.raises(ValueError, match="it counts steps from 0, but is -1"): linear_lr_scheduler(-1, 4, 12, 0.1, 1.)
