@@ -44,6 +44,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+# %% ../nbs/19_pretrained.ipynb #imports-course
 from .bpe import GPT2, LLAMA3
 from .bpe_tokenizer import SMOLLM, BpeTokenizer, from_hf_dict, merge_by_rank, read_json, spell, unspell
 from .checkpoint import bare, load_model, pick_device
@@ -242,6 +243,7 @@ def tensor_files(
     why = f"only {pickled[0].name}, a pickle, which can carry code and is not read" if pickled else "no model.safetensors"
     raise ValueError(f"{folder} holds {why}; name a folder that transformers' save_pretrained wrote")
 
+# %% ../nbs/19_pretrained.ipynb #scan
 def scan(
     file:Path, # A safetensors file
 )->dict[str, tuple[int, ...]]: # The shape of each tensor
@@ -422,6 +424,7 @@ def need(
 # %% ../nbs/19_pretrained.ipynb #gguf-reader
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}   # GGUF's types of values; 8 is a text, 9 a list
 
+# %% ../nbs/19_pretrained.ipynb #gguf-file
 class GgufFile:
     "What a GGUF file says of itself (`said`) and where its tensors lie (`tensors`); those stay on disk. Raises `ValueError` if it is none, or damaged."
     def __init__(self, path:str|Path):
@@ -794,6 +797,7 @@ print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_ten
 or `llm_course.pretrained.load_pretrained("{name}")`. What it was trained on, what it is good for and what it gets wrong, its author should add here.
 """
 
+# %% ../nbs/19_pretrained.ipynb #card-of
 def card(
     model:Transformer, # What is exported
     name:str,          # What to call it
@@ -852,6 +856,7 @@ def gguf_said(
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
 
+# %% ../nbs/19_pretrained.ipynb #gguf-tokens-said
 def gguf_tokens(
     writer,                 # A `GGUFWriter`
     tokenizer:BpeTokenizer, # What to write
@@ -920,6 +925,7 @@ class CheckConfig:
     folder:Path                       # What export wrote, or any model folder
     tokens:int=128                    # Length of the random text that both read
 
+# %% ../nbs/19_pretrained.ipynb #export-run
 def open_any(
     config:ExportConfig, # From the command line
 )->tuple[Transformer, BpeTokenizer]: # A model and its tokenizer
