@@ -31,8 +31,10 @@ def check_group(
     own:tuple[str, ...]=(),    # Those of the settings refused by name that this optimiser has after all
 )->None:
     "Refuse settings that make no sense, and by name those that would change the step and that we don't have."
-    for flag in "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov":
+    for flag in "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov", "weight_decay":
         if flag not in own and group.get(flag): raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, or take the optimiser from torch.optim")
+    if group.get("weight_decay") and group.get("decoupled_weight_decay") is False:   # a checkpoint of torch's Adam
+        raise ValueError("decoupled_weight_decay=False is not supported; go on with torch.optim.Adam, or without weight_decay")
     for name in "lr", "eps", "weight_decay":
         if not 0 <= group.get(name, 0) < math.inf: raise ValueError(f"{name} must be finite and not negative, but is {group[name]}")
     if not 0 <= group.get("momentum", 0) < 1: raise ValueError(f"momentum must lie in [0, 1), but is {group['momentum']}")
@@ -53,7 +55,7 @@ def with_gradient(
 # %% ../nbs/13_optim.ipynb #CheckedOptimizer
 class CheckedOptimizer(Optimizer):
     "What our optimisers share: settings are checked, parameters without a gradient stay, and `update` does the work."
-    own = ()   # see `check_group`
+    own = "weight_decay",   # see `check_group`
 
     def add_param_group(self, param_group:dict):
         check_group(self.defaults | param_group, self.own)
@@ -75,15 +77,25 @@ class CheckedOptimizer(Optimizer):
 # %% ../nbs/13_optim.ipynb #SGDDecay
 class SGDDecay(CheckedOptimizer):
     "Gradient descent that slows down: θ ← θ − lr/√(t+1) ∇, with t from 0. Source: Zinkevich 2003; Stanford CS336."
+    own = ()
+
     def __init__(self,
         params:Iterable, # Parameters, or groups of them
         lr:float=1e-3,   # Learning rate of the first step
     ):
-        super().__init__(params, dict(lr=lr, t=0))
+        super().__init__(params, dict(lr=lr, t=0, momentum=0, dampening=0, weight_decay=0))   # with the zeros `torch.optim.SGD` can read our state
 
     def update(self, params:list[Tensor], group:dict):
         if params: torch._foreach_add_(params, [p.grad for p in params], alpha=-float(group["lr"]) / math.sqrt(group["t"] + 1))
         group["t"] += 1
+
+    def load_state_dict(self, state_dict:dict):
+        "Take up our own state, or that of `torch.optim.SGD`: its rate, when `LambdaLR` has lowered it by our formula, tells t."
+        def ours(group):
+            if "t" in group: return group
+            now, first = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+            return group | {"lr": first, "t": round((first / now)**2) - 1 if now else 0}
+        super().load_state_dict(state_dict | {"param_groups": [ours(group) for group in state_dict["param_groups"]]})
 
 # %% ../nbs/13_optim.ipynb #checks-sgd
 @check_of("SGDDecay")
@@ -250,7 +262,7 @@ def orthogonalise(
 # %% ../nbs/13_optim.ipynb #Muon
 class Muon(CheckedOptimizer):
     "Momentum, made orthogonal, for the matrices inside a model. Source: Jordan et al. 2024."
-    own = ("momentum",)
+    own = "momentum", "weight_decay"
 
     def __init__(self,
         params:Iterable,          # Matrices, or groups of them

@@ -53,37 +53,44 @@ def test_adamw_in_float32(device):
     for x, y in zip(ours, theirs): assert_close(x, y)
 
 
-def test_first_step_is_the_sign():
-    p = nn.Parameter(torch.tensor([1., 1., 1.]))
-    p.grad = torch.tensor([0.001, -1., 1000.])
-    AdamW([p], lr=0.1, weight_decay=0.).step()
-    assert_close(p.detach(), torch.tensor([0.9, 1.1, 0.9]))
-
-
-def test_decay_alone_shrinks():
-    p = nn.Parameter(torch.tensor([8.]))
-    p.grad = torch.zeros(1)
-    AdamW([p], lr=0.5, weight_decay=0.5).step()
-    assert p.item() == 6
+def scheduled(optimizer, last_epoch=-1): return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / math.sqrt(t + 1), last_epoch)
 
 
 def test_sgd_decay_is_sgd_with_its_schedule():
     ours, theirs = twins()
     a, b = SGDDecay(ours, lr=0.3), torch.optim.SGD(theirs, lr=0.3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(b, lambda t: 1 / math.sqrt(t + 1))
+    schedule = scheduled(b)
     for step in range(1000):
         give(ours, theirs, missing={step % 5})
         a.step(); b.step(); schedule.step()
     assert_same(ours, theirs)
 
 
-def test_sgd_decay_by_hand():
-    p = nn.Parameter(torch.tensor([8.]))
-    optimizer = SGDDecay([p], lr=0.5)
-    for expected in (4., 4 * (1 - 0.5 / math.sqrt(2))):
-        p.grad = p.detach().clone()
-        optimizer.step()
-        assert_close(p.item(), expected)
+@pytest.mark.parametrize("steps", [0, 1, 400])
+def test_sgd_decay_goes_on_where_torchs_sgd_stopped(steps):
+    ours, theirs = twins()
+    b = torch.optim.SGD(theirs, lr=0.3)
+    schedule = scheduled(b)
+    for _ in range(steps): give(theirs); b.step(); schedule.step()
+    for x, y in zip(ours, theirs): x.data.copy_(y)
+    a = SGDDecay(ours, lr=7.)
+    a.load_state_dict(b.state_dict())
+    for _ in range(5): give(ours, theirs); a.step(); b.step(); schedule.step()
+    assert a.param_groups[0]["lr"] == 0.3 and a.param_groups[0]["t"] == steps + 5
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 400])
+def test_torchs_sgd_goes_on_where_sgd_decay_stopped(steps):
+    ours, theirs = twins()
+    a, b = SGDDecay(ours, lr=0.3), torch.optim.SGD(theirs, lr=7.)
+    for _ in range(steps): give(ours); a.step()
+    for x, y in zip(ours, theirs): y.data.copy_(x)
+    b.load_state_dict(a.state_dict())
+    for group in b.param_groups: group["initial_lr"] = group["lr"]   # which torch's schedulers ask for when they resume
+    schedule = scheduled(b, steps - 1)
+    for _ in range(5): give(ours, theirs); a.step(); b.step(); schedule.step()
+    assert_same(ours, theirs)
 
 
 def test_sgd_decay_resumes_where_it_was():
@@ -205,6 +212,16 @@ def test_flags_that_would_be_ignored_are_refused_by_name(Opt, flag):
     Opt([{"params": ours, flag: False}])
 
 
+def test_what_belongs_to_another_optimiser_is_refused_by_name():
+    ours, theirs = twins()
+    with pytest.raises(ValueError, match=r"weight_decay=0\.1 is not supported"): SGDDecay(params_for_decay(nn.Linear(2, 2), 0.1))
+    with pytest.raises(ValueError, match=r"momentum=0\.9 is not supported"): SGDDecay(ours).load_state_dict(torch.optim.SGD(theirs, lr=1., momentum=0.9).state_dict())
+    with pytest.raises(ValueError, match=r"weight_decay=0\.1 is not supported"): SGDDecay(ours).load_state_dict(torch.optim.SGD(theirs, lr=1., weight_decay=0.1).state_dict())
+    adam = AdamW(ours)   # torch's Adam keeps the same state, but puts the decay into the gradient
+    with pytest.raises(ValueError, match="decoupled_weight_decay=False is not supported"): adam.load_state_dict(torch.optim.Adam(theirs, weight_decay=0.1).state_dict())
+    adam.load_state_dict(torch.optim.Adam(theirs).state_dict())   # without any decay the two are one
+
+
 def test_a_checkpoint_with_such_a_flag_is_refused_and_changes_nothing():
     ours, theirs = twins()
     a, b = AdamW(ours, lr=0.5), torch.optim.AdamW(theirs, amsgrad=True)
@@ -254,13 +271,6 @@ def test_params_for_decay_sorts_by_dimension():
     assert {id(p) for p in vectors["params"]} == {id(model[0].bias), id(model[1].weight), id(model.scale)}
     AdamW(params_for_decay(model))
     AdamW(params_for_decay(nn.Linear(2, 2, bias=False)))   # an empty group does no harm
-
-
-def test_clip_by_hand():
-    pair = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    for p, value in zip(pair, (3., 4.)): p.grad = torch.tensor([value])
-    assert_close(gradient_clip(pair, 1.), torch.tensor(5.))
-    assert_close(torch.cat([p.grad for p in pair]), torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1., 1e9, 0., math.inf])
