@@ -22,13 +22,13 @@ def cos_lr_scheduler(
 )->float: # Learning rate for step `it`
     """Climb in a straight line, come down on half a cosine, stay at `lr_min`.
 
-    Raises `ValueError` unless 0 ≤ `warmup_iters` ≤ `cos_cycle_iters`, 0 ≤ `lr_min` ≤ `lr_max` and 0 ≤ `it`.
+    Raises `ValueError` unless 0 ≤ `warmup_iters` ≤ `cos_cycle_iters`, 0 ≤ `lr_min` ≤ `lr_max` < ∞ and 0 ≤ `it`.
     Source: Loshchilov & Hutter 2017, eq. 5, without restarts; warm-up as in Goyal et al. 2017."""
     if it < 0: raise ValueError(f"it counts steps from 0, but is {it}")
     if not 0 <= warmup_iters <= cos_cycle_iters:
         raise ValueError("0 <= warmup_iters <= cos_cycle_iters must hold, "
                          f"but they are {warmup_iters} and {cos_cycle_iters}; shorten the warm-up or lengthen the cycle")
-    if not 0 <= lr_min <= lr_max: raise ValueError(f"0 <= lr_min <= lr_max must hold, but they are {lr_min} and {lr_max}")
+    if not 0 <= lr_min <= lr_max < math.inf: raise ValueError(f"0 <= lr_min <= lr_max < inf must hold, but they are {lr_min} and {lr_max}")
     if it < warmup_iters: return lr_max * it / warmup_iters
     if it >= cos_cycle_iters: return lr_min
     u = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)

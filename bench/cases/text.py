@@ -100,11 +100,11 @@ def rustbpe(path):
     "How many merges rustbpe learns; documents part at the end-of-text token, which it does not know."
     import os
     os.environ["RAYON_NUM_THREADS"] = "2"
-    try: from rustbpe import Tokenizer
-    except ImportError: raise ValueError("this case needs the package rustbpe; pip install rustbpe") from None
+    from importlib import import_module
 
     from llm_course.bpe import GPT2
-    tokenizer = Tokenizer()
+    try: tokenizer = import_module("rustbpe").Tokenizer()
+    except ImportError: raise ValueError("this case needs the package rustbpe; pip install rustbpe") from None
     tokenizer.train_from_iterator(iter(path.read_text("utf-8").split("<|endoftext|>")), 9_999, pattern=GPT2)
     return len(tokenizer.get_mergeable_ranks()) - 256
 
