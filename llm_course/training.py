@@ -183,6 +183,8 @@ def settle(
     if config.parallel not in (None, "ddp", "fsdp"): raise ValueError(f"--parallel {config.parallel} is neither ddp nor fsdp")
     if config.order not in ORDERS: raise ValueError(f"--order {config.order} is none of {', '.join(ORDERS)}")
     if config.muon_lr is not None and config.parallel == "fsdp": raise ValueError("--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")
+    if config.tensorboard: needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
+    if config.wandb: needed("wandb", "--wandb", "wandb")
     if config.sample_interval and not tokenizer: raise ValueError("--sample_interval needs a tokenizer to write with; name one by --tokenizer_path")
     return replace(settle_rates(config), device=str(device), precision=precision, tokenizer_path=tokenizer, vocab_size=find_vocab_size(config))
 
