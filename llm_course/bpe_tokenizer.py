@@ -7,13 +7,15 @@ __all__ = ['SMOLLM', 'SAFE_CUT', 'merge_by_rank', 'merge_long', 'special_pattern
            'place_special_tokens', 'Vocabulary', 'Remembering', 'Encoder', 'TextEncoder', 'unfinished', 'encode_front',
            'Streamer', 'byte_letters', 'letter_bytes', 'spell', 'unspell', 'to_hf', 'read_json', 'hf_pattern',
            'check_hf', 'from_hf_dict', 'read_gpt2', 'FileTokenizer', 'recover_merges', 'read_tiktoken',
-           'TiktokenTokenizer', 'read_text', 'safe_cut', 'blocks', 'count_block', 'answer', 'ask', 'start_helpers',
-           'in_processes', 'as_texts', 'count_corpus', 'check_size', 'BpeTokenizer', 'TokenizerConfig', 'check_config',
-           'summary', 'train_tokenizer', 'main']
+           'TiktokenTokenizer', 'read_text', 'safe_cut', 'blocks', 'batches', 'count_block', 'answer', 'ask',
+           'start_helpers', 'in_processes', 'as_texts', 'count_corpus', 'encode_texts', 'BatchTokenizer', 'check_size',
+           'BpeTokenizer', 'visible', 'SplitView', 'TokenizerConfig', 'check_config', 'summary', 'train_tokenizer',
+           'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import base64
 import codecs
+import html
 import json
 import math
 import multiprocessing
@@ -532,14 +534,28 @@ def blocks(
         rest, enough = [text[cut:]], 2 * (len(text) - cut)
     yield "".join(rest)
 
+# %% ../nbs/02_bpe_tokenizer.ipynb #count-block
+def batches(
+    texts:Iterable[str],  # Texts of any length
+    size:int=1<<22,       # Characters that a batch should have, at least
+)->Iterator[list[str]]:   # The same texts, several at a time
+    "Gather texts, so that it pays to send them to another process."
+    batch, total = [], 0
+    for text in texts:
+        batch.append(text)
+        if (total := total + len(text)) >= size:
+            yield batch
+            batch, total = [], 0
+    if batch: yield batch
+
 def count_block(
-    text:str,                 # A text of its own
+    texts:list[str],          # Texts of their own
     pattern:str,              # How pre-tokens are cut
     tokens:tuple[str, ...],   # Special tokens: nothing is learnt from them
 )->Counter[str]:              # How often each pre-token occurs
     "Count the pre-tokens between special tokens."
     special = special_pattern(tokens)
-    return count_words(special.split(text)[::2] if special else [text], pattern)
+    return count_words(chain.from_iterable(special.split(text)[::2] if special else [text] for text in texts), pattern)
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #in-processes
 def answer(
@@ -637,8 +653,29 @@ def count_corpus(
     with tqdm(total=size or None, desc="reading", unit="B", unit_scale=True, disable=not progress) as bar:
         texts = as_texts(source, bar.update)
         pieces = chain.from_iterable(blocks(text, pattern, tokens) for text in texts)
-        for found in in_processes(partial(count_block, pattern=pattern, tokens=tokens), pieces, num_processes): words.update(found)
+        for found in in_processes(partial(count_block, pattern=pattern, tokens=tokens), batches(pieces), num_processes): words.update(found)
     return words
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #batch-tokenizer
+def encode_texts(texts:list[str], tokenizer:TextEncoder, allowed_special:str|Iterable[str])->list[list[int]]:
+    "Encode each text by itself."
+    return [tokenizer.encode(text, allowed_special) for text in texts]
+
+class BatchTokenizer(TiktokenTokenizer):
+    "A `TiktokenTokenizer` that takes many texts at once."
+    def encode_batch(self,
+        texts:Iterable[str],                     # Each is encoded by itself
+        allowed_special:str|Iterable[str]="all", # As for `encode`
+        num_processes:int=1,                     # More pay from some megabytes on; in a script they need `if __name__ == "__main__":`
+    )->list[list[int]]:                          # The ids of each text
+        "Encode many texts."
+        if num_processes < 1: raise ValueError(f"num_processes must be at least 1, but is {num_processes}")
+        work = partial(encode_texts, tokenizer=self, allowed_special=allowed_special)
+        return list(chain.from_iterable(in_processes(work, batches(texts, 1 << 20), num_processes)))
+
+    def decode_batch(self, batch:Iterable[Iterable])->list[str]: # The text of each list of ids
+        "Decode many lists of ids."
+        return [self.decode(ids) for ids in batch]
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #check-size
 def check_size(
@@ -652,7 +689,7 @@ def check_size(
     return vocab_size - 256 - len(extra)
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #bpe-tokenizer
-class BpeTokenizer(TiktokenTokenizer):
+class BpeTokenizer(BatchTokenizer):
     "Byte-pair encoding: learns its tokens from a corpus, encodes, decodes, and reads and writes the usual files."
     @classmethod
     def train(cls,
@@ -676,6 +713,36 @@ class BpeTokenizer(TiktokenTokenizer):
         merges = learn_merges({word.encode(): count for word, count in words.items()}, num_merges, progress)
         tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
         return cls(dict(enumerate(tokens)), merges, special_tokens, pattern)
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #visible
+def visible(
+    token:bytes, # A token
+)->str:          # What to show for it
+    "Show a token: its text; where that is no character, its bytes; where it cannot be seen, its number."
+    try: text = token.decode()
+    except UnicodeDecodeError: return "".join(f"\\x{byte:02x}" for byte in token)
+    return "".join(c if c.isprintable() else "↵\n" if c == "\n" else ascii(c)[1:-1] for c in text)
+
+class SplitView:
+    "A text in its tokens, told apart by colours: HTML in a notebook, ANSI codes when printed."
+    colours = (225, 194, 189, 229, 195), ("#ffd7ff", "#d7ffd7", "#d7d7ff", "#ffffaf", "#d7ffff")   # ANSI's numbers, and what they look like
+
+    def __init__(self,
+        tokenizer:TextEncoder,                   # What cuts
+        text:str,                                # What to cut
+        allowed_special:str|Iterable[str]="all", # As for `encode`
+    ):
+        self.ids = tokenizer.encode(text, allowed_special)
+        self.tokens = [visible(tokenizer.vocab[id]) for id in self.ids]
+
+    def __str__(self):
+        begin = [f"\x1b[30;48;5;{number}m" for number in self.colours[0]]   # black on a light ground
+        return "".join(begin[i % 5] + token.replace("\n", f"\x1b[0m\n{begin[i % 5]}") + "\x1b[0m" for i, token in enumerate(self.tokens))
+
+    def _repr_html_(self):
+        spans = [f'<span style="background:{self.colours[1][i % 5]};color:#000" title="{id}">{html.escape(token)}</span>'
+                 for i, (id, token) in enumerate(zip(self.ids, self.tokens))]
+        return f'<div style="white-space:pre-wrap;font-family:monospace">{"".join(spans)}</div>'
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #config
 @dataclass(frozen=True)
