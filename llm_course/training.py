@@ -420,7 +420,7 @@ def start(
             raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds {len(ids)}; take more text or a smaller --max_seq_len")
     saved = find_checkpoint(config, len(train_ids))
     torch.manual_seed(config.seed)
-    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}, parts=parts).to(config.device)
+    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig) if hasattr(config, f.name)}, parts=parts).to(config.device)
     if saved: restore(saved, model)
     wrapped = spread(model, config) if count > 1 else model
     optimizer = optimizer_for(model, config)
