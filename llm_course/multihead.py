@@ -62,9 +62,13 @@ class KVCache:
         dtype=None,       # Type of what is kept
     ):
         self.both = torch.zeros(2, batch, num_kv_heads, max_seq_len, d, device=device, dtype=dtype)
-        self.keys, self.values = self.both
         self.length = 0      # positions filled; lower it to forget the last ones
         self.padding = None  # how many of the first positions of each sequence are not to be looked at; `None` for none
+
+    @property
+    def keys(self)->Float[Tensor, "batch h_kv max_seq_len d"]: return self.both[0]
+    @property
+    def values(self)->Float[Tensor, "batch h_kv max_seq_len d"]: return self.both[1]
 
     def append(self,
         k:Float[Tensor, "batch h_kv t d"], # Keys of the new tokens
