@@ -1,4 +1,6 @@
-"""Measure the peak memory of `python -m llm_course.data` and its helper processes, for 20 MB and 200 MB: `python -m bench.memory`."""
+"""Measure the peak memory of `python -m llm_course.data` and its helper processes, for 20 MB and 200 MB: `python -m bench.memory` writes memory.json."""
+import datetime
+import json
 import subprocess
 import sys
 import tempfile
@@ -6,7 +8,9 @@ import time
 from pathlib import Path
 
 from bench.cases.data import mixed_text
+from bench.runner import commit, machine, root
 from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.commands import whole_file
 
 
 def resident(pid: int) -> int:
@@ -30,15 +34,19 @@ def peak(words: list[str]) -> float:
 
 
 def main() -> None:
-    "Print both peaks."
+    "Print both peaks, and keep them."
+    peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         for size in 20, 200:
             mixed_text(home/"text.txt", size * 1_000_000)
             if size == 20: BpeTokenizer.train([(home/"text.txt").read_text("utf-8")[:3_000_000]], 4_000).save(home/"tokenizer.json")
-            most = peak([sys.executable, "-m", "llm_course.data", "--tokenizer", f"{home}/tokenizer.json", "--corpus", f"{home}/text.txt",
+            peaks[f"{size} MB"] = most = peak([sys.executable, "-m", "llm_course.data", "--tokenizer", f"{home}/tokenizer.json", "--corpus", f"{home}/text.txt",
                          "--output", f"{home}/out", "--num_processes", "2"])
             print(f"{size} MB: at most {most:.0f} MB in all processes together", flush=True)
+    result = {"what": "Peak of the resident memory of all processes, in MB, by the size of the text.", "peaks": {size: round(most) for size, most in peaks.items()},
+              "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    with whole_file(root/"bench"/"memory.json", "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -7,8 +7,8 @@ __all__ = ['SAFE_CUT', 'merge_by_rank', 'merge_long', 'special_pattern', 'heeded
            'Vocabulary', 'Remembering', 'Encoder', 'TextEncoder', 'unfinished', 'encode_front', 'Streamer',
            'byte_letters', 'letter_bytes', 'spell', 'unspell', 'to_hf', 'read_json', 'hf_pattern', 'check_hf',
            'from_hf_dict', 'read_gpt2', 'FileTokenizer', 'recover_merges', 'read_tiktoken', 'TiktokenTokenizer',
-           'read_text', 'safe_cut', 'blocks', 'count_block', 'answer', 'ask', 'in_processes', 'as_texts',
-           'count_corpus', 'check_size', 'BpeTokenizer', 'TokenizerConfig', 'check_config', 'summary',
+           'read_text', 'safe_cut', 'blocks', 'count_block', 'answer', 'ask', 'start_helpers', 'in_processes',
+           'as_texts', 'count_corpus', 'check_size', 'BpeTokenizer', 'TokenizerConfig', 'check_config', 'summary',
            'train_tokenizer', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
@@ -21,13 +21,14 @@ import os
 import re
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, cycle, pairwise
+from itertools import chain, pairwise
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import regex
@@ -539,25 +540,38 @@ def count_block(
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #in-processes
 def answer(
-    work:Callable,  # What to do
-    pipe,           # A `Connection`: items come in, results go out
+    pipe, # A `Connection`: first comes what to do, then items; results go out
 )->None:
     "Do what is asked, in a process of its own, until whoever asks has closed the other end."
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the one who asks
     with suppress(EOFError, OSError):
+        work = pipe.recv()
         while True:
             item = pipe.recv()
             try: result = work(item), None
             except Exception as error: result = None, error
             pipe.send(result)
 
-def ask(pipe)->object: # The next result
-    "Wait for a process to answer; raises what the work raised, or `ChildProcessError` if the process has died."
-    try: result, error = pipe.recv()
+def ask(pipe)->tuple: # The next result and `None`, or `None` and what the work raised
+    "Wait for a process to answer; raises `ChildProcessError` if it has died."
+    try: return pipe.recv()
     except (EOFError, OSError):
         raise ChildProcessError("a helper process died, perhaps for want of memory; ask for fewer with --num_processes") from None
-    if error: raise error
-    return result
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #start-helpers
+def start_helpers(
+    work:Callable,       # What they are to do
+    num_processes:int,   # How many
+)->list:                 # A pipe to each
+    "Start processes that wait for something to do."
+    spawn, pipes = multiprocessing.get_context("spawn"), []
+    for _ in range(num_processes):
+        ours, theirs = spawn.Pipe()
+        with theirs: spawn.Process(target=answer, args=(theirs,), daemon=True).start()
+        pipes.append(ours)
+    for pipe in pipes:   # once all are on their way: to send much is to wait until it is read
+        with suppress(BrokenPipeError): pipe.send(work)
+    return pipes
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #in-processes-2
 def in_processes(
@@ -565,21 +579,29 @@ def in_processes(
     items:Iterable,      # What to do it with
     num_processes:int,   # How many at once; one works right here
 )->Iterator:             # The results, in order
-    "Like `map`, on several cores, with one item for each in memory at a time."
+    "Like `map`, on several cores, with at most three items for each in memory."
     if num_processes == 1:
         yield from map(work, items)
         return
-    spawn, pipes = multiprocessing.get_context("spawn"), []
-    for _ in range(num_processes):
-        ours, theirs = spawn.Pipe()
-        with theirs: spawn.Process(target=answer, args=(work, theirs), daemon=True).start()
-        pipes.append(ours)
-    busy = deque()
-    for item, pipe in zip(items, cycle(pipes)):
-        if len(busy) == num_processes: yield ask(busy.popleft())
+    idle, busy, done, turn = start_helpers(work, num_processes), {}, {}, 0
+    def collect():
+        for pipe in wait(list(busy)):
+            done[busy.pop(pipe)] = ask(pipe)
+            idle.append(pipe)
+    def in_turn():
+        nonlocal turn
+        while turn in done:
+            result, error = done.pop(turn)
+            if error: raise error
+            turn += 1
+            yield result
+    for number, item in enumerate(items):
+        while not idle or (len(done) >= 2 * num_processes and turn not in done): collect()   # who is far ahead waits for the slowest
+        busy[pipe := idle.pop()] = number
         with suppress(BrokenPipeError): pipe.send(item)   # `ask` will say that it died
-        busy.append(pipe)
-    while busy: yield ask(busy.popleft())
+        yield from in_turn()
+    while busy: collect()
+    yield from in_turn()
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #corpus
 def as_texts(

@@ -108,15 +108,16 @@ class MultiHeadAttention(nn.Module):
         max_seq_len:int=2048,       # Positions that can be told apart
         theta:float=10000.0,        # Base of the wavelengths of `RoPE`
         attend:Callable[..., Tensor]=fused_attention, # What computes attention: this, `attention`, or your own
+        rope:nn.Module|None=None,   # What tells positions apart, called like `RoPE`; `None` for that
         device=None, dtype=None,    # Where the parameters live, and their type
     ):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.attend = num_heads, num_heads if num_kv_heads is None else num_kv_heads, attend
-        self.d_k = d_k = head_size(d_model, num_heads, self.num_kv_heads)
-        self.q_proj = Linear(d_model, num_heads * d_k, device=device, dtype=dtype)
-        self.k_proj, self.v_proj = (Linear(d_model, self.num_kv_heads * d_k, device=device, dtype=dtype) for _ in range(2))
+        self.d_k, self.max_seq_len = (d_k := head_size(d_model, num_heads, self.num_kv_heads)), max_seq_len
+        self.q_proj, self.k_proj, self.v_proj = (
+            Linear(d_model, heads * d_k, device=device, dtype=dtype) for heads in (num_heads, self.num_kv_heads, self.num_kv_heads))
         self.output_proj = Linear(num_heads * d_k, d_model, device=device, dtype=dtype)
-        self.rope = RoPE(d_k, max_seq_len, theta, device=device)
+        self.rope = RoPE(d_k, max_seq_len, theta, device=device) if rope is None else rope
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
@@ -124,8 +125,7 @@ class MultiHeadAttention(nn.Module):
         cache:KVCache|None=None,                         # Keys and values of the tokens before `x`; takes in those of `x`
     )->Float[Tensor, "... t d_model"]:
         q, k, v = (split_heads(project(x), self.d_k) for project in (self.q_proj, self.k_proj, self.v_proj))
-        first = 0 if cache is None else cache.length
-        positions = first if token_positions is None else token_positions.unsqueeze(-2)   # the same for every head
+        positions = (cache.length if cache else 0) if token_positions is None else token_positions.unsqueeze(-2)   # one for all heads
         q, k = self.rope(q, positions), self.rope(k, positions)
         if cache is not None: k, v = cache.append(k, v)
         return self.output_proj(merge_heads(grouped_attention(q, k, v, self.attend, None if cache is None else cache.mask())))
@@ -137,7 +137,7 @@ def new_cache(
     max_seq_len:int|None=None, # Positions there is room for; `None` for as many as the layer can tell apart
 )->KVCache: # Empty
     "Make a cache that fits `layer`."
-    weight, room = layer.k_proj.weight, layer.rope.max_seq_len if max_seq_len is None else max_seq_len
+    weight, room = layer.k_proj.weight, layer.max_seq_len if max_seq_len is None else max_seq_len
     return KVCache(batch, layer.num_kv_heads, room, layer.d_k, weight.device, weight.dtype)
 
 # %% ../nbs/11_multihead.ipynb #laws

@@ -6,11 +6,13 @@
 __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'steps_shrink_with_the_root_of_time',
            'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'AdamW',
            'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
-           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'gradient_clip',
+           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'orthogonalise', 'Muon', 'Together',
+           'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
            'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
@@ -25,13 +27,17 @@ from .checks import check_of
 
 # %% ../nbs/13_optim.ipynb #check-group
 def check_group(
-    group:dict, # A parameter group with its settings
+    group:dict,                # A parameter group with its settings
+    own:tuple[str, ...]=(),    # Those of the settings refused by name that this optimiser has after all
 )->None:
     "Refuse settings that make no sense, and by name those that would change the step and that we don't have."
-    for flag in "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov":
-        if group.get(flag): raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, or take the optimiser from torch.optim")
+    for flag in "amsgrad", "maximize", "differentiable", "momentum", "dampening", "nesterov", "weight_decay":
+        if flag not in own and group.get(flag): raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, or take the optimiser from torch.optim")
+    if group.get("weight_decay") and group.get("decoupled_weight_decay") is False:   # a checkpoint of torch's Adam
+        raise ValueError("decoupled_weight_decay=False is not supported; go on with torch.optim.Adam, or without weight_decay")
     for name in "lr", "eps", "weight_decay":
         if not 0 <= group.get(name, 0) < math.inf: raise ValueError(f"{name} must be finite and not negative, but is {group[name]}")
+    if not 0 <= group.get("momentum", 0) < 1: raise ValueError(f"momentum must lie in [0, 1), but is {group['momentum']}")
     if not all(0 <= beta < 1 for beta in group.get("betas", ())):
         raise ValueError(f"betas must lie in [0, 1), but are {tuple(group['betas'])}")
 
@@ -49,12 +55,14 @@ def with_gradient(
 # %% ../nbs/13_optim.ipynb #CheckedOptimizer
 class CheckedOptimizer(Optimizer):
     "What our optimisers share: settings are checked, parameters without a gradient stay, and `update` does the work."
+    own = "weight_decay",   # see `check_group`
+
     def add_param_group(self, param_group:dict):
-        check_group(self.defaults | param_group)
+        check_group(self.defaults | param_group, self.own)
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict:dict):
-        for group in state_dict["param_groups"]: check_group(group)
+        for group in state_dict["param_groups"]: check_group(group, self.own)
         super().load_state_dict(state_dict)
 
     @torch.no_grad()
@@ -69,15 +77,25 @@ class CheckedOptimizer(Optimizer):
 # %% ../nbs/13_optim.ipynb #SGDDecay
 class SGDDecay(CheckedOptimizer):
     "Gradient descent that slows down: θ ← θ − lr/√(t+1) ∇, with t from 0. Source: Zinkevich 2003; Stanford CS336."
+    own = ()
+
     def __init__(self,
         params:Iterable, # Parameters, or groups of them
         lr:float=1e-3,   # Learning rate of the first step
     ):
-        super().__init__(params, dict(lr=lr, t=0))
+        super().__init__(params, dict(lr=lr, t=0, momentum=0, dampening=0, weight_decay=0))   # with the zeros `torch.optim.SGD` can read our state
 
     def update(self, params:list[Tensor], group:dict):
         if params: torch._foreach_add_(params, [p.grad for p in params], alpha=-float(group["lr"]) / math.sqrt(group["t"] + 1))
         group["t"] += 1
+
+    def load_state_dict(self, state_dict:dict):
+        "Take up our own state, or that of `torch.optim.SGD`: its rate, when `LambdaLR` has lowered it by our formula, tells t."
+        def ours(group):
+            if "t" in group: return group
+            now, first = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+            return group | {"lr": first, "t": round((first / now)**2) - 1 if now else 0}
+        super().load_state_dict(state_dict | {"param_groups": [ours(group) for group in state_dict["param_groups"]]})
 
 # %% ../nbs/13_optim.ipynb #checks-sgd
 @check_of("SGDDecay")
@@ -224,6 +242,100 @@ def params_for_decay(
     params = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.}]
+
+# %% ../nbs/13_optim.ipynb #orthogonalise
+def orthogonalise(
+    matrices:Float[Tensor, "n rows cols"], # Any matrices of the same shape
+    steps:int=5,                           # Times to apply the polynomial; 5 lift whatever is above a five-hundredth
+)->Float[Tensor, "n rows cols"]: # Nearly U Vᵀ for each U S Vᵀ: singular values between 0.7 and 1.2
+    "Make all singular values of a matrix nearly one, by a Newton–Schulz iteration. Source: Jordan et al. 2024."
+    a, b, c = 3.4445, -4.775, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices      # x xᵀ is the smaller one of the two squares
+    wide = torch.bfloat16 if x.is_cuda else torch.promote_types(x.dtype, torch.float32)
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(wide)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)   # a x + (b s + c s²) x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+# %% ../nbs/13_optim.ipynb #Muon
+class Muon(CheckedOptimizer):
+    "Momentum, made orthogonal, for the matrices inside a model. Source: Jordan et al. 2024."
+    own = "momentum", "weight_decay"
+
+    def __init__(self,
+        params:Iterable,          # Matrices, or groups of them
+        lr:float|Tensor=0.02,     # Learning rate: the length of a step in each direction
+        momentum:float=0.95,      # What share of the mean gradient outlives a step
+        weight_decay:float=0.01,  # Share of a parameter that a step takes off, at learning rate 1
+    ):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    def update(self, params:list[Tensor], group:dict):
+        lr, momentum, alike = float(group["lr"]), group["momentum"], defaultdict(list)
+        for p in params:
+            if p.ndim != 2: raise ValueError(f"Muon steps matrices, but one parameter has the shape {tuple(p.shape)}; leave it to AdamW")
+            if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            alike[p.shape, p.dtype, p.device].append(p)
+        for (shape, *_), params in alike.items():
+            grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(means, grads, 1 - momentum)
+            ahead = torch._foreach_lerp(grads, means, momentum)
+            torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
+            steps = orthogonalise(torch.stack(ahead)).unbind()
+            torch._foreach_add_(params, list(steps), alpha=-lr * max(1, shape[0] / shape[1])**0.5)
+
+# %% ../nbs/13_optim.ipynb #Together
+class Together(CheckedOptimizer):
+    "A `Muon` and an `AdamW` that step, save and load as one; each group keeps its settings, and goes by the rule it came with."
+    own = Muon.own
+
+    def __init__(self,
+        *optimizers:Optimizer, # New ones, with parameters of their own
+    ):
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+
+    def update(self, params:list[Tensor], group:dict): (Muon if "momentum" in group else AdamW).update(self, params, group)
+
+# %% ../nbs/13_optim.ipynb #checks-muon
+def _muon_path(part, grads, **settings):
+    "Where a matrix that begins at zero goes under some gradients."
+    p = nn.Parameter(torch.zeros_like(grads[0]))
+    optimizer = part([p], **settings)
+    for p.grad in grads: optimizer.step()
+    return p.detach()
+
+@check_of("Muon")
+def moves_every_direction_alike(part):
+    "Where the gradient has singular values of 3 and 0.02, the first step has two near the rate, and goes downhill."
+    turn = torch.tensor([[.6, -.8], [.8, .6]], dtype=torch.float64)
+    moved = _muon_path(part, [turn @ torch.diag(torch.tensor([3., .02], dtype=torch.float64)) @ turn], lr=0.1, weight_decay=0.)
+    low, high = torch.linalg.eigvalsh(-moved @ (turn @ turn).mT).tolist()
+    assert .065 < low <= high < .125, f"along the gradient's two directions the step must be about 0.1 downhill, but is {low:.4f} and {high:.4f}"
+
+# %% ../nbs/13_optim.ipynb #checks-muon-laws
+@check_of("Muon")
+def follows_its_polynomial(part):
+    "Over three steps it goes where the singular value decomposition says: the mean gradient, mixed with the newest, its values sent five times through p."
+    for rows, cols in (6, 4), (3, 5):
+        grads, mean, wanted = torch.randn(3, rows, cols, dtype=torch.float64), 0., 0.
+        for grad in grads:
+            mean = .8 * mean + .2 * grad
+            u, s, v = torch.linalg.svd(.2 * grad + .8 * mean, full_matrices=False)
+            s = s / s.norm()
+            for _ in range(5): s = 3.4445*s - 4.775*s**3 + 2.0315*s**5
+            wanted = .95 * wanted - .5 * max(1, rows / cols)**.5 * u @ torch.diag(s) @ v
+        got = _muon_path(part, list(grads), lr=.5, momentum=.8, weight_decay=.1)
+        assert_close(got, wanted, msg=lambda m: f"a matrix of {rows} × {cols}, lr 0.5, momentum 0.8, decay 0.1, three random gradients:\n{m}")
+
+@check_of("Muon")
+def decays_on_its_own(part):
+    "Under a gradient of zero a matrix shrinks by lr times the decay, and nothing else moves it."
+    p = nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.zeros(2, 2)
+    part([p], lr=.5, weight_decay=.5).step()
+    assert_close(p.detach(), torch.full((2, 2), .75), msg=f"ones, lr 0.5, decay 0.5, no gradient: all must become 0.75, but became {p.tolist()}")
 
 # %% ../nbs/13_optim.ipynb #gradient-clip
 @torch.no_grad()

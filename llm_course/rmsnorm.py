@@ -14,7 +14,35 @@ from torch.testing import assert_close
 
 from .checks import check_of
 
-# %% ../nbs/06_rmsnorm.ipynb #rms-norm
+# %% ../nbs/06_rmsnorm.ipynb #Norm
+def _normed(x, gain, eps):
+    "The normed vectors, and 1/r of each."
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # squares overflow float16 from 256 on
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    shrink = (length.square() / x.shape[-1] + eps).rsqrt()
+    return (wide * shrink).mul_(gain).to(x.dtype), shrink
+
+class _Norm(torch.autograd.Function):
+    "`_normed`, with its way back written out."
+    @staticmethod
+    def forward(ctx, x, gain, eps):
+        y, shrink = _normed(x, gain, eps)
+        ctx.save_for_backward(x, gain, shrink)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gain, shrink = ctx.saved_tensors
+        wide = x.to(shrink.dtype)
+        if torch.is_grad_enabled(): shrink = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()   # a second derivative asks where it came from
+        unit, grad = wide * shrink, grad.to(shrink.dtype)
+        share = grad * unit
+        along = (share * gain).mean(-1, keepdim=True)
+        back = torch.addcmul(grad * gain, unit, along, value=-1) * shrink
+        return back.to(x.dtype), share.reshape(-1, len(gain)).sum(0).to(gain.dtype), None
+
+# %% ../nbs/06_rmsnorm.ipynb #rms-norm-export
 def rms_norm(
     x:Float[Tensor, "... d_model"],   # Vectors to rescale
     gain:Float[Tensor, " d_model"],   # Learned scale, one per feature
@@ -25,9 +53,7 @@ def rms_norm(
     Raises `TypeError` unless `x` is floating-point. Source: Zhang & Sennrich 2019, eq. 4."""
     if not x.is_floating_point():
         raise TypeError(f"rms_norm takes floating-point vectors, not {x.dtype}; embed token ids first")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # squares overflow float16 from 256 on
-    rms = (wide.square().mean(-1, keepdim=True) + eps).sqrt()
-    return (wide / rms * gain).to(x.dtype)
+    return _Norm.apply(x, gain, eps) if torch.is_grad_enabled() else _normed(x, gain, eps)[0]
 
 # %% ../nbs/06_rmsnorm.ipynb #RmsNorm
 class RmsNorm(nn.Module):

@@ -89,7 +89,7 @@ def look_up(
 )->Float[Tensor, "... pairs two"]: # Cosines and sines for these positions
     "Read the table. Raises `ValueError` for a position that is not in it."
     if isinstance(positions, Tensor):
-        if torch.compiler.is_compiling() or not positions.numel(): return turns[positions]   # compiled, the kernel checks
+        if torch.compiler.is_compiling() or positions.is_meta or not positions.numel(): return turns[positions]   # compiled, the kernel checks
         first, last = (int(n) for n in positions.aminmax())
     else:
         first = positions or 0

@@ -6,7 +6,7 @@ cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 
-@pytest.fixture(params=devices)
+@pytest.fixture(params=devices, scope="session")
 def device(request):
     "Each device in turn; the tests for CUDA are listed as skipped where there is none."
     return request.param

@@ -1,14 +1,11 @@
 """Contracts of `llm_course.attention`."""
-import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from llm_course.attention import ScaledDotProductAttention, attention, causal_mask, fused_attention, join_masks
+from llm_course.attention import attention, causal_mask, fused_attention, join_masks
 
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 versions = pytest.mark.parametrize("attend", [attention, fused_attention], ids=lambda f: f.__name__)
@@ -18,40 +15,13 @@ def qkv(*lead, t=5, s=5, d=8, d_v=8, dtype=torch.float32, device="cpu"):
     return (torch.randn(*lead, n, size, device=device).to(dtype) for n, size in ((t, d), (s, d), (s, d_v)))
 
 
-def reference(q, k, v, mask=None):
-    "torch's own, in at least float32, rounded once."
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask).to(q.dtype)
-
-
-@pytest.mark.parametrize("dtype", dtypes, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
-def test_agrees_with_torch(lead, dtype, device):
+def test_half_precision_is_rounded_once(lead, dtype, device):
+    "So it is torch's answer in float32, rounded; torch's own kernels round the weights, too."
     q, k, v = qkv(*lead, t=4, s=7, d_v=3, dtype=dtype, device=device)
     mask = torch.rand(4, 7, device=device) < .6
-    mask[:, 0] = True
-    out = attention(q, k, v, mask)
-    assert out.dtype == dtype and out.shape == (*lead, 4, 3)
-    assert_close(out, reference(q, k, v, mask))
-    assert_close(attention(q, k, v), reference(q, k, v))
-    assert torch.equal(ScaledDotProductAttention()(q, k, v, mask), out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@versions
-def test_error_is_at_most_twice_torchs(attend, dtype, device):
-    q, k, v = qkv(2, 4, t=64, s=64, d=32, d_v=32, dtype=dtype, device=device)
-    truth = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
-    error = lambda y: (y.double() - truth).abs().max()
-    assert error(attend(q, k, v, causal=True)) <= 2 * error(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
-
-@versions
-def test_known_by_hand(attend, device):
-    q = torch.tensor([[2., 0., 0., 0.]], device=device)
-    k = torch.tensor([[math.log(3), 0., 0., 0.], [0., 1., 0., 0.]], device=device)
-    v = torch.tensor([[8.], [0.]], device=device)
-    assert_close(attend(q, k, v), torch.tensor([[6.]], device=device))
+    assert_close(attention(q, k, v, mask), F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(dtype))
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["free", "causal"])
@@ -78,29 +48,6 @@ def test_a_fully_masked_row_is_zero_and_so_is_its_gradient(attend, dtype, device
 
 
 @versions
-@pytest.mark.parametrize("shape", [(4, 6), (1, 6), (4, 1), (2, 1, 4, 6), (3, 4, 6), (2, 3, 1, 6), (1, 1, 4, 6)], ids=str)
-def test_masks_broadcast(attend, shape, device):
-    q, k, v = qkv(2, 3, t=4, s=6, device=device)
-    mask = torch.rand(shape, device=device) < .7
-    assert_close(attend(q, k, v, mask), attention(q, k, v, mask.expand(2, 3, 4, 6).contiguous()))
-
-
-@versions
-def test_half_precision_does_not_overflow(attend, device):
-    big = torch.full((1, 2, 4, 64), 300., dtype=torch.float16, device=device)   # scores of 720,000
-    assert_close(attend(big, big, big), big)
-
-
-@versions
-def test_the_future_cannot_leak(attend, device):
-    q, k, v = qkv(2, t=6, s=6, device=device)
-    kept = attend(q, k, v, causal=True)
-    k, v = k.clone(), v.clone()
-    k[:, 4:], v[:, 4:] = 50, 50
-    assert torch.equal(attend(q, k, v, causal=True)[:, :4], kept[:, :4])
-
-
-@versions
 def test_those_who_ask_are_the_last(attend, device):
     q, k, v = qkv(2, 3, t=6, s=6, device=device)
     whole = attend(q, k, v, causal=True)
@@ -108,42 +55,10 @@ def test_those_who_ask_are_the_last(attend, device):
 
 
 @versions
-def test_order_of_the_answers_does_not_matter(attend, device):
-    q, k, v = qkv(2, t=3, s=6, device=device)
-    order = torch.randperm(6, device=device)
-    assert_close(attend(q, k[:, order], v[:, order]), attend(q, k, v))
-
-
-@versions
-def test_empty_batch_one_token_and_other_layouts(attend, device):
-    assert attend(*qkv(0, 3, device=device), causal=True).shape == (0, 3, 5, 8)
-    q, k, v = qkv(2, 3, t=1, s=1, device=device)
-    assert_close(attend(q, k, v, causal=True), v)
-    q, k, v = qkv(2, 5, t=3, s=3, device=device)
-    moved = [x.transpose(1, 2) for x in (q, k, v)]
-    assert_close(attend(*moved), attend(*(x.contiguous() for x in moved)))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 3), max_size=3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(1, 5))
-def test_any_shape(lead, t, s, d, d_v):
-    q, k, v = qkv(*lead, t=t, s=s, d=d, d_v=d_v, dtype=torch.float64)
-    assert_close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
-    assert_close(fused_attention(q, k, v), attention(q, k, v))
-
-
-@versions
 def test_gradient_is_exact(attend):
     q, k, v = (x.requires_grad_() for x in qkv(2, t=3, s=4, d=2, d_v=2, dtype=torch.float64))
     mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     assert torch.autograd.gradcheck(lambda *x: attend(*x, mask), (q, k, v))
-
-
-@versions
-def test_gradients_are_the_same_from_run_to_run(attend, device):
-    q, k, v = (x.requires_grad_() for x in qkv(4, 4, t=64, s=64, d=32, d_v=32, device=device))
-    first, *others = (torch.autograd.grad(attend(q, k, v, causal=True).square().sum(), (q, k, v)) for _ in range(4))
-    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
 def test_causal_mask_by_hand(device):
@@ -162,7 +77,3 @@ def test_joined_masks_allow_what_both_allow():
 def test_a_mask_of_numbers_is_refused():
     with pytest.raises(TypeError, match=r"must be boolean, true where t may look at s, not torch\.float32"):
         join_masks(torch.ones(3, 3), False, 3, 3)
-
-
-def test_it_has_nothing_to_save():
-    assert not ScaledDotProductAttention().state_dict()

@@ -9,7 +9,8 @@ import pytest
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import runner  # noqa: E402
+from bench import nanogpt, runner  # noqa: E402
+from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
 from llm_course.commands import run_command  # noqa: E402
 
 
@@ -90,3 +91,43 @@ def test_the_committed_results_are_whole():
     results = json.loads((root/"bench"/"results.json").read_text("utf-8"))
     for name, result in results.items(): check_schema(name, result)
     assert {name.partition("/")[0] for name in results} == runner.cases.keys(), "a case without a result, or a result without a case"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path/"text.txt"
+    path.write_text("".join(f"The {n}th day of the month, and naïve as ever.\n" for n in range(800)), "utf-8")
+    return path
+
+
+def test_nanogpts_stand_in_has_its_shape_and_learns(text, tmp_path):
+    assert sum(p.numel() for p in nanogpt.Peer(65).parameters()) == 65*128 + 64*128 + 4*(12*128*128 + 2*128) + 128   # 0.80 million
+    nanogpt.train_peer(text, tmp_path, seed=0, threads=1, steps=40, warmup=4)
+    assert nanogpt.measure_peer(text, tmp_path) < 3.4   # nats per byte; it has some 30 letters and knew nothing
+
+
+def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
+    train, val = nanogpt.cut(text)
+    assert train + val == text.read_text("utf-8") and len(train) == int(0.9 * len(train + val))
+    nanogpt.train_ours(text, tmp_path, seed=0, threads=1, iterations=30, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300)
+    assert (tmp_path/"train.txt").read_text("utf-8") == train
+    last = json.loads((tmp_path/"run/metrics.jsonl").read_text().splitlines()[-1])
+    tokens = len(BpeTokenizer.load(tmp_path/"tokenizer.json").encode(val)) - 1
+    assert nanogpt.measure_ours(text, tmp_path) == pytest.approx(last["whole_val_loss"] * tokens / len(val.encode()), rel=0.02)
+
+
+def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path, monkeypatch, capsys):
+    reached = iter(range(100))
+    monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 10. if side == "ours" else 20., "cpu_seconds": 1., "nats_per_byte": float(next(reached))})
+    def command(*words): run_command(nanogpt.Config, nanogpt.main, ["--text", str(text), "--output", str(tmp_path/"out.json"), *words])
+    command("--seeds", "0", "1")
+    command("--seeds", "2")
+    result = json.loads((tmp_path/"out.json").read_text())["text"]
+    assert [run["seed"] for run in result["ours"]["runs"]] == [0, 1, 2] and result["ratio_of_seconds"] == 0.5
+    assert result["ours"]["nats_per_byte"] == pytest.approx(sum(run["nats_per_byte"] for run in result["ours"]["runs"]) / 3, abs=1e-3)
+    command("--seeds", "5", "--changes", '{"lr_max": 0.1}')   # another race under the same name begins anew
+    result = json.loads((tmp_path/"out.json").read_text())["text"]
+    assert [run["seed"] for run in result["ours"]["runs"]] == [5] and result["recipe"]["lr_max"] == 0.1
+    for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours and peer"), (["--changes", "3"], "must be a JSON object"):
+        with pytest.raises(SystemExit): command(*words)
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.bpe import GPT2, PATTERNS, count_words, learn_merges, mirror, pre_tokens
+from llm_course.bpe import (
+    GPT2,
+    MOST_MERGES,
+    PATTERNS,
+    Shelves,
+    count_words,
+    index_pairs,
+    join_everywhere,
+    learn_merges,
+    pre_tokens,
+    quick_pre_tokens,
+    splitter,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 
@@ -79,14 +91,38 @@ def test_running_out_of_pairs_is_a_notice(words):
     with pytest.warns(UserWarning, match="no pair is left after 0 of 7 merges"): assert learn_merges(words, 7) == []
 
 
-@given(st.binary(max_size=4), st.binary(max_size=4))
-def test_mirror_turns_the_order_round(a, b):
-    assert (a < b) == (mirror(a) > mirror(b)) and (a == b) == (mirror(a) == mirror(b))
+@given(st.lists(st.tuples(st.sampled_from(["fall", "birth", "take"]), st.integers(0, 9), st.integers(1, 6)), max_size=40))
+@settings(deadline=None)
+def test_the_queue_gives_the_best_that_there_is(steps):
+    total = {name: 7 for name in "abc"}
+    queue, waiting = Shelves(total, size=ord), set("abc")
+    for number, (step, which, count) in enumerate(steps):
+        if step == "birth":   # never more frequent than what was taken last, as a merge cannot make more pairs than it joins
+            total[name := chr(100 + number)] = min(count, queue.level or count)
+            queue.put(name)
+            waiting.add(name)
+        elif step == "fall" and waiting:
+            name = sorted(waiting)[which % len(waiting)]
+            total[name] = max(0, total[name] - count)
+        elif step == "take":
+            there = [name for name in waiting if total[name]]
+            best = max(there, key=lambda name: (total[name], name), default=None)
+            assert queue.take() == best
+            waiting.discard(best)
 
 
-@given(st.lists(st.binary(min_size=1, max_size=3), min_size=2, max_size=2), st.lists(st.binary(min_size=1, max_size=3), min_size=2, max_size=2))
-def test_mirrors_in_a_row_compare_as_pairs_do(a, b):
-    assert (a < b) == (mirror(a[0]) + mirror(a[1]) > mirror(b[0]) + mirror(b[1]))
+def test_more_merges_than_there_are_letters_are_refused():
+    with pytest.raises(ValueError, match=r"at most 1,113,856 merges, but 1,113,857"): learn_merges({b"ab": 1}, MOST_MERGES + 1)
+
+
+@pytest.mark.parametrize("new", [0x41, 0xD800, 0xDC00, 0xFFFF, 0x10FFFF], ids=hex)
+def test_any_number_up_to_the_last_is_a_letter(new):
+    words, counts = ["xyzab", "\ud801xy\udc01xyxy"], [2, 3]   # surrogates are no characters by themselves, but letters like others here
+    where = index_pairs(words)
+    total = {pair: sum(counts[i] for i in at) for pair, at in where.items()}
+    join_everywhere("xy", chr(new), words, counts, total, where)
+    assert words == [f"{chr(new)}zab", f"\ud801{chr(new)}\udc01{chr(new) * 2}"]
+    assert {pair: n for pair, n in total.items() if n} == {pair: sum(counts[i] for i in at) for pair, at in index_pairs(words).items()}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -94,6 +130,16 @@ def test_mirrors_in_a_row_compare_as_pairs_do(a, b):
 @settings(max_examples=30, deadline=None)
 def test_pre_tokens_lose_nothing(name, text):
     assert "".join(pre_tokens(text, PATTERNS[name])) == text
+
+
+blanks = st.sampled_from([*map(chr, range(32)), " ", "  ", "\n\n", "\r\n", "\x85", "\xa0", "\u2028", "'s", "'RE", "'\u017f", "a", "Bc", "1234", "é", "漢", ".", "/", "_"])
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@given(text=st.lists(blanks | st.characters(max_codepoint=127), max_size=40).map("".join), part=st.integers(1, 40))
+@settings(max_examples=150, deadline=None)
+def test_the_ascii_form_cuts_as_the_pattern_does(name, text, part):
+    assert quick_pre_tokens(text, PATTERNS[name], part) == splitter(PATTERNS[name])(text)
 
 
 def test_pre_tokens_by_hand():

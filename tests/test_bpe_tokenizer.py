@@ -3,6 +3,7 @@ import base64
 import json
 import os
 import random
+import time
 import unicodedata
 
 import pytest
@@ -316,6 +317,22 @@ def test_the_command_trains(tmp_path, capsys):
 def test_helpers_answer_in_order_and_pass_on_what_went_wrong():
     assert list(in_processes(int, map(str, range(20)), 3)) == list(range(20)) and not list(in_processes(int, [], 2))
     with pytest.raises(ValueError, match="'x'"): list(in_processes(int, ["1", "2", "x", "3"], 2))
+
+
+def test_nobody_runs_far_ahead_of_the_slowest():
+    asked = []
+    def items():
+        for seconds in [1.5] + [0.] * 60:
+            asked.append(seconds)
+            yield seconds
+    answers = in_processes(time.sleep, items(), 2)
+    next(answers)
+    assert len(asked) < 12   # a few for each, and not the sixty that the quick one could have had
+    assert len(list(answers)) == 60
+
+
+def test_the_first_error_in_order_is_the_one_that_is_told():
+    with pytest.raises(ZeroDivisionError): list(in_processes(eval, ["__import__('time').sleep(1) or 1 / 0", "nothing"] + ["1"] * 9, 2))
 
 
 def test_a_helper_that_dies_is_noticed():

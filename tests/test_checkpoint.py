@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from llm_course import checkpoint
+from llm_course.attention import attention as readable
 from llm_course.checkpoint import bare, load_checkpoint, load_model, pick_device, read_checkpoint, restore, save_checkpoint, save_model
 from llm_course.transformer import AdamW, SGDDecay, Transformer
 
@@ -134,6 +135,67 @@ def test_load_model_builds_the_shape_from_the_file(file, changes, tmp_path, devi
     ids = torch.randint(20, (2, 8), device=device)
     assert torch.equal(back(ids), model(ids))
     assert torch.equal(load_model(str(tmp_path/file), torch.device(device))(ids), model(ids))
+
+
+# ---- Parts of one's own
+
+class Twice(nn.Module):
+    "A norm of one's own, with a table that it makes for itself."
+    def __init__(self, d_model):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(d_model))
+        self.register_buffer("two", torch.tensor(2.), persistent=False)
+    def forward(self, x): return x * self.gain * self.two
+
+def elsewhere(name=Twice.__name__):
+    "A class of that name, from another module."
+    return type(name, (Twice,), {"__module__": "elsewhere"})
+
+OWN = {"norm": Twice, "attend": readable}
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "model.safetensors"])
+def test_a_model_with_parts_of_ones_own_loads_with_them_and_not_without(file, tmp_path, device):
+    path, (model, optimizer) = tmp_path/file, make(parts=OWN, device=device)
+    steps(model, optimizer, 0, 2)
+    if file == "checkpoint.pt": save_checkpoint(model, optimizer, 2, path)
+    else: save_model(model, path, torch.float32)
+    ids = torch.randint(20, (2, 8), device=device)
+    for twice in Twice, elsewhere():   # a class may have moved
+        back = load_model(path, device, parts={**OWN, "norm": twice})
+        assert torch.equal(back(ids), model(ids)) and not back.training
+    needs = f"{path} needs parts that are not this course's own ("
+    assert refused(load_model, path, device) == (f"{needs}norm: {__name__}.Twice, attend: llm_course.attention.attention); "
+                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}")
+    assert refused(load_model, path, device, {"norm": Twice}).startswith(f"{needs}attend: ")
+    assert refused(load_model, path, device, {**OWN, "norm": elsewhere("Thrice")}).startswith(f"{needs}norm: ")
+    assert "not with head: torch.nn.modules.linear.Linear; leave them out" in refused(load_model, path, device, {**OWN, "head": nn.Linear})
+
+
+def test_loading_parts_of_ones_own_draws_no_random_numbers(tmp_path):
+    model, optimizer = make(parts=OWN)
+    save_checkpoint(model, optimizer, 0, tmp_path/"c.pt")
+    chance = torch.get_rng_state()
+    load_model(tmp_path/"c.pt", "cpu", OWN)
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_run_with_parts_of_ones_own_goes_on_with_them_and_not_without(tmp_path):
+    model, optimizer = make(parts=OWN)
+    steps(model, optimizer, 0, 3)
+    save_checkpoint(model, optimizer, 3, tmp_path/"c.pt")
+    unbroken = steps(model, optimizer, 3, 6)
+    model, optimizer = make(seed=1, parts=OWN)
+    assert load_checkpoint(tmp_path/"c.pt", model, optimizer) == 3 and steps(model, optimizer, 3, 6) == unbroken
+    assert "the checkpoint needs parts that are not this course's own (norm: " in refused(load_checkpoint, tmp_path/"c.pt", make()[0])
+    save_checkpoint(*make(), 0, tmp_path/"plain.pt")
+    assert "not with norm: " in refused(load_checkpoint, tmp_path/"plain.pt", model)
+
+
+def test_a_file_from_before_there_were_parts_is_read(saved, tmp_path):
+    state = torch.load(saved)
+    del state["parts"]
+    torch.save(state, tmp_path/"old.pt")
+    assert load_model(tmp_path/"old.pt", "cpu").parts == {}
 
 
 def test_a_model_in_half_precision_is_written_and_read(tmp_path):

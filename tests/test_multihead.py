@@ -1,22 +1,15 @@
 """Contracts of `llm_course.multihead`."""
-import copy
-import os
-import pickle
-import subprocess
-import sys
-import textwrap
 
 import einx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
 from llm_course.attention import attention, fused_attention
 from llm_course.multihead import KVCache, MultiHeadAttention, grouped_attention, head_weights, merge_heads, new_cache, split_heads
 
+dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 versions = pytest.mark.parametrize("attend", [attention, fused_attention], ids=lambda f: f.__name__)
 sharing = pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 
@@ -25,9 +18,9 @@ def layer(num_kv_heads=None, device="cpu", **options):
     return MultiHeadAttention(32, 4, num_kv_heads, max_seq_len=64, device=device, **options)
 
 
-@versions
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("attend, dtype", [(fused_attention, dtype) for dtype in dtypes] + [(attention, dtype) for dtype in dtypes[:2]], ids=lambda x: getattr(x, "__name__", str(x)))
 def test_agrees_with_torch_when_nothing_is_turned(attend, dtype, device):
+    "With our own attention in half precision, where torch rounds the weights and we don't, the errors are compared: `test_layers`."
     ours, x = layer(attend=attend, dtype=dtype, device=device), torch.randn(2, 9, 32, dtype=dtype, device=device)
     theirs = nn.MultiheadAttention(32, 4, bias=False, batch_first=True, dtype=dtype, device=device)
     with torch.no_grad():
@@ -36,19 +29,6 @@ def test_agrees_with_torch_when_nothing_is_turned(attend, dtype, device):
     forbidden = torch.ones(9, 9, device=device).triu(1).bool()
     there = torch.zeros(9, dtype=torch.long, device=device)
     assert_close(ours(x, there), theirs(x, x, x, attn_mask=forbidden, need_weights=False)[0])
-
-
-@sharing
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_fused_and_readable_are_equally_exact(num_kv_heads, dtype, device):
-    ours = layer(num_kv_heads, device=device).to(dtype)
-    x = torch.randn(2, 9, 32, device=device).to(dtype)
-    truth = copy.deepcopy(ours).double()(x.double())
-    assert ours(x).dtype == dtype
-    size = {torch.float32: 1e-6, torch.float64: 1e-15, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    for attend in attention, fused_attention:
-        ours.attend = attend
-        assert (ours(x).double() - truth).abs().max() < 4 * size * truth.abs().max()
 
 
 @pytest.mark.parametrize("num_kv_heads", [2, 1])
@@ -63,13 +43,6 @@ def test_sharing_is_the_full_layer_with_heads_alike(num_kv_heads, device):
     assert_close(full(x[:, :1]), shared(x[:, :1]))   # one token takes another path
 
 
-def test_as_many_groups_as_heads_is_multi_head_attention():
-    shared, full = layer(4), layer()
-    full.load_state_dict(shared.state_dict())
-    x = torch.randn(2, 9, 32)
-    assert torch.equal(full(x), shared(x))
-
-
 @versions
 @sharing
 def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, attend, device):
@@ -82,14 +55,6 @@ def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, atten
     x.requires_grad_()
     grad, = torch.autograd.grad(ours(x)[0, 5].sum(), x)
     assert (grad[0, 6:] == 0).all() and (grad[1] == 0).all() and (grad[0, :6] != 0).all()
-
-
-def test_only_distances_count(device):
-    ours, x = layer(device=device).double(), torch.randn(2, 9, 32, device=device, dtype=torch.float64)
-    run = torch.arange(9, device=device)
-    assert_close(ours(x, run + 40), ours(x))
-    assert_close(ours(x, torch.stack([run, run + 40])), ours(x))
-    assert not torch.allclose(ours(x, 2 * run), ours(x))
 
 
 @sharing
@@ -176,42 +141,6 @@ def test_texts_longer_than_the_table_are_refused(device):
     with pytest.raises(ValueError, match="from 0 to 64"): ours(torch.randn(1, 2, 32, device=device), torch.tensor([0, 64], device=device))
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 3), max_size=3), st.integers(1, 6), st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 3), (5, 5)]), st.integers(1, 4))
-def test_any_shape(lead, t, heads, pairs):
-    num_heads, num_kv_heads = heads
-    ours = MultiHeadAttention(2*pairs*num_heads, num_heads, num_kv_heads, max_seq_len=6, dtype=torch.float64)
-    x = torch.randn(*lead, t, 2*pairs*num_heads, dtype=torch.float64)
-    out = ours(x)
-    assert out.shape == x.shape
-    ours.attend = attention
-    assert_close(ours(x), out)
-    assert_close(ours(x.reshape(-1, *x.shape[-2:])).reshape(x.shape), out)
-
-
-def test_empty_batch_and_noncontiguous(device):
-    ours = layer(2, device=device)
-    assert ours(torch.empty(0, 5, 32, device=device)).shape == (0, 5, 32)
-    x = torch.randn(32, 5, 2, device=device).permute(2, 1, 0)
-    assert_close(ours(x), ours(x.contiguous()))
-
-
-@sharing
-def test_gradient_is_exact(num_kv_heads):
-    ours = MultiHeadAttention(8, 4, num_kv_heads, max_seq_len=4, dtype=torch.float64)
-    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
-    names = [name for name, _ in ours.named_parameters()]
-    def run(x, *weights): return torch.func.functional_call(ours, dict(zip(names, weights)), x)
-    assert torch.autograd.gradcheck(run, (x, *ours.parameters()), fast_mode=True)
-
-
-@sharing
-def test_gradients_are_the_same_from_run_to_run(num_kv_heads, device):
-    ours, x = layer(num_kv_heads, device=device), torch.randn(4, 64, 32, device=device, requires_grad=True)
-    first, *others = (torch.autograd.grad(ours(x).square().sum(), (x, *ours.parameters())) for _ in range(4))
-    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
-
-
 def test_heads_are_slices(device):
     x = torch.randn(2, 5, 12, device=device)
     assert torch.equal(split_heads(x, 4), einx.id("b t (h d) -> b h t d", x, h=3))
@@ -235,40 +164,3 @@ def test_parameters_only_and_under_their_names(num_kv_heads):
     state = layer(num_kv_heads).state_dict()
     wanted = {"q_proj.weight": (32, 32), "k_proj.weight": (8*num_kv_heads, 32), "v_proj.weight": (8*num_kv_heads, 32), "output_proj.weight": (32, 32)}
     assert {name: tuple(w.shape) for name, w in state.items()} == wanted
-
-
-def test_copies_pickles_moves_and_wakes_from_meta(device):
-    ours, x = layer(2, device=device), torch.randn(2, 5, 32, device=device)
-    for twin in copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)): assert torch.equal(twin(x), ours(x))
-    with torch.device("meta"): asleep = layer(2, device=None)
-    assert asleep(torch.empty(2, 5, 32, device="meta")).shape == (2, 5, 32)
-    awake = asleep.to_empty(device=device)
-    awake.load_state_dict(ours.state_dict())
-    assert torch.equal(awake(x), ours(x))
-
-
-def test_compiles_whole_once_for_all_lengths_and_exports():
-    code = textwrap.dedent("""
-        import torch
-        from llm_course.attention import attention, fused_attention
-        from llm_course.multihead import MultiHeadAttention
-        graphs = []
-        def count(graph, inputs):
-            graphs.append(graph)
-            return graph.forward
-        for attend, num_kv_heads in (attention, 4), (fused_attention, 2):
-            layer = MultiHeadAttention(32, 4, num_kv_heads, max_seq_len=64, attend=attend)
-            graphs.clear()
-            torch._dynamo.reset()
-            compiled = torch.compile(layer, fullgraph=True, backend=count)
-            for t in 16, 24, 9, 64:
-                x = torch.randn(2, t, 32)
-                torch.testing.assert_close(compiled(x), layer(x))
-            assert len(graphs) <= 2, f"{len(graphs)} graphs"   # one for the first length, one for all others
-        batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=64)
-        exported = torch.export.export(layer, (torch.randn(2, 16, 32),), dynamic_shapes=({0: batch, 1: length},)).module()
-        x = torch.randn(5, 33, 32)
-        torch.testing.assert_close(exported(x), layer(x))
-    """)
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "JAXTYPING_DISABLE": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]

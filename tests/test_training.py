@@ -1,23 +1,31 @@
 """The training loop: what a step is, what a run keeps, and that nothing but the flags decides what comes out."""
 import json
 import math
+import os
+import random
 import signal
+import subprocess
+import sys
 import threading
+import types
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llm_course import training
+from llm_course import checkpoint, training
+from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
-from llm_course.training import TrainConfig, count_bytes, evaluate, polite_stop, settle, train, train_step
+from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step, vital_signs
 from llm_course.transformer import ModelConfig, Transformer
 
+root = Path(__file__).parents[1]
 shape = dict(vocab_size=50, max_seq_len=8, d_model=16, num_layers=1, num_heads=2, d_ff=24)
 
 
@@ -199,7 +207,7 @@ def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
 def test_settling_fills_in_what_was_left_open(asked):
     settled = settle(replace(asked, iterations=100, lr_max=1e-2))
     assert (settled.warmup_iters, settled.cos_cycle_iters, settled.lr_min) == (5, 100, 1e-3)
-    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel")}.values()
+    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr")}.values()
     assert settle(settled) == settled
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
 
@@ -223,3 +231,235 @@ def test_half_precision_learns_on_cuda(asked, precision):
     if asked.device != "cuda": pytest.skip("for CUDA alone")
     run = train(replace(asked, precision=precision, iterations=150, lr_max=1e-2))
     assert run.history[-1]["whole_val_loss"] < 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_memory_and_the_share_of_the_gpu_are_told(asked):
+    if asked.device != "cuda": pytest.skip("for CUDA alone")
+    line = train(replace(asked, precision="float16")).history[-1]
+    assert line["memory_mib"] > 0 and (peak_flops(torch.cuda.get_device_name(), "float16") is None or 0 < line["mfu"] < 1)
+
+
+# ---- What a run shows
+
+@pytest.fixture
+def speaking(asked):
+    "The same run, with a tokenizer to write texts by."
+    BpeTokenizer({i: bytes([i]) for i in range(256)}, []).save(asked.train_data.parent/"tokenizer.json")
+    return replace(asked, vocab_size=None)
+
+
+def test_texts_are_sampled_when_due_and_change_nothing(speaking):
+    plain, talking = train(speaking), train(replace(speaking, output=speaking.output.parent/"talking", sample_interval=4, sample_prompt="to"))
+    samples = {line["iteration"]: line["sample"] for line in talking.history if "sample" in line}
+    assert samples.keys() == {4, 8} and all(text.startswith("to") and len(text) > 2 for text in samples.values())
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), talking.model.parameters()))
+
+
+def test_samples_need_a_tokenizer(asked):
+    with pytest.raises(ValueError, match="--sample_interval needs a tokenizer"): train(replace(asked, sample_interval=4))
+
+
+def test_tensorboard_gets_the_numbers(speaking):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = train(replace(speaking, tensorboard=True, sample_interval=8))
+    events = EventAccumulator(str(speaking.output/"tensorboard"))
+    events.Reload()
+    found = [(e.step, e.value) for e in events.Scalars("train_loss")]
+    assert found == [(line["iteration"], pytest.approx(line["train_loss"])) for line in run.history if "train_loss" in line]
+    assert events.Tags()["tensors"]   # the texts
+
+
+def test_weights_and_biases_gets_the_lines_and_is_closed(asked, monkeypatch):
+    calls = []
+    project = types.SimpleNamespace(log=lambda line, step: calls.append((step, line)), finish=lambda: calls.append("finish"))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **flags: calls.append(flags) or project))
+    run = train(replace(asked, wandb="course"))
+    assert calls[0]["project"] == "course" and calls[0]["config"]["d_model"] == 16 and calls[-1] == "finish"
+    assert calls[1:-1] == [(line["iteration"], line) for line in run.history]
+
+
+@pytest.mark.parametrize("flag, module, package", [("wandb", "wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard", "tensorboard")])
+def test_a_board_that_is_not_installed_is_refused_in_one_line(asked, flag, module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)   # an import now fails
+    with pytest.raises(ValueError, match=f"--{flag} needs the package {package}; pip install {package}, or leave the flag out"):
+        train(replace(asked, **{flag: "course" if flag == "wandb" else True}))
+
+
+def test_the_curve_is_drawn_live_in_a_notebook(asked, monkeypatch):
+    import IPython.display
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: shown.append(picture.data) or types.SimpleNamespace(update=lambda p: shown.append(p.data)))
+    monkeypatch.setattr(IPython, "get_ipython", lambda: types.SimpleNamespace(kernel=True))
+    train(replace(asked, live_plot=False))
+    assert not shown
+    train(replace(asked, output=asked.output.parent/"live"))
+    assert len(shown) >= 2 and len(shown[0]) < len(shown[-1]) and all(picture.startswith("<svg") for picture in shown)
+
+
+def test_time_memory_and_vital_signs_are_told(asked):
+    line = train(asked).history[-1]
+    assert {"seconds_per_step", "update_ratio", "stream", "present_loss", "next_loss", "skip_loss", "last_loss", "peek"} <= line.keys()
+    assert line["tokens_per_second"] == pytest.approx(64 / line["seconds_per_step"], rel=.02)
+    assert "mfu" in line or asked.device != "cuda"
+
+
+def test_vital_signs_tell_the_labels_apart():
+    class Echo(torch.nn.Module):
+        "Says again, with certainty, what it was shown; `shift` later in a text that counts."
+        def __init__(self, shift):
+            super().__init__()
+            self.norm, self.shift = torch.nn.Identity(), torch.nn.Parameter(torch.tensor(float(shift)))
+        def forward(self, ids): return self.norm(50 * torch.nn.functional.one_hot((ids + int(self.shift)) % 50, 50).float())
+    rows = (np.arange(3)[:, None] + np.arange(12)) % 50
+    for shift, name in enumerate(("present_loss", "next_loss", "skip_loss")):
+        signs = vital_signs(Echo(shift), rows)
+        assert min(("present_loss", "next_loss", "skip_loss"), key=signs.get) == name and signs[name] < .1
+        assert (signs["last_loss"] < .1) == (shift == 1) and signs["peek"] == 0
+
+
+def test_vital_signs_see_a_missing_mask():
+    model, rows = small(), np.random.default_rng(0).integers(50, size=(6, 9))
+    assert vital_signs(model, rows)["peek"] < 1e-6
+    model.blocks[0].attention.attend = lambda q, k, v, causal: attention(q, k, v)
+    assert vital_signs(model, rows)["peek"] > 1e-3
+
+
+# ---- Going on
+
+def test_every_random_state_is_kept(asked, monkeypatch):
+    thrown = []
+    real = training.train_step
+    def throwing(*args):   # a part that throws dice, such as dropout
+        thrown.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        return real(*args)
+    monkeypatch.setattr(training, "train_step", throwing)
+    train(replace(asked, output=asked.output.parent/"first"))   # libraries throw dice when they are first imported
+    thrown.clear()
+    random.seed(1), np.random.seed(1)   # torch's dice are set by the run's own seed
+    train(asked)
+    unbroken = thrown[:]
+    thrown.clear()
+    config = replace(settle(asked), output=asked.output.parent/"parts")
+    random.seed(1), np.random.seed(1)
+    train(replace(config, iterations=5))
+    state = read_checkpoint(config.output/"checkpoint.pt")["random"]
+    random.seed(2), np.random.seed(2), torch.manual_seed(2)
+    train(replace(config, resume=True))
+    assert len(state) == 1 and thrown == unbroken
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(seed=3), "--seed was 0"), (dict(max_seq_len=4), "--max_seq_len was 8|max_seq_len is 8"), (dict(batch_size=4), "--batch_size was 8"),
+    (dict(grad_accumulation=2), "--grad_accumulation was 1")], ids=str)
+def test_another_place_in_the_data_is_refused(asked, change, message):
+    train(asked)
+    with pytest.raises(ValueError, match=message): train(replace(asked, resume=True, **change))
+
+
+def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
+    train(settle(asked))
+    with pytest.warns(UserWarning, match="the schedule has changed: step 9 would have had the rate"): train(replace(asked, resume=True, iterations=10, lr_max=1e-2))
+    (np.arange(900, dtype=np.uint16) % 50).tofile(asked.train_data)
+    with pytest.raises(ValueError, match=r"the number of ids in .*train.bin was 2000 when the run in .* began, and is 900 now"): train(replace(asked, resume=True))
+
+
+@pytest.mark.parametrize("harm, message", [
+    (lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)), "optimiser is damaged: exp_avg of parameter 0 is"),
+    (lambda s: s["optimizer"]["state"][1].update(exp_avg_sq=torch.full_like(s["optimizer"]["state"][1]["exp_avg_sq"], math.nan)), "must hold finite numbers"),
+    (lambda s: s["optimizer"]["state"][0].update(exp_avg="many"), "exp_avg of parameter 0 is str"),
+    (lambda s: s["optimizer"]["state"].update({99: {}}), "moments for a parameter 99"),
+    (lambda s: s["optimizer"].pop("state"), "has no moments"),
+    (lambda s: s["random"][0].pop("torch"), "random states of the checkpoint are damaged"),
+    (lambda s: s.update(best="low"), "lacks best"), (lambda s: s.pop("schedule"), "lacks schedule")], ids=range(8))
+def test_a_forged_checkpoint_is_refused_in_one_line(asked, harm, message):
+    train(asked)
+    state = read_checkpoint(asked.output/"checkpoint.pt")
+    harm(state)
+    torch.save(state, asked.output/"checkpoint.pt")
+    with pytest.raises(ValueError, match=message) as caught: train(replace(asked, resume=True, iterations=9))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["compiled, then not", "not, then compiled"])
+def test_compiled_and_uncompiled_go_on_from_each_other(asked, first):
+    "In processes of their own, since shapes are not checked inside a compiled graph."
+    words = [f"--{name}={value}" for name, value in {**shape, "train_data": asked.train_data, "val_data": asked.val_data, "batch_size": 8,
+             "device": asked.device, "precision": "float32", "cos_cycle_iters": 8, "warmup_iters": 1, "log_interval": 1}.items()]
+    def go(folder, iterations, *more):
+        done = subprocess.run([sys.executable, "-m", "llm_course.training", *words, f"--output={asked.output.parent/folder}", f"--iterations={iterations}", "--resume", *more],
+                              env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["train_loss"] for line in (asked.output.parent/folder/"metrics.jsonl").read_text().splitlines()]
+    go("mixed", 4, *["--compile"]*first)
+    np.testing.assert_allclose(go("mixed", 8, *["--compile"]*(not first)), go("plain", 8), rtol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that torch is imported once")
+@pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 0, "deaths")], ids=["at random moments", "at each write, fsync and rename"])
+def test_a_killed_run_ends_with_the_same_losses(how, kills, said, tmp_path):
+    done = subprocess.run([sys.executable, "tests/killed.py", tmp_path, how, str(kills)], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and said in done.stdout, done.stderr
+    assert json.loads((tmp_path/"whole/metrics.jsonl").read_text().splitlines()[-1])["iteration"] >= 9
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl", "loss.svg"])
+def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monkeypatch):
+    config = settle(replace(asked, iterations=10))
+    train(replace(config, iterations=5))
+    older = (asked.output/"checkpoint.pt").read_bytes()
+    real = training.whole_file
+    def full(path, *mode):
+        if Path(path).name == name: raise OSError(28, "No space left on device", str(path))
+        return real(path, *mode)
+    if name == "metrics.jsonl": monkeypatch.setattr(training, "open", full, raising=False)
+    monkeypatch.setattr(checkpoint, "whole_file", full)
+    monkeypatch.setattr(training, "whole_file", lambda path, *mode: full(path, *mode) if name == "loss.svg" else real(path, *mode))
+    with pytest.raises(OSError, match="No space left"): train(replace(config, resume=True))
+    monkeypatch.undo()
+    assert name == "loss.svg" or (asked.output/"checkpoint.pt").read_bytes() == older
+    assert train(replace(config, resume=True)).done == 10
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser writes everywhere")
+def test_an_unwritable_folder_is_refused_before_the_work(asked):
+    asked.output.mkdir(mode=0o500)
+    with pytest.raises(ValueError, match=r"--output .* cannot be written: Permission denied"): train(asked)
+
+
+def test_a_folder_that_stands_on_a_file_is_refused_before_the_work(asked):
+    asked.output.write_text("in the way")
+    with pytest.raises(ValueError, match=r"--output .* cannot be written"): train(asked)
+
+
+def test_order_and_way_down_are_what_was_asked(asked):
+    run = train(replace(asked, order="epochs", decay="line", lr_min=0., warmup_iters=2, lr_max=1e-2))
+    rates = {line["iteration"]: line["lr"] for line in run.history if "lr" in line}
+    assert rates[8] == 0 and rates[3] == pytest.approx(1e-2 * 5/6) and rates[6] == pytest.approx(1e-2 * 2/6)
+    run.done = 3
+    wanted = get_batch(run.train_ids, 8, 8, asked.device, seed=0, iteration=3, order="epochs")
+    for a, b in zip(training.batches_of(run)[0], wanted): assert torch.equal(a, b)
+    assert not torch.equal(wanted[0], get_batch(run.train_ids, 8, 8, asked.device, seed=0, iteration=3)[0])
+
+
+def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
+    asked = replace(asked, muon_lr=0.02, lr_max=1e-2)
+    whole = train(asked)
+    muon, *rest = whole.optimizer.param_groups
+    assert {id(p) for p in muon["params"]} == {id(p) for name, p in whole.model.named_parameters() if "blocks" in name and p.ndim == 2}
+    assert sum(len(group["params"]) for group in whole.optimizer.param_groups) == len(list(whole.model.parameters()))
+    assert muon["lr"] == pytest.approx(2 * rest[0]["lr"]) and rest[0]["lr"] > 0
+    config = replace(settle(asked), output=asked.output.parent/"parts")
+    train(replace(config, iterations=5))
+    parts = train(replace(config, resume=True))
+    for a, b in zip(whole.model.parameters(), parts.model.parameters()): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
+    (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001"),
+    (dict(muon_lr=0.02, parallel="fsdp"), "--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")])
+def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
+    with pytest.raises(ValueError, match=message): settle(replace(asked, **change))

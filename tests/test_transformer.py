@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention
 from llm_course.multihead import new_cache
-from llm_course.transformer import ModelConfig, Transformer, TransformerBlock, start_small
+from llm_course.transformer import PARTS, ModelConfig, Transformer, TransformerBlock, start_small
 
 SHAPE = dict(vocab_size=50, max_seq_len=16, d_model=32, num_layers=2, num_heads=4, d_ff=40)
 
@@ -247,6 +247,105 @@ def test_the_stream_is_read_by_the_parts_that_are_there():
     torch.manual_seed(1)
     model.blocks[1] = TransformerBlock(32, 4, 64, 16)   # a block of one's own
     assert model(random_ids(2, 5)).shape == (2, 5, 50)
+
+
+# ---- Parts of one's own
+
+class Gain(nn.Module):
+    "No norm, a gain alone; knows nothing of devices and types."
+    def __init__(self, d_model):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(d_model))
+    def forward(self, x): return x * self.gain
+
+class NoPositions(nn.Module):
+    def __init__(self, d_k, max_seq_len, theta): super().__init__()
+    def forward(self, x, token_positions=None): return x
+
+class Relu(nn.Module):
+    def __init__(self, d_model, d_ff, device=None, dtype=None):
+        super().__init__()
+        self.w1, self.w2 = (nn.Linear(*shape, bias=False, device=device, dtype=dtype) for shape in ((d_model, d_ff), (d_ff, d_model)))
+    def forward(self, x): return self.w2(self.w1(x).relu())
+
+class PostNorm(TransformerBlock):
+    def forward(self, x, token_positions=None, cache=None):
+        x = self.attention_norm(x + self.attention(x, token_positions, cache))
+        return self.ffn_norm(x + self.ffn(x))
+
+def louder(vocab_size, d_model): return nn.Embedding(vocab_size, d_model)
+
+OTHERS = {"norm": Gain, "rope": NoPositions, "ffn": Relu, "block": PostNorm, "attend": attention, "embedding": louder, "head": nn.Linear}
+
+@pytest.mark.parametrize("role", OTHERS)
+def test_a_part_of_ones_own_plays_its_role_everywhere(role, device):
+    torch.manual_seed(0)
+    model = Transformer(**SHAPE, parts={role: OTHERS[role]}, device=device)
+    kind = nn.Embedding if role == "embedding" else OTHERS[role]
+    places = [block.attention.attend for block in model.blocks] if role == "attend" else [m for m in model.modules() if isinstance(m, kind)]
+    assert len(places) == {"norm": 5, "embedding": 1, "head": 1}.get(role, 2)
+    if role == "attend": assert all(attend is attention for attend in places)
+    assert {p.device.type for p in model.parameters()} == {device}
+    logits = model(random_ids(2, 5, device=device))
+    logits.square().sum().backward()
+    assert logits.isfinite().all() and all(p.grad is not None and p.grad.any() for p in model.parameters() if p.ndim > 1)
+
+
+def test_all_parts_may_be_ones_own_at_once():
+    model = Transformer(**SHAPE, parts=OTHERS, dtype=torch.bfloat16)
+    assert model(random_ids(2, 5)).dtype == torch.bfloat16 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    block = model.blocks[0]
+    assert type(block) is PostNorm and type(block.ffn_norm) is Gain and type(block.attention.rope) is NoPositions and block.attention.attend is attention
+
+
+def test_an_attention_of_ones_own_need_not_know_of_inner_parts():
+    class Mean(nn.Module):
+        def __init__(self, d_model, num_heads, num_kv_heads, max_seq_len, theta): super().__init__()
+        def forward(self, x, token_positions=None, cache=None): return x.cumsum(-2) / torch.arange(1, x.shape[-2] + 1)[:, None]
+    assert Transformer(**SHAPE, parts={"attention": Mean})(random_ids(2, 5)).shape == (2, 5, 50)
+    with pytest.raises(ValueError, match=r"parts\['attention'\] is built as .*Mean\(32, 4, None, 16, 10000.0, rope=…\), but got an unexpected keyword argument 'rope'"):
+        Transformer(**SHAPE, parts={"attention": Mean, "rope": NoPositions})
+
+
+def test_our_own_parts_by_name_change_nothing():
+    torch.manual_seed(0)
+    plain = Transformer(**SHAPE)
+    torch.manual_seed(0)
+    named = Transformer(**SHAPE, parts=PARTS)
+    ids = random_ids(2, 5)
+    assert torch.equal(named(ids), plain(ids)) and named.parts == {}
+
+
+def test_without_positions_the_order_of_what_came_before_is_lost():
+    ids = random_ids(1, 8)
+    shuffled = ids[:, [2, 0, 3, 1, 6, 4, 5, 7]]
+    for parts, same in ({}, False), ({"rope": NoPositions}, True):
+        torch.manual_seed(0)
+        model = Transformer(**{**SHAPE, "num_layers": 1}, parts=parts)
+        assert torch.allclose(model(ids)[:, -1], model(shuffled)[:, -1], atol=1e-6) == same
+
+
+def test_a_block_alone_takes_parts_too():
+    torch.manual_seed(0)
+    block, x = TransformerBlock(32, 4, 40, parts={"norm": nn.Identity, "ffn": Relu}), torch.randn(2, 5, 32)
+    by_hand = x + block.attention(x)
+    assert_close(block(x), by_hand + block.ffn.w2(block.ffn.w1(by_hand).relu()))
+
+
+def number(d_model): return d_model
+
+WRONG = {
+    "parts has no role 'nrm'; the roles are embedding, norm, attention, rope, attend, ffn, head, block": {"nrm": Gain},
+    "parts['norm'] must be a class or a function that builds one, but is 3": {"norm": 3},
+    f"parts['ffn'] is built as {__name__}.Gain(32, 40), but too many positional arguments": {"ffn": Gain},
+    f"parts['norm'] must build an nn.Module, but {__name__}.number built 32": {"norm": number},
+    "tie needs a head and an embedding with a weight of one shape": {"head": nn.Identity},
+}
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_part_that_cannot_play_its_role_is_refused_in_one_line(message):
+    with pytest.raises(ValueError) as caught: Transformer(**SHAPE, tie="tie" in message, parts=WRONG[message])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 # ---- The start

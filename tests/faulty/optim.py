@@ -76,7 +76,35 @@ def makes_gradients(params, max_norm):
     return takes_all_for_given(params, max_norm)
 
 
+def muon(name, norm=True, steps=5, ahead=True, shape=True, uphill=False, l2=False, always=True, direct=False):
+    "A `Muon` that is right but for what is given."
+    class Part(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.01): super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                lr, beta, decay = group["lr"], group["momentum"], group["weight_decay"]
+                for p in group["params"]:
+                    g = p.grad + decay * p if l2 else p.grad
+                    m = self.state[p].setdefault("m", torch.zeros_like(p))
+                    m.lerp_(g, 1 - beta)
+                    x = g.lerp(m, beta) if ahead else m.clone()
+                    if direct: x = x.sign()
+                    else:
+                        if norm: x = x / x.norm().clamp(min=1e-7)
+                        for _ in range(steps):
+                            a = x @ x.mT
+                            x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+                    if not l2 and always: p.mul_(1 - lr * decay)
+                    p.add_(x, alpha=(lr if uphill else -lr) * (max(1, p.shape[0] / p.shape[1])**.5 if shape else 1))
+    Part.__name__ = name
+    return Part
+
+
 FAULTY = {
+    "Muon": [muon("unscaled", norm=False), muon("four_times", steps=4), muon("does_not_look_ahead", ahead=False), muon("forgets_the_shape", shape=False),
+             muon("uphill", uphill=True), muon("decays_through_the_gradient", l2=True), muon("never_decays", always=False), muon("a_sign_for_each_number", direct=True)],
     "AdamW": [adamw(name, **{name: True}) for name in (
         "l2", "changes_gradient", "late", "mean_size", "uncorrected", "half_corrected", "eps_inside", "no_root", "decay_without_lr", "uphill", "decays_all")],
     "SGDDecay": [

@@ -3,6 +3,7 @@ import math
 
 
 def cosine(u): return (1 + math.cos(math.pi * u)) / 2
+def line(u): return 1 - u
 
 
 def schedule(name, climb=lambda it, warm: it / warm, fall=cosine, place=lambda it, warm, end: (it - warm) / (end - warm), after=True, checks=True):
@@ -18,7 +19,7 @@ def schedule(name, climb=lambda it, warm: it / warm, fall=cosine, place=lambda i
 
 FAULTY = {"cos_lr_scheduler": [
     schedule("climbs_from_one_step", climb=lambda it, warm: (it + 1) / warm),
-    schedule("a_line_instead_of_a_cosine", fall=lambda u: 1 - u),
+    schedule("a_line_instead_of_a_cosine", fall=line),
     schedule("a_whole_cosine", fall=lambda u: (1 + math.cos(2 * math.pi * u)) / 2),
     schedule("cycle_begins_at_zero", place=lambda it, warm, end: it / end),
     schedule("climbs_again_after_the_end", after=False),
@@ -26,4 +27,8 @@ FAULTY = {"cos_lr_scheduler": [
     schedule("one_step_ahead", place=lambda it, warm, end: (it + 1 - warm) / (end - warm)),
     schedule("falls_to_zero", fall=lambda u: 2 * cosine(u) - 1),
     lambda it, warm, end, low, high: schedule("always_warms")(it, max(warm, 1), end, low, high),
-]}
+],
+"linear_lr_scheduler": [
+    schedule("a_cosine_instead_of_a_line"), schedule("falls_twice_as_fast", fall=lambda u: 1 - 2*u), schedule("line_begins_at_zero", fall=line, place=lambda it, warm, end: it / end),
+    schedule("line_goes_on_below", fall=line, after=False), schedule("line_takes_any_warm_up", fall=line, checks=False),
+    schedule("line_climbs_from_one_step", climb=lambda it, warm: (it + 1) / warm, fall=line)]}

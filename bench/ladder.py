@@ -1,0 +1,66 @@
+"""From nanoGPT's recipe to ours, one change at a time, on a part of the training split held out: `python -m bench.ladder --text FILE`.
+
+Every rung has the time of the stand-in, so one with dearer steps takes fewer. `rungs` climb to our recipe; `others` change one thing about it
+and are what did not help."""
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from bench.nanogpt import MEANS, cut, run_side
+from bench.runner import commit, machine, merge, read
+from llm_course.commands import input_file, output_path, run_command
+
+START = dict(num_layers=4, iterations=1180, order="random", lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
+RUNGS = {   # what each changes about the one before it
+    "the course's model, and tokens for characters": START,
+    "rate 0.001 → 0.006": dict(lr_max=6e-3, lr_min=6e-4),
+    "rows dealt in epochs": dict(order="epochs"),
+    "a straight line to zero": dict(decay="line", lr_min=0.),
+    "decay 0.1 → 0.3": dict(weight_decay=0.3),
+    "three layers, more steps": dict(num_layers=3, iterations=1500),
+}
+OTHERS = {   # what each changes about our recipe
+    "Muon, fewer steps": dict(muon_lr=0.02, iterations=1150),
+    "one matrix for embedding and logits": dict(tie=True),
+    "vocabulary of 512": dict(vocab_size=512, iterations=1590),
+    "contexts of 128": dict(max_seq_len=128, batch_size=6),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    "Climb from nanoGPT's recipe to ours."
+    text: Path                              # An English text in UTF-8
+    seeds: tuple[int, ...] = (0, 1)         # A run of each rung for each
+    threads: int = 2                        # CPU threads
+    only: tuple[str, ...] = ()              # Rungs whose names contain one of these words; none: all
+    output: Path = Path("bench/ladder.json")  # File that collects the results
+
+
+def rungs() -> dict[str, tuple[str, str, dict]]:
+    "Each rung's kind, side, and the changes to our recipe that make it."
+    found, changes = {"nanoGPT's recipe": ("rung", "peer", {})}, {}
+    for name, more in RUNGS.items(): found[name] = "rung", "ours", (changes := changes | more)
+    return found | {name: ("other", "ours", more) for name, more in OTHERS.items()}
+
+
+def main(config: Config) -> None:
+    "Run what was asked, and keep each result as soon as it is there."
+    text, output = input_file(config.text, "--text"), output_path(config.output, "--output")
+    read(output)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder)/"text.txt"
+        seen.write_text(cut(text)[0], "utf-8", newline="")
+        for seed in config.seeds:
+            for place, (name, (kind, side, changes)) in enumerate(rungs().items()):
+                if config.only and not any(word in name for word in config.only): continue
+                run = run_side(side, seen, seed, config.threads, json.dumps(changes))
+                runs = [r for r in read(output).get(name, {}).get("runs", []) if r["seed"] != seed] + [run]
+                means = {key: round(mean(r[key] for r in runs), 4) for key in MEANS}
+                merge(output, name, {"place": place, "kind": kind, "changes": changes, **means, "runs": runs, "machine": machine("cpu"), "commit": commit()})
+                print(f"{name}: {run}", flush=True)
+
+
+if __name__ == "__main__": run_command(Config, main, prog="python -m bench.ladder")

@@ -1,0 +1,139 @@
+"""Kill training runs: `killed.py FOLDER random N` at random moments, `killed.py FOLDER saving 0` at each write, fsync and rename.
+
+A helper of test_training, in a process of its own that imports once, never trains itself, and forks a child for each attempt."""
+import builtins
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm_course import training
+from llm_course.checkpoint import read_checkpoint
+from llm_course.training import TrainConfig, settle, train
+
+
+def forked(work):
+    "Let a child do some work; its process id."
+    if pid := os.fork(): return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    finally: os._exit(status)
+
+
+def ended(pid):
+    "How a child ended: 0, or minus the signal that killed it."
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def losses(folder):
+    "Everything in the metrics that must be the same however often a run was killed."
+    return [{k: v for k, v in json.loads(line).items() if k.endswith("loss") or k in ("iteration", "grad_norm", "lr")}
+            for line in (folder/"metrics.jsonl").read_text().splitlines()]
+
+
+def at_random(config, kills):
+    "Kill a run `kills` times, a few steps after it came to life again and at any moment of a step; then let it end."
+    dice, config, real = random.Random(0), replace(config, output=config.output/"killed", resume=True), training.batches_of
+    for i in range(kills):
+        heard, said = os.pipe()
+        def live(said=said):
+            training.batches_of = lambda run: (os.write(said, b"."), real(run))[1]
+            train(config)
+        pid = forked(live)
+        os.close(said)
+        for _ in range(dice.randrange(6)): os.read(heard, 1)   # so many steps
+        time.sleep(dice.random() * .1)
+        os.kill(pid, signal.SIGKILL)
+        assert ended(pid) == -signal.SIGKILL, f"attempt {i} ended by itself"
+        os.close(heard)
+    assert ended(forked(lambda: train(config))) == 0
+    return config.output
+
+
+def until(config, step, done=lambda: None):
+    "Train, and leave as soon as a step is kept."
+    real = training.keep
+    def keep(run, *args):
+        real(run, *args)
+        if run.done == step:
+            done()
+            os._exit(0)
+    training.keep = keep
+    train(config)
+
+
+class Deaths:
+    "Counts the writes, fsyncs and renames of this process, and dies at one of them."
+    def __init__(self, at): self.at, self.seen = at, []
+    def tell(self, event):
+        if len(self.seen) == self.at: os.kill(os.getpid(), signal.SIGKILL)
+        self.seen.append(event)
+
+    def install(self):
+        deaths, real_open = self, builtins.open
+        class Watched(io.BufferedWriter):
+            def write(self, data):
+                deaths.tell("write")
+                return super().write(data)
+        def opened(path, mode="r", **more):
+            return Watched(io.FileIO(path, "w")) if str(path).endswith(".partial") and mode == "wb" else real_open(path, mode, **more)
+        def watched(event, call): return lambda *args: (self.tell(event), call(*args))[1]
+        builtins.open, os.fsync, os.replace = opened, watched("fsync", os.fsync), watched("replace", os.replace)
+
+
+def while_saving(config):
+    "Kill a run that goes on from step 3, at each event of its saving at step 6; what is left must be whole, and go on to the same losses."
+    half = replace(config, output=config.output/"half")
+    assert ended(forked(lambda: until(half, 3))) == 0
+    heard, said = os.pipe()
+    def count():
+        deaths = Deaths(None)
+        shutil.copytree(half.output, config.output/"counted")
+        deaths.install()
+        until(replace(config, output=config.output/"counted", resume=True), 6, lambda: os.write(said, "\n".join(deaths.seen).encode()))
+    assert ended(forked(count)) == 0
+    events, found = os.read(heard, 1 << 20).decode().split("\n"), set()
+    for at, event in enumerate(events):
+        again = replace(config, output=config.output/f"dead{at}", resume=True)
+        shutil.copytree(half.output, again.output)
+        def die(at=at, again=again):
+            Deaths(at).install()
+            until(again, 6)
+        assert ended(forked(die)) == -signal.SIGKILL
+        found.add(read_checkpoint(again.output/"checkpoint.pt")["iteration"])
+        if event != "write" or at % 16 == 0:   # the others leave what their neighbours leave
+            assert ended(forked(lambda again=again: train(again))) == 0
+            assert losses(again.output) == losses(config.output/"whole"), f"death at {event} {at}"
+            assert not list(again.output.glob("*.partial"))
+        shutil.rmtree(again.output)
+    assert found == {3, 6} and {"write", "fsync", "replace"} == set(events)
+    print(len(events), "deaths:", {event: events.count(event) for event in set(events)})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    training.tqdm = partial(training.tqdm, disable=True)
+    folder, how, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    for name in "train", "val": (np.arange(600, dtype=np.uint16) * 7 % 31).tofile(folder/f"{name}.bin")
+    steps = {"random": 110, "saving": 9}[how]
+    config = settle(TrainConfig(
+        train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder, vocab_size=31, max_seq_len=8, d_model=8, num_layers=1, num_heads=2,
+        d_ff=12, batch_size=4, iterations=steps, lr_max=1e-2, log_interval=1, val_interval=6, val_batches=1, checkpoint_interval=5 if how == "random" else 3, device="cpu"))
+    assert ended(forked(lambda: train(replace(config, output=folder/"whole")))) == 0
+    if how == "random":
+        killed = at_random(config, kills)
+        assert losses(killed) == losses(folder/"whole") and [line["iteration"] for line in losses(killed)] == list(range(1, steps + 1))
+        print(kills, "kills")
+    else: while_saving(config)

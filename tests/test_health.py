@@ -1,0 +1,105 @@
+"""The health of a run: every fault is named, on stored runs that no threshold was set on and on runs made here; sound runs are left in peace."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from llm_course import training
+from llm_course.attention import attention
+from llm_course.data import get_batch
+from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
+from llm_course.training import TrainConfig, train
+from llm_course.transformer import Transformer
+
+traces = read_traces()
+
+
+def first(trace): return next(iter(diagnose(trace["history"], trace["vocab_size"])), "none")
+
+
+def test_every_fault_was_recorded_in_both_parts():
+    for part in "tuning", "held out": assert {t["fault"] for t in traces if t["part"] == part} == {"none", *FAULTS}
+    names = [t["name"] for t in traces]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("trace", [t for t in traces if t["part"] == "tuning"], ids=lambda t: t["name"])
+def test_tuning_runs_are_named(trace): assert first(trace) == trace["fault"]
+
+
+def test_held_out_runs_are_named_at_the_rates_that_the_page_tells():
+    held_out = [t for t in traces if t["part"] == "held out"]
+    broken, sound = ([t for t in held_out if (t["fault"] == "none") == healthy] for healthy in (False, True))
+    assert np.mean([first(t) == t["fault"] for t in broken]) > .9
+    assert np.mean([first(t) != "none" for t in sound]) < .2
+
+
+@pytest.fixture
+def asked(tmp_path):
+    "A run whose text can be learnt: words of three letters, one after another at random."
+    words = np.random.default_rng(0).integers(60, size=(40, 3))
+    ids = words[np.random.default_rng(1).integers(40, size=4_000)].astype(np.uint16).ravel()
+    ids[:11_000].tofile(tmp_path/"train.bin"), ids[11_000:].tofile(tmp_path/"val.bin")
+    return TrainConfig(train_data=tmp_path/"train.bin", val_data=tmp_path/"val.bin", output=tmp_path/"run", vocab_size=60, max_seq_len=16, d_model=32, num_layers=2,
+                       num_heads=2, d_ff=64, batch_size=8, iterations=70, warmup_iters=10, lr_max=5e-3, log_interval=5, val_interval=10, val_batches=2, device="cpu")
+
+
+def test_a_fresh_run_is_sound(asked): assert diagnose(train(asked).history, 60) == {}
+
+
+@pytest.mark.parametrize("fault, shift", [("labels not shifted", 0), ("labels shifted twice", 2)])
+def test_fresh_runs_with_wrong_labels(asked, fault, shift, monkeypatch):
+    def wrong(ids, batch_size, max_seq_len, *rest, **more):
+        inputs, targets = get_batch(ids, batch_size, max_seq_len + 1, *rest, **more)
+        return inputs[:, :-1], (inputs[:, :-1], targets[:, 1:])[shift > 0]
+    monkeypatch.setattr(training, "get_batch", wrong)
+    assert next(iter(diagnose(train(asked).history))) == fault
+
+
+def test_a_fresh_run_without_a_mask(asked, monkeypatch):
+    def unmasked(*args, **kwargs):
+        model = Transformer(*args, **kwargs)
+        for block in model.blocks: block.attention.attend = lambda q, k, v, causal, **limits: attention(q, k, v, **limits)
+        return model
+    monkeypatch.setattr(training, "Transformer", unmasked)
+    assert next(iter(diagnose(train(asked).history))) == "no causal mask"
+
+
+def test_a_first_loss_far_from_the_logarithm_is_told():
+    assert "it begins at 9.00" in diagnose([{"iteration": 1, "train_loss": 9.}], 100)["first loss"]
+    assert not diagnose([{"iteration": 1, "train_loss": math.log(100)}], 100) and not diagnose([]) and not diagnose([{"iteration": 3}])
+
+
+def test_the_report_names_the_fault(asked, monkeypatch, capsys):
+    run = train(asked)
+    training.report(run)
+    assert "something is wrong" not in capsys.readouterr().out
+    run.history[-1]["peek"] = .5
+    training.report(run)
+    assert "something is wrong, perhaps: no causal mask" in capsys.readouterr().out
+
+
+def test_overfit_learns_by_heart_and_leaves_the_model_alone(device):
+    model = Transformer(50, 8, 32, 2, 2, 64, device=device)
+    before = [p.clone() for p in model.parameters()]
+    losses = overfit(model, *get_batch(np.random.default_rng(0).integers(50, size=99), 4, 8, device))
+    assert losses[0] == pytest.approx(math.log(50), abs=.2) and losses[-1] < .05
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters()))
+
+
+def test_activation_sizes_are_those_of_the_stream(device):
+    model = Transformer(50, 8, 32, 3, 2, 64, device=device)
+    ids = torch.randint(50, (2, 8), device=device)
+    sizes, x = activation_sizes(model, ids), model.embedding(ids)
+    for size, block in zip(sizes, [None, *model.blocks], strict=True):
+        x = x if block is None else block(x)
+        assert size == pytest.approx(x.square().mean().sqrt().item(), rel=1e-5)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_band_holds_what_it_was_made_of():
+    histories = [[{"iteration": i, "train_loss": float(i * k)} for i in (1, 2)] + [{"iteration": 3}] for k in (1, 2, 4)]
+    at, (low, middle, high) = band(histories)
+    assert at == [1, 2] and low.tolist() == [1, 2] and middle.tolist() == [2, 4] and high.tolist() == [4, 8]
+    assert series(histories[0], "val_loss") == ([], [])
