@@ -7,7 +7,7 @@ __all__ = ['DEMO', 'END', 'PRECISIONS', 'load_demo', 'best_first', 'keep_top_k',
            'Sampling', 'best_scores', 'next_probabilities', 'draw', 'pick', 'short_linear', 'short_norm', 'is_plain',
            'scratch', 'short_block', 'Step', 'Window', 'Reader', 'side_by_side', 'continuations', 'ready',
            'generate_ids', 'accept', 'speculate', 'release', 'Voice', 'first_ids', 'listen', 'stream', 'generate',
-           'Int8Linear', 'at_precision', 'GenerateConfig', 'open_models', 'typed', 'speak', 'main']
+           'Int8Linear', 'at_precision', 'GenerateConfig', 'refuse', 'open_models', 'typed', 'speak', 'main']
 
 # %% ../nbs/18_generating.ipynb #imports
 import codecs
@@ -299,9 +299,8 @@ class Window:
 
     def unread(self, length:int)->None: self.forget(self.start, min(self.seen, length - self.start))   # all behind the first `length` tokens
 
-    def begin(self, length:int)->int:   # where the window will begin once the text has `length` tokens
-        if length - self.start <= self.room: return self.start
-        return length - (max(1, self.room // 2) if self.seen else self.room)
+    def slide(self, length:int)->None:   # make room for a text of `length` tokens, if need be
+        if length - self.start > self.room: self.forget(length - (max(1, self.room // 2) if self.seen else self.room))
 
 # %% ../nbs/18_generating.ipynb #predict
 class Reader(Window):
@@ -319,7 +318,7 @@ class Reader(Window):
 
         Raises `ValueError` where nothing is new."""
         length = ids.shape[-1]
-        if (start := self.begin(length)) != self.start: self.forget(start)
+        self.slide(length)
         new = ids[:, self.start + self.seen:]
         if not new.shape[-1]: raise ValueError(f"a Reader wants a longer text at each call, but this one has {length} tokens; make a new Reader")
         self.seen += new.shape[-1]
@@ -427,7 +426,8 @@ def speculate(
     judge, guesser = Reader(model, longest=end), Reader(draft, longest=end)
     while (length := ids.shape[-1]) < end:
         text, theirs = ids, []
-        for _ in range(min(ahead, end - length - 1, judge.begin(length) + judge.room - length, guesser.room // 2)):
+        judge.slide(length)
+        for _ in range(min(ahead, end - length - 1, judge.start + judge.room - length, guesser.room // 2)):
             theirs.append(next_probabilities(guesser(text), text, how))
             text = torch.cat([text, draw(theirs[-1], generator)], -1)
         scores = judge.read(text, len(theirs) + 1)[0]
@@ -558,7 +558,7 @@ class Int8Linear(nn.Module):
     def weight(self)->Float[Tensor, "d_out d_in"]: return self.numbers * self.scale[:, None]   # for whoever asks for it
 
     def forward(self, x:Float[Tensor, "... d_in"])->Float[Tensor, "... d_out"]:
-        if x.device.type == "cpu":   # a kernel of torch's own; it wants bfloat16
+        if x.device.type == "cpu" and x.shape[-1] % 32 == len(self.scale) % 16 == 0:   # torch's own kernel; other sizes crash it, and it wants bfloat16
             rows = x.reshape(-1, x.shape[-1]).bfloat16()
             y = torch._weight_int8pack_mm(rows, self.numbers, self.scale.bfloat16()).to(x.dtype).reshape(*x.shape[:-1], -1)
         else: y = (x @ self.numbers.to(x.dtype).mT) * self.scale.to(x.dtype)
@@ -603,11 +603,16 @@ class GenerateConfig:
     precision:str="float32"           # Of the weights: float32, bfloat16 or int8
     device:str|None=None              # Such as cpu, cuda:0 or mps; None: the best there is
 
-    def __post_init__(self):
-        for name, least in ("num_samples", 1), ("max_tokens", 0), ("ahead", 1):
-            if (value := getattr(self, name)) < least: raise ValueError(f"--{name} must be {least} or more, but is {value}")
-        if self.seed is not None and not 0 <= self.seed < 2**63: raise ValueError(f"--seed must lie between 0 and 2**63 - 1, but is {self.seed}")
-        if "" in self.stop: raise ValueError("--stop must not be empty")
+# %% ../nbs/18_generating.ipynb #refuse
+def refuse(
+    config:GenerateConfig, # From the command line
+)->None:
+    "Raise `ValueError` for flags that mean nothing."
+    for name, least in ("num_samples", 1), ("max_tokens", 0), ("ahead", 1):
+        if (value := getattr(config, name)) < least: raise ValueError(f"--{name} must be {least} or more, but is {value}")
+    if config.seed is not None and not 0 <= config.seed < 2**63: raise ValueError(f"--seed must lie between 0 and 2**63 - 1, but is {config.seed}")
+    if "" in config.stop: raise ValueError("--stop must not be empty")
+    if config.precision not in PRECISIONS: raise ValueError(f"--precision {config.precision} is none of {', '.join(PRECISIONS)}")
 
 # %% ../nbs/18_generating.ipynb #open-model
 def open_models(
@@ -633,7 +638,7 @@ def speak(
     "Print texts as they are written."
     how = {field.name: getattr(config, field.name) for field in fields(Sampling)}
     Sampling(**how)   # bad values are refused before a model is loaded
-    if config.precision not in PRECISIONS: raise ValueError(f"--precision {config.precision} is none of {', '.join(PRECISIONS)}")
+    refuse(config)
     model, tokenizer, draft = open_models(config)
     given = [config.prompt] if config.prompt or not config.interactive else []
     for prompt in chain(given, typed() if config.interactive else ()):
