@@ -187,9 +187,7 @@ def summed_up(config: Config, runs: dict[str, list[dict]]) -> dict:
 def main(config: Config) -> None:
     "Run both sides by turns, print and keep what they reach."
     text, output, name = input_file(config.text, "--text"), output_path(config.output, "--output"), config.name or config.text.stem
-    before = read(output).get(name, {})
-    alike = all(before.get(key) == value for key, value in settings(config).items())   # the same race, of which some runs may be there
-    runs = {side: before[side]["runs"] if alike and side in before else [] for side in SIDES}
+    read(output)   # a file of another kind is refused before the work
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder:
         if config.held_out:
@@ -198,11 +196,14 @@ def main(config: Config) -> None:
         for turn, seed in enumerate(config.seeds):
             for side in config.sides[:: 1 if turn % 2 else -1]:
                 run = run_side(side, text, seed, config.threads, config.changes)
-                runs[side] = sorted([r for r in runs[side] if r["seed"] != seed] + [run], key=lambda run: run["seed"])
                 print(side, run, flush=True)
+                before = read(output).get(name, {})
+                alike = all(before.get(key) == value for key, value in settings(config).items())   # the same race, of which some runs are there
+                runs = {side: before[side]["runs"] if alike and side in before else [] for side in SIDES}
+                runs[side] = sorted([r for r in runs[side] if r["seed"] != seed] + [run], key=lambda run: run["seed"])
                 merge(output, name, summed_up(config, {side: found for side, found in runs.items() if found}))
     result = read(output)[name]
-    for side in config.sides: print(f"{name}, {side}: {result[side]['nats_per_byte']:.3f} nats per byte in {result[side]['seconds']:.1f} s, mean of {len(runs[side])}")
+    for side in config.sides: print(f"{name}, {side}: {result[side]['nats_per_byte']:.3f} nats per byte in {result[side]['seconds']:.1f} s, mean of {len(result[side]['runs'])}")
 
 
 if __name__ == "__main__":

@@ -183,6 +183,8 @@ def settle(
     if config.parallel not in (None, "ddp", "fsdp"): raise ValueError(f"--parallel {config.parallel} is neither ddp nor fsdp")
     if config.order not in ORDERS: raise ValueError(f"--order {config.order} is none of {', '.join(ORDERS)}")
     if config.muon_lr is not None and config.parallel == "fsdp": raise ValueError("--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")
+    if config.tensorboard: needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
+    if config.wandb: needed("wandb", "--wandb", "wandb")
     if config.sample_interval and not tokenizer: raise ValueError("--sample_interval needs a tokenizer to write with; name one by --tokenizer_path")
     return replace(settle_rates(config), device=str(device), precision=precision, tokenizer_path=tokenizer, vocab_size=find_vocab_size(config))
 
@@ -418,7 +420,7 @@ def start(
             raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds {len(ids)}; take more text or a smaller --max_seq_len")
     saved = find_checkpoint(config, len(train_ids))
     torch.manual_seed(config.seed)
-    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}, parts=parts).to(config.device)
+    model = Transformer(**{f.name: getattr(config, f.name) for f in fields(ModelConfig) if hasattr(config, f.name)}, parts=parts).to(config.device)
     if saved: restore(saved, model)
     wrapped = spread(model, config) if count > 1 else model
     optimizer = optimizer_for(model, config)

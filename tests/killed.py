@@ -62,18 +62,6 @@ def at_random(config, kills):
     return config.output
 
 
-def until(config, step, done=lambda: None):
-    "Train, and leave as soon as a step is kept."
-    real = training.keep
-    def keep(run, *args):
-        real(run, *args)
-        if run.done == step:
-            done()
-            os._exit(0)
-    training.keep = keep
-    train(config)
-
-
 class Deaths:
     "Counts the writes, fsyncs and renames of this process, and dies at one of them."
     def __init__(self, at): self.at, self.seen = at, []
@@ -94,32 +82,37 @@ class Deaths:
 
 
 def while_saving(config):
-    "Kill a run that goes on from step 3, at each event of its saving at step 6; what is left must be whole, and go on to the same losses."
-    half = replace(config, output=config.output/"half")
-    assert ended(forked(lambda: until(half, 3))) == 0
-    heard, said = os.pipe()
-    def count():
-        deaths = Deaths(None)
-        shutil.copytree(half.output, config.output/"counted")
-        deaths.install()
-        until(replace(config, output=config.output/"counted", resume=True), 6, lambda: os.write(said, "\n".join(deaths.seen).encode()))
-    assert ended(forked(count)) == 0
-    events, found = os.read(heard, 1 << 20).decode().split("\n"), set()
-    for at, event in enumerate(events):
-        again = replace(config, output=config.output/f"dead{at}", resume=True)
-        shutil.copytree(half.output, again.output)
-        def die(at=at, again=again):
-            Deaths(at).install()
-            until(again, 6)
-        assert ended(forked(die)) == -signal.SIGKILL
-        found.add(read_checkpoint(again.output/"checkpoint.pt")["iteration"])
-        if event != "write" or at % 16 == 0:   # the others leave what their neighbours leave
-            assert ended(forked(lambda again=again: train(again))) == 0
-            assert losses(again.output) == losses(config.output/"whole"), f"death at {event} {at}"
-            assert not list(again.output.glob("*.partial"))
-        shutil.rmtree(again.output)
-    assert found == {3, 6} and {"write", "fsync", "replace"} == set(events)
-    print(len(events), "deaths:", {event: events.count(event) for event in set(events)})
+    "Kill a run at each event of its saving at step 6; what is left must be whole, and go on to the same losses."
+    half, real = config.output/"half", training.keep
+    def die_everywhere(run, *args):
+        if run.done < 6: return real(run, *args)
+        def attempt(name, at):   # in a child of this process, which has come as far as step 6 and only saves from here on
+            run.config = replace(run.config, output=config.output/name)
+            shutil.copytree(half, run.config.output)
+            deaths = Deaths(at)
+            def save():
+                deaths.install()
+                real(run, *args)
+                os.write(said, "\n".join(deaths.seen).encode())
+            return ended(forked(save))
+        heard, said = os.pipe()
+        assert attempt("counted", None) == 0
+        events, found = os.read(heard, 1 << 16).decode().split("\n"), set()
+        for at, event in enumerate(events):
+            assert attempt(f"dead{at}", at) == -signal.SIGKILL
+            found.add(read_checkpoint(run.config.output/"checkpoint.pt")["iteration"])
+            if event == "write" and at % 32: shutil.rmtree(run.config.output)   # it leaves what its neighbours leave
+        assert found == {3, 6} and {"write", "fsync", "replace"} == set(events)
+        print(len(events), "deaths:", {event: events.count(event) for event in sorted(set(events))}, flush=True)
+        os._exit(0)
+    def doomed():
+        training.keep = die_everywhere
+        train(replace(config, output=half))
+    assert ended(forked(doomed)) == 0
+    for dead in config.output.glob("dead*"):
+        assert ended(forked(lambda dead=dead: train(replace(config, output=dead, resume=True)))) == 0
+        assert losses(dead) == losses(config.output/"whole"), dead
+        assert not list(dead.glob("*.partial"))
 
 
 if __name__ == "__main__":

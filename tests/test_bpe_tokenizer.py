@@ -1,10 +1,18 @@
 """The tokenizer, held against tiktoken and Hugging Face's tokenizers, which read what it writes."""
 import base64
+import hashlib
+import itertools
 import json
 import os
 import random
+import re
+import subprocess
+import sys
+import tarfile
 import time
+import tracemalloc
 import unicodedata
+from pathlib import Path
 
 import pytest
 import tiktoken
@@ -12,8 +20,19 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_course.bpe import PATTERNS, learn_merges
-from llm_course.bpe_tokenizer import BpeTokenizer, count_corpus, in_processes, main, merge_by_rank, merge_long, safe_cut, spell
+from llm_course.bpe import PATTERNS, learn_merges, pre_tokens
+from llm_course.bpe_tokenizer import (
+    BpeTokenizer,
+    SplitView,
+    count_corpus,
+    in_processes,
+    main,
+    merge_by_rank,
+    merge_long,
+    safe_cut,
+    spell,
+    visible,
+)
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -49,6 +68,72 @@ def mixed(size, seed=0):
     return "".join(rng.choice(parts) if rng.random() < .6 else rng.choice(known) for _ in range(size))
 
 
+def hard_text(size, seed=0):
+    "At least so many bytes of what tokenizers get wrong: all scripts, joiners, combining marks, right-to-left, control characters, runs of blanks."
+    rng, parts, total = random.Random(seed), [], 0
+    known = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn", "Co")]
+    kinds = [
+        lambda: "".join(rng.choices(known, k=rng.randrange(1, 9))),
+        lambda: "".join(rng.choices("漢字仮名交漢語文日本國。、「」한국어ひらカタ", k=rng.randrange(1, 15))),
+        lambda: "\u200d".join(rng.choices("👩👨👧👦🏽🏳️‍🌈❤️🇫🇷", k=rng.randrange(1, 6))),
+        lambda: rng.choice("aeiounAEN") + "".join(rng.choices("\u0300\u0301\u0308\u0327\u20dd", k=rng.randrange(1, 4))),
+        lambda: rng.choice(["שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c", "١٢٣٤٥٦", "नमस्ते", "ภาษาไทย"]),
+        lambda: "".join(map(chr, rng.choices([*range(32), 127, *range(0x80, 0xA0)], k=rng.randrange(1, 5)))),
+        lambda: rng.choice([" ", "\n", "\r\n", "\t", "\u00a0", "\u3000", " \n", "\n "]) * rng.randrange(1, 30),
+        lambda: rng.choice(["it's", "WE'LL", "I'd", "’s", "'ſ", "camelCase", "HTTPServer", "3.14159", "1234567", "x²", "½", "/path//to", "!?!?\r\n", "---"]),
+        lambda: " ".join(rng.choices(["the", "quick", "Brown", "fox", "naïve", "Привет", "Ǆungla", "İstanbul", "ﬁne"], k=rng.randrange(1, 9)))]
+    while total < size:
+        parts.append(rng.choice(kinds)())
+        total += len(parts[-1].encode())
+    return "".join(parts)
+
+
+@pytest.fixture(scope="module")
+def megabyte(): return hard_text(1_050_000)
+
+
+def test_ids_equal_on_a_megabyte_of_hard_unicode(tokenizer, as_tiktoken, as_hf, megabyte):
+    assert len(megabyte.encode()) >= 1 << 20
+    ids = tokenizer.encode(megabyte, "none")
+    assert ids == as_tiktoken.encode(megabyte, disallowed_special=())
+    assert ids == as_hf.encode(megabyte, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == megabyte
+
+
+@pytest.fixture(scope="session")
+def gpt2_ranks():
+    "GPT-2's ranks as OpenAI's whisper ships them, from its source distribution, kept in the cache of this package."
+    import pooch
+    path = Path(pooch.os_cache("llm_course"))/"gpt2.tiktoken"
+    digest = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = "-m pip download -q --disable-pip-version-check --no-deps --no-binary openai-whisper openai-whisper==20250625 -d".split()
+        got = subprocess.run([sys.executable, *words, path.parent/"whisper"], capture_output=True, text=True)
+        if got.returncode: pytest.skip(f"no package index: {got.stderr[-200:]}")
+        with tarfile.open(path.parent/"whisper"/"openai_whisper-20250625.tar.gz") as archive:
+            path.write_bytes(archive.extractfile("openai_whisper-20250625/whisper/assets/gpt2.tiktoken").read())
+    data = path.read_bytes()
+    assert len(data) == 835_554 and hashlib.sha256(data).hexdigest() == digest
+    return path
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", PATTERNS)
+def test_ids_equal_under_the_ranks_of_gpt2(gpt2_ranks, megabyte, tmp_path, name):
+    special = {"<|endoftext|>": 50256}
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, gpt2_ranks.read_bytes().splitlines())}
+    theirs = tiktoken.Encoding("gpt2", pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens=special)
+    ours = BpeTokenizer.from_tiktoken(gpt2_ranks, special, name)
+    assert len(ours.merges) == 50_000 and ours.vocab_size == 50_257
+    ids = ours.encode(megabyte)
+    assert ids == theirs.encode(megabyte, disallowed_special=()) and ours.decode(ids) == megabyte
+    ours.save(tmp_path/"tokenizer.json")
+    assert ids == tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json")).encode(megabyte, add_special_tokens=False).ids
+    assert list(ours.encode_iterable(megabyte[i:i+999] for i in range(0, len(megabyte), 999))) == ids
+    if name == "gpt2": assert ours.encode("Hello, world!<|endoftext|>") == [15496, 11, 995, 0, 50256]   # the ids everyone knows
+
+
 @given(text=texts)
 @settings(max_examples=40, deadline=None)
 @example(text="<|end|><|of|><|end|><|of|")
@@ -78,6 +163,33 @@ def test_streaming_does_not_see_the_cuts(tokenizer, text, data):
     assert list(tokenizer.encode_iterable(text, block=1)) == whole        # one character at a time
     assert list(tokenizer.encode_iterable(chunks)) == whole
     assert list(tokenizer.encode_iterable(text, "none", block=3)) == tokenizer.encode(text, "none")
+
+
+@pytest.mark.parametrize("text", ["we'RE  \r\n\n x<|end|><|of|>!<|end|><|", "a\u0301'll 12345 \n  \t漢字 ", "<|end<|endoftext|>'ſ  'S"])
+def test_streaming_gives_the_same_for_every_way_to_cut(tokenizer, text):
+    "All ways to cut it in up to four, and every stretch of ten in all of its 512 ways."
+    whole = tokenizer.encode(text)
+    for cuts in itertools.combinations_with_replacement(range(len(text) + 1), 3):
+        chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+        assert list(tokenizer.encode_iterable(chunks, block=1)) == whole, chunks
+    for start in range(0, len(text) - 9, 5):
+        part = text[start:start+10]
+        for cuts in itertools.product([False, True], repeat=9):
+            chunks = (part[0] + "".join("\1" * cut + c for cut, c in zip(cuts, part[1:]))).split("\1")
+            assert list(tokenizer.encode_iterable(chunks, block=1)) == tokenizer.encode(part), chunks
+
+
+def test_streaming_takes_linear_time(tokenizer, monkeypatch):
+    "By steps, not by the clock: how many characters are looked at again and again, one character coming at a time."
+    looked = []
+    for size in 20_000, 40_000:
+        looked.append(0)
+        def counted(text, pattern):
+            looked[-1] += len(text)
+            return pre_tokens(text, pattern)
+        monkeypatch.setattr("llm_course.bpe_tokenizer.pre_tokens", counted)
+        list(tokenizer.encode_iterable("word and word, " * (size // 15), block=64))
+    assert looked[1] < 2.1 * looked[0] and looked[0] < 3 * 20_000
 
 
 def test_streaming_is_lazy_and_handles_one_endless_word(tokenizer):
@@ -131,6 +243,50 @@ def test_safe_cuts_change_nothing(name, before, after):
     cut = safe_cut(before, pattern, SPECIAL)
     assert cut <= len(before)
     assert count_corpus([text], SPECIAL, pattern) == count_corpus([text[:cut], text[cut:]], SPECIAL, pattern)
+
+
+def test_training_does_not_depend_on_the_number_of_processes(tmp_path):
+    path = tmp_path/"corpus.txt"
+    path.write_text((hard_text(200_000) + CORPUS * 100 + "<|endoftext|>") * 40, encoding="utf-8", newline="")
+    assert path.stat().st_size > 2 << 22   # several errands
+    one, two, three = (BpeTokenizer.train(path, 600, pattern="o200k", num_processes=n) for n in (1, 2, 3))
+    assert one.merges == two.merges == three.merges and one.vocab == two.vocab == three.vocab
+
+
+def test_counting_needs_memory_for_distinct_words_alone(tmp_path):
+    peaks = []
+    for size in 8, 64:   # megabytes
+        path = tmp_path/f"{size}.txt"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            for _ in range(size): file.write(CORPUS * ((1 << 20) // len(CORPUS.encode())))
+        tracemalloc.start()
+        words = count_corpus(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(words) < 200
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_many_texts_at_once(tokenizer):
+    texts = [CORPUS, "", "a<|end|>", *(CORPUS[seed:2 * seed] for seed in range(300))]
+    whole = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(iter(texts), num_processes=2) == whole
+    assert tokenizer.encode_batch(texts, "none") == [tokenizer.encode(text, "none") for text in texts]
+    assert tokenizer.decode_batch(whole) == texts and tokenizer.encode_batch([]) == tokenizer.decode_batch([]) == []
+    with pytest.raises(ValueError, match="holds the special token"): tokenizer.encode_batch(texts, "none_raise", num_processes=2)
+    with pytest.raises(ValueError, match="num_processes must be at least 1"): tokenizer.encode_batch(texts, num_processes=0)
+
+
+def test_the_view_shows_every_token_and_lets_no_code_through(tokenizer):
+    text = "a<b>&\x1b[31m\tnaïve\n漢<|end|>\u202e"
+    view = SplitView(tokenizer, text)
+    assert view.ids == tokenizer.encode(text) and len(view.tokens) == len(view.ids)
+    printed, page = str(view), view._repr_html_()
+    assert re.sub(r"\x1b\[[\d;]*m", "", printed) == "".join(view.tokens) and "\x1b[31m" not in printed and "\u202e" not in printed + page
+    assert printed.count("\x1b[30;48;5;") - printed.count("\n") == page.count("<span") == len(view.ids)
+    assert all(line.endswith("\x1b[0m") for line in printed.split("\n") if line)   # no colour runs to the edge of the screen
+    assert "a" in page and "&lt;" in page and "<b>" not in page and f'title="{tokenizer.special_tokens["<|end|>"]}"' in page
+    assert visible("漢".encode()[:1]) == r"\xe6" and visible(b"\n") == "↵\n" and visible(b"\t") == r"\t" and visible(" ï".encode()) == " ï"
 
 
 def test_ids_come_in_the_promised_order():

