@@ -59,13 +59,13 @@ class KVCache:
         num_kv_heads:int, # Heads of keys and values
         max_seq_len:int,  # Positions there is room for
         d:int,            # Size of a key, and of a value
-        device=None,      # Where the memory is
-        dtype=None,       # Type of what is kept
+        device=None, dtype=None, # Where the memory is, and its type
     ):
         self.both = torch.zeros(2, batch, num_kv_heads, max_seq_len, d, device=device, dtype=dtype)
-        self.keys, self.values = self.both
         self.length = 0      # positions filled; lower it to forget the last ones
         self.padding = None  # how many of the first positions of each sequence are not to be looked at; `None` for none
+
+    keys, values = property(lambda self: self.both[0]), property(lambda self: self.both[1])
 
     def append(self,
         k:Float[Tensor, "batch h_kv t d"], # Keys of the new tokens
