@@ -13,6 +13,9 @@ _homes = {
     "checkpoint": ["load_checkpoint", "load_model", "save_checkpoint"],
     "training": ["TrainConfig", "train"],
     "generating": ["generate", "generate_ids", "stream"],
+    "pretrained": ["export_pretrained", "load_pretrained"],
+    "health": ["diagnose"],
+    "grading": ["check"],
 }
 _home = {name: module for module, names in _homes.items() for name in names}
 __all__ = sorted(_home)
