@@ -71,6 +71,8 @@ def fused_attention(
 )->Float[Tensor, "... t d_v"]: # What `attention` returns
     "Compute `attention` by torch's kernel, which need not store the weights. Source: Dao et al. 2022."
     t, s = q.shape[-2], k.shape[-2]
+    if v.device.type == "cpu" and v.dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():   # there its way back is slow
+        with torch.autocast("cpu", enabled=False): return fused_attention(q.float(), k.float(), v.float(), mask, causal).to(v.dtype)
     if causal and mask is None and t == s: return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=join_masks(mask, causal, t, s, q.device))
 

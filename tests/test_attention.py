@@ -77,3 +77,17 @@ def test_joined_masks_allow_what_both_allow():
 def test_a_mask_of_numbers_is_refused():
     with pytest.raises(TypeError, match=r"must be boolean, true where t may look at s, not torch\.float32"):
         join_masks(torch.ones(3, 3), False, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["alone", "autocast"])
+def test_gradients_in_half_precision_are_as_exact_as_torchs(dtype, autocast, device):
+    q, k, v = (torch.randn(2, 4, 33, 16, device=device).to(dtype).requires_grad_() for _ in range(3))
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    grad = torch.randn(2, 4, 33, 16, device=device).to(dtype)
+    truth = torch.autograd.grad(attention(*wide, causal=True), wide, grad.double())
+    error = lambda grads: max((g.double() - t).abs().max() for g, t in zip(grads, truth))
+    with torch.autocast(q.device.type, dtype, enabled=autocast): out = fused_attention(q, k, v, causal=True)
+    assert out.dtype == dtype
+    theirs = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), grad)
+    assert error(torch.autograd.grad(out, (q, k, v), grad)) <= error(theirs)

@@ -12,24 +12,35 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.generating import (
     END,
     GenerateConfig,
+    Int8Linear,
     Reader,
     Sampling,
+    Step,
+    Voice,
+    accept,
+    at_precision,
+    best_first,
     continuations,
+    draw,
     first_ids,
     generate,
     generate_ids,
+    is_plain,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     load_demo,
     main,
     next_probabilities,
-    open_model,
+    open_models,
     penalise,
     pick,
+    side_by_side,
+    speculate,
     stream,
-    whole_characters,
 )
+from llm_course.linear import Linear
+from llm_course.multihead import new_cache
 from llm_course.transformer import Transformer
 
 inf = math.inf
@@ -253,7 +264,7 @@ def test_reading_in_chunks_gives_the_same_scores(chunks, more, device):
     for size in chunks:
         end += size
         with torch.no_grad(): assert_close(reader(ids[:, :end]), model(ids[:, :end])[:, -1])
-        assert [cache.length for cache in reader.caches] == [end]*2
+        assert [cache.length for cache in reader.caches] == [end]*2 and reader.step is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -354,7 +365,7 @@ def test_nothing_to_go_on_from_is_refused(ids, max_tokens, message):
 def test_tokens_come_one_at_a_time():
     model = small()
     calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
+    model.norm.register_forward_hook(lambda *_: calls.append(1))
     tokens = continuations(model, text(2, 3), 50, Sampling())
     first = next(tokens)
     assert first.shape == (2, 1) and len(calls) == 1   # the second has not been worked out
@@ -374,14 +385,15 @@ def test_ids_of_another_integer_type_will_do():
 def test_pieces_join_to_what_all_bytes_say_together(data, cuts):
     edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
     pieces = [data[a:b] for a, b in pairwise(edges)]
-    assert "".join(whole_characters(pieces)) == data.decode("utf-8", errors="replace")
+    voice = Voice(bytes_only())
+    assert "".join(voice.say(piece) for piece in pieces) + voice.rest() == data.decode("utf-8", errors="replace")
 
 
 @given(st.text(max_size=12))
 @settings(max_examples=100, deadline=None)
 def test_no_half_character_is_ever_shown(text):
-    pieces = list(whole_characters(bytes([byte]) for byte in text.encode()))
-    assert pieces == list(text)
+    voice = Voice(bytes_only())
+    assert [said for byte in text.encode() if (said := voice.take(byte))] == list(text)
 
 
 def speaker(said, tokenizer):
@@ -461,7 +473,8 @@ def test_the_demo_model_speaks():
 
 
 def test_the_command_prints_samples_with_seeds_of_their_own(capsys):
-    model, tokenizer = open_model(GenerateConfig(device="cpu"))
+    model, tokenizer, draft = open_models(GenerateConfig(device="cpu"))
+    assert draft is None
     main("--prompt My --max_tokens 12 --num_samples 2 --seed 3 --temperature 0.9 --top_p 0.8 --top_k 50 --min_p 0.02 --repetition_penalty 1.2 --device cpu".split())
     texts = [generate(model, tokenizer, "My", 12, 0.9, 0.8, top_k=50, min_p=0.02, repetition_penalty=1.2, seed=s) for s in (3, 4)]
     assert capsys.readouterr().out == f"{texts[0]}\n---\n{texts[1]}\n"
@@ -472,7 +485,7 @@ def test_the_command_prints_samples_with_seeds_of_their_own(capsys):
     ("--seed -1", "--seed must lie between 0 and 2**63 - 1, but is -1"),
     ("--seed 99999999999999999999999", "--seed must"),
     ("--max_tokens -1", "--max_tokens must be 0 or more, but is -1"),
-    ("--num_samples 0", "--num_samples must be at least 1, but is 0"),
+    ("--num_samples 0", "--num_samples must be 1 or more, but is 0"),
     ("--temperature nan", "temperature must"),
     ("--repetition_penalty inf", "repetition_penalty must"),
 ])
@@ -481,3 +494,188 @@ def test_the_command_refuses_in_one_line(flags, message, capsys):
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.out == ""
     assert said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
+
+
+# ---- Texts side by side, and the short step
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 5, 40, 200, 900]), st.sampled_from([0.1, 0.5, 0.9, 0.999]))
+@settings(max_examples=40, deadline=None)
+def test_the_best_of_many_are_those_of_a_slow_reference(seed, k, p):
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(seed)).mul(3).round(decimals=1)   # full of ties
+    found, order = best_first(logits, k)
+    for row in range(2):
+        want = ranked(logits[row].tolist())
+        assert order[row].tolist() == want[:k] and torch.equal(found[row], logits[row, want[:k]])
+        assert kept(keep_top_k(logits, k)[row]) == sorted(want[:k])
+        held = logits[row].double().softmax(-1)[want].cumsum(-1)
+        n = int((held < p).sum()) + 1
+        if (held - p).abs().min() > 1e-5: assert kept(keep_top_p(logits, p)[row]) == sorted(want[:n])
+
+
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}, {"num_kv_heads": 1}, {"tie": True}], ids=str)
+@pytest.mark.parametrize("chunks", [[1]*12, [1, 4, 2, 5], [11, 1], [12]], ids=str)
+@pytest.mark.parametrize("padding", [None, (0, 3, 5)], ids=str)
+def test_the_short_step_gives_the_models_scores_and_caches(chunks, padding, more, device):
+    model, ids = small(device, **more), text(3, 12, device)
+    pair = [[new_cache(block.attention, 3) for block in model.blocks] for _ in range(2)]
+    if padding:
+        for cache in pair[0] + pair[1]: cache.padding = torch.tensor(padding, device=device)
+    step, at = Step(model, pair[1]), 0
+    with torch.inference_mode():
+        for piece in ids.split(chunks, -1):
+            want, got, at = model(piece, caches=pair[0]), step(piece), at + piece.shape[1]
+            for row, places in enumerate(padding or (0, 0, 0)):
+                first = max(0, places - (at - piece.shape[1]))
+                assert_close(got[row, first:], want[row, first:])
+    for a, b in zip(*pair): assert a.length == b.length == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_short_step_in_half_precision(dtype):
+    model, ids = small(num_kv_heads=2).to(dtype), text(2, 12)
+    step = Step(model, [new_cache(block.attention, 2) for block in model.blocks])
+    with torch.inference_mode(): want = model(ids)
+    got = torch.cat([step(piece) for piece in ids.split(4, -1)], 1)
+    assert got.dtype == dtype and (got - want).abs().max() < 0.03 * want.abs().max()
+
+
+def test_parts_of_ones_own_and_hooks_are_asked_themselves():
+    assert is_plain(small()) and not is_plain(small().double())
+    hooked, other, own = small(), small(), small()
+    hooked.blocks[1].ffn.register_forward_hook(lambda *_: None)
+    other.blocks[0].attention.attend = lambda q, k, v, causal=False: v
+    class Silent(type(own.norm)):
+        def forward(self, x): return x * 0
+    own.norm.__class__ = Silent
+    assert not is_plain(hooked) and not is_plain(other) and not is_plain(own)
+    assert not Reader(own)(text(1, 3)).any()
+
+
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}], ids=str)
+@pytest.mark.parametrize("by_heart", [True, False])
+def test_prompts_of_different_lengths_get_what_each_gets_alone(by_heart, more, device):
+    model = small(device, room=40, **more)
+    if not by_heart: model.norm.register_forward_hook(lambda *_: None)
+    texts = [text(1, n)[0].tolist() for n in (1, 7, 20, 3)]
+    ids, padding = side_by_side(texts, device)
+    for penalty in 1., 1.3:
+        out = generate_ids(model, ids, 15, 0., padding=padding, repetition_penalty=penalty)
+        for row, (said, places) in enumerate(zip(texts, padding.tolist())):
+            assert out[row, places:].tolist() == generate_ids(model, torch.tensor([said], device=device), 15, 0., repetition_penalty=penalty)[0].tolist()
+
+
+def test_past_the_context_texts_side_by_side_are_read_afresh_from_one_window():
+    model, (ids, padding) = small(room=16), side_by_side([[1, 2, 3], [4, 5, 6, 7, 8, 9]])
+    out, reader = generate_ids(model, ids, 40, 0., padding=padding), Reader(model, 2, padding)
+    for t in range(ids.shape[1], out.shape[1]):
+        got = reader(out[:, :t])
+        for row, places in enumerate(padding.tolist()):
+            with torch.no_grad(): assert_close(got[row], model(out[row, max(places, reader.start):t])[-1])
+
+
+def test_what_cannot_stand_side_by_side_is_refused():
+    for texts in [], [[1], []]:
+        with pytest.raises(ValueError, match="at least one token of each"): side_by_side(texts)
+    with pytest.raises(ValueError, match="padding must leave a token"): generate_ids(small(), text(2, 3), 1, padding=torch.tensor([0, 3]))
+
+
+# ---- Guessing ahead
+
+def chi_square(counts, want):
+    assert counts[want == 0].sum() == 0
+    n, inside = counts.sum(), want > 0
+    return ((counts - n*want)[inside]**2 / (n*want)[inside]).sum().item()
+
+def test_accepted_guesses_follow_the_models_distribution():
+    ours, theirs = torch.tensor([[.5, .3, .15, .05, 0.]]), torch.tensor([[.1, .1, .2, .2, .4]])
+    chance = torch.Generator().manual_seed(0)
+    firsts = torch.tensor([accept(draw(theirs, chance)[0], theirs, torch.cat([ours, ours]), chance)[0] for _ in range(8000)])
+    assert chi_square(firsts.bincount(minlength=5).double(), ours[0].double()) < 16.3   # 99.9 %, 3 degrees of freedom
+
+
+def test_speculated_texts_follow_the_processed_distribution():
+    "Three tokens in a row, after temperature and top-p: texts come as often as the chain rule says."
+    model, how, start = small(vocab=3), Sampling(1.2, .9), torch.tensor([[1]])
+    torch.manual_seed(5)
+    draft = Transformer(3, 16, 16, 1, 2, 24).eval()
+    with torch.no_grad(): model.head.weight.mul_(.5)
+    texts = torch.cartesian_prod(*[torch.arange(3)]*3)
+    ids, want = torch.cat([start.expand(27, 1), texts], -1), torch.ones(27, dtype=torch.float64)
+    for t in 1, 2, 3:
+        with torch.no_grad(): want *= next_probabilities(model(ids[:, :t])[:, -1], ids[:, :t], how).double().gather(-1, ids[:, t:t+1])[:, 0]
+    chance, counts = torch.Generator().manual_seed(0), torch.zeros(27, dtype=torch.float64)
+    for _ in range(1500):
+        a, b, c = (int(x) for x in speculate(model, draft, start, 3, how, chance, ahead=2))
+        counts[9*a + 3*b + c] += 1
+    assert chi_square(counts, want) < 54.1   # 99.9 % for 26 degrees of freedom
+
+
+@pytest.mark.parametrize("ahead", [1, 4, 9])
+@pytest.mark.parametrize("room, draft_room", [(64, 64), (16, 16), (16, 5), (1, 8)])
+def test_speculated_greedy_text_is_the_greedy_text(ahead, room, draft_room):
+    model, draft = small(room=room, num_kv_heads=2), small(room=draft_room)
+    for how in Sampling(0.), Sampling(0., repetition_penalty=1.2):
+        for prompt in text(1, 3), text(1, 30):
+            want = [int(x) for x in continuations(model, prompt, 25, how)]
+            assert [int(x) for x in speculate(model, draft, prompt, 25, how, ahead=ahead)] == want
+
+
+def test_drafts_that_cannot_be_used_are_refused():
+    with pytest.raises(ValueError, match="the model knows 300 ids and the draft 257"): list(speculate(small(), small(vocab=257), text(1, 2), 1, Sampling()))
+    with pytest.raises(ValueError, match="ahead must be at least 1"): list(speculate(small(), small(), text(1, 2), 1, Sampling(), ahead=0))
+    model = small(vocab=257)
+    with pytest.raises(ValueError, match="one prompt at a time"): stream(model, bytes_only(END), ["a", "b"], draft=model)
+
+
+# ---- Stops, several prompts, smaller numbers
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.lists(st.integers(0, 12), max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_a_stop_ends_a_text_however_it_is_cut(said, stops, cuts):
+    ends = [(said.index(s) + len(s), said.index(s)) for s in stops if s in said]
+    want = said[:min(ends)[1]] if ends else said
+    edges, voice = [0, *sorted(min(c, len(said)) for c in cuts), len(said)], Voice(bytes_only(), stops)
+    assert "".join(voice.say(said[a:b].encode()) for a, b in pairwise(edges)) + voice.rest() == want
+
+
+def test_several_prompts_speak_as_each_does_alone(device):
+    tokenizer, model = bytes_only(END), small(device, vocab=257, room=64)
+    prompts = ["To", "be or not", "\u2665", ""]
+    together = generate(model, tokenizer, prompts, 30, 0., stop=["e", "qu"])
+    assert together == [generate(model, tokenizer, prompt, 30, 0., stop=["e", "qu"]) for prompt in prompts]
+    with pytest.raises(ValueError, match="must not be empty"): stream(model, tokenizer, "a", stop="")
+
+
+@pytest.mark.parametrize("d_in, d_out, bias", [(32, 48, False), (33, 7, True), (128, 64, False)])
+def test_eight_bits_are_off_by_half_a_step_and_the_kernel_agrees(d_in, d_out, bias, device):
+    layer, x = Linear(d_in, d_out, bias=bias, device=device), torch.randn(3, 5, d_in, device=device)
+    if bias: torch.nn.init.normal_(layer.bias)
+    short = Int8Linear(layer)
+    assert ((short.weight - layer.weight).abs() <= short.scale[:, None] * .501).all()
+    with torch.no_grad(): want, got = torch.nn.functional.linear(x, short.weight, layer.bias), short(x)
+    assert got.dtype == x.dtype and (got - want).abs().max() < .02 * want.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_smaller_numbers_say_nearly_the_same(precision):
+    model, ids = small(num_kv_heads=2), text(2, 12)
+    with torch.no_grad(): want = model(ids)
+    other = at_precision(model, precision)
+    reader = Reader(other, 2)
+    for t in range(1, 13): got = reader(ids[:, :t])
+    assert reader.step is not None and (got.float() - want[:, -1]).abs().max() < .06 * want.abs().max()
+    with torch.no_grad(): assert (other(ids).float() - want).abs().max() < .06 * want.abs().max()
+
+
+def test_interactive_takes_a_prompt_a_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", __import__("io").StringIO("My\nROMEO:\\nI\n"))
+    main("--interactive --max_tokens 6 --seed 3 --stop JULIET --precision float32 --device cpu".split())
+    model, tokenizer = load_demo("cpu")
+    assert capsys.readouterr().out == "".join(generate(model, tokenizer, prompt, 6, seed=3) + "\n" for prompt in ("My", "ROMEO:\nI"))
+
+
+def test_a_draft_from_the_command_line(capsys):
+    from llm_course.generating import DEMO
+    main(["--prompt", "My", "--max_tokens", "12", "--temperature", "0", "--device", "cpu", "--draft_path", str(DEMO/"model.safetensors"), "--ahead", "3"])
+    model, tokenizer = load_demo("cpu")
+    assert capsys.readouterr().out == generate(model, tokenizer, "My", 12, 0.) + "\n"

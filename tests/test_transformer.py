@@ -442,3 +442,28 @@ model, ids = Transformer(50, 16, 32, 2, 4, 40, num_kv_heads=2), torch.randint(50
 torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(ids), model(ids))
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(d_k=5), "d_k must be even"), (dict(d_k=0), "d_k must be at least 1"), (dict(norm_eps=0.), "norm_eps must be positive"), (dict(norm_eps=math.inf), "norm_eps must be"),
+    (dict(rope_scaling={"factor": .5}), "a RopeScaling needs")], ids=str)
+def test_options_are_checked(change, said):
+    with pytest.raises(ValueError, match=said): ModelConfig(**SHAPE, **change)
+
+
+def test_options_reach_their_parts():
+    model = Transformer(**{**SHAPE, "d_model": 30, "num_heads": 4}, norm_eps=1e-6, d_k=8, qkv_bias=True, qk_norm=True, rope_scaling={"factor": 4.})
+    assert {m.eps for m in model.modules() if type(m).__name__ == "RmsNorm"} == {1e-6}
+    attention = model.blocks[0].attention
+    assert (attention.d_k, attention.q_norm.weight.shape, attention.v_proj.bias.shape) == (8, (8,), (32,)) and attention.rope.scaling.factor == 4
+    assert Transformer(**asdict(model.config)).config == model.config
+    assert model.blocks[0].attention.rope.turns is model.blocks[1].attention.rope.turns
+
+
+def test_foreign_parts_need_not_know_of_options():
+    class Own(torch.nn.Module):
+        def __init__(self, d_model, *args): super().__init__()
+        def forward(self, x, *args): return x
+    model = Transformer(**SHAPE, parts={"norm": Own, "attention": Own})   # nothing out of the ordinary: nothing said
+    assert model(torch.zeros(1, 3, dtype=torch.long)).shape[-1] == SHAPE["vocab_size"]
+    with pytest.raises(ValueError, match="qkv_bias"): Transformer(**SHAPE, parts={"attention": Own}, qkv_bias=True)
