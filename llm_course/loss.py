@@ -6,7 +6,7 @@
 __all__ = ['check_targets', 'cross_entropy', 'perplexity', 'bits_per_byte', 'CrossEntropyLoss', 'is_the_surprise_known_by_hand',
            'agrees_with_torch', 'sends_back_p_minus_y', 'is_finite_for_huge_logits', 'does_not_see_a_shift',
            'leaves_out_what_is_ignored', 'is_the_sides_of_a_fair_die', 'counts_bits_and_bytes',
-           'does_not_depend_on_how_a_text_is_cut']
+           'does_not_depend_on_how_a_text_is_cut', 'has_no_ceiling']
 
 # %% ../nbs/12_loss.ipynb #imports
 import math
@@ -171,3 +171,11 @@ def does_not_depend_on_how_a_text_is_cut(part):
     "Twice as many tokens, each half as surprising, cost the same."
     whole, halves = part(3., 100, 400), part(1.5, 200, 400)
     assert abs(whole - halves) < 1e-9, f"100 tokens of 3 nats cost {whole:.4f} bits a byte, 200 of 1.5 nats {halves:.4f}; it is the same text"
+
+# %% ../nbs/12_loss.ipynb #checks-ceiling
+@check_of("CrossEntropyLoss")
+def has_no_ceiling(part):
+    "A surprise may be of any size: 40 nats for a target 40 below the best, 20,000 for one 20,000 below."
+    for logits, wanted in ([40., 0.], 40.), ([1e4, -1e4], 2e4), ([200., 0.], 200.):
+        got = part()(torch.tensor([logits]), torch.tensor([1]))
+        assert_close(got, torch.tensor(wanted), msg=f"logits {logits} and target 1 must cost {wanted:g} nats, but cost {got:.4g}")

@@ -6,7 +6,8 @@
 __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'steps_shrink_with_the_root_of_time',
            'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'AdamW',
            'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
-           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'orthogonalise', 'Muon', 'Together',
+           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'lets_matrices_alone_decay',
+           'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together',
            'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
            'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
 
@@ -242,6 +243,36 @@ def params_for_decay(
     params = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.}]
+
+# %% ../nbs/13_optim.ipynb #checks-decay
+@check_of("params_for_decay")
+def lets_matrices_alone_decay(part):
+    "Matrices decay, gains and biases do not, and every trainable parameter is in one group."
+    model = nn.ModuleList([nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 2), nn.ParameterDict({"table": nn.Parameter(torch.ones(2, 2))})])
+    groups = part(model, 0.3)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(decays) == 6, f"6 parameters must be in one group each, but the groups have {[len(g['params']) for g in groups]}"
+    for name, p in model.named_parameters():
+        assert decays.get(id(p)) == (0.3 if p.ndim > 1 else 0), f"{name}, of shape {tuple(p.shape)}, must decay by {0.3 if p.ndim > 1 else 0}, but by {decays.get(id(p))}"
+
+@check_of("params_for_decay")
+def leaves_out_what_is_frozen(part):
+    "A parameter that asks for no gradient is in no group."
+    model = nn.Linear(2, 3)
+    model.weight.requires_grad_(False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for group in part(model, 0.1) for p in group["params"]]
+    assert found == ["bias"], f"the weight is frozen, so the bias alone must be there, but there are {found}"
+
+# %% ../nbs/13_optim.ipynb #checks-sgd-length
+@check_of("SGDDecay")
+def steps_are_as_long_as_the_gradient(part):
+    "A gradient twice as large moves a parameter twice as far, and one of the other sign the other way."
+    for grad in 2., -.5:
+        p = nn.Parameter(torch.zeros(1))
+        p.grad = torch.full_like(p, grad)
+        part([p], lr=.1).step()
+        assert abs(p.item() + .1 * grad) < 1e-7, f"gradient {grad}, rate 0.1: the first step from 0 must end at {-.1 * grad:g}, but ends at {p.item():g}"
 
 # %% ../nbs/13_optim.ipynb #orthogonalise
 def orthogonalise(

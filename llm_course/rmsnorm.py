@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rms_norm', 'RmsNorm', 'gives_the_numbers_known_by_hand', 'agrees_with_torch', 'only_direction_counts',
-           'keeps_vectors_apart', 'does_not_overflow_in_float16', 'zero_is_harmless', 'begins_with_a_gain_of_one']
+           'keeps_vectors_apart', 'does_not_overflow_in_float16', 'zero_is_harmless', 'begins_with_a_gain_of_one',
+           'has_exact_gradients']
 
 # %% ../nbs/06_rmsnorm.ipynb #imports
 import torch
@@ -129,3 +130,13 @@ def begins_with_a_gain_of_one(part):
     assert [*state] == ["weight"] and (state["weight"] == 1).all(), f"it must hold a weight of ones alone, but holds {[*state]}"
     got = part(1, eps=.75)(torch.tensor([.5])).item()
     assert abs(got - .5) < 1e-6, f"0.5 with eps 0.75 is 0.5/√(0.25 + 0.75) = 0.5, but came out as {got:.4f}"
+
+# %% ../nbs/06_rmsnorm.ipynb #laws-gradient
+@check_of("RmsNorm")
+def has_exact_gradients(part):
+    "The gradients for the vectors and the gain are those of the formula: the size is differentiated too."
+    layer, x = part(4).double(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    try: torch.autograd.gradcheck(layer, x)
+    except RuntimeError as error: raise AssertionError(f"the gradient for 3 vectors of 4 features disagrees with small differences: {error}") from None
+    gain, = torch.autograd.grad(layer(x).sum(), layer.weight)
+    assert_close(gain, layer(x).detach().sum(0), msg=lambda m: f"with a gain of ones, its gradient under a sum is the sum of what came out:\n{m}")

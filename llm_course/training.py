@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'KEPT', 'PEAKS', 'RunConfig', 'TrainConfig', 'default_precision', 'find_tokenizer',
-           'find_vocab_size', 'learning_rate', 'settle_rates', 'check_numbers', 'settle', 'train_step', 'optimizer_for',
+           'find_vocab_size', 'learning_rate', 'settle_rates', 'check_numbers', 'settle', 'train_step',
+           'goes_downhill_by_the_gradient_of_this_batch', 'makes_small_batches_into_a_large_one',
+           'returns_loss_and_norm_before_the_step', 'clips_all_gradients_to_the_length_allowed', 'optimizer_for',
            'set_rates', 'evaluate', 'count_bytes', 'Run', 'batches_of', 'processes', 'spread', 'fast_forward',
            'position', 'schedule_of', 'find_checkpoint', 'load_sharded', 'go_on', 'read_line', 'start', 'polite_stop',
            'measure', 'silence', 'measure_all', 'over_processes', 'lost', 'matrices', 'update_ratio', 'vital_signs',
@@ -27,6 +29,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
+
+from torch.testing import assert_close
+
+from .checks import check_of
 
 # %% ../nbs/17_training.ipynb #imports-more
 import numpy as np
@@ -209,6 +215,57 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return total, norm
+
+# %% ../nbs/17_training.ipynb #checks-step
+class _Table(nn.Module):
+    "A model of 25 numbers: each id has scores of its own for the next."
+    def __init__(self, spread=0.):
+        super().__init__()
+        self.table = nn.Parameter(spread * torch.arange(25.).view(5, 5).sin())
+    def forward(self, ids): return self.table[ids]
+
+def _one_step(part, pieces, max_norm=0., spread=0.):
+    "Let a version take a step of plain descent, at the rate 1, on a batch cut into pieces; what it returned, and the table after it."
+    model, ids = _Table(spread), torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
+    model.table.grad = torch.full((5, 5), 7.)   # left over from some other step
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    batches = list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces)))
+    found = part(model, optimizer, torch.amp.GradScaler(enabled=False), batches, max_norm)
+    return found, model.table.detach()
+
+@check_of("train_step")
+def goes_downhill_by_the_gradient_of_this_batch(part):
+    "The step is lr times the gradient of the mean loss of these batches, whatever gradients were left over."
+    _, got = _one_step(part, 1)
+    model, ids = _Table(), torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
+    nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+    assert_close(got, -model.table.grad, msg=lambda m: f"a step of rate 1 from zero must end at minus the gradient:\n{m}")
+
+# %% ../nbs/17_training.ipynb #checks-step-2
+@check_of("train_step")
+def makes_small_batches_into_a_large_one(part):
+    "Two half batches give the step of the whole one, and its loss."
+    (loss, _), whole = _one_step(part, 1, spread=1.)
+    (again, _), halves = _one_step(part, 2, spread=1.)
+    assert_close(halves, whole, msg=lambda m: f"one batch of 2 rows, against two batches of 1:\n{m}")
+    assert_close(torch.as_tensor(again), torch.as_tensor(loss), msg=f"the loss of one batch is {float(loss):.4f}, of the same in two halves {float(again):.4f}")
+
+@check_of("train_step")
+def returns_loss_and_norm_before_the_step(part):
+    "It returns the mean loss of before the step, ln 5 here, and the gradient's length before it was clipped."
+    found, table = _one_step(part, 2)
+    assert len(found) == 2, f"a loss and a norm are to be returned, but {found} was"
+    loss, norm = map(float, found)
+    assert abs(loss - math.log(5)) < 1e-4, f"all five ids are equally likely before the step, so the loss is ln 5 = 1.609, but {loss:.4f} was returned"
+    assert abs(norm - table.norm().item()) < 1e-4, f"the gradient is {table.norm():.4f} long, but {norm:.4f} was returned"
+
+@check_of("train_step")
+def clips_all_gradients_to_the_length_allowed(part):
+    "Longer gradients are shortened to max_norm before the step; zero means no clipping; the length returned is the one before."
+    (_, norm), table = _one_step(part, 1, max_norm=.1)
+    assert abs(table.norm() - .1) < 1e-4, f"max_norm 0.1 and rate 1: the step must be 0.1 long, but is {table.norm():.4f}"
+    (_, free), _ = _one_step(part, 1, max_norm=0.)
+    assert abs(float(norm) - float(free)) < 1e-4, f"the length before clipping is {float(free):.4f}, but {float(norm):.4f} was returned"
 
 # %% ../nbs/17_training.ipynb #adamw-for
 def optimizer_for(

@@ -4,7 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'make_part', 'part_name', 'own_parts', 'TransformerBlock', 'ModelConfig', 'check_shape', 'block_options',
-           'start_small', 'share_weight', 'Transformer', 'AdamW', 'CrossEntropyLoss', 'Embedding', 'FFN', 'Linear',
+           'start_small', 'share_weight', 'Transformer', 'adds_two_branches_to_the_stream',
+           'lets_the_stream_pass_when_its_branches_are_silent', 'gives_a_score_to_every_id',
+           'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
+           'has_the_parameters_it_should', 'AdamW', 'CrossEntropyLoss', 'Embedding', 'FFN', 'Linear',
            'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention', 'SGDDecay', 'SiLu', 'Softmax',
            'cos_lr_scheduler', 'gradient_clip']
 
@@ -18,8 +21,10 @@ from inspect import signature
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from .attention import ScaledDotProductAttention, fused_attention
+from .checks import check_of
 from .embedding import Embedding
 from .ffn import FFN, SiLu
 from .linear import Linear
@@ -211,3 +216,74 @@ class Transformer(nn.Module):
         x = self.embedding(ids)
         for block, cache in zip(self.blocks, caches or [None]*len(self.blocks), strict=True): x = block(x, token_positions, cache)
         return self.head(self.norm(x))
+
+# %% ../nbs/15_transformer.ipynb #checks-block
+@torch.no_grad()
+def _stirred(model):
+    "The same model, with weights large enough for every branch to matter."
+    for p in model.parameters(): p.copy_(torch.randn_like(p) * (.5 if p.ndim > 1 else .1) + (p.ndim == 1))
+    return model
+
+@check_of("TransformerBlock")
+def adds_two_branches_to_the_stream(part):
+    "It is x plus attention of the norm of x, plus the network of the norm of that: pre-norm."
+    block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16)
+    middle = x + block.attention(block.attention_norm(x))
+    wanted = middle + block.ffn(block.ffn_norm(middle))
+    assert_close(block(x), wanted, rtol=1e-4, atol=1e-4, msg=lambda m: f"x of shape (2, 5, 16), against its own parts put together:\n{m}")
+
+@check_of("TransformerBlock")
+def lets_the_stream_pass_when_its_branches_are_silent(part):
+    "With zeros in the last matrix of each branch, what goes in comes out."
+    block, x = part(16, 4, 24), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        for last in block.attention.output_proj, block.ffn.w2: last.weight.zero_()
+    assert_close(block(x), x, msg=lambda m: f"both branches add nothing, so the stream must pass unchanged:\n{m}")
+
+# %% ../nbs/15_transformer.ipynb #checks-model
+@check_of("Transformer")
+def gives_a_score_to_every_id(part):
+    "Ids of any leading axes go in; a score for each id of the vocabulary comes out at every place, on the CPU in float32."
+    model = part(11, 8, 16, 2, 4, 24)
+    for shape in (5,), (2, 5), (3, 1), (1, 8):
+        got = model(torch.randint(11, shape))
+        assert tuple(got.shape) == (*shape, 11) and got.dtype == torch.float32, f"ids of shape {shape} and a vocabulary of 11 gave {got.dtype} of shape {tuple(got.shape)}"
+
+@check_of("Transformer")
+def begins_by_knowing_nothing(part):
+    "A fresh model finds all ids about equally likely: its loss is near ln V."
+    model, ids = part(500, 32, 64, 4, 4, 128), torch.randint(500, (8, 33))
+    loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert abs(loss - math.log(500)) < .3, f"with 500 ids the first loss must be near ln 500 = {math.log(500):.2f}, but is {loss:.2f}"
+
+@check_of("Transformer")
+def cannot_see_the_future(part):
+    "The scores at a place do not depend on later ids, but on all earlier ones."
+    model, ids = _stirred(part(11, 8, 16, 2, 4, 24)), torch.arange(8)[None]
+    later, earlier = ids.clone(), ids.clone()
+    later[0, 5], earlier[0, 2] = 10, 10
+    gap = (model(later) - model(ids))[0].abs().amax(-1)
+    assert gap[:5].max() < 1e-4, f"id 5 was changed, and the scores at {int(gap.argmax())} moved by {gap[:5].max():.3g}"
+    heard = (model(earlier) - model(ids))[0].abs().amax(-1)[2:]
+    assert (heard > 1e-6).all(), f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not notice"
+
+# %% ../nbs/15_transformer.ipynb #checks-model-2
+@check_of("Transformer")
+def is_its_parts_in_a_row(part):
+    "Embedding, every block once and in order, one more norm, and the head."
+    model, ids = _stirred(part(11, 8, 16, 3, 4, 24)), torch.randint(11, (2, 6))
+    x = model.embedding(ids)
+    for block in model.blocks: x = block(x)
+    assert len(model.blocks) == 3, f"3 blocks were asked for, and there are {len(model.blocks)}"
+    assert_close(model(ids), model.head(model.norm(x)), rtol=1e-4, atol=1e-4, msg=lambda m: f"against its own embedding, blocks, norm and head:\n{m}")
+
+@check_of("Transformer")
+def has_the_parameters_it_should(part):
+    "Every matrix is there once, and all of them learn: with a tie, embedding and head are one."
+    for tie in False, True:
+        model = part(11, 8, 16, 2, 4, 24, tie=tie)
+        wanted = (2 - tie) * 11*16 + 2 * (4 * 16*16 + 3 * 16*24 + 2 * 16) + 16
+        assert (got := sum(p.numel() for p in model.parameters())) == wanted, f"tie={tie}: there must be {wanted:,} numbers to learn, but there are {got:,}"
+        model(torch.randint(11, (2, 6))).square().sum().backward()
+        idle = [name for name, p in model.named_parameters() if p.grad is None]
+        assert not idle, f"no gradient reaches {', '.join(idle)}"
