@@ -228,7 +228,9 @@ def save_model(
     if bad := [name for name, x in tensors.items() if not x.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds numbers that are not finite in {dtype}; torch.bfloat16 reaches as far as float32")
     parts = {role: part_name(part) for role, part in model.parts.items()}
-    with whole_file(path) as file: file.write(save(tensors, {"config": json.dumps(asdict(model.config)), "parts": json.dumps(parts)}))
+    told = {"config": json.dumps(asdict(model.config))}   # two entries would be written in any order, and the same model as other bytes
+    if parts: told["parts"] = json.dumps(parts)
+    with whole_file(path) as file: file.write(save(tensors, told))
 
 # %% ../nbs/16_checkpoint.ipynb #read-safetensors
 def read_safetensors(

@@ -1,6 +1,7 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
 import sys
 
+import planted
 import pytest
 import torch
 from test_checks import FAULTY
@@ -60,6 +61,12 @@ def test_faulty_parts_written_elsewhere_are_refused(component):
 def test_nine_in_ten_of_them_get_a_hint():
     verdicts = [judge(part, component) for component, parts in FAULTY.items() for part in parts]
     assert sum(bool(verdict.hint) or verdict.claim.startswith("It leaves") for verdict in verdicts) >= .9 * len(verdicts)
+
+
+def test_parts_written_without_sight_of_the_grader_are_refused_and_four_in_five_get_a_hint():
+    verdicts = [judge(part, component) for component, parts in planted.FAULTY.items() for part, _ in parts]
+    assert all(verdict.claim for verdict in verdicts)
+    assert sum(bool(verdict.hint) for verdict in verdicts) >= .8 * len(verdicts)   # nine in ten is the aim
 
 
 def test_a_hint_never_holds_code():

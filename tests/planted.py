@@ -1,0 +1,2411 @@
+"""Faulty versions of the course's components: one realistic mistake each. Written blind to the grader and its tests."""
+import math
+import re
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import regex
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llm_course.attention import attention
+from llm_course.bpe import GPT2
+from llm_course.embedding import Embedding
+from llm_course.ffn import FFN
+from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
+from llm_course.linear import Linear
+from llm_course.loss import cross_entropy
+from llm_course.multihead import MultiHeadAttention
+from llm_course.optim import gradient_clip
+from llm_course.rmsnorm import RmsNorm
+from llm_course.rope import RoPE
+from llm_course.transformer import ModelConfig, TransformerBlock, start_small
+
+FAULTY = {}
+def fault(component, hint):
+    "Note a faulty version."
+    def keep(part):
+        FAULTY.setdefault(component, []).append((part, hint))
+        return part
+    return keep
+
+UNREFUSED = {}   # wrong as well, but no check refuses them yet: they show what the checks do not see
+def unrefused(component, hint):
+    "Note a faulty version that the checks let through."
+    def keep(part):
+        UNREFUSED.setdefault(component, []).append((part, hint))
+        return part
+    return keep
+
+# ---------------------------------------------------------------- Linear
+def fresh(*shape, std, **kind): return nn.init.trunc_normal_(torch.empty(*shape, **kind), std=std, a=-3*std, b=3*std)
+
+@fault("Linear", "initial spread 1, not 1/√d_in: outputs grow")
+class LinearDrawnWithStdOne(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x):
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+@fault("Linear", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)")
+class LinearVarianceAsStd(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(out_features, in_features, std=1/in_features, device=device, dtype=dtype))
+        if bias: self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        else: self.register_parameter("bias", None)
+    def forward(self, x): return F.linear(x, self.weight, self.bias)
+
+@fault("Linear", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts")
+class LinearXavier(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        std = math.sqrt(2 / (in_features + out_features))
+        self.weight = nn.Parameter(fresh(out_features, in_features, std=std, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x):
+        out = torch.einsum("...i,oi->...o", x, self.weight)
+        if self.bias is not None: out = out + self.bias
+        return out
+
+@fault("Linear", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small")
+class LinearTorchInit(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x): return F.linear(x, self.weight, self.bias)
+
+@fault("Linear", "weight stored as (d_in, d_out): transposed")
+class LinearTransposedWeight(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(in_features, out_features, std=in_features**-.5, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x):
+        y = x @ self.weight
+        return y + self.bias if self.bias is not None else y
+
+@fault("Linear", "has a bias by default")
+class LinearBiasByDefault(nn.Module):
+    def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x): return F.linear(x, self.weight, self.bias)
+
+@fault("Linear", "bias is created but never added")
+class LinearForgetsBias(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+    def forward(self, x): return torch.matmul(x, self.weight.transpose(0, 1))
+
+@fault("Linear", "bias starts random instead of at zero")
+class LinearRandomBias(nn.Module):
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.randn(out_features, device=device, dtype=dtype) * in_features**-.5) if bias else None
+    def forward(self, x): return F.linear(x, self.weight, self.bias)
+
+# ---------------------------------------------------------------- Embedding
+@fault("Embedding", "initial spread 0.02 (GPT-2) instead of 1")
+class EmbeddingGpt2Init(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
+        nn.init.normal_(self.weight, std=0.02)
+    def forward(self, ids): return self.weight[ids]
+
+@fault("Embedding", "initial spread 1/√d instead of 1")
+class EmbeddingScaledInit(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=embedding_dim**-.5, device=device, dtype=dtype))
+    def forward(self, ids): return F.embedding(ids, self.weight)
+
+@fault("Embedding", "multiplies the rows by √d_model")
+class EmbeddingTimesRootD(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+        self.scale = math.sqrt(embedding_dim)
+    def forward(self, ids): return self.weight[ids] * self.scale
+
+@fault("Embedding", "id 0 treated as padding: its row gets no gradient")
+class EmbeddingPaddingZero(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+    def forward(self, ids): return F.embedding(ids, self.weight, padding_idx=0)
+
+@fault("Embedding", "off by one: looks up row id−1")
+class EmbeddingOffByOne(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+    def forward(self, ids): return self.weight[ids - 1]
+
+@fault("Embedding", "the looked-up rows are detached (table.data): nothing is learnt")
+class EmbeddingReadsData(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+    def forward(self, ids): return self.weight.data[ids]
+
+@fault("Embedding", "only takes ids with two axes (batch, seq)")
+class EmbeddingTwoAxes(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+    def forward(self, ids):
+        if ids.dim() == 1: ids = ids.unsqueeze(0)
+        return self.weight[ids]
+
+class _Unique(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ids, weight):
+        ctx.save_for_backward(ids); ctx.shape = weight.shape
+        return weight[ids]
+    @staticmethod
+    def backward(ctx, g):
+        ids, = ctx.saved_tensors
+        grad = g.new_zeros(ctx.shape)
+        grad[ids] = g
+        return None, grad
+
+@fault("Embedding", "gradient of a repeated token is overwritten, not summed")
+class EmbeddingGradOverwritten(nn.Module):
+    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+    def forward(self, ids): return _Unique.apply(ids, self.weight)
+
+# ---------------------------------------------------------------- RmsNorm
+class _Rms(nn.Module):
+    def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
+
+@fault("RmsNorm", "subtracts the mean, as LayerNorm does")
+class RmsNormSubtractsMean(_Rms):
+    def forward(self, x):
+        h = x.float() if x.dtype != torch.float64 else x
+        h = h - h.mean(-1, keepdim=True)
+        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+
+@fault("RmsNorm", "eps added outside the root")
+class RmsNormEpsOutside(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        rms = h.pow(2).mean(dim=-1, keepdim=True).sqrt() + self.eps
+        return (h / rms * self.weight).to(x.dtype)
+
+@fault("RmsNorm", "sum of squares instead of mean: divides by the length")
+class RmsNormDividesByLength(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+
+@fault("RmsNorm", "squares in half precision: no upcast to float32, overflows")
+class RmsNormNoUpcast(_Rms):
+    def forward(self, x):
+        rms = torch.sqrt(torch.mean(x * x, dim=-1, keepdim=True) + self.eps)
+        return x / rms * self.weight
+
+@fault("RmsNorm", "gain starts at zero (1 + weight as in Gemma)")
+class RmsNormGemmaGain(nn.Module):
+    def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)).to(x.dtype)
+
+@fault("RmsNorm", "forgets the gain in forward")
+class RmsNormForgetsGain(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return (h / torch.sqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+@fault("RmsNorm", "mean over all axes: vectors not normed one by one")
+class RmsNormMeanOverAll(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return (h * torch.rsqrt(h.pow(2).mean() + self.eps) * self.weight).to(x.dtype)
+
+@fault("RmsNorm", "rms is detached: gradient misses the term through the norm")
+class RmsNormDetached(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        with torch.no_grad(): r = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (h * r * self.weight).to(x.dtype)
+
+@fault("RmsNorm", "result stays float32: not cast back to the type of x")
+class RmsNormReturnsFloat32(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+@fault("RmsNorm", "ignores the eps it is given (fixed 1e-5)")
+class RmsNormFixedEps(_Rms):
+    def forward(self, x):
+        h = x if x.dtype == torch.float64 else x.float()
+        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight).to(x.dtype)
+
+# ---------------------------------------------------------------- SiLu
+@fault("SiLu", "forgets to multiply by x: plain sigmoid")
+class SiLuOnlySigmoid(nn.Module):
+    def forward(self, x): return torch.sigmoid(x)
+
+@fault("SiLu", "GELU instead of SiLU")
+class SiLuIsGelu(nn.Module):
+    def forward(self, x): return F.gelu(x)
+
+@fault("SiLu", "sign: x·σ(−x)")
+class SiLuWrongSign(nn.Module):
+    def forward(self, x): return x / (1 + torch.exp(x))
+
+@fault("SiLu", "1.702 in the sigmoid (quick GELU)")
+class SiLuQuickGelu(nn.Module):
+    def forward(self, x): return x * torch.sigmoid(1.702 * x)
+
+@fault("SiLu", "sigmoid written e^x/(1+e^x): overflows to nan for large x")
+class SiLuOverflows(nn.Module):
+    def forward(self, x):
+        e = torch.exp(x)
+        return x * (e / (1 + e))
+
+@fault("SiLu", "gate is detached: gradient lacks the gate's part")
+class SiLuDetachedGate(nn.Module):
+    def forward(self, x): return x * torch.sigmoid(x).detach()
+
+@fault("SiLu", "x/(1+e^−x): nan in the gradient far left (0·inf)")
+class SiLuNanGradient(nn.Module):
+    def forward(self, x): return x / (1 + torch.exp(-x))
+
+@fault("SiLu", "tanh instead of sigmoid")
+class SiLuTanh(nn.Module):
+    def forward(self, x): return x * torch.tanh(x)
+
+# ---------------------------------------------------------------- FFN
+class _Ffn(nn.Module):
+    def __init__(self, d_model, d_ff, device=None, dtype=None):
+        super().__init__()
+        kind = dict(device=device, dtype=dtype)
+        self.w1, self.w2, self.w3 = Linear(d_model, d_ff, **kind), Linear(d_ff, d_model, **kind), Linear(d_model, d_ff, **kind)
+
+@fault("FFN", "silu on w3's branch instead of w1's")
+class FfnGatesSwapped(_Ffn):
+    def forward(self, x): return self.w2(self.w1(x) * F.silu(self.w3(x)))
+
+@fault("FFN", "silu applied to the product")
+class FfnSiluOfProduct(_Ffn):
+    def forward(self, x): return self.w2(F.silu(self.w1(x) * self.w3(x)))
+
+@fault("FFN", "sigmoid gate (GLU) instead of silu")
+class FfnSigmoidGate(_Ffn):
+    def forward(self, x): return self.w2(torch.sigmoid(self.w1(x)) * self.w3(x))
+
+@fault("FFN", "branches added instead of multiplied")
+class FfnAdds(_Ffn):
+    def forward(self, x): return self.w2(F.silu(self.w1(x)) + self.w3(x))
+
+@fault("FFN", "w3 unused: no gate")
+class FfnNoGate(_Ffn):
+    def forward(self, x): return self.w2(F.silu(self.w1(x)))
+
+@fault("FFN", "has biases")
+class FfnBiases(nn.Module):
+    def __init__(self, d_model, d_ff, device=None, dtype=None):
+        super().__init__()
+        self.w1 = nn.Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.w2 = nn.Linear(d_ff, d_model, device=device, dtype=dtype)
+        self.w3 = nn.Linear(d_model, d_ff, device=device, dtype=dtype)
+    def forward(self, x): return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+@fault("FFN", "w2 and w3 named the wrong way round")
+class FfnW2W3Swapped(nn.Module):
+    def __init__(self, d_model, d_ff, device=None, dtype=None):
+        super().__init__()
+        self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.w2 = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.w3 = Linear(d_ff, d_model, device=device, dtype=dtype)
+    def forward(self, x): return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+@fault("FFN", "residual added inside the FFN")
+class FfnResidualInside(_Ffn):
+    def forward(self, x): return x + self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+@fault("FFN", "GELU instead of SiLU in the gate (GEGLU)")
+class FfnGeglu(_Ffn):
+    def forward(self, x):
+        gate, up = self.w1(x), self.w3(x)
+        return self.w2(F.gelu(gate) * up)
+
+# ---------------------------------------------------------------- Softmax
+class _Dim(nn.Module):
+    def __init__(self, dim=-1):
+        super().__init__()
+        self.dim = dim
+
+@fault("Softmax", "no maximum subtracted: overflows")
+class SoftmaxNoMax(_Dim):
+    def forward(self, x):
+        e = torch.exp(x.float() if x.dtype == torch.float16 else x)
+        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
+
+@fault("Softmax", "ignores dim: always the last axis")
+class SoftmaxLastAxis(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = torch.exp(h - h.max(-1, keepdim=True).values)
+        return (e / e.sum(-1, keepdim=True)).to(x.dtype)
+
+@fault("Softmax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others")
+class SoftmaxGlobalMax(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = (h - h.max()).exp()
+        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
+
+@fault("Softmax", "sums over all entries: shares of rows do not add to one")
+class SoftmaxGlobalSum(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = (h - h.amax(self.dim, keepdim=True)).exp()
+        return (e / e.sum()).to(x.dtype)
+
+@fault("Softmax", "a constant (1e-3) added to the sum: shares do not add to one")
+class SoftmaxEpsInSum(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = (h - h.amax(self.dim, keepdim=True)).exp()
+        return (e / (e.sum(self.dim, keepdim=True) + 1e-3)).to(x.dtype)
+
+@fault("Softmax", "log-softmax returned: the last exp is missing")
+class SoftmaxReturnsLog(_Dim):
+    def forward(self, x):
+        return x - torch.logsumexp(x, dim=self.dim, keepdim=True)
+
+@fault("Softmax", "shift by the minimum instead of the maximum")
+class SoftmaxShiftsByMin(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = torch.exp(h - h.amin(self.dim, keepdim=True))
+        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
+
+@fault("Softmax", "result left in float32 for half-precision scores")
+class SoftmaxStaysFloat32(_Dim):
+    def forward(self, x): 
+        if x.dtype == torch.float16: x = x.float()
+        e = torch.exp(x - x.max(dim=self.dim, keepdim=True)[0])
+        return e / e.sum(dim=self.dim, keepdim=True)
+
+@fault("Softmax", "base 2 instead of e")
+class SoftmaxBaseTwo(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        p = torch.pow(2., h - h.amax(self.dim, keepdim=True))
+        return (p / p.sum(self.dim, keepdim=True)).to(x.dtype)
+
+@fault("Softmax", "denominator detached: gradient lacks −p_i p_j")
+class SoftmaxDetachedSum(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = (h - h.amax(self.dim, keepdim=True).detach()).exp()
+        return (e / e.sum(self.dim, keepdim=True).detach()).to(x.dtype)
+
+@fault("Softmax", "scores clamped: minus infinity still gets a share / large gaps flattened")
+class SoftmaxClamps(_Dim):
+    def forward(self, x):
+        h = x.float() if x.dtype == torch.float16 else x
+        e = (h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()
+        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
+
+# ---------------------------------------------------------------- ScaledDotProductAttention
+def _up(q, k, v):
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.to(wide), k.to(wide), v.to(wide)
+
+def _shares(scores, mask):
+    "Right: masked softmax, zeros where nothing may be seen."
+    if mask is None: return scores.softmax(-1)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).masked_fill(~mask, 0)
+
+@fault("ScaledDotProductAttention", "scores not divided by √d")
+class SdpaNoScale(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        return (_shares(a @ b.mT, mask) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "divided by d instead of √d")
+class SdpaDividesByD(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        return (_shares(a @ b.transpose(-2, -1) / q.size(-1), mask) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "scale uses the number of keys instead of the feature size")
+class SdpaScaleBySeq(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        scores = torch.einsum("...td,...sd->...ts", a, b) / math.sqrt(k.shape[-2])
+        return (_shares(scores, mask) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "mask inverted: true is taken for forbidden")
+class SdpaMaskInverted(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        return (_shares(a @ b.mT / math.sqrt(q.shape[-1]), None if mask is None else ~mask) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "mask applied after the softmax: shares no longer add to one")
+class SdpaMaskAfterSoftmax(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        w = (a @ b.mT / math.sqrt(q.shape[-1])).softmax(-1)
+        if mask is not None: w = w * mask
+        return (w @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "softmax over the queries (dim=-2) instead of the keys")
+class SdpaSoftmaxOverQueries(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        s = a @ b.mT / math.sqrt(q.shape[-1])
+        if mask is not None: s = s.masked_fill(~mask, torch.finfo(s.dtype).min)
+        w = s.softmax(-2)
+        if mask is not None: w = w.masked_fill(~mask, 0)
+        return (w @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "masked scores set to 0 instead of minus infinity")
+class SdpaMaskWithZero(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        s = a @ b.mT / math.sqrt(q.shape[-1])
+        if mask is not None: s = s.masked_fill(~mask, 0.)
+        return (s.softmax(-1) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "nan for a query that may look nowhere")
+class SdpaNanWhenAllMasked(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        s = a @ b.mT / math.sqrt(q.shape[-1])
+        if mask is not None: s = s.masked_fill(~mask, -torch.inf)
+        return (torch.softmax(s, -1) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "finite fill −1e9: a query that may look nowhere gets the mean of all")
+class SdpaMinusBillion(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        s = a @ b.mT / math.sqrt(q.shape[-1])
+        if mask is not None: s = s.masked_fill(~mask, -1e9)
+        return (torch.softmax(s, -1) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "scores computed in half precision: overflow")
+class SdpaHalfScores(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        s = q @ k.mT / math.sqrt(q.shape[-1])
+        return _shares(s, mask) @ v
+
+@fault("ScaledDotProductAttention", "always causal, though no mask was given")
+class SdpaAlwaysCausal(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        tril = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+        return (_shares(a @ b.mT / math.sqrt(q.shape[-1]), tril if mask is None else mask & tril) @ c).to(v.dtype)
+
+@fault("ScaledDotProductAttention", "mask gets an extra head axis (unsqueeze(1)): does not broadcast as given")
+class SdpaMaskUnsqueezed(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        a, b, c = _up(q, k, v)
+        if mask is not None and mask.dim() == 3: mask = mask.unsqueeze(1)
+        return (_shares(a @ b.mT / math.sqrt(q.shape[-1]), mask) @ c).to(v.dtype)
+
+# ---------------------------------------------------------------- RoPE
+class _Rope(nn.Module):
+    "Right, except for what a subclass changes."
+    def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
+        super().__init__()
+        self.d_k, self.theta = d_k, theta
+        self.max_seq_len = max_seq_len
+        self.device = device
+        self.cos_t, self.sin_t = self.table()          # kept out of buffers, so `.bfloat16()` leaves them alone
+    def frequency(self): return self.theta ** (-torch.arange(0, self.d_k, 2).double() / self.d_k)
+    def table(self):
+        a = torch.outer(torch.arange(self.max_seq_len).double(), self.frequency())
+        return a.cos(), a.sin()
+    def look(self, x, pos):
+        if pos is None: pos = torch.arange(x.shape[-2])
+        elif isinstance(pos, int): pos = torch.arange(pos, pos + x.shape[-2])
+        return self.cos_t[pos], self.sin_t[pos]
+    def forward(self, x, token_positions=None):
+        cos, sin = self.look(x, token_positions)
+        h = x.double()
+        return self.turn(h, cos, sin).to(x.dtype)
+    def turn(self, x, cos, sin):
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack([a*cos - b*sin, a*sin + b*cos], -1).flatten(-2)
+
+@fault("RoPE", "pairs features i and i + d/2 (rotate-half) instead of neighbours")
+class RopeRotateHalf(_Rope):
+    def turn(self, x, cos, sin):
+        a, b = x.chunk(2, -1)
+        return torch.cat([a*cos - b*sin, b*cos + a*sin], -1)
+
+@fault("RoPE", "turns the wrong way: sign of the sine")
+class RopeTurnsBackwards(_Rope):
+    def turn(self, x, cos, sin):
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack([a*cos + b*sin, b*cos - a*sin], -1).flatten(-2)
+
+@fault("RoPE", "both signs plus: not a rotation, lengths change")
+class RopeNotARotation(_Rope):
+    def turn(self, x, cos, sin):
+        a, b = x[..., ::2], x[..., 1::2]
+        out = torch.empty_like(x)
+        out[..., ::2] = a*cos + b*sin
+        out[..., 1::2] = a*sin + b*cos
+        return out
+
+@fault("RoPE", "exponent i/d instead of 2i/d: pairs too fast")
+class RopeExponentHalved(_Rope):
+    def frequency(self): return self.theta ** (-torch.arange(self.d_k // 2).double() / self.d_k)
+
+@fault("RoPE", "positions counted from 1")
+class RopeFromOne(_Rope):
+    def table(self):
+        a = torch.outer(torch.arange(1, self.max_seq_len + 1).double(), self.frequency())
+        return a.cos(), a.sin()
+
+@fault("RoPE", "token_positions ignored")
+class RopeIgnoresPositions(_Rope):
+    def look(self, x, pos): return self.cos_t[:x.shape[-2]], self.sin_t[:x.shape[-2]]
+
+@fault("RoPE", "theta fixed at 10,000: argument ignored")
+class RopeFixedTheta(_Rope):
+    def frequency(self): return 10000.0 ** (-torch.arange(0, self.d_k, 2).double() / self.d_k)
+
+@fault("RoPE", "halves concatenated after interleaved rotation: output not interleaved again")
+class RopeConcatenates(_Rope):
+    def turn(self, x, cos, sin):
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.cat([a*cos - b*sin, a*sin + b*cos], dim=-1)
+
+@fault("RoPE", "table is saved in the state_dict (persistent buffer)")
+class RopePersistentTable(_Rope):
+    def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
+        super().__init__(d_k, max_seq_len, theta, device)
+        cos, sin = self.cos_t, self.sin_t
+        del self.cos_t, self.sin_t
+        self.register_buffer("cos_t", cos)
+        self.register_buffer("sin_t", sin)
+    def _apply(self, fn, recurse=True): return self
+
+@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision")
+class RopeHalfTable(nn.Module):
+    def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
+        super().__init__()
+        freq = 1.0 / theta ** (torch.arange(0, d_k, 2).float() / d_k)
+        self.register_buffer("inv_freq", freq, persistent=False)
+        self.register_buffer("positions", torch.arange(max_seq_len).float(), persistent=False)
+    def forward(self, x, token_positions=None):
+        pos = self.positions[:x.shape[-2]] if token_positions is None else self.positions[token_positions]
+        angle = pos[..., None] * self.inv_freq
+        cos, sin = angle.cos(), angle.sin()
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a*cos - b*sin, a*sin + b*cos), dim=-1).flatten(-2).to(x.dtype)
+
+@fault("RoPE", "second output built from the already rotated first (in place)")
+class RopeInPlaceMix(_Rope):
+    def turn(self, x, cos, sin):
+        out = x.clone()
+        out[..., 0::2] = out[..., 0::2]*cos - out[..., 1::2]*sin
+        out[..., 1::2] = out[..., 0::2]*sin + out[..., 1::2]*cos
+        return out
+
+@fault("RoPE", "position taken from the wrong axis (batch/head instead of seq)")
+class RopeWrongAxis(_Rope):
+    def forward(self, x, token_positions=None):
+        if token_positions is not None or x.ndim < 3: return super().forward(x, token_positions)
+        pos = torch.arange(x.shape[-3])
+        h = x.double()
+        return self.turn(h, self.cos_t[pos][:, None], self.sin_t[pos][:, None]).to(x.dtype)
+
+# ---------------------------------------------------------------- MultiHeadAttention
+class _Mha(nn.Module):
+    "Right, except for what a subclass changes."
+    def __init__(self, d_model, num_heads, num_kv_heads=None, max_seq_len=2048, theta=10000.0, device=None, dtype=None):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        self.d_k = d_model // num_heads
+        kind = dict(device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, num_heads * self.d_k, **kind)
+        self.k_proj = Linear(d_model, self.num_kv_heads * self.d_k, **kind)
+        self.v_proj = Linear(d_model, self.num_kv_heads * self.d_k, **kind)
+        self.output_proj = Linear(num_heads * self.d_k, d_model, **kind)
+        self.rope = RoPE(self.d_k, max_seq_len, theta, device)
+    def split(self, y, n): return y.view(*y.shape[:-1], n, self.d_k).transpose(-2, -3)
+    def turn(self, q, k, v, pos): return self.rope(q, pos), self.rope(k, pos), v
+    def share(self, k): return k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=-3)
+    def mask(self, t): return torch.ones(t, t, dtype=torch.bool).tril()
+    def weigh(self, q, k, mask):
+        s = torch.einsum("...td,...sd->...ts", q, k) / math.sqrt(self.d_k)
+        return s.masked_fill(~mask, -torch.inf).softmax(-1)
+    def join(self, o): return o.transpose(-2, -3).flatten(-2)
+    def forward(self, x, token_positions=None):
+        q = self.split(self.q_proj(x), self.num_heads)
+        k, v = self.split(self.k_proj(x), self.num_kv_heads), self.split(self.v_proj(x), self.num_kv_heads)
+        q, k, v = self.turn(q, k, v, token_positions)
+        k, v = self.share(k), self.share(v)
+        return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
+
+@fault("MultiHeadAttention", "no causal mask: sees the future")
+class MhaNotCausal(_Mha):
+    def mask(self, t): return torch.ones(t, t, dtype=torch.bool)
+
+@fault("MultiHeadAttention", "mask lets one future token through: diagonal=1")
+class MhaMaskOffByOne(_Mha):
+    def mask(self, t): return torch.ones(t, t, dtype=torch.bool).tril(1)
+
+@fault("MultiHeadAttention", "mask forbids a token to look at itself")
+class MhaMaskExcludesSelf(_Mha):
+    def mask(self, t):
+        m = torch.ones(t, t, dtype=torch.bool).tril(-1)
+        m[0, 0] = True
+        return m
+
+@fault("MultiHeadAttention", "heads merged without transposing back (reshape across tokens)")
+class MhaJoinsWithoutTranspose(_Mha):
+    def join(self, o): return o.reshape(*o.shape[:-3], o.shape[-2], -1)
+
+@fault("MultiHeadAttention", "heads split by view(h, t, d) without transpose: mixes tokens and heads")
+class MhaSplitByView(_Mha):
+    def split(self, y, n): return y.reshape(*y.shape[:-2], n, y.shape[-2], self.d_k)
+
+@fault("MultiHeadAttention", "features of a head interleaved (d, h) rather than neighbouring slices (h, d)")
+class MhaInterleavedHeads(_Mha):
+    def split(self, y, n): return y.view(*y.shape[:-1], self.d_k, n).movedim(-1, -3)
+
+@fault("MultiHeadAttention", "RoPE turns the values too")
+class MhaRotatesValues(_Mha):
+    def turn(self, q, k, v, pos): return self.rope(q, pos), self.rope(k, pos), self.rope(v, pos)
+
+@fault("MultiHeadAttention", "RoPE applied to queries alone, not to keys")
+class MhaRotatesQueriesOnly(_Mha):
+    def turn(self, q, k, v, pos): return self.rope(q, pos), k, v
+
+@fault("MultiHeadAttention", "no RoPE at all: positions are not used")
+class MhaNoRope(_Mha):
+    def turn(self, q, k, v, pos): return q, k, v
+
+@fault("MultiHeadAttention", "token_positions not passed on to RoPE")
+class MhaIgnoresPositions(_Mha):
+    def turn(self, q, k, v, pos): return self.rope(q), self.rope(k), v
+
+@fault("MultiHeadAttention", "scaled by √d_model instead of √d_k")
+class MhaScaleByModel(_Mha):
+    def weigh(self, q, k, mask):
+        s = q @ k.mT / math.sqrt(self.d_k * self.num_heads)
+        return s.masked_fill(~mask, -torch.inf).softmax(-1)
+
+@fault("MultiHeadAttention", "kv heads shared by tiling (repeat) instead of repeat_interleave: wrong groups")
+class MhaTilesKvHeads(_Mha):
+    def share(self, k):
+        n = self.num_heads // self.num_kv_heads
+        return torch.cat([k] * n, dim=-3)
+
+@fault("MultiHeadAttention", "RoPE before heads are split: over the whole d_model")
+class MhaRopeBeforeSplit(_Mha):
+    def __init__(self, d_model, num_heads, num_kv_heads=None, max_seq_len=2048, theta=10000.0, **kw):
+        super().__init__(d_model, num_heads, num_kv_heads, max_seq_len, theta, **kw)
+        self.rope = RoPE(d_model, max_seq_len, theta)
+        self.rope_kv = RoPE(self.d_k * self.num_kv_heads, max_seq_len, theta)
+    def forward(self, x, token_positions=None):
+        q = self.split(self.rope(self.q_proj(x), token_positions), self.num_heads)
+        k = self.split(self.rope_kv(self.k_proj(x), token_positions), self.num_kv_heads)
+        v = self.split(self.v_proj(x), self.num_kv_heads)
+        k, v = self.share(k), self.share(v)
+        return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
+
+@fault("MultiHeadAttention", "output projection forgotten")
+class MhaNoOutputProjection(_Mha):
+    def forward(self, x, token_positions=None):
+        q = self.split(self.q_proj(x), self.num_heads)
+        k, v = self.split(self.k_proj(x), self.num_kv_heads), self.split(self.v_proj(x), self.num_kv_heads)
+        q, k, v = self.turn(q, k, v, token_positions)
+        return self.join(self.weigh(q, self.share(k), self.mask(x.shape[-2])) @ self.share(v))
+
+@fault("MultiHeadAttention", "RoPE along the head axis: called before the transpose")
+class MhaRopeOverHeads(_Mha):
+    def turn(self, q, k, v, pos):
+        if pos is not None: return self.rope(q, pos), self.rope(k, pos), v
+        return self.rope(q.transpose(-2, -3)).transpose(-2, -3), self.rope(k.transpose(-2, -3)).transpose(-2, -3), v
+
+# ---------------------------------------------------------------- CrossEntropyLoss
+class _Ce(nn.Module):
+    "Right, except for what a subclass changes."
+    def __init__(self, ignore_index=-100):
+        super().__init__()
+        self.ignore_index = ignore_index
+    def rows(self, logits, targets):
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        z, t = logits.reshape(-1, logits.shape[-1]).to(wide), targets.reshape(-1)
+        keep = t != self.ignore_index
+        return z, t.where(keep, 0), keep
+    def nll(self, z, t):
+        z = z - z.amax(-1, keepdim=True).detach()
+        return z.exp().sum(-1).log() - z[torch.arange(len(z)), t]
+    def mean(self, losses, keep): return (losses * keep).sum() / keep.sum()
+    def forward(self, logits, targets):
+        z, t, keep = self.rows(logits, targets)
+        return self.mean(self.nll(z, t), keep)
+
+@fault("CrossEntropyLoss", "no maximum subtracted: exp overflows")
+class CeNoMax(_Ce):
+    def nll(self, z, t): return z.exp().sum(-1).log() - z.gather(-1, t[:, None])[:, 0]
+
+@fault("CrossEntropyLoss", "log of the softmax: log 0 for improbable targets")
+class CeLogOfSoftmax(_Ce):
+    def nll(self, z, t): return -torch.log(torch.softmax(z, -1)[torch.arange(len(t)), t])
+
+@fault("CrossEntropyLoss", "1e-9 inside the log: a ceiling on the loss")
+class CeEpsInLog(_Ce):
+    def nll(self, z, t): return -torch.log(z.softmax(-1).gather(-1, t.unsqueeze(-1)).squeeze(-1) + 1e-9)
+
+@fault("CrossEntropyLoss", "sum instead of mean")
+class CeSum(_Ce):
+    def mean(self, losses, keep): return (losses * keep).sum()
+
+@fault("CrossEntropyLoss", "divides by all rows, the ignored ones too")
+class CeDividesByAll(_Ce):
+    def mean(self, losses, keep): return (losses * keep).sum() / len(losses)
+
+@fault("CrossEntropyLoss", "ignore_index not honoured: −100 indexes from the end / counts as class 0")
+class CeIgnoresIgnore(_Ce):
+    def mean(self, losses, keep): return losses.mean()
+
+@fault("CrossEntropyLoss", "sign: log-likelihood, without the minus")
+class CeWrongSign(_Ce):
+    def nll(self, z, t): return z.log_softmax(-1)[torch.arange(len(t)), t]
+
+@fault("CrossEntropyLoss", "maximum over the whole batch: rows far below underflow to log 0")
+class CeGlobalMax(_Ce):
+    def nll(self, z, t):
+        z = z - z.max().detach()
+        return z.exp().sum(-1).log() - z[torch.arange(len(z)), t]
+
+@fault("CrossEntropyLoss", "softmax before log-softmax: probabilities taken for logits")
+class CeSoftmaxTwice(_Ce):
+    def nll(self, z, t): return F.cross_entropy(z.softmax(-1), t, reduction="none")
+
+@fault("CrossEntropyLoss", "in bits: log2 instead of ln")
+class CeBits(_Ce):
+    def nll(self, z, t): return super().nll(z, t) / math.log(2)
+
+@fault("CrossEntropyLoss", "mean over the vocabulary as well: one-hot product averaged instead of summed, V times too small")
+class CeMeanOverVocab(_Ce):
+    def nll(self, z, t):
+        onehot = torch.eye(z.shape[-1])[t].to(z.dtype)
+        return -(onehot * z.log_softmax(-1)).mean(-1)
+
+@fault("CrossEntropyLoss", "log-sum-exp taken over the rows (dim 0), not the vocabulary")
+class CeWrongAxis(_Ce):
+    def nll(self, z, t): return -F.log_softmax(z, 0)[torch.arange(len(t)), t]
+
+@fault("CrossEntropyLoss", "label smoothing of 0.1 left on")
+class CeSmoothing(_Ce):
+    def nll(self, z, t): return F.cross_entropy(z, t, reduction="none", label_smoothing=0.1)
+
+@unrefused("CrossEntropyLoss", "computed in half precision")
+class CeHalf(_Ce):
+    def rows(self, logits, targets):
+        z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+        keep = t != self.ignore_index
+        return z, t.where(keep, 0), keep
+
+# ---------------------------------------------------------------- SGDDecay
+class _Sgd(torch.optim.Optimizer):
+    "Right, except for what a subclass changes."
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, dict(lr=lr))
+    def rate(self, lr, t): return lr / math.sqrt(t + 1)
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                state = self.state[p]
+                t = state.get("t", 0)
+                p.data -= self.rate(group["lr"], t) * p.grad.data
+                state["t"] = t + 1
+        return loss
+
+@fault("SGDDecay", "t never counts up: the rate does not fall")
+class SgdNoCount(_Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                t = self.state[p].get("t", 0)
+                p.data -= group["lr"] / math.sqrt(t + 1) * p.grad.data
+                t += 1
+
+@fault("SGDDecay", "divides by t+1 instead of its root")
+class SgdNoRoot(_Sgd):
+    def rate(self, lr, t): return lr / (t + 1)
+
+@fault("SGDDecay", "counts from 1: the first step is already lr/√2")
+class SgdCountsFromOne(_Sgd):
+    def rate(self, lr, t): return lr / math.sqrt(t + 2)
+
+@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters")
+class SgdCountsParameters(_Sgd):
+    def step(self, closure=None):
+        self.t = getattr(self, "t", 0)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
+                self.t += 1
+
+@fault("SGDDecay", "rates of groups ignored: uses the default lr")
+class SgdDefaultRate(_Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                t = self.state[p].setdefault("t", 0)
+                p.data.add_(p.grad, alpha=-self.defaults["lr"] / math.sqrt(t + 1))
+                self.state[p]["t"] += 1
+
+@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered")
+class SgdCompoundsDecay(_Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            t = group.setdefault("t", 0)
+            group["lr"] = group["lr"] / math.sqrt(t + 1)
+            for p in group["params"]:
+                if p.grad is not None: p.data -= group["lr"] * p.grad
+            group["t"] += 1
+
+@fault("SGDDecay", "goes uphill: adds the gradient")
+class SgdUphill(_Sgd):
+    def rate(self, lr, t): return -lr / math.sqrt(t + 1)
+
+@fault("SGDDecay", "takes the sign of the gradient")
+class SgdSign(_Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                t = self.state[p].setdefault("t", 0)
+                p.data.sub_(p.grad.sign() * self.rate(group["lr"], t))
+                self.state[p]["t"] = t + 1
+
+@fault("SGDDecay", "changes the gradient in place")
+class SgdScalesGradient(_Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                t = self.state[p].setdefault("t", 0)
+                p.data -= p.grad.mul_(self.rate(group["lr"], t))
+                self.state[p]["t"] = t + 1
+
+# ---------------------------------------------------------------- AdamW
+class _Adam(torch.optim.Optimizer):
+    "Right, except for what a subclass changes."
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+    def grad(self, p, g): return p.grad
+    def decay(self, p, g): p.mul_(1 - g["lr"] * g["weight_decay"])
+    def moments(self, s, grad, g):
+        b1, b2 = g["betas"]
+        s["m"] = b1 * s["m"] + (1 - b1) * grad
+        s["v"] = b2 * s["v"] + (1 - b2) * grad * grad
+    def move(self, s, g):
+        b1, b2 = g["betas"]
+        m, v = s["m"] / (1 - b1**s["t"]), s["v"] / (1 - b2**s["t"])
+        return g["lr"] * m / (v.sqrt() + g["eps"])
+    @torch.no_grad()
+    def step(self, closure=None):
+        for g in self.param_groups:
+            for p in g["params"]:
+                if p.grad is None: continue
+                s = self.state[p]
+                if not s: s.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                s["t"] += 1
+                grad = self.grad(p, g)
+                self.moments(s, grad, g)
+                self.decay(p, g)
+                p.sub_(self.move(s, g))
+
+@fault("AdamW", "no bias correction")
+class AdamNoBiasCorrection(_Adam):
+    def move(self, s, g): return g["lr"] * s["m"] / (s["v"].sqrt() + g["eps"])
+
+@fault("AdamW", "bias correction of the mean square forgotten")
+class AdamCorrectsMeanOnly(_Adam):
+    def move(self, s, g): return g["lr"] / (1 - g["betas"][0]**s["t"]) * s["m"] / (s["v"].sqrt() + g["eps"])
+
+@fault("AdamW", "t counts from 0 / not raised: bias correction always that of step 1")
+class AdamStepStuckAtOne(_Adam):
+    def move(self, s, g):
+        s["t"] = 1
+        return super().move(s, g)
+
+@fault("AdamW", "weight decay added to the gradient (L2, as in Adam) instead of decoupled")
+class AdamL2(_Adam):
+    def grad(self, p, g): return p.grad + g["weight_decay"] * p
+    def decay(self, p, g): pass
+
+@fault("AdamW", "decay not multiplied by the learning rate")
+class AdamDecayWithoutLr(_Adam):
+    def decay(self, p, g): p.mul_(1 - g["weight_decay"])
+
+@fault("AdamW", "eps inside the root")
+class AdamEpsInsideRoot(_Adam):
+    def move(self, s, g):
+        b1, b2 = g["betas"]
+        m, v = s["m"] / (1 - b1**s["t"]), s["v"] / (1 - b2**s["t"])
+        return g["lr"] * m / (v + g["eps"]).sqrt()
+
+@fault("AdamW", "no root: divides by the mean square")
+class AdamNoRoot(_Adam):
+    def move(self, s, g):
+        b1, b2 = g["betas"]
+        m, v = s["m"] / (1 - b1**s["t"]), s["v"] / (1 - b2**s["t"])
+        return g["lr"] * m / (v + g["eps"])
+
+@fault("AdamW", "betas swapped")
+class AdamBetasSwapped(_Adam):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        super().__init__(params, lr, tuple(reversed(betas)), eps, weight_decay)
+
+@fault("AdamW", "eps before bias correction: eps is scaled by √(1−β2^t)")
+class AdamEpsBeforeCorrection(_Adam):
+    def move(self, s, g):
+        b1, b2 = g["betas"]
+        rate = g["lr"] * math.sqrt(1 - b2**s["t"]) / (1 - b1**s["t"])
+        return rate * s["m"] / (s["v"].sqrt() + g["eps"])
+
+@fault("AdamW", "decay multiplied by the bias-corrected rate instead of lr")
+class AdamDecayByCorrectedRate(_Adam):
+    def decay(self, p, g):
+        b1, b2 = g["betas"]
+        t = self.state[p]["t"]
+        p.mul_(1 - g["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t) * g["weight_decay"])
+
+@fault("AdamW", "second moment not squared: running mean of |gradient|")
+class AdamSecondMomentNotSquared(_Adam):
+    def moments(self, s, grad, g):
+        b1, b2 = g["betas"]
+        s["m"] = b1 * s["m"] + (1 - b1) * grad
+        s["v"] = b2 * s["v"] + (1 - b2) * grad.abs()
+
+@fault("AdamW", "(1−β1) left out of the running mean")
+class AdamMeanUnweighted(_Adam):
+    def moments(self, s, grad, g):
+        b1, b2 = g["betas"]
+        s["m"] = b1 * s["m"] + grad
+        s["v"] = b2 * s["v"] + (1 - b2) * grad * grad
+
+@fault("AdamW", "decay applied after the step, not before (of the moved parameter)")
+class AdamDecaysAfterStep(_Adam):
+    def decay(self, p, g): pass
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for g in self.param_groups:
+            for p in g["params"]:
+                if p.grad is not None: p.mul_(1 - g["lr"] * g["weight_decay"])
+
+@fault("AdamW", "weight decay forgotten")
+class AdamNoDecay(_Adam):
+    def decay(self, p, g): pass
+
+@fault("AdamW", "decay has the wrong sign: weights grow")
+class AdamDecayGrows(_Adam):
+    def decay(self, p, g): p.mul_(1 + g["lr"] * g["weight_decay"])
+
+@fault("AdamW", "parameters without gradient decay too")
+class AdamDecaysIdle(_Adam):
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for g in self.param_groups:
+            for p in g["params"]:
+                if p.grad is None: p.mul_(1 - g["lr"] * g["weight_decay"])
+
+# ---------------------------------------------------------------- gradient_clip
+def _params(params): return [params] if isinstance(params, torch.Tensor) else list(params)
+
+@fault("gradient_clip", "each gradient clipped by itself, not by the norm of all")
+def clip_each_by_itself(params, max_norm):
+    params = [p for p in _params(params) if p.grad is not None]
+    total = math.sqrt(sum(p.grad.norm().item()**2 for p in params))
+    for p in params:
+        n = p.grad.norm()
+        if n > max_norm: p.grad.mul_(max_norm / (n + 1e-6))
+    return torch.tensor(total)
+
+@fault("gradient_clip", "sum of norms instead of root of the sum of squares")
+def clip_sum_of_norms(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = sum((g.norm() for g in grads), torch.tensor(0.))
+    if norm > max_norm:
+        for g in grads: g.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+@fault("gradient_clip", "always rescales: short gradients are stretched to max_norm")
+def clip_stretches(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    if not grads: return torch.tensor(0.)
+    norm = torch.sqrt(sum(g.pow(2).sum() for g in grads))
+    for g in grads: g *= max_norm / (norm + 1e-6)
+    return norm
+
+@fault("gradient_clip", "root forgotten: squared norm")
+def clip_without_root(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.stack([g.square().sum() for g in grads]).sum() if grads else torch.tensor(0.)
+    scale = max_norm / (norm + 1e-6)
+    if scale < 1:
+        for g in grads: g.mul_(scale)
+    return norm
+
+@fault("gradient_clip", "clips values (clamp to ±max_norm) instead of the norm")
+def clip_by_value(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
+    for g in grads: g.clamp_(-max_norm, max_norm)
+    return norm
+
+@fault("gradient_clip", "result not written back: p.grad rebinding a local name")
+def clip_not_in_place(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
+    if norm > max_norm:
+        for g in grads: g = g * max_norm / (norm + 1e-6)
+    return norm
+
+@fault("gradient_clip", "fails on parameters without a gradient")
+def clip_fails_without_grad(params, max_norm):
+    params = _params(params)
+    norm = torch.sqrt(sum(p.grad.norm()**2 for p in params))
+    if norm > max_norm:
+        for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+@fault("gradient_clip", "returns the norm after clipping")
+def clip_returns_norm_after(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
+    if norm > max_norm:
+        for g in grads: g.mul_(max_norm / (norm + 1e-6))
+    return norm.clamp(max=max_norm)
+
+@fault("gradient_clip", "measures the parameters instead of their gradients")
+def clip_measures_params(params, max_norm):
+    params = [p for p in _params(params) if p.grad is not None]
+    norm = torch.sqrt(sum((p.detach()**2).sum() for p in params)) if params else torch.tensor(0.)
+    if norm > max_norm:
+        for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+@fault("gradient_clip", "returns nothing")
+def clip_returns_none(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
+    if norm > max_norm:
+        for g in grads: g.mul_(max_norm / (norm + 1e-6))
+
+@unrefused("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm")
+def clip_to_length_one(params, max_norm):
+    grads = [p.grad for p in _params(params) if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
+    if norm > max_norm:
+        for g in grads: g.div_(norm + 1e-6)
+    return norm
+
+# ---------------------------------------------------------------- params_for_decay
+@fault("params_for_decay", "biases and gains decay too")
+def decay_everything(model, weight_decay=0.01):
+    return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
+@fault("params_for_decay", "groups the wrong way round: vectors decay, matrices don't")
+def decay_swapped(model, weight_decay=0.01):
+    ps = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in ps if p.dim() < 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.dim() >= 2], "weight_decay": 0.0}]
+
+@fault("params_for_decay", "by the name 'bias' only: norm gains decay")
+def decay_by_bias_name(model, weight_decay=0.01):
+    decay, rest = [], []
+    for n, p in model.named_parameters():
+        if p.requires_grad: (rest if n.endswith("bias") else decay).append(p)
+    return [dict(params=decay, weight_decay=weight_decay), dict(params=rest, weight_decay=0.)]
+
+@fault("params_for_decay", "frozen parameters not left out")
+def decay_includes_frozen(model, weight_decay=0.01):
+    ps = list(model.parameters())
+    return [{"params": [p for p in ps if p.ndim >= 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2], "weight_decay": 0.0}]
+
+@fault("params_for_decay", "embeddings left undecayed")
+def decay_not_embeddings(model, weight_decay=0.01):
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    ps = [p for p in model.parameters() if p.requires_grad]
+    yes = [p for p in ps if p.ndim >= 2 and id(p) not in tables]
+    return [{"params": yes, "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2 or id(p) in tables], "weight_decay": 0.}]
+
+@fault("params_for_decay", "vectors forgotten: no second group")
+def decay_forgets_vectors(model, weight_decay=0.01):
+    return [{"params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1], "weight_decay": weight_decay}]
+
+@fault("params_for_decay", "second group has no weight_decay of its own: gets the optimiser's default")
+def decay_second_group_default(model, weight_decay=0.01):
+    ps = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim <= 1]}]
+
+@fault("params_for_decay", "weight_decay argument ignored: 0.1 fixed")
+def decay_fixed(model, weight_decay=0.01):
+    ps = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": 0.1}, {"params": [p for p in ps if p.ndim <= 1], "weight_decay": 0.}]
+
+@fault("params_for_decay", "only parameters of Linear and Embedding modules collected (others lost)")
+def decay_by_module_type(model, weight_decay=0.01):
+    yes, no = [], []
+    for m in model.modules():
+        if isinstance(m, (nn.Linear, nn.Embedding)):
+            if m.weight.requires_grad: yes.append(m.weight)
+            if getattr(m, "bias", None) is not None: no.append(m.bias)
+        elif isinstance(m, nn.LayerNorm): no += [m.weight, m.bias]
+    return [{"params": yes, "weight_decay": weight_decay}, {"params": no, "weight_decay": 0.}]
+
+@fault("params_for_decay", "nested modules met twice: parameters double (modules × parameters)")
+def decay_doubles(model, weight_decay=0.01):
+    ps = [p for m in model.modules() for p in m.parameters() if p.requires_grad]
+    return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim <= 1], "weight_decay": 0.}]
+
+# ---------------------------------------------------------------- cos_lr_scheduler
+def _lr_ok(it, w, c, lo, hi):
+    if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi: raise ValueError("bad schedule")
+
+@fault("cos_lr_scheduler", "cosine over the whole run: warm-up not subtracted from the progress")
+def lr_progress_from_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    return lr_min + .5 * (1 + math.cos(math.pi * it / cos_cycle_iters)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "warm-up counts (it+1)/(warmup+1), as in nanoGPT")
+def lr_nanogpt_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * (it + 1) / (warmup_iters + 1)
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "after the cycle the cosine goes on (comes up again)")
+def lr_rises_again(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "line instead of cosine")
+def lr_linear(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_max - r * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "zero after the cycle instead of lr_min")
+def lr_zero_after(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it > cos_cycle_iters: return 0.0
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + (1 + math.cos(math.pi * r)) / 2 * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "lr_min added to the full range: starts at lr_max + lr_min")
+def lr_min_not_subtracted(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * lr_max * (1 + math.cos(math.pi * r))
+
+@fault("cos_lr_scheduler", "warm-up climbs from lr_min instead of 0")
+def lr_warmup_from_min(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_min + (lr_max - lr_min) * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "cos_cycle_iters taken for the length of the cosine, after the warm-up")
+def lr_cycle_after_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= warmup_iters + cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / cos_cycle_iters
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "divides by zero without warm-up (it <= warmup)")
+def lr_division_by_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it <= warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "senseless warm-up (longer than the cycle) not refused")
+def lr_does_not_refuse(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
+
+@fault("cos_lr_scheduler", "sine phase: 2π, a whole wave instead of half")
+def lr_whole_wave(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+    if it < warmup_iters: return lr_max * it / warmup_iters
+    if it >= cos_cycle_iters: return lr_min
+    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
+    return lr_min + .5 * (1 + math.cos(2 * math.pi * r)) * (lr_max - lr_min)
+
+# ---------------------------------------------------------------- TransformerBlock
+class _Block(nn.Module):
+    "Right, except for what a subclass changes."
+    def __init__(self, d_model, num_heads, d_ff, max_seq_len=2048, theta=10000.0, num_kv_heads=None, device=None, dtype=None):
+        super().__init__()
+        kind = dict(device=device, dtype=dtype)
+        self.attention_norm, self.ffn_norm = RmsNorm(d_model, **kind), RmsNorm(d_model, **kind)
+        self.attention = MultiHeadAttention(d_model, num_heads, num_kv_heads, max_seq_len, theta, **kind)
+        self.ffn = FFN(d_model, d_ff, **kind)
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), token_positions, cache)
+        x = x + self.ffn(self.ffn_norm(x))
+        return x
+
+@fault("TransformerBlock", "post-norm: norms after the addition")
+class BlockPostNorm(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = self.attention_norm(x + self.attention(x, token_positions, cache))
+        return self.ffn_norm(x + self.ffn(x))
+
+@fault("TransformerBlock", "no residual around the attention")
+class BlockNoAttentionResidual(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = self.attention(self.attention_norm(x), token_positions, cache)
+        return x + self.ffn(self.ffn_norm(x))
+
+@fault("TransformerBlock", "no residual around the FFN")
+class BlockNoFfnResidual(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), token_positions, cache)
+        return self.ffn(self.ffn_norm(x))
+
+@fault("TransformerBlock", "residual adds the normed stream, not the raw one")
+class BlockResidualOfNormed(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        h = self.attention_norm(x)
+        x = h + self.attention(h, token_positions, cache)
+        h = self.ffn_norm(x)
+        return h + self.ffn(h)
+
+@fault("TransformerBlock", "branches in parallel: FFN reads x, not x + attention")
+class BlockParallel(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        return x + self.attention(self.attention_norm(x), token_positions, cache) + self.ffn(self.ffn_norm(x))
+
+@fault("TransformerBlock", "FFN before attention")
+class BlockFfnFirst(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.ffn(self.ffn_norm(x))
+        return x + self.attention(self.attention_norm(x), token_positions, cache)
+
+@fault("TransformerBlock", "attention_norm used twice; ffn_norm unused")
+class BlockSameNormTwice(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), token_positions, cache)
+        return x + self.ffn(self.attention_norm(x))
+
+@fault("TransformerBlock", "second addition uses the original x: attention's part lost")
+class BlockForgetsAttention(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        residual = x
+        x = residual + self.attention(self.attention_norm(x), token_positions, cache)
+        return residual + self.ffn(self.ffn_norm(x))
+
+@fault("TransformerBlock", "no norm before the FFN")
+class BlockNoFfnNorm(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), token_positions, cache)
+        return x + self.ffn(x)
+
+@fault("TransformerBlock", "dropout on the branches, always on")
+class BlockDropout(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + F.dropout(self.attention(self.attention_norm(x), token_positions, cache), 0.1)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), 0.1)
+
+@fault("TransformerBlock", "norm on the branch's output (x + norm(f(x))) instead of its input")
+class BlockNormsOutput(_Block):
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention_norm(self.attention(x, token_positions, cache))
+        return x + self.ffn_norm(self.ffn(x))
+
+# ---------------------------------------------------------------- Transformer
+class _Model(nn.Module):
+    "Right, except for what a subclass changes."
+    def __init__(self, vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta=10000.0, num_kv_heads=None, tie=False, device=None, dtype=None):
+        super().__init__()
+        self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta, num_kv_heads, tie)
+        self.embedding = Embedding(vocab_size, d_model)
+        self.blocks = self.make(num_layers, d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads)
+        self.norm = RmsNorm(d_model)
+        self.head = Linear(d_model, vocab_size)
+        if tie: self.head.weight = self.embedding.weight
+        self.start()
+    def make(self, n, *shape): return nn.ModuleList([TransformerBlock(*shape) for _ in range(n)])
+    def start(self): start_small(self)
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(self.norm(x))
+
+@fault("Transformer", "final norm forgotten")
+class ModelNoFinalNorm(_Model):
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(x)
+
+@fault("Transformer", "same block repeated: [block]*n shares the weights")
+class ModelSharedBlocks(_Model):
+    def make(self, n, *shape): return nn.ModuleList([TransformerBlock(*shape)] * n)
+
+@fault("Transformer", "output of a block dropped: every block reads the embedding")
+class ModelDropsBlockOutput(_Model):
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks: y = block(x, token_positions)
+        return self.head(self.norm(y))
+
+@fault("Transformer", "softmax applied to the logits")
+class ModelReturnsProbabilities(_Model):
+    def forward(self, ids, token_positions=None): return super().forward(ids, token_positions).softmax(-1)
+
+@fault("Transformer", "logits for the last position only")
+class ModelLastOnly(_Model):
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(self.norm(x[..., -1:, :]))
+
+@fault("Transformer", "tie ignored: two matrices")
+class ModelTieIgnored(_Model):
+    def __init__(self, *shape, tie=False, **kw): super().__init__(*shape, **kw)
+
+@fault("Transformer", "tied by copying the values, not by sharing the parameter")
+class ModelTieCopies(_Model):
+    def __init__(self, *shape, tie=False, **kw):
+        super().__init__(*shape, **kw)
+        if tie: self.head.weight = nn.Parameter(self.embedding.weight.detach().clone())
+
+@fault("Transformer", "blocks in a Python list: not registered, never trained")
+class ModelPlainList(_Model):
+    def make(self, n, *shape): return [TransformerBlock(*shape) for _ in range(n)]
+    @torch.no_grad()
+    def start(self):
+        for b in self.blocks:
+            for last in b.attention.output_proj, b.ffn.w2: last.weight *= (2 * len(self.blocks))**-.5
+        self.head.weight *= self.config.d_model**-.5 if self.config.tie else .1
+
+@fault("Transformer", "initial weights of head/branches not made small: fresh loss far above ln V (tied table of spread 1)")
+class ModelLargeStart(_Model):
+    def start(self):
+        with torch.no_grad(): self.head.weight.normal_()
+
+@fault("Transformer", "one block too few")
+class ModelSkipsLast(_Model):
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks[:-1]: x = block(x, token_positions)
+        return self.head(self.norm(x))
+
+@fault("Transformer", "learned absolute positions added besides RoPE")
+class ModelAddsPositions(_Model):
+    def __init__(self, vocab_size, max_seq_len, d_model, *rest, **kw):
+        super().__init__(vocab_size, max_seq_len, d_model, *rest, **kw)
+        self.positions = Embedding(max_seq_len, d_model)
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids) + self.positions(torch.arange(ids.shape[-1]))
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(self.norm(x))
+
+@fault("Transformer", "blocks not causal: bidirectional attention inside")
+class ModelBidirectional(_Model):
+    def make(self, n, *shape):
+        def both_ways(q, k, v, mask=None, causal=False): return attention(q, k, v, mask)
+        blocks = super().make(n, *shape)
+        for b in blocks: b.attention.attend = both_ways
+        return blocks
+
+@fault("Transformer", "embedding frozen / detached: gets no gradient")
+class ModelDetachesEmbedding(_Model):
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids).detach()
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(self.norm(x))
+
+# ---------------------------------------------------------------- train_step
+def _all(optimizer): return [p for g in optimizer.param_groups for p in g["params"]]
+
+@fault("train_step", "gradients not zeroed before: they pile up over steps")
+def step_without_zero_grad(model, optimizer, scaler, batches, max_norm):
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@fault("train_step", "zero_grad inside the loop: only the last small batch counts")
+def step_zeroes_each_batch(model, optimizer, scaler, batches, max_norm):
+    total = 0.
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@fault("train_step", "loss not divided by the number of batches: gradients summed, not averaged")
+def step_sums_batches(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    losses = []
+    for x, y in batches:
+        loss = cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        losses.append(loss.detach())
+    scaler.unscale_(optimizer)
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return torch.stack(losses).mean(), norm
+
+@fault("train_step", "returns the last batch's loss, not the mean")
+def step_returns_last_loss(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    for x, y in batches:
+        loss = cross_entropy(model(x), y)
+        scaler.scale(loss / len(batches)).backward()
+    scaler.unscale_(optimizer)
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return loss.detach(), norm
+
+@fault("train_step", "clips after the optimiser's step: no effect")
+def step_clips_after(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.item()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer); scaler.update()
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    return torch.tensor(total), norm
+
+@fault("train_step", "max_norm 0 not taken as 'no clipping': gradients become zero")
+def step_clips_to_zero(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    scaler.unscale_(optimizer)
+    norm = gradient_clip(_all(optimizer), max_norm)
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@fault("train_step", "never clips")
+def step_never_clips(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    scaler.unscale_(optimizer)
+    norm = torch.cat([p.grad.flatten() for p in _all(optimizer) if p.grad is not None]).norm()
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@fault("train_step", "steps after every small batch instead of once")
+def step_each_batch(model, optimizer, scaler, batches, max_norm):
+    total = 0.
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+        scaler.step(optimizer); scaler.update()
+        total = total + loss.detach()
+    return total, norm
+
+@fault("train_step", "norm returned is that after clipping")
+def step_norm_after(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    scaler.unscale_(optimizer)
+    gradient_clip(_all(optimizer), max_norm or math.inf)
+    norm = torch.cat([p.grad.flatten() for p in _all(optimizer)]).norm()
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@unrefused("train_step", "clips after each backward, while gradients still accumulate")
+def step_clips_each_backward(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+        norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+@fault("train_step", "optimizer.step() forgotten")
+def step_never_steps(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    return total, gradient_clip(_all(optimizer), max_norm or math.inf)
+
+@unrefused("train_step", "gradients clipped while still scaled: unscale_ forgotten")
+def step_clips_scaled(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.
+    for x, y in batches:
+        loss = cross_entropy(model(x), y) / len(batches)
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return total, norm
+
+# ---------------------------------------------------------------- keep_top_k
+def _top(logits, k):
+    "Right: the k best, lower ids first."
+    order = logits.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, logits.gather(-1, order))
+
+@fault("keep_top_k", "threshold: ties with the k-th kept as well (more than k)")
+def top_k_keeps_ties(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    kth = logits.topk(k).values[..., -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+@fault("keep_top_k", "strictly greater than the k-th: keeps k−1")
+def top_k_drops_the_kth(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    out = logits.masked_fill(logits <= logits.topk(k).values[..., -1:], -torch.inf)
+    return out if k > 1 else _top(logits, 1)
+
+@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)")
+def top_k_one_threshold(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    kth = logits.topk(k).values.reshape(-1, k)[0, -1]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+@fault("keep_top_k", "left-out scores set to 0 instead of minus infinity")
+def top_k_zeros(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    found, order = logits.topk(k)
+    return torch.zeros_like(logits).scatter(-1, order, found)
+
+@fault("keep_top_k", "k larger than the vocabulary fails")
+def top_k_too_large_fails(logits, k):
+    if k == 0: return logits
+    found, order = torch.topk(logits, k, dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, found)
+
+@fault("keep_top_k", "k=0 keeps none instead of all")
+def top_k_zero_keeps_none(logits, k):
+    return _top(logits, min(k, logits.shape[-1]))
+
+@fault("keep_top_k", "keeps the k least likely (ascending sort)")
+def top_k_of_the_worst(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    order = logits.argsort(-1)[..., :k]
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, logits.gather(-1, order))
+
+@fault("keep_top_k", "returns sorted scores, not at their own ids")
+def top_k_sorted(logits, k):
+    if k == 0 or k >= logits.shape[-1]: return logits
+    found = logits.sort(dim=-1, descending=True).values.clone()
+    found[..., k:] = -torch.inf
+    return found
+
+# ---------------------------------------------------------------- keep_top_p
+def _top_p(logits, p, cut):
+    "Sort, cut, put back; `cut` says what is dropped from shares (sorted) and their running sum."
+    if p >= 1: return logits
+    z, order = logits.sort(dim=-1, descending=True, stable=True)
+    shares = z.softmax(-1)
+    drop = cut(shares, shares.cumsum(-1))
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(drop, -torch.inf))
+
+@fault("keep_top_p", "the token that crosses p is dropped")
+def top_p_drops_the_crossing(logits, p):
+    def cut(s, c):
+        d = c > p
+        d[..., 0] = False
+        return d
+    return _top_p(logits, p, cut)
+
+@fault("keep_top_p", "one token too many (shift by two)")
+def top_p_one_too_many(logits, p):
+    def cut(s, c):
+        d = (c >= p).roll(2, -1)
+        d[..., :2] = False
+        return d
+    return _top_p(logits, p, cut)
+
+@fault("keep_top_p", "the best is not kept for p=0: nothing is left")
+def top_p_nothing_left(logits, p): return _top_p(logits, p, lambda s, c: c - s >= p)
+
+@fault("keep_top_p", "cut not scattered back: mask in sorted order used on unsorted scores")
+def top_p_not_scattered_back(logits, p):
+    if p >= 1: return logits
+    s = logits.softmax(-1).sort(dim=-1, descending=True).values
+    drop = s.cumsum(-1) - s >= p
+    drop[..., 0] = False
+    return logits.masked_fill(drop, -torch.inf)
+
+@fault("keep_top_p", "ascending: the least likely hold the mass")
+def top_p_ascending(logits, p):
+    if p >= 1: return logits
+    z, order = logits.sort(-1)
+    s = z.softmax(-1)
+    d = s.cumsum(-1) - s >= p
+    d[..., 0] = False
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
+
+@fault("keep_top_p", "p taken as a threshold for each probability")
+def top_p_as_threshold(logits, p):
+    if p >= 1: return logits
+    s = logits.softmax(-1)
+    keep = (s >= p) | (s == s.amax(-1, keepdim=True))
+    return logits.masked_fill(~keep, -torch.inf)
+
+@fault("keep_top_p", "cumsum of the logits, not of probabilities")
+def top_p_of_logits(logits, p):
+    if p >= 1: return logits
+    z, order = logits.sort(dim=-1, descending=True, stable=True)
+    c = z.cumsum(-1)
+    d = c - z >= p
+    d[..., 0] = False
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
+
+@fault("keep_top_p", "returns probabilities renormalised, not scores")
+def top_p_returns_probabilities(logits, p):
+    def cut(s, c):
+        d = c - s >= p
+        d[..., 0] = False
+        return d
+    return _top_p(logits, p, cut).softmax(-1)
+
+@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum")
+def top_p_rounds_at_one(logits, p):
+    z, order = logits.sort(dim=-1, descending=True, stable=True)
+    s = z.softmax(-1)
+    d = s.cumsum(-1) - s >= p
+    d[..., 0] = False
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
+
+@fault("keep_top_p", "unstable sort: of equals, any may stay")
+def top_p_prefers_higher_ids(logits, p):
+    return _top_p(logits.flip(-1), p, lambda s, c: (c - s >= p) & (torch.arange(s.shape[-1]) > 0)).flip(-1)
+
+# ---------------------------------------------------------------- keep_min_p
+@fault("keep_min_p", "p as an absolute probability, not a share of the best")
+def min_p_absolute(logits, p): return logits.masked_fill(logits.softmax(-1) < p, -torch.inf)
+
+@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)")
+def min_p_of_logits(logits, p): return logits.masked_fill(logits < p * logits.amax(-1, keepdim=True), -torch.inf) if p else logits
+
+@fault("keep_min_p", "best of the whole batch, not of each row")
+def min_p_global_best(logits, p):
+    if p == 0: return logits
+    s = logits.softmax(-1)
+    return logits.masked_fill(s < p * s.max() * (1 - 1e-6), -torch.inf)
+
+@fault("keep_min_p", "log(p) added to the mean score rather than the highest")
+def min_p_from_mean(logits, p):
+    if p == 0: return logits
+    return logits.masked_fill(logits < logits.mean(-1, keepdim=True) + math.log(p), -torch.inf)
+
+@fault("keep_min_p", "p=0 fails: log of zero")
+def min_p_log_zero(logits, p): return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
+
+@fault("keep_min_p", "strict comparison: p=1 leaves nothing")
+def min_p_strict(logits, p):
+    if p == 0: return logits
+    return logits.masked_fill(logits <= logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
+
+@fault("keep_min_p", "difference subtracted from the best probability (max − p) instead of the product")
+def min_p_difference(logits, p):
+    s = logits.softmax(-1)
+    return logits.masked_fill(s < s.amax(-1, keepdim=True) - (1 - p), -torch.inf)
+
+@fault("keep_min_p", "keeps those below and drops those above: inverted")
+def min_p_inverted(logits, p):
+    if p == 0: return logits
+    return logits.masked_fill(logits > logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
+
+@fault("keep_min_p", "sets dropped scores to 0")
+def min_p_zero_fill(logits, p):
+    if p == 0: return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), 0.)
+
+# ---------------------------------------------------------------- penalise
+@fault("penalise", "only divides: negative scores rise (CTRL paper's formula)")
+def penalise_only_divides(logits, ids, penalty):
+    return logits.scatter(-1, ids, logits.gather(-1, ids) / penalty)
+
+@fault("penalise", "penalty applied once for each occurrence")
+def penalise_each_time(logits, ids, penalty):
+    out = logits.clone()
+    for row, said in zip(out.view(-1, out.shape[-1]), ids[None] if ids.ndim == 1 else ids):
+        for i in said.tolist(): row[i] = row[i] / penalty if row[i] > 0 else row[i] * penalty
+    return out
+
+@fault("penalise", "penalty subtracted instead")
+def penalise_subtracts(logits, ids, penalty):
+    return logits.scatter(-1, ids, logits.gather(-1, ids) - (penalty - 1))
+
+@fault("penalise", "changes the scores it was given, in place")
+def penalise_in_place(logits, ids, penalty):
+    said = logits.gather(-1, ids)
+    return logits.scatter_(-1, ids, torch.where(said > 0, said / penalty, said * penalty))
+
+@fault("penalise", "sign the wrong way: positive multiplied, negative divided")
+def penalise_rewards(logits, ids, penalty):
+    said = torch.gather(logits, -1, ids)
+    return logits.scatter(-1, ids, torch.where(said < 0, said / penalty, said * penalty))
+
+@fault("penalise", "ids of all rows penalised in every row")
+def penalise_all_rows(logits, ids, penalty):
+    out = logits.clone()
+    for i in set(ids.flatten().tolist()):
+        out[..., i] = torch.where(out[..., i] > 0, out[..., i] / penalty, out[..., i] * penalty)
+    return out
+
+@fault("penalise", "all tokens penalised, not only those said")
+def penalise_everything(logits, ids, penalty):
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+@fault("penalise", "only the last token said is penalised")
+def penalise_last_only(logits, ids, penalty):
+    last = ids[..., -1:]
+    said = logits.gather(-1, last)
+    return logits.scatter(-1, last, torch.where(said > 0, said / penalty, said * penalty))
+
+# ---------------------------------------------------------------- next_probabilities
+
+
+def _next(logits, ids, how, order="penalty temperature k p min", scale=lambda z, t: z / t):
+    "Right in the given order."
+    z = logits.float()
+    if "penalty" in order and how.temperature == 0: return F.one_hot(penalise(z, ids, how.repetition_penalty).argmax(-1), z.shape[-1]).float()
+    for what in order.split():
+        if what == "penalty": z = penalise(z, ids, how.repetition_penalty)
+        if what == "temperature": z = scale(z, how.temperature)
+        if what == "k": z = keep_top_k(z, how.top_k)
+        if what == "p": z = keep_top_p(z, how.top_p)
+        if what == "min": z = keep_min_p(z, how.min_p)
+    return z.softmax(-1)
+
+@fault("next_probabilities", "multiplies by the temperature")
+def next_times_temperature(logits, ids, how): return _next(logits, ids, how, scale=lambda z, t: z * t)
+
+@fault("next_probabilities", "temperature after the cuts")
+def next_temperature_last(logits, ids, how): return _next(logits, ids, how, "penalty k p min temperature")
+
+@fault("next_probabilities", "temperature 0 divides by zero: nan")
+def next_zero_is_nan(logits, ids, how):
+    z = penalise(logits, ids, how.repetition_penalty) / how.temperature if how.temperature else penalise(logits, ids, how.repetition_penalty) * torch.inf
+    return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
+
+@fault("next_probabilities", "temperature 0 treated as 1 (falsy)")
+def next_zero_is_one(logits, ids, how):
+    z = penalise(logits, ids, how.repetition_penalty) / (how.temperature or 1.)
+    return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
+
+@fault("next_probabilities", "top-p before top-k")
+def next_p_before_k(logits, ids, how): return _next(logits, ids, how, "penalty temperature p k min")
+
+@fault("next_probabilities", "penalty forgotten")
+def next_without_penalty(logits, ids, how):
+    z = logits / how.temperature if how.temperature else logits * 1e6
+    return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
+
+@fault("next_probabilities", "shares of the kept not renormalised")
+def next_not_renormalised(logits, ids, how):
+    z = penalise(logits, ids, how.repetition_penalty)
+    if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
+    z = z / how.temperature
+    kept = keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p)
+    return z.softmax(-1).masked_fill(kept == -torch.inf, 0.)
+
+@fault("next_probabilities", "min-p not applied")
+def next_without_min_p(logits, ids, how): return _next(logits, ids, how, "penalty temperature k p")
+
+@fault("next_probabilities", "min-p before top-p")
+def next_min_p_first(logits, ids, how): return _next(logits, ids, how, "penalty temperature k min p")
+
+@fault("next_probabilities", "returns scores, softmax forgotten")
+def next_returns_scores(logits, ids, how):
+    z = penalise(logits, ids, how.repetition_penalty)
+    if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
+    return keep_min_p(keep_top_p(keep_top_k(z / how.temperature, how.top_k), how.top_p), how.min_p)
+
+# ---------------------------------------------------------------- pre_tokens
+@fault("pre_tokens", "splits at spaces: they are lost")
+def cut_str_split(text, pattern=GPT2): return text.split() if pattern == GPT2 else regex.findall(pattern, text)
+
+@fault("pre_tokens", "the pattern argument is ignored")
+def cut_ignores_pattern(text, pattern=GPT2): return regex.findall(GPT2, text)
+
+@fault("pre_tokens", "the space before a word is a piece of its own (' ?' left out)")
+def cut_space_alone(text, pattern=GPT2):
+    if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return regex.findall(pattern, text)
+
+@fault("pre_tokens", "lookahead \\s+(?!\\S) missing: runs of spaces swallow the one before the word")
+def cut_without_lookahead(text, pattern=GPT2):
+    if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+    return regex.findall(pattern, text)
+
+@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll")
+def cut_without_contractions(text, pattern=GPT2):
+    if pattern == GPT2: pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return regex.findall(pattern, text)
+
+@fault("pre_tokens", "ASCII letters only (re, [A-Za-z]): other scripts are lost")
+def cut_ascii_only(text, pattern=GPT2):
+    if pattern == GPT2: return re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|\s+(?!\S)|\s+", text)
+    return regex.findall(pattern, text)
+
+@fault("pre_tokens", "capturing group: findall returns what the group caught")
+def cut_capturing_group(text, pattern=GPT2):
+    if pattern == GPT2: pattern = r"'([sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return regex.findall(pattern, text)
+
+@fault("pre_tokens", "regex.split: empty pieces between")
+def cut_by_split(text, pattern=GPT2): return regex.split(f"({pattern})", text)
+
+@fault("pre_tokens", "text lower-cased / normalised first")
+def cut_lower_cases(text, pattern=GPT2): return regex.findall(pattern, text.lower())
+
+@fault("pre_tokens", "strips the text: spaces at the edges are lost")
+def cut_strips(text, pattern=GPT2): return regex.findall(pattern, text.strip())
+
+@fault("pre_tokens", "contractions case-insensitive, unlike GPT-2's")
+def cut_ignores_case(text, pattern=GPT2): return regex.findall(pattern, text, flags=regex.IGNORECASE)
+
+@fault("pre_tokens", "unicode normalised (NFKC): characters change")
+def cut_normalises(text, pattern=GPT2):
+    import unicodedata
+    return regex.findall(pattern, unicodedata.normalize("NFKC", text))
+
+# ---------------------------------------------------------------- merge
+@fault("merge", "overlap: goes on by one after a join, so a joined id is used twice")
+def merge_overlaps(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i+1]) == pair: out.append(new)
+        else: out.append(ids[i])
+        i += 1
+    return out
+
+@fault("merge", "loop ends one early: the last id is lost")
+def merge_loses_last(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids) - 1:
+        if ids[i] == pair[0] and ids[i+1] == pair[1]:
+            out.append(new)
+            i += 2
+        else:
+            out.append(ids[i])
+            i += 1
+    return out
+
+@fault("merge", "only the first occurrence is joined")
+def merge_first_only(ids, pair, new):
+    for i in range(len(ids) - 1):
+        if (ids[i], ids[i + 1]) == tuple(pair): return [*ids[:i], new, *ids[i + 2:]]
+    return list(ids)
+
+@fault("merge", "changes the list it was given")
+def merge_in_place(ids, pair, new):
+    i = 0
+    while i < len(ids) - 1:
+        if (ids[i], ids[i + 1]) == pair: ids[i:i + 2] = [new]
+        i += 1
+    return ids
+
+@fault("merge", "joins the pair in either order")
+def merge_either_order(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids):
+        if i < len(ids) - 1 and {ids[i], ids[i+1]} == set(pair):
+            out.append(new); i += 2
+        else:
+            out.append(ids[i]); i += 1
+    return out
+
+@fault("merge", "reads beyond the end: IndexError when the first of the pair stands last")
+def merge_index_error(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids):
+        if ids[i] == pair[0] and ids[i+1] == pair[1]:
+            out.append(new); i += 2
+        else:
+            out.append(ids[i]); i += 1
+    return out
+
+@fault("merge", "from the right: odd runs joined at the wrong end")
+def merge_from_right(ids, pair, new):
+    out, i = [], len(ids) - 1
+    while i >= 0:
+        if i > 0 and (ids[i-1], ids[i]) == pair:
+            out.insert(0, new); i -= 2
+        else:
+            out.insert(0, ids[i]); i -= 1
+    return out
+
+@fault("merge", "edge i < len(ids)−2: a pair at the very end is not joined")
+def merge_misses_end(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids):
+        if i < len(ids) - 2 and (ids[i], ids[i+1]) == pair:
+            out.append(new); i += 2
+        else:
+            out.append(ids[i]); i += 1
+    return out
+
+@fault("merge", "works on a string of ids (replace): 1,2 found inside 11,2")
+def merge_by_string(ids, pair, new):
+    s = ",".join(map(str, ids)).replace(f"{pair[0]},{pair[1]}", str(new))
+    return [int(x) for x in s.split(",")] if s else []
+
+# ---------------------------------------------------------------- learn_merges
+def _join(pieces, pair):
+    out, i = [], 0
+    while i < len(pieces):
+        if tuple(pieces[i:i+2]) == pair: out.append(pieces[i] + pieces[i+1]); i += 2
+        else: out.append(pieces[i]); i += 1
+    return out
+
+def _learn(words, n, key=lambda c, p: (c[p], p), weight=lambda n: n, join=_join):
+    "Right unless told otherwise."
+    split, merges = {w: [bytes([b]) for b in w] for w in words}, []
+    for _ in range(n):
+        counts = Counter()
+        for w, pieces in split.items():
+            for p in pairwise(pieces): counts[p] += weight(words[w])
+        if not counts: break
+        best = max(counts, key=lambda p: key(counts, p))
+        merges.append(best)
+        split = {w: join(pieces, best) for w, pieces in split.items()}
+    return merges
+
+@fault("learn_merges", "ties go to the pair met first, not the greater one")
+def learn_ties_first(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: c[p])
+
+@fault("learn_merges", "ties go to the smaller pair")
+def learn_ties_smallest(words, num_merges, progress=False):
+    return _learn(words, num_merges, key=lambda c, p: (c[p], tuple((*tuple(-b for b in x), 1) for x in p)))
+
+@fault("learn_merges", "word counts ignored: each distinct word counts once")
+def learn_ignores_counts(words, num_merges, progress=False): return _learn(words, num_merges, weight=lambda n: 1)
+
+@fault("learn_merges", "counts taken once and never again: new pairs never learnt")
+def learn_counts_once(words, num_merges, progress=False):
+    counts = Counter()
+    for w, n in words.items():
+        for a, b in pairwise(w): counts[bytes([a]), bytes([b])] += n
+    return sorted(counts, key=lambda p: (counts[p], p), reverse=True)[:num_merges]
+
+@fault("learn_merges", "pairs across word borders counted")
+def learn_crosses_words(words, num_merges, progress=False):
+    pieces = [bytes([b]) for w, n in words.items() for _ in range(n) for b in w]
+    return _learn({b"".join(pieces): 1}, num_merges)
+
+@fault("learn_merges", "ties compared by token id (age), not by bytes")
+def learn_ties_by_id(words, num_merges, progress=False):
+    ids = {w: list(w) for w in words}
+    vocab, merges = [bytes([i]) for i in range(256)], []
+    while len(merges) < num_merges:
+        counts = Counter()
+        for w, seq in ids.items():
+            for p in pairwise(seq): counts[p] += words[w]
+        if not counts: break
+        best = max(counts, key=lambda p: (counts[p], p))
+        merges.append((vocab[best[0]], vocab[best[1]]))
+        vocab.append(b"".join(merges[-1]))
+        for w, seq in ids.items():
+            out, i = [], 0
+            while i < len(seq):
+                if tuple(seq[i:i+2]) == best: out.append(len(vocab) - 1); i += 2
+                else: out.append(seq[i]); i += 1
+            ids[w] = out
+    return merges
+
+@fault("learn_merges", "ties compared by the joined bytes instead of the pair")
+def learn_ties_by_joined(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: (c[p], p[0] + p[1]))
+
+@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)")
+def learn_stale_counts(words, num_merges, progress=False):
+    split, merges, counts = {w: [bytes([b]) for b in w] for w in words}, [], Counter()
+    for w, pieces in split.items():
+        for p in pairwise(pieces): counts[p] += words[w]
+    while counts and len(merges) < num_merges:
+        best = max(counts, key=lambda p: (counts[p], p))
+        merges.append(best)
+        del counts[best]
+        for w, pieces in split.items():
+            new = _join(pieces, best)
+            if len(new) < len(pieces):
+                split[w] = new
+                for p in pairwise(new):
+                    if best[0] + best[1] in p: counts[p] += words[w]
+    return merges
+
+@fault("learn_merges", "fails (max of nothing) when no pair is left")
+def learn_fails_when_empty(words, num_merges, progress=False):
+    split, merges = {w: [bytes([b]) for b in w] for w in words}, []
+    for _ in range(num_merges):
+        counts = Counter()
+        for w, pieces in split.items():
+            for p in pairwise(pieces): counts[p] += words[w]
+        best = max(counts, key=lambda p: (counts[p], p))
+        merges.append(best)
+        split = {w: _join(pieces, best) for w, pieces in split.items()}
+    return merges
+
+@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges")
+def learn_vocab_size(words, num_merges, progress=False): return _learn(words, num_merges - 256)
+
+@fault("learn_merges", "stops when a pair occurs only once")
+def learn_stops_at_one(words, num_merges, progress=False):
+    split, merges = {w: [bytes([b]) for b in w] for w in words}, []
+    while len(merges) < num_merges:
+        counts = Counter()
+        for w, pieces in split.items():
+            for p in pairwise(pieces): counts[p] += words[w]
+        if not counts: break
+        best = max(counts, key=lambda p: (counts[p], p))
+        if counts[best] < 2: break
+        merges.append(best)
+        split = {w: _join(pieces, best) for w, pieces in split.items()}
+    return merges
+
+@fault("learn_merges", "a pair counted once per word, however often it occurs in it")
+def learn_once_per_word(words, num_merges, progress=False):
+    split, merges = {w: [bytes([b]) for b in w] for w in words}, []
+    while len(merges) < num_merges:
+        counts = Counter()
+        for w, pieces in split.items():
+            for p in set(pairwise(pieces)): counts[p] += words[w]
+        if not counts: break
+        best = max(counts, key=lambda p: (counts[p], p))
+        merges.append(best)
+        split = {w: _join(pieces, best) for w, pieces in split.items()}
+    return merges
+
+@fault("learn_merges", "only the first occurrence in each word is joined")
+def learn_joins_first_only(words, num_merges, progress=False):
+    def join(pieces, pair):
+        for i in range(len(pieces) - 1):
+            if (pieces[i], pieces[i+1]) == pair: return [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2:]]
+        return pieces
+    return _learn(words, num_merges, join=join)
+
+# ---------------------------------------------------------------- BpeTokenizer
+class _Tok:
+    "Right, except for what a subclass changes."
+    def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
+        self.vocab, self.merges, self.pattern = dict(vocab), [tuple(m) for m in merges], pattern
+        self.ids = {b: i for i, b in self.vocab.items()}
+        self.rank = {m: i for i, m in reversed(list(enumerate(self.merges)))}
+        self.special_tokens = {}
+        for s in special_tokens or ():
+            b = s.encode("utf-8")
+            if b not in self.ids:
+                n = max(self.vocab) + 1
+                self.vocab[n], self.ids[b] = b, n
+            self.special_tokens[s] = self.ids[b]
+    def byte_pieces(self, word): return [bytes([b]) for b in word.encode("utf-8")]
+    def choose(self, pairs): return min(pairs, key=lambda p: self.rank.get(p, math.inf))
+    def word(self, word):
+        pieces = self.byte_pieces(word)
+        while len(pieces) > 1:
+            best = self.choose(list(pairwise(pieces)))
+            if best not in self.rank: break
+            pieces = _join(pieces, best)
+        return self.to_ids(pieces)
+    def to_ids(self, pieces): return [self.ids[p] for p in pieces]
+    def words(self, text): return regex.findall(self.pattern, text)
+    def ordinary(self, text): return [i for w in self.words(text) for i in self.word(w)]
+    def special_pattern(self):
+        return "(" + "|".join(re.escape(s) for s in sorted(self.special_tokens, key=len, reverse=True)) + ")"
+    def encode(self, text):
+        if not self.special_tokens: return self.ordinary(text)
+        out = []
+        for part in re.split(self.special_pattern(), text):
+            if part in self.special_tokens: out.append(self.special_tokens[part])
+            elif part: out += self.ordinary(part)
+        return out
+    def encode_iterable(self, pieces): yield from self.encode("".join(pieces))
+    def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8", errors="replace")
+
+@fault("BpeTokenizer", "longest token that fits, greedily, instead of merges in the order learnt")
+class TokGreedyLongest(_Tok):
+    def word(self, word):
+        b, i, out = word.encode(), 0, []
+        while i < len(b):
+            j = next(j for j in range(len(b), i, -1) if b[i:j] in self.ids)
+            out.append(self.ids[b[i:j]])
+            i = j
+        return out
+
+@fault("BpeTokenizer", "joins the leftmost known pair, not the one learnt first")
+class TokLeftmostPair(_Tok):
+    def choose(self, pairs): return next((p for p in pairs if p in self.rank), pairs[0])
+
+@fault("BpeTokenizer", "joins the pair learnt last")
+class TokLastLearntFirst(_Tok):
+    def choose(self, pairs): return max(pairs, key=lambda p: self.rank.get(p, -1))
+
+@fault("BpeTokenizer", "decodes token by token: characters split over tokens are lost")
+class TokDecodesEachToken(_Tok):
+    def decode(self, ids): return "".join(self.vocab[i].decode("utf-8", errors="replace") for i in ids)
+
+@fault("BpeTokenizer", "strict decoding: fails on bytes that are no UTF-8")
+class TokDecodesStrictly(_Tok):
+    def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8")
+
+@fault("BpeTokenizer", "errors='ignore': wrong bytes vanish instead of U+FFFD")
+class TokIgnoresErrors(_Tok):
+    def decode(self, ids): return b"".join([self.vocab[i] for i in ids]).decode("utf-8", "ignore")
+
+@fault("BpeTokenizer", "no pre-tokens: merges over the edges of words")
+class TokWithoutPreTokens(_Tok):
+    def words(self, text): return [text] if text else []
+
+@fault("BpeTokenizer", "special tokens encoded as plain text")
+class TokSpecialAsText(_Tok):
+    def encode(self, text): return self.ordinary(text)
+
+@fault("BpeTokenizer", "special tokens tried in the order given, the shorter first")
+class TokShortSpecialFirst(_Tok):
+    def special_pattern(self): return "(" + "|".join(re.escape(s) for s in self.special_tokens) + ")"
+
+@fault("BpeTokenizer", "special tokens not escaped in the regular expression")
+class TokSpecialNotEscaped(_Tok):
+    def special_pattern(self): return "(" + "|".join(sorted(self.special_tokens, key=len, reverse=True)) + ")"
+
+@fault("BpeTokenizer", "special tokens split away and dropped (no capturing group)")
+class TokDropsSpecial(_Tok):
+    def special_pattern(self): return super().special_pattern().strip("()")
+
+@fault("BpeTokenizer", "special tokens are left out when decoding")
+class TokSkipsSpecialInDecode(_Tok):
+    def decode(self, ids): return super().decode([i for i in ids if i not in self.special_tokens.values()])
+
+@fault("BpeTokenizer", "encode_iterable encodes each piece by itself: cuts through words")
+class TokStreamsByPiece(_Tok):
+    def encode_iterable(self, pieces):
+        for piece in pieces: yield from self.encode(piece)
+
+@unrefused("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut")
+class TokStreamsBySpace(_Tok):
+    def encode_iterable(self, pieces):
+        rest = ""
+        for piece in pieces:
+            rest += piece
+            at = rest.rfind(" ")
+            if at >= 0:
+                yield from self.encode(rest[:at])
+                rest = rest[at:]
+        yield from self.encode(rest)
+
+@fault("BpeTokenizer", "encode_iterable: what is held back at the end is never given out")
+class TokStreamLosesTail(_Tok):
+    def encode_iterable(self, pieces):
+        ids = self.encode("".join(pieces))
+        yield from ids[:-1]
+
+@fault("BpeTokenizer", "characters (code points) instead of UTF-8 bytes")
+class TokCodePoints(_Tok):
+    def byte_pieces(self, word): return [bytes([ord(c)]) for c in word]
+
+@fault("BpeTokenizer", "each merge is applied once at most, at the first place")
+class TokJoinsOncePerMerge(_Tok):
+    def word(self, word):
+        pieces = self.byte_pieces(word)
+        for pair in self.merges:
+            for i in range(len(pieces) - 1):
+                if (pieces[i], pieces[i+1]) == pair:
+                    pieces[i:i+2] = [b"".join(pair)]
+                    break
+        return self.to_ids(pieces)
+
+@unrefused("BpeTokenizer", "ids of merged tokens taken as 256 + rank instead of looked up in the vocabulary")
+class TokIdsFromRank(_Tok):
+    def to_ids(self, pieces):
+        made = {a + b: 256 + r for (a, b), r in self.rank.items()}
+        return [made.get(p, self.ids[p]) for p in pieces]
+
+@unrefused("BpeTokenizer", "a byte's id taken to be the byte, not looked up in the vocabulary (GPT-2 shuffles them)")
+class TokByteIsId(_Tok):
+    def to_ids(self, pieces): return [p[0] if len(p) == 1 else self.ids[p] for p in pieces]
+
+@unrefused("BpeTokenizer", "the pattern it is given is ignored")
+class TokIgnoresPattern(_Tok):
+    def words(self, text): return regex.findall(GPT2, text)
+
+@unrefused("BpeTokenizer", "a special token already in the vocabulary gets a second id")
+class TokSpecialSecondId(_Tok):
+    def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
+        super().__init__(vocab, merges, None, pattern)
+        for s in special_tokens or ():
+            n = len(self.vocab)
+            self.vocab[n] = s.encode()
+            self.special_tokens[s] = n
+
+@unrefused("BpeTokenizer", "a word that is in the vocabulary is taken whole, merges or not")
+class TokWholeWordFirst(_Tok):
+    def word(self, word):
+        b = word.encode()
+        return [self.ids[b]] if b in self.ids else super().word(word)
+
+# ---------------------------------------------------------------- get_batch
+def _rng(seed, iteration): return np.random.default_rng([seed, iteration])
+
+def _rows(dataset, starts, t, shift=1, kind=np.int64):
+    x = np.stack([dataset[s:s + t] for s in starts]).astype(kind)
+    y = np.stack([dataset[s + shift:s + shift + t] for s in starts]).astype(kind)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+@fault("get_batch", "targets not shifted: the same as the inputs")
+def batch_not_shifted(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
+    x, y = _rows(dataset, starts, max_seq_len, 0)
+    return x.to(device), y.to(device)
+
+@fault("get_batch", "last start left out: high is exclusive (len − t − 1)")
+def batch_misses_last_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
+    x, y = _rows(dataset, starts, max_seq_len)
+    return x.to(device), y.to(device)
+
+@fault("get_batch", "starts one too many: the last target lies beyond the end")
+def batch_reads_past_end(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len + 1, batch_size)
+    x, y = _rows(dataset, starts, max_seq_len)
+    return x.to(device), y.to(device)
+
+@fault("get_batch", "off by one at the front: start 0 is never drawn")
+def batch_misses_first_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(1, len(dataset) - max_seq_len, batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@fault("get_batch", "seed and iteration ignored: another batch each time")
+def batch_ignores_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = torch.randint(len(dataset) - max_seq_len, (batch_size,)).tolist()
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@fault("get_batch", "iteration ignored: every step sees the same batch")
+def batch_ignores_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = np.random.default_rng(seed).integers(len(dataset) - max_seq_len, size=batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@fault("get_batch", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6")
+def batch_adds_seed_and_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = np.random.default_rng(seed + iteration).integers(len(dataset) - max_seq_len, size=batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@fault("get_batch", "ids not int64 (int32)")
+def batch_int32(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, kind=np.int32))
+
+@fault("get_batch", "targets shifted by two")
+def batch_shifted_by_two(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, 2))
+
+@fault("get_batch", "inputs and targets the wrong way round")
+def batch_swapped(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
+    x, y = _rows(dataset, starts, max_seq_len)
+    return y.to(device), x.to(device)
+
+@fault("get_batch", "only starts at multiples of the row length")
+def batch_multiples_only(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, (len(dataset) - 1) // max_seq_len, batch_size) * max_seq_len
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@fault("get_batch", "targets wrap round within the row (np.roll): the last target is the first input")
+def batch_rolls(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
+    x, _ = _rows(dataset, starts, max_seq_len)
+    return x.to(device), x.roll(-1, dims=1).to(device)
+
+@fault("get_batch", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short")
+def batch_rows_too_short(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
+    rows = torch.stack([torch.from_numpy(dataset[s:s + max_seq_len].astype(np.int64)) for s in starts])
+    return rows[:, :-1].to(device), rows[:, 1:].to(device)
+
+@fault("get_batch", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds")
+def batch_multiplies_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = np.random.default_rng(seed * iteration).integers(len(dataset) - max_seq_len, size=batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+
+@unrefused("get_batch", "the order argument is ignored")
+def batch_ignores_order(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    starts = _rng(seed, iteration).integers(len(dataset) - max_seq_len, size=batch_size)
+    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
