@@ -132,7 +132,7 @@ def describe(
         if a.dtype != t.dtype: return f"an answer in {t.dtype} came in {a.dtype}"
         if not a.isfinite().all() and t.isfinite().all(): return "a number that is not finite comes out: where do you divide, or take a power or a logarithm?"
         ratio = (a / t)[t != 0].double()
-        if ratio.numel() > 1 and torch.allclose(ratio, ratio[:1], rtol=1e-3): return f"every number is {ratio[0]:.3g} times what it should be"
+        if ratio.numel() > 1 and abs(ratio[0] - 1) > .01 and torch.allclose(ratio, ratio[:1], rtol=1e-3): return f"every number is {ratio[0]:.3g} times what it should be"
         if a.ndim > 1 and a.shape[-1] == a.shape[-2] and same(a.mT, t): return "rows and columns have changed places"
         return ""
     return ""

@@ -401,6 +401,8 @@ def all_gradients_share_one_length(part):
     norm, (a, b) = _clipped(part, [[3.], [4.]], 1.)
     assert abs(norm - 5) < 1e-4, f"gradients 3 and 4 have the norm 5, which must be returned, but {norm:.4f} was"
     assert abs(a[0] - .6) + abs(b[0] - .8) < 1e-4, f"3 and 4, clipped to 1, must become 0.6 and 0.8, but became {a[0]:.4f} and {b[0]:.4f}"
+    _, (a, b) = _clipped(part, [[30.], [40.]], 5.)
+    assert abs(a[0] - 3) + abs(b[0] - 4) < 1e-4, f"30 and 40, clipped to 5, must become 3 and 4, but became {a[0]:.4f} and {b[0]:.4f}"
 
 @check_of("gradient_clip")
 def short_gradients_stay(part):

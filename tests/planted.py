@@ -1129,7 +1129,7 @@ def clip_returns_none(params, max_norm):
     if norm > max_norm:
         for g in grads: g.mul_(max_norm / (norm + 1e-6))
 
-@unrefused("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm")
+@fault("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm")
 def clip_to_length_one(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
