@@ -78,6 +78,7 @@ def ascii_splitter(
     plain = re.sub(r"([ \]])\?(?!\+)", r"\1?+", plain)   # what may stand before a word is never a part of one
     return re.compile(plain, re.ASCII).findall
 
+# %% ../nbs/01_bpe.ipynb #quick-pre-tokens
 behind_word = re.compile(r"(?<=\w) ")   # no named pattern lets a pre-token reach across
 
 def quick_pre_tokens(
