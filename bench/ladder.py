@@ -12,20 +12,21 @@ from bench.nanogpt import MEANS, cut, run_side
 from bench.runner import commit, machine, merge, read
 from llm_course.commands import input_file, output_path, run_command
 
-START = dict(num_layers=4, iterations=1180, order="random", lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
+START = dict(num_layers=4, batch_size=12, iterations=1180, order="random", muon_lr=None, lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
 RUNGS = {   # what each changes about the one before it
     "the course's model, and tokens for characters": START,
     "rate 0.001 → 0.006": dict(lr_max=6e-3, lr_min=6e-4),
     "rows dealt in epochs": dict(order="epochs"),
     "a straight line to zero": dict(decay="line", lr_min=0.),
     "decay 0.1 → 0.3": dict(weight_decay=0.3),
-    "three layers, more steps": dict(num_layers=3, iterations=1500),
+    "three layers, more steps": dict(num_layers=3, iterations=1600),
+    "Muon, fewer and larger steps": dict(muon_lr=0.02, lr_max=1.2e-2, batch_size=24, iterations=730),
 }
 OTHERS = {   # what each changes about our recipe
-    "Muon, fewer steps": dict(muon_lr=0.02, iterations=1150),
+    "four layers, fewer steps": dict(num_layers=4, iterations=550),
     "one matrix for embedding and logits": dict(tie=True),
-    "vocabulary of 512": dict(vocab_size=512, iterations=1590),
-    "contexts of 128": dict(max_seq_len=128, batch_size=6),
+    "vocabulary of 512": dict(vocab_size=512, iterations=780),
+    "contexts of 128": dict(max_seq_len=128, batch_size=12),
 }
 
 

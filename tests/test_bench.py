@@ -2,6 +2,7 @@
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import nanogpt, runner  # noqa: E402
+from bench import ladder, nanogpt, runner  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
 from llm_course.commands import run_command  # noqa: E402
 
@@ -131,3 +132,23 @@ def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path
     for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours and peer"), (["--changes", "3"], "must be a JSON object"):
         with pytest.raises(SystemExit): command(*words)
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_ladder_climbs_to_our_recipe_and_keeps_its_runs(text, tmp_path, monkeypatch):
+    rungs = ladder.rungs()
+    climbed = [changes for kind, side, changes in rungs.values() if (kind, side) == ("rung", "ours")]
+    recipe = nanogpt.RECIPE | {"vocab_size": nanogpt.VOCAB}
+    assert recipe | climbed[-1] == recipe and all(recipe | one != recipe | two for one, two in pairwise(climbed))
+    seen = []
+    def run_side(side, text, seed, threads, changes):
+        seen.append((side, text.read_text("utf-8"), json.loads(changes)))
+        return {"seed": seed, "seconds": 1., "cpu_seconds": 1., "nats_per_byte": 1. + seed}
+    monkeypatch.setattr(ladder, "run_side", run_side)
+    def command(*words): run_command(ladder.Config, ladder.main, ["--text", str(text), "--output", str(tmp_path/"out.json"), *words])
+    command("--seeds", "0")
+    assert [(side, changes) for side, _, changes in seen] == [(side, changes) for _, side, changes in rungs.values()]
+    assert {known for _, known, _ in seen} == {nanogpt.cut(text)[0]}   # the last tenth stays unseen
+    command("--seeds", "1", "--only", "Muon")
+    results = json.loads((tmp_path/"out.json").read_text("utf-8"))
+    assert results.keys() == rungs.keys() and [run["seed"] for run in results["Muon, fewer and larger steps"]["runs"]] == [0, 1]
+    assert results["Muon, fewer and larger steps"]["nats_per_byte"] == 1.5 and len(results["nanoGPT's recipe"]["runs"]) == 1
