@@ -99,7 +99,7 @@ def look_up(
     return turns[positions] if isinstance(positions, Tensor) else turns[first:last + 1]
 
 # %% ../nbs/10_rope.ipynb #shared-table
-_tables = WeakValueDictionary()   # those in use
+_tables:WeakValueDictionary = WeakValueDictionary()   # those in use
 
 def shared_table(
     d_k:int,               # Size of the vectors to turn; even
