@@ -128,16 +128,16 @@ def made(kind: str, source: str, id: str) -> dict:
     return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {})
 
 
-def text(cells: list[dict]) -> str:
-    "A notebook as nbdev writes it."
-    metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+def text(cells: list[dict], like: Path) -> str:
+    "A notebook as nbdev writes it, for the kernel and the machine that another one asks for."
+    metadata = json.loads(like.read_text("utf-8"))["metadata"]
     return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def pages() -> dict[str, str]:
     "All files to be, by name."
     chapters = [path for path in sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb")) if 1 <= int(path.stem[:2]) <= 18]
-    return {path.name: text(page(path)) for path in chapters} | {"index.ipynb": text(start(chapters))}
+    return {path.name: text(page(path), path) for path in chapters} | {"index.ipynb": text(start(chapters), chapters[0])}
 
 
 if __name__ == "__main__":
