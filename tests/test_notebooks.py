@@ -269,7 +269,7 @@ def ends_in_exercises(page):
     tasks, tried = [], set()   # of each its number, and what follows it
     for cell in page.cells[page.exercises:]:
         if cell.kind == "markdown":
-            for hint, number in re.findall(r"^(<details><summary>Hint)|^\*\*(\d)\. ", cell.source.partition("## What we exported")[0], re.M):
+            for _, number in re.findall(r"^(<details><summary>Hint)|^\*\*(\d)\. ", cell.source.partition("## What we exported")[0], re.M):
                 if number: tasks.append((int(number), []))
                 elif tasks: tasks[-1][1].append("hint")
         elif not cell.runs: yield f"{cell} stands among the exercises and is not run"

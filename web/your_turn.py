@@ -1,17 +1,18 @@
-"""Take the parts out of the chapters: write beside this file each page of parts I to IV with stubs where the exported code was."""
+"""Take the parts out of the chapters: write to `nbs/your_turn/` each page of parts I to IV with stubs where the exported code was."""
 import ast
 import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-here = Path(__file__).parent
-root = here.parents[1]
+root = Path(__file__).parents[1]
+here = root/"nbs"/"your_turn"
 settings = ConfigParser()
 settings.read(root/"settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
 STUB = "raise NotImplementedError"
+MARK = "#| export-yours"   # what `python -m llm_course.grading` reads of a page; nbdev passes it over
 HOW = ("This is a chapter with its parts taken out: the prose and the checks are here, the code is yours. Write a part where it says "
        "`raise NotImplementedError`. A cell that needs one which you have not written yet raises that error, and the others go on; what "
        "earlier chapters have made comes from the package. The last cell tells how far you are. The page as it was meant, with its "
@@ -81,7 +82,7 @@ def converted(cell: dict, exported: set[str]) -> str | None:
     code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
     if not is_export(source): return stubbed(code, exported).strip("\n") or None
     if re.match(r"\s*(if __name__ ==|_all_ =)", code): return None
-    return (code if components(code) else stubbed(code)).strip("\n")
+    return f"{MARK}\n" + (code if components(code) else stubbed(code)).strip("\n")
 
 
 # ---- A page
@@ -135,7 +136,7 @@ def text(cells: list[dict], like: Path) -> str:
 
 
 def pages() -> dict[str, str]:
-    "All files to be, by name."
+    "All that is to lie there, by name."
     chapters = [path for path in sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb")) if 1 <= int(path.stem[:2]) <= 18]
     return {path.name: text(page(path), path) for path in chapters} | {"index.ipynb": text(start(chapters), chapters[0])}
 
