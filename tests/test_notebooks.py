@@ -346,7 +346,7 @@ def test_a_label_is_used_once_in_the_book():
 
 
 def test_each_module_has_its_notebook_and_each_chapter_its_module():
-    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "_modidx"}
+    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "__main__", "_modidx"}
     assert in_package == {page.module for page in pages.values() if page.is_chapter}
 
 
