@@ -50,7 +50,8 @@ def main() -> None:
     "Replace the table in both READMEs."
     for readme, head in HEADS.items():
         text = (root/readme).read_text("utf-8")
-        (root/readme).write_text(re.sub(re.escape(head) + r"\n(?:\|.*\n)+", lambda _, new=table(readme): f"{new}\n", text), "utf-8", newline="\n")
+        rest = re.sub(r"^\n(\|.*\n)+", "\n", text.partition(head)[2])
+        (root/readme).write_text(text.partition(head)[0] + table(readme) + rest, "utf-8", newline="\n")
 
 
 if __name__ == "__main__": main()
