@@ -39,14 +39,17 @@ demo-model: demo
 # One thread: the pages' models are small, and threads that wait for each other are slow on a busy machine.
 test notebooks: export OMP_NUM_THREADS := 1
 test: .venv/installed
+	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 	git diff --exit-code
 	.venv/bin/ruff check
-	.venv/bin/nbdev_test --path nbs --timing
+	.venv/bin/mypy
+	$(PY) tests/installed.py
 	.venv/bin/pytest
 
 export: .venv/installed
+	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 
@@ -61,6 +64,7 @@ site: .venv/installed
 
 bench: .venv/installed
 	$(PY) -m bench
+	$(PY) -m bench.table
 
 clean:
 	rm -rf .venv runs _proc _docs build dist *.egg-info
