@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import gathered
-from .checkpoint import gathered
-from .checkpoint import gathered
 from .loss import cross_entropy
 from .optim import AdamW
 
@@ -45,26 +43,6 @@ def overfit(
     return losses
 
 # %% ../nbs/17_health.ipynb #update-ratio
-@torch.no_grad()
-def update_ratio(
-    before:list[Tensor], # Parameters before a step
-    after:list[Tensor],  # The same parameters after it
-)->float:
-    "Measure how far a step moved some parameters, as a share of their own length."
-    length = lambda tensors: math.hypot(*(float(gathered(x)) for x in torch._foreach_norm(tensors)))
-    return length(torch._foreach_sub(after, before)) / length(before)
-
-# %% ../nbs/17_health.ipynb #1fdfbf09
-@torch.no_grad()
-def update_ratio(
-    before:list[Tensor], # Parameters before a step
-    after:list[Tensor],  # The same parameters after it
-)->float:
-    "Measure how far a step moved some parameters, as a share of their own length."
-    length = lambda tensors: math.hypot(*(float(gathered(x)) for x in torch._foreach_norm(tensors)))
-    return length(torch._foreach_sub(after, before)) / length(before)
-
-# %% ../nbs/17_health.ipynb #0e51e108
 @torch.no_grad()
 def update_ratio(
     before:list[Tensor], # Parameters before a step
@@ -110,62 +88,6 @@ def vital_signs(
     return {"stream": sizes[0], **fits, "last_loss": loss(logits[:, -1:], ids[:, t : t + 1]), "peek": peek}
 
 # %% ../nbs/17_health.ipynb #probe-rows
-def probe_rows(
-    ids:np.ndarray,   # Validation ids
-    max_seq_len:int,  # What the model reads
-)->np.ndarray:        # 32 rows of ids, evenly spread, each two longer than that
-    "Read the rows for `vital_signs` straight from the file, past whatever prepares the batches."
-    wide = min(max_seq_len + 2, len(ids))
-    return np.stack([ids[at:at + wide] for at in np.linspace(0, len(ids) - wide, 32).astype(int)])
-
-# %% ../nbs/17_health.ipynb #b509d1c9
-@torch.no_grad()
-def vital_signs(
-    model:nn.Module,   # A `Transformer` of any age
-    rows:np.ndarray,   # Ids, at least four in each row
-)->dict: # `stream`, `peek`, and losses in nats per token
-    """Ask which token a model's predictions fit, the one it was just shown, the next, or the one after; and whether it can see what is ahead.
-
-    The last position stands apart: what it is to predict was not shown, even if the mask is missing."""
-    device = next(model.parameters()).device
-    ids, sizes = torch.as_tensor(rows.astype(np.int64), device=device), []
-    watch = model.norm.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].float().square().mean().sqrt().item()))
-    try: logits, other = (model(shown[:, :-2]).float() for shown in (ids, torch.cat([ids[:, :-3], ids[:, :-3].roll(1, 0)[:, -1:], ids[:, -2:]], 1)))
-    finally: watch.remove()
-    t, loss = logits.shape[1], lambda logits, targets: cross_entropy(logits, targets).item()
-    fits = {name: loss(logits[:, :-1], ids[:, k : t + k - 1]) for k, name in enumerate(("present_loss", "next_loss", "skip_loss"))}
-    peek = ((logits - other)[:, :-1].abs().mean() / logits.std().clamp(min=1e-9)).item()   # the last token was exchanged
-    return {"stream": sizes[0], **fits, "last_loss": loss(logits[:, -1:], ids[:, t : t + 1]), "peek": peek}
-
-# %% ../nbs/17_health.ipynb #c27801db
-def probe_rows(
-    ids:np.ndarray,   # Validation ids
-    max_seq_len:int,  # What the model reads
-)->np.ndarray:        # 32 rows of ids, evenly spread, each two longer than that
-    "Read the rows for `vital_signs` straight from the file, past whatever prepares the batches."
-    wide = min(max_seq_len + 2, len(ids))
-    return np.stack([ids[at:at + wide] for at in np.linspace(0, len(ids) - wide, 32).astype(int)])
-
-# %% ../nbs/17_health.ipynb #e9ff3fd6
-@torch.no_grad()
-def vital_signs(
-    model:nn.Module,   # A `Transformer` of any age
-    rows:np.ndarray,   # Ids, at least four in each row
-)->dict: # `stream`, `peek`, and losses in nats per token
-    """Ask which token a model's predictions fit, the one it was just shown, the next, or the one after; and whether it can see what is ahead.
-
-    The last position stands apart: what it is to predict was not shown, even if the mask is missing."""
-    device = next(model.parameters()).device
-    ids, sizes = torch.as_tensor(rows.astype(np.int64), device=device), []
-    watch = model.norm.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].float().square().mean().sqrt().item()))
-    try: logits, other = (model(shown[:, :-2]).float() for shown in (ids, torch.cat([ids[:, :-3], ids[:, :-3].roll(1, 0)[:, -1:], ids[:, -2:]], 1)))
-    finally: watch.remove()
-    t, loss = logits.shape[1], lambda logits, targets: cross_entropy(logits, targets).item()
-    fits = {name: loss(logits[:, :-1], ids[:, k : t + k - 1]) for k, name in enumerate(("present_loss", "next_loss", "skip_loss"))}
-    peek = ((logits - other)[:, :-1].abs().mean() / logits.std().clamp(min=1e-9)).item()   # the last token was exchanged
-    return {"stream": sizes[0], **fits, "last_loss": loss(logits[:, -1:], ids[:, t : t + 1]), "peek": peek}
-
-# %% ../nbs/17_health.ipynb #617f329b
 def probe_rows(
     ids:np.ndarray,   # Validation ids
     max_seq_len:int,  # What the model reads
