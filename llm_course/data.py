@@ -30,7 +30,7 @@ from functools import cache, lru_cache, partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from time import perf_counter
-from typing import IO, NamedTuple
+from typing import IO, Annotated, NamedTuple
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from .bpe import PATTERNS, pre_tokens
 from .bpe_tokenizer import BpeTokenizer, in_processes, safe_cut, special_pattern
 from .checks import check_of
-from .commands import input_file, one_line, output_path, run_command, whole_file
+from .commands import input_file, one_line, output_path, run_command, visible, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
 def count_places(
@@ -678,8 +678,8 @@ class DataConfig:
     "Turn texts into token ids on disk, or fetch a corpus."
     output:str="data"               # Folder to write train.bin, val.bin and tokenizer.json to (with --fetch: train.txt and val.txt)
     tokenizer:str|None=None         # tokenizer.json, made by llm_course.bpe_tokenizer
-    corpus:tuple[str, ...]=()       # Texts to train on, UTF-8; documents end in <|endoftext|>
-    val_corpus:tuple[str, ...]=()   # Texts to validate on; without them, the last documents of the corpus
+    corpus:Annotated[tuple[str, ...], visible]=()       # Texts to train on, UTF-8; documents end in <|endoftext|>
+    val_corpus:Annotated[tuple[str, ...], visible]=()   # Texts to validate on; without them, the last documents of the corpus
     val_fraction:float=0.1          # Part of the corpus that validation gets, unless --val_corpus names texts
     num_processes:int|None=None     # Processes to encode with; by default one, or all cores from 16 MB on
     fetch:str|None=None             # Corpus to fetch instead: shakespeare, tinyshakespeare, tinystories or tinystories-valid; or smollm2-135m, gpt2-ranks
