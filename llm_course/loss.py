@@ -139,9 +139,10 @@ def is_finite_for_huge_logits(part):
 # %% ../nbs/12_loss.ipynb #checks-laws
 @check_of("CrossEntropyLoss")
 def adds_up_in_float32(part):
-    "The sum over the vocabulary is taken in float32: 70,000 equal logits in float16 cost ln 70,000, though 70,000 does not fit into float16."
-    got = float(part()(torch.zeros(1, 70_000, dtype=torch.float16), torch.tensor([0])))
-    assert abs(got - math.log(70_000)) < .02, f"70,000 equal logits in float16 must cost ln 70,000 = 11.16, but cost {got:.2f}"
+    "The sum is taken in float32: in half precision, too, a target six nats ahead costs ln(1 + e⁻⁶), though 1 + e⁻⁶ is rounded there."
+    for dtype in torch.float16, torch.bfloat16:
+        got = float(part()(torch.tensor([[0., -6.]], dtype=dtype), torch.tensor([0])))
+        assert abs(got / math.log1p(math.exp(-6)) - 1) < .02, f"{dtype} logits 0 and −6, target 0: the loss must be 0.00248, but is {got:.5f}"
 
 @check_of("CrossEntropyLoss")
 def does_not_see_a_shift(part):
