@@ -67,6 +67,8 @@ def questions_of(
 def learn_mistakes()->None:
     "Fill the tables, once: the pages numbered 24 do so when they are imported."
     for part in "text", "layers", "learning", "machine": import_module(f"llm_course.mistakes_{part}")
+    full = import_module("llm_course.grading")   # this module; on its own page and under -m, the one that the others have filled
+    for mine, theirs in (QUESTIONS, full.QUESTIONS), (MISTAKES, full.MISTAKES), (SYMPTOMS, full.SYMPTOMS): mine.update(theirs)
 
 # %% ../nbs/23_grading.ipynb #answers
 def attempt(
@@ -81,6 +83,7 @@ def attempt(
 
 def asked(part:object, component:str)->Iterator[tuple[str, Callable]]: # Where each question looks, "" if nowhere in particular; the question
     "Go through the questions to a version, which are to be answered one by one."
+    learn_mistakes()
     for question in QUESTIONS[component](part): yield question if isinstance(question, tuple) else ("", question)
 
 def answers(
@@ -101,7 +104,6 @@ def reference(component:str)->Callable: # The course's own version
 @cache
 def truth_about(component:str)->list[Tensor|str]:
     "The right answers."
-    learn_mistakes()
     return answers(reference(component), component)
 
 def same(a:Tensor|str, b:Tensor|str)->bool:
@@ -151,8 +153,9 @@ def describe(
     "Say what can be seen without knowing the cause."
     wrong = [i for i, (a, t) in enumerate(zip(mine, truth)) if not same(a, t)]
     if not wrong: return ""
-    odd = oddity(mine[wrong[0]], truth[wrong[0]])
+    odd = next(filter(None, (oddity(mine[i], truth[i]) for i in wrong)), "")
     places = list(dict.fromkeys(where[i] for i in wrong))
+    if all("gradient" in label for label in places): return "what comes out is right, and what flows back is wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?"
     if not all(places) or len(places) > 3 or len(wrong) == len(mine): return odd
     return f"it is right but {' and '.join(places)}" + (f": {odd}" if odd else "")
 
@@ -181,7 +184,7 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
 
 # %% ../nbs/23_grading.ipynb #raised
 RAISED = {   # a pattern in the text of an error → what it means
-    r"does not require grad": "what comes out is cut off from what it was computed from: is something detached, or are .data, .item() or a new tensor used on the way?",
+    r"does not require grad|not have been used in the graph": "what comes out is cut off from what it was computed from: is something detached, or are .data, .item() or a new tensor used on the way?",
     r"modified by an inplace operation": "a tensor that the gradient needs is changed in place after it was used",
     r"shapes cannot be multiplied|must match the size of tensor|size of tensor a|inconsistent tensor size": "the shapes do not fit: write down the shape of each factor, axis by axis; is one turned round, or an axis missing?",
     r"invalid for input of size|shape .* is invalid|view size is not compatible": "a reshape does not fit: has an axis been forgotten, or swapped before it was split or joined?",
@@ -211,7 +214,7 @@ def signature_of(component:str, said:str)->str:
 
 def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
     "Look a raised error up among the common ones."
-    if error is None or isinstance(error, AssertionError | TooLong): return ""
+    if error is None or isinstance(error, AssertionError): return ""
     said = f"{type(error).__name__}: {error}"
     if re.search(r"positional argument|keyword argument|Can't instantiate|takes no arguments", said): return f"it is called otherwise: as {signature_of(component, said)}"
     return next((hint for pattern, hint in RAISED.items() if re.search(pattern, said)), "")
@@ -279,7 +282,7 @@ def untouched(*inputs)->Iterator[None]:
         torch.set_grad_enabled(ways[0]); torch.set_default_dtype(ways[1])
     for i, (x, was) in enumerate(zip(inputs, kept)):
         if not _equal(x, was): raise Rude(f"it changes what it is given, argument {i}", "an operation in place does that: work on a copy, or write the result elsewhere")
-    if not _equal(after[0], chance): raise Rude("it draws random numbers, or sets the seed, when it is used", "only first weights may be left to chance: is there a dropout, or a generator that all share?")
+    if not _equal(after[0], chance): raise Rude("it draws random numbers, or sets the seed, when it is used", "is there a dropout that is always on, or a draw from the generator that all share? Only first weights may come from that one")
     if after[1] != ways: raise Rude("it changes how torch works for everybody else", "leave set_grad_enabled and set_default_dtype alone")
 
 # %% ../nbs/23_grading.ipynb #within
@@ -435,7 +438,7 @@ def hint_for(
     hint, whole = compare(mine, component)
     if whole: return hint
     said = describe(mine, truth, [label for label, _ in asked(reference(component), component)])
-    return seen or raised or (said if said.startswith("it is right") else "") or hint or said
+    return seen or raised or (said if " is right" in said else "") or hint or said
 
 # %% ../nbs/23_grading.ipynb #aliases
 def _of_layer(layer, *names): # A module whose forward pass is a function of its input and of these parameters of a layer
@@ -546,4 +549,4 @@ def main(
 
 # %% ../nbs/23_grading.ipynb #run
 #| eval: false
-if __name__ == "__main__" and "__file__" in globals(): import_module("llm_course.grading").main()   # the tables fill that copy; a notebook has no __file__
+if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__

@@ -62,9 +62,9 @@ def agrees_with_torch(part):
 @check_of("Softmax")
 def does_not_see_a_shift(part):
     "A number that is added to all scores changes no share."
-    x = torch.randint(-80, 80, (4, 6)) / 8   # such numbers are added without rounding
+    x = torch.randint(-80, 80, (4, 6)) / 8   # added without rounding; a logarithm of the sum may be rounded
     for c in -4096, 16, 4096:
-        assert_close(part()(x + c), part()(x), msg=lambda m: f"adding {c} to every score must change nothing:\n{m}")
+        assert_close(part()(x + c), part()(x), rtol=1e-3, atol=1e-5, msg=lambda m: f"adding {c} to every score must change nothing:\n{m}")
 
 @check_of("Softmax")
 def is_finite_for_any_finite_scores(part):
