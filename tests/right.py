@@ -77,7 +77,7 @@ def a_network(compute):
 RIGHT["FFN"] = [a_network(lambda x, w1, w2, w3: F.silu(x @ w1.T) * (x @ w3.T) @ w2.T), a_network(lambda x, w1, w2, w3: F.linear(torch.sigmoid(F.linear(x, w1)) * F.linear(x, w1) * F.linear(x, w3), w2)),
                 a_network(lambda x, w1, w2, w3: (lambda gate, up: (F.silu(gate) * up) @ w2.mT)(*F.linear(x, torch.cat([w1, w3])).chunk(2, -1)))]
 
-def by_logarithm(x, dim=-1): return torch.exp(wide(x) - torch.logsumexp(wide(x), dim, keepdim=True)).nan_to_num(0.).to(x.dtype)
+def by_logarithm(x, dim=-1): return torch.exp((z := wide(x) - wide(x).amax(dim, keepdim=True).clamp(min=-1e30)) - torch.logsumexp(z, dim, keepdim=True).clamp(min=-1e30)).to(x.dtype)
 def by_hand(x, dim=-1):
     top = wide(x).amax(dim, keepdim=True).detach()
     powers = (wide(x) - top.clamp(min=-1e30)).exp()
@@ -457,7 +457,7 @@ def learn_by_sorting(words, num_merges, progress=False):
     while len(merges) < num_merges:
         counts = defaultdict(int)
         for pieces, n in spelled:
-            for a, b in zip(pieces, pieces[1:]): counts[a, b] += n
+            for a, b in pairwise(pieces): counts[a, b] += n
         if not counts: break
         merges.append(sorted(counts.items(), key=lambda item: (item[1], item[0]))[-1][0])
         spelled = [(merge_looking_back(pieces, merges[-1], b"".join(merges[-1])), n) for pieces, n in spelled]
