@@ -497,7 +497,7 @@ def download_wheel(
 )->Path:              # The file: a wheel, or a source distribution where there is no wheel
     "Let pip fetch a package without installing it, from whichever index it is set up for; raises `OSError` if that fails."
     wanted, dest, shown = Path(folder, "wanted.txt"), Path(folder, "package"), sys.stderr.isatty()
-    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n")   # pip refuses any other file before it looks inside
+    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8")   # pip refuses any other file before it looks inside
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--no-deps", "--requirement", str(wanted)]
     done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], text=True, errors="replace",
                           stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE)
