@@ -244,7 +244,6 @@ MISTAKES["gradient_clip"] = {hint: _a_clip(**changed) for hint, changed in {
     "a parameter without a gradient is given one": dict(lend=True),
     "they are brought to length one, whatever the limit": dict(scale=lambda n, limit: 1 / n if n > limit else 1.),
     "the parameters are measured, not their gradients": dict(own=True),
-    "nothing of the length comes back": dict(gives=lambda n, limit: None),
     "they are divided by their length once more than needed, or twice": dict(scale=lambda n, limit: min(1., limit / (n + 1e-6))**2),
     "the mean of the squares is taken for their sum": dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item()),
 }.items()}
