@@ -19,8 +19,8 @@ demo: $(RUN)/train.bin
 	@echo "Look at $(RUN)/loss.svg for the loss curve, at nbs/17_training.ipynb for the loop that made it, and change the recipe:"
 	@echo "  $(PY) -m llm_course.training --help"
 
-# The recipe of bench/nanogpt.py, for a longer text.
-RECIPE := --d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 64 --batch_size 24 --order epochs --iterations 1000 \
+# The recipe of bench/nanogpt.py for a longer text, with rows twice as long and half as many.
+RECIPE := --d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 12 --order epochs --iterations 1000 \
   --lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 --decay line --weight_decay 0.3 --num_threads 1 --val_interval 100 --checkpoint_interval 250
 
 $(RUN)/train.txt: | .venv/installed
