@@ -12,6 +12,7 @@ import threading
 import unicodedata
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -28,7 +29,9 @@ from llm_course import pretrained
 from llm_course.bpe import LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
-from llm_course.generating import generate_ids
+from llm_course.data import fetch
+from llm_course.generating import end_ids, first_ids, generate, generate_ids
+from llm_course.generating import main as generating
 from llm_course.pretrained import (
     Composed,
     SentencePiece,
@@ -647,6 +650,99 @@ def test_what_a_folder_says_of_its_tokenizer_is_kept(tokenizer, tmp_path):
     assert json.loads((tmp_path/"b"/"config.json").read_text())["eos_token_id"] == tokenizer.special_tokens["<|im_end|>"]
 
 
+# ---- Where a text ends, and ids that nobody uses
+
+def sure_of(model, *ids):
+    "Let a model say these ids, one after the other, whatever it has read: its blocks add nothing, and its head knows what follows the last id."
+    with torch.no_grad():
+        for p in model.blocks.parameters(): p.zero_()
+        model.embedding.weight.copy_(torch.randn_like(model.embedding.weight))
+        model.head.weight.zero_()
+        model.norm.weight.fill_(1.)
+        for now, then in pairwise(ids): model.head.weight[then] += model.embedding.weight[now]
+    return model
+
+
+@pytest.mark.parametrize("said, ends", [
+    ({}, ["<|endoftext|>"]), ({"eos_token_id": 319}, ["<|endoftext|>", "<|im_end|>"]), ({"eos_token_id": [319, 318]}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
+    ({"eos_token_id": None}, ["<|endoftext|>"]), ({"eos_token_id": "x"}, ["<|endoftext|>"])], ids=str)
+def test_what_ends_a_text_is_read_and_written(tokenizer, tmp_path, said, ends):
+    export_pretrained(random_model(), tokenizer, tmp_path/"a")
+    (tmp_path/"a"/"generation_config.json").write_text(json.dumps(said))
+    model, read = load_pretrained(tmp_path/"a", "cpu")
+    assert end_ids(read) == {tokenizer.special_tokens[token] for token in ends}
+    export_pretrained(model, read, tmp_path/"b")
+    assert end_ids(load_pretrained(tmp_path/"b", "cpu")[1]) == end_ids(read)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path/"b").eos_token_id in (sorted(end_ids(read)), *end_ids(read))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf", "llama2c"])
+def test_loaded_models_stop_where_their_files_say(tokenizer, tmp_path, kind, capsys):
+    "A, B, then the end, then C for ever: A B is the text, in Python and from the command line."
+    if kind == "llama2c":
+        write_pieces(tmp_path/"tokenizer.bin", 320)
+        words, end = pretrained.read_pieces(tmp_path, 320), 1
+        letters = [words.ids[b"t"], words.ids[b"h"], words.ids[b"e"]]
+    else:
+        words, end = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens), tokenizer.special_tokens["<|im_end|>"]
+        words.roles, words.ends, letters = {"eos_token": "<|im_end|>"}, {end}, [*b"the"]
+    first = words.encode("o")[-1]
+    model = sure_of(random_model(), first, letters[0], letters[1], end, letters[2], letters[2])
+    if kind == "folder": export_pretrained(model, words, path := tmp_path/"model")
+    elif kind == "gguf": export_gguf(model, words, path := tmp_path/"model.gguf")
+    else: write_llama2c(model, path := tmp_path/"model.bin", 1)
+    read, its = load_pretrained(path, "cpu")
+    assert generate(read, its, "o", 20, temperature=0.) == "oth"
+    assert generate(read, its, ["o", "oo"], 20, temperature=0.) == ["oth", "ooth"]
+    generating(["--model_path", str(path), "--prompt", "o", "--temperature", "0", "--max_tokens", "20", "--device", "cpu"])
+    assert capsys.readouterr().out == "oth\n"
+
+
+def test_spare_ids_are_no_trouble(tokenizer, tmp_path, capsys):
+    "A model with more rows than the tokenizer has ids speaks, says nothing for a row without a token, and is told from a foreign one."
+    model = sure_of(random_model(vocab_size=391), ord("o"), ord("t"), 390, ord("h"), tokenizer.special_tokens["<|endoftext|>"])
+    for path in tmp_path/"model", tmp_path/"model.gguf":
+        (export_gguf if path.suffix else export_pretrained)(model, tokenizer, path)
+        read, its = load_pretrained(path, "cpu")
+        assert (read.config.vocab_size, its.vocab_size) == (391, 320)
+        assert generate(read, its, "o", 20, temperature=0.) == "oth"
+        again = tmp_path/"again"
+        export_pretrained(read, its, again)
+        assert load_pretrained(again, "cpu")[0].config.vocab_size == 391
+    with pytest.raises(ValueError, match="the model knows 391 ids and the tokenizer 320"): first_ids(model, tokenizer, "o")   # not loaded together
+    assert first_ids(random_model(vocab_size=384), BpeTokenizer(tokenizer.vocab, [], {"<|x|>": 325}), "o") == [ord("o")]      # rounded up to a multiple of 64
+
+
+# ---- The command that speaks
+
+def test_generating_takes_what_load_pretrained_takes(tokenizer, tmp_path, capsys):
+    model, flags = random_model(), ["--prompt", "o", "--temperature", "0", "--max_tokens", "5", "--device", "cpu"]
+    export_pretrained(model, tokenizer, tmp_path/"folder")
+    export_gguf(model, tokenizer, tmp_path/"model.gguf")
+    save_model(model, tmp_path/"model.safetensors", torch.float32)
+    tokenizer.save(tmp_path/"tokenizer.json")
+    wanted = generate(model, tokenizer, "o", 5, temperature=0.) + "\n"
+    for name in "folder", "model.gguf", "model.safetensors":
+        for more in [], ["--draft_path", str(tmp_path/"model.gguf")], ["--tokenizer_path", str(tmp_path/"tokenizer.json")]:
+            generating(["--model_path", str(tmp_path/name), *flags, *more])
+            assert capsys.readouterr().out == wanted
+    generating(["--model_path", str(tmp_path/"folder"), "--precision", "bfloat16", *flags])
+    assert capsys.readouterr().out.startswith("o")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("nowhere", "nowhere does not exist; name a folder"), ("nowhere.pt", "--model_path nowhere.pt does not exist"), ("nowhere.gguf", "nowhere.gguf does not exist"),
+    ("run", "--model_path run is the folder of a run; name run/best.pt or run/checkpoint.pt"), ("empty", "empty lacks config.json"), ("junk.gguf", "junk.gguf")])
+def test_generating_refuses_in_one_line(name, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in "run", "empty": (tmp_path/folder).mkdir()
+    (tmp_path/"run"/"checkpoint.pt").touch()
+    (tmp_path/"junk.gguf").write_bytes(b"junk")
+    with pytest.raises(SystemExit) as caught: generating(["--model_path", name, "--prompt", "o", "--device", "cpu"])
+    out = capsys.readouterr()
+    assert caught.value.code == 2 and out.out == "" and said in out.err.replace("\\", "/") and out.err.count("\n") == 1
+
+
 # ---- Chat
 
 SMOLLM2_TEMPLATE = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -863,7 +959,7 @@ def test_smollm2_agrees_with_transformers(smollm2):
 @pytest.mark.network
 def test_smollm2s_tokenizer(smollm2, tmp_path):
     "Against `tokenizers`, put together from the vocabulary, the merges and the name of the pre-tokenizer in the file."
-    said = pretrained.GgufFile(pretrained.fetch_smollm2()).said
+    said = pretrained.GgufFile(fetch("smollm2-135m")).said
     tokens, kinds, merges = (said[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
     theirs = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
