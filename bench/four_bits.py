@@ -61,20 +61,23 @@ def disturb(model, doses: int, seed: int) -> None:
 
 
 def main(most: int = 3, seeds: int = 2) -> None:
-    "Measure after each dose, and keep the results."
+    "Measure after each dose, and keep each result as soon as it is there; what is kept of the same text is not measured again."
+    path, text = root/"bench"/"four_bits.json", prose()
     model, tokenizer = load_pretrained("smollm2-135m", "cpu", max_seq_len=1024)
-    kept, text = {name: p.clone() for name, p in model.state_dict().items()}, prose()
-    ids, found = tokenizer.encode(text), []
+    kept, ids = {name: p.clone() for name, p in model.state_dict().items()}, tokenizer.encode(text)
+    about = {"what": "SmolLM2-135M-Instruct in four bits, and after further doses of the same error.", "bytes": len(text.encode()), "tokens": len(ids),
+             "asked": {kind: len(asked) for kind, asked in questions().items()}}
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    found = found.get("found", []) if about.items() <= found.items() else []
     for doses, seed in [(0, 0), *((doses, seed) for doses in range(1, most + 1) for seed in range(seeds))]:
+        if any((each["doses"], each["seed"]) == (doses, seed) for each in found): continue
         model.load_state_dict(kept)
         disturb(model, doses, seed)
         shares = {kind: sum(right(model, tokenizer, *each) for each in asked) / len(asked) for kind, asked in questions().items()}
-        found.append({"doses": doses, "seed": seed, "bits_per_byte": round(bits_per_byte(model, ids, len(text.encode())), 4), "right": shares})
+        found.append({"doses": doses, "seed": seed, "bits_per_byte": round(bits_per_byte(model, ids, about["bytes"]), 4), "right": shares})
         print(found[-1], flush=True)
-    result = {"what": "SmolLM2-135M-Instruct in four bits, and after further doses of the same error.", "bytes": len(text.encode()), "tokens": len(ids), "found": found,
-              "asked": {kind: len(asked) for kind, asked in questions().items()},
-              "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-    with whole_file(root/"bench"/"four_bits.json", "w") as file: file.write(json.dumps(result, indent=1) + "\n")
+        result = about | {"found": found, "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+        with whole_file(path, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+import urllib.request
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -485,6 +486,53 @@ def test_gguf_has_no_name_for_some_patterns(tokenizer, tmp_path):
     other = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, "o200k")
     with pytest.raises(ValueError, match="GGUF has no name for this tokenizer's way to cut words"): export_gguf(random_model(), other, tmp_path/"model.gguf")
     assert not list(tmp_path.iterdir())
+
+
+# ---- llama.cpp reads what we write
+
+@pytest.fixture
+def llama_cpp():
+    "Makes a server of llama.cpp's, in this process, from a GGUF file."
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    def serve(path):
+        how = xllamacpp.CommonParams()
+        how.model.path, how.n_ctx, how.n_parallel, how.n_gpu_layers, how.warmup, how.verbosity, how.port = str(path), 128, 1, 0, False, -1, 0
+        how.cache_type_k = how.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32   # keys and values as precise as ours
+        how.cpuparams.n_threads = how.cpuparams_batch.n_threads = 1
+        return xllamacpp.Server(how)
+    return serve
+
+
+def heard(server, prompt, n):
+    "What llama.cpp says next, greedily: ids, and the logarithm of the probability of the five likeliest at each place."
+    said = server.handle_completions({"prompt": prompt, "n_predict": n, "temperature": 0., "n_probs": 5, "ignore_eos": True, "cache_prompt": False})
+    places = (json.loads(said) if isinstance(said, str) else said)["choices"][0]["logprobs"]["content"]
+    return [place["id"] for place in places], [{top["id"]: top["logprob"] for top in place["top_logprobs"]} for place in places]
+
+
+def agree(model, server, ids, n):
+    "llama.cpp's greedy text, and the probabilities that it names, are those of our model at each place."
+    said, places = heard(server, ids, n)
+    with torch.no_grad(): ours = model(torch.tensor(ids + said)).log_softmax(-1)[len(ids) - 1:]
+    assert len(said) == n and said == ours.argmax(-1)[:n].tolist()
+    gap = max(abs(ours[i, id].item() - logprob) for i, place in enumerate(places) for id, logprob in place.items())
+    assert gap < 2e-3, gap
+
+
+def test_llama_cpp_says_what_we_say(model, tokenizer, tmp_path, llama_cpp):
+    "Every family: the layout of RoPE's pairs, the slowed ones, biases, norms of queries and keys, and the tied head."
+    export_gguf(model, tokenizer, tmp_path/"model.gguf")
+    agree(model, llama_cpp(tmp_path/"model.gguf"), random_ids(20)[0].tolist(), 24)
+
+
+@pytest.mark.parametrize("pattern", pretrained.PRE_TOKENIZERS)
+def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
+    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pretrained.PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
+    export_gguf(random_model(), ours, tmp_path/"model.gguf")
+    address = llama_cpp(tmp_path/"model.gguf")
+    for text in filter(None, HARD):
+        request = urllib.request.Request(address.listening_address + "/tokenize", json.dumps({"content": text, "parse_special": True}).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer: assert json.load(answer)["tokens"] == ours.encode(text), text
 
 
 # ---- llama2.c
