@@ -39,6 +39,7 @@ demo-model: demo
 # One thread: the pages' models are small, and threads that wait for each other are slow on a busy machine.
 test notebooks: export OMP_NUM_THREADS := 1
 test: .venv/installed
+	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 	git diff --exit-code
@@ -47,6 +48,7 @@ test: .venv/installed
 	.venv/bin/pytest
 
 export: .venv/installed
+	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 

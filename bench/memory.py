@@ -16,8 +16,8 @@ from llm_course.commands import whole_file
 def resident(pid: int) -> int:
     "Kilobytes that a process and all its descendants hold, shared pages counted for each (Linux)."
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task/"children").read_text().split()]
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task/"children").read_text("utf-8").split()]
     except OSError: return 0   # it has ended
     lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return (int(lines[0].split()[1]) if lines else 0) + sum(map(resident, children))

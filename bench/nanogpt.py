@@ -64,7 +64,7 @@ def train_ours(text: Path, folder: Path, seed: int, threads: int, **changes) -> 
 
 def measure_ours(text: Path, folder: Path) -> float:
     "Nats per byte of the validation split, from the last line of the run's metrics."
-    last = json.loads((folder/"run/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((folder/"run/metrics.jsonl").read_text("utf-8").splitlines()[-1])
     return last["bits_per_byte"] * math.log(2)
 
 

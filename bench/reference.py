@@ -144,7 +144,7 @@ def record(plan):
                             **{**shape, **COMMON, **plan.more}, seed=plan.seed, lr_max=plan.rate, warmup_iters=plan.shape["iterations"]//10)
         try:
             with broken(plan.fault, asked, post) as config: history = training.train(config).history
-        except ValueError: history = [json.loads(line) for line in (folder/"run/metrics.jsonl").read_text().splitlines()]   # no number any more
+        except ValueError: history = [json.loads(line) for line in (folder/"run/metrics.jsonl").read_text("utf-8").splitlines()]   # no number any more
     skipped = {"tokens_per_second", "seconds_per_step", "memory_mib", "whole_val_loss"}
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items() if k not in skipped} for line in history]
 

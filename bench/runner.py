@@ -124,7 +124,7 @@ def show(side: dict) -> str:
 def machine(device: str) -> dict:
     "What it ran on."
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in info.read_text("utf-8").splitlines() if line.startswith("model name")] if info.exists() else []
     found = {"system": platform.system(), "cpu": names[0] if names else platform.processor() or platform.machine(),
              "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})

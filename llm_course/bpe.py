@@ -74,9 +74,12 @@ def ascii_splitter(
         inside = re.sub(r"\\p\{\w+\}", lambda kind: letters.get(kind[0], ""), found[0])
         return inside if found[0].startswith("[") else f"[{inside}]"
 
-    return re.compile(re.sub(r"\[[^\]]*\]|\\p\{\w+\}", in_ascii, pattern), re.ASCII).findall
+    plain = re.sub(r"\[[^\]]*\]|\\p\{\w+\}", in_ascii, pattern)
+    plain = re.sub(r"([ \]])\?(?!\+)", r"\1?+", plain)   # what may stand before a word is never a part of one
+    return re.compile(plain, re.ASCII).findall
 
-behind_word = re.compile(r"(?<=\w) ")
+# %% ../nbs/01_bpe.ipynb #quick-pre-tokens
+behind_word = re.compile(r"(?<=\w) ")   # no named pattern lets a pre-token reach across
 
 def quick_pre_tokens(
     text:str,      # Any text

@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +34,7 @@ from .attention import fused_attention, join_masks
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model, pick_device
 from .checks import check_of
-from .commands import input_file, run_command
+from .commands import input_file, run_command, visible
 from .embedding import Embedding
 from .ffn import FFN
 from .linear import Linear
@@ -620,7 +621,7 @@ class GenerateConfig:
     top_k:int=Sampling.top_k                             # Number of tokens to draw from; 0 for all
     min_p:float=Sampling.min_p                           # Least probability, as a share of the highest
     repetition_penalty:float=Sampling.repetition_penalty # Above 1, discourages tokens that were said before
-    stop:tuple[str, ...]=()           # Texts before which to end, such as a name
+    stop:Annotated[tuple[str, ...], visible]=()           # Texts before which to end, such as a name
     num_samples:int=1                 # Texts to write
     seed:int|None=None                # The same seed gives the same text; None for chance
     interactive:bool=False            # Ask for prompts, one a line (write \\n for a line break), until Ctrl-D; Ctrl-C ends a text

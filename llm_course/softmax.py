@@ -25,6 +25,7 @@ def softmax(
     Raises `TypeError` unless `x` is floating-point. Source: Bridle 1990."""
     if not x.is_floating_point():
         raise TypeError(f"softmax takes floating-point scores, not {x.dtype}; its shares would all be cut to zero or one")
+    if not x.numel(): return x.clone()   # of no scores there is no largest
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     top = wide.detach().amax(dim, keepdim=True).clamp(min=torch.finfo(wide.dtype).min)   # finite, even if all are ruled out
     powers = (wide - top).exp()                                                          # none exceeds one

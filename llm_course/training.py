@@ -717,7 +717,7 @@ def keep(
         run.history.append(line)
         run.clock, run.ticks = perf_counter(), 0
         if run.rank == 0:
-            with open(c.output/"metrics.jsonl", "a") as file: file.write(json.dumps(line) + "\n")
+            with open(c.output/"metrics.jsonl", "a", encoding="utf-8", newline="\n") as file: file.write(json.dumps(line) + "\n")
     if line.get("val_loss", math.inf) < run.best:
         run.best = line["val_loss"]
         save(run, "best.pt")

@@ -12,6 +12,21 @@ def device(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def on_device(device):
+    "Whatever the tests of a file make is made on each device in turn: `pytestmark = pytest.mark.usefixtures(\"on_device\")`."
+    with torch.device(device): yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    "Skip what asks an MPS device for float64, which it has not."
+    try: return (yield)
+    except TypeError as error:
+        if "MPS" in str(error) and "float64" in str(error): pytest.skip("no float64 there")
+        raise
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     "The same random numbers for every run of a test."

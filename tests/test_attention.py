@@ -7,29 +7,30 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention, causal_mask, fused_attention, join_masks
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 versions = pytest.mark.parametrize("attend", [attention, fused_attention], ids=lambda f: f.__name__)
 
 
-def qkv(*lead, t=5, s=5, d=8, d_v=8, dtype=torch.float32, device="cpu"):
-    return (torch.randn(*lead, n, size, device=device).to(dtype) for n, size in ((t, d), (s, d), (s, d_v)))
+def qkv(*lead, t=5, s=5, d=8, d_v=8, dtype=torch.float32):
+    return (torch.randn(*lead, n, size).to(dtype) for n, size in ((t, d), (s, d), (s, d_v)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
-def test_half_precision_is_rounded_once(lead, dtype, device):
+def test_half_precision_is_rounded_once(lead, dtype):
     "So it is torch's answer in float32, rounded; torch's own kernels round the weights, too."
-    q, k, v = qkv(*lead, t=4, s=7, d_v=3, dtype=dtype, device=device)
-    mask = torch.rand(4, 7, device=device) < .6
+    q, k, v = qkv(*lead, t=4, s=7, d_v=3, dtype=dtype)
+    mask = torch.rand(4, 7) < .6
     assert_close(attention(q, k, v, mask), F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(dtype))
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["free", "causal"])
 @pytest.mark.parametrize("t", [1, 2, 6])
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
-def test_fused_equals_readable_forward_and_back(masked, t, causal, device):
-    q, k, v = (x.requires_grad_() for x in qkv(2, 3, t=t, s=6, device=device))
-    mask = torch.rand(2, 1, t, 6, device=device) < .4 if masked else None   # some rows may be empty
+def test_fused_equals_readable_forward_and_back(masked, t, causal):
+    q, k, v = (x.requires_grad_() for x in qkv(2, 3, t=t, s=6))
+    mask = torch.rand(2, 1, t, 6) < .4 if masked else None   # some rows may be empty
     outs = [attend(q, k, v, mask, causal) for attend in (attention, fused_attention)]
     assert_close(*outs)
     assert_close(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in outs))
@@ -37,9 +38,9 @@ def test_fused_equals_readable_forward_and_back(masked, t, causal, device):
 
 @pytest.mark.parametrize("dtype", dtypes, ids=str)
 @versions
-def test_a_fully_masked_row_is_zero_and_so_is_its_gradient(attend, dtype, device):
-    q, k, v = (x.requires_grad_() for x in qkv(2, dtype=dtype, device=device))
-    mask = torch.ones(5, 5, dtype=torch.bool, device=device)
+def test_a_fully_masked_row_is_zero_and_so_is_its_gradient(attend, dtype):
+    q, k, v = (x.requires_grad_() for x in qkv(2, dtype=dtype))
+    mask = torch.ones(5, 5, dtype=torch.bool)
     mask[2] = False
     out = attend(q, k, v, mask)
     assert (out[:, 2] == 0).all() and out.isfinite().all()
@@ -48,8 +49,8 @@ def test_a_fully_masked_row_is_zero_and_so_is_its_gradient(attend, dtype, device
 
 
 @versions
-def test_those_who_ask_are_the_last(attend, device):
-    q, k, v = qkv(2, 3, t=6, s=6, device=device)
+def test_those_who_ask_are_the_last(attend):
+    q, k, v = qkv(2, 3, t=6, s=6)
     whole = attend(q, k, v, causal=True)
     for t in range(1, 6): assert_close(attend(q[..., -t:, :], k, v, causal=True), whole[..., -t:, :])
 
@@ -61,9 +62,9 @@ def test_gradient_is_exact(attend):
     assert torch.autograd.gradcheck(lambda *x: attend(*x, mask), (q, k, v))
 
 
-def test_causal_mask_by_hand(device):
-    assert causal_mask(3, device=device).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert causal_mask(2, 4, device=device).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+def test_causal_mask_by_hand():
+    assert causal_mask(3).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert causal_mask(2, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert causal_mask(1, 4).all()
 
 
@@ -81,10 +82,10 @@ def test_a_mask_of_numbers_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["alone", "autocast"])
-def test_gradients_in_half_precision_are_as_exact_as_torchs(dtype, autocast, device):
-    q, k, v = (torch.randn(2, 4, 33, 16, device=device).to(dtype).requires_grad_() for _ in range(3))
+def test_gradients_in_half_precision_are_as_exact_as_torchs(dtype, autocast):
+    q, k, v = (torch.randn(2, 4, 33, 16).to(dtype).requires_grad_() for _ in range(3))
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    grad = torch.randn(2, 4, 33, 16, device=device).to(dtype)
+    grad = torch.randn(2, 4, 33, 16).to(dtype)
     truth = torch.autograd.grad(attention(*wide, causal=True), wide, grad.double())
     error = lambda grads: max((g.double() - t).abs().max() for g, t in zip(grads, truth))
     with torch.autocast(q.device.type, dtype, enabled=autocast): out = fused_attention(q, k, v, causal=True)

@@ -438,9 +438,9 @@ def test_training_refuses(tmp_path):
         BpeTokenizer.train(["text"], 100)
     path = tmp_path/"latin.txt"
     path.write_bytes("é".encode() * 700_000 + b"caf\xe9 au lait")
-    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 0xe9 at offset 1400003"): BpeTokenizer.train(path, 300)
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 0xe9 at position 1400003"): BpeTokenizer.train(path, 300)
     path.write_bytes("é".encode()[:1])
-    with pytest.raises(ValueError, match=r"byte 0xc3 at offset 0"): BpeTokenizer.train(path, 300)
+    with pytest.raises(ValueError, match=r"byte 0xc3 at position 0"): BpeTokenizer.train(path, 300)
     with pytest.raises(ValueError, match="pass Path"): BpeTokenizer.train([str(path)], 300)
     with pytest.raises(ValueError, match="holds int"): BpeTokenizer.train(iter([3]), 300)
     with pytest.raises(FileNotFoundError): BpeTokenizer.train(tmp_path/"none.txt", 300)

@@ -9,7 +9,7 @@ import torch
 
 import llm_course
 from llm_course.attention import attention, fused_attention
-from llm_course.checks import CHECKS, Check, check_of, verify
+from llm_course.checks import CHECKS, Check, check_of, exercise, verify
 from llm_course.multihead import MultiHeadAttention
 
 for module in pkgutil.iter_modules(llm_course.__path__):
@@ -75,3 +75,22 @@ def test_verify_says_what_it_has_shown_and_stops_at_what_is_false(monkeypatch, c
     verify(lambda x: 2 * x, "double")
     assert capsys.readouterr().out == "✓ Two of three are six.\n"
     with pytest.raises(AssertionError, match="fed 3, wanted 6, got 9"): verify(lambda x: x * x, "double")
+
+
+def unwritten(*inputs): raise NotImplementedError
+
+
+@pytest.mark.parametrize("answers, said", [((...,), "not written yet\n"), ((1, ...), "not written yet\n"), ((unwritten,), "not written yet\n"),
+                                           ((lambda: 2,), "✓ is two\n"), ((2,), "✓ is two\n"), ((torch.tensor(2), 0), "✓ is two\n")], ids=str)
+def test_an_exercise_waits_for_its_answers(answers, said, capsys):
+    def is_two(answer, rest=None): assert (answer() if callable(answer) else answer) == 2
+    assert exercise(*answers)(is_two) is is_two and capsys.readouterr().out == said
+
+
+def test_an_exercise_refuses_what_is_wrong_and_hides_no_other_gap():
+    with pytest.raises(AssertionError):
+        @exercise(3)
+        def is_two(answer): assert answer == 2
+    with pytest.raises(NotImplementedError, match="for half"):
+        @exercise(3)
+        def needs_a_kernel(answer): raise NotImplementedError("no kernel for half precision")

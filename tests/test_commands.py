@@ -6,10 +6,11 @@ import signal
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 
-from llm_course.commands import input_file, one_line, output_path, parse, run_command, whole_file
+from llm_course.commands import input_file, one_line, output_path, parse, run_command, visible, whole_file, with_dashes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,33 @@ def refusal(capsys, work, *words):
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    "Where it happens."
+    data_path:str                                   # A file
+    begin:Annotated[str, visible]="\n"              # Its first letters
+    order:Annotated[tuple[str, ...], visible]=()    # Names
+
+@dataclass(frozen=True, kw_only=True)
+class Both(Config, Place):
+    "Do it somewhere."
+
+
+def test_dataclasses_that_one_inherits_from_are_groups(capsys):
+    assert parse(Both, ["--data_path", "a", "--several", "b", "c"]) == Both(data_path="a", several=("b", "c"))
+    with pytest.raises(SystemExit): parse(Both, ["--help"])
+    shown = capsys.readouterr().out
+    assert shown.index("config options") < shown.index("Do something.") < shown.index("--several") < shown.index("place options") < shown.index("--data_path")
+    assert "(default: none)" in shown and r"(default: '\n')" in shown and "Do it somewhere." in shown
+
+
+@pytest.mark.parametrize("message, told", [
+    ("order must be one of a, b", "--order must be one of a, b"), ("in order must be", "in order must be"), ("orders must be", "orders must be"),
+    ("0 < data_path <= 3 must hold, but data_path is 4", "0 < --data_path <= 3 must hold, but --data_path is 4"), ("--data_path is bad", "--data_path is bad"),
+    ("a/data_path, my_data_path, data_path.bin and data_path=3", "a/data_path, my_data_path, data_path.bin and data_path=3")])
+def test_arguments_are_told_as_flags_where_they_can_be_nothing_else(message, told): assert with_dashes(message, Both) == told
 
 
 def raising(error):

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course import data
-from llm_course.bpe import PATTERNS, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import (
     DataConfig,
+    Draw,
     Merger,
     PieceTable,
     Span,
@@ -44,7 +44,6 @@ from llm_course.data import (
     load_ids,
     main,
     merge_in_step,
-    quick_pre_tokens,
     read_span,
     sha256,
     split_documents,
@@ -93,7 +92,7 @@ def refusal(capsys, *argv):
 
 def test_every_legal_start_is_equally_likely_and_no_other_is_drawn():
     length, max_seq_len, draws = 23, 5, 90_000
-    counts = np.bincount(batch_starts(length, draws, max_seq_len, seed=3), minlength=length)
+    counts = np.bincount(batch_starts(Draw(length, draws, max_seq_len, seed=3)), minlength=length)
     legal, expected = length - max_seq_len, draws / (length - max_seq_len)
     assert not counts[legal:].any()
     chi_square = ((counts[:legal] - expected)**2 / expected).sum()
@@ -101,12 +100,12 @@ def test_every_legal_start_is_equally_likely_and_no_other_is_drawn():
 
 
 def test_every_start_is_reached_over_the_iterations():
-    starts = Counter(int(x) for i in range(400) for x in batch_starts(10, 2, 3, iteration=i))
+    starts = Counter(int(x) for i in range(400) for x in batch_starts(Draw(10, 2, 3, iteration=i)))
     assert set(starts) == set(range(7)) and max(starts.values()) < 2 * min(starts.values())
 
 
 def test_a_dataset_one_longer_than_the_row_has_one_start():
-    assert not batch_starts(6, 100, 5).any()
+    assert not batch_starts(Draw(6, 100, 5)).any()
     inputs, targets = get_batch(np.arange(6), 2, 5)
     assert inputs.tolist() == [[0, 1, 2, 3, 4]] * 2 and targets.tolist() == [[1, 2, 3, 4, 5]] * 2
 
@@ -123,8 +122,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_iteration():
 
 def test_known_starts_stay_known():
     "A resumed run must see the batches of the release that began it."
-    assert batch_starts(1_000_000, 4, 256, seed=0, iteration=0).tolist() == [850406, 636798, 511005, 269717]
-    assert batch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [576582, 835241, 131830, 793390]
+    assert batch_starts(Draw(1_000_000, 4, 256, seed=0, iteration=0)).tolist() == [850406, 636798, 511005, 269717]
+    assert batch_starts(Draw(1_000_000, 4, 256, seed=1, iteration=99)).tolist() == [576582, 835241, 131830, 793390]
 
 
 @few
@@ -134,7 +133,7 @@ def test_an_epoch_asks_for_each_row_once_and_for_nearly_every_id(length, batch_s
     places = length - max_seq_len
     rows = max(1, places // max_seq_len)
     first, last = epoch * rows // batch_size, ((epoch + 1) * rows - 1) // batch_size
-    starts = np.concatenate([epoch_starts(length, batch_size, max_seq_len, 3, i) for i in range(first, last + 1)])
+    starts = np.concatenate([epoch_starts(Draw(length, batch_size, max_seq_len, 3, i)) for i in range(first, last + 1)])
     starts = starts[epoch*rows - first*batch_size:][:rows]
     assert len(starts) == rows and 0 <= starts.min() and starts.max() < places
     targets = (starts[:, None] + np.arange(1, max_seq_len + 1)).ravel()
@@ -143,7 +142,7 @@ def test_an_epoch_asks_for_each_row_once_and_for_nearly_every_id(length, batch_s
 
 
 def test_epochs_make_every_start_equally_likely():
-    starts = np.concatenate([epoch_starts(23, 30, 5, seed=3, iteration=i) for i in range(1000)])   # three rows an epoch
+    starts = np.concatenate([epoch_starts(Draw(23, 30, 5, seed=3, iteration=i)) for i in range(1000)])   # three rows an epoch
     counts = np.bincount(starts, minlength=18)
     assert len(counts) == 18
     assert ((counts - 30_000/18)**2 / (30_000/18)).sum() < 3 * 40.8   # the rows of an epoch go together, three by three
@@ -157,7 +156,7 @@ def test_epochs_are_cut_and_shuffled_anew_and_a_run_may_begin_anywhere():
     assert not any(torch.equal(e, e.sort()[0]) for e in epochs), "the rows should be shuffled"
     assert torch.equal(batches[7], get_batch(ids, 31, 8, seed=1, iteration=7, order="epochs")[0])
     assert not torch.equal(batches[7], get_batch(ids, 31, 8, seed=2, iteration=7, order="epochs")[0])
-    assert epoch_starts(1_000_000, 4, 256, seed=1, iteration=99).tolist() == [200619, 655595, 114859, 951275]   # a resumed run must see the batches of the release that began it
+    assert epoch_starts(Draw(1_000_000, 4, 256, seed=1, iteration=99)).tolist() == [200619, 655595, 114859, 951275]   # a resumed run must see the batches of the release that began it
     with pytest.raises(ValueError, match="order sorted is none of random, epochs"): get_batch(ids, 4, 8, order="sorted")
     with pytest.raises(ValueError, match="more ids than max_seq_len, but 8 ≤ 8"): get_batch(ids[:8], 4, 8, order="epochs")
 
@@ -197,7 +196,7 @@ def test_large_ids_keep_their_value():
     ((5, 1, 5), "more ids than max_seq_len, but 5 ≤ 5"), ((0, 1, 1), "0 ≤ 1"), ((9, 0, 1), "must be at least 1, but they are 0 and 1"),
     ((9, 1, 0), "at least 1"), ((9, 1, -3), "at least 1"), ((9, 1, 1, -1), "not be negative"), ((9, 1, 1, 0, -1), "not be negative")])
 def test_impossible_batches_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message): batch_starts(*arguments)
+    with pytest.raises(ValueError, match=message): Draw(*arguments)
 
 
 @few
@@ -432,12 +431,6 @@ def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, 
     path = tmp_path_factory.mktemp("cut")/"x.txt"
     path.write_bytes((text * 3).encode())
     assert [id for _, ids in encode_spans(tokenizer, [whole(path)], block=block) for id in ids.tolist()] == tokenizer.encode(text * 3)
-
-
-@few
-@given(st.text(max_size=40) | st.text(alphabet="aB1 '\n\r\t._/\x1csé", max_size=40), st.sampled_from(sorted(PATTERNS)), st.integers(1, 9))
-def test_the_quick_way_finds_the_same_pre_tokens(text, name, part):
-    assert quick_pre_tokens(text, PATTERNS[name], part) == pre_tokens(text, PATTERNS[name])
 
 
 @few
@@ -752,21 +745,20 @@ def test_the_real_files_of_others(name, size, start):
 # ---------------------------------------------------------------- addresses
 
 class Corpus(BaseHTTPRequestHandler):
-    "Serves one text, or fails as often as it is told to."
-    text, failures, breaks, asked, told = b"to be, or not to be\n", 0, 0, 0, None
-
-    def do_HEAD(self):
-        self.send_response(302)   # the hub sends one on to where the file lies
-        if self.told: self.send_header("X-Linked-ETag", f'"{self.told}"')
-        self.end_headers()
+    "Serves one text, or fails as often as it is told to, and knows ranges or does not."
+    text, failures, breaks, ranges, asked, sent = b"to be, or not to be\n" * 500, 0, 0, True, 0, None   # 10,000 bytes
 
     def do_GET(self):
         type(self).asked += 1
-        if type(self).asked <= self.failures: return self.send_error(500)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.text)))
+        if self.asked <= self.failures: return self.send_error(500)
+        begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if self.ranges else 0
+        if begin >= len(self.text): return self.send_error(416)
+        self.send_response(206 if self.ranges else 200)
+        self.send_header("Content-Length", str(len(self.text) - begin))
         self.end_headers()
-        self.wfile.write(self.text[:5] if type(self).asked <= self.breaks else self.text)
+        body = self.text[begin:][:3000] if self.asked <= self.breaks else self.text[begin:]
+        self.sent.append(len(body))
+        self.wfile.write(body)
 
     def log_message(self, *args): pass
 
@@ -775,74 +767,69 @@ class Corpus(BaseHTTPRequestHandler):
 def server(monkeypatch):
     "A server on loopback, known as the corpus `here`."
     class Handler(Corpus): pass
+    Handler.sent = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{http.server_port}/input.txt"
         monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)   # between the two tries
-        monkeypatch.setattr(data, "corpora", {"here": (url, sha256(Corpus.text)), "unknown hash": (url, None)})
+        monkeypatch.setattr(data, "corpora", {"here": (url, sha256(Corpus.text))})
         yield SimpleNamespace(handler=Handler, url=url)
         http.shutdown()
 
 
-@pytest.mark.parametrize("name", ["here", "unknown hash"])
-def test_a_corpus_is_downloaded_once(name, server, tmp_path):
-    path = fetch(name, tmp_path)
-    assert path.read_bytes() == Corpus.text and fetch(name, tmp_path) == path and server.handler.asked == 1
+def names(folder): return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_failed_download_is_tried_again(server, tmp_path):
+def test_a_corpus_is_downloaded_once(server, tmp_path):
+    path = fetch("here", tmp_path)
+    assert path.read_bytes() == Corpus.text and fetch("here", tmp_path) == path and server.handler.asked == 1 and names(tmp_path) == ["here.txt"]
+
+
+def test_a_failed_download_is_tried_once_more(server, tmp_path):
     server.handler.failures = 1
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
+    server.handler.asked, server.handler.failures = 0, 9
+    with pytest.raises(OSError, match=r"here could not be fetched from .*500.*; connect to the internet"): fetch("here", tmp_path/"other")
+    assert server.handler.asked == 2
+
+
+@pytest.mark.parametrize("ranges, sent", [(True, [3000, 10_000 - 2048]), (False, [3000, 10_000])], ids=["the rest", "all again"])
+def test_an_interrupted_download_goes_on(ranges, sent, server, tmp_path):
+    "Of 3,000 bytes the whole kilobytes are kept."
+    server.handler.breaks, server.handler.ranges = 1, ranges
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.sent == sent and names(tmp_path) == ["here.txt"]
+
+
+def test_what_came_is_kept_for_the_next_time(server, tmp_path):
+    server.handler.breaks = 2
+    with pytest.raises(OSError, match="could not be fetched"): fetch("here", tmp_path)
+    assert server.handler.asked == 2 and names(tmp_path) == ["here.txt.part"] and (tmp_path/"here.txt.part").read_bytes() == Corpus.text[:4096]
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.sent == [3000, 3000, 10_000 - 4096] and names(tmp_path) == ["here.txt"]
+
+
+@pytest.mark.parametrize("kept", [b"not " * 50, Corpus.text, Corpus.text * 2], ids=["another beginning", "already all", "too much"])
+def test_halves_that_do_not_fit_are_thrown_away(kept, server, tmp_path):
+    (tmp_path/"here.txt.part").write_bytes(kept)
+    assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2 and names(tmp_path) == ["here.txt"]
+
+
+def test_a_text_with_another_hash_is_refused(server, tmp_path, capsys):
+    server.handler.text = b"something else"
+    said = refusal(capsys, "--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
+    assert said == f"error: what {server.url} sends is not here: its sha256 is not {sha256(Corpus.text)}; name a copy with --path"
+    assert server.handler.asked == 2 and not names(tmp_path/"cache") and not names(tmp_path/"out")
+
+
+def test_a_text_that_was_damaged_later_is_fetched_again(server, tmp_path):
+    path = fetch("here", tmp_path)
+    path.write_text("damaged")
     assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
 
 
-@pytest.mark.parametrize("name", ["here", "unknown hash"])
-def test_an_interrupted_download_begins_afresh(name, server, tmp_path):
-    server.handler.breaks = 1
-    assert fetch(name, tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
-    assert {path.name for path in tmp_path.iterdir()} - {f"{name}.sha256"} == {f"{name}.txt"}
-
-
-@pytest.mark.parametrize("name", ["here", "unknown hash"])
-def test_a_download_that_always_breaks_leaves_nothing(name, server, tmp_path):
-    server.handler.breaks = 9
-    with pytest.raises(OSError, match="could not be fetched"): fetch(name, tmp_path)
-    assert server.handler.asked == 2 and not list(tmp_path.iterdir())
-    server.handler.breaks = 0
-    assert fetch(name, tmp_path).read_bytes() == Corpus.text
-
-
-def test_a_text_with_another_hash_is_refused(server, tmp_path):
-    server.handler.text = b"something else"
-    with pytest.raises(OSError, match=f"here could not be fetched from {server.url}"): fetch("here", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_damaged_text_is_fetched_again(server, tmp_path):
-    path = fetch("here", tmp_path)
-    path.write_text("damaged")
-    assert fetch("here", tmp_path).read_bytes() == Corpus.text
-
-
-def test_what_the_hub_says_of_a_text_is_heeded(server, tmp_path):
-    server.handler.told = sha256(Corpus.text)
-    assert fetch("unknown hash", tmp_path).read_bytes() == Corpus.text
-    server.handler.told = "0" * 64
-    with pytest.raises(OSError, match="could not be fetched"): fetch("unknown hash", tmp_path/"other")
-    assert not list((tmp_path/"other").iterdir())
-
-
-def test_without_a_known_hash_later_damage_is_noticed(server, tmp_path):
-    path = fetch("unknown hash", tmp_path)
-    assert (tmp_path/"unknown hash.sha256").read_text().strip() == sha256(Corpus.text)
-    path.write_text("damaged")
-    assert fetch("unknown hash", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
-
-
-@pytest.mark.parametrize("name", ["here", "unknown hash"])
-def test_a_copy_serves_instead_of_the_network(name, server, tmp_path):
+def test_a_copy_serves_instead_of_the_network(server, tmp_path):
     (tmp_path/"mine.txt").write_bytes(Corpus.text)
-    path = fetch(name, tmp_path/"cache", tmp_path/"mine.txt")
-    assert path == tmp_path/"cache"/f"{name}.txt" and path.read_bytes() == Corpus.text and fetch(name, tmp_path/"cache") == path
+    path = fetch("here", tmp_path/"cache", tmp_path/"mine.txt")
+    assert path == tmp_path/"cache"/"here.txt" and path.read_bytes() == Corpus.text and fetch("here", tmp_path/"cache") == path
     assert not server.handler.asked
 
 
@@ -858,15 +845,17 @@ def test_a_copy_of_something_else_is_refused(server, tmp_path, capsys):
 def test_offline_is_one_line_that_helps(tmp_path, monkeypatch, capsys):
     with socket.socket() as free:   # a port at which nobody listens
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(data, "corpora", {"here": (f"http://127.0.0.1:{free.getsockname()[1]}/x.txt", None)})
+        monkeypatch.setattr(data, "corpora", {"here": (f"http://127.0.0.1:{free.getsockname()[1]}/x.txt", "0" * 64)})
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
     said = refusal(capsys, "--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
     assert "here could not be fetched" in said and "connect to the internet" in said
     assert not list((tmp_path/"out").iterdir())
 
 
-def test_known_addresses_are_https():
-    for url, digest in data.corpora.values(): assert url.startswith("https://") and (digest is None or re.fullmatch("[0-9a-f]{64}", digest))
+def test_every_corpus_has_a_safe_address_and_a_hash():
+    assert data.corpora.keys() == {"tinyshakespeare", "tinystories", "tinystories-valid"}
+    for url, digest in data.corpora.values(): assert url.startswith("https://") and re.fullmatch("[0-9a-f]{64}", digest)
+    for package in data.packages.values(): assert re.fullmatch("[0-9a-f]{64}", package.digest) and re.fullmatch("[0-9a-f]{64}", package.sha256)
     assert data.corpora["tinyshakespeare"][1].startswith("86c4e6aa")
 
 

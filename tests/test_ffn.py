@@ -6,26 +6,27 @@ from torch.testing import assert_close
 
 from llm_course.ffn import FFN, silu, swiglu
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype, wrong", [(torch.float16, 10), (torch.bfloat16, 40)], ids=str)
-def test_silu_of_every_half_precision_number_is_the_nearest(dtype, wrong, device):
+def test_silu_of_every_half_precision_number_is_the_nearest(dtype, wrong):
     x = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
     x = x[x.isfinite()]
-    y = silu(x.to(device)).cpu()
+    y = silu(x)
     assert y.isfinite().all()
     assert (y != silu(x.double()).to(dtype)).sum() <= wrong   # twice rounded, a thousand or more would be
 
 
 @pytest.mark.parametrize("dtype", dtypes, ids=str)
-def test_silu_is_finite_at_the_extremes(dtype, device):
+def test_silu_is_finite_at_the_extremes(dtype):
     largest = torch.finfo(dtype).max
-    x = torch.tensor([largest, -largest, 0., 1e4, -1e4], device=device, dtype=dtype).requires_grad_()
+    x = torch.tensor([largest, -largest, 0., 1e4, -1e4], dtype=dtype).requires_grad_()
     y = silu(x)
     y.sum().backward()
-    assert_close(y.detach(), torch.tensor([largest, 0., 0., 1e4, 0.], device=device, dtype=dtype))
-    assert_close(x.grad, torch.tensor([1., 0., .5, 1., 0.], device=device).to(dtype))
+    assert_close(y.detach(), torch.tensor([largest, 0., 0., 1e4, 0.], dtype=dtype))
+    assert_close(x.grad, torch.tensor([1., 0., .5, 1., 0.]).to(dtype))
 
 
 def test_two_gated_features_multiply():

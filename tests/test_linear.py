@@ -7,16 +7,17 @@ from torch.testing import assert_close
 
 from llm_course.linear import Linear, linear, truncated_normal
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def test_bias_is_added_before_rounding(device):
-    w, x = torch.tensor([[1., 2**-12]], device=device).half(), torch.ones(1, 2, device=device).half()
-    assert linear(x, w, torch.tensor([-1.], device=device).half()).item() == 2**-12   # 1 + 2^-12 is not a float16 number
+def test_bias_is_added_before_rounding():
+    w, x = torch.tensor([[1., 2**-12]]).half(), torch.ones(1, 2).half()
+    assert linear(x, w, torch.tensor([-1.]).half()).item() == 2**-12   # 1 + 2^-12 is not a float16 number
 
 
-def test_truncated_normal_has_the_spread_asked_for(device):
-    w = truncated_normal(1000, 1000, std=0.3, device=device)
+def test_truncated_normal_has_the_spread_asked_for():
+    w = truncated_normal(1000, 1000, std=0.3)
     assert abs(w.std().item() / 0.3 - 1) < 0.004 and abs(w.mean().item()) < 0.002
     assert 2.9*0.3 < w.abs().max().item() <= 3*0.3 / 0.986578 * 1.0001
 
@@ -30,12 +31,12 @@ def test_truncated_normal_has_tails_in_every_type(dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_loads_what_torch_saves_and_the_other_way_round(bias, device):
-    ours, theirs = Linear(7, 5, bias=bias, device=device), nn.Linear(7, 5, bias=bias, device=device)
-    x = torch.randn(2, 3, 7, device=device)
+def test_loads_what_torch_saves_and_the_other_way_round(bias):
+    ours, theirs = Linear(7, 5, bias=bias), nn.Linear(7, 5, bias=bias)
+    x = torch.randn(2, 3, 7)
     ours.load_state_dict(theirs.state_dict())
     assert_close(ours(x), theirs(x))
-    theirs.load_state_dict(Linear(7, 5, bias=bias, device=device).state_dict())
+    theirs.load_state_dict(Linear(7, 5, bias=bias).state_dict())
     assert [*ours.state_dict()] == ["weight", "bias"][:1 + bias]
 
 
@@ -43,7 +44,7 @@ def test_loads_what_torch_saves_and_the_other_way_round(bias, device):
 def test_dtype_and_device_are_kept(dtype, device):
     layer = Linear(3, 2, bias=True, device=device, dtype=dtype)
     assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(dtype, device)}
-    assert layer.to(torch.float32)(torch.randn(4, 3, device=device)).dtype == torch.float32
+    assert layer.to(torch.float32)(torch.randn(4, 3)).dtype == torch.float32
 
 
 def test_same_seed_same_weights():

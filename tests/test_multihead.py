@@ -10,45 +10,46 @@ from llm_course.attention import attention, fused_attention
 from llm_course.multihead import KVCache, MultiHeadAttention, grouped_attention, head_weights, merge_heads, new_cache, split_heads
 from llm_course.rope import RopeScaling
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 versions = pytest.mark.parametrize("attend", [attention, fused_attention], ids=lambda f: f.__name__)
 sharing = pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 
 
-def layer(num_kv_heads=None, device="cpu", **options):
-    return MultiHeadAttention(32, 4, num_kv_heads, max_seq_len=64, device=device, **options)
+def layer(num_kv_heads=None, **options):
+    return MultiHeadAttention(32, 4, num_kv_heads, max_seq_len=64, **options)
 
 
 @pytest.mark.parametrize("attend, dtype", [(fused_attention, dtype) for dtype in dtypes] + [(attention, dtype) for dtype in dtypes[:2]], ids=lambda x: getattr(x, "__name__", str(x)))
-def test_agrees_with_torch_when_nothing_is_turned(attend, dtype, device):
+def test_agrees_with_torch_when_nothing_is_turned(attend, dtype):
     "With our own attention in half precision, where torch rounds the weights and we don't, the errors are compared: `test_layers`."
-    ours, x = layer(attend=attend, dtype=dtype, device=device), torch.randn(2, 9, 32, dtype=dtype, device=device)
-    theirs = nn.MultiheadAttention(32, 4, bias=False, batch_first=True, dtype=dtype, device=device)
+    ours, x = layer(attend=attend, dtype=dtype), torch.randn(2, 9, 32, dtype=dtype)
+    theirs = nn.MultiheadAttention(32, 4, bias=False, batch_first=True, dtype=dtype)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight]))
         theirs.out_proj.weight.copy_(ours.output_proj.weight)
-    forbidden = torch.ones(9, 9, device=device).triu(1).bool()
-    there = torch.zeros(9, dtype=torch.long, device=device)
+    forbidden = torch.ones(9, 9).triu(1).bool()
+    there = torch.zeros(9, dtype=torch.long)
     with torch.no_grad(): got = ours(x, there)   # where gradients are wanted, ours is the more exact one in half precision
     assert_close(got, theirs(x, x, x, attn_mask=forbidden, need_weights=False)[0].detach())
 
 
 @pytest.mark.parametrize("num_kv_heads", [2, 1])
-def test_sharing_is_the_full_layer_with_heads_alike(num_kv_heads, device):
-    shared, full = layer(num_kv_heads, device=device), layer(device=device)
+def test_sharing_is_the_full_layer_with_heads_alike(num_kv_heads):
+    shared, full = layer(num_kv_heads), layer()
     state = shared.state_dict()
     for name in "k_proj.weight", "v_proj.weight":
         state[name] = einx.id("(kv d) m -> (kv group d) m", state[name], kv=num_kv_heads, group=4 // num_kv_heads)
     full.load_state_dict(state)
-    x = torch.randn(2, 9, 32, device=device)
+    x = torch.randn(2, 9, 32)
     assert_close(full(x), shared(x))
     assert_close(full(x[:, :1]), shared(x[:, :1]))   # one token takes another path
 
 
 @versions
 @sharing
-def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, attend, device):
-    ours, x = layer(num_kv_heads, attend=attend, device=device), torch.randn(2, 9, 32, device=device)
+def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, attend):
+    ours, x = layer(num_kv_heads, attend=attend), torch.randn(2, 9, 32)
     later, other = x.clone(), x.clone()
     later[:, 6:] += 1
     other[1] += 1
@@ -61,8 +62,8 @@ def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, atten
 
 @sharing
 @pytest.mark.parametrize("pieces", [(9,), (1,)*9, (4, 1, 3, 1), (1, 8), (8, 1)], ids=str)
-def test_a_cache_changes_nothing(pieces, num_kv_heads, device):
-    ours, x = layer(num_kv_heads, device=device), torch.randn(3, 9, 32, device=device)
+def test_a_cache_changes_nothing(pieces, num_kv_heads):
+    ours, x = layer(num_kv_heads), torch.randn(3, 9, 32)
     with torch.inference_mode():
         for attend in attention, fused_attention:
             ours.attend = attend
@@ -73,11 +74,11 @@ def test_a_cache_changes_nothing(pieces, num_kv_heads, device):
             assert cache.keys.shape == cache.values.shape == (3, num_kv_heads, 9, 8)
 
 
-def test_a_cache_forgets_what_its_length_leaves_out(device):
-    ours, x = layer(2, device=device), torch.randn(1, 6, 32, device=device)
+def test_a_cache_forgets_what_its_length_leaves_out():
+    ours, x = layer(2), torch.randn(1, 6, 32)
     with torch.inference_mode():
         cache = new_cache(ours, 1)
-        ours(torch.randn(1, 5, 32, device=device), cache=cache)
+        ours(torch.randn(1, 5, 32), cache=cache)
         cache.length = 0
         assert_close(ours(x, cache=cache), ours(x))
 
@@ -85,10 +86,10 @@ def test_a_cache_forgets_what_its_length_leaves_out(device):
 @versions
 @sharing
 @pytest.mark.parametrize("pieces", [(9,), (1,)*9, (4, 1, 3, 1), (1, 8), (8, 1)], ids=str)
-def test_texts_of_different_lengths_get_what_each_gets_alone(pieces, num_kv_heads, attend, device):
+def test_texts_of_different_lengths_get_what_each_gets_alone(pieces, num_kv_heads, attend):
     "Whatever stands in the padding, in float32 at the default tolerances, and nobody outside of it gets a nan from it."
-    ours, x = layer(num_kv_heads, attend=attend, device=device), torch.randn(4, 9, 32, device=device)
-    padding = torch.tensor([0, 3, 8, 1], device=device)
+    ours, x = layer(num_kv_heads, attend=attend), torch.randn(4, 9, 32)
+    padding = torch.tensor([0, 3, 8, 1])
     for junk in 0., 1e4:
         beside = x.clone()
         for row, places in zip(beside, padding.tolist()): row[:places] = junk
@@ -101,12 +102,12 @@ def test_texts_of_different_lengths_get_what_each_gets_alone(pieces, num_kv_head
                 assert not got[row, :places].any()   # who may look nowhere hears nothing
 
 
-def test_half_precision_beside_padding_is_finite(device):
+def test_half_precision_beside_padding_is_finite():
     for dtype in torch.bfloat16, torch.float16:
-        ours, x = layer(2, device=device).to(dtype), torch.randn(2, 9, 32, device=device).to(dtype)
+        ours, x = layer(2).to(dtype), torch.randn(2, 9, 32).to(dtype)
         with torch.inference_mode():
             cache = new_cache(ours, 2)
-            cache.padding = torch.tensor([6, 0], device=device)
+            cache.padding = torch.tensor([6, 0])
             got = ours(x, cache=cache)
             assert got.isfinite().all() and cache.keys.dtype == dtype
             want = ours(x[0, 6:])   # sums in another order are rounded otherwise
@@ -137,14 +138,14 @@ def test_sizes_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message): MultiHeadAttention(*shape)
 
 
-def test_texts_longer_than_the_table_are_refused(device):
-    ours = layer(device=device)
-    with pytest.raises(ValueError, match="positions must lie from 0 to 63, but these go from 0 to 64"): ours(torch.randn(1, 65, 32, device=device))
-    with pytest.raises(ValueError, match="from 0 to 64"): ours(torch.randn(1, 2, 32, device=device), torch.tensor([0, 64], device=device))
+def test_texts_longer_than_the_table_are_refused():
+    ours = layer()
+    with pytest.raises(ValueError, match="positions must lie from 0 to 63, but these go from 0 to 64"): ours(torch.randn(1, 65, 32))
+    with pytest.raises(ValueError, match="from 0 to 64"): ours(torch.randn(1, 2, 32), torch.tensor([0, 64]))
 
 
-def test_heads_are_slices(device):
-    x = torch.randn(2, 5, 12, device=device)
+def test_heads_are_slices():
+    x = torch.randn(2, 5, 12)
     assert torch.equal(split_heads(x, 4), einx.id("b t (h d) -> b h t d", x, h=3))
     assert torch.equal(merge_heads(split_heads(x, 4)), x)
     q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 2, 5, 4)
@@ -152,11 +153,11 @@ def test_heads_are_slices(device):
 
 
 @sharing
-def test_head_weights_are_shares_that_look_back(num_kv_heads, device):
-    ours, x = layer(num_kv_heads, device=device), torch.randn(2, 5, 32, device=device)
+def test_head_weights_are_shares_that_look_back(num_kv_heads):
+    ours, x = layer(num_kv_heads), torch.randn(2, 5, 32)
     weights = head_weights(ours, x)
     assert weights.shape == (2, 4, 5, 5) and (weights.triu(1) == 0).all()
-    assert_close(weights.sum(-1), torch.ones(2, 4, 5, device=device))
+    assert_close(weights.sum(-1), torch.ones(2, 4, 5))
     assert ours.attend is fused_attention
     assert (head_weights(ours, x[:, :1]) == 1).all()
 

@@ -3,7 +3,6 @@
 Each check takes a page and yields its complaints. Every check runs on every page of `nbs/`; and every check is shown here
 to complain about a page that was broken on purpose, for a check that cannot fail guards nothing."""
 import ast
-import configparser
 import json
 import re
 import sys
@@ -15,9 +14,9 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parents[1]
-settings = configparser.ConfigParser()
-settings.read(root/"settings.ini", encoding="utf-8")
-settings = settings["DEFAULT"]
+sys.path.insert(0, str(root/"web"))
+import colab  # noqa: E402
+
 modules = {"notation": "style"}   # the one chapter whose module is called otherwise
 
 project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
@@ -130,9 +129,8 @@ def opens_with_a_title_and_a_promise(page):
 
 @check
 def opens_in_colab(page):
-    address = f"https://colab.research.google.com/github/{settings['user']}/{settings['repo']}/blob/{settings['branch']}/nbs/{page.name}.ipynb"
-    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
-    if badge not in page.head.splitlines(): yield f"below the promise must stand {badge}"
+    raw = [cell.raw for cell in page.cells]
+    if colab.prepare({"cells": raw, "metadata": {}}, page.name)["cells"] != raw: yield "lacks its badge below the promise, or the cell `colab` below that; run python web/colab.py"
 
 
 @check
@@ -325,7 +323,7 @@ def test_a_label_is_used_once_in_the_book():
 
 
 def test_each_module_has_its_notebook_and_each_chapter_its_module():
-    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "_modidx"}
+    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "__main__", "_modidx"}
     assert in_package == {page.module for page in pages.values() if page.is_chapter}
 
 
@@ -343,6 +341,7 @@ good = {
     "module": cell("#| default_exp rmsnorm"),
     "head": cell("# Title\n\n> A promise.\n\n[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
                  "(https://colab.research.google.com/github/llm-course/llm_course/blob/main/nbs/06_rmsnorm.ipynb)", "markdown"),
+    "colab": cell(colab.install("06_rmsnorm"), id="colab"),
     "imports": cell("#| export\nimport torch\nfrom llm_course.linear import Linear"),
     "export": cell("#| exports\ndef f(x):\n    from llm_course.transformer import late\n    return x"),
     "checks": cell("assert f(1) == 1\nassert f(2) == 2\nassert_close(f(3), 3)"),
@@ -373,6 +372,9 @@ broken = [
     ("opens_with_a_title_and_a_promise", replaced("head", "promise.", "promise")),
     ("opens_in_colab", replaced("head", "06_rmsnorm.ipynb", "6_rmsnorm.ipynb")),
     ("opens_in_colab", replaced("head", "blob/main", "blob/master")),
+    ("opens_in_colab", replaced("head", "[![Open in Colab]", "[![Open]")),
+    ("opens_in_colab", replaced("colab", "torch=={version(\"torch\")}", "torch")),
+    ("opens_in_colab", without("colab")),
     ("exports_fit_a_screen", replaced("export", "    return x", "    x += 1\n" * 30)),
     ("exports_import_from_lower_floors", replaced("imports", "linear", "ffn")),
     ("exports_import_from_lower_floors", replaced("imports", "linear", "rmsnorm")),

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from llm_course.rmsnorm import RmsNorm, rms_norm
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -34,8 +35,8 @@ def test_gradient_is_exact():
     assert torch.autograd.gradgradcheck(rms_norm, (x, gain))
 
 
-def test_float32_gain_with_half_precision_vectors_rounds_once(device):
-    x, gain = torch.randn(50, 8, device=device).bfloat16(), torch.randn(8, device=device)
+def test_float32_gain_with_half_precision_vectors_rounds_once():
+    x, gain = torch.randn(50, 8).bfloat16(), torch.randn(8)
     y = rms_norm(x, gain)
     assert y.dtype == torch.bfloat16
     assert_close(y, F.rms_norm(x.double(), (8,), gain.double(), eps=1e-5).bfloat16(), rtol=2**-8, atol=0)
@@ -46,11 +47,11 @@ def test_refuses_ids():
         inspect.unwrap(rms_norm)(torch.tensor([3, 4]), torch.ones(2))   # beneath the hook that enforces shapes here
 
 
-def test_loads_what_torch_saves_and_the_other_way_round(device):
-    ours, theirs = RmsNorm(8, device=device), nn.RMSNorm(8, eps=1e-5, device=device)
+def test_loads_what_torch_saves_and_the_other_way_round():
+    ours, theirs = RmsNorm(8), nn.RMSNorm(8, eps=1e-5)
     nn.init.normal_(theirs.weight)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, 8, device=device)
+    x = torch.randn(2, 3, 8)
     assert_close(ours(x), theirs(x))
     assert [*ours.state_dict()] == ["weight"] and torch.equal(RmsNorm(8).weight, torch.ones(8))
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specimens import LAYOUTS
 from torch import nn
 from torch.testing import assert_close
 
 from llm_course.rope import RoPE, RopeScaling, look_up, rope_turns, rotate, rotate_complex
 
+pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -26,27 +28,27 @@ def reference(x, positions, theta=10000.):
 
 @pytest.mark.parametrize("dtype", dtypes, ids=str)
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 2), (2, 3, 5, 8), (0, 5, 8), (2, 1, 6)], ids=str)
-def test_agrees_with_the_definition(shape, dtype, device):
-    x = torch.randn(shape, device=device).to(dtype)
-    seq = torch.arange(shape[-2], device=device)
-    rope = RoPE(shape[-1], 4096, device=device)
+def test_agrees_with_the_definition(shape, dtype):
+    x = torch.randn(shape).to(dtype)
+    seq = torch.arange(shape[-2])
+    rope = RoPE(shape[-1], 4096)
     assert rope(x).dtype == dtype
     assert_close(rope(x), reference(x, seq))
     assert_close(rope(x, 4000), reference(x, seq + 4000))   # far out, with a half-precision input too
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 3), max_size=2), st.integers(1, 6), st.integers(1, 8), st.integers(0, 90))
-def test_scores_depend_on_the_distance_only(lead, seq, pairs, shift):
+@given(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 6), st.integers(1, 8), st.integers(0, 90), st.sampled_from([*LAYOUTS]))
+def test_scores_depend_on_the_distance_only(lead, seq, pairs, shift, layout):
     rope = RoPE(2*pairs, 100)
-    q, k = torch.randn(2, *lead, seq, 2*pairs, dtype=torch.float64)
+    q, k = (LAYOUTS[layout](torch.randn(*lead, seq, 2*pairs, dtype=torch.float64)) for _ in range(2))
     assert_close(rope(q, shift) @ rope(k, shift).mT, rope(q) @ rope(k).mT)
     assert_close(rope(q, shift).norm(dim=-1), q.norm(dim=-1))
 
 
-def test_positions_broadcast_over_leading_axes(device):
-    rope, x = RoPE(8, 32, device=device), torch.randn(2, 3, 5, 8, device=device)
-    run = torch.arange(7, 12, device=device)
+def test_positions_broadcast_over_leading_axes():
+    rope, x = RoPE(8, 32), torch.randn(2, 3, 5, 8)
+    run = torch.arange(7, 12)
     for positions in 7, run, run.int(), run.expand(3, 5), run.expand(2, 1, 5), run.expand(2, 3, 5):
         assert_close(rope(x, positions), reference(x, run))
     mixed = torch.stack([run, run - 7]).unsqueeze(1)
@@ -78,10 +80,10 @@ def test_sizes_must_be_positive(max_seq_len, theta):
 
 @pytest.mark.parametrize("positions", [12, -1, torch.tensor([0, 16]), torch.tensor([-1, 3])], ids=["run", "negative run", "tensor", "negative"])
 def test_positions_outside_the_table_are_refused(positions, device):
-    x = torch.randn(2 if isinstance(positions, torch.Tensor) else 5, 8, device=device)
+    x = torch.randn(2 if isinstance(positions, torch.Tensor) else 5, 8)
     if isinstance(positions, torch.Tensor): positions = positions.to(device)
     with pytest.raises(ValueError, match=r"positions must lie from 0 to 15, but these go from .* raise max_seq_len"):
-        RoPE(8, 16, device=device)(x, positions)
+        RoPE(8, 16)(x, positions)
 
 
 def test_a_sequence_that_is_too_long_is_refused_and_the_longest_is_not():
@@ -97,9 +99,9 @@ def test_look_up_copies_nothing_for_a_run():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_a_change_of_type_leaves_the_table_exact(dtype, device):
-    rope = nn.Sequential(RoPE(8, 4096, device=device)).to(dtype)[0]
-    assert torch.equal(rope.turns, rope_turns(8, 4096, device=device).float())
+def test_a_change_of_type_leaves_the_table_exact(dtype):
+    rope = nn.Sequential(RoPE(8, 4096)).to(dtype)[0]
+    assert torch.equal(rope.turns, rope_turns(8, 4096).float())
 
 
 def test_meta_device_wakes_up_with_the_right_table(device):
@@ -113,7 +115,7 @@ def test_layers_share_one_table_while_they_live():
     assert first.turns is second.turns
     assert RoPE(8, 50, 124.).turns is not first.turns and RoPE(8, 50, 123., scaling=RopeScaling()).turns is not first.turns
     with torch.inference_mode(): assert RoPE(8, 50, 123.).turns is not first.turns
-    first.double().float().to("cpu")
+    first.double().float().to(second.turns.device)
     assert first.turns is second.turns and first.turns.dtype == torch.float32
     known = weakref.ref(first.turns)
     del first, second
@@ -127,7 +129,7 @@ def test_scaling_agrees_with_transformers(factor, low, high, length):
     config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=16 * length, rope_parameters={
         "rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
         "original_max_position_embeddings": length})
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.get_default_device())
     rope = RoPE(64, 2, 5e5, scaling=RopeScaling(factor, low, high, length))
     assert_close(rope.turns[1], torch.stack([theirs.cos(), theirs.sin()], -1))
     assert "RopeScaling" in repr(rope)

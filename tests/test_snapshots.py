@@ -1,4 +1,5 @@
 """A few numbers of the layers, kept as they are. They say that something changed, not that it was right: other tests do that."""
+import pytest
 import torch
 
 from llm_course.attention import attention
@@ -8,6 +9,8 @@ from llm_course.rmsnorm import rms_norm
 from llm_course.rope import RoPE
 from llm_course.softmax import softmax
 from llm_course.transformer import Transformer
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def wave(*shape):
@@ -29,4 +32,4 @@ def test_the_layers_give_what_they_gave(data_regression):
         "softmax": softmax(x), "rms_norm": rms_norm(x, torch.ones(8)), "attention": attention(x, x.flip(0), x, causal=True), "RoPE": RoPE(8, 4)(x),
         "FFN": filled(FFN(8, 6))(x), "MultiHeadAttention": filled(MultiHeadAttention(8, 2, 1, max_seq_len=4))(x),
         "Transformer": filled(Transformer(5, 4, 8, 2, 2, 6))(torch.tensor([1, 4, 2]))}
-    data_regression.check({name: [round(n, 3) + 0. for n in y.flatten()[::3].tolist()] for name, y in outputs.items()})
+    data_regression.check({name: [round(n, 3) + 0. for n in y.flatten()[::3].tolist()] for name, y in outputs.items()}, basename="layers")

@@ -1,0 +1,122 @@
+"""The package as its users have it: built, installed into an environment that holds nothing else, and away from the repository.
+
+`python tests/installed.py` executes every page there (or the pages it is given); `test_package.py` asks the installed package a few questions."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+root = Path(__file__).parents[1]
+project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
+sys.path.insert(0, str(root/"web"))
+import colab  # noqa: E402
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    "The sdist, made from the files that packaging needs, and the wheel, made from the sdist."
+    source = folder/"source"
+    shutil.copytree(root/"llm_course", source/"llm_course", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in "pyproject.toml", "README.md", "LICENSE": shutil.copy(root/name, source)
+    quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder/"dist", source)
+    return next((folder/"dist").glob("*.tar.gz")), next((folder/"dist").glob("*.whl"))
+
+
+def environment(folder: Path, wheel: Path, extras: str = "") -> Path:
+    "The Python of a new environment with the wheel, what it depends on, and what a notebook needs; nothing is fetched, all is linked from here."
+    venv.create(folder, symlinks=os.name != "nt")
+    python = folder/("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    site = Path(quietly(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    wanted = project["dependencies"] + (project["optional-dependencies"][extras.strip("[]")] if extras else [])
+    for name in closure(*wanted, "ipykernel"):
+        found = metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
+            link(Path(found.locate_file(top)), site/top)
+    quietly(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    return python
+
+
+def closure(*wanted: str) -> set[str]:
+    "The names of the distributions that these requirements bring along, each with its own requirements."
+    seen, todo = set(), [Requirement(line) for line in wanted]
+    while todo:
+        requirement = todo.pop()
+        for extra in {"", *requirement.extras}:
+            name = canonicalize_name(requirement.name)
+            if (name, extra) in seen: continue
+            seen.add((name, extra))
+            todo += [r for r in map(Requirement, metadata.requires(name) or ()) if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return {name for name, _ in seen}
+
+
+def link(source: Path, target: Path) -> None:
+    "Let `target` stand for `source`; Windows links folders alone without asking for a privilege."
+    if target.exists(): return
+    if os.name != "nt": target.symlink_to(source)
+    elif source.is_dir():
+        import _winapi
+        _winapi.CreateJunction(str(source), str(target))
+    else: shutil.copy(source, target)
+
+
+def quietly(*words, **more) -> str:
+    "What a command prints; if it fails, all that it said."
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, encoding="utf-8", env=alone(), **more)
+    if done.returncode: raise RuntimeError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def alone() -> dict[str, str]:
+    "The environment variables, without those that lead Python back to the repository."
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")} | {"PYTHONIOENCODING": "utf-8"}
+
+
+def kernel(folder: Path, name: str, python: Path) -> None:
+    "Make an environment known to Jupyter."
+    (folder/"kernels"/name).mkdir(parents=True)
+    spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": name, "language": "python"}
+    (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8")
+
+
+def run_page(path: Path, kernel_name: str) -> str | None:
+    "Execute a page in an empty folder; what failed, if something did."
+    notebook = nbformat.read(path, 4)
+    notebook.cells = [c for c in notebook.cells if c.cell_type == "code" and not any(line.replace(" ", "") == "#|eval:false" for line in c.source.splitlines())]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        client = NotebookClient(notebook, timeout=300, kernel_name=kernel_name, resources={"metadata": {"path": folder}})
+        try: client.execute(env=alone())
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error: return str(error)
+
+
+def main(names: list[str]) -> int:
+    "Execute pages, two at a time, and say how long each took; 1 if one failed."
+    paths = [path for path in sorted((root/"nbs").glob("*.ipynb")) if not names or path.stem in names]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        folder = Path(folder)
+        wheel = build(folder)[1]
+        for extras in {colab.EXTRAS.get(path.stem, "") for path in paths}:
+            kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras))
+        os.environ["JUPYTER_PATH"] = str(folder)
+
+        def timed(path):
+            began = time.perf_counter()
+            wrong = run_page(path, f"course{colab.EXTRAS.get(path.stem, '').strip('[]')}")
+            print(f"{path.stem:18} {time.perf_counter() - began:5.1f} s  {wrong or 'ok'}", flush=True)
+            return wrong
+        with ThreadPoolExecutor(2) as pool: return any(list(pool.map(timed, paths)))
+
+
+if __name__ == "__main__": sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""Notebooks in Colab: what the first cell does there, that it does nothing elsewhere, and what a page's metadata asks for."""
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("IPython")
+from IPython.core.interactiveshell import InteractiveShell
+
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root/"web"))
+import colab  # noqa: E402
+
+names = [path.stem for path in sorted((root/"nbs").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("name", names)
+def test_a_page_is_as_the_script_would_make_it(name):
+    notebook = json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))
+    assert colab.prepare(notebook, name) == notebook, "run python web/colab.py"
+    assert notebook["metadata"].get("accelerator") == ("GPU" if name in colab.GPU else None)
+
+
+def test_a_new_page_is_made_whole():
+    "Badge, cell and metadata are put where they belong, once."
+    notebook = {"metadata": {"accelerator": "TPU"}, "cells": [
+        {"cell_type": "code", "id": "default-exp", "source": ["#| default_exp speed"]},
+        {"cell_type": "markdown", "id": "title", "source": ["# Speed\n", "\n", "> A promise.\n", "\n", "## More"]},
+        {"cell_type": "code", "id": "imports", "source": ["import math"]}]}
+    made = colab.prepare(notebook, "20_speed")
+    assert [cell["id"] for cell in made["cells"]] == ["default-exp", "title", "colab", "imports"]
+    assert "".join(made["cells"][1]["source"]) == f"# Speed\n\n> A promise.\n\n{colab.badge('20_speed')}\n\n## More"
+    assert made["metadata"] == {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
+    assert colab.prepare(made, "20_speed") == made
+
+
+class Shell(InteractiveShell):
+    "An IPython that notes what it is asked to install."
+    def init_magics(self):
+        super().init_magics()
+        self.asked = []
+        self.register_magic_function(self.asked.append, "line", "pip")
+
+
+class Colab(Shell):
+    def __str__(self): return "<google.colab._shell.Shell object at 0x7f>"
+
+
+@pytest.mark.parametrize("name", ["01_bpe", "19_pretrained"])
+def test_the_first_cell_installs_the_course_and_names_the_torch_that_is_there(name):
+    shell = Colab()
+    shell.run_cell(colab.install(name)).raise_error()
+    extras = "[interop]" if name == "19_pretrained" else ""
+    assert shell.asked == [f'install -q torch=={version("torch")} "llm_course{extras} @ git+https://github.com/llm-course/llm_course@main"']
+
+
+def test_elsewhere_it_does_nothing():
+    shell = Shell()
+    shell.run_cell(colab.install("01_bpe")).raise_error()
+    assert not shell.asked and "version" not in shell.user_ns

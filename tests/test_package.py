@@ -1,0 +1,79 @@
+"""The built package, installed into an environment of its own: what is in it, and that it works with no repository at hand."""
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from installed import build, environment, project, quietly, root
+
+version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text("utf-8"), re.M)[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory): return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory): return environment(tmp_path_factory.mktemp("away")/"env", built[1])
+
+
+@pytest.fixture
+def command(python, tmp_path):
+    "Call the console script in an empty folder."
+    return lambda *words: quietly(python.with_name("llm-course.exe" if os.name == "nt" else "llm-course"), *words, cwd=tmp_path)
+
+
+def test_wheel_and_sdist_hold_the_package_and_nothing_else(built):
+    with tarfile.open(built[0]) as sdist: packed = {name.partition("/")[2] for name in sdist.getnames()}
+    with zipfile.ZipFile(built[1]) as wheel: installed = set(wheel.namelist())
+    package = {path.relative_to(root).as_posix() for path in (root/"llm_course").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert package <= packed and {name for name in installed if not name.startswith(f"llm_course-{version}.dist-info/")} == package
+    assert {"llm_course/py.typed", "llm_course/demo/model.safetensors", "llm_course/demo/tokenizer.json"} <= package
+
+
+def test_all_that_it_needs_is_declared(python):
+    done = subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "check"], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy_and_comes_from_the_wheel(python, tmp_path):
+    code = "import sys; before = {*sys.modules}; import llm_course; print(llm_course.__file__, llm_course.__version__, *{name.partition('.')[0] for name in {*sys.modules} - before})"
+    file, number, *loaded = quietly(python, "-c", code, cwd=tmp_path).split()
+    assert file.startswith(str(python.parents[1])) and number == version and set(loaded) - sys.stdlib_module_names == {"llm_course"}
+
+
+def test_names_and_types_are_there(python, tmp_path):
+    code = "import llm_course, importlib.resources as r; [getattr(llm_course, n) for n in llm_course.__all__]; print((r.files('llm_course')/'py.typed').is_file())"
+    assert quietly(python, "-c", code, cwd=tmp_path).strip() == "True"
+
+
+def test_alone_it_says_what_can_be_done_and_it_can(command):
+    shown = command()
+    first = re.search(r"llm-course (generate --prompt) \"(.+)\"", shown)
+    said = command(*first[1].split(), first[2], "--max_tokens", "8", "--device", "cpu")
+    assert said.startswith("ROMEO:") and len(said) > 10
+    assert command("--version").strip() == version
+
+
+def test_the_whole_way_by_its_verbs(command, tmp_path):
+    "From a text to a text, with the verbs that the overview lists."
+    (tmp_path/"corpus.txt").write_text("".join(f"The {i}th line of a play.\n" for i in range(900)), "utf-8")
+    command("tokenizer", "--corpus", "corpus.txt", "--vocab_size", "270", "--output", "data/tokenizer.json")
+    command("data", "--tokenizer", "data/tokenizer.json", "--corpus", "corpus.txt", "--output", "data")
+    command("train", "--train_data", "data/train.bin", "--val_data", "data/val.bin", *"--d_model 16 --num_layers 1 --num_heads 2 --d_ff 24".split(),
+            *"--max_seq_len 16 --batch_size 2 --iterations 2 --device cpu".split())
+    command("checkpoint", "--checkpoint", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
+    assert command("generate", "--model_path", "model.safetensors", "--tokenizer_path", "data/tokenizer.json", "--prompt", "The").startswith("The")
+    assert "  next  llm-course data --fetch" in command()   # no data/train.txt here, so the way begins anew
+
+
+@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint"])
+def test_help_names_the_command_as_it_was_typed(command, verb):
+    assert command(verb, "--help").startswith(f"usage: llm-course {verb} ")
+
+
+def test_extras_and_scripts_are_what_the_readme_says():
+    assert project["scripts"] == {"llm-course": "llm_course.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()

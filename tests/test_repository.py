@@ -1,0 +1,98 @@
+"""What surrounds the package: workflows, hooks, templates, and facts that stand in more than one place."""
+import configparser
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import llm_course
+
+root = Path(__file__).parents[1]
+settings = configparser.ConfigParser()
+settings.read(root/"settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
+workflows = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((root/".github/workflows").glob("*.yml"))}
+steps = [(name, job, step) for name, flow in workflows.items() for job in flow["jobs"].values() for step in job["steps"]]
+read = lambda name: (root/name).read_text("utf-8")
+
+
+# ---- Files for other tools
+
+@pytest.mark.parametrize("schema, files", [
+    ("github-workflows", ".github/workflows/*.yml"), ("github-issue-forms", ".github/ISSUE_TEMPLATE/[!c]*.yml"),
+    ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"), ("citation-file-format", "CITATION.cff")])
+def test_files_follow_their_schema(schema, files):
+    check = lambda paths: subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)],
+                                         capture_output=True, text=True, encoding="utf-8")
+    assert (found := sorted(root.glob(files))) and check(found).returncode == 0, check(found).stdout
+    assert check([root/"_quarto.yml"]).returncode != 0   # it can fail
+
+
+def test_the_hooks_can_be_read_and_their_commands_are_there():
+    done = subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", str(root/".pre-commit-config.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"] and {hook["language"] for hook in hooks[0]["hooks"]} == {"system"}   # nothing is fetched
+    for word in (word for hook in hooks[0]["hooks"] for word in hook["entry"].split() if word.endswith(".py")): assert (root/word).is_file()
+
+
+# ---- Workflows
+
+def test_all_systems_and_the_ends_of_what_is_supported_are_tried():
+    matrix = workflows["test"]["jobs"]["platforms"]["strategy"]["matrix"]
+    supported = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r"Python :: \d\.", line)]
+    assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert matrix["python"] == [supported[0], supported[-1]] and project["requires-python"] == f">={supported[0]}" and settings["min_python"] == supported[0]
+    oldest = next(line for line in project["dependencies"] if line.startswith("torch")).partition(">=")[2]
+    assert f'"torch=={oldest}.*"' in read(".github/workflows/test.yml")
+    assert workflows["weekly"][True]["schedule"] and "requirements.txt" not in str(workflows["weekly"])   # YAML reads the key `on` as true
+    assert workflows["release"][True] == {"push": {"tags": ["v*"]}}
+
+
+def test_what_runs_on_windows_needs_no_shell():
+    for job in workflows["test"]["jobs"]["platforms"], workflows["weekly"]["jobs"]["newest"]:
+        for step in job["steps"]: assert re.fullmatch(r"python [\w./ -]+(\[dev\])?", step.get("run", "python x")), step
+
+
+def test_workflows_name_files_that_are_there():
+    for name, _, step in steps:
+        for word in re.findall(r"[\w./-]+\.(?:py|txt|ini|md|toml)\b", step.get("run", "")):
+            assert (root/word).is_file() or word == "notes.md", f"{name}: {word}"
+
+
+def test_workflows_may_do_no_more_than_they_must():
+    for name, flow in workflows.items():
+        assert flow["permissions"] == {"contents": "read"}, name
+        assert all("timeout-minutes" in job or "environment" in job for job in flow["jobs"].values()), name
+    assert not [step for _, _, step in steps if "uses" in step and not re.fullmatch(r"[\w-]+/[\w/-]+@(v\d+|release/v1)", step["uses"])]
+
+
+# ---- One fact, several places
+
+def test_the_version_is_the_one_of_settings():
+    assert settings["version"] == llm_course.__version__ == yaml.safe_load(read("CITATION.cff"))["version"]
+    assert re.search(r"^## (\S+?),? ", read("CHANGELOG.md"), re.M)[1] == settings["version"]
+
+
+def test_the_address_is_the_one_of_settings():
+    address = f"https://github.com/{settings['user']}/{settings['repo']}"
+    assert project["urls"]["Repository"] == address == yaml.safe_load(read("CITATION.cff"))["repository-code"]
+    assert address in read(".github/ISSUE_TEMPLATE/config.yml")
+
+
+def test_every_tool_of_the_makefile_is_a_tested_version():
+    pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in read("requirements.txt").split()}
+    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    named = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted}
+    assert named - pinned == {"llm-course"}
+
+
+def test_the_steps_of_the_overview_are_those_of_the_makefile():
+    from llm_course.commands import RECIPE
+    recipe = re.search(r"^RECIPE := (.*?)\n\n", read("Makefile"), re.M | re.S)[1].replace("\\\n", " ").split()
+    assert " ".join(RECIPE.split()) == " ".join(recipe).partition(" --val_interval")[0]

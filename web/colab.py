@@ -1,0 +1,53 @@
+"""Give every notebook what it needs to open and run in Colab: its badge, a first cell that installs the course there, and a GPU where one helps."""
+import configparser
+import json
+import re
+from pathlib import Path
+
+root = Path(__file__).parents[1]
+settings = configparser.ConfigParser()
+settings.read(root/"settings.ini", encoding="utf-8")
+repository = "{user}/{repo}".format_map(settings["DEFAULT"])
+branch = settings["DEFAULT"]["branch"]
+
+GPU = "17_training", "20_speed", "21_distributed", "22_experiments"   # pages whose runs go to a GPU where there is one
+EXTRAS = {"19_pretrained": "[interop]"}                               # pages that need more than the package does
+
+
+def badge(name: str) -> str:
+    "The picture that opens a page in Colab."
+    address = f"https://colab.research.google.com/github/{repository}/blob/{branch}/nbs/{name}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+
+
+def install(name: str) -> str:
+    "The first cell to run: elsewhere it does nothing."
+    return ('#| hide\n'
+            'if "google.colab" in str(get_ipython()):   # fetch the package this page belongs to, and leave Colab\'s own torch as it is\n'
+            '    from importlib.metadata import version\n'
+            f'    %pip install -q torch=={{version("torch")}} "llm_course{EXTRAS.get(name, "")} @ git+https://github.com/{repository}@{branch}"')
+
+
+def prepare(notebook: dict, name: str) -> dict:
+    "The same notebook, ready for Colab."
+    cells = [cell for cell in notebook["cells"] if cell["id"] != "colab"]
+    metadata = {key: value for key, value in notebook["metadata"].items() if key not in ("accelerator", "colab")}
+    title = next(at for at, cell in enumerate(cells) if cell["cell_type"] == "markdown")
+    text = "".join(cells[title]["source"])
+    if "[![Open in Colab" in text: text = re.sub(r"^\[!\[Open in Colab.*$", badge(name), text, flags=re.M)
+    else: text = re.sub(r"^> .+$", lambda promise: f"{promise[0]}\n\n{badge(name)}", text, count=1, flags=re.M)
+    cells[title] = cells[title] | {"source": text.splitlines(keepends=True)}
+    cell = {"cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [], "source": install(name).splitlines(keepends=True)}
+    if name in GPU: metadata |= {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
+    return notebook | {"cells": [*cells[:title + 1], cell, *cells[title + 1:]], "metadata": dict(sorted(metadata.items()))}
+
+
+def main() -> None:
+    "Prepare all of `nbs/`; `make export` calls it."
+    for path in sorted((root/"nbs").glob("*.ipynb")):
+        before = path.read_text("utf-8")
+        after = json.dumps(prepare(json.loads(before), path.stem), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if after != before: path.write_text(after, "utf-8", newline="\n")
+
+
+if __name__ == "__main__": main()
