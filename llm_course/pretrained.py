@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'BLOCK', 'FAMILIES', 'SHAPE', 'NUMBERS', 'SPACE_FIRST', 'ROLES', 'SCALARS', 'QWEN', 'PRE_TOKENIZERS', 'FILES',
-           'CARD', 'COMMANDS', 'rename', 'to_halves', 'to_pairs', 'is_turned', 'scaling_of', 'Stored', 'account',
-           'row_blocks', 'fill', 'hollow', 'check_family', 'rope_of', 'from_hf_config', 'to_hf_config', 'tensor_files',
-           'scan', 'open_folder', 'explained', 'without_copies', 'Composed', 'SentencePiece', 'from_scores',
-           'to_hf_pieces', 'from_hf_pieces', 'load_tokenizer', 'need', 'GgufFile', 'gguf_rows', 'from_gguf_config',
-           'round_eps', 'from_gguf_tokenizer', 'open_gguf', 'llama2c_order', 'llama2c_header', 'open_llama2c',
-           'read_pieces', 'from_hub', 'open_pretrained', 'load_pretrained', 'exported', 'fitting', 'as_transformers',
-           'differences', 'chatml', 'whole_path', 'card', 'export_pretrained', 'gguf_said', 'gguf_tokens',
-           'export_gguf', 'ExportConfig', 'CheckConfig', 'export', 'check', 'main']
+           'CARD', 'COMMANDS', 'rename', 'to_halves', 'to_pairs', 'is_turned', 'scaling_of', 'Stored', 'plausible',
+           'account', 'row_blocks', 'fill', 'hollow', 'check_family', 'rope_of', 'from_hf_config', 'to_hf_config',
+           'tensor_files', 'scan', 'open_folder', 'explained', 'without_copies', 'Composed', 'SentencePiece',
+           'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'load_tokenizer', 'need', 'GgufFile', 'gguf_rows',
+           'from_gguf_config', 'round_eps', 'from_gguf_tokenizer', 'open_gguf', 'llama2c_order', 'llama2c_header',
+           'open_llama2c', 'read_pieces', 'from_hub', 'open_pretrained', 'load_pretrained', 'exported', 'fitting',
+           'as_transformers', 'differences', 'chatml', 'whole_path', 'card', 'export_pretrained', 'gguf_said',
+           'gguf_tokens', 'export_gguf', 'ExportConfig', 'CheckConfig', 'export', 'check', 'main']
 
 # %% ../nbs/19_pretrained.ipynb #imports
 import json
@@ -115,6 +115,16 @@ class Stored(NamedTuple):
     read:Callable[[str, slice], Tensor]   # Some rows of a tensor
     name:Callable[[str], str]             # The file's name for a parameter of ours
     halves:bool                           # Are RoPE's pairs laid out in halves?
+
+# %% ../nbs/19_pretrained.ipynb #plausible
+def plausible(
+    stored:Stored, # What a file holds
+)->None:
+    "Raise `ValueError` for sizes that no model has, before anything is made of them."
+    for name, value in asdict(stored.config).items():
+        if type(value) is int and value >= 1 << 24: raise ValueError(f"{stored.path} asks for {name} = {value:,}, which no model has; it is damaged, or made to do harm")
+    if stored.config.num_layers > len(stored.shapes):
+        raise ValueError(f"{stored.path} asks for {stored.config.num_layers:,} blocks, but holds {len(stored.shapes):,} tensors in all; it is damaged, or made to do harm")
 
 # %% ../nbs/19_pretrained.ipynb #account
 def account(
@@ -280,7 +290,7 @@ def explained(
 ):                     # What came out
     "Do `work`; whatever junk it stumbles over becomes one line that names the file."
     try: return work(*args)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError, struct.error) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"{path} is no model that we can read: {why}") from None
 
@@ -668,6 +678,7 @@ def load_pretrained(
         raise ValueError(f"{stored.path} holds a model of {stored.config.vocab_size:,} ids and a tokenizer of {tokenizer.vocab_size:,}; they do not belong together")
     length = stored.config.max_seq_len if max_seq_len is None else min(max_seq_len, stored.config.max_seq_len)
     config, tokenizer.spare = replace(stored.config, max_seq_len=length), stored.config.vocab_size - tokenizer.vocab_size   # ids without a token
+    plausible(stored)
     account(stored, Transformer(**asdict(config), device="meta"))   # before any memory is taken
     model = hollow(config, device, dtype)
     fill(model, stored)

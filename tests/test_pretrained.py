@@ -56,8 +56,11 @@ SCALING = RopeScaling(factor=8., original_max_seq_len=64)
 MODELS = {   # a tiny one of each kind
     "llama 2": dict(num_kv_heads=4),
     "llama 3.1": dict(rope_theta=5e5, rope_scaling=SCALING),
+    "llama 3": dict(rope_theta=5e5),
     "smollm2": dict(rope_theta=1e5, tie=True),
+    "tinyllama": dict(num_kv_heads=1),
     "qwen2": dict(rope_theta=1e6, tie=True, qkv_bias=True, norm_eps=1e-6),
+    "qwen2.5": dict(rope_theta=1e6, qkv_bias=True, norm_eps=1e-6),
     "qwen3": dict(rope_theta=1e6, qk_norm=True, d_k=32, norm_eps=1e-6),
 }
 HARD = ["", " ", "a", "Hello, world!", "  two  spaces \n\n and\tlines\r\n", "In 1969, 12345 men; 3.14159 and 1,000,000", "don't DON'T we'll",
@@ -125,8 +128,11 @@ THEIRS = {
     "llama 2": lambda kind: transformers.LlamaConfig(**kind, rms_norm_eps=1e-5),
     "llama 3.1": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, rope_parameters={
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 8., "low_freq_factor": 1., "high_freq_factor": 4., "original_max_position_embeddings": 64}),
+    "llama 3": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "tinyllama": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, rms_norm_eps=1e-5),
     "smollm2": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e5}),
     "qwen2": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6),
+    "qwen2.5": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     "qwen3": lambda kind: transformers.Qwen3Config(**kind | {"num_key_value_heads": 2}, head_dim=32, rms_norm_eps=1e-6, tie_word_embeddings=True),
 }
 
@@ -266,6 +272,37 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
     (tmp_path/"config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
     with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
+    (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "rope_theta")], ids=str)
+def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    config = json.loads((tmp_path/"config.json").read_text())
+    (tmp_path/"config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def malicious_gguf(kind):
+    "A header that promises more than the file holds."
+    text = lambda word: struct.pack("<Q", len(word)) + word
+    head = lambda tensors, values: b"GGUF" + struct.pack("<IQQ", 3, tensors, values)
+    if kind == "nested": return head(0, 1) + text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    if kind == "endless list": return head(0, 1) + text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 62)
+    if kind == "endless text": return head(0, 1) + struct.pack("<Q", (1 << 64) - 1) + b"a"
+    if kind == "endless tensors": return head(1 << 62, 0)
+    if kind == "unknown type": return head(0, 1) + text(b"a") + struct.pack("<I", 99)
+    return head(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 0)   # a division by zero
+
+
+@pytest.mark.parametrize("kind", ["nested", "endless list", "endless text", "endless tensors", "unknown type", "no alignment"])
+def test_headers_made_to_do_harm(tmp_path, kind):
+    (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
+    with pytest.raises(ValueError, match=r"model\.gguf is no model that we can read") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    assert "\n" not in str(caught.value)
 
 
 # ---- What folders may lack, and what files may hide
@@ -632,7 +669,7 @@ def trained(kind):
     return made
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["llama 2", "llama 3.1", "smollm2", "qwen2", "qwen3"])
 def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
     reference = trained(kind)
     export_pretrained(random_model(vocab_size=1000), BpeTokenizer({i: bytes([i]) for i in range(256)}, []), tmp_path)
