@@ -664,6 +664,7 @@ def open_both(
     if tokenizer is not None and tokenizer_path is None: return model, tokenizer
     return model, BpeTokenizer.load(input_file(tokenizer_path or path.parent/"tokenizer.json", "--tokenizer_path"))
 
+# %% ../nbs/18_generating.ipynb #open-models
 def open_models(
     config:GenerateConfig, # From the command line
 )->tuple[Transformer, BpeTokenizer, Transformer|None]: # The model that it names, the tokenizer, and the draft
