@@ -277,7 +277,7 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
 @pytest.mark.parametrize("change, said", [
     (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
     (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
-    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "rope_theta")], ids=str)
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "real number")], ids=str)
 def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     config = json.loads((tmp_path/"config.json").read_text())
