@@ -44,7 +44,8 @@ test: .venv/installed
 	.venv/bin/nbdev_clean
 	git diff --exit-code
 	.venv/bin/ruff check
-	.venv/bin/nbdev_test --path nbs --timing
+	.venv/bin/mypy
+	$(PY) tests/installed.py
 	.venv/bin/pytest
 
 export: .venv/installed
@@ -63,6 +64,7 @@ site: .venv/installed
 
 bench: .venv/installed
 	$(PY) -m bench
+	$(PY) -m bench.table
 
 clean:
 	rm -rf .venv runs _proc _docs build dist *.egg-info

@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import tyro
 
@@ -39,7 +39,7 @@ def parse(
     "Read `config` from the command line, one `--name` per field; dataclasses it inherits from are groups of flags. Raises `ValueError` for a text that is not UTF-8."
     groups = config.__bases__ if all(map(is_dataclass, config.__bases__)) else ()
     flags = make_dataclass(config.__name__, [(group.__name__.lower(), group) for group in groups], namespace={"__doc__": config.__doc__}) if groups else config
-    found = tyro.cli(flags, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
+    found:Any = tyro.cli(flags, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
     if groups: found = config(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
     for name, value in vars(found).items():
         for text in value if isinstance(value, tuple) else (value,):
@@ -180,7 +180,7 @@ def whole_file(
     if path.exists() and not path.is_file(): raise ValueError(f"{path} is no ordinary file, so it is not replaced; name another place")
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -132,7 +132,7 @@ class MultiHeadAttention(Projections):
         cache:KVCache|None=None,                         # Keys and values of the tokens before `x`; takes in those of `x`
     )->Float[Tensor, "... t d_model"]:
         q, k, v = (split_heads(project(x), self.d_k) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None: q, k = self.q_norm(q), self.k_norm(k)
+        if self.q_norm is not None and self.k_norm is not None: q, k = self.q_norm(q), self.k_norm(k)
         positions = (cache.length if cache else 0) if token_positions is None else token_positions.unsqueeze(-2)   # one for all heads
         q, k = self.rope(q, positions), self.rope(k, positions)
         if cache is not None: k, v = cache.append(k, v)

@@ -99,7 +99,7 @@ def look_up(
     return turns[positions] if isinstance(positions, Tensor) else turns[first:last + 1]
 
 # %% ../nbs/10_rope.ipynb #shared-table
-_tables = WeakValueDictionary()   # those in use
+_tables:WeakValueDictionary = WeakValueDictionary()   # those in use
 
 def shared_table(
     d_k:int,               # Size of the vectors to turn; even
@@ -118,6 +118,8 @@ def shared_table(
 # %% ../nbs/10_rope.ipynb #RoPE
 class RoPE(nn.Module):
     "`rotate` by position; the table stays beside the model, never in its `state_dict`."
+    turns:Tensor   # a rotation for each position and pair
+
     def __init__(self,
         d_k:int,             # Size of the vectors to turn; even
         max_seq_len:int,     # Number of positions

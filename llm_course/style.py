@@ -7,6 +7,7 @@ __all__ = ['ink', 'blue', 'green', 'red', 'set_style']
 
 # %% ../nbs/00_notation.ipynb #imports
 import matplotlib as mpl
+from matplotlib.rcsetup import cycler
 
 # %% ../nbs/00_notation.ipynb #colours
 ink   = "#7c7c7c"   # axes, captions, everything that is not the point
@@ -20,7 +21,7 @@ def set_style()->None:
     mpl.rcParams.update({
         "svg.hashsalt": "llm_course", "figure.facecolor": "none", "axes.facecolor": "none", "savefig.transparent": True,
         "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
-        "axes.prop_cycle": mpl.cycler(color=[blue, green, red, ink]),
+        "axes.prop_cycle": cycler(color=[blue, green, red, ink]),
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9.5,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "font.size": 9.5, "legend.frameon": False,
         "lines.linewidth": 1.8, "figure.constrained_layout.use": True,

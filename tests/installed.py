@@ -87,7 +87,7 @@ def alone() -> dict[str, str]:
 def kernel(folder: Path, name: str, python: Path) -> None:
     "Make an environment known to Jupyter."
     (folder/"kernels"/name).mkdir(parents=True)
-    spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": name, "language": "python"}
+    spec = {"argv": [str(python), "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"], "display_name": name, "language": "python"}
     (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8")
 
 

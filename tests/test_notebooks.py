@@ -44,6 +44,9 @@ class Page:
     @property
     def head(self): return self.cells[1 if self.is_chapter else 0].source
     @property
+    def exercises(self):   # where they begin
+        return next((i for i, cell in enumerate(self.cells) if cell.kind == "markdown" and re.search(r"^## Exercises", cell.source, re.M)), len(self.cells))
+    @property
     def exported(self):   # name → was it made in this module? (else it is passed on from another)
         return names_of(root/"llm_course"/f"{self.module}.py") if self._exported is None else self._exported
 
@@ -249,7 +252,7 @@ def has_a_picture(page):
 
 @check
 def checks_its_claims(page):
-    asserts = [node for cell in page.code if cell.runs and not cell.is_export for node in ast.walk(cell.tree)
+    asserts = [node for cell in page.cells[:page.exercises] if cell.kind == "code" and cell.runs and not cell.is_export for node in ast.walk(cell.tree)
                if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and called(node).startswith("assert"))]
     if page.is_chapter and len(asserts) < 3: yield f"a chapter needs three checks or more, not {len(asserts)}"
 
@@ -258,6 +261,26 @@ def checks_its_claims(page):
 def has_its_sections(page):
     headings = {line[3:].strip() for cell in page.cells if cell.kind == "markdown" for line in cell.source.splitlines() if line.startswith("## ")}
     if page.number and (missing := {"Roads not taken", "Exercises", "What we exported"} - headings): yield f"has no section {sorted(missing)}"
+
+
+@check
+def ends_in_exercises(page):
+    if not 1 <= (page.number or 0) <= 18: return   # parts I to IV
+    tasks, tried = [], set()   # of each its number, and what follows it
+    for cell in page.cells[page.exercises:]:
+        if cell.kind == "markdown":
+            for _, number in re.findall(r"^(<details><summary>Hint)|^\*\*(\d)\. ", cell.source.partition("## What we exported")[0], re.M):
+                if number: tasks.append((int(number), []))
+                elif tasks: tasks[-1][1].append("hint")
+        elif not cell.runs: yield f"{cell} stands among the exercises and is not run"
+        elif cell.directives.get("code-summary") == "Solution":
+            if tasks: tasks[-1][1].append("solution")
+            if cell.directives.get("code-fold") != "true" or not cell.raw["metadata"].get("jupyter", {}).get("source_hidden"): yield f"{cell}: fold the solution"
+            if not any(isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and called(node) in tried) for node in ast.walk(cell.tree)): yield f"{cell} is not tried"
+        else: tried |= {node.name for node in cell.tree.body if isinstance(node, ast.FunctionDef) and any(called(d) == "exercise" for d in node.decorator_list if isinstance(d, ast.Call))}
+    if not 2 <= len(tasks) <= 4 or [number for number, _ in tasks] != [*range(1, len(tasks) + 1)]: yield f"needs two to four exercises, numbered from one, but has {[number for number, _ in tasks]}"
+    for number, found in tasks:
+        if found != ["hint", "solution"]: yield f"exercise {number} needs a hint and then a solution, but has {found}"
 
 
 @check
@@ -349,7 +372,12 @@ good = {
     "value": cell("f(1), f(2)", outputs=[{"output_type": "execute_result", "metadata": {}, "execution_count": None, "data": {"text/plain": ["(1, 2)"]}}]),
     "picture": cell(picture, outputs=[svg]),
     "stub": cell("#| eval: false\nanswer = ..."),
-    "prose": cell("See @fig-x.\n\n## Roads not taken\n\n## Exercises\n\nNone.", "markdown"),
+    "prose": cell("See @fig-x.\n\n## Roads not taken\n\nNone.\n\n## Exercises\n\n**1. Easy.** Say one.", "markdown"),
+    "task": cell("one = ...\n\n@exercise(one)\ndef is_one(one): assert one == 1"),
+    "hint": cell("<details><summary>Hint</summary>\n\nCount.\n\n</details>", "markdown"),
+    "solution": cell('#| code-fold: true\n#| code-summary: "Solution"\nis_one(1)', metadata={"jupyter": {"source_hidden": True}}),
+    "task-2": cell("**2. Hard.** Say two.\n\n<details><summary>Hint</summary>\n\nCount on.\n\n</details>", "markdown"),
+    "solution-2": cell('#| code-fold: true\n#| code-summary: "Solution"\nassert f(2) == 2', metadata={"jupyter": {"source_hidden": True}}),
     "table": cell("## What we exported\n\n| symbol | what |\n|---|---|\n| `f(x)` | itself |", "markdown"),
 }
 
@@ -414,6 +442,16 @@ broken = [
     ("has_a_picture", with_output("picture")),
     ("checks_its_claims", replaced("checks", "assert f(2) == 2", "f(2)")),
     ("checks_its_claims", good | {"checks": cell("#| eval: false\n" + "".join(good["checks"]["source"]))}),
+    ("ends_in_exercises", without("task-2", "solution-2")),
+    ("ends_in_exercises", without("hint")),
+    ("ends_in_exercises", without("solution")),
+    ("ends_in_exercises", without("task")),
+    ("ends_in_exercises", good | {"hint": good["solution"], "solution": good["hint"]}),
+    ("ends_in_exercises", good | {"task": cell("#| eval: false\n" + "".join(good["task"]["source"]))}),
+    ("ends_in_exercises", good | {"solution": good["solution"] | {"metadata": {}}}),
+    ("ends_in_exercises", replaced("solution", "fold: true", "fold: false")),
+    ("ends_in_exercises", replaced("solution-2", "assert f(2) == 2", "f(2)")),
+    ("ends_in_exercises", replaced("task-2", "**2. Hard", "**3. Hard")),
     *[("has_its_sections", replaced(*change)) for change in
       [("prose", "## Roads not taken", ""), ("prose", "## Exercises", "### Exercises"), ("table", "What we exported", "Exports")]],
     ("tells_what_it_exported", without("table")),

@@ -1,0 +1,57 @@
+"""Write the READMEs' table of races from `results.json`: `python -m bench.table`."""
+import json
+import re
+
+from bench.runner import root
+
+ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's short name
+    "encode": ("encoding, one thread", "编码,单线程", "tokenizers"),
+    "encode_tiktoken": ("the same", "同上", "tiktoken"),
+    "encode_file": ("40 MB of text to ids on disk, two processes", "40 MB 文本编码到磁盘,两个进程", "tokenizers"),
+    "encode_file_tiktoken": ("the same", "同上", "tiktoken"),
+    "train_small": ("learning 500 tokens from 133 kB", "从 133 kB 学 500 个词元", "minbpe's method"),
+    "train_shakespeare": ("learning 10,000 tokens from 4.8 MB", "从 4.8 MB 学 10,000 个词元", "tokenizers"),
+    "train_shakespeare_rustbpe": ("the same", "同上", "rustbpe"),
+    "train_mixed": ("learning 10,000 tokens from 40 MB", "从 40 MB 学 10,000 个词元", "tokenizers"),
+    "train_mixed_rustbpe": ("the same", "同上", "rustbpe"),
+    "rmsnorm": ("RMSNorm, there and back", "RMSNorm,前向与反向", "F.rms_norm"),
+    "attention": ("attention written out, there and back", "写开的注意力,前向与反向", "F.scaled_dot_product_attention"),
+    "cross_entropy": ("cross-entropy, there and back", "交叉熵,前向与反向", "F.cross_entropy"),
+    "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
+    "adamw_compiled": ("a compiled step of AdamW", "编译后的 AdamW 走一步", "AdamW(fused=True)"),
+    "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
+    "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层,宽 512", "transformers"),
+    "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元,4 层,宽 128", "transformers"),
+}
+HEADS = {"README.md": "| what, on a CPU | ours | peer | its time | ours ÷ its |", "README_cn.md": "| 内容(CPU) | 我们 | 同类 | 同类用时 | 我们 ÷ 同类 |"}
+CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步"}
+
+
+def time(seconds: float) -> str:
+    "Three digits and a unit."
+    value, unit = (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms")
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+
+
+def table(readme: str) -> str:
+    "The rows of one README, the races that are lost in bold."
+    results = json.loads((root/"bench/results.json").read_text("utf-8"))
+    rows = [HEADS[readme], "|---|---|---|---|---|"]
+    for name, (english, chinese, peer) in ROWS.items():
+        result = results[f"{name}/cpu"]
+        ratio = result["ratio"]["median"]
+        shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
+        what, peer = (chinese, CHINESE.get(peer, peer)) if readme == "README_cn.md" else (english, peer)
+        rows.append(f"| {what} | {time(result['ours']['median'])} | {peer} | {time(result['peer']['median'])} | {f'**{shown}**' if float(shown) > 1 else shown} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    "Replace the table in both READMEs."
+    for readme, head in HEADS.items():
+        text = (root/readme).read_text("utf-8")
+        rest = re.sub(r"^\n(\|.*\n)+", "\n", text.partition(head)[2])
+        (root/readme).write_text(text.partition(head)[0] + table(readme) + rest, "utf-8", newline="\n")
+
+
+if __name__ == "__main__": main()

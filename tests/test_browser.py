@@ -1,0 +1,104 @@
+"""The pages that pandoc makes, opened in a real browser: Chromium, as the system has it. (What Quarto makes is not tested here.)"""
+import os
+import re
+import shutil
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("pypandoc")
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root/"web"))
+import render  # noqa: E402
+
+pages = [*map(render.address, render.pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))))]
+browsers = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
+phone, desk = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words): pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    "The site, served on loopback."
+    pytest.importorskip("nbdev")
+    folder = tmp_path_factory.mktemp("site")
+    render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder/"_docs"))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, browsers)), None)
+    if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as play:
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"]))
+        started.close()
+
+
+@pytest.fixture(scope="module", params=[(phone, "light"), (desk, "dark")], ids=["phone", "desk"])
+def window(request, browser, address):
+    "A window of each kind, in which the world beyond the site is an empty picture; what goes wrong in it is noted in `.troubles`."
+    size, scheme = request.param
+    window = browser.new_page(viewport=size, color_scheme=scheme)
+    window.route(re.compile(rf"^(?!{re.escape(address)}|data:)"), lambda route: route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'))
+    window.troubles = []
+    window.on("console", lambda message: window.troubles.append(message.text) if message.type in ("error", "warning") else None)
+    window.on("pageerror", lambda error: window.troubles.append(str(error)))
+    window.on("response", lambda response: window.troubles.append(f"{response.status} {response.url}") if response.status >= 400 else None)
+    yield window
+    window.close()
+
+
+HIDDEN = """() => {
+  const seen = element => { const box = element.getBoundingClientRect(); return box.width > 1 && box.height > 1 }
+  for (const fold of document.querySelectorAll("main details")) fold.open = true
+  return [...document.querySelectorAll("main img")].filter(image => !image.naturalWidth || !seen(image)).map(image => image.src)
+    .concat([...document.querySelectorAll("main math")].filter(maths => !seen(maths)).map(maths => maths.textContent)) }"""
+TOO_WIDE = "() => document.scrollingElement.scrollWidth - innerWidth"
+
+
+@pytest.mark.parametrize("page", pages)
+def test_a_page_opens_fits_and_can_be_read_by_all(window, address, page):
+    window.troubles.clear()
+    window.goto(f"{address}/{page}", wait_until="load")
+    assert not window.troubles
+    assert not window.evaluate(HIDDEN), "pictures or formulas that do not show"
+    assert window.evaluate(TOO_WIDE) <= 0, "the page is wider than its window"
+    found = axe.Axe().run(window, options={"runOnly": ["color-contrast"]} if window.viewport_size == desk else None).response["violations"]   # the rest doesn't change
+    assert not [(rule["id"], rule["help"], rule["nodes"][0]["html"][:200]) for rule in found]
+
+
+def test_next_walks_the_whole_course_and_previous_walks_back(browser, address):
+    window = browser.new_page()
+    def walk(relation):
+        seen = [window.url.removeprefix(f"{address}/")]
+        while (link := window.locator(f"nav.turn a[rel={relation}]")).count():
+            link.click()
+            window.wait_for_load_state()
+            seen.append(window.url.removeprefix(f"{address}/"))
+        return seen
+    window.goto(f"{address}/index.html")
+    window.wait_for_url(f"{address}/{pages[0]}")   # the root leads to the first page
+    assert walk("next") == pages and walk("prev") == pages[::-1]
+
+
+def test_a_fault_is_noticed(window, address):
+    window.troubles.clear()
+    window.goto(f"{address}/{pages[0]}", wait_until="load")
+    window.set_content("<title>t</title><main><img src='/lost.png'><p style='width: 3000px; color: #eee; background: #fff'>pale</p><script>console.error('oh')</script></main>")
+    assert any("oh" in trouble for trouble in window.troubles) and any("404" in trouble for trouble in window.troubles)
+    assert window.evaluate(HIDDEN) and window.evaluate(TOO_WIDE) > 0
+    assert {"image-alt", "color-contrast"} <= {rule["id"] for rule in axe.Axe().run(window).response["violations"]}

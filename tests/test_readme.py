@@ -1,0 +1,80 @@
+"""The READMEs: the table is what was measured, commands and outputs are real, and both languages say the same."""
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root))
+from bench.table import table  # noqa: E402
+
+names = "README.md", "README_cn.md"
+texts = {name: (root/name).read_text("utf-8") for name in names}
+blocks = {name: re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S) for name, text in texts.items()}
+sections = {name: re.split(r"^#+ .*\n", text, flags=re.M) for name, text in texts.items()}
+
+
+@pytest.mark.parametrize("name", names)
+def test_the_table_is_what_was_measured(name): assert f"\n{table(name)}\n\n" in texts[name], "run python -m bench.table"
+
+
+@pytest.mark.parametrize("name", names)
+def test_the_first_screen_has_all_that_it_must(name):
+    "One sentence, the two commands, what they print, the loss curve, the chapters; in this order, before the second heading."
+    first = texts[name].partition("\n## ")[0]
+    places = [first.index(part) for part in ("# llm_course", "make demo ", "make test ", "```text\nROMEO:", "(llm_course/demo/loss.svg)", "(nbs/00_notation.ipynb)")]
+    assert places == sorted(places)
+
+
+def test_both_have_the_same_headings_and_rows():
+    levels = {name: re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M) for name, text in texts.items()}
+    rows = {name: [line.count("|") for line in text.splitlines() if line.startswith("|")] for name, text in texts.items()}
+    assert levels["README.md"] == levels["README_cn.md"] and rows["README.md"] == rows["README_cn.md"]
+
+
+def test_both_have_the_same_commands_outputs_and_code():
+    bare = {name: [(kind, re.sub(r" +# .*", "", body)) for kind, body in found] for name, found in blocks.items()}
+    assert bare["README.md"] == bare["README_cn.md"]
+
+
+def test_both_have_the_same_figures_section_by_section():
+    for english, chinese in zip(*sections.values(), strict=True):
+        figures = [sorted(re.findall(r"\d+(?:[.,]\d+)*", text)) for text in (english, chinese)]
+        assert figures[0] == figures[1], english[:60]
+
+
+def test_both_link_to_the_same_places_and_these_are_there():
+    links = {name: sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - set(names)) for name, text in texts.items()}
+    assert links["README.md"] == links["README_cn.md"]
+    assert all(re.match("https://", link) or (root/link).exists() for link in links["README.md"])
+    assert {f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")} <= set(links["README.md"])
+
+
+def test_the_demo_says_what_the_readme_shows(capsys):
+    command, shown = next((body, after) for (kind, body), (_, after) in zip(blocks["README.md"], blocks["README.md"][1:]) if body.startswith("llm-course generate"))
+    words = re.fullmatch(r'llm-course generate --prompt "(.+)" --max_tokens (\d+) --seed (\d+)\n', command).groups()
+    flags = [*zip(("--prompt", "--max_tokens", "--seed"), words)]
+    importlib.import_module("llm_course.generating").main([word for pair in flags for word in pair] + ["--device", "cpu"])
+    assert capsys.readouterr().out.rstrip() == shown.rstrip()
+
+
+def test_the_steps_are_those_of_make_demo():
+    makefile = re.sub(r"\$\((\w+)\)", lambda found: {"RUN": "runs/demo", "PY": "python"}.get(found[1], found[0]), (root/"Makefile").read_text("utf-8"))
+    makefile = makefile.replace("$(RECIPE)", re.search(r"RECIPE := (.*?)\n\n", makefile, re.S)[1]).replace("\\\n", " ").replace("$@", "runs/demo/tokenizer.json").replace("$<", "runs/demo/tokenizer.json")
+    flat = " ".join(makefile.split())
+    steps = [" ".join(body.replace("\\\n", " ").split()) for kind, body in blocks["README.md"] if kind == "bash" and body.startswith("python -m llm_course.")]
+    assert len(steps) == 5 and all(step in flat for step in steps)
+
+
+@pytest.mark.parametrize("line", [line for kind, body in blocks["README.md"] if kind == "python" for line in [body]])
+def test_the_python_example_names_what_there_is(line):
+    import llm_course
+    for name in re.search(r"from llm_course import (.+)", line)[1].split(", "): assert name in llm_course.__all__
+
+
+def test_the_targets_are_those_of_the_makefile():
+    targets = set(re.search(r"\.PHONY: (.*)", (root/"Makefile").read_text("utf-8"))[1].split())
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", texts["README.md"].partition("| target |")[2], re.M))
+    assert rows == targets

@@ -1,0 +1,145 @@
+"""Take the parts out of the chapters: write to `nbs/your_turn/` each page of parts I to IV with stubs where the exported code was."""
+import ast
+import json
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+root = Path(__file__).parents[1]
+here = root/"nbs"/"your_turn"
+settings = ConfigParser()
+settings.read(root/"settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+
+STUB = "raise NotImplementedError"
+MARK = "#| export-yours"   # what `python -m llm_course.grading` reads of a page; nbdev passes it over
+HOW = ("This is a chapter with its parts taken out: the prose and the checks are here, the code is yours. Write a part where it says "
+       "`raise NotImplementedError`. A cell that needs one which you have not written yet raises that error, and the others go on; what "
+       "earlier chapters have made comes from the package. The last cell tells how far you are. The page as it was meant, with its "
+       "pictures, is [here]({page}).")
+
+
+def badge(path: str) -> str:
+    "Open a notebook in Colab."
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
+
+
+def colab(path: str) -> str:
+    return f"https://colab.research.google.com/github/{settings['user']}/{settings['repo']}/blob/{settings['branch']}/{path}"
+
+
+# ---- One cell
+
+def stubbed(source: str, names: set[str] | None = None) -> str:
+    "The same code with a stub for the body of each function and method, or of those named; signatures, docstrings and tables stay."
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines: starts.append(starts[-1] + len(line))
+    place = lambda line, column: starts[line - 1] + len(lines[line - 1].encode()[:column].decode())   # ast counts bytes
+    for node in reversed(bodies(parsed(source), names)):
+        body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+        if not body: continue
+        first, end = place(body[0].lineno, body[0].col_offset), place(node.end_lineno, node.end_col_offset)
+        decorators = getattr(body[0], "decorator_list", [])
+        if decorators: first = place(decorators[0].lineno, decorators[0].col_offset - 1)
+        before = re.sub(r"(\n[ \t]*)(?:#[^\n]*\n[ \t]*)+\Z", r"\1", source[:first])   # what is said of a body goes with it
+        source = before + STUB + re.sub(r"\A[ \t]*#[^\n]*", "", source[end:])
+    return source
+
+
+def bodies(tree: ast.AST, names: set[str] | None = None) -> list[ast.FunctionDef]:
+    "The functions of a cell and the methods of its classes, in order, or those that are named; functions inside functions aside."
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        ours = names is None or getattr(node, "name", None) in names
+        if isinstance(node, ast.FunctionDef): found += [node] * ours
+        elif isinstance(node, ast.ClassDef): found += bodies(node) * ours
+        elif not isinstance(node, ast.expr): found += bodies(node, names)
+    return found
+
+
+def components(source: str) -> list[str]:
+    "What a cell has checks of."
+    return re.findall(r'^@check_of\("(\w+)"\)', source, re.M)
+
+
+def is_export(source: str) -> bool: return bool(re.search(r"^#\| export[si]?$", source, re.M))
+
+
+def parsed(source: str) -> ast.Module: return ast.parse(re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M))
+
+
+def names_in(tree: ast.Module) -> set[str]: return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def converted(cell: dict, exported: set[str]) -> str | None:
+    "A cell as the student gets it; `None` for one that goes. Earlier versions of what is exported are taken out, too."
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        source = re.sub(r"<details><summary>What it means</summary>.*?</details>\s*", "", source, flags=re.S)
+        return source.partition("## What we exported")[0].strip() or None
+    if '#| code-summary: "Solution"' in source or source.startswith("#| default_exp"): return None
+    code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
+    if not is_export(source): return stubbed(code, exported).strip("\n") or None
+    if re.match(r"\s*(if __name__ ==|_all_ =)", code): return None
+    return f"{MARK}\n" + (code if components(code) else stubbed(code)).strip("\n")
+
+
+# ---- A page
+
+def page(path: Path) -> list[dict]:
+    "The cells of a chapter without its parts."
+    source_cells = json.loads(path.read_text("utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in source_cells if cell["cell_type"] == "code"]
+    exported = set().union(*(names_in(ast.parse(source)) for source in texts if is_export(source)))
+    cells, asked, defined = [], [], set()
+    for at, cell in enumerate(source_cells):
+        if (source := converted(cell, exported)) is None: continue
+        if cell["cell_type"] == "code":
+            asked += components(source)
+            defined |= names_in(parsed(source))
+        elif at == 1: source = opening(source, path)
+        cells.append(made(cell["cell_type"], source, cell["id"]))
+    if names := [name for name in dict.fromkeys(asked) if name in defined]:
+        cells += [made("markdown", "## How far you are\n\nWhat is right has a tick, and what is not yet gets a hint at the cause.", "how-far"),
+                  made("code", "from llm_course.grading import check", "how-far-import"),
+                  made("code", f"check({', '.join(f'{name}={name}' for name in names)})", "how-far-check")]
+    return cells
+
+
+def opening(source: str, path: Path) -> str:
+    "Title and promise, the badge of this version, and what to do here."
+    head = source.partition("[![Open in Colab]")[0].strip()
+    published = f"https://{settings['user']}.github.io/{settings['repo']}/nbs/{path.stem[3:]}.html"
+    return f"{head}\n\n{badge(f'nbs/{here.name}/{path.name}')}\n\n{HOW.format(page=published)}"
+
+
+def start(chapters: list[Path]) -> list[dict]:
+    "The page to begin with: all chapters, and how to grade them."
+    title = {path: json.loads(path.read_text("utf-8"))["cells"][1]["source"][0].strip("# \n") for path in chapters}
+    rows = "\n".join(f"| {path.stem[:2]} | [{title[path]}]({path.name}) | [in Colab]({colab(f'nbs/{here.name}/{path.name}')}) |" for path in chapters)
+    return [made("markdown", f"# Your turn\n\n> The course with its parts taken out, for you to write.\n\n{badge(f'nbs/{here.name}/index.ipynb')}\n\n"
+                 "Take the chapters in their order or begin anywhere: each lends you the parts of all others. "
+                 f"Whatever you have written is graded at the end of its page. In a clone of the repository one command grades all of it:\n\n"
+                 f"```bash\npython -m llm_course.grading nbs/{here.name}\n```\n\n| | chapter | |\n|---|---|---|\n{rows}", "start")]
+
+
+def made(kind: str, source: str, id: str) -> dict:
+    cell = {"cell_type": kind, "id": id, "metadata": {"tags": ["raises-exception"]} if kind == "code" else {}, "source": source.splitlines(keepends=True)}
+    return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+
+
+def text(cells: list[dict], like: Path) -> str:
+    "A notebook as nbdev writes it, for the kernel and the machine that another one asks for."
+    metadata = json.loads(like.read_text("utf-8"))["metadata"]
+    return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def pages() -> dict[str, str]:
+    "All that is to lie there, by name."
+    chapters = [path for path in sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb")) if 1 <= int(path.stem[:2]) <= 18]
+    return {path.name: text(page(path), path) for path in chapters} | {"index.ipynb": text(start(chapters), chapters[0])}
+
+
+if __name__ == "__main__":
+    for name, content in pages().items(): (here/name).write_text(content, "utf-8", newline="\n")
