@@ -36,8 +36,9 @@ def parse(
     argv:list[str]|None,   # The words of the command line; `None` for the process's own
     prog:str|None=None,    # The command's name in its help
 )->T:                      # An instance, filled in
-    "Read `config` from the command line, one `--name` per field; dataclasses it inherits from are groups of flags. Raises `ValueError` for a text that is not UTF-8."
-    groups = config.__bases__ if all(map(is_dataclass, config.__bases__)) else ()
+    "Read `config` from the command line, one `--name` per field; if all come from dataclasses that it inherits from, each of these is a group. Raises `ValueError` for a text that is not UTF-8."
+    inherited = {f.name for base in config.__bases__ if is_dataclass(base) for f in fields(base)}
+    groups = config.__bases__ if inherited == {f.name for f in fields(config)} else ()
     flags = make_dataclass(config.__name__, [(group.__name__.lower(), group) for group in groups], namespace={"__doc__": config.__doc__}) if groups else config
     found:Any = tyro.cli(flags, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
     if groups: found = config(**{name: value for group in vars(found).values() for name, value in vars(group).items()})

@@ -194,11 +194,11 @@ class AdamW(CheckedOptimizer):
 
 # %% ../nbs/13_optim.ipynb #checks-adamw
 def _adamw_path(part, grads, **settings):
-    "Where a parameter that begins at one goes under some gradients, one after another."
-    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
-    optimizer, path = part([p], **settings), [1.]
+    "Where a parameter that begins at one goes under some gradients, one after another, with another at its side."
+    p, other = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    optimizer, path = part([p, other], **settings), [1.]
     for grad in grads:
-        p.grad = torch.tensor([grad], dtype=torch.float64)
+        p.grad, other.grad = torch.tensor([[grad], [1.]], dtype=torch.float64)
         optimizer.step()
         path.append(p.item())
     return path
@@ -393,7 +393,7 @@ def _clipped(part, grads, max_norm):
     "What `part` returns for gradients, and what it makes of them."
     params = [nn.Parameter(torch.zeros(len(g))) for g in grads]
     for p, g in zip(params, grads): p.grad = torch.tensor(g)
-    return float(part(params, max_norm)), [p.grad.tolist() for p in params]
+    return float(part(iter(params), max_norm)), [p.grad.tolist() for p in params]   # as `model.parameters()` gives them, once
 
 @check_of("gradient_clip")
 def all_gradients_share_one_length(part):

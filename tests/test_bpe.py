@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course.bpe import (
@@ -138,6 +138,9 @@ blanks = st.sampled_from([*map(chr, range(32)), " ", "  ", "\n\n", "\r\n", "\x85
 @pytest.mark.parametrize("name", PATTERNS)
 @given(text=st.lists(blanks | st.characters(max_codepoint=127), max_size=40).map("".join), part=st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
+@example(text="é    b", part=2)      # no cut inside a run of spaces,
+@example(text="é.. b", part=1)       # nor between signs,
+@example(text="é'll  'll", part=2)   # nor inside an ending
 def test_the_ascii_form_cuts_as_the_pattern_does(name, text, part):
     assert quick_pre_tokens(text, PATTERNS[name], part) == splitter(PATTERNS[name])(text)
 

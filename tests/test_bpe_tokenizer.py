@@ -245,6 +245,12 @@ def test_safe_cuts_change_nothing(name, before, after):
     assert count_corpus([text], SPECIAL, pattern) == count_corpus([text[:cut], text[cut:]], SPECIAL, pattern)
 
 
+def test_no_safe_cut_lies_in_a_special_token():
+    text = "He said: a, b" + "~" * 30   # behind a letter and before a stop: after He, said and a
+    cut = {special: safe_cut(text, PATTERNS["gpt2"], special) for special in [(), ("a, b",), ("d: a, b",), ("e said: a, b",)]}
+    assert cut == {(): 10, ("a, b",): 7, ("d: a, b",): 2, ("e said: a, b",): 0}
+
+
 def test_training_does_not_depend_on_the_number_of_processes(tmp_path):
     path = tmp_path/"corpus.txt"
     path.write_text((hard_text(200_000) + CORPUS * 100 + "<|endoftext|>") * 40, encoding="utf-8", newline="")
@@ -366,6 +372,17 @@ def test_tiktoken_there_and_back(tokenizer, tmp_path):
     assert again.merges == tokenizer.merges and again.vocab == tokenizer.vocab
     text = CORPUS + mixed(3000)
     assert again.encode(text) == tokenizer.encode(text)
+
+
+def test_a_possessive_pattern_means_the_same_to_hf(tmp_path):
+    "OpenAI's own cl100k has digits as {1,3}+, which Hugging Face's library would read as a repeat."
+    pattern = PATTERNS["cl100k"].replace(r"\p{N}{1,3}", r"\p{N}{1,3}+")
+    assert pattern != PATTERNS["cl100k"]
+    tokenizer = BpeTokenizer.train(["1234567 1234567 12345"], 262, pattern=pattern)
+    tokenizer.save(tmp_path/"tokenizer.json")
+    text = "1234567 12345 1"
+    ids = tokenizer.encode(text)
+    assert ids == tokenizer.to_tiktoken().encode(text) == tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json")).encode(text).ids
 
 
 def test_tiktoken_ranks_that_no_merge_makes(tmp_path):

@@ -12,8 +12,8 @@ from llm_course.attention import attention, fused_attention
 from llm_course.checks import CHECKS, Check, check_of, exercise, verify
 from llm_course.multihead import MultiHeadAttention
 
-for module in pkgutil.iter_modules(llm_course.__path__):
-    if module.name not in ("_modidx", "demo"): importlib.import_module(f"llm_course.{module.name}")
+modules = [importlib.import_module(f"llm_course.{module.name}") for module in pkgutil.iter_modules(llm_course.__path__)
+           if not module.name.startswith("_") and module.name != "demo"]
 FAULTY = {}   # component → its faulty versions
 for module in pkgutil.iter_modules(faulty.__path__): FAULTY |= importlib.import_module(f"faulty.{module.name}").FAULTY
 
@@ -22,8 +22,7 @@ every = pytest.mark.parametrize("check", [check for checks in CHECKS.values() fo
 
 def ours(component):
     "The part that bears this name in the package."
-    return next(vars(importlib.import_module(f"llm_course.{module.name}"))[component] for module in pkgutil.iter_modules(llm_course.__path__)
-                if module.name != "demo" and component in vars(importlib.import_module(f"llm_course.{module.name}")))
+    return next(vars(module)[component] for module in modules if component in vars(module))
 
 
 def refused(check, part):

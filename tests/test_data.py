@@ -45,6 +45,7 @@ from llm_course.data import (
     main,
     merge_in_step,
     read_span,
+    safe_place,
     sha256,
     split_documents,
     whole,
@@ -431,6 +432,21 @@ def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, 
     path = tmp_path_factory.mktemp("cut")/"x.txt"
     path.write_bytes((text * 3).encode())
     assert [id for _, ids in encode_spans(tokenizer, [whole(path)], block=block) for id in ids.tolist()] == tokenizer.encode(text * 3)
+
+
+@pytest.mark.parametrize("special, window, cut", [
+    (["one, two"], "e, two" + "~" * 30, 0),                # the window begins inside the token, behind "on"
+    (["one, two"], "~" * 30 + ". Then~~" + "~" * 9, 0),
+    (["one, two"], "~" * 30 + "Then, and~" + "~" * 9, 34),
+    (["<|>"], "~~~ <|>~~~", 7),
+    (["ab", "ba"], "~~~aba~~~", 0),                         # which of the two it is depends on what came before
+    (["<|>", "<|>a"], "~~~~<|>", 0),                        # may become the longer one
+    (["<|>", "<<|"], "<|>~~~~", 0),                         # the sign before the window may belong to it
+    (["<|>", "<|>a"], "~~~~<|>~~~~", 7),
+])
+def test_a_window_tells_where_it_is_safe_to_cut(special, window, cut):
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], special, "gpt2" if special == ["one, two"] else r"\S+|\s+")
+    assert safe_place(window.encode(), tokenizer) == cut
 
 
 @few

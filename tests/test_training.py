@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from llm_course import checkpoint, training
+from llm_course import checkpoint, commands, training
 from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
+from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
-from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step, vital_signs
+from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step
 from llm_course.transformer import ModelConfig, Transformer
 
 root = Path(__file__).parents[1]
@@ -287,6 +289,26 @@ def test_a_board_that_is_not_installed_is_refused_in_one_line(asked, flag, modul
         train(replace(asked, **{flag: "course" if flag == "wandb" else True}))
 
 
+def test_a_notebook_shows_one_picture_and_updates_it_in_place(asked):
+    "In a real kernel: a display with an id, then updates of that display, and one picture in the notebook that is left."
+    import nbformat
+    from nbclient import NotebookClient
+    if asked.device != "cpu": pytest.skip("a kernel for one device is enough")
+    class Listening(NotebookClient):
+        def process_message(self, message, *rest):
+            if message["msg_type"] in ("display_data", "update_display_data"):
+                heard.append((message["msg_type"], message["content"]["transient"].get("display_id"), message["content"]["data"].get("image/svg+xml")))
+            return super().process_message(message, *rest)
+    heard, source = [], f"from pathlib import *\nfrom llm_course.training import TrainConfig, train\nrun = train({replace(asked, log_interval=1)!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    Listening(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(root)}}).execute()
+    pictures = [(kind, name, svg) for kind, name, svg in heard if svg]
+    assert [kind for kind, *_ in pictures][:2] == ["display_data", "update_display_data"] and len({name for _, name, _ in pictures}) == 1 and pictures[0][1]
+    assert all("<svg" in svg for *_, svg in pictures) and len(pictures[-1][2]) > len(pictures[0][2])   # it has grown
+    [left] = [out for out in notebook.cells[0].outputs if "image/svg+xml" in out.get("data", {})]
+    assert left["data"]["image/svg+xml"] == pictures[-1][2]
+
+
 def test_the_curve_is_drawn_live_in_a_notebook(asked, monkeypatch):
     import IPython.display
     shown = []
@@ -421,15 +443,87 @@ def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monke
     assert train(replace(config, resume=True)).done == 10
 
 
+def refused_by_the_command(config, capsys):
+    "The one line with which the training command ends."
+    words = [f"--{name}={value}" for name, value in asdict(config).items() if value is not None and not isinstance(value, bool)] + ["--resume"] * config.resume
+    with pytest.raises(SystemExit) as stopped: training.main(words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def begun(asked):
+    "A run that has come to its checkpoint at step 5, and would go on."
+    config = settle(replace(asked, iterations=10))
+    train(replace(config, iterations=5))
+    return replace(config, resume=True)
+
+
+def unharmed(config, older):
+    "Its checkpoint is the older one, nothing half-written lies beside it, and the run goes on from there."
+    assert (config.output/"checkpoint.pt").read_bytes() == older and not list(config.output.glob("*.partial"))
+    return train(config).done == 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limits on the size of files")
+def test_a_write_that_the_system_cuts_short_loses_no_checkpoint(begun, capsys):
+    import resource
+    older, limits = (begun.output/"checkpoint.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(older) // 2, limits[1]))
+    try: assert ".pt: File too large" in refused_by_the_command(begun, capsys)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert unharmed(begun, older)
+
+
+def test_a_small_disk_that_runs_full_loses_no_checkpoint(begun, tmp_path, capsys):
+    small_disk = tmp_path/"disk"
+    small_disk.mkdir()
+    if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small_disk], capture_output=True).returncode: pytest.skip("may not mount a disk")
+    try:
+        shutil.copytree(begun.output, small_disk/"run")
+        on_disk, older = replace(begun, output=small_disk/"run"), (begun.output/"checkpoint.pt").read_bytes()
+        free = shutil.disk_usage(small_disk).free
+        (small_disk/"filler").write_bytes(bytes(free - len(older) // 2))
+        assert "No space left on device" in refused_by_the_command(on_disk, capsys)
+        (small_disk/"filler").unlink()
+        assert unharmed(on_disk, older)
+    finally: subprocess.run(["umount", small_disk], check=True)
+
+
+LOCKED = [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")]
+
+@pytest.mark.parametrize("error", LOCKED, ids=["forbidden", "read-only"])
+@pytest.mark.parametrize("module", ["pathlib", "commands"], ids=["from the beginning", "on the way"])
+def test_an_unwritable_folder_loses_no_checkpoint(module, error, begun, monkeypatch, capsys):
+    "Played, since the superuser of many a container may write everywhere."
+    older, real_open, real_os_open = (begun.output/"checkpoint.pt").read_bytes(), open, os.open
+    def locked(open):
+        def attempt(path, mode="r", *rest, **more):
+            writes = mode & (os.O_WRONLY | os.O_RDWR) if isinstance(mode, int) else mode[0] in "wax"
+            if writes and begun.output in Path(path).parents: raise type(error)(error.errno, error.strerror, str(path))
+            return open(path, mode, *rest, **more)
+        return attempt
+    if module == "pathlib": monkeypatch.setattr(os, "open", locked(real_os_open))   # by which a file is touched
+    else: monkeypatch.setattr(commands, "open", locked(real_open), raising=False)
+    line = refused_by_the_command(begun, capsys)
+    assert error.strerror in line and (f"--output {begun.output} cannot be written" in line or module == "commands")
+    monkeypatch.undo()
+    assert unharmed(begun, older)
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser writes everywhere")
-def test_an_unwritable_folder_is_refused_before_the_work(asked):
+def test_a_forbidden_folder_is_refused_before_the_work(asked):
     asked.output.mkdir(mode=0o500)
     with pytest.raises(ValueError, match=r"--output .* cannot be written: Permission denied"): train(asked)
 
 
-def test_a_folder_that_stands_on_a_file_is_refused_before_the_work(asked):
+@pytest.mark.parametrize("place", ["a file", *["/proc"] * os.path.isdir("/proc")])
+def test_a_place_where_no_folder_can_be_is_refused_before_the_work(place, asked, capsys):
     asked.output.write_text("in the way")
-    with pytest.raises(ValueError, match=r"--output .* cannot be written"): train(asked)
+    output = asked.output if place == "a file" else Path(place)/"run"
+    assert f"--output {output} cannot be written" in refused_by_the_command(replace(asked, output=output), capsys)
+    assert asked.output.read_text() == "in the way"
 
 
 def test_order_and_way_down_are_what_was_asked(asked):
