@@ -11,6 +11,7 @@ __all__ = ['causal_mask', 'join_masks', 'attention', 'fused_attention', 'ScaledD
 
 # %% ../nbs/09_attention.ipynb #imports
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,6 +54,7 @@ def attention(
     v:Float[Tensor, "... s d_v"],   # A value for each position `s`
     mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`; `None` allows all
     causal:bool=False,              # Forbid the future as well? See `causal_mask`
+    softmax:Callable[[Tensor], Tensor]=softmax, # What turns a row of scores into shares
 )->Float[Tensor, "... t d_v"]: # For each query, the mean of the values it picked; zeros where it may look nowhere
     "Average the values, weighting each by how well its key answers the query. Source: Vaswani et al. 2017, eq. 1."
     mask = join_masks(mask, causal, q.shape[-2], k.shape[-2], q.device)

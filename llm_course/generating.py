@@ -203,7 +203,7 @@ def is_plain(
     model:nn.Module, # Any model
 )->bool:             # Is it made of the course's own parts, with no hooks on them, in at most float32?
     "Say whether `Step` knows all of `model` by heart."
-    if type(model) is not Transformer or next(model.parameters()).dtype == torch.float64: return False
+    if type(model) is not Transformer or model.parts or next(model.parameters()).dtype == torch.float64: return False
     if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()): return False
     roles = {(model.embedding, Embedding), (model.norm, RmsNorm)}
     for block in model.blocks:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'steps_shrink_with_the_root_of_time',
-           'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'AdamW',
-           'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
+           'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'bites',
+           'AdamW', 'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
            'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'lets_matrices_alone_decay',
            'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together',
            'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
@@ -14,7 +14,7 @@ __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'step
 # %% ../nbs/13_optim.ipynb #imports
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -163,8 +163,22 @@ def adamw_update(
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     roots = torch._foreach_sqrt(squares)
     torch._foreach_add_(roots, floors)
-    torch._foreach_div_(roots, rates)
-    torch._foreach_addcdiv_(params, means, roots)
+    if isinstance(rates[0], Tensor):
+        torch._foreach_div_(roots, rates)
+        torch._foreach_addcdiv_(params, means, roots)
+    else: torch._foreach_addcdiv_(params, means, roots, rates)   # a plain number needs no pass of its own
+
+# %% ../nbs/13_optim.ipynb #bites
+def bites(
+    *lists:list,      # Tensors of the same shapes, and what goes with each; as for `adamw_update`
+    size:int=2**16,   # Numbers in a bite: a quarter of a megabyte in float32
+)->Iterator[list[list]]: # Lists of one element each
+    "Cut lists of tensors into pieces that fit a CPU's cache."
+    for row in zip(*lists):
+        tensors = [x for x in row if isinstance(x, Tensor)]
+        if tensors[0].numel() <= size or not all(x.is_contiguous() for x in tensors): yield [[x] for x in row]
+        else:
+            for piece in zip(*(x.view(-1).split(size) for x in tensors)): yield [[x] for x in (*piece, *row[len(tensors):])]
 
 # %% ../nbs/13_optim.ipynb #AdamW
 class AdamW(CheckedOptimizer):
@@ -190,7 +204,7 @@ class AdamW(CheckedOptimizer):
         lists = params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], *numbers
         if compiling or not all(p.is_cpu for p in params): adamw_update(*lists, group)
         else:
-            for one in zip(*lists): adamw_update(*([x] for x in one), group)
+            for one in bites(*lists): adamw_update(*one, group)
 
 # %% ../nbs/13_optim.ipynb #checks-adamw
 def _adamw_path(part, grads, **settings):

@@ -39,8 +39,8 @@ class _Norm(torch.autograd.Function):
         if torch.is_grad_enabled(): shrink = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()   # a second derivative asks where it came from
         unit, grad = wide * shrink, grad.to(shrink.dtype)
         share = grad * unit
-        along = (share * gain).mean(-1, keepdim=True)
-        back = torch.addcmul(grad * gain, unit, along, value=-1) * shrink
+        along = (share @ gain.to(share.dtype) / len(gain)).unsqueeze(-1)
+        back = (grad * gain).addcmul_(unit, along, value=-1).mul_(shrink)   # in one piece of memory
         return back.to(x.dtype), share.reshape(-1, len(gain)).sum(0).to(gain.dtype), None
 
 # %% ../nbs/06_rmsnorm.ipynb #rms-norm-export

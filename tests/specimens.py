@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -114,11 +115,12 @@ def llama_slow(frequency, scaling):
 def ffn(layer, x): return F.linear(F.silu(F.linear(x, layer.w1.weight)) * F.linear(x, layer.w3.weight), layer.w2.weight)
 
 
-def multihead(layer, x):
+def multihead(layer, x, qkv_bias=False, qk_norm_eps=None, rope_scaling=None, **others):
     "With `llama_turn` for the positions, and torch's attention, which knows groups."
-    q, k, v = (F.linear(x, p.weight, p.bias).unflatten(-1, (-1, layer.d_k)).transpose(-3, -2) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
-    if layer.q_norm: q, k = (F.rms_norm(y, y.shape[-1:], norm.weight, norm.eps) for y, norm in ((q, layer.q_norm), (k, layer.k_norm)))
-    q, k = (llama_turn(y, torch.arange(x.shape[-2], device=x.device), scaling=layer.rope.scaling) for y in (q, k))
+    own = dict(layer.named_parameters())
+    q, k, v = (F.linear(x, own[f"{name}_proj.weight"], own[f"{name}_proj.bias"] if qkv_bias else None).unflatten(-1, (-1, layer.d_k)).transpose(-3, -2) for name in "qkv")
+    if qk_norm_eps: q, k = (F.rms_norm(y, y.shape[-1:], own[f"{name}_norm.weight"], qk_norm_eps) for y, name in ((q, "q"), (k, "k")))
+    q, k = (llama_turn(y, torch.arange(x.shape[-2], device=x.device), scaling=rope_scaling) for y in (q, k))
     out = by_torch(q, k, v, attend=layer.attend, is_causal=True, enable_gqa=True)
     return F.linear(out.transpose(-3, -2).flatten(-2), layer.output_proj.weight)
 
@@ -127,9 +129,10 @@ SCALING = RopeScaling(factor=4., low_freq_factor=.5, high_freq_factor=3., origin
 OPTIONS = {"d_k": 6, "qkv_bias": True, "qk_norm_eps": 1e-6, "rope_scaling": SCALING}
 
 
-def heads(name, num_heads, num_kv_heads, make=MultiHeadAttention, options=None, **traits):
+def heads(name, num_heads, num_kv_heads, options, make=MultiHeadAttention, **traits):
     width = lambda n: 2 * n * num_heads
-    return Specimen(f"MultiHeadAttention, {name}", lambda n: make(width(n), num_heads, num_kv_heads, longest, **options or {}), vectors(width), multihead, **traits)
+    return Specimen(f"MultiHeadAttention, {name}", lambda n: make(width(n), num_heads, num_kv_heads, longest, **options), vectors(width),
+                    partial(multihead, **options), **traits)
 
 
 SPECIMENS = [
@@ -151,7 +154,6 @@ SPECIMENS = [
     Specimen("RoPE", lambda n: RoPE(2*n, longest), vectors(lambda n: 2*n), lambda layer, x: llama_turn(x, torch.arange(x.shape[-2], device=x.device))),
     Specimen("RoPE at given positions, scaled", lambda n: RoPE(2*n, longest, scaling=SCALING),
              lambda n, lead, length: (torch.randn(*lead, length, 2*n), torch.randint(longest, (length,))), lambda layer, x, places: llama_turn(x, places, scaling=SCALING)),
-    heads("3 heads", 3, 3), heads("3 heads, 1 of keys", 3, 1),
-    heads("by attention", 4, 2, options={"attend": attention}, amplifies=True), heads("all options", 4, 2, options=OPTIONS),
-    heads("in pieces", 4, 2, Cached, trains=False, amplifies=True),
+    heads("3 heads", 3, 3, {}), heads("3 heads, 1 of keys", 3, 1, {}), heads("by attention", 4, 2, {"attend": attention}, amplifies=True),
+    heads("all options", 4, 2, OPTIONS), heads("in pieces", 4, 2, {}, Cached, trains=False, amplifies=True),
 ]

@@ -5,13 +5,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
 from bench import four_bits, nanogpt, runner  # noqa: E402
+from bench.cases.generating import llama  # noqa: E402
+from bench.cases.machine import built_in  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
 from llm_course.commands import run_command  # noqa: E402
+from llm_course.transformer import Transformer  # noqa: E402
 
 
 def command(*words): run_command(runner.Config, runner.main, [str(word) for word in words])
@@ -93,6 +97,20 @@ def test_the_committed_results_are_whole():
     assert {name.partition("/")[0] for name in results} == runner.cases.keys(), "a case without a result, or a result without a case"
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("peer", [built_in, llama], ids=lambda peer: peer.__name__)
+def test_the_models_of_the_step_races_are_one_model(peer, compiling, monkeypatch):
+    if compiling: monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)   # another way to turn
+    torch.manual_seed(0)
+    model, ids = Transformer(50, 16, 32, 2, 4, 40), torch.randint(50, (2, 16))
+    theirs = peer(model)
+    logits = [model(ids), theirs(ids) if peer is built_in else theirs(ids).logits]
+    torch.testing.assert_close(*logits)
+    for out in logits: torch.nn.functional.cross_entropy(out.flatten(0, 1), ids.flatten()).backward()
+    lengths = [sorted(p.grad.norm().item() for p in m.parameters()) for m in (model, theirs)]
+    assert len(lengths[0]) == len(lengths[1]) == 21 and lengths[0] == pytest.approx(lengths[1], rel=1e-4)
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path/"text.txt"
@@ -135,9 +153,6 @@ def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path
 
 def test_a_dose_is_an_error_of_rounding():
     "Even over half a step to either side, in the matrices of the blocks alone; variances add up."
-    import torch
-
-    from llm_course.transformer import Transformer
     spread = []
     for doses in 0, 1, 2:
         torch.manual_seed(0)

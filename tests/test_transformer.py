@@ -7,14 +7,17 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from llm_course.attention import attention
+from llm_course.attention import ScaledDotProductAttention, attention
+from llm_course.linear import Linear
 from llm_course.multihead import new_cache
+from llm_course.softmax import Softmax
 from llm_course.transformer import PARTS, ModelConfig, Transformer, TransformerBlock, start_small
 
 SHAPE = dict(vocab_size=50, max_seq_len=16, d_model=32, num_layers=2, num_heads=4, d_ff=40)
@@ -38,19 +41,13 @@ def halves_first(weight, heads):
     "Llama turns feature i with feature i + d/2; we turn neighbours. The same rows, otherwise ordered."
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
-def llama(model):
-    "Hugging Face's model with the weights of ours."
-    from transformers import LlamaConfig, LlamaForCausalLM
-    c = model.config
-    kv = c.num_kv_heads or c.num_heads
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
-        num_key_value_heads=kv, max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, tie_word_embeddings=c.tie, rope_theta=c.rope_theta))
+def as_llama(model, state):
+    "Weights or gradients of ours, by the names and in the layout of theirs."
+    c, kv, out = model.config, model.config.num_kv_heads or model.config.num_heads, {}
     names = {"attention_norm": "input_layernorm", "attention.q_proj": "self_attn.q_proj", "attention.k_proj": "self_attn.k_proj",
              "attention.v_proj": "self_attn.v_proj", "attention.output_proj": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
              "ffn.w1": "mlp.gate_proj", "ffn.w2": "mlp.down_proj", "ffn.w3": "mlp.up_proj"}
-    state = {}
-    for name, x in model.state_dict().items():
+    for name, x in state.items():
         name = name.replace("embedding.", "model.embed_tokens.").replace("head.", "lm_head.")
         if name == "norm.weight": name = "model.norm.weight"
         if name.startswith("blocks."):
@@ -58,8 +55,17 @@ def llama(model):
             if "q_proj" in rest: x = halves_first(x, c.num_heads)
             if "k_proj" in rest: x = halves_first(x, kv)
             name = f"model.layers.{layer}.{names[rest.removesuffix('.weight')]}.weight"
-        state[name] = x
-    theirs.load_state_dict(state)
+        out[name] = x
+    return out
+
+def llama(model):
+    "Hugging Face's model with the weights of ours."
+    from transformers import LlamaConfig, LlamaForCausalLM
+    c = model.config
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
+        num_key_value_heads=c.num_kv_heads or c.num_heads, max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, tie_word_embeddings=c.tie, rope_theta=c.rope_theta))
+    theirs.load_state_dict(as_llama(model, model.state_dict()))
     return theirs.eval()
 
 VARIANTS = {"plain": {}, "grouped": dict(num_kv_heads=2), "one key head": dict(num_kv_heads=1), "tied": dict(tie=True), "both": dict(num_kv_heads=2, tie=True)}
@@ -72,18 +78,10 @@ def test_agrees_with_llama(variant):
     assert_close(logits, expected)
     F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
-    grads = {name: p.grad for name, p in theirs.named_parameters()}
-    assert_close(model.embedding.weight.grad, grads["model.embed_tokens.weight"])
-    assert_close(model.norm.weight.grad, grads["model.norm.weight"])
-    if not model.config.tie: assert_close(model.head.weight.grad, grads["lm_head.weight"])
-    kv = model.config.num_kv_heads or 4
-    for i, block in enumerate(model.blocks):
-        layer = f"model.layers.{i}."
-        assert_close(halves_first(block.attention.q_proj.weight.grad, 4), grads[layer + "self_attn.q_proj.weight"])
-        assert_close(halves_first(block.attention.k_proj.weight.grad, kv), grads[layer + "self_attn.k_proj.weight"])
-        assert_close(block.attention.output_proj.weight.grad, grads[layer + "self_attn.o_proj.weight"])
-        assert_close(block.attention_norm.weight.grad, grads[layer + "input_layernorm.weight"])
-        assert_close(block.ffn.w2.weight.grad, grads[layer + "mlp.down_proj.weight"])
+    found = as_llama(model, {name: p.grad for name, p in model.named_parameters()})
+    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    assert found.keys() == wanted.keys() and len(found) == 9 * 2 + 3 - model.config.tie   # every weight of both
+    for name in wanted: assert_close(found[name], wanted[name], msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_rope_theta_reaches_every_block():
@@ -275,7 +273,23 @@ class PostNorm(TransformerBlock):
 
 def louder(vocab_size, d_model): return nn.Embedding(vocab_size, d_model)
 
-OTHERS = {"norm": Gain, "rope": NoPositions, "ffn": Relu, "block": PostNorm, "attend": attention, "embedding": louder, "head": nn.Linear}
+class Sharper(nn.Module):
+    "A softmax that learns its temperature."
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.sharpness = dim, nn.Parameter(torch.tensor([[1.5]]))
+    def forward(self, x): return (self.sharpness * x).softmax(self.dim)
+
+class Straight(nn.Module):
+    "A linear layer of somebody's own, which counts its calls."
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.randn(out_features, in_features) * in_features**-0.5), 0
+    def forward(self, x):
+        self.calls += 1
+        return torch.einsum("...i,oi->...o", x, self.weight)
+
+OTHERS = {"norm": Gain, "rope": NoPositions, "ffn": Relu, "block": PostNorm, "attend": attention, "embedding": louder, "head": nn.Linear, "softmax": Sharper, "linear": Straight}
 
 @pytest.mark.parametrize("role", OTHERS)
 def test_a_part_of_ones_own_plays_its_role_everywhere(role, device):
@@ -283,19 +297,22 @@ def test_a_part_of_ones_own_plays_its_role_everywhere(role, device):
     model = Transformer(**SHAPE, parts={role: OTHERS[role]}, device=device)
     kind = nn.Embedding if role == "embedding" else OTHERS[role]
     places = [block.attention.attend for block in model.blocks] if role == "attend" else [m for m in model.modules() if isinstance(m, kind)]
-    assert len(places) == {"norm": 5, "embedding": 1, "head": 1}.get(role, 2)
+    assert len(places) == {"norm": 5, "embedding": 1, "head": 1, "linear": 15}.get(role, 2)
     if role == "attend": assert all(attend is attention for attend in places)
+    if role == "linear": assert type(model.head) is Straight and not any(type(m) is Linear for m in model.modules())
     assert {p.device.type for p in model.parameters()} == {device}
     logits = model(random_ids(2, 5, device=device))
     logits.square().sum().backward()
     assert logits.isfinite().all() and all(p.grad is not None and p.grad.any() for p in model.parameters() if p.ndim > 1)
+    if role == "linear": assert all(m.calls == 1 for m in places)   # asked, not only looked at
 
 
 def test_all_parts_may_be_ones_own_at_once():
     model = Transformer(**SHAPE, parts=OTHERS, dtype=torch.bfloat16)
     assert model(random_ids(2, 5)).dtype == torch.bfloat16 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
     block = model.blocks[0]
-    assert type(block) is PostNorm and type(block.ffn_norm) is Gain and type(block.attention.rope) is NoPositions and block.attention.attend is attention
+    assert type(block) is PostNorm and type(block.ffn_norm) is Gain and type(block.attention.rope) is NoPositions and type(model.head) is nn.Linear
+    assert block.attention.attend.part is attention and type(block.attention.attend.softmax) is Sharper and type(block.attention.q_proj) is Straight
 
 
 def test_an_attention_of_ones_own_need_not_know_of_inner_parts():
@@ -305,6 +322,56 @@ def test_an_attention_of_ones_own_need_not_know_of_inner_parts():
     assert Transformer(**SHAPE, parts={"attention": Mean})(random_ids(2, 5)).shape == (2, 5, 50)
     with pytest.raises(ValueError, match=r"parts\['attention'\] is built as .*Mean\(32, 4, None, 16, 10000.0, rope=…\), but got an unexpected keyword argument 'rope'"):
         Transformer(**SHAPE, parts={"attention": Mean, "rope": NoPositions})
+
+
+def of_mask(q, k, v, mask=None): return attention(q, k, v, mask)
+def of_limits(q, k, v, **limits): return attention(q, k, v, **limits)
+
+class Asked(nn.Module):
+    "Attention as a student's class, called as chapter 09's; with a weight of its own."
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, 1))
+    def forward(self, q, k, v, mask=None): return self.gain * attention(q, k, v, mask)
+
+@pytest.mark.parametrize("part", [of_mask, of_limits, ScaledDotProductAttention, Asked, attention], ids=lambda part: part.__name__)
+@pytest.mark.parametrize("kv", [None, 2])
+def test_an_attention_of_ones_own_may_be_a_function_or_a_class(part, kv):
+    torch.manual_seed(0)
+    model, ids = Transformer(**SHAPE, num_kv_heads=kv, parts={"attend": part}), random_ids(2, 7)
+    torch.manual_seed(0)
+    plain = Transformer(**SHAPE, num_kv_heads=kv)
+    with torch.no_grad():
+        assert_close(model(ids), plain(ids))
+        caches = [new_cache(block.attention, 2) for block in model.blocks]
+        assert_close(torch.cat([model(piece, caches=caches) for piece in ids.split([3, 2, 1, 1], 1)], 1), plain(ids))
+    assert sum(name.endswith("gain") for name in model.state_dict()) == 2 * (part is Asked)
+    assert_close(copy.deepcopy(model)(ids), plain(ids))
+
+
+def test_softmax_and_attention_of_ones_own_go_together_or_say_why_not():
+    torch.manual_seed(0)
+    model, ids = Transformer(**SHAPE, parts={"softmax": Softmax, "attend": attention}), random_ids(2, 7)   # ours is nobody else's
+    assert model.parts == {"attend": attention}
+    torch.manual_seed(0)
+    sharp = Transformer(**SHAPE, parts={"softmax": Sharper})
+    before = sharp(ids)
+    for block in sharp.blocks: nn.init.ones_(block.attention.attend.softmax.sharpness)
+    assert_close(sharp(ids), model(ids))
+    assert not torch.allclose(before, model(ids))
+    with pytest.raises(ValueError, match="which takes no softmax; leave one of them out"): Transformer(**SHAPE, parts={"softmax": Sharper, "attend": of_mask})
+    with pytest.raises(ValueError, match=r"wrap it in a function of \(q, k, v, mask\)"): Transformer(**SHAPE, parts={"attend": F.scaled_dot_product_attention})
+
+
+def test_a_linear_of_ones_own_gives_the_same_and_leaves_others_parts_alone():
+    torch.manual_seed(0)
+    plain, model, ids = Transformer(**SHAPE, qkv_bias=True), Transformer(**SHAPE, qkv_bias=True, parts={"linear": nn.Linear, "ffn": Relu}), random_ids(2, 7)
+    assert model.blocks[0].attention.q_proj.bias is not None and type(model.head) is nn.Linear
+    model = Transformer(**SHAPE, parts={"linear": Straight})
+    plain = Transformer(**SHAPE)
+    plain.load_state_dict(model.state_dict())
+    assert_close(model(ids), plain(ids))
+    assert type(Transformer(**SHAPE, parts={"linear": Straight, "head": nn.Linear}).head) is nn.Linear
 
 
 def test_our_own_parts_by_name_change_nothing():
@@ -335,7 +402,7 @@ def test_a_block_alone_takes_parts_too():
 def number(d_model): return d_model
 
 WRONG = {
-    "parts has no role 'nrm'; the roles are embedding, norm, attention, rope, attend, ffn, head, block": {"nrm": Gain},
+    "parts has no role 'nrm'; the roles are embedding, norm, attention, rope, attend, softmax, ffn, linear, head, block": {"nrm": Gain},
     "parts['norm'] must be a class or a function that builds one, but is 3": {"norm": 3},
     f"parts['ffn'] is built as {__name__}.Gain(32, 40), but too many positional arguments": {"ffn": Gain},
     f"parts['norm'] must build an nn.Module, but {__name__}.number built 32": {"norm": number},
@@ -467,3 +534,35 @@ def test_foreign_parts_need_not_know_of_options():
     model = Transformer(**SHAPE, parts={"norm": Own, "attention": Own})   # nothing out of the ordinary: nothing said
     assert model(torch.zeros(1, 3, dtype=torch.long)).shape[-1] == SHAPE["vocab_size"]
     with pytest.raises(ValueError, match="qkv_bias"): Transformer(**SHAPE, parts={"attention": Own}, qkv_bias=True)
+
+
+# ---- A student's parts, from the first step to the last
+
+def test_a_run_with_parts_of_ones_own_trains_resumes_loads_and_speaks(tmp_path, device):
+    from llm_course.checkpoint import load_model
+    from llm_course.generating import generate_ids
+    from llm_course.training import TrainConfig, train
+    ids = np.arange(2_000, dtype=np.uint16) % 50
+    for name in "train.bin", "val.bin": ids.tofile(tmp_path/name)
+    def config(output, **changes):
+        return TrainConfig(train_data=tmp_path/"train.bin", val_data=tmp_path/"val.bin", output=tmp_path/output, batch_size=8, iterations=6, val_interval=3,
+                           val_batches=1, checkpoint_interval=2, device=device, precision="float32", **SHAPE, **changes)
+    mine = {"norm": Gain, "ffn": Relu, "attend": Asked, "linear": Straight}
+    whole = train(config("whole"), mine)
+    assert type(whole.model.blocks[1].ffn) is Relu and whole.model.blocks[0].attention.attend.part.gain != 1   # it was trained, too
+    train(replace(config("cut"), iterations=3, cos_cycle_iters=6), mine)
+    rest = train(replace(config("cut"), resume=True), mine)
+    for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True): assert torch.equal(a, b)
+
+    needed = ", ".join(f"{role}: {__name__}.{part.__name__}" for role, part in mine.items())
+    for refused in lambda: train(replace(config("cut", resume=True), iterations=8)), lambda: load_model(tmp_path/"cut/checkpoint.pt", device):
+        with pytest.raises(ValueError) as caught: refused()
+        assert f"needs parts that are not this course's own ({needed})" in str(caught.value) and "\n" not in str(caught.value)
+        assert "parts={'norm': Gain, 'ffn': Relu, 'attend': Asked, 'linear': Straight}" in str(caught.value)
+    back = load_model(tmp_path/"cut/checkpoint.pt", device, mine)
+    prompt = torch.arange(5, device=device)[None]
+    assert_close(back(prompt), rest.model(prompt))
+    written = generate_ids(back, prompt, 4, temperature=0.)
+    for block in back.blocks: assert block.attention.q_proj.calls >= 4   # the student's own layer did the work
+    longer = torch.cat([prompt, written.to(device)], 1) if written.shape[1] == 4 else written
+    for i in range(5, 9): assert back(longer[:, :i])[0, -1].argmax() == longer[0, i]
