@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -277,3 +278,5 @@ def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(module, capsys)
     with pytest.raises(SystemExit) as stop: main(["--help"])
     shown = capsys.readouterr().out
     assert stop.value.code == 0 and f"python -m llm_course.{module}" in shown
+    example = re.search(r"Example: (.*?)\n\n", shown, re.S)[1]
+    assert example.startswith(f"python -m llm_course.{module} --") and all(f" {flag} " in shown.partition("options")[2] for flag in re.findall(r"--\w+", example))
