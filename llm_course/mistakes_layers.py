@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of, row_moved
+from .grading import MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of, reference, row_moved, same
 
 # %% ../nbs/24_mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -360,7 +360,7 @@ _q, _k, _v = given(2, 4, 8), given(2, 4, 8, seed=1), given(2, 4, 8, seed=2)
 _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
 SYMPTOMS["ScaledDotProductAttention"] = {
-    "the scores overflow float16: compute them in float32": lambda part: not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
+    "the scores overflow float16: compute them in float32": lambda part: same(part()(_q, _k, _v, _tril), reference("ScaledDotProductAttention")()(_q, _k, _v, _tril)) and not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
     "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "the answer depends on where a key stands; attention knows no places": lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v)).abs().max() > 1e-4,
     "sequences of a batch are mixed": lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9) > 1e-5,
