@@ -43,6 +43,7 @@ test: .venv/installed
 	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
+	$(PY) web/your_turn.py
 	git diff --exit-code
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -53,6 +54,7 @@ export: .venv/installed
 	$(PY) web/colab.py
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
+	$(PY) web/your_turn.py
 
 # Execute every notebook and keep what it shows.
 notebooks: export

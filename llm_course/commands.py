@@ -58,6 +58,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "generate":   ("generating", "let a model continue a text"),
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
     "pretrained": ("pretrained", "export a model for other tools, and check what they gave"),
+    "grade":      ("grading", "judge parts that you have written"),
 }
 EXAMPLES = {   # what the help of each shows
     "python -m llm_course.data": "--tokenizer tokenizer.json --corpus book.txt --output data",
@@ -67,6 +68,7 @@ EXAMPLES = {   # what the help of each shows
     "python -m llm_course.checkpoint": "--checkpoint runs/latest/best.pt --output model.safetensors",
     "python -m llm_course.pretrained export": "--model_path runs/latest/best.pt --output model.gguf",
     "python -m llm_course.pretrained check": "--folder export",
+    "python -m llm_course.grading": "my_parts.py",
 }
 by_verb = ContextVar("by_verb", default=False)   # was the command called as `llm-course`?
 
@@ -204,7 +206,8 @@ def whole_file(
     sync_folder(path.parent)
 
 # %% ../nbs/00_commands.ipynb #next-steps
-RECIPE = "--d_model 128 --num_layers 4 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 6 --iterations 1500 --lr_max 3e-3 --num_threads 1"
+RECIPE = ("--d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 12 "
+          "--order epochs --iterations 1000 --lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 --decay line --weight_decay 0.3 --num_threads 1")
 STEPS = {   # what a step leaves behind: how it is typed
     "data/train.txt": "data --fetch shakespeare --output data",
     "data/tokenizer.json": "tokenizer --corpus data/train.txt --vocab_size 1024 --output data/tokenizer.json",
