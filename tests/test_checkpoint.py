@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import stat
 from dataclasses import asdict
 
 import numpy as np
@@ -463,6 +464,19 @@ def test_a_failing_fsync_or_rename_keeps_the_older_file(call, run, saved, monkey
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match="Input/output"): save_checkpoint(*run, 9, saved)
     assert saved.read_bytes() == older and os.listdir(saved.parent) == ["checkpoint.pt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets nobody open a folder")
+def test_a_file_is_on_disk_before_it_is_renamed_and_its_name_after(run, saved, monkeypatch):
+    events, fsync, move = [], os.fsync, os.replace
+    def synced(place):
+        found = os.fstat(place)
+        events.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+        fsync(place)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("renamed"), move(*paths)))
+    save_checkpoint(*run, 9, saved)
+    assert events == [saved.stat().st_size, "renamed", "folder"]
 
 
 def test_saving_replaces_the_older_file(run, saved):

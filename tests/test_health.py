@@ -8,7 +8,7 @@ import torch
 from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
-from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
+from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, probe_rows, read_traces, series, update_ratio
 from llm_course.training import TrainConfig, train
 from llm_course.transformer import Transformer
 
@@ -96,6 +96,17 @@ def test_activation_sizes_are_those_of_the_stream(device):
         x = x if block is None else block(x)
         assert size == pytest.approx(x.square().mean().sqrt().item(), rel=1e-5)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_step_is_measured_by_the_length_it_starts_from():
+    before = [torch.tensor([[3., 0.]]), torch.tensor([[0.], [4.]])]   # 5 long together
+    assert update_ratio(before, [before[0] + 1, before[1]]) == pytest.approx(2**.5 / 5)
+
+
+def test_the_rows_that_are_watched_reach_from_end_to_end():
+    rows = probe_rows(np.arange(500), 8)
+    assert rows.shape == (32, 10) and rows[0].tolist() == list(range(10)) and rows[-1].tolist() == list(range(490, 500)) and len(set(rows[:, 0])) == 32
+    assert probe_rows(np.arange(9), 8).shape == (32, 9)   # a split can be as short as one row
 
 
 def test_a_band_holds_what_it_was_made_of():
