@@ -435,6 +435,12 @@ def test_an_optimiser_of_other_parameters_is_refused(saved):
     assert same(model.state_dict(), before)
 
 
+def test_moments_that_fit_no_parameter_are_refused(run, saved):
+    state = read_checkpoint(saved)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.ones(3)
+    assert "exp_avg of parameter 0 is [3]" in refused(restore, state, *run)
+
+
 # ---- Whole or not at all
 
 @pytest.mark.parametrize("bytes_until_death", [0, 1, 1500])
@@ -502,6 +508,13 @@ def test_pick_device_prefers_the_fastest(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     assert pick_device() == torch.device("cuda")
+
+
+def test_pick_device_tries_what_it_picks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    def absent(*_, device): raise RuntimeError("invalid device ordinal")
+    monkeypatch.setattr(torch, "empty", absent)
+    assert "--device cuda:9 is not on this machine" in refused(pick_device, "cuda:9")
 
 
 # ---- The command

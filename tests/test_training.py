@@ -64,6 +64,15 @@ def test_a_line_of_metrics_is_written_when_due(asked):
     assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 8
 
 
+def test_the_end_is_measured_whatever_the_interval(asked): assert "val_loss" in train(replace(asked, iterations=3)).history[-1]
+
+
+def test_a_run_is_never_overwritten(asked):
+    train(replace(asked, iterations=1))
+    with pytest.raises(ValueError, match="holds a run already; add --resume to go on with it"): train(asked)
+    assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 1
+
+
 def test_best_is_the_checkpoint_of_the_lowest_validation_loss(asked):
     run = train(replace(asked, iterations=12, lr_max=3e-2))
     best = min((line for line in run.history if "val_loss" in line), key=lambda line: line["val_loss"])
@@ -220,6 +229,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
         train(replace(asked, iterations=20, checkpoint_interval=1, val_interval=100))
     saved = read_checkpoint(asked.output/"checkpoint.pt")
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
+
+
+def test_a_loss_that_is_no_number_is_never_written_down(asked, monkeypatch):
+    monkeypatch.setattr(training, "cross_entropy", lambda logits, targets: cross_entropy(logits, targets) * (math.nan if torch.is_grad_enabled() else 1))
+    with pytest.raises(ValueError, match="before iteration 1; there is no checkpoint yet"): train(asked)
+    assert not (asked.output/"metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -425,6 +440,7 @@ def test_vital_signs_see_a_missing_mask():
     assert vital_signs(model, rows)["peek"] < 1e-6
     model.blocks[0].attention.attend = lambda q, k, v, causal: attention(q, k, v)
     assert vital_signs(model, rows)["peek"] > 1e-3
+    assert vital_signs(model, np.arange(6).repeat(9).reshape(6, 9))["peek"] > 1e-3   # even where each row says one word again and again
 
 
 # ---- Going on
