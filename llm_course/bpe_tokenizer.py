@@ -11,7 +11,8 @@ __all__ = ['SMOLLM', 'SAFE_CUT', 'rank_merges', 'merge_by_rank', 'merge_long', '
            'start_helpers', 'in_processes', 'helpers_for', 'as_texts', 'count_corpus', 'encode_texts', 'BatchTokenizer',
            'check_size', 'BpeTokenizer', 'visible', 'SplitView', 'TokenizerConfig', 'check_config', 'summary',
            'train_tokenizer', 'main', 'joins_what_was_learnt_first', 'gives_back_every_text', 'keeps_words_apart',
-           'shows_bytes_that_are_no_text', 'has_an_id_for_each_special_token', 'streams_as_it_encodes']
+           'shows_bytes_that_are_no_text', 'has_an_id_for_each_special_token', 'streams_as_it_encodes',
+           'takes_ids_from_the_vocabulary', 'joins_nothing_but_by_merges', 'cuts_by_its_own_pattern']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import base64
@@ -828,10 +829,10 @@ def main(
     run_command(TokenizerConfig, train_tokenizer, argv, "python -m llm_course.bpe_tokenizer")
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-encode
-def _toy(part, **more):
-    "A tokenizer that was taught an, ban and na."
-    merges = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
-    return part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"ban", 258: b"na"}, merges, **more)
+def _toy(part, further=(), **more):
+    "A tokenizer that was taught an, ban and na, and perhaps something else."
+    merges = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a"), *further]
+    return part({i: bytes([i]) for i in range(256)} | {256 + i: b"".join(pair) for i, pair in enumerate(merges)}, merges, **more)
 
 @check_of("BpeTokenizer")
 def joins_what_was_learnt_first(part):
@@ -873,12 +874,34 @@ def has_an_id_for_each_special_token(part):
 @check_of("BpeTokenizer")
 def streams_as_it_encodes(part):
     "Fed a text in pieces, cut anywhere, `encode_iterable` gives the ids of the whole."
-    tokenizer = _toy(part, special_tokens=["<|end|>"])
-    text = "banana  bandana<|end|>\n\n can't 北京"
+    tokenizer = _toy(part, [(b" ", b" ")], special_tokens=["<|end|>", "<| end |>"])
+    text = "banana    bandana<|end|>\n\n can't 北京<| end |>na"
     wanted = list(tokenizer.encode(text))
     for size in 1, 2, 3, 7, 100:
         got = list(tokenizer.encode_iterable(text[i:i + size] for i in range(0, len(text), size)))
         assert got == wanted, f"in pieces of {size}, {text!r} became {got} instead of {wanted}"
+
+# %% ../nbs/02_bpe_tokenizer.ipynb #checks-settings
+@check_of("BpeTokenizer")
+def takes_ids_from_the_vocabulary(part):
+    "Ids are what the vocabulary says: a byte need not be its own id, and merges and special tokens may have any."
+    vocab = {255 - i: bytes([i]) for i in range(256)} | {400: b"an", 300: b"ban", 500: b"<|end|>"}
+    tokenizer = part(vocab, [(b"a", b"n"), (b"b", b"an")], special_tokens=["<|end|>"])
+    for text, wanted in ("ban", [300]), ("an", [400]), ("na", [145, 158]), ("<|end|>", [500]):
+        got = list(tokenizer.encode(text))
+        assert got == wanted and tokenizer.decode(got) == text, f"byte i has the id 255 − i, an has 400, ban 300 and <|end|> 500: {text!r} must become {wanted}, but became {got}"
+
+@check_of("BpeTokenizer")
+def joins_nothing_but_by_merges(part):
+    "A token that no merge reaches is never used, though it is in the vocabulary."
+    got = list(_toy(part, [(b"na", b"na")]).encode("nana"))
+    assert got == [110, 256, 97], f"merges an, ban, na, nana in this order: 'nana' is joined to n, an, a before (na, na) is met, [110, 256, 97], but became {got}"
+
+@check_of("BpeTokenizer")
+def cuts_by_its_own_pattern(part):
+    "The text is cut by the pattern that was given."
+    got = list(_toy(part, [(b"1", b"2")], pattern=r"\p{N}|\P{N}+").encode("12"))
+    assert got == [49, 50], f"by a pattern that takes digits one by one, the merge (1, 2) has no place, but '12' became {got}"
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #run-main
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__

@@ -39,8 +39,7 @@ def parse(
     example:str|None=None, # Flags to show there
 )->T:                      # An instance, filled in
     "Read `config` from the command line, one `--name` per field; if all come from dataclasses that it inherits from, each of these is a group. Raises `ValueError` for a text that is not UTF-8."
-    inherited = {f.name for base in config.__bases__ if is_dataclass(base) for f in fields(base)}
-    groups = config.__bases__ if inherited == {f.name for f in fields(config)} else ()
+    groups = config.__bases__ if all(map(is_dataclass, config.__bases__)) and not config.__annotations__ else ()
     flags = make_dataclass(config.__name__, [(group.__name__.lower(), group) for group in groups], namespace={"__doc__": config.__doc__}) if groups else config
     about = config.__doc__ if example is None else f"{config.__doc__}\n\nExample: {prog} {example}"
     found:Any = tyro.cli(flags, args=argv, prog=prog, description=about, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
@@ -127,7 +126,7 @@ def run_command(
     try:
         with warnings.catch_warnings(), terminable():
             warnings.showwarning = lambda message, *where: print(f"note: {one_line(message)}", file=sys.stderr)
-            work(parse(config, argv, as_typed(prog), EXAMPLES.get(prog)))
+            work(parse(config, argv, as_typed(prog), EXAMPLES.get(prog or "")))
     except KeyboardInterrupt: raise SystemExit(130) from None   # the shell's number for Ctrl-C
     except BrokenPipeError:                                     # whoever read our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

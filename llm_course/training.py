@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'CHOICES', 'BOARDS', 'KEPT', 'PEAKS', 'evaluate', 'count_bytes', 'train_step',
            'goes_downhill_by_the_gradient_of_this_batch', 'makes_small_batches_into_a_large_one',
-           'returns_loss_and_norm_before_the_step', 'clips_all_gradients_to_the_length_allowed', 'Files', 'Machine',
-           'Shape', 'Watching', 'Learning', 'TrainConfig', 'default_precision', 'learning_rate', 'settle_rates',
-           'find_tokenizer', 'find_vocab_size', 'check_flags', 'needed', 'settle', 'optimizer_for', 'set_rates',
-           'fast_forward', 'processes', 'spread', 'over_processes', 'Run', 'batches_of', 'position', 'schedule_of',
-           'lost', 'save', 'find_checkpoint', 'load_sharded', 'go_on', 'read_line', 'start', 'polite_stop', 'measure',
-           'silence', 'measure_all', 'step_flops', 'peak_flops', 'peak_memory', 'speed', 'matrices', 'sample', 'is_due',
-           'record', 'keep', 'losses_as_svg', 'open_folder', 'to_tensorboard', 'boards', 'in_notebook', 'live_picture',
-           'watched', 'advance', 'train', 'report', 'main']
+           'returns_loss_and_norm_before_the_step', 'clips_all_gradients_to_the_length_allowed',
+           'undoes_the_scale_before_it_clips', 'Files', 'Machine', 'Shape', 'Watching', 'Learning', 'TrainConfig',
+           'default_precision', 'learning_rate', 'settle_rates', 'find_tokenizer', 'find_vocab_size', 'check_flags',
+           'needed', 'settle', 'optimizer_for', 'set_rates', 'fast_forward', 'processes', 'spread', 'over_processes',
+           'Run', 'batches_of', 'position', 'schedule_of', 'lost', 'save', 'find_checkpoint', 'load_sharded', 'go_on',
+           'read_line', 'start', 'polite_stop', 'measure', 'silence', 'measure_all', 'step_flops', 'peak_flops',
+           'peak_memory', 'speed', 'matrices', 'sample', 'is_due', 'record', 'keep', 'losses_as_svg', 'open_folder',
+           'to_tensorboard', 'boards', 'in_notebook', 'live_picture', 'watched', 'advance', 'train', 'report', 'main']
 
 # %% ../nbs/17_training.ipynb #imports
 import importlib
@@ -107,13 +107,13 @@ class _Table(nn.Module):
         self.table = nn.Parameter(spread * torch.arange(25.).view(5, 5).sin())
     def forward(self, ids): return self.table[ids]
 
-def _one_step(part, pieces, max_norm=0., spread=0.):
+def _one_step(part, pieces, max_norm=0., spread=0., scale=1.):
     "Let a version take a step of plain descent, at the rate 1, on a batch cut into pieces; what it returned, and the table after it."
     model, ids = _Table(spread), torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
     model.table.grad = torch.full((5, 5), 7.)   # left over from some other step
     optimizer = torch.optim.SGD(model.parameters(), lr=1.)
     batches = list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces)))
-    found = part(model, optimizer, torch.amp.GradScaler(enabled=False), batches, max_norm)
+    found = part(model, optimizer, torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1), batches, max_norm)
     return found, model.table.detach()
 
 @check_of("train_step")
@@ -132,6 +132,8 @@ def makes_small_batches_into_a_large_one(part):
     (again, _), halves = _one_step(part, 2, spread=1.)
     assert_close(halves, whole, msg=lambda m: f"one batch of 2 rows, against two batches of 1:\n{m}")
     assert_close(torch.as_tensor(again), torch.as_tensor(loss), msg=f"the loss of one batch is {float(loss):.4f}, of the same in two halves {float(again):.4f}")
+    whole, halves = (_one_step(part, pieces, max_norm=.1, spread=1.)[1] for pieces in (1, 2))
+    assert_close(halves, whole, msg=lambda m: f"the same, with the gradient clipped to 0.1, which must wait for the last half:\n{m}")
 
 @check_of("train_step")
 def returns_loss_and_norm_before_the_step(part):
@@ -149,6 +151,16 @@ def clips_all_gradients_to_the_length_allowed(part):
     assert abs(table.norm() - .1) < 1e-4, f"max_norm 0.1 and rate 1: the step must be 0.1 long, but is {table.norm():.4f}"
     (_, free), _ = _one_step(part, 1, max_norm=0.)
     assert abs(float(norm) - float(free)) < 1e-4, f"the length before clipping is {float(free):.4f}, but {float(norm):.4f} was returned"
+
+# %% ../nbs/17_training.ipynb #checks-step-scaled
+@check_of("train_step")
+def undoes_the_scale_before_it_clips(part):
+    "A scaler that multiplies the loss, as float16 needs, changes neither step nor norm, clipped or not."
+    for max_norm in 0., .1:
+        (_, plain), wanted = _one_step(part, 2, max_norm)
+        (_, norm), table = _one_step(part, 2, max_norm, scale=64.)
+        assert_close(table, wanted, msg=lambda m: f"max_norm {max_norm}, a scaler of 64 against none: the step differs\n{m}")
+        assert abs(float(norm) - float(plain)) < 1e-4, f"max_norm {max_norm}: with a scaler of 64 the gradient is said to be {float(norm):.4f} long, without {float(plain):.4f}"
 
 # %% ../nbs/17_training.ipynb #files-machine
 @dataclass(frozen=True, kw_only=True)

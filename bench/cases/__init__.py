@@ -2,4 +2,4 @@
 
 A case is a function that takes a device and returns two functions without arguments: ours and the peer's.
 Its docstring says what is timed; `peer` names the other side, `package` whose version to note."""
-from bench.cases import data, generating, layers, learning, loop, machine, text  # noqa: F401  importing registers
+from bench.cases import data, generating, layers, learning, loop, machine, pretrained, text  # noqa: F401  importing registers

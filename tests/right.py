@@ -1,0 +1,516 @@
+"""Three versions of each component that are right, and look different from ours and from each other: every check must let them pass."""
+import heapq
+import math
+import re
+from collections import Counter, defaultdict
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import planted
+import regex
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llm_course.bpe import GPT2
+from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
+from llm_course.transformer import ModelConfig
+
+RIGHT = defaultdict(list)   # component, or a function that stands for one → versions
+def right(component):
+    "Note a version."
+    def keep(part):
+        RIGHT[component].append(part)
+        return part
+    return keep
+
+def wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ---- Layers
+
+def a_linear(compute, draw):
+    class Part(nn.Module):
+        def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+            super().__init__()
+            self.weight = nn.Parameter(draw(torch.empty(out_features, in_features, device=device, dtype=dtype), in_features**-.5))
+            self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None)
+        def forward(self, x): return compute(x, self.weight, self.bias)
+    return Part
+
+RIGHT["Linear"] = [a_linear(F.linear, lambda w, s: nn.init.normal_(w, std=s)),
+                   a_linear(lambda x, w, b: torch.einsum("...i,oi->...o", x, w) + (0 if b is None else b), lambda w, s: nn.init.uniform_(w, -s * 3**.5, s * 3**.5)),
+                   a_linear(lambda x, w, b: (w @ x[..., None]).squeeze(-1) if b is None else (w @ x[..., None]).squeeze(-1) + b, lambda w, s: nn.init.trunc_normal_(w, std=s, a=-3*s, b=3*s))]
+
+def an_embedding(find):
+    class Part(nn.Module):
+        def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(num_embeddings, embedding_dim, device=device, dtype=dtype))
+        def forward(self, ids): return find(ids, self.weight)
+    return Part
+
+RIGHT["Embedding"] = [an_embedding(lambda ids, w: w[ids]), an_embedding(F.embedding), an_embedding(lambda ids, w: w.index_select(0, ids.flatten()).view(*ids.shape, w.shape[1]))]
+
+def a_norm(compute):
+    class Part(nn.Module):
+        def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype)), eps
+        def forward(self, x): return compute(wide(x), wide(self.weight), self.eps).to(x.dtype)
+    return Part
+
+RIGHT["RmsNorm"] = [a_norm(lambda x, w, eps: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w), a_norm(lambda x, w, eps: F.rms_norm(x, w.shape, w, eps)),
+                    a_norm(lambda x, w, eps: w * x / torch.sqrt(torch.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1] + eps))]
+RIGHT["SiLu"] = [nn.SiLU, lambda: lambda x: x * torch.sigmoid(x), lambda: lambda x: x * ((1 + torch.tanh(x / 2)) / 2)]
+
+def a_network(compute):
+    class Part(nn.Module):
+        def __init__(self, d_model, d_ff, device=None, dtype=None):
+            super().__init__()
+            self.w1, self.w3 = (nn.Linear(d_model, d_ff, bias=False, device=device, dtype=dtype) for _ in range(2))
+            self.w2 = nn.Linear(d_ff, d_model, bias=False, device=device, dtype=dtype)
+        def forward(self, x): return compute(x, self.w1.weight, self.w2.weight, self.w3.weight)
+    return Part
+
+RIGHT["FFN"] = [a_network(lambda x, w1, w2, w3: F.silu(x @ w1.T) * (x @ w3.T) @ w2.T), a_network(lambda x, w1, w2, w3: F.linear(torch.sigmoid(F.linear(x, w1)) * F.linear(x, w1) * F.linear(x, w3), w2)),
+                a_network(lambda x, w1, w2, w3: (lambda gate, up: (F.silu(gate) * up) @ w2.mT)(*F.linear(x, torch.cat([w1, w3])).chunk(2, -1)))]
+
+def by_logarithm(x, dim=-1): return torch.exp((z := wide(x) - wide(x).amax(dim, keepdim=True).clamp(min=-1e30)) - torch.logsumexp(z, dim, keepdim=True).clamp(min=-1e30)).to(x.dtype)
+def by_hand(x, dim=-1):
+    top = wide(x).amax(dim, keepdim=True).detach()
+    powers = (wide(x) - top.clamp(min=-1e30)).exp()
+    return (powers / powers.sum(dim, keepdim=True).clamp(min=1e-30)).to(x.dtype)
+RIGHT["Softmax"] = [lambda dim=-1: nn.Softmax(dim), lambda dim=-1: partial(by_logarithm, dim=dim), lambda dim=-1: partial(by_hand, dim=dim)]
+
+@right("ScaledDotProductAttention")
+class Fused(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        out = F.scaled_dot_product_attention(wide(q), wide(k), wide(v), mask)
+        return (out if mask is None else out * mask.any(-1, keepdim=True)).to(v.dtype)
+
+@right("ScaledDotProductAttention")
+def with_a_bias():
+    def attend(q, k, v, mask=None):
+        scores = torch.einsum("...td,...sd->...ts", wide(q) / q.shape[-1]**.5, wide(k))
+        if mask is not None: scores = scores + torch.zeros(mask.shape, dtype=scores.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+        return torch.einsum("...ts,...sd->...td", by_hand(scores), wide(v)).to(v.dtype)
+    return attend
+
+@right("ScaledDotProductAttention")
+class Shares(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        scores = wide(q) @ wide(k).mT * k.size(-1)**-.5
+        shares = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+        return (shares @ wide(v)).to(v.dtype)
+
+RIGHT["RoPE"] += [planted._Rope]
+
+@right("RoPE")
+class ComplexRope(nn.Module):
+    def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
+        super().__init__()
+        self.speed = theta ** -(torch.arange(0, d_k, 2, dtype=torch.float64) / d_k)
+    def forward(self, x, token_positions=None):
+        at = torch.arange(x.shape[-2]) if token_positions is None else torch.as_tensor(token_positions)
+        if at.ndim == 0: at = at + torch.arange(x.shape[-2])
+        turn = torch.polar(torch.ones((), dtype=torch.float64), at[..., None] * self.speed)
+        return torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2).to(x.dtype)
+
+@right("RoPE")
+class MatrixRope(ComplexRope):
+    def forward(self, x, token_positions=None):
+        at = torch.arange(x.shape[-2]) if token_positions is None else torch.as_tensor(token_positions)
+        if at.ndim == 0: at = at + torch.arange(x.shape[-2])
+        angle = at[..., None] * self.speed
+        turn = torch.stack([torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], -2)
+        return (turn @ x.double().unflatten(-1, (-1, 2))[..., None]).squeeze(-1).flatten(-2).to(x.dtype)
+
+RIGHT["MultiHeadAttention"] += [planted._Mha]
+
+@right("MultiHeadAttention")
+class GroupedHeads(planted._Mha):
+    def share(self, k): return k[..., torch.arange(self.num_heads) // (self.num_heads // self.num_kv_heads), :, :]
+    def weigh(self, q, k, mask): return (q @ k.mT / self.d_k**.5 + torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)).softmax(-1)
+
+@right("MultiHeadAttention")
+class HeadByHead(planted._Mha):
+    def forward(self, x, token_positions=None):
+        d, out = self.d_k, []
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        for h in range(self.num_heads):
+            g = h * self.num_kv_heads // self.num_heads
+            mine, theirs = (self.rope(y[..., i*d:(i + 1)*d], token_positions) for y, i in ((q, h), (k, g)))
+            out.append(self.weigh(mine, theirs, self.mask(x.shape[-2])) @ v[..., g*d:(g + 1)*d])
+        return self.output_proj(torch.cat(out, -1))
+
+
+# ---- Learning
+
+RIGHT["CrossEntropyLoss"] = [planted._Ce, lambda: lambda z, y: F.cross_entropy(wide(z).flatten(0, -2), y.flatten()),
+                             lambda: lambda z, y: -torch.log_softmax(wide(z).reshape(-1, z.shape[-1])[y.flatten() >= 0], -1).gather(-1, y[y >= 0][:, None]).mean()]
+RIGHT["perplexity"] = [lambda nats: math.inf if nats > 709 else math.e**nats, lambda nats: float(np.exp(np.float64(nats))) if nats < 709 else math.inf, lambda nats: math.inf if nats > 709 else 2**(nats / math.log(2))]
+RIGHT["bits_per_byte"] = [lambda n, tokens, size: n / math.log(2) * tokens / size, lambda n, tokens, size: math.log2(math.e) * n * (tokens / size), lambda n, tokens, size: n * tokens / (size * math.log(2))]
+
+def an_optimizer(defaults, rule):
+    class Part(torch.optim.Optimizer):
+        def __init__(self, params, **settings): super().__init__(params, defaults | settings)
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None: rule(p, p.grad, self.state[p], group)
+    return Part
+
+def descend(p, g, s, group):
+    s["t"] = s.get("t", 0) + 1
+    p.add_(g, alpha=-group["lr"] * s["t"]**-.5)
+def descend_by_copy(p, g, s, group):
+    p.copy_(p - group["lr"] / torch.tensor(1. + s.setdefault("n", 0), dtype=torch.float64).sqrt().item() * g)
+    s["n"] += 1
+RIGHT["SGDDecay"] = [planted._Sgd, an_optimizer({"lr": 1e-3}, descend), an_optimizer({"lr": 1e-3}, descend_by_copy)]
+
+def adam_by_lerp(p, g, s, group):
+    (b1, b2), lr = group["betas"], group["lr"]
+    m, v, t = s.setdefault("m", torch.zeros_like(p)), s.setdefault("v", torch.zeros_like(p)), s.setdefault("t", torch.zeros(()))
+    t += 1
+    m.lerp_(g, 1 - b1); v.mul_(b2).addcmul_(g, g, value=1 - b2)
+    p.mul_(1 - lr * group["weight_decay"])
+    p.addcdiv_(m, v.sqrt() / (1 - b2**t.item())**.5 + group["eps"], value=-lr / (1 - b1**t.item()))
+def adam_at_once(p, g, s, group):
+    (b1, b2), lr = group["betas"], group["lr"]
+    n1, n2 = s.get("n1", 0) * b1 + 1 - b1, s.get("n2", 0) * b2 + 1 - b2   # the weights of the means add up to these
+    m, v = s.get("m", 0) * b1 + (1 - b1) * g, s.get("v", 0) * b2 + (1 - b2) * g**2
+    s.update(n1=n1, n2=n2, m=m, v=v)
+    p.copy_(p - lr * (group["weight_decay"] * p + m / n1 / ((v / n2)**.5 + group["eps"])))
+adam = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+RIGHT["AdamW"] = [planted._Adam, an_optimizer(adam, adam_by_lerp), an_optimizer(adam, adam_at_once)]
+
+def muon(turn, ahead):
+    def rule(p, g, s, group):
+        m = s["m"] = group["momentum"] * s.get("m", torch.zeros_like(p)) + (1 - group["momentum"]) * g
+        p.sub_(group["lr"] * group["weight_decay"] * p)
+        p.sub_(group["lr"] * max(1, p.shape[0] / p.shape[1])**.5 * turn(ahead(m, g, group["momentum"])))
+    return an_optimizer(dict(lr=.02, momentum=.95, weight_decay=.01), rule)
+def five_rounds(x):
+    x = x / x.norm().clamp(min=1e-12)
+    for _ in range(5): x = 3.4445 * x - 4.775 * (x @ x.mT) @ x + 2.0315 * (x @ x.mT) @ (x @ x.mT) @ x
+    return x
+def of_values(x):
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    s = s / s.norm().clamp(min=1e-12)
+    for _ in range(5): s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    return u * s @ v
+RIGHT["Muon"] = [muon(five_rounds, lambda m, g, b: b * m + (1 - b) * g), muon(lambda x: five_rounds(x.mT).mT, lambda m, g, b: m.lerp(g, 1 - b)), muon(of_values, lambda m, g, b: g + b * (m - g))]
+
+@right("gradient_clip")
+def clip_by_stack(params, max_norm):
+    grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
+    norm = torch.stack([g.norm() for g in grads]).norm() if grads else torch.tensor(0.)
+    if norm > max_norm:
+        for g in grads: g.mul_(max_norm / norm)
+    return norm
+
+@right("gradient_clip")
+def clip_by_sum(params, max_norm):
+    grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
+    norm = sum((g.double()**2).sum() for g in grads)**.5 if grads else 0.
+    for g in grads: g *= min(1., float(max_norm / (norm + 1e-6)))
+    return torch.as_tensor(norm, dtype=torch.float32)
+
+RIGHT["gradient_clip"] += [lambda params, max_norm: nn.utils.clip_grad_norm_(params, max_norm)]
+
+@right("params_for_decay")
+def by_two_lists(model, weight_decay=0.01):
+    lists = [], []
+    for p in model.parameters():
+        if p.requires_grad: lists[p.ndim < 2].append(p)
+    return [{"params": ps, "weight_decay": wd} for ps, wd in zip(lists, (weight_decay, 0.))]
+
+@right("params_for_decay")
+def a_group_each(model, weight_decay=0.01): return [{"params": [p], "weight_decay": weight_decay * (p.dim() > 1)} for p in model.parameters() if p.requires_grad]
+
+@right("params_for_decay")
+def by_name(model, weight_decay=0.01):
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    plain = {name for name, p in named.items() if len(p.shape) <= 1}
+    return [{"params": [p for name, p in named.items() if name in plain], "weight_decay": 0.}, {"params": [p for name, p in named.items() if name not in plain], "weight_decay": weight_decay}]
+
+def a_schedule(down):
+    def by_cases(it, w, c, low, high):
+        planted._lr_ok(it, w, c, low, high)
+        if it < w: return high * it / w
+        return low if it >= c else low + (high - low) * down((it - w) / (c - w))
+    def by_clamping(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+        planted._lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
+        way = min(max(it - warmup_iters, 0) / max(cos_cycle_iters - warmup_iters, 1), 1) if it < cos_cycle_iters else 1
+        return it / warmup_iters * lr_max if it < warmup_iters else lr_max * down(way) + lr_min * (1 - down(way))
+    def by_numpy(it, w, c, low, high):
+        planted._lr_ok(it, w, c, low, high)
+        return float(np.interp(it, [0, w], [0, high])) if it < w else low if it >= c else float(high - (high - low) * (1 - down((it - w) / (c - w))))
+    return [by_cases, by_clamping, by_numpy]
+RIGHT["cos_lr_scheduler"], RIGHT["linear_lr_scheduler"] = a_schedule(lambda u: math.cos(math.pi * u / 2)**2), a_schedule(lambda u: 1 - u)
+
+
+# ---- The machine
+
+RIGHT["TransformerBlock"] += [planted._Block]
+
+@right("TransformerBlock")
+class LoopedBlock(planted._Block):
+    def forward(self, x, token_positions=None, cache=None):
+        for branch in (lambda x: self.attention(self.attention_norm(x), token_positions, cache)), (lambda x: self.ffn(self.ffn_norm(x))): x = branch(x) + x
+        return x
+
+@right("TransformerBlock")
+class OwnBlock(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff, max_seq_len=2048, theta=10000.0, num_kv_heads=None, device=None, dtype=None):
+        super().__init__()
+        self.attention, self.ffn = planted._Mha(d_model, num_heads, num_kv_heads, max_seq_len, theta), a_network(lambda x, w1, w2, w3: F.silu(x @ w1.T) * (x @ w3.T) @ w2.T)(d_model, d_ff)
+        self.attention_norm, self.ffn_norm = (nn.RMSNorm(d_model, eps=1e-5) for _ in range(2))
+    def forward(self, x, token_positions=None, cache=None):
+        residual = x
+        x = residual + self.attention(self.attention_norm(x), token_positions)
+        return torch.add(x, self.ffn(self.ffn_norm(x)))
+
+RIGHT["Transformer"] += [planted._Model]
+
+@right("Transformer")
+class ReducedModel(planted._Model):
+    def forward(self, ids, token_positions=None):
+        from functools import reduce
+        return F.linear(self.norm(reduce(lambda x, block: block(x, token_positions), self.blocks, self.embedding(ids))), self.head.weight)
+
+@right("Transformer")
+class OwnModel(nn.Module):
+    def __init__(self, vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta=10000.0, num_kv_heads=None, tie=False, device=None, dtype=None):
+        super().__init__()
+        self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta, num_kv_heads, tie)
+        self.embedding, self.head, self.norm = nn.Embedding(vocab_size, d_model), nn.Linear(d_model, vocab_size, bias=False), nn.RMSNorm(d_model, eps=1e-5)
+        self.blocks = nn.ModuleList(OwnBlock(d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads) for _ in range(num_layers))
+        if tie: self.head.weight = self.embedding.weight
+        nn.init.normal_(self.head.weight, std=.02)
+    def forward(self, ids, token_positions=None):
+        x = self.embedding(ids)
+        for block in self.blocks: x = block(x, token_positions)
+        return self.head(self.norm(x))
+
+@right("train_step")
+def step_plainly(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
+    total = 0.
+    for x, y in batches:
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten()) / len(batches)
+        scaler.scale(loss).backward()
+        total += loss.item()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(planted._all(optimizer), max_norm or math.inf)
+    scaler.step(optimizer); scaler.update()
+    return total, norm.item()
+
+@right("train_step")
+def step_in_one_graph(model, optimizer, scaler, batches, max_norm):
+    loss = torch.stack([F.cross_entropy(model(x).mT, y) for x, y in batches]).mean()
+    params = planted._all(optimizer)
+    for p, g in zip(params, torch.autograd.grad(loss, params)): p.grad = g
+    norm = torch.cat([p.grad.flatten() for p in params]).norm()
+    for p in params: p.grad *= min(1., max_norm / norm.item()) if max_norm else 1.
+    optimizer.step()
+    return loss.detach(), norm
+
+@right("train_step")
+def step_after_the_last(model, optimizer, scaler, batches, max_norm):
+    for p in planted._all(optimizer): p.grad = None
+    losses = []
+    for x, y in batches:
+        losses.append(planted.cross_entropy(model(x), y))
+        scaler.scale(losses[-1]).backward()
+    scaler.unscale_(optimizer)
+    for p in planted._all(optimizer): p.grad /= len(batches)
+    norm = planted.gradient_clip(planted._all(optimizer), max_norm or 1e30)
+    scaler.step(optimizer)
+    scaler.update()
+    return sum(losses).detach() / len(losses), norm
+
+
+# ---- Sampling
+
+RIGHT["keep_top_k"] += [lambda z, k: z if not k or k >= z.shape[-1] else planted._top(z, k)]
+
+@right("keep_top_k")
+def top_k_by_rank(z, k): return z if k == 0 else torch.where(z.sort(dim=-1, descending=True, stable=True).indices.argsort(-1) < k, z, -torch.inf)
+
+@right("keep_top_k")
+def top_k_row_by_row(z, k):
+    out = torch.full_like(z, -torch.inf)
+    for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
+        for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i))[:k or None]: kept[i] = row[i]
+    return out
+
+def crossing(s, c):
+    cut = c - s >= _p[0]
+    cut[..., 0] = False
+    return cut
+_p = [0.]
+@right("keep_top_p")
+def top_p_scattered(z, p):
+    _p[0] = p
+    return planted._top_p(z.float(), p, crossing).to(z.dtype)
+
+@right("keep_top_p")
+def top_p_by_count(z, p):
+    if p >= 1: return z
+    shares = torch.softmax(z.float(), -1).sort(dim=-1, descending=True).values
+    return top_k_by_count(z, (shares.cumsum(-1) < p).sum(-1, keepdim=True) + 1)
+
+def top_k_by_count(z, n): return z.masked_fill(z.sort(dim=-1, descending=True, stable=True).indices.argsort(-1) >= n, -torch.inf)
+
+@right("keep_top_p")
+def top_p_row_by_row(z, p):
+    out = torch.full_like(z, -torch.inf)
+    for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
+        shares, total = row.float().softmax(-1).tolist(), 0.
+        for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i)):
+            kept[i] = row[i]
+            if (total := total + shares[i]) >= p and p < 1: break
+    return out
+
+RIGHT["keep_min_p"] = [lambda z, p: z.masked_fill(z < z.amax(-1, keepdim=True) + (math.log(p) - 1e-6 if p else -math.inf), -torch.inf),
+                       lambda z, p: torch.where((s := wide(z).softmax(-1)) >= p * s.amax(-1, keepdim=True) * (1 - 1e-6), z, -torch.inf),
+                       lambda z, p: z.where((wide(z) - wide(z).max(-1, keepdim=True).values).exp() >= p * (1 - 1e-6), torch.tensor(-torch.inf, dtype=z.dtype))]
+
+@right("penalise")
+def penalise_by_scatter(z, ids, penalty): return z.scatter(-1, ids, torch.where((said := z.gather(-1, ids)) > 0, said / penalty, said * penalty))
+
+@right("penalise")
+def penalise_by_mask(z, ids, penalty): return torch.where((ids[..., None] == torch.arange(z.shape[-1])).any(-2), torch.where(z < 0, z * penalty, z / penalty), z)
+
+@right("penalise")
+def penalise_by_set(z, ids, penalty):
+    out = z.clone()
+    for row, said in zip(out.view(-1, z.shape[-1]), ids.view(-1, ids.shape[-1]) if ids.numel() else []):
+        for i in set(said.tolist()): row[i] *= 1 / penalty if row[i] > 0 else penalty
+    return out
+
+RIGHT["next_probabilities"] += [planted._next]
+
+@right("next_probabilities")
+def next_by_steps(z, ids, how):
+    z = penalise_by_scatter(z.float(), ids, how.repetition_penalty)
+    if how.temperature == 0: return (torch.arange(z.shape[-1]) == z.argmax(-1, keepdim=True)).float()
+    z = top_p_by_count(top_k_by_rank(z / how.temperature, how.top_k), how.top_p)
+    return torch.exp(RIGHT["keep_min_p"][0](z, how.min_p).log_softmax(-1))
+
+@right("next_probabilities")
+def next_by_shares(z, ids, how):
+    z = keep_top_k(penalise(z, ids, how.repetition_penalty), 1 if how.temperature == 0 else 0) / (how.temperature or 1.)
+    kept = keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p) > -torch.inf
+    shares = z.softmax(-1) * kept
+    return shares / shares.sum(-1, keepdim=True)
+
+
+# ---- Text
+
+RIGHT["pre_tokens"] = [lambda text, pattern=GPT2: regex.findall(pattern, text), lambda text, pattern=GPT2: [found[0] for found in regex.finditer(pattern, text)],
+                       lambda text, pattern=GPT2: [piece for piece in regex.split(f"({pattern})", text) if piece]]
+
+@right("merge")
+def merge_forward(ids, pair, new):
+    out, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and ids[i] == pair[0] and ids[i + 1] == pair[1]: out.append(new); i += 2
+        else: out.append(ids[i]); i += 1
+    return out
+
+@right("merge")
+def merge_looking_back(ids, pair, new):
+    out = []
+    for id in ids:
+        if out and id == pair[1] and out[-1] == (pair[0], "old"): out[-1] = (new, "new")
+        else: out.append((id, "old"))
+    return [id for id, _ in out]
+
+@right("merge")
+def merge_by_recursion(ids, pair, new):
+    at = next((i for i in range(len(ids) - 1) if (ids[i], ids[i + 1]) == tuple(pair)), None)
+    return list(ids) if at is None else [*ids[:at], new, *merge_by_recursion(ids[at + 2:], pair, new)]
+
+RIGHT["learn_merges"] += [planted._learn]
+
+@right("learn_merges")
+def learn_with_ids(words, num_merges, progress=False):
+    spelled, vocab, merges = {w: list(w) for w in words}, [bytes([i]) for i in range(256)], []
+    for _ in range(num_merges):
+        counts = Counter()
+        for w, n in words.items(): counts.update({pair: n * k for pair, k in Counter(pairwise(spelled[w])).items()})
+        if not counts: break
+        best = max(counts, key=lambda pair: (counts[pair], vocab[pair[0]], vocab[pair[1]]))
+        merges.append((vocab[best[0]], vocab[best[1]]))
+        spelled = {w: merge_forward(ids, best, len(vocab)) for w, ids in spelled.items()}
+        vocab.append(b"".join(merges[-1]))
+    return merges
+
+@right("learn_merges")
+def learn_by_sorting(words, num_merges, progress=False):
+    spelled, merges = [([bytes([b]) for b in w], n) for w, n in words.items()], []
+    while len(merges) < num_merges:
+        counts = defaultdict(int)
+        for pieces, n in spelled:
+            for a, b in pairwise(pieces): counts[a, b] += n
+        if not counts: break
+        merges.append(sorted(counts.items(), key=lambda item: (item[1], item[0]))[-1][0])
+        spelled = [(merge_looking_back(pieces, merges[-1], b"".join(merges[-1])), n) for pieces, n in spelled]
+    return merges
+
+RIGHT["BpeTokenizer"] += [planted._Tok]
+
+@right("BpeTokenizer")
+class RankedTokenizer(planted._Tok):
+    def word(self, word):
+        pieces = self.byte_pieces(word)
+        for pair in self.merges: pieces = merge_looking_back(pieces, pair, b"".join(pair))
+        return self.to_ids(pieces)
+    def encode_iterable(self, pieces): return iter([*self.encode("".join(pieces))])
+
+@right("BpeTokenizer")
+class HeapTokenizer(planted._Tok):
+    def word(self, word):
+        pieces = self.byte_pieces(word)
+        while (queue := [(self.rank[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in self.rank]):
+            heapq.heapify(queue)
+            _, i = queue[0]
+            pieces[i:i + 2] = [pieces[i] + pieces[i + 1]]
+        return self.to_ids(pieces)
+    def encode(self, text):
+        if not self.special_tokens: return self.ordinary(text)
+        out, at = [], 0
+        for found in re.finditer(self.special_pattern(), text):
+            out += [*self.ordinary(text[at:found.start()]), self.special_tokens[found[0]]]
+            at = found.end()
+        return out + self.ordinary(text[at:])
+
+def dealt(n, b, t, seed, iteration):
+    rows = (n - 1) // t
+    return [int(np.random.default_rng([seed, 7, (iteration * b + i) // rows]).permutation(rows)[(iteration * b + i) % rows]) * t for i in range(b)]
+
+@right("get_batch")
+def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    n = len(dataset) - max_seq_len
+    starts = planted._rng(seed, iteration).integers(0, n, batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
+    return tuple(x.to(device) for x in planted._rows(dataset, starts, max_seq_len))
+
+@right("get_batch")
+def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    chance = torch.Generator().manual_seed(hash((seed, iteration)) % 2**63)
+    starts = torch.randint(len(dataset) - max_seq_len, (batch_size, 1), generator=chance) if order == "random" else torch.tensor(dealt(len(dataset), batch_size, max_seq_len, seed, iteration))[:, None]
+    rows = torch.from_numpy(np.asarray(dataset)[(starts + torch.arange(max_seq_len + 1)).numpy()].astype(np.int64))
+    return rows[:, :-1].to(device), rows[:, 1:].to(device)
+
+@right("get_batch")
+def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(dataset), max_seq_len + 1)
+    chance = np.random.Generator(np.random.Philox(np.random.SeedSequence((iteration, seed))))
+    chosen = chance.choice(len(windows), batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
+    both = torch.from_numpy(windows[chosen].astype(np.int64)).to(device)
+    return both[:, :-1], both[:, 1:]
