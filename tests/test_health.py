@@ -71,6 +71,17 @@ def test_a_first_loss_far_from_the_logarithm_is_told():
     assert not diagnose([{"iteration": 1, "train_loss": math.log(100)}], 100) and not diagnose([]) and not diagnose([{"iteration": 3}])
 
 
+@pytest.mark.parametrize("later, faults", [
+    (dict(peek=1e-5), []), (dict(peek=2e-3), ["no causal mask"]),   # rounding lets a little through
+    (dict(present_loss=3., next_loss=2.), []), (dict(present_loss=1., next_loss=2.), ["labels not shifted"]),   # the first line says the contrary
+    (dict(peek=.5, present_loss=1., next_loss=2.), ["no causal mask", "labels not shifted"]),   # the surest first
+    (dict(train_loss=2., val_loss=4.5, epochs=.5), ["tokenizer mismatch"]), (dict(train_loss=2., val_loss=4.5, epochs=3.), []),   # learnt by heart, which is no fault of the files
+    (dict(train_loss=4.8, val_loss=5., epochs=.5), [])], ids=range(8))   # too little is learnt yet to tell
+def test_what_the_last_measurement_says_decides(later, faults):
+    first = {"iteration": 1, "train_loss": 5., "val_loss": 5., "peek": 0. if later.get("peek") else .5, "present_loss": 1., "next_loss": 2.}
+    assert list(diagnose([first, {"iteration": 2, "peek": 0., "present_loss": 3., "next_loss": 2., **later}])) == faults
+
+
 def test_the_report_names_the_fault(asked, monkeypatch, capsys):
     run = train(asked)
     training.report(run)
