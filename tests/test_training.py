@@ -526,9 +526,9 @@ def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monke
     train(replace(config, iterations=5))
     older = (asked.output/"checkpoint.pt").read_bytes()
     real = training.whole_file
-    def full(path, *mode):
+    def full(path, *mode, **more):
         if Path(path).name == name: raise OSError(28, "No space left on device", str(path))
-        return real(path, *mode)
+        return real(path, *mode, **more)
     if name == "metrics.jsonl": monkeypatch.setattr(training, "open", full, raising=False)
     monkeypatch.setattr(checkpoint, "whole_file", full)
     monkeypatch.setattr(training, "whole_file", lambda path, *mode: full(path, *mode) if name == "loss.svg" else real(path, *mode))
