@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import stat
 from dataclasses import asdict
 
 import numpy as np
@@ -434,6 +435,12 @@ def test_an_optimiser_of_other_parameters_is_refused(saved):
     assert same(model.state_dict(), before)
 
 
+def test_moments_that_fit_no_parameter_are_refused(run, saved):
+    state = read_checkpoint(saved)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.ones(3)
+    assert "exp_avg of parameter 0 is [3]" in refused(restore, state, *run)
+
+
 # ---- Whole or not at all
 
 @pytest.mark.parametrize("bytes_until_death", [0, 1, 1500])
@@ -465,6 +472,19 @@ def test_a_failing_fsync_or_rename_keeps_the_older_file(call, run, saved, monkey
     assert saved.read_bytes() == older and os.listdir(saved.parent) == ["checkpoint.pt"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets nobody open a folder")
+def test_a_file_is_on_disk_before_it_is_renamed_and_its_name_after(run, saved, monkeypatch):
+    events, fsync, move = [], os.fsync, os.replace
+    def synced(place):
+        found = os.fstat(place)
+        events.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+        fsync(place)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("renamed"), move(*paths)))
+    save_checkpoint(*run, 9, saved)
+    assert events == [saved.stat().st_size, "renamed", "folder"]
+
+
 def test_saving_replaces_the_older_file(run, saved):
     save_checkpoint(*run, 9, saved)
     assert read_checkpoint(saved)["iteration"] == 9 and os.listdir(saved.parent) == ["checkpoint.pt"]
@@ -488,6 +508,13 @@ def test_pick_device_prefers_the_fastest(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     assert pick_device() == torch.device("cuda")
+
+
+def test_pick_device_tries_what_it_picks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    def absent(*_, device): raise RuntimeError("invalid device ordinal")
+    monkeypatch.setattr(torch, "empty", absent)
+    assert "--device cuda:9 is not on this machine" in refused(pick_device, "cuda:9")
 
 
 # ---- The command

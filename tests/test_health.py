@@ -8,7 +8,7 @@ import torch
 from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
-from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
+from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, probe_rows, read_traces, series, update_ratio
 from llm_course.training import TrainConfig, train
 from llm_course.transformer import Transformer
 
@@ -71,6 +71,17 @@ def test_a_first_loss_far_from_the_logarithm_is_told():
     assert not diagnose([{"iteration": 1, "train_loss": math.log(100)}], 100) and not diagnose([]) and not diagnose([{"iteration": 3}])
 
 
+@pytest.mark.parametrize("later, faults", [
+    (dict(peek=1e-5), []), (dict(peek=2e-3), ["no causal mask"]),   # rounding lets a little through
+    (dict(present_loss=3., next_loss=2.), []), (dict(present_loss=1., next_loss=2.), ["labels not shifted"]),   # the first line says the contrary
+    (dict(peek=.5, present_loss=1., next_loss=2.), ["no causal mask", "labels not shifted"]),   # the surest first
+    (dict(train_loss=2., val_loss=4.5, epochs=.5), ["tokenizer mismatch"]), (dict(train_loss=2., val_loss=4.5, epochs=3.), []),   # learnt by heart, which is no fault of the files
+    (dict(train_loss=4.8, val_loss=5., epochs=.5), [])], ids=range(8))   # too little is learnt yet to tell
+def test_what_the_last_measurement_says_decides(later, faults):
+    first = {"iteration": 1, "train_loss": 5., "val_loss": 5., "peek": 0. if later.get("peek") else .5, "present_loss": 1., "next_loss": 2.}
+    assert list(diagnose([first, {"iteration": 2, "peek": 0., "present_loss": 3., "next_loss": 2., **later}])) == faults
+
+
 def test_the_report_names_the_fault(asked, monkeypatch, capsys):
     run = train(asked)
     training.report(run)
@@ -96,6 +107,17 @@ def test_activation_sizes_are_those_of_the_stream(device):
         x = x if block is None else block(x)
         assert size == pytest.approx(x.square().mean().sqrt().item(), rel=1e-5)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_step_is_measured_by_the_length_it_starts_from():
+    before = [torch.tensor([[3., 0.]]), torch.tensor([[0.], [4.]])]   # 5 long together
+    assert update_ratio(before, [before[0] + 1, before[1]]) == pytest.approx(2**.5 / 5)
+
+
+def test_the_rows_that_are_watched_reach_from_end_to_end():
+    rows = probe_rows(np.arange(500), 8)
+    assert rows.shape == (32, 10) and rows[0].tolist() == list(range(10)) and rows[-1].tolist() == list(range(490, 500)) and len(set(rows[:, 0])) == 32
+    assert probe_rows(np.arange(9), 8).shape == (32, 9)   # a split can be as short as one row
 
 
 def test_a_band_holds_what_it_was_made_of():

@@ -64,6 +64,15 @@ def test_a_line_of_metrics_is_written_when_due(asked):
     assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 8
 
 
+def test_the_end_is_measured_whatever_the_interval(asked): assert "val_loss" in train(replace(asked, iterations=3)).history[-1]
+
+
+def test_a_run_is_never_overwritten(asked):
+    train(replace(asked, iterations=1))
+    with pytest.raises(ValueError, match="holds a run already; add --resume to go on with it"): train(asked)
+    assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 1
+
+
 def test_best_is_the_checkpoint_of_the_lowest_validation_loss(asked):
     run = train(replace(asked, iterations=12, lr_max=3e-2))
     best = min((line for line in run.history if "val_loss" in line), key=lambda line: line["val_loss"])
@@ -109,6 +118,33 @@ def test_a_run_can_go_on_in_float16_and_back(asked):
         assert train(replace(settle(asked), iterations=2*i, resume=True, precision=precision)).done == 2*i
 
 
+def test_the_scaler_goes_on_where_it_was(asked):
+    if asked.device == "mps": pytest.skip("half precision is for CPU and CUDA")
+    config = settle(replace(asked, precision="float16"))
+    whole = train(replace(config, output=asked.output.parent/"whole"))
+    train(replace(config, iterations=5))
+    assert train(replace(config, resume=True)).scaler.state_dict() == whole.scaler.state_dict() != {}
+
+
+def test_losses_that_wait_for_their_line_outlive_a_death(asked, monkeypatch):
+    whole, real = train(replace(asked, output=asked.output.parent/"whole")), training.batches_of
+    def dying(run):
+        if run.done == 5: raise MemoryError   # two steps after a line, and just after a checkpoint
+        return real(run)
+    monkeypatch.setattr(training, "batches_of", dying)
+    with pytest.raises(MemoryError): train(asked)
+    monkeypatch.undo()
+    def losses(run): return [(line["iteration"], line["train_loss"]) for line in run.history if "train_loss" in line]
+    assert losses(train(replace(asked, resume=True))) == losses(whole)
+
+
+def test_a_resumed_run_remembers_its_best(asked, monkeypatch):
+    monkeypatch.setattr(training, "measure", lambda run: float(run.done))   # it grows worse and worse
+    train(replace(settle(asked), iterations=5))
+    assert train(replace(settle(asked), resume=True)).best == 4
+    assert read_checkpoint(asked.output/"best.pt")["iteration"] == 4
+
+
 def test_resume_without_a_checkpoint_starts(asked): assert train(replace(asked, resume=True)).done == 8
 
 
@@ -138,6 +174,16 @@ def test_a_step_clips_and_zero_lets_all_pass():
         assert length == pytest.approx(limit or norm.item(), rel=1e-2)
 
 
+def test_a_scaler_changes_neither_the_step_nor_what_is_clipped():
+    batch, after = [get_batch(np.arange(100) % 50, 8, 8)], []
+    for enabled in False, True:
+        model = small()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024., enabled=enabled)
+        loss, norm = train_step(model, AdamW(model.parameters(), eps=1e-3), scaler, batch, 0.5)
+        after.append([loss, norm, *model.parameters()])
+    for plain, scaled in zip(*after): torch.testing.assert_close(plain, scaled)
+
+
 def test_evaluation_weighs_by_tokens_and_learns_nothing():
     model, ids = small(), np.arange(70) % 50
     before = [p.clone() for p in model.parameters()]
@@ -145,6 +191,15 @@ def test_evaluation_weighs_by_tokens_and_learns_nothing():
     each = [cross_entropy(model(x), y).item() * y.numel() for x, y in windows(ids, 1, 8)]
     assert mean == pytest.approx(sum(each) / 69, rel=1e-5)
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters()))
+
+
+def test_validation_reads_its_own_file_and_always_the_same_batches(asked):
+    (np.arange(2_000, dtype=np.uint16)[::-1] % 50).tofile(asked.val_data)   # another rule: each id is the last one minus one
+    line = train(replace(asked, iterations=60, lr_max=1e-2)).history[-1]
+    assert line["train_loss"] < 2 and min(line["val_loss"], line["whole_val_loss"]) > 4
+    np.random.default_rng(0).integers(50, size=2_000).astype(np.uint16).tofile(asked.val_data)
+    one, two = (line["val_loss"] for line in train(replace(asked, output=asked.output.parent/"still", lr_max=0.)).history if "val_loss" in line)
+    assert one == two
 
 
 def test_bits_per_byte_counts_the_bytes_of_the_text(asked):
@@ -176,6 +231,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
 
 
+def test_a_loss_that_is_no_number_is_never_written_down(asked, monkeypatch):
+    monkeypatch.setattr(training, "cross_entropy", lambda logits, targets: cross_entropy(logits, targets) * (math.nan if torch.is_grad_enabled() else 1))
+    with pytest.raises(ValueError, match="before iteration 1; there is no checkpoint yet"): train(asked)
+    assert not (asked.output/"metrics.jsonl").read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeypatch, capsys):
     real, whole = training.train_step, train(replace(asked, output=asked.output/"whole"))
@@ -190,6 +251,13 @@ def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeyp
     monkeypatch.setattr(training, "train_step", real)
     resumed = train(replace(asked, resume=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
+
+
+def test_the_second_ctrl_c_interrupts():
+    with polite_stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
@@ -211,6 +279,22 @@ def test_settling_fills_in_what_was_left_open(asked):
     assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr")}.values()
     assert settle(settled) == settled
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
+
+
+def test_flags_reach_the_optimiser_and_the_forward_pass(asked, monkeypatch):
+    config, model, compiled = settle(replace(asked, beta1=.5, beta2=.6, weight_decay=.7)), small(asked.device), []
+    groups = training.optimizer_for(model, config).param_groups
+    assert {group["betas"] for group in groups} == {(.5, .6)} and {group["weight_decay"] for group in groups} == {0., .7}
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    assert training.fast_forward(model, config) is model and not compiled
+    assert training.fast_forward(model, replace(config, compile=True)) is model and compiled == [model]
+    limits, step = [], train_step
+    monkeypatch.setattr(training, "train_step", lambda *args: limits.append(args[-1]) or step(*args))
+    train(replace(asked, grad_clip=.25))
+    assert set(limits) == {.25}
+    if asked.device == "mps": return
+    ids = torch.arange(8, device=asked.device)[None]
+    for precision, dtype in training.PRECISIONS.items(): assert training.fast_forward(model, replace(config, precision=precision))(ids).dtype == dtype
 
 
 def test_threads_are_set_where_asked(asked):
@@ -327,6 +411,16 @@ def test_time_memory_and_vital_signs_are_told(asked):
     assert "mfu" in line or asked.device != "cuda"
 
 
+def test_the_time_of_a_step_is_the_mean_since_the_last_line(asked, monkeypatch):
+    now, real = [100.], training.train_step
+    def lasting(*args):   # one second by a clock of ours
+        now[0] += 1
+        return real(*args)
+    monkeypatch.setattr(training, "train_step", lasting)
+    monkeypatch.setattr(training, "perf_counter", lambda: now[0])
+    assert [line["seconds_per_step"] for line in train(asked).history if "seconds_per_step" in line] == [1., 1., 1., 1.]
+
+
 def test_vital_signs_tell_the_labels_apart():
     class Echo(torch.nn.Module):
         "Says again, with certainty, what it was shown; `shift` later in a text that counts."
@@ -346,6 +440,7 @@ def test_vital_signs_see_a_missing_mask():
     assert vital_signs(model, rows)["peek"] < 1e-6
     model.blocks[0].attention.attend = lambda q, k, v, causal: attention(q, k, v)
     assert vital_signs(model, rows)["peek"] > 1e-3
+    assert vital_signs(model, np.arange(6).repeat(9).reshape(6, 9))["peek"] > 1e-3   # even where each row says one word again and again
 
 
 # ---- Going on
@@ -431,9 +526,9 @@ def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monke
     train(replace(config, iterations=5))
     older = (asked.output/"checkpoint.pt").read_bytes()
     real = training.whole_file
-    def full(path, *mode):
+    def full(path, *mode, **more):
         if Path(path).name == name: raise OSError(28, "No space left on device", str(path))
-        return real(path, *mode)
+        return real(path, *mode, **more)
     if name == "metrics.jsonl": monkeypatch.setattr(training, "open", full, raising=False)
     monkeypatch.setattr(checkpoint, "whole_file", full)
     monkeypatch.setattr(training, "whole_file", lambda path, *mode: full(path, *mode) if name == "loss.svg" else real(path, *mode))
