@@ -364,6 +364,8 @@ def fast_forward(
     return forward
 
 # %% ../nbs/17_training.ipynb #processes
+_groups = []   # kept until Python ends
+
 @contextmanager
 def processes(
     parallel:str|None,       # Asked for by the user
@@ -378,6 +380,7 @@ def processes(
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    _groups.append(torch.distributed.group.WORLD)   # let go by DDP, it would wait for a thread that waits for Python's lock
     try: yield int(os.environ["RANK"]), count
     finally: torch.distributed.destroy_process_group()
 
