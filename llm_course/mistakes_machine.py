@@ -107,9 +107,6 @@ def _alike(s): s.blocks = nn.ModuleList([s.blocks[0]] * len(s.blocks))
 
 def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
 
-def _same_base(s):
-    for block in s.blocks: block.attention.rope = RoPE(s.config.d_model // s.config.num_heads, s.config.max_seq_len)
-
 # %% ../nbs/24_mistakes_machine.ipynb #mistakes-model-2
 _transformers = {
     "the norm before the head is missing": (lambda s, ids, at: s.head(_through(s, s.embedding(ids), at)),),
@@ -131,7 +128,6 @@ _transformers = {
     "no gradient reaches the embedding: is it detached?": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids).detach(), at))),),
     "the norm before the head is applied twice": (lambda s, ids, at: s.head(s.norm(s.norm(_through(s, s.embedding(ids), at)))),),
     "the stream is normalised after every block": (lambda s, ids, at: s.head(_through(s, s.embedding(ids), at, [lambda x, at, block=block: s.norm(block(x, at)) for block in s.blocks])),),
-    "the base of the positions is fixed: rope_theta is ignored": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at))), _same_base),
     "the blocks never run": (lambda s, ids, at: s.head(s.norm(s.embedding(ids))),),
 }
 MISTAKES["Transformer"] = {hint: _a_model(*changed) for hint, changed in _transformers.items()}

@@ -297,7 +297,7 @@ def check_flags(
         if (chosen := getattr(config, name)) not in (None, *choices): raise ValueError(f"--{name} {chosen} is none of {', '.join(choices)}")
     for name in "max_seq_len", "batch_size", "grad_accumulation", "iterations", "log_interval", "val_interval", "val_batches", "checkpoint_interval", "num_threads":
         if (number := getattr(config, name)) is not None and number < 1: raise ValueError(f"--{name} must be at least 1, but is {number}")
-    ends = {"weight_decay": math.inf, "grad_clip": math.inf, "lr_max": math.inf, "beta1": 1, "beta2": 1, "seed": 2**63, "sample_interval": math.inf}
+    ends = {"weight_decay": math.inf, "grad_clip": math.inf, "lr_max": torch.finfo(torch.float32).max, "beta1": 1, "beta2": 1, "seed": 2**63, "sample_interval": math.inf}
     for name, end in ends.items():
         if not 0 <= (number := getattr(config, name)) < end: raise ValueError(f"--{name} must be at least 0 and less than {end}, but is {number}")
     if config.muon_lr is not None and not (config.lr_max > 0 and 0 < config.muon_lr < math.inf):

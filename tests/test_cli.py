@@ -177,13 +177,13 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --vocab_size 300 --train_data JUNK/empty.bin": "empty",
     f"{TRAIN} --vocab_size 300 --train_data JUNK/float.bin": "float64",
     f"{TRAIN} --vocab_size 300 --train_data JUNK/high.bin": "300",
-    f"{TRAIN} --vocab_size 300 --train_data JUNK/short.bin": "JUNK/short.bin must hold more than max_seq_len = 16 ids",
-    f"{TRAIN} --vocab_size 300 --val_data JUNK/short.bin": "JUNK/short.bin must hold more than max_seq_len = 16 ids",
+    f"{TRAIN} --vocab_size 300 --train_data JUNK/short.bin": "JUNK/short.bin must hold more than --max_seq_len = 16 ids",
+    f"{TRAIN} --vocab_size 300 --val_data JUNK/short.bin": "JUNK/short.bin must hold more than --max_seq_len = 16 ids",
     f"{TRAIN} --vocab_size 300 --train_data JUNK/vast.bin": "vast.bin",
     f"{TRAIN} --tokenizer_path JUNK/pattern.json": "pattern.json",
     f"{TRAIN} --train_data JUNK/high.bin": "--vocab_size is needed",
     f"{TRAIN} --vocab_size 299": "--vocab_size 299 does not fit",
-    f"{TRAIN} --num_heads 3": "num_heads must divide d_model, but 16 % 3 = 1",
+    f"{TRAIN} --num_heads 3": "--num_heads must divide --d_model, but 16 % 3 = 1",
     f"{TRAIN} --num_heads 16": "even",
     f"{TRAIN} --num_kv_heads 3": "num_kv_heads",
     f"{TRAIN} --d_model 0": "d_model must be at least 1",
@@ -213,13 +213,13 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --output MADE/run --resume --d_ff 32": "d_ff is 24 in the checkpoint and 32 here",
     f"{TRAIN} --output JUNK/own --resume": "own/checkpoint.pt was not written by the training command",
     "generating --model_path missing.pt": "--model_path missing.pt does not exist",
-    "generating --model_path JUNK": "--model_path JUNK is a folder",
+    "generating --model_path JUNK": "JUNK lacks config.json",
     "generating --model_path JUNK/junk.pt --tokenizer_path MADE/tokenizer.json": "junk.pt",
     "generating --model_path JUNK/foreign.pt --tokenizer_path MADE/tokenizer.json": "foreign.pt",
     "generating --model_path JUNK/code.pt --tokenizer_path MADE/tokenizer.json": "code",
     "generating --model_path JUNK/junk.safetensors --tokenizer_path MADE/tokenizer.json": "junk.safetensors",
     "generating --model_path MADE/run/best.pt --tokenizer_path JUNK/junk.json": "junk.json",
-    "generating --model_path JUNK/junk.pt": "--tokenizer_path",
+    "generating --model_path JUNK/junk.pt": "JUNK/junk.pt is not a checkpoint",
     "generating --tokenizer_path MADE/tokenizer.json": "300",
     "generating --max_tokens -1": "max_tokens",
     "generating --temperature -1": "temperature",
@@ -254,7 +254,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(command, made, junk, tmp_pat
 
 def test_an_error_stands_on_a_line_of_its_own_below_the_bar(made, tmp_path, capsys):
     words = TRAIN.replace("MADE", str(made)).replace("OUT", str(tmp_path/"out")).split()[1:]
-    with pytest.raises(SystemExit) as stop: importlib.import_module("llm_course.training").main([*words, "--lr_max", "1e300"])
+    with pytest.raises(SystemExit) as stop: importlib.import_module("llm_course.training").main([*words, "--lr_max", "1e30"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: the loss stopped being a number")
 
