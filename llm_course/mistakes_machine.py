@@ -15,7 +15,6 @@ from .generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of, questions_of
 from .loss import cross_entropy
 from .optim import gradient_clip
-from .rope import RoPE
 from .transformer import Transformer, TransformerBlock
 
 # %% ../nbs/24_mistakes_machine.ipynb #ask-block
