@@ -18,12 +18,12 @@ from .grading import MISTAKES, SYMPTOMS, Made, filled, given, gradient, paramete
 def _ask_linear(part):
     x = given(2, 3, 4)
     yield lambda: parameters_of(part(4, 5))
-    yield lambda: parameters_of(part(4, 5, bias=True))
+    yield "where there is a bias", lambda: parameters_of(part(4, 5, bias=True))
     yield lambda: filled(part(4, 5))(x)
-    yield lambda: filled(part(4, 5, bias=True))(x)
+    yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
     for d_in, d_out in (1024, 64), (64, 1024):
-        yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round()   # 0 where the spread is 1/√d_in; 1 for a fifth more
+        yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round().div(4).exp2()   # one where it is 1/√d_in, to a tenth
     yield "in its fresh bias", lambda: torch.stack([part(4, 5, bias=True).bias.mean().sign().abs(), part(4, 5, bias=True).bias.std().sign()])
 
 def _a_linear(compute=lambda w, b, x: x @ w.mT + (0 if b is None else b), spread=lambda i, o: i**-.5, turned=False, bias_of=lambda wanted: wanted, start=torch.zeros):
@@ -66,10 +66,10 @@ def _ask_embedding(part):
     yield lambda: parameters_of(part(6, 4))
     yield lambda: table()(ids)
     yield "for ids on one axis", lambda: table()(ids[0])
-    yield "for a single id", lambda: table()(torch.tensor(2))
+    yield "when there is one id", lambda: table()(torch.tensor(2))
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
-    for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().round()
+    for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2()
 
 def _an_embedding(find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False):
     "An `Embedding` with something changed."
@@ -116,7 +116,8 @@ def _ask_rms_norm(part):
     yield lambda: parameters_of(part(8))
     yield lambda: part(8)(x)
     yield "for a vector without leading axes", lambda: part(8)(x[0, 0])
-    yield lambda: filled(part(8))(x)
+    yield "where the gain is not one", lambda: filled(part(8))(x)
+    yield "when a vector has the size one already", lambda: part(8)(torch.tensor([1., -1.] * 4))
     yield "with another eps", lambda: part(8, eps=5.)(x)
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
@@ -167,6 +168,7 @@ MISTAKES["RmsNorm"] = {
 def _ask_silu(part):
     x = torch.linspace(-6, 6, 13)
     yield lambda: part()(x)
+    yield "in what it multiplies x with", lambda: (part()(x) / x)[x != 0]
     yield "in half precision", lambda: part()(x.half())
     yield "far from zero", lambda: part()(torch.tensor([-200., 200.]))
     yield "in its gradient", lambda: gradient(part(), x)
@@ -199,6 +201,7 @@ def _ask_ffn(part):
     yield lambda: filled(part(4, 6))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 6))(x[0, 0])
     yield lambda: filled(part(4, 6))(-3 * x)
+    yield "when it has one feature, and w2 and w3 are one", lambda: _gate(part)(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
@@ -209,6 +212,13 @@ def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1
         layers = {name: _a_linear(spread=lambda i, o: i**-.5)(d[i], d[o], bias=bias) for name, (i, o) in zip(called, sizes)}
         return Made(lambda s, x: compute(x, *(getattr(s, name) for name in called)), **layers)
     return part
+
+@torch.no_grad()
+def _gate(part):
+    "What is done to a number that is multiplied by one before, beside and behind it."
+    layer = part(1, 1)
+    for p in layer.parameters(): p.fill_(1.)
+    return lambda x: layer(x.reshape(-1, 1)) / x.reshape(-1, 1)
 
 def _silu(x): return x * torch.sigmoid(x)
 def _swiglu(x, w1, w2, w3): return w2(_silu(w1(x)) * w3(x))
@@ -255,6 +265,7 @@ def _ask_softmax(part):
     yield "along the first axis", lambda: part(dim=0)(x)
     yield "along a middle axis", lambda: part(dim=1)(x)
     yield "for a single row", lambda: part()(x[0, 0])
+    yield "when all scores are equal", lambda: part()(0 * x)
     yield "in half precision", lambda: part()(x.half())
     yield "for large scores", lambda: part()(1e4 * x)
     yield "for scores far below zero", lambda: part()(x - 1e3)
@@ -306,6 +317,8 @@ def _ask_attention(part):
     nobody = mask.clone()
     nobody[2] = False
     each = (given(2, 3, 4, 6, seed=4) < .5) | torch.eye(4, 6).bool()
+    yield "when all scores are zero", lambda: part()(0 * q, k, v)
+    yield lambda: part()(q, k, torch.eye(6).expand(2, 3, 6, 6))   # the weights themselves
     yield lambda: part()(q, k, v)
     yield lambda: part()(4 * q, k, v)
     yield "where a mask is given", lambda: part()(q, k, v, mask)
@@ -361,8 +374,8 @@ _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
 SYMPTOMS["ScaledDotProductAttention"] = {
     "the scores overflow float16: compute them in float32": lambda part: same(part()(_q, _k, _v, _tril), reference("ScaledDotProductAttention")()(_q, _k, _v, _tril)) and not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
-    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "the answer depends on where a key stands; attention knows no places": lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v)).abs().max() > 1e-4,
+    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "sequences of a batch are mixed": lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9) > 1e-5,
     "a query that may look nowhere must get zeros": lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
     "each sequence or head was given a mask of its own, and another one was used": lambda part: (
@@ -372,6 +385,7 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 @questions_of("RoPE")
 def _ask_rope(part):
     x, far = given(2, 5, 8), torch.tensor([0, 3, 7, 20, 63])
+    yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
     yield lambda: part(2, 64)(x[..., :2])
     yield "with another theta", lambda: part(8, 64, 100.)(x)
@@ -382,6 +396,11 @@ def _ask_rope(part):
     yield "in half precision", lambda: part(8, 64)(x.half())
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "in its gradient", lambda: gradient(lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x)
+
+def _angles(rope):
+    "By how much each pair is turned at positions 1 to 3, if neighbours are pairs."
+    a, b = rope(torch.tensor([1., 0.] * 4).expand(4, 8)).unflatten(-1, (-1, 2)).double()[1:].unbind(-1)
+    return torch.atan2(b, a)
 
 def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1), join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
            speed=lambda i, d, theta: theta**(-i / d), place=lambda n: n, heed=lambda p, t: torch.arange(t) if p is None else p, kind=torch.float64, saved=False):
@@ -441,11 +460,18 @@ def _ask_multihead(part):
         layer = lambda: filled(part(16, 4, kv, max_seq_len=32))
         group = "with fewer heads of keys" * bool(kv)
         yield group, lambda: parameters_of(layer())
+        yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
-    yield "for a single token", lambda: layer()(x[:, :1])
+    yield "when there is one token", lambda: layer()(x[:, :1])
     yield "without a batch", lambda: filled(part(16, 4, max_seq_len=32))(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
+
+@torch.no_grad()
+def _without(layer, *names):
+    "The same with some of its matrices set to zero."
+    for name in names: layer.get_parameter(f"{name}.weight").zero_()
+    return layer
 
 def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk", shared="kv",
                 share=lambda x, n: x.repeat_interleave(n, -3), heed=lambda p, t: torch.arange(t) if p is None else p, after=lambda y, out, x: out(y), every=False, whole=False, **changed):

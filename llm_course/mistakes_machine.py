@@ -22,6 +22,9 @@ from .transformer import Transformer, TransformerBlock
 def _ask_block(part):
     x = given(2, 5, 16)
     yield lambda: parameters_of(part(16, 4, 24))
+    yield "when both branches are silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
+    yield "when attention is silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj")(x)
+    yield "when the network is silent", lambda: _silenced(part(16, 4, 24), "ffn.w2")(x)
     yield lambda: filled(part(16, 4, 24))(x)
     yield lambda: filled(part(16, 4, 24))(3 * x)
     yield "for a single token", lambda: filled(part(16, 4, 24))(x[:, :1])
@@ -29,6 +32,13 @@ def _ask_block(part):
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
     yield "where positions are given", lambda: filled(part(16, 4, 24))(x, torch.tensor([3, 4, 9, 10, 30]))
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
+
+@torch.no_grad()
+def _silenced(model, *names):
+    "The same, filled, with those of its matrices set to zero whose names end so."
+    for name, p in filled(model).named_parameters():
+        if name.removesuffix(".weight").endswith(names): p.zero_()
+    return model
 
 def _a_block(flow):
     "A `TransformerBlock` through which the stream goes by `flow(self, x)`."
@@ -67,6 +77,8 @@ def _ask_model(part):
     small, tied = (lambda: filled(part(11, 8, 16, 2, 4, 24))), (lambda: filled(part(11, 8, 16, 2, 4, 24, tie=True)))
     yield lambda: parameters_of(small())
     yield "where head and embedding are tied", lambda: sum(p.numel() for p in part(11, 8, 16, 2, 4, 24, tie=True).parameters())
+    yield "when all blocks are silent", lambda: _silenced(part(11, 8, 16, 2, 4, 24), "attention.output_proj", "ffn.w2")(ids)
+    yield "when there is one block", lambda: filled(part(11, 8, 16, 1, 4, 24))(ids)
     yield lambda: small()(ids)
     yield "without a batch", lambda: small()(ids[0])
     yield "where head and embedding are tied", lambda: tied()(ids)
@@ -207,8 +219,9 @@ def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
     def ask(part):
         for setting in settings:
-            yield lambda: part(_four, setting)
-            yield lambda: part(_four.flip(0), setting)
+            label = {0: "with the setting 0", 1: "with the setting 1", 9: "where more are asked for than there are"}.get(setting, "with other settings")
+            yield label, lambda: part(_four, setting)
+            yield label, lambda: part(_four.flip(0), setting)
             yield "among equals", lambda: part(_flat, setting).isfinite().sum()
             yield "among equals", lambda: part(_flat, setting)[:3]
             yield "where there are several rows", lambda: part(_rows_of, setting)
@@ -299,8 +312,8 @@ MISTAKES["keep_min_p"] = {hint: _a_cutter(_min_p, drop) for hint, drop in _drops
 @questions_of("penalise")
 def _ask_penalty(part):
     z, two = torch.tensor([2., 1., 0., -2.]), torch.tensor([[2., 1., -1.], [2., 1., -1.]])
-    for said in [0, 3, 3], [0], [3], [1, 2], []:
-        for penalty in 2., 1., .5: yield lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
+    for label, said in ("for a positive score", [0]), ("for a negative score", [3]), ("for two scores, zero among them", [1, 2]), ("where a token was said twice", [0, 3, 3]), ("where nothing was said", []):
+        for penalty in 2., 1., .5: yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
     yield "where there are several rows", lambda: part(two, torch.tensor([[0, 2], [1, 1]]), 2.)
 
 def _a_penalty(lower=lambda z, n, p: torch.where(z > 0, z / p, z * p), count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids):
@@ -333,8 +346,10 @@ MISTAKES["penalise"] = {hint: _a_penalty(**changed) for hint, changed in {
 @questions_of("next_probabilities")
 def _ask_next(part):
     z, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
-    for how in Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., .75), Sampling(1., .8), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(2., 1., min_p=.4), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(1., 1., repetition_penalty=2.), Sampling(2., 1., repetition_penalty=2.), Sampling(0., 1.):
-        yield "at temperature 0" * (how.temperature == 0), lambda: part(z, said, how)
+    alone = Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., 1.), Sampling(1., .8), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., 1., repetition_penalty=2.), Sampling(0., 1.)
+    for label, how in zip(["when all dials are neutral", *["with a temperature"] * 2, "with top-p", "with top-k", "with min-p", "with a penalty", "when the temperature is 0"], alone): yield label, lambda: part(z, said, how)
+    for how in Sampling(2., .75), Sampling(2., 1., min_p=.4), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(2., 1., repetition_penalty=2.):
+        yield "where several dials are turned", lambda: part(z, said, how)
     yield "for large scores", lambda: part(200 * z, said, Sampling(.01, 1.))
     yield "where there are several rows", lambda: part(torch.stack([z, -z]), torch.stack([said, said]), Sampling(1., .8))
 
