@@ -7,7 +7,7 @@ __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'NUMBERS', 'RELATIONS', 'RAISED'
            'attempt', 'asked', 'answers', 'reference', 'truth_about', 'same', 'traces', 'compare', 'symptom',
            'whereabouts', 'describe', 'parameters_apart', 'near', 'times', 'more', 'line', 'flat', 'together', 'run_of',
            'along', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity', 'vaguely', 'signature_of',
-           'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'Rude', 'untouched',
+           'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle', 'Rude', 'untouched',
            'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place', 'unwritten', 'Verdict',
            'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load', 'GradingConfig', 'files_in', 'progress',
            'grade_files', 'main']
@@ -55,7 +55,7 @@ _chapters = [import_module(f"llm_course.{name}") for name in   # their checks en
 # %% ../nbs/23_grading.ipynb #questions
 QUESTIONS:dict[str, Callable] = {}            # component → what is asked of any version of it
 MISTAKES:dict[str, dict[str, Callable]] = {}  # component → hint → a version with this mistake
-SYMPTOMS:dict[str, dict[str, Callable]] = {}  # component → hint → is this to be seen in a version?
+SYMPTOMS:dict[str, dict[str, Callable]] = {}  # component → hint → is this to be seen in a version? Yes or no, or what it is
 
 def questions_of(
     component:str, # As in `CHECKS`
@@ -81,6 +81,7 @@ def attempt(
     try: found = question()
     except Exception as error: return type(error).__name__
     if isinstance(found, Tensor): return found.detach()
+    if "b'" in repr(found): return repr(found)   # torch would take bytes for numbers
     try: return torch.tensor(found, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError): return repr(found)
 
@@ -144,7 +145,10 @@ def symptom(
     with torch.random.fork_rng():
         for hint, seen in SYMPTOMS.get(component, {}).items():
             torch.manual_seed(0)
-            if isinstance(found := attempt(lambda: bool(seen(part))), Tensor) and found: return hint   # one that raises shows nothing
+            try: found = seen(part)
+            except Exception: continue   # what raises shows nothing
+            if isinstance(found, str): found, hint = bool(found), f"{hint} {found}"
+            if found: return hint
     return ""
 
 # %% ../nbs/23_grading.ipynb #describe
@@ -230,9 +234,10 @@ RELATIONS:list[Callable[[Tensor, Tensor], str|bool]] = [   # of wrong numbers an
 ]
 
 def flat(pairs:list[tuple[Tensor|str, Tensor|str]])->tuple[Tensor, Tensor]|None:
-    "All wrong numbers in one row, and all right ones; `None` where some are none, or of another shape or type."
-    if not all(isinstance(x, Tensor) and x.is_floating_point() and x.isfinite().all() for pair in pairs for x in pair) or any(a.shape != t.shape or a.dtype != t.dtype for a, t in pairs): return None
-    a, t = (torch.cat([x.double().flatten() for x in column]) for column in zip(*pairs))
+    "All wrong numbers in one row, and all right ones; `None` if most answers are no numbers, or of another shape or type."
+    plain = [pair for pair in pairs if all(isinstance(x, Tensor) and x.is_floating_point() and x.isfinite().all() for x in pair) and pair[0].shape == pair[1].shape and pair[0].dtype == pair[1].dtype]
+    if 2 * len(plain) < len(pairs): return None
+    a, t = (torch.cat([x.double().flatten() for x in column]) for column in zip(*plain))
     return (a, t) if len(a) else None
 
 def together(pairs:list[tuple[Tensor|str, Tensor|str]])->str:
@@ -272,8 +277,9 @@ def rows_apart(a:Tensor, t:Tensor)->str:
     r = (a * t).sum(-1, keepdim=True) / t.square().sum(-1, keepdim=True).clamp(min=1e-30)
     if near(a, r * t): return "each row has the right direction and the wrong length: what it is multiplied with, or divided by, differs from row to row"
     if near(a - a.mean(-1, keepdim=True), t - t.mean(-1, keepdim=True)): return "something is added to each row, or left out, that is the same for all of its numbers"
-    if (a > 0).all() and (t > 0).all() and near(t.sum(-1), torch.ones(())):
-        x, y = (z.log() - z.log().mean(-1, keepdim=True) for z in (a, t))
+    if (t >= 0).all() and torch.equal(a > 0, t > 0) and near(t.sum(-1), torch.ones(())):
+        logs = [torch.where(t > 0, z.log(), 0.) for z in (a, t)]
+        x, y = ((z - z.sum(-1, keepdim=True) / (t > 0).sum(-1, keepdim=True)) * (t > 0) for z in logs)
         k = ((x * y).sum() / y.square().sum().clamp(min=1e-30)).item()
         if near(x, k * y): return f"the shares are too {'sharp' if k > 1 else 'flat'}, as if the scores had been multiplied by {k:.3g}"
     r = (a * t).sum(-2, keepdim=True) / t.square().sum(-2, keepdim=True).clamp(min=1e-30)
@@ -282,7 +288,7 @@ def rows_apart(a:Tensor, t:Tensor)->str:
 def holes(a:Tensor, t:Tensor)->str:
     "Say how two tensors differ in where they hold zeros, or numbers that are not finite."
     for name, x, y in ("minus infinity", a.isinf(), t.isinf()), ("zero", a == 0, t == 0):
-        if not y.any() or y.all() or torch.equal(x, y): continue
+        if y.all() or x.all() or torch.equal(x, y) or (name == "zero" and not y.any() and x.sum() * 4 < x.numel()): continue
         if not (x & ~y).any(): return f"there are numbers where {name} should stand: too little is left out"
         if not (y & ~x).any(): return f"{name} stands where numbers should: too much is left out"
         return f"{name} stands in other places than it should: the wrong ones are left out"
@@ -301,7 +307,7 @@ def lists_apart(a:list, t:list)->str:
     if not a and t: return "nothing comes"
     if a == t[:-1] or a == t[1:]: return f"the {'last' if a == t[:-1] else 'first'} item is lost"
     if a and (a == t[:len(a)] or a == t[-len(a):]): return f"the {'end' if a == t[:len(a)] else 'beginning'} is lost"
-    if t and a[:len(t)] == t: return f"what should come is followed by something more"
+    if t and a[:len(t)] == t: return "what should come is followed by something more"
     if a == t[::-1]: return "the order is turned round"
     if [*map(repr, a)] != [*map(repr, t)] and sorted(map(repr, a)) == sorted(map(repr, t)): return "the right items come, in another order"
     if all(isinstance(x, str) for x in a + t) and "".join(a) == "".join(t): return f"nothing is lost, but the cuts are elsewhere: {'too few' if len(a) < len(t) else 'too many' if len(a) > len(t) else 'as many'} pieces"
@@ -323,7 +329,7 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
     if isinstance(a, str) or isinstance(t, str): return f"it raises {a}" if isinstance(a, str) and a.isidentifier() and a.endswith("Error") else ""
     if a.shape != t.shape: return shapes_apart(a, t)
     if a.dtype != t.dtype: return f"an answer in {t.dtype} came in {a.dtype}"
-    if a.isnan().any() and not t.isnan().any() or a.isinf().any() and t.isfinite().all(): return "a number that is not finite comes out: where do you divide, or take a power or a logarithm?"
+    if (a.isnan().any() and not t.isnan().any()) or ((a == torch.inf).any() and t.isfinite().all()): return "a number that is not finite comes out: where do you divide, or take a power or a logarithm?"
     if said := holes(a, t): return said
     finite = a.isfinite() & t.isfinite()
     if not (a == t)[~finite].all() or not finite.any(): return ""
@@ -411,6 +417,11 @@ class Made(nn.Module):
         for name, value in parts.items(): setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
 
     def forward(self, *inputs, **more): return self.function(self, *inputs, **more)
+
+def idle(layer:nn.Module, *inputs)->str: # Their names, or nothing
+    "Find the parameters on which what comes out does not depend."
+    grads = torch.autograd.grad(layer(*inputs).double().square().sum(), [*layer.parameters()], allow_unused=True)
+    return ", ".join(name for (name, _), grad in zip(layer.named_parameters(), grads) if grad is None or not grad.any())
 
 # %% ../nbs/23_grading.ipynb #untouched
 def _surroundings()->list: # What a part may not change: chance, and torch's ways

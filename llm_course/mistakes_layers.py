@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of, reference, row_moved, same
+from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, questions_of, reference, row_moved, same, symptom
 
 # %% ../nbs/24_mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -41,7 +41,7 @@ MISTAKES["Linear"] = {
     "the bias is there, but never added": _a_linear(lambda w, b, x: x @ w.mT),
     "the bias is subtracted": _a_linear(lambda w, b, x: x @ w.mT - (0 if b is None else b)),
     "the bias begins with random numbers; zeros are expected": _a_linear(start=torch.randn),
-    "the bias begins with ones; zeros are expected": _a_linear(start=torch.ones),
+    "the bias begins with a number other than zero": _a_linear(start=torch.ones),
     "fresh weights have the spread one, whatever the number of inputs: sums of many terms grow": _a_linear(spread=lambda i, o: 1.),
     "the spread of fresh weights follows the number of outputs, but an output sums over the inputs": _a_linear(spread=lambda i, o: o**-.5),
     "the variance of fresh weights is right for their spread: is a square root missing?": _a_linear(spread=lambda i, o: 1 / i),
@@ -94,7 +94,9 @@ MISTAKES["Embedding"] = {
 }
 
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms
-SYMPTOMS["Linear"] = {"something is added even without a bias: zeros in must give zeros out": lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
+_idle = "nothing that comes out depends on"
+
+SYMPTOMS["Linear"] = {_idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)), "something is added even without a bias: zeros in must give zeros out": lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
 SYMPTOMS["Embedding"] = {
     "the row of one id gets no gradient: is it treated as padding?": lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any() and not (_pull(part(6, 4), range(6)) == 0).all(),
     "a token that occurs twice gets the gradient of one place only; both are to be added": lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0 and abs(found - 12) > 1e-4,
@@ -201,7 +203,7 @@ def _ask_ffn(part):
     yield lambda: filled(part(4, 6))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 6))(x[0, 0])
     yield lambda: filled(part(4, 6))(-3 * x)
-    yield "when it has one feature, and w2 and w3 are one", lambda: _gate(part)(x)
+    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
@@ -215,10 +217,10 @@ def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1
 
 @torch.no_grad()
 def _gate(part):
-    "What is done to a number that is multiplied by one before, beside and behind it."
-    layer = part(1, 1)
-    for p in layer.parameters(): p.fill_(1.)
-    return lambda x: layer(x.reshape(-1, 1)) / x.reshape(-1, 1)
+    "What the gate does to a number: w1 reads it, w3 reads a one that stands beside it, and w2 passes their product on."
+    layer = part(2, 1)
+    for name, p in layer.named_parameters(): p.copy_(torch.tensor([[0., 1.]] if "w3" in name else [[1., 0.]]).view(p.shape))
+    return lambda x: layer(torch.stack([x, torch.ones_like(x)], -1))[..., 0]
 
 def _silu(x): return x * torch.sigmoid(x)
 def _swiglu(x, w1, w2, w3): return w2(_silu(w1(x)) * w3(x))
@@ -246,13 +248,17 @@ MISTAKES["FFN"] = {
 def _near_zero(part): return abs(part()(torch.ones(1)) - .7311) < 1e-3   # is it right there?
 
 SYMPTOMS["RmsNorm"] = {
+    _idle: lambda part: idle(filled(part(8)), given(3, 8)),
     "one vector's result depends on the others": lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
     "the squares are taken in the type of the input, and 300² does not fit into float16": lambda part: not (y := part(2).half()(torch.tensor([300., 400.]).half())).isfinite().all() or y.sum() < 1}
 SYMPTOMS["SiLu"] = {
+    "it is put together from straight lines, as ReLU and its kin": lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum() > 4,
     "the input of the sigmoid is scaled: it should be x itself": lambda part: ((y := part()(torch.tensor([1., 2.])) / torch.tensor([1., 2.])).logit()[0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0 and abs(y.logit()[0] - 1) > .01,
     "its gradient is not a number far from zero: an exponential overflows there on the way back": lambda part: _near_zero(part) and not gradient(part(), torch.tensor([-200., 200.])).isfinite().all() and part()(torch.tensor([-200., 200.])).isfinite().all(),
     "far from zero an exponential overflows: of e^x and e^−x take the one that is small": lambda part: _near_zero(part) and not part()(torch.tensor([-200., 200.])).isfinite().all()}
 SYMPTOMS["FFN"] = {
+    _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
+    "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")[0] or symptom(lambda: _gate(part), "SiLu"),
     "tokens are mixed: each must be worked on by itself": lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5) > 1e-5,
     "something is added on the way: zeros in must give zeros out": lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
 
@@ -455,16 +461,17 @@ SYMPTOMS["RoPE"] = {
 # %% ../nbs/24_mistakes_layers.ipynb #ask-multihead
 @questions_of("MultiHeadAttention")
 def _ask_multihead(part):
-    x, places = given(2, 6, 16), torch.tensor([0, 1, 4, 9, 16, 25])
+    x, places = given(2, 6, 24), torch.tensor([0, 1, 4, 9, 16, 25])
+    yield "in the weights by which it attends", lambda: _weights(part)
     for kv in None, 2, 1:
-        layer = lambda: filled(part(16, 4, kv, max_seq_len=32))
+        layer = lambda: filled(part(24, 4, kv, max_seq_len=32))
         group = "with fewer heads of keys" * bool(kv)
         yield group, lambda: parameters_of(layer())
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
     yield "when there is one token", lambda: layer()(x[:, :1])
-    yield "without a batch", lambda: filled(part(16, 4, max_seq_len=32))(x[0])
+    yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
 
 @torch.no_grad()
@@ -516,6 +523,7 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
 
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms-multihead
 SYMPTOMS["MultiHeadAttention"] = {
+    _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
     "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
     "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
     "the future leaks: an answer depends on a later token": lambda part: (
@@ -529,4 +537,11 @@ def _seen_by(part)->Tensor: # A row for each token, a column for each that it ma
     "Read the mask off: with queries of zero all that is seen counts alike, and the values pass unchanged."
     layer = part(8, 1, max_seq_len=32)
     for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else torch.zeros(8, 8))
+    return layer(torch.eye(8)[None, :6])[0, :, :6]
+
+@torch.no_grad()
+def _weights(part)->Tensor: # The same, for scores of many sizes
+    "The weights of a single head: what stands in the values comes out as it is."
+    layer = part(8, 1, max_seq_len=32)
+    for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else given(8, 8, seed=len(name)))
     return layer(torch.eye(8)[None, :6])[0, :, :6]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
-from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of, questions_of
+from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of
 from .loss import cross_entropy
 from .optim import gradient_clip
 from .transformer import Transformer, TransformerBlock
@@ -392,7 +392,7 @@ SYMPTOMS["Transformer"] = {
     "the blocks are unknown to the model, as in a plain list: their parameters are not among its own": lambda part: sum(p.numel() for p in part(11, 8, 16, 3, 4, 24).parameters()) < 3 * 4 * 16 * 16,
     "embedding and head are two matrices, though a tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight is not model.embedding.weight,
     "there are not as many blocks as were asked for": lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
-    "not every parameter can learn: something is frozen, or takes no part": lambda part: any(p.grad is None for p in _pulled(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])).parameters()),
+    "nothing that comes out depends on": lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
     "an early id is forgotten: scores must depend on all ids before them": lambda part: (
         (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4, 5]])) - model(torch.tensor([[9, 2, 3, 4, 5]])))[0, -1].abs().max() < 1e-6,
     "the first loss is far from ln V: fresh weights are too large, or the scores lopsided": lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
@@ -400,7 +400,7 @@ SYMPTOMS["train_step"] = {
     "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
     "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
     "small batches should give the step of one large batch": lambda part: _apart_steps(part)}
-SYMPTOMS["TransformerBlock"] = {"silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
+SYMPTOMS["TransformerBlock"] = {"nothing that comes out depends on": lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)), "silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
 
 def _steps_on(part, pieces):
     ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(lambda s, ids: s.table[ids], table=given(5, 5))

@@ -60,6 +60,7 @@ SYMPTOMS["pre_tokens"] = {
     "what comes are not pieces of text: a pattern with a group gives what the group caught": lambda part: not all(isinstance(piece, str) for piece in part("I'll go")) or "".join(part("I'll go")) == "ll",
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
     "the space before a word is a piece of its own, or sits behind it; it belongs to the word": lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
+    "signs are not cut off from the word before them": lambda part: list(part("ok.")) == ["ok."],
     "contractions such as 'll are not pieces of their own": lambda part: "".join(part("I'll")) == "I'll" and "'ll" not in list(part("I'll")),
     "letters outside ASCII are not seen as letters": lambda part: "".join(part("naïve")) == "naïve" and len(list(part("naïve"))) > 1,
     "a run of signs is cut up; it is one piece": lambda part: list(part("!?!")) == ["!", "?", "!"],
@@ -199,8 +200,8 @@ SYMPTOMS["learn_merges"] = {
 def _ask_tokenizer(part):
     made = lambda **more: part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"ban", 258: b"na", 259: b"a ", 260: b"ba"}, [(b"a", b"n"), (b"b", b"an"), (b"n", b"a"), (b"a", b" "), (b"b", b"a")], **more)
     special = lambda: made(special_tokens=["<|end|>", "<|end|><|end|>"])
-    for label, text in ("when no merge fits", "xyz"), ("for one word", "banana"), ("for one word", "nana"), ("for several words", "a b"), ("for several words", "banana bandana"), ("for spaces around", " an \n"), ("for letters outside ASCII", "北京"), ("for an empty text", ""), ("for several words", "can't"): yield label, lambda: list(made().encode(text))
-    for label, ids in ("in decoding", [257, 256, 97]), ("in decoding letters outside ASCII", [0xE2, 0x82, 0xAC]), ("in decoding bytes that are no UTF-8", [97, 0xFF, 98]), ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", []): yield label, lambda: made().decode(ids)
+    for label, text in ("when no merge fits", "xyz"), ("for one word", "banana"), ("for one word", "nana"), ("for several words", "a b"), ("for several words", "banana bandana"), ("for spaces around", " an \n"), ("for letters outside ASCII", "北京"), ("for capitals", "BanAN"), ("for an empty text", ""), ("for several words", "can't"): yield label, lambda: list(made().encode(text))
+    for label, ids in ("in decoding", [257, 256, 97]), ("in decoding spaces", [32, 97, 32, 10]), ("in decoding letters outside ASCII", [0xE2, 0x82, 0xAC]), ("in decoding bytes that are no UTF-8", [97, 0xFF, 98]), ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", []): yield label, lambda: made().decode(ids)
     for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end": yield "for special tokens", lambda: list(special().encode(text))
     yield "in decoding special tokens", lambda: special().decode(special().encode("a<|end|>b"))
     yield "for a stream", lambda: list(special().encode_iterable(iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
@@ -366,5 +367,6 @@ SYMPTOMS["get_batch"] = {
     "a row is not a stretch of neighbours": lambda part: (_rows_of_numbers(part)[0].diff() != 1).any(),
     "one start too many can be drawn: its last target lies behind the end": lambda part: attempt(lambda: _starts_of(part)) in ("ValueError", "RuntimeError", "IndexError"),
     "not all starts are equally likely": lambda part: (n := torch.bincount(_starts_of(part), minlength=9)).max() > 1.6 * n[:9].min() and len(set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist())) > 0,
+    "the rows of a batch begin one behind the other; each place is to be drawn by itself": lambda part: (lambda starts: (starts == starts[0]).all())(part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
     "the same seed and iteration give different batches": lambda part: not torch.equal(part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0], part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0]),
     "the order is ignored: dealt out by epochs, no id comes twice before all have come": lambda part: min(np.diff(sorted(part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist()))) < 4}

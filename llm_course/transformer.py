@@ -8,9 +8,9 @@ __all__ = ['PARTS', 'make_part', 'part_name', 'own_parts', 'Attend', 'parameters
            'make_layers', 'Transformer', 'adds_two_branches_to_the_stream',
            'lets_the_stream_pass_when_its_branches_are_silent', 'gives_a_score_to_every_id',
            'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
-           'has_the_parameters_it_should', 'AdamW', 'CrossEntropyLoss', 'Embedding', 'FFN', 'Linear',
-           'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention', 'SGDDecay', 'SiLu', 'Softmax',
-           'cos_lr_scheduler', 'gradient_clip']
+           'has_the_parameters_it_should', 'tells_attention_where_tokens_stand', 'AdamW', 'CrossEntropyLoss',
+           'Embedding', 'FFN', 'Linear', 'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention',
+           'SGDDecay', 'SiLu', 'Softmax', 'cos_lr_scheduler', 'gradient_clip']
 
 # %% ../nbs/15_transformer.ipynb #imports
 import math
@@ -292,9 +292,10 @@ def _stirred(model):
 def adds_two_branches_to_the_stream(part):
     "It is x plus attention of the norm of x, plus the network of the norm of that: pre-norm."
     block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16)
-    middle = x + block.attention(block.attention_norm(x))
-    wanted = middle + block.ffn(block.ffn_norm(middle))
-    assert_close(block(x), wanted, rtol=1e-4, atol=1e-4, msg=lambda m: f"x of shape (2, 5, 16), against its own parts put together:\n{m}")
+    for positions in None, torch.tensor([0, 2, 3, 7, 11]):
+        middle = x + block.attention(block.attention_norm(x), positions)
+        wanted = middle + block.ffn(block.ffn_norm(middle))
+        assert_close(block(x, positions), wanted, rtol=1e-4, atol=1e-4, msg=lambda m: f"x of shape (2, 5, 16) at the positions {positions}, against its own parts put together:\n{m}")
 
 @check_of("TransformerBlock")
 def lets_the_stream_pass_when_its_branches_are_silent(part):
@@ -351,3 +352,14 @@ def has_the_parameters_it_should(part):
         model(torch.randint(11, (2, 6))).square().sum().backward()
         idle = [name for name, p in model.named_parameters() if p.grad is None]
         assert not idle, f"no gradient reaches {', '.join(idle)}"
+
+# %% ../nbs/15_transformer.ipynb #checks-positions
+@check_of("Transformer")
+def tells_attention_where_tokens_stand(part):
+    "Positions that lie further apart, and another `rope_theta`, change the scores; positions that are all moved on by the same number don't."
+    model, ids = _stirred(part(11, 64, 16, 2, 4, 24)), torch.randint(11, (2, 6))
+    asked = lambda positions: model(ids, torch.tensor(positions))
+    assert_close(asked([20, 21, 22, 23, 24, 25]), model(ids), rtol=1e-3, atol=1e-3, msg=lambda m: f"all positions were moved on by 20, and the scores changed:\n{m}")
+    assert not torch.allclose(asked([0, 1, 5, 9, 20, 40]), model(ids), atol=1e-3), "6 ids were put at the positions 0, 1, 5, 9, 20 and 40, and the scores are those of 0 to 5"
+    (other := part(11, 64, 16, 2, 4, 24, rope_theta=10.)).load_state_dict(model.state_dict())
+    assert not torch.allclose(other(ids), model(ids), atol=1e-3), "with the same weights rope_theta=10 and rope_theta=10000 give the same scores"
