@@ -27,6 +27,13 @@ def _moves(part, grads, **settings)->torch.Tensor:
     "How far a number moves at each of some gradients."
     return torch.tensor([1., *_path(part, grads, **settings)], dtype=torch.float64).diff()
 
+def _first_moves(part, grads, **settings)->torch.Tensor:
+    "How far as many numbers move at their first gradients, all at once."
+    p = nn.Parameter(torch.ones(len(grads), dtype=torch.float64))
+    optimizer, p.grad = part([p], **settings), torch.tensor(grads, dtype=torch.float64)
+    optimizer.step()
+    return p.detach() - 1
+
 def _two_groups(part, **settings)->list[float]:
     "Where two groups go, one with a rate of its own."
     slow, fast, idle = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))
@@ -54,7 +61,8 @@ def _an_optimizer(rule, **defaults):
 # %% ../nbs/24_mistakes_learning.ipynb #mistakes-sgd
 @questions_of("SGDDecay")
 def _ask_sgd(part):
-    yield "when one step is taken", lambda: _moves(part, [.5], lr=.1)
+    yield "when all gradients are zero", lambda: _moves(part, [0.] * 4, lr=.1)
+    yield "when one step is taken", lambda: _first_moves(part, [.5, -2., 1.], lr=.1)
     yield lambda: _moves(part, [1.] * 5, lr=1.)
     yield lambda: _moves(part, [.5, -2., 1., 3.], lr=.1)
     yield "where parameters come in groups", lambda: _two_groups(part)
@@ -82,7 +90,9 @@ MISTAKES["SGDDecay"] = {hint: _a_descent(**changed) for hint, changed in {
 @questions_of("AdamW")
 def _ask_adamw(part):
     some = [.5, -2., 1., 3., .1, -1.]
-    yield "when one step is taken", lambda: _moves(part, [1e3], lr=.1, weight_decay=0.)
+    yield "when gradients and decay are zero", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=0.)
+    yield "when one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, weight_decay=0.)
+    yield "when β₁ is 0 and one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, betas=(0., .9), weight_decay=0.)
     yield lambda: _moves(part, [1e3] * 4, lr=.1, weight_decay=0.)
     yield lambda: _moves(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
     yield "in its decay", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=.5)
@@ -393,8 +403,7 @@ SYMPTOMS["bits_per_byte"] = {"twice as many tokens, each half as surprising, mus
 def _ask_loss(part):
     z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
-    yield "when there is one place", lambda: part()(z[0, :1], y[0, :1])
-    yield "when there is one place", lambda: part()(z[1, 1:2], y[1, 1:2])
+    yield "when there is one place", lambda: torch.stack([part()(z[0, :1], torch.tensor([i])) for i in range(5)])   # each id in turn
     yield "for several places", lambda: part()(z[0], y[0])
     yield "for several sequences", lambda: part()(z, y)
     yield "for several sequences", lambda: part()(z + 3, y)

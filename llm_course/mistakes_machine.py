@@ -428,7 +428,12 @@ def _moved(part, setting): # Does a kept score stand at another id, or is it cha
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
 
-_cut = {"rows are not cut each by itself: the others beside one change what is kept": _alone,
+def _against(part, setting): # Is a token left out that is likelier than one that is kept?
+    kept = (found := part(_rows_of[0], setting)).isfinite()
+    return any(row[~keep].max() > row[keep].min() for row, keep in zip(_rows_of[0], kept) if keep.any() and not keep.all()) if found.shape == kept.shape else False
+
+_cut = {"a token is left out that is likelier than one that is kept": _against,
+        "rows are not cut each by itself: the others beside one change what is kept": _alone,
         "scores that are kept are changed, or stand at other ids than before": _moved}
 
 SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {

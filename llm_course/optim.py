@@ -7,9 +7,10 @@ __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'step
            'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'bites',
            'AdamW', 'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
            'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'lets_matrices_alone_decay',
-           'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together',
-           'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
-           'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
+           'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'treats_all_parameters_alike',
+           'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike', 'follows_its_polynomial',
+           'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length', 'short_gradients_stay',
+           'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
 import math
@@ -287,6 +288,17 @@ def steps_are_as_long_as_the_gradient(part):
         p.grad = torch.full_like(p, grad)
         part([p], lr=.1).step()
         assert abs(p.item() + .1 * grad) < 1e-7, f"gradient {grad}, rate 0.1: the first step from 0 must end at {-.1 * grad:g}, but ends at {p.item():g}"
+
+@check_of("SGDDecay")
+@check_of("AdamW")
+def treats_all_parameters_alike(part):
+    "Parameters that begin alike and get the same gradients go the same way, step by step."
+    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = part(params, lr=0.1)
+    for step in range(3):
+        for p in params: p.grad = torch.tensor([1., -3.])
+        optimizer.step()
+        assert all(torch.equal(p, params[0]) for p in params), f"three equal parameters had equal gradients, and after step {step} they are {[p.tolist() for p in params]}"
 
 # %% ../nbs/13_optim.ipynb #orthogonalise
 def orthogonalise(
