@@ -6,11 +6,11 @@
 __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'NUMBERS', 'RELATIONS', 'RAISED', 'ALIASES', 'questions_of', 'learn_mistakes',
            'attempt', 'asked', 'answers', 'reference', 'truth_about', 'same', 'traces', 'compare', 'symptom',
            'whereabouts', 'describe', 'parameters_apart', 'near', 'times', 'more', 'line', 'flat', 'together', 'run_of',
-           'along', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity', 'vaguely', 'signature_of',
-           'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle', 'Rude', 'untouched',
-           'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place', 'unwritten', 'Verdict',
-           'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load', 'GradingConfig', 'files_in', 'progress',
-           'grade_files', 'main']
+           'along', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity', 'slightly', 'vaguely',
+           'signature_of', 'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle',
+           'Rude', 'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place',
+           'unwritten', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load', 'GradingConfig',
+           'files_in', 'progress', 'grade_files', 'main']
 
 # %% ../nbs/23_grading.ipynb #imports
 import ast
@@ -221,7 +221,7 @@ def line(a:Tensor, t:Tensor)->str:
 
 # %% ../nbs/23_grading.ipynb #relations-2
 RELATIONS:list[Callable[[Tensor, Tensor], str|bool]] = [   # of wrong numbers and right ones, from the telling to the vague
-    lambda a, t: "only zeros come" * (not a.any()),
+    lambda a, t: "only zeros come" * near(a, 0 * a),
     lambda a, t: "one and the same number comes everywhere" * (len(a) > 1 and near(a, a[:1].expand_as(a)) and not near(t, t[:1].expand_as(t))),
     times, more,
     lambda a, t: "the sizes are right, and some signs are not" * (len(a) > 1 and near(a.abs(), t.abs())),
@@ -232,7 +232,6 @@ RELATIONS:list[Callable[[Tensor, Tensor], str|bool]] = [   # of wrong numbers an
     lambda a, t: "its logarithm comes" * bool((t > 0).all() and near(a, t.log())),
     lambda a, t: "its exponential comes" * near(a, t.clamp(max=300).exp()),
     line,
-    lambda a, t: "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (len(a) > 2 and near(a.sort().values, t.sort().values)),
 ]
 
 def flat(pairs:list[tuple[Tensor|str, Tensor|str]])->tuple[Tensor, Tensor]|None:
@@ -332,19 +331,23 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
     if isinstance(a, str) or isinstance(t, str): return f"it raises {a}" if isinstance(a, str) and a.isidentifier() and a.endswith("Error") else ""
     if a.shape != t.shape: return shapes_apart(a, t)
     if a.dtype != t.dtype: return f"an answer in {t.dtype} came in {a.dtype}"
-    if (a.isnan().any() and not t.isnan().any()) or ((a == torch.inf).any() and t.isfinite().all()): return "a number that is not finite comes out: where do you divide, or take a power or a logarithm?"
+    if (a.isnan().any() and not t.isnan().any()) or ((a == torch.inf).any() and t.isfinite().all()): return "; ".join(filter(None, ("a number that is not finite comes out: where do you divide, or take a power or a logarithm?", run_of([near(*pair) for pair in zip(a, t)], "number") if a.ndim == 1 else "")))
     if said := holes(a, t): return said
     finite = a.isfinite() & t.isfinite()
     if not (a == t)[~finite].all() or not finite.any(): return ""
     if said := together([(a[finite], t[finite])]): return said
     if a.ndim > 1 and a.shape[-1] == a.shape[-2] and same(a.mT, t): return "rows and columns have changed places"
-    return along(a, t) or rows_apart(a, t)
+    return slightly(a[finite].double(), t[finite].double()) or along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
+
+def slightly(a:Tensor, t:Tensor)->str:
+    "Are they nearly right?"
+    apart = ((a - t).abs() / t.abs().max()).max()
+    return f"it is nearly right, to {100 * apart:.1g} % of the largest number: is something rounded, computed in half precision, or a small number added?" if apart < .01 else ""
 
 def vaguely(pairs:list[tuple[Tensor|str, Tensor|str]])->str:
     "The least that can be said of wrong numbers."
     if (joined := flat(pairs)) is None: return ""
     a, t = joined
-    if (apart := ((a - t).abs() / t.abs().clamp(min=1e-12)).max()) < .05: return f"it is nearly right: no number is wrong by more than {apart:.1%}".replace(".0%", "%")
     if len(a) > 3 and torch.equal(a.argsort(stable=True), t.argsort(stable=True)): return "the order of the numbers is right, and their sizes are not"
     return next((f"every number is too {word}" for word, holds in (("large", a > t), ("small", a < t)) if holds.all()), "") if len(a) > 1 else f"it is too {'large' if a > t else 'small'}"
 

@@ -19,7 +19,7 @@ def _ask_linear(part):
     x = given(2, 3, 4)
     yield lambda: parameters_of(part(4, 5))
     yield "where there is a bias", lambda: parameters_of(part(4, 5, bias=True))
-    yield "in the matrix that it applies", lambda: filled(part(4, 5))(torch.eye(4))
+    yield "when all but one feature are zero", lambda: filled(part(4, 5))(torch.eye(4))
     yield lambda: filled(part(4, 5))(x)
     yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
@@ -172,7 +172,7 @@ MISTAKES["RmsNorm"] = {
 def _ask_silu(part):
     x = torch.linspace(-6, 6, 13)
     yield lambda: part()(x)
-    yield "in what its gate is computed from", lambda: (part()(x) / x)[x != 0].double().logit()
+    yield "in what its gate is computed from", lambda: (part()(x) / x)[x != 0].double().logit(1e-9)
     yield "in half precision", lambda: part()(x.half())
     yield "far from zero", lambda: part()(torch.tensor([-200., 200.]))
     yield "in its gradient", lambda: gradient(part(), x)
@@ -205,7 +205,9 @@ def _ask_ffn(part):
     yield lambda: filled(part(4, 6))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 6))(x[0, 0])
     yield lambda: filled(part(4, 6))(-3 * x)
-    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(x)
+    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(torch.linspace(-6, 6, 13))
+    yield "when w2 turns the sign round", lambda: _gate(part, -1.)(torch.linspace(-6, 6, 13))
+    yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
@@ -218,10 +220,10 @@ def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1
     return part
 
 @torch.no_grad()
-def _gate(part):
+def _gate(part, sign=1.):
     "What the gate does to a number: w1 reads it, w3 reads a one that stands beside it, and w2 passes their product on."
     layer = part(2, 1)
-    for name, p in layer.named_parameters(): p.copy_(torch.tensor([[0., 1.]] if "w3" in name else [[1., 0.]]).view(p.shape))
+    for name, p in layer.named_parameters(): p.copy_(torch.tensor([[0., 1.]] if "w3" in name else [[sign if "w2" in name else 1., 0.]]).view(p.shape))
     return lambda x: layer(torch.stack([x, torch.ones_like(x)], -1))[..., 0]
 
 def _silu(x): return x * torch.sigmoid(x)
@@ -255,6 +257,7 @@ SYMPTOMS["RmsNorm"] = {
     "the squares are taken in the type of the input, and 300² does not fit into float16": lambda part: not (y := part(2).half()(torch.tensor([300., 400.]).half())).isfinite().all() or y.sum() < 1}
 SYMPTOMS["SiLu"] = {
     "it is put together from straight lines, as ReLU and its kin": lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum() > 4,
+    "what x is multiplied with is no share between 0 and 1": lambda part: ((y := part()(torch.tensor([-3., -1., 1., 3.])) / torch.tensor([-3., -1., 1., 3.])) < 0).any() or (y > 1.001).any(),
     "the input of the sigmoid is scaled: it should be x itself": lambda part: ((y := part()(torch.tensor([1., 2.])) / torch.tensor([1., 2.])).logit()[0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0 and abs(y.logit()[0] - 1) > .01,
     "its gradient is not a number far from zero: an exponential overflows there on the way back": lambda part: _near_zero(part) and not gradient(part(), torch.tensor([-200., 200.])).isfinite().all() and part()(torch.tensor([-200., 200.])).isfinite().all(),
     "far from zero an exponential overflows: of e^x and e^−x take the one that is small": lambda part: _near_zero(part) and not part()(torch.tensor([-200., 200.])).isfinite().all()}
@@ -383,7 +386,7 @@ _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 SYMPTOMS["ScaledDotProductAttention"] = {
     "the scores overflow float16: compute them in float32": lambda part: same(part()(_q, _k, _v, _tril), reference("ScaledDotProductAttention")()(_q, _k, _v, _tril)) and not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
     "the answer depends on where a key stands; attention knows no places": lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v)).abs().max() > 1e-4,
-    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
+    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: same(part()(_q, _k, _v), reference("ScaledDotProductAttention")()(_q, _k, _v)) and (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "sequences of a batch are mixed": lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9) > 1e-5,
     "a query that may look nowhere must get zeros": lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
     "each sequence or head was given a mask of its own, and another one was used": lambda part: (
@@ -393,7 +396,7 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 @questions_of("RoPE")
 def _ask_rope(part):
     x, far = given(2, 5, 8), torch.tensor([0, 3, 7, 20, 63])
-    yield "in the angles by which it turns", lambda: _angles(part(8, 64))[:1, 1:]   # slow enough for no full turns
+    yield "in the angles by which it turns", lambda: _angles(part(8, 64))[:, 1:]   # slow enough for no full turns
     yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
     yield lambda: part(2, 64)(x[..., :2])

@@ -456,7 +456,7 @@ MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
 def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
 SYMPTOMS["CrossEntropyLoss"] = {
-    "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39.9 and _loss(part, [0., 3.]) > 3,
+    "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39 and _loss(part, [0., 3.]) > 3,
     "the largest logit of all rows is subtracted; each row needs its own": lambda part: _loss(part, [1e4, 0.]).isfinite() and not _loss(part, [1e4, 0.], [0., 1.]).isfinite(),
     "a target that is certain still costs something: is some of its share given to the others?": lambda part: 1e-3 < _loss(part, [30., 0., 0.]) < .5,
     "twice the same rows cost something else than once: the mean is to be over all rows": lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.])) > 1e-3,

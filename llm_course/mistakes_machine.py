@@ -312,7 +312,7 @@ MISTAKES["keep_min_p"] = {hint: _a_cutter(_min_p, drop) for hint, drop in _drops
 @questions_of("penalise")
 def _ask_penalty(part):
     z, two = torch.tensor([2., 1., 0., -2.]), torch.tensor([[2., 1., -1.], [2., 1., -1.]])
-    for label, said in ("for a positive score", [0]), ("for a negative score", [3]), ("for two scores, zero among them", [1, 2]), ("where a token was said twice", [0, 3, 3]), ("where nothing was said", []):
+    for label, said in ("for a positive score", [0]), ("for a negative score", [3]), ("for two scores, zero among them", [1, 2]), ("when a token was said twice", [0, 3, 3]), ("where nothing was said", []):
         for penalty in 2., 1., .5: yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
     yield "where there are several rows", lambda: part(two, torch.tensor([[0, 2], [1, 1]]), 2.)
 
@@ -432,9 +432,9 @@ def _against(part, setting): # Is a token left out that is likelier than one tha
     kept = (found := part(_rows_of[0], setting)).isfinite()
     return any(row[~keep].max() > row[keep].min() for row, keep in zip(_rows_of[0], kept) if keep.any() and not keep.all()) if found.shape == kept.shape else False
 
-_cut = {"a token is left out that is likelier than one that is kept": _against,
-        "rows are not cut each by itself: the others beside one change what is kept": _alone,
-        "scores that are kept are changed, or stand at other ids than before": _moved}
+_cut = {"rows are not cut each by itself: the others beside one change what is kept": _alone,
+        "scores that are kept are changed, or stand at other ids than before": _moved,
+        "a token is left out that is likelier than one that is kept": _against}
 
 SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
     "one token too few is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (2, 3, 5)] == [1, 2, 4],

@@ -369,4 +369,5 @@ SYMPTOMS["get_batch"] = {
     "not all starts are equally likely": lambda part: (n := torch.bincount(_starts_of(part), minlength=9)).max() > 1.6 * n[:9].min() and len(set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist())) > 0,
     "the rows of a batch begin one behind the other; each place is to be drawn by itself": lambda part: (lambda starts: (starts == starts[0]).all())(part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
     "the same seed and iteration give different batches": lambda part: not torch.equal(part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0], part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0]),
+    "several rows of a batch begin at one place, too often for chance": lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7,
     "the order is ignored: dealt out by epochs, no id comes twice before all have come": lambda part: min(np.diff(sorted(part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist()))) < 4}

@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'make_part', 'part_name', 'own_parts', 'Attend', 'parameters_of', 'inner_parts', 'swap_linears',
            'TransformerBlock', 'ModelConfig', 'check_shape', 'block_options', 'start_small', 'share_weight',
            'make_layers', 'Transformer', 'adds_two_branches_to_the_stream',
-           'lets_the_stream_pass_when_its_branches_are_silent', 'gives_a_score_to_every_id',
-           'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
+           'lets_the_stream_pass_when_its_branches_are_silent', 'lets_gradients_through_both_branches',
+           'gives_a_score_to_every_id', 'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
            'has_the_parameters_it_should', 'tells_attention_where_tokens_stand', 'AdamW', 'CrossEntropyLoss',
            'Embedding', 'FFN', 'Linear', 'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention',
            'SGDDecay', 'SiLu', 'Softmax', 'cos_lr_scheduler', 'gradient_clip']
@@ -304,6 +304,17 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
     with torch.no_grad():
         for last in block.attention.output_proj, block.ffn.w2: last.weight.zero_()
     assert_close(block(x), x, msg=lambda m: f"both branches add nothing, so the stream must pass unchanged:\n{m}")
+
+# %% ../nbs/15_transformer.ipynb #checks-block-gradients
+@check_of("TransformerBlock")
+def lets_gradients_through_both_branches(part):
+    "What flows back is what flows back through its own parts put together, to the stream and to every matrix."
+    block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16, requires_grad=True)
+    middle = x + block.attention(block.attention_norm(x))
+    wants = [x, *block.parameters()]
+    got, wanted = (torch.autograd.grad(out.square().sum(), wants, allow_unused=True, retain_graph=True) for out in (block(x), middle + block.ffn(block.ffn_norm(middle))))
+    for name, a, b in zip(["the stream", *dict(block.named_parameters())], got, wanted):
+        assert a is not None and torch.allclose(a, b, rtol=1e-3, atol=1e-3), f"the gradient of {name} is not the one that its own parts give"
 
 # %% ../nbs/15_transformer.ipynb #checks-model
 @check_of("Transformer")
