@@ -1,7 +1,7 @@
 """Are the committed outputs of a page what its cells give?
 
 Words must agree, and numbers to the last digit that is shown. A cell that cannot promise this says why:
-  `#| varies: time`      it read a clock, or counts what happens by chance: words agree, numbers need not;
+  `#| varies: time`      it reads a clock: words agree, and numbers need not in lines that speak of time or speed;
   `#| varies: rounding`  it computes long in floating point, which each kind of processor rounds in its own way: numbers agree within 5 %,
                          but for those below a hundred-thousandth, which are nothing but rounding;
   `#| varies: text`      it shows what a model writes, where one rounding may turn a word, and all that follow: something must be shown;
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 REASONS = "time", "rounding", "text"
+clocked = re.compile(r"×|\b(?:ms|µs|s|MB/s|times?)\b")
 number = re.compile(r"(?:(?<![\w.,)])[-+−]|(?<![\w.,]))\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?(?!\w)")
 shown = "text/plain", "text/html", "text/markdown"
 
@@ -50,6 +51,9 @@ def differences(committed: list[dict], fresh: list[dict], reason: str | None = N
 
 def same(old: str, new: str, reason: str | None) -> bool:
     "Do two texts agree, as far as they must?"
+    if reason == "time":
+        lines = old.splitlines(), new.splitlines()
+        return len(lines[0]) == len(lines[1]) and all(words(a) == words(b) if clocked.search(a) else same(a, b, None) for a, b in zip(*lines))
     return words(old) == words(new) and all(agree(a, b, reason) for a, b in zip(number.findall(old), number.findall(new)))
 
 
@@ -60,7 +64,7 @@ def words(text: str) -> list[str]:
 
 def agree(old: str, new: str, reason: str | None) -> bool:
     "Do two numbers agree, as far as they must?"
-    if old == new or reason == "time": return True
+    if old == new: return True
     a, b, digit = value(old), value(new), max(last_digit(old), last_digit(new))
     if reason == "rounding" and (math.isclose(a, b, rel_tol=.05) or max(abs(a), abs(b)) < 1e-5): return True
     return abs(a - b) <= 1.001 * digit * (reason == "rounding" or digit < 1)
