@@ -3,9 +3,8 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 import outputs
+import pytest
 
 root = Path(__file__).parents[1]
 pages = {path.stem: json.loads(path.read_text("utf-8"))["cells"] for path in sorted((root/"nbs").glob("*.ipynb"))}
