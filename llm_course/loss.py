@@ -119,6 +119,7 @@ def agrees_with_torch(part):
         got, wanted = part()(logits, targets), nn.functional.cross_entropy(logits.reshape(-1, 5), targets.reshape(-1))
         assert_close(got, wanted, msg=f"fed logits of shape {(*shape, 5)}: {got:.4f} instead of {wanted:.4f}")
 
+# %% ../nbs/12_loss.ipynb #checks-gradient
 @check_of("CrossEntropyLoss")
 def sends_back_p_minus_y(part):
     "The gradient of a row's logits is its probabilities, less one at the target, divided by the number of rows."

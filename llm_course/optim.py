@@ -439,6 +439,7 @@ def all_gradients_share_one_length(part):
     _, (a, b) = _clipped(part, [[30.], [40.]], 5.)
     assert abs(a[0] - 3) + abs(b[0] - 4) < 1e-4, f"30 and 40, clipped to 5, must become 3 and 4, but became {a[0]:.4f} and {b[0]:.4f}"
 
+# %% ../nbs/13_optim.ipynb #checks-clip-edges
 @check_of("gradient_clip")
 def short_gradients_stay(part):
     "Gradients that are short enough are not touched, let alone stretched."
