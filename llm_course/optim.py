@@ -207,18 +207,15 @@ class AdamW(CheckedOptimizer):
     ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
 
-    def __setstate__(self, state:dict):
-        super().__setstate__(state)
-        for group in self.param_groups: group.setdefault("fused", False)   # older checkpoints don't say
-
     def update(self, params:list[Tensor], group:dict):
         if not params: return
+        fused = group.get("fused")   # older checkpoints don't say
         for p in params:
             if not (state := self.state[p]):
-                state["step"] = torch.tensor(0., dtype=torch.float32, device=p.device if group["fused"] else "cpu")
+                state["step"] = torch.tensor(0., dtype=torch.float32, device=p.device if fused else "cpu")
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         states = [self.state[p] for p in params]
-        if group["fused"] and all(p.stride() == p.grad.stride() == s["exp_avg"].stride() for p, s in zip(params, states)): return adamw_fused(params, states, group)
+        if fused and all(p.stride() == p.grad.stride() == s["exp_avg"].stride() for p, s in zip(params, states)): return adamw_fused(params, states, group)
         for s in states: s["step"] += 1
         compiling = torch.compiler.is_compiling()
         numbers = step_numbers([s["step"] for s in states], group, params if compiling else None)
