@@ -9,7 +9,7 @@ from bench.cases.generating import llama
 from bench.cases.pairs import same
 from bench.runner import case
 
-LARGE, SMALL = (10_000, 256, 512, 6, 8, 1344), (1024, 64, 128, 4, 4, 352)   # vocabulary, context, width, layers, heads, hidden width
+SIZES = {"large": ((10_000, 256, 512, 6, 8, 1344), 4), "small": ((1024, 64, 128, 4, 4, 352), 12)}   # vocabulary, context, width, layers, heads, hidden width; sequences in a batch
 
 
 class Block(nn.Module):
@@ -99,9 +99,32 @@ def steppers(device, shape, batch_size, precision, compiled, peer):
     return pair
 
 
+def only_products(device, shape, batch_size):
+    "The matrix products of a step, there and back, and the attention kernel, with nothing between them."
+    vocab, context, d, layers, heads, d_ff = shape
+    weights = [torch.randn(out, into, device=device) for into, out in layers * (4*[(d, d)] + 2*[(d, d_ff)] + [(d_ff, d)]) + [(d, vocab)]]
+    rows = {size: torch.randn(batch_size * context, size, device=device) for size in (d, d_ff, vocab)}
+    q, k, v = (torch.randn(batch_size, heads, context, d // heads, device=device, requires_grad=True) for _ in range(3))
+
+    def run():
+        for w in weights:
+            x, grad = rows[w.shape[1]], rows[w.shape[0]]
+            x @ w.T, grad @ w, grad.T @ x
+        for _ in range(layers): torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).sum(), (q, k, v))
+    return run
+
+
+def products(size):
+    "A race of nothing but products against a whole step: how much there is to win."
+    shape, batch_size = SIZES[size]
+    def race(device): return only_products(device, shape, batch_size), steppers(device, shape, batch_size, "float32", True, llama)[1]
+    race.__name__, race.__doc__ = f"products_{size}", f"The matrix products and the attention of a step of the {size} model, float32, with nothing between them."
+    case(peer="a whole step of transformers.LlamaForCausalLM, compiled", package="transformers")(race)
+
+
 def register(size, precision, way, rival):
     "A race for each size, precision, way of running, and rival."
-    shape, batch_size = (LARGE, 4) if size == "large" else (SMALL, 12)
+    shape, batch_size = SIZES[size]
     peer, name, package = (built_in, "the same model of torch's own layers", "torch") if rival == "torch" else (llama, "transformers.LlamaForCausalLM", "transformers")
     def race(device): return steppers(device, shape, batch_size, precision, way == "compiled", peer)
     vocab, context, d, layers, heads, d_ff = shape
@@ -110,4 +133,5 @@ def register(size, precision, way, rival):
     case(peer=name, package=package)(race)
 
 
-for choice in product(("large", "small"), ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)
+for choice in product(SIZES, ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)
+for size in SIZES: products(size)
