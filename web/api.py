@@ -1,9 +1,10 @@
-"""The reference: every public name of the package, by part of the course, with its signature, what its docstring and its comments say, and the chapter that builds it.
+"""The pages on the package: every public name of the package, by part of the course, with its signature, what its docstring and its comments say, and the chapter that builds it.
 
 griffe reads the modules without importing them. Nothing of this is kept in the repository: `render.py` has the pages written into `_proc/api/`."""
 import ast
 import io
 import tokenize
+from collections.abc import Container
 from inspect import cleandoc
 from pathlib import Path
 from textwrap import dedent, shorten
@@ -11,22 +12,23 @@ from textwrap import dedent, shorten
 import griffe
 
 root = Path(__file__).parents[1]
-PART = "Reference"   # the section of the sidebar that lists these pages
 
 
-def parts_of(config: dict) -> dict[str, tuple[str, list[str]]]:
-    "For each page of the reference: the part of the course that it is about, and that part's notebooks."
-    sections = [item for item in config["website"]["sidebar"]["contents"] if isinstance(item, dict) and item["section"] != PART]
-    return {f"api/{item['section'].split()[-1].lower()}.qmd": (item["section"], item["contents"]) for item in sections}
+def parts_of(config: dict, modules: Container[str]) -> dict[str, tuple[str, list[str]]]:
+    "For each page: the part of the course that it is about, and the notebooks of that part that make a module."
+    parts = {item["section"]: [name for name in item["contents"] if name in modules] for item in config["website"]["sidebar"]["contents"] if isinstance(item, dict)}
+    return {f"api/{part.split()[-1].lower()}.qmd": (part, notebooks) for part, notebooks in parts.items() if notebooks}
 
 
 def write(proc: Path, config: dict, modules: dict[str, str], titles: dict[str, str]) -> None:
     "Write the pages into `proc`; each notebook has its module and its title."
     package = griffe.load("llm_course", search_paths=[root], allow_inspection=False)
+    parts = parts_of(config, modules)
+    home = {f"llm_course.{modules[name]}": Path(page).name for page, (_, notebooks) in parts.items() for name in notebooks}
     (proc/"api").mkdir(exist_ok=True)
-    for page, (part, notebooks) in parts_of(config).items():
-        front = f'---\ntitle: "Reference: {part}"\ndescription: "What the package offers, and which chapter builds it."\nrepo-actions: false\n---\n'
-        sections = [section(package[modules[name]], name, titles[name]) for name in notebooks if name in modules]
+    for page, (part, notebooks) in parts.items():
+        front = f'---\ntitle: "The package: {part}"\ndescription: "What the modules of this part offer, and which chapter builds it."\nrepo-actions: false\n---\n'
+        sections = [section(package[modules[name]], name, titles[name], home) for name in notebooks]
         (proc/page).write_text("\n".join([front, *filter(None, sections)]), "utf-8", newline="\n")
 
 
@@ -40,12 +42,13 @@ def is_check(one: griffe.Object) -> bool:
     return one.is_function and any(str(decorator.value).startswith("check_of(") for decorator in one.decorators)
 
 
-def section(module: griffe.Module, notebook: str, title: str) -> str:
+def section(module: griffe.Module, notebook: str, title: str, home: dict[str, str]) -> str:
     "What a module offers, as Markdown."
     if not (names := public(module)): return ""
     promise = module.docstring.value if module.docstring else ""
     lines = [f"## {module.path} {{#{module.name}}}\n\n{promise} Built in [{title}](../{notebook}).\n"]
-    if passed_on := [f"`{name}`" for name, one in names.items() if one.is_alias]: lines.append(f"It passes on {', '.join(passed_on)}, so that all can be imported from here.\n")
+    passed_on = [one.target_path.rpartition(".") for one in names.values() if one.is_alias]
+    if passed_on: lines.append(f"It passes on {', '.join(f'[`{name}`]({home[path]}#{path[11:]}.{name})' for path, _, name in passed_on)}, so that all can be imported from here.\n")
     return "\n".join(lines + [entry(one, notebook) for one in names.values() if not one.is_alias])
 
 
