@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from llm_course.commands import run_command
 
 SHAPE = "--max_seq_len 16 --d_model 16 --num_layers 1 --num_heads 2 --d_ff 24 --batch_size 4".split()
 SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()
@@ -270,13 +273,36 @@ def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path
     assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
-@pytest.mark.parametrize("module", ["bpe_tokenizer", "data", "training", "generating", "checkpoint"])
-def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(module, capsys):
+@pytest.mark.parametrize("command", ["bpe_tokenizer", "data", "training", "generating", "checkpoint", "grading", "pretrained export", "pretrained check"])
+def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(command, capsys):
+    module, *verb = command.split()
     main = importlib.import_module(f"llm_course.{module}").main
-    with pytest.raises(SystemExit) as stop: main(["--corpsu", "x"])
+    with pytest.raises(SystemExit) as stop: main([*verb, "--corpsu", "x"])
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop: main(["--help"])
+    with pytest.raises(SystemExit) as stop: main([*verb, "--help"])
     shown = capsys.readouterr().out
-    assert stop.value.code == 0 and f"python -m llm_course.{module}" in shown
-    example = re.search(r"Example: (.*?)\n\n", shown, re.S)[1]
-    assert example.startswith(f"python -m llm_course.{module} --") and all(f" {flag} " in shown.partition("options")[2] for flag in re.findall(r"--\w+", example))
+    assert stop.value.code == 0
+    check_help(shown, f"python -m llm_course.{command}")
+
+
+def check_help(shown, prog):
+    "A line of description and an example, with flags that there are; an explanation for each flag, with a default that says something; groups where there are many."
+    shown = re.sub(r"[│╭╮╰╯─]", " ", shown)
+    usage, description, example = re.split(r"\n\n+", shown, maxsplit=3)[:3]
+    assert usage.split()[:len(prog.split()) + 1] == ["usage:", *prog.split()] and description.endswith(".") and example.startswith(f"Example: {prog}")
+    flags, texts = re.split(r"^ {1,3}(?:-h, )?(--\w+|\[\[?PATH.*?|\[\[STR.*?)(?= |$)", shown.partition(example)[2], flags=re.M)[1:], {}
+    for flag, text in zip(flags[::2], flags[1::2]): texts[flag] = " ".join(text.split())
+    assert texts and set(re.findall(r"--\w+", example)) <= texts.keys()
+    for flag, text in texts.items():
+        if flag == "--help": continue
+        assert re.search(r"[a-z]{3}.*\((required|default: [^)\s].*)\)", text) and "None" not in text, f"{flag} {text}"
+    assert len(texts) < 10 or shown.count(" options ") >= 3
+
+
+@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "table"])
+def test_benchmarks_explain_themselves(name, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    prog = "python -m bench" + f".{name}" * (name != "runner")
+    with pytest.raises(SystemExit) as stop: run_command(importlib.import_module(f"bench.{name}").Config, print, ["--help"], prog)
+    assert stop.value.code == 0
+    if name != "table": check_help(capsys.readouterr().out, prog)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from llm_course.commands import input_file, one_line, output_path, parse, run_command, visible, whole_file, with_dashes
+from llm_course.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ def refusal(capsys, work, *words):
 class Place:
     "Where it happens."
     data_path:str                                   # A file
-    begin:Annotated[str, visible]="\n"              # Its first letters
-    order:Annotated[tuple[str, ...], visible]=()    # Names
+    begin:Annotated[str, by_default("a line break")]="\n"  # Its first letters
+    order:Annotated[tuple[str, ...], by_default("nobody")]=()   # Names
+    limit:Annotated[int|None, by_default("as many as there are")]=None   # How many
 
 @dataclass(frozen=True, kw_only=True)
 class Both(Config, Place):
@@ -45,7 +46,7 @@ def test_dataclasses_that_one_inherits_from_are_groups(capsys):
     with pytest.raises(SystemExit): parse(Both, ["--help"])
     shown = capsys.readouterr().out
     assert shown.index("config options") < shown.index("Do something.") < shown.index("--several") < shown.index("place options") < shown.index("--data_path")
-    assert "(default: none)" in shown and r"(default: '\n')" in shown and "Do it somewhere." in shown
+    assert "(default: nobody)" in shown and "(default: a line break)" in shown and "--limit INT " in shown and "Do it somewhere." in shown
 
 
 @pytest.mark.parametrize("message, told", [
