@@ -166,7 +166,7 @@ def run_side(side: str, text: Path, seed: int, threads: int, changes: str) -> di
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "bench.nanogpt", "--side", side, str(text), folder, str(seed), str(threads), changes if side == "ours" else "{}"]
         began, used = time.perf_counter(), os.times()
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
         seconds, now = time.perf_counter() - began, os.times()
         computed = now.children_user + now.children_system - used.children_user - used.children_system
         if done.returncode: raise ValueError(f"the run of {side} failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -133,7 +133,7 @@ def machine(device: str) -> dict:
 
 def commit() -> str | None:
     "The commit, marked if files differ from it; nothing outside a repository."
-    git = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    git = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "llm_course", "bench/*.py") else "")
     except (OSError, subprocess.CalledProcessError): return None
 

@@ -497,9 +497,9 @@ def download_wheel(
 )->Path:              # The file: a wheel, or a source distribution where there is no wheel
     "Let pip fetch a package without installing it, from whichever index it is set up for; raises `OSError` if that fails."
     wanted, dest, shown = Path(folder, "wanted.txt"), Path(folder, "package"), sys.stderr.isatty()
-    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8")   # pip refuses any other file before it looks inside
+    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8", newline="\n")   # pip refuses any other file before it looks inside
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--no-deps", "--requirement", str(wanted)]
-    done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], text=True, errors="replace",
+    done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], encoding="utf-8", errors="replace",
                           stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE)
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise ValueError(f"what the package index offers as {requirement} has another sha256 than {digest}; ask another index")

@@ -126,16 +126,16 @@ def test_a_folder_is_refused_before_anything_is_written(tmp_path):
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path/"far").mkdir()
     for name in "there.txt", "new.txt":   # the second one's target is not there yet
-        if name == "there.txt": (tmp_path/"far"/name).write_text("old")
+        if name == "there.txt": (tmp_path/"far"/name).write_text("old", "utf-8", newline="\n")
         (tmp_path/name).symlink_to(tmp_path/"far"/name)
         with whole_file(tmp_path/name, "w") as file: file.write("new")
-        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text() == "new"
+        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text("utf-8") == "new"
     assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path/"far").iterdir())) == 2
 
 
 def test_a_full_disk_names_the_file(tmp_path):
     path = tmp_path/"model.bin"
-    path.write_text("old")
+    path.write_text("old", "utf-8", newline="\n")
     with pytest.raises(OSError) as caught, whole_file(path): raise OSError(errno.ENOSPC, "No space left on device")
     assert one_line(caught.value) == f"{path}: No space left on device"
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]
