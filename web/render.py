@@ -74,7 +74,7 @@ def process(proc: Path) -> Path:
             module = text(source["cells"][0]["source"]).partition("default_exp ")[2].strip()
             if module: modules[f"nbs/{path.name}"] = module
             finish(notebook["cells"], source["cells"], path.name, module, anchors[address(f"nbs/{path.name}")])
-            target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8")
+            target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
     config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
     api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
     card.draw(proc/config["website"]["image"], config["website"]["title"], config["website"]["description"])
@@ -229,7 +229,7 @@ def render_with_pandoc(proc: Path, output: Path) -> None:
         for page in tqdm(made, "pages"): page.result()
     for file in web/"style.css", proc/config["website"]["image"]: shutil.copy(file, output)
     sections = [found for page in pages for found in sections_of(address(page), titles[page], (output/address(page)).read_text("utf-8"))]
-    (output/"search.js").write_text(f"window.course = {json.dumps(sections, ensure_ascii=False)}\n", "utf-8")
+    (output/"search.js").write_text(f"window.course = {json.dumps(sections, ensure_ascii=False)}\n", "utf-8", newline="\n")
 
 
 def sections_of(page: str, title: str, source: str) -> list[tuple[str, str, str, str]]:
