@@ -93,10 +93,9 @@ def meanings(one: griffe.Function | griffe.Class) -> dict[str, str]:
     if one.is_class: return meanings(one.all_members["__init__"]) if "__init__" in one.all_members else {}
     source = dedent(one.source)
     said, node = comments(source), ast.parse(source).body[0]
-    ends = {node.returns.end_lineno: "return"} if node.returns else {}
-    for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, *filter(None, (node.args.vararg, node.args.kwarg))):
-        ends.setdefault(a.end_lineno, a.arg)
-    return {name: said[line] for line, name in ends.items() if line in said}
+    last = node.returns.end_lineno if node.returns else None   # a comment there says what comes back
+    ends = {a.arg: a.end_lineno for a in ast.walk(node.args) if isinstance(a, ast.arg) and a.end_lineno != last} | {"return": last}
+    return {name: said[line] for name, line in ends.items() if line in said}
 
 
 def comments(source: str) -> dict[int, str]:
