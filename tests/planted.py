@@ -16,9 +16,9 @@ from llm_course.embedding import Embedding
 from llm_course.ffn import FFN
 from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
 from llm_course.linear import Linear
-from llm_course.loss import cross_entropy
+from llm_course.loss import cross_entropy   # noqa: F401, for the text of a version below
 from llm_course.multihead import MultiHeadAttention
-from llm_course.optim import gradient_clip
+from llm_course.optim import gradient_clip   # noqa: F401
 from llm_course.rmsnorm import RmsNorm
 from llm_course.rope import RoPE
 from llm_course.transformer import ModelConfig, TransformerBlock, start_small
@@ -820,6 +820,12 @@ class AdamDecaysIdle(_Adam):
         for g in self.param_groups:
             for p in g["params"]:
                 if p.grad is None: p.mul_(1 - g["lr"] * g["weight_decay"])
+
+@fault("AdamW", "one second moment for a whole tensor", "it is right but when one step is taken")
+class AdamWOneSquareForAll(_Adam):
+    def moments(self, s, grad, group):
+        b1, b2 = group["betas"]
+        s["m"], s["v"] = b1 * s["m"] + (1 - b1) * grad, b2 * s["v"] + (1 - b2) * (grad**2).mean().expand_as(grad)
 
 # ---------------------------------------------------------------- gradient_clip
 def _params(params): return [params] if isinstance(params, torch.Tensor) else list(params)
