@@ -136,6 +136,7 @@ def compare(
     misses, telling, hint = min(found, default=(1, 0, ""))
     return (hint, misses == 0) if 4 * misses <= -telling else ("", False)
 
+# %% ../nbs/23_grading.ipynb #symptom
 def symptom(
     part:object,   # That fails
     component:str, # What it is to be
@@ -339,6 +340,7 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
     if a.ndim > 1 and a.shape[-1] == a.shape[-2] and same(a.mT, t): return "rows and columns have changed places"
     return slightly(a[finite].double(), t[finite].double()) or along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
 
+# %% ../nbs/23_grading.ipynb #slightly
 def slightly(a:Tensor, t:Tensor)->str:
     "Are they nearly right?"
     apart = ((a - t).abs() / t.abs().max()).max()
@@ -479,6 +481,7 @@ def within(
         bell.join()
         throw(None)   # one that was thrown and has not arrived
 
+# %% ../nbs/23_grading.ipynb #muffler
 class Muffler(io.TextIOBase):
     "Takes what is printed, and counts the lines."
     lines = 0

@@ -414,6 +414,7 @@ def _angles(rope):
     a, b = rope(torch.tensor([1., 0.] * 4).expand(4, 8)).unflatten(-1, (-1, 2)).double()[1:].unbind(-1)
     return torch.atan2(b, a)
 
+# %% ../nbs/24_mistakes_layers.ipynb #a-rope
 def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1), join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
            speed=lambda i, d, theta: theta**(-i / d), place=lambda n: n, heed=lambda p, t: torch.arange(t) if p is None else p, kind=torch.float64, saved=False):
     "A `RoPE` with something changed."
@@ -480,6 +481,7 @@ def _ask_multihead(part):
     yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
 
+# %% ../nbs/24_mistakes_layers.ipynb #a-multihead
 @torch.no_grad()
 def _without(layer, *names):
     "The same with some of its matrices set to zero."

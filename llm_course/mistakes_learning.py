@@ -107,6 +107,7 @@ def _ask_adamw(part):
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
+# %% ../nbs/24_mistakes_learning.ipynb #an-adamw
 def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, first=lambda m: m, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
              shrink=lambda lr, wd, c: lr * wd, swap=False, l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
     "An `AdamW` with something changed."
@@ -239,6 +240,7 @@ def _ask_clip(part):
         return len([p for p in params if p.grad is not None])
     yield "where a parameter has no gradient", lambda: lent([nn.Parameter(torch.ones(2))])
 
+# %% ../nbs/24_mistakes_learning.ipynb #a-clip
 def _a_clip(scale=lambda n, limit: min(1., limit / (n + 1e-6)), norm=lambda gs: torch.cat(gs).norm().item(), gives=lambda n, limit: n, single=False, lend=False, act=True, cut=False, own=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):

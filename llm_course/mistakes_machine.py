@@ -441,6 +441,8 @@ SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.
     "one token too many is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (1, 2, 3)] == [2, 3, 4],
     "only the scores that are kept come back; the others must stay in their places, as minus infinity": lambda part: part(torch.arange(5.), 2).shape != (5,),
     "a k beyond the vocabulary is to keep everything": lambda part: isinstance(attempt(lambda: part(torch.arange(3.), 9)), str)}
+
+# %% ../nbs/24_mistakes_machine.ipynb #symptoms-cuts-more
 SYMPTOMS["keep_top_p"] = {hint: partial(seen, setting=.6) for hint, seen in _cut.items()} | {
     "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
     "the token that crosses p is dropped; it is the last to stay": lambda part: [part(_four, p).isfinite().sum().item() for p in (.6, .9)] == [1, 2],

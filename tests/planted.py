@@ -16,9 +16,9 @@ from llm_course.embedding import Embedding
 from llm_course.ffn import FFN
 from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
 from llm_course.linear import Linear
-from llm_course.loss import cross_entropy   # noqa: F401, for the text of a version below
+from llm_course.loss import cross_entropy  # noqa: F401, for the text of a version below
 from llm_course.multihead import MultiHeadAttention
-from llm_course.optim import gradient_clip   # noqa: F401
+from llm_course.optim import gradient_clip  # noqa: F401
 from llm_course.rmsnorm import RmsNorm
 from llm_course.rope import RoPE
 from llm_course.transformer import ModelConfig, TransformerBlock, start_small

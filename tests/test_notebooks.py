@@ -272,7 +272,7 @@ def ends_in_exercises(page):
             for _, number in re.findall(r"^(<details><summary>Hint)|^\*\*(\d)\. ", cell.source.partition("## What we exported")[0], re.M):
                 if number: tasks.append((int(number), []))
                 elif tasks: tasks[-1][1].append("hint")
-        elif not cell.runs: yield f"{cell} stands among the exercises and is not run"
+        elif not cell.runs and not cell.is_export: yield f"{cell} stands among the exercises and is not run"
         elif cell.directives.get("code-summary") == "Solution":
             if tasks: tasks[-1][1].append("solution")
             if cell.directives.get("code-fold") != "true" or not cell.raw["metadata"].get("jupyter", {}).get("source_hidden"): yield f"{cell}: fold the solution"
