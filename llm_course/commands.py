@@ -87,6 +87,7 @@ def one_line(error:BaseException)->str: # Its message, on one line
     if isinstance(error, OSError) and error.strerror: text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(text.split()) or type(error).__name__
 
+# %% ../nbs/00_commands.ipynb #with-dashes
 def with_dashes(
     message:str,    # That may name arguments as Python does, `top_p must lie …`
     config:type,    # The dataclass whose fields they are
@@ -96,6 +97,7 @@ def with_dashes(
     clear = [rf"^(?:{'|'.join(names)})(?= must | is )", *(rf"(?<![\w/\\.-]){name}(?![\w/=]|\.\w)" for name in names if "_" in name)]
     return re.sub("|".join(clear), lambda found: f"--{found[0]}", message)
 
+# %% ../nbs/00_commands.ipynb #lacks-memory
 def lacks_memory(error:BaseException)->bool:
     "Is this how Python, numpy or torch say that memory has run out?"
     said = "out of memory", "allocate memory", "Storage size calculation overflowed"

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'steps_shrink_with_the_root_of_time',
            'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'bites',
-           'AdamW', 'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
-           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'lets_matrices_alone_decay',
-           'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together',
-           'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
-           'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
+           'adamw_fused', 'AdamW', 'the_first_steps_are_as_long_as_the_rate',
+           'decay_does_not_pass_through_the_gradient', 'eps_is_added_to_the_root', 'agrees_with_torch',
+           'params_for_decay', 'lets_matrices_alone_decay', 'leaves_out_what_is_frozen',
+           'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike',
+           'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length',
+           'short_gradients_stay', 'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
 import math
@@ -22,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw as torch_adamw
 from torch.testing import assert_close
 
 from .checks import check_of
@@ -180,6 +182,18 @@ def bites(
         else:
             for piece in zip(*(x.view(-1).split(size) for x in tensors)): yield [[x] for x in (*piece, *row[len(tensors):])]
 
+# %% ../nbs/13_optim.ipynb #adamw-fused
+def adamw_fused(
+    params:list[Tensor], # Parameters, each laid out in memory like its gradient and its state
+    states:list[dict],   # What `AdamW` remembers of each; brought up to date
+    group:dict,          # Settings of `AdamW`
+)->None:
+    "Take the same step with torch's fused kernel, in place."
+    (beta1, beta2), grads = group["betas"], [p.grad for p in params]
+    means, squares, times = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    torch_adamw(params, grads, means, squares, [], times, fused=True, amsgrad=False, maximize=False,
+                lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"])
+
 # %% ../nbs/13_optim.ipynb #AdamW
 class AdamW(CheckedOptimizer):
     "Adam with decoupled weight decay; its `state_dict` is `torch.optim.AdamW`'s. Source: Loshchilov & Hutter 2019."
@@ -189,17 +203,21 @@ class AdamW(CheckedOptimizer):
         betas:tuple[float, float]=(0.9, 0.999), # What share of the mean, and of the mean square, outlives a step
         eps:float=1e-8,                         # Added to the root of the mean square
         weight_decay:float=0.01,                # Share of a parameter that a step takes off, at learning rate 1
+        fused:bool=False,                       # Let torch's fused kernel take the steps, where memory is laid out for it
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
 
     def update(self, params:list[Tensor], group:dict):
         if not params: return
+        fused = group.get("fused")   # older checkpoints don't say
         for p in params:
             if not (state := self.state[p]):
-                state["step"] = torch.tensor(0., dtype=torch.float32)
+                state["step"] = torch.tensor(0., dtype=torch.float32, device=p.device if fused else "cpu")
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-            state["step"] += 1
-        compiling, states = torch.compiler.is_compiling(), [self.state[p] for p in params]
+        states = [self.state[p] for p in params]
+        if fused and all(p.stride() == p.grad.stride() == s["exp_avg"].stride() for p, s in zip(params, states)): return adamw_fused(params, states, group)
+        for s in states: s["step"] += 1
+        compiling = torch.compiler.is_compiling()
         numbers = step_numbers([s["step"] for s in states], group, params if compiling else None)
         lists = params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], *numbers
         if compiling or not all(p.is_cpu for p in params): adamw_update(*lists, group)
@@ -418,6 +436,7 @@ def all_gradients_share_one_length(part):
     _, (a, b) = _clipped(part, [[30.], [40.]], 5.)
     assert abs(a[0] - 3) + abs(b[0] - 4) < 1e-4, f"30 and 40, clipped to 5, must become 3 and 4, but became {a[0]:.4f} and {b[0]:.4f}"
 
+# %% ../nbs/13_optim.ipynb #checks-clip-edges
 @check_of("gradient_clip")
 def short_gradients_stay(part):
     "Gradients that are short enough are not touched, let alone stretched."

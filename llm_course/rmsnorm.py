@@ -115,6 +115,7 @@ def does_not_overflow_in_float16(part):
     got = part(2).half()(torch.tensor([300., 400.], dtype=torch.float16))
     assert_close(got, torch.tensor([.8485, 1.1314], dtype=torch.float16), msg=f"(300, 400) in float16 must become (0.849, 1.131), but became {got.tolist()}")
 
+# %% ../nbs/06_rmsnorm.ipynb #laws-zero
 @check_of("RmsNorm")
 def zero_is_harmless(part):
     "A vector of zeros stays one, and its gradient is finite."

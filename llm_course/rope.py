@@ -119,7 +119,6 @@ def shared_table(
 class RoPE(nn.Module):
     "`rotate` by position; the table stays beside the model, never in its `state_dict`."
     turns:Tensor   # a rotation for each position and pair
-
     def __init__(self,
         d_k:int,             # Size of the vectors to turn; even
         max_seq_len:int,     # Number of positions

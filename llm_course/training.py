@@ -178,7 +178,7 @@ class Machine:
     device:str|None=None               # Such as cpu, cuda:0 or mps; None: the best there is
     precision:str|None=None            # float32, bfloat16 or float16; None: bfloat16 (else float16) on CUDA, float32 elsewhere
     num_threads:int|None=None          # CPU threads; None: one per core, which a busy machine makes far slower than a single one
-    compile:bool=False                 # Let torch.compile rewrite the model: a slow start, then faster steps
+    compile:bool=False                 # Let torch.compile rewrite the model, and a fused kernel take AdamW's steps: a slow start, then faster
     parallel:str|None=None             # Under torchrun: ddp copies the model to each process, fsdp cuts it up; None: ddp
 
 # %% ../nbs/17_training.ipynb #shape-watching
@@ -336,7 +336,7 @@ def optimizer_for(
     inside = [p for name, p in model.named_parameters() if config.muon_lr and p.requires_grad and p.ndim == 2 and ".blocks." in f".{name}"]
     groups, others = params_for_decay(model, config.weight_decay), set(model.parameters()) - set(inside)
     for group in groups: group["params"] = [p for p in group["params"] if p in others]
-    adamw = AdamW(groups, lr=config.lr_max, betas=(config.beta1, config.beta2), eps=1e-8, weight_decay=config.weight_decay)
+    adamw = AdamW(groups, lr=config.lr_max, betas=(config.beta1, config.beta2), eps=1e-8, weight_decay=config.weight_decay, fused=config.compile)
     if not inside: return adamw
     return Together(Muon(inside, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
 

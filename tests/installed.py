@@ -1,6 +1,7 @@
 """The package as its users have it: built, installed into an environment that holds nothing else, and away from the repository.
 
-`python tests/installed.py` executes every page there (or the pages it is given); `test_package.py` asks the installed package a few questions."""
+`python tests/installed.py` executes every page there (or the pages it is given) and holds what it shows against the committed outputs;
+`test_package.py` asks the installed package a few questions."""
 import json
 import os
 import shutil
@@ -22,8 +23,9 @@ from packaging.utils import canonicalize_name
 
 root = Path(__file__).parents[1]
 project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
-sys.path.insert(0, str(root/"web"))
+sys.path[:0] = [str(root/"web"), str(root/"tests")]
 import colab  # noqa: E402
+import outputs  # noqa: E402
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -41,7 +43,7 @@ def environment(folder: Path, wheel: Path, extras: str = "") -> Path:
     python = folder/("Scripts/python.exe" if os.name == "nt" else "bin/python")
     site = Path(quietly(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     wanted = project["dependencies"] + (project["optional-dependencies"][extras.strip("[]")] if extras else [])
-    for name in closure(*wanted, "ipykernel"):
+    for name in closure(*wanted, "ipykernel", "ipywidgets"):
         found = metadata.distribution(name)
         for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
             link(Path(found.locate_file(top)), site/top)
@@ -91,19 +93,35 @@ def kernel(folder: Path, name: str, python: Path) -> None:
     (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8")
 
 
-def run_page(path: Path, kernel_name: str) -> str | None:
-    "Execute a page in an empty folder; what failed, if something did."
+def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
+    "Execute a page in an empty folder; what failed, or, cell by cell, which of the committed outputs are not what came out."
     notebook = nbformat.read(path, 4)
-    notebook.cells = [c for c in notebook.cells if c.cell_type == "code" and not any(line.replace(" ", "") == "#|eval:false" for line in c.source.splitlines())]
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and outputs.directive(cell.source, "eval") != "false"]
+    committed = [cell.outputs for cell in notebook.cells]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        client = NotebookClient(notebook, timeout=300, kernel_name=kernel_name, resources={"metadata": {"path": folder}})
-        try: client.execute(env=alone())
+        (home := Path(folder)/"nbs").mkdir()
+        client = NotebookClient(notebook, timeout=300, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
+        try:
+            with client.setup_kernel(env=alone()):
+                for at, cell in enumerate(notebook.cells): client.execute_cell(cell, at)
+                readers = [at for at, cell in enumerate(notebook.cells) if outputs.directive(cell.source, "reads") == "bench"]
+                if readers: shutil.copytree(root/"bench", Path(folder)/"bench", ignore=lambda _, names: [name for name in names if not name.endswith(".json")])
+                for at in readers: client.execute_cell(notebook.cells[at], at)   # they were seen to do without; now with what a clone has
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error: return str(error)
+    return "\n".join(f"{cell.id}: {what}" for cell, before in zip(notebook.cells, committed) if compare
+                     for what in outputs.differences(before, cell.outputs, outputs.directive(cell.source, "varies")))
+
+
+def as_tested() -> bool:
+    "Is this the system, and are these the versions, that the committed outputs were made with?"
+    pinned = dict(line.split("==") for line in (root/"requirements.txt").read_text("utf-8").split())
+    return sys.platform == "linux" and all(metadata.version(name).partition("+")[0] == pinned[name] for name in ("torch", "numpy", "transformers", "tokenizers"))
 
 
 def main(names: list[str]) -> int:
-    "Execute pages, two at a time, and say how long each took; 1 if one failed."
+    "Execute pages, two at a time, and say how long each took; 1 if one failed, or showed something else than what is committed."
     paths = [path for path in sorted((root/"nbs").glob("*.ipynb")) if not names or path.stem in names]
+    if not (compare := as_tested()): print("outputs are not compared: this is not Linux with the versions of requirements.txt")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
         wheel = build(folder)[1]
@@ -113,10 +131,10 @@ def main(names: list[str]) -> int:
 
         def timed(path):
             began = time.perf_counter()
-            wrong = run_page(path, f"course{colab.EXTRAS.get(path.stem, '').strip('[]')}")
-            print(f"{path.stem:18} {time.perf_counter() - began:5.1f} s  {wrong or 'ok'}", flush=True)
+            wrong = run_page(path, f"course{colab.EXTRAS.get(path.stem, '').strip('[]')}", compare)
+            print(f"{path.stem:18} {time.perf_counter() - began:5.1f} s  {wrong and chr(10)}{wrong or 'ok'}", flush=True)
             return wrong
-        with ThreadPoolExecutor(2) as pool: return any(list(pool.map(timed, paths)))
+        with ThreadPoolExecutor(2) as pool: return int(any(list(pool.map(timed, paths))))
 
 
 if __name__ == "__main__": sys.exit(main(sys.argv[1:]))

@@ -4,12 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from llm_course.checks import CHECKS
 from llm_course.optim import AdamW, Muon, SGDDecay, Together, gradient_clip, orthogonalise, params_for_decay
 
 shapes = [(4, 3), (5,), (2, 1, 3), ()]
@@ -119,6 +121,22 @@ def test_checkpoints_pass_between_torch_and_us(back, flags, tmp_path):
         give(source, target)
         first.step(); second.step()
     assert_same(ours, theirs)
+
+
+def test_the_fused_kernel_goes_the_same_way(device):
+    readable, fused = twins(device, torch.float32)
+    a, b = AdamW(readable, lr=0.02, weight_decay=0.1), AdamW(fused, lr=0.02, weight_decay=0.1, fused=True)
+    for step in range(12):
+        give(readable, fused)
+        if step % 3 == 2: fused[0].grad = fused[0].grad.mT.contiguous().mT   # strides that the kernel would not look at
+        if step == 6: a.param_groups[0]["fused"], b.param_groups[0]["fused"] = True, False   # each goes on from the other's state
+        a.step(); b.step()
+    for x, y in zip(readable, fused): assert_close(x, y)
+
+
+@pytest.mark.parametrize("check", CHECKS["AdamW"].values(), ids=lambda check: check.name)
+def test_the_fused_kernel_passes_our_checks(check):
+    check(partial(AdamW, fused=True))
 
 
 def test_state_is_torchs():
@@ -242,7 +260,8 @@ def test_sparse_gradients_and_complex_parameters_are_refused(Opt):
 def test_compiled_step_is_the_same_and_is_not_compiled_again_for_another_rate():
     "Outside pytest's shape checks, which `torch.compile` cannot look through."
     code = """
-import torch; from torch import nn; from llm_course.optim import AdamW
+import torch; from torch import nn; from llm_course.checks import CHECKS
+from llm_course.optim import AdamW
 torch.manual_seed(0)
 params = [[nn.Parameter(p.clone()) for p in ps] for ps in [[torch.randn(3, 4), torch.randn(5)]] * 2]
 optimizers = [AdamW(p, lr=0.01) for p in params]

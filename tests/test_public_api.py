@@ -26,7 +26,7 @@ SIGNATURES = {
     "multihead.MultiHeadAttention": "d_model num_heads num_kv_heads=None max_seq_len theta ...",
     "loss.CrossEntropyLoss.forward": "self logits targets",
     "optim.SGDDecay": "params lr",
-    "optim.AdamW": "params lr betas eps weight_decay",
+    "optim.AdamW": "params lr betas eps weight_decay ...",
     "optim.gradient_clip": "params max_norm",
     "schedule.cos_lr_scheduler": "it warmup_iters cos_cycle_iters lr_min lr_max",
     "transformer.TransformerBlock": "d_model num_heads d_ff ...",

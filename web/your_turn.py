@@ -77,6 +77,7 @@ def converted(cell: dict, exported: set[str]) -> str | None:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         source = re.sub(r"<details><summary>What it means</summary>.*?</details>\s*", "", source, flags=re.S)
+        source = re.sub(r"\]\((?=(?:[a-z]|00_|19_|2\d_)\w*\.ipynb)", "](../", source)   # pages that stay as they are lie one folder up
         return source.partition("## What we exported")[0].strip() or None
     if '#| code-summary: "Solution"' in source or source.startswith("#| default_exp"): return None
     code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
