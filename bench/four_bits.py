@@ -5,12 +5,14 @@ once more, and again. What each further dose costs tells what the first one did.
 import datetime
 import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import torch
 
 from bench.runner import commit, machine, root
-from llm_course.commands import whole_file
+from llm_course.commands import output_path, run_command, whole_file
 from llm_course.loss import cross_entropy
 from llm_course.pretrained import chatml, load_pretrained
 
@@ -60,16 +62,24 @@ def disturb(model, doses: int, seed: int) -> None:
         for _ in range(doses): groups += (torch.rand(groups.shape, generator=generator) - .5) * step
 
 
-def main(most: int = 3, seeds: int = 2) -> None:
-    "Measure after each dose, and keep each result as soon as it is there; what is kept of the same text is not measured again."
-    path, text = root/"bench"/"four_bits.json", prose()
+@dataclass(frozen=True)
+class Config:
+    "Measure what four bits cost SmolLM2, dose by dose; what is kept of the same text is not measured again.\n\nExample: python -m bench.four_bits --most 1 --seeds 1"
+    most: int = 3    # Doses of the error of rounding, at most
+    seeds: int = 2   # Runs of each, with errors of their own
+    output: Path = Path("bench/four_bits.json")   # File that collects the results
+
+
+def main(config: Config) -> None:
+    "Measure after each dose, and keep each result as soon as it is there."
+    path, text = output_path(config.output, "--output"), prose()
     model, tokenizer = load_pretrained("smollm2-135m", "cpu", max_seq_len=1024)
     kept, ids = {name: p.clone() for name, p in model.state_dict().items()}, tokenizer.encode(text)
     about = {"what": "SmolLM2-135M-Instruct in four bits, and after further doses of the same error.", "bytes": len(text.encode()), "tokens": len(ids),
              "asked": {kind: len(asked) for kind, asked in questions().items()}}
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     found = found.get("found", []) if about.items() <= found.items() else []
-    for doses, seed in [(0, 0), *((doses, seed) for doses in range(1, most + 1) for seed in range(seeds))]:
+    for doses, seed in [(0, 0), *((doses, seed) for doses in range(1, config.most + 1) for seed in range(config.seeds))]:
         if any((each["doses"], each["seed"]) == (doses, seed) for each in found): continue
         model.load_state_dict(kept)
         disturb(model, doses, seed)
@@ -80,4 +90,4 @@ def main(most: int = 3, seeds: int = 2) -> None:
         with whole_file(path, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run_command(Config, main, prog="python -m bench.four_bits")

@@ -7,10 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Annotated
 
 from bench.nanogpt import MEANS, cut, run_side
 from bench.runner import commit, machine, merge, read
-from llm_course.commands import input_file, output_path, run_command
+from llm_course.commands import by_default, input_file, output_path, run_command
 
 START = dict(num_layers=4, batch_size=12, iterations=1180, order="random", muon_lr=None, lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
 RUNGS = {   # what each changes about the one before it
@@ -32,12 +33,20 @@ OTHERS = {   # what each changes about our recipe
 
 @dataclass(frozen=True)
 class Config:
-    "Climb from nanoGPT's recipe to ours."
+    "Climb from nanoGPT's recipe to ours, one change at a time.\n\nExample: python -m bench.ladder --text tinyshakespeare.txt --seeds 0 --only Muon"
     text: Path                              # An English text in UTF-8
     seeds: tuple[int, ...] = (0, 1)         # A run of each rung for each
     threads: int = 2                        # CPU threads
-    only: tuple[str, ...] = ()              # Rungs whose names contain one of these words; none: all
+    only: Annotated[tuple[str, ...], by_default("all")] = ()   # Rungs whose names contain one of these words
     output: Path = Path("bench/ladder.json")  # File that collects the results
+
+    def __post_init__(self):
+        if not self.seeds or min(self.seeds) < 0: raise ValueError(f"--seeds must be some numbers that are not negative, but are {self.seeds}")
+        if self.threads < 1: raise ValueError(f"--threads must be at least 1, but is {self.threads}")
+        if self.only and not self.chosen: raise ValueError(f"--only {' '.join(self.only)} is in no name; there are: {'; '.join(rungs())}")
+
+    @property
+    def chosen(self): return [name for name in rungs() if not self.only or any(word in name for word in self.only)]
 
 
 def rungs() -> dict[str, tuple[str, str, dict]]:
@@ -56,7 +65,7 @@ def main(config: Config) -> None:
         seen.write_text(cut(text)[0], "utf-8", newline="")
         for seed in config.seeds:
             for place, (name, (kind, side, changes)) in enumerate(rungs().items()):
-                if config.only and not any(word in name for word in config.only): continue
+                if name not in config.chosen: continue
                 run = run_side(side, seen, seed, config.threads, json.dumps(changes))
                 runs = [r for r in read(output).get(name, {}).get("runs", []) if r["seed"] != seed] + [run]
                 means = {key: round(mean(r[key] for r in runs), 4) for key in MEANS}

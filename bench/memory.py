@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases.data import mixed_text
-from bench.runner import commit, machine, root
+from bench.runner import commit, machine
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.commands import whole_file
+from llm_course.commands import output_path, run_command, whole_file
 
 
 def resident(pid: int) -> int:
@@ -33,8 +34,15 @@ def peak(words: list[str]) -> float:
     return most / 1024
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Config:
+    "Measure the memory that turning 20 MB and 200 MB of text into ids takes.\n\nExample: python -m bench.memory --output memory.json"
+    output: Path = Path("bench/memory.json")   # File for the results
+
+
+def main(config: Config) -> None:
     "Print both peaks, and keep them."
+    output = output_path(config.output, "--output")
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -46,7 +54,7 @@ def main() -> None:
             print(f"{size} MB: at most {most:.0f} MB in all processes together", flush=True)
     result = {"what": "Peak of the resident memory of all processes, in MB, by the size of the text.", "peaks": {size: round(most) for size, most in peaks.items()},
               "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-    with whole_file(root/"bench"/"memory.json", "w") as file: file.write(json.dumps(result, indent=1) + "\n")
+    with whole_file(output, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run_command(Config, main, prog="python -m bench.memory")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.runner import commit, machine, merge, read
-from llm_course.commands import input_file, output_path, run_command
+from llm_course.commands import by_default, input_file, output_path, run_command
 
 # What the held-out part of the training split has chosen for the time that the peer takes.
 RECIPE = dict(d_model=128, num_layers=3, num_heads=4, d_ff=352, max_seq_len=64, batch_size=24, iterations=730, order="epochs",
@@ -141,9 +142,9 @@ SIDES = {"ours": (train_ours, measure_ours), "peer": (train_peer, measure_peer)}
 
 @dataclass(frozen=True)
 class Config:
-    "Race our recipe against nanoGPT's for a CPU on a text, and keep the results."
+    "Race our recipe against nanoGPT's for a CPU on a text, and keep the results.\n\nExample: python -m bench.nanogpt --text tinyshakespeare.txt --seeds 0 --threads 1"
     text: Path                           # An English text in UTF-8
-    name: str | None = None              # What to call it in the results; None: the file's name
+    name: Annotated[str | None, by_default("the file's name")] = None   # What to call it in the results
     seeds: tuple[int, ...] = (0, 1, 2)   # A run of each side for each, by turns; runs of other seeds in the results are kept beside them
     threads: int = 2                     # CPU threads for each
     held_out: bool = False               # Leave the last tenth unseen, and take the last tenth of the rest instead: for tuning
@@ -165,7 +166,7 @@ def run_side(side: str, text: Path, seed: int, threads: int, changes: str) -> di
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "bench.nanogpt", "--side", side, str(text), folder, str(seed), str(threads), changes if side == "ours" else "{}"]
         began, used = time.perf_counter(), os.times()
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
         seconds, now = time.perf_counter() - began, os.times()
         computed = now.children_user + now.children_system - used.children_user - used.children_system
         if done.returncode: raise ValueError(f"the run of {side} failed: {done.stderr.strip().splitlines()[-1:]}")

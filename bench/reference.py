@@ -12,6 +12,7 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Annotated
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +24,7 @@ from bench.runner import root
 from llm_course import training
 from llm_course.attention import fused_attention
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.commands import run_command, whole_file
+from llm_course.commands import by_default, run_command, whole_file
 from llm_course.training import TrainConfig
 from llm_course.transformer import Transformer
 
@@ -151,9 +152,9 @@ def record(plan):
 
 @dataclass(frozen=True)
 class Config:
-    "Record the runs that the chapter on health reads, sound ones and broken ones."
-    output: Positional[Path] = root/"llm_course"/"demo"/"traces.json.gz"   # Where they are kept
-    workers: int = 1                                         # Runs side by side
+    "Record the runs that the chapter on health reads, sound ones and broken ones.\n\nExample: python -m bench.reference runs.json.gz --workers 2"
+    output: Annotated[Path, Positional, by_default("where the chapter looks")] = root/"llm_course"/"demo"/"traces.json.gz"   # File to keep them in
+    workers: int = 1   # Processes, each with a run
 
 
 def main(config: Config) -> None:

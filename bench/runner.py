@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Annotated
 
 import torch
 from tqdm import tqdm
 from tyro.conf import Positional
 
 from llm_course.checkpoint import pick_device
-from llm_course.commands import output_path, whole_file
+from llm_course.commands import by_default, output_path, whole_file
 
 root = Path(__file__).parents[1]
 
@@ -43,11 +44,11 @@ def case(peer: str, package: str = "torch"):
 
 @dataclass(frozen=True)
 class Config:
-    "Time what the course builds beside what everyone uses; without a name, every case."
-    cases: Positional[tuple[str, ...]] = ()   # Which cases
+    "Time what the course builds beside what everyone uses.\n\nExample: python -m bench encode adamw --rounds 9"
+    cases: Annotated[tuple[str, ...], Positional, by_default("every case")] = ()   # Which cases, as --list names them
     list: bool = False                        # Only list them
     rounds: int = 31                          # Rounds for each case
-    seconds: float = 0.05                     # How long each side runs in a round, at least
+    seconds: float = 0.05                     # Seconds that each side runs in a round, at least
     device: str = "cpu"                       # Where: cpu, cuda or mps
     output: str = "bench/results.json"        # File that collects the results
 
@@ -132,7 +133,7 @@ def machine(device: str) -> dict:
 
 def commit() -> str | None:
     "The commit, marked if files differ from it; nothing outside a repository."
-    git = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    git = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "llm_course", "bench/*.py") else "")
     except (OSError, subprocess.CalledProcessError): return None
 

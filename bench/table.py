@@ -1,8 +1,10 @@
 """Write the READMEs' table of races from `results.json`: `python -m bench.table`."""
 import json
 import re
+from dataclasses import dataclass
 
 from bench.runner import root
+from llm_course.commands import run_command
 
 ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's short name
     "encode": ("encoding, one thread", "编码,单线程", "tokenizers"),
@@ -46,7 +48,12 @@ def table(readme: str) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Config:
+    "Write the READMEs' table of races from bench/results.json.\n\nExample: python -m bench.table"
+
+
+def main(config: Config) -> None:
     "Replace the table in both READMEs."
     for readme, head in HEADS.items():
         text = (root/readme).read_text("utf-8")
@@ -54,4 +61,4 @@ def main() -> None:
         (root/readme).write_text(text.partition(head)[0] + table(readme) + rest, "utf-8", newline="\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run_command(Config, main, prog="python -m bench.table")

@@ -34,13 +34,14 @@ from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Annotated
 
 import regex
 from tqdm import tqdm
 
 from .bpe import CL100K, GPT2, PATTERNS, count_words, learn_merges, pre_tokens
 from .checks import check_of
-from .commands import input_file, output_path, run_command, whole_file
+from .commands import by_default, input_file, output_path, run_command, whole_file
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
 def rank_merges(
@@ -765,11 +766,11 @@ class SplitView:
 class TokenizerConfig:
     "Train a tokenizer on text files and write it as a tokenizer.json."
     corpus:tuple[Path, ...]                              # Text files in UTF-8
-    vocab_size:int=10_000                                # Bytes, merges and special tokens together
+    vocab_size:int=10_000                                # Number of tokens: the 256 bytes, merges and special tokens together
     output:Path=Path("tokenizer.json")                   # Where to write the tokenizer
     special_tokens:tuple[str, ...]=("<|endoftext|>",)    # Texts that are one token each
     pattern:str="gpt2"                                   # How words are cut: gpt2, cl100k, o200k or llama3
-    num_processes:int|None=None                          # For the counting; by default one, or all cores from 16 MB on
+    num_processes:Annotated[int|None, by_default("one, or all cores from 16 MB on")]=None # Processes to count with
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #check-config
 def check_config(

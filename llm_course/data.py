@@ -8,9 +8,9 @@ __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corp
            'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'PieceTable', 'learn',
            'encode_block', 'encode_span', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
            'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
-           'fetch_url', 'keep_copy', 'fetch', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer',
-           'take_bytes', 'write_bins', 'main', 'reads_rows_of_the_dataset', 'reaches_every_place',
-           'is_the_same_for_the_same_step', 'deals_out_epochs']
+           'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching', 'Written', 'DataConfig', 'check_config',
+           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main', 'reads_rows_of_the_dataset',
+           'reaches_every_place', 'is_the_same_for_the_same_step', 'deals_out_epochs']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -39,7 +39,7 @@ from tqdm import tqdm
 from .bpe import pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
-from .commands import input_file, one_line, output_path, run_command, visible, whole_file
+from .commands import by_default, input_file, one_line, output_path, run_command, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
 @dataclass(frozen=True)
@@ -497,9 +497,9 @@ def download_wheel(
 )->Path:              # The file: a wheel, or a source distribution where there is no wheel
     "Let pip fetch a package without installing it, from whichever index it is set up for; raises `OSError` if that fails."
     wanted, dest, shown = Path(folder, "wanted.txt"), Path(folder, "package"), sys.stderr.isatty()
-    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8")   # pip refuses any other file before it looks inside
+    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8", newline="\n")   # pip refuses any other file before it looks inside
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--no-deps", "--requirement", str(wanted)]
-    done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], text=True, errors="replace",
+    done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], encoding="utf-8", errors="replace",
                           stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE)
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise ValueError(f"what the package index offers as {requirement} has another sha256 than {digest}; ask another index")
@@ -624,17 +624,29 @@ def fetch(
 
 # %% ../nbs/03_data.ipynb #config
 @dataclass(frozen=True)
-class DataConfig:
+class Texts:
+    "What is turned into ids."
+    tokenizer:Annotated[str|None, by_default("none; needed, unless --fetch is given")]=None # The tokenizer.json to use, made by llm_course.bpe_tokenizer
+    corpus:Annotated[tuple[str, ...], by_default("none; needed, unless --fetch is given")]=() # Text files to train on, UTF-8; documents in them end in <|endoftext|>
+    val_corpus:Annotated[tuple[str, ...], by_default("the last documents of --corpus")]=() # Text files to validate on
+    num_processes:Annotated[int|None, by_default("one, or all cores from 16 MB on")]=None # Processes to encode with
+
+@dataclass(frozen=True)
+class Fetching:
+    "What is fetched instead, and split into train.txt and val.txt."
+    fetch:Annotated[str|None, by_default("nothing")]=None # Name of a corpus: shakespeare, tinyshakespeare, tinystories or tinystories-valid; or smollm2-135m, gpt2-ranks
+    path:Annotated[str|None, by_default("none, it comes from the network")]=None # A copy that you have of it
+    cache_dir:Annotated[str|None, by_default("the system's own place for caches")]=None # Folder to keep it in
+
+@dataclass(frozen=True)
+class Written:
+    "What is written."
+    output:str="data"       # Folder for train.bin, val.bin and tokenizer.json; with --fetch, for train.txt and val.txt
+    val_fraction:float=0.1  # Part held back to validate on, between 0 and 1; with --val_corpus it does not count
+
+@dataclass(frozen=True)
+class DataConfig(Texts, Fetching, Written):
     "Turn texts into token ids on disk, or fetch a corpus."
-    output:str="data"               # Folder to write train.bin, val.bin and tokenizer.json to (with --fetch: train.txt and val.txt)
-    tokenizer:str|None=None         # tokenizer.json, made by llm_course.bpe_tokenizer
-    corpus:Annotated[tuple[str, ...], visible]=()       # Texts to train on, UTF-8; documents end in <|endoftext|>
-    val_corpus:Annotated[tuple[str, ...], visible]=()   # Texts to validate on; without them, the last documents of the corpus
-    val_fraction:float=0.1          # Part of the corpus that validation gets, unless --val_corpus names texts
-    num_processes:int|None=None     # Processes to encode with; by default one, or all cores from 16 MB on
-    fetch:str|None=None             # Corpus to fetch instead: shakespeare, tinyshakespeare, tinystories or tinystories-valid; or smollm2-135m, gpt2-ranks
-    path:str|None=None              # A copy that you have of what --fetch names, instead of the network
-    cache_dir:str|None=None         # Where --fetch keeps what it fetched; by default the platform's own place
 
 # %% ../nbs/03_data.ipynb #check-config
 def check_config(

@@ -41,7 +41,7 @@ import tyro
 from torch import Tensor, nn
 
 from .checks import CHECKS
-from .commands import run_command
+from .commands import by_default, run_command
 from .linear import Linear
 
 # %% ../nbs/23_grading.ipynb #components
@@ -505,7 +505,7 @@ def load(
 @dataclass(frozen=True)
 class GradingConfig:
     "Grade the parts in files of yours."
-    paths:Annotated[tuple[Path, ...], tyro.conf.Positional] # Python files, notebooks, or folders of them
+    paths:Annotated[tuple[Path, ...], tyro.conf.Positional, by_default("none; at least one is needed")] # Python files, notebooks, or folders of them
 
 def files_in(paths:tuple[Path, ...])->list[Path]:
     "The modules and notebooks among files and folders; raises `ValueError` for what is neither."

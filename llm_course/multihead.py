@@ -9,6 +9,7 @@ __all__ = ['split_heads', 'merge_heads', 'grouped_attention', 'KVCache', 'head_s
 
 # %% ../nbs/11_multihead.ipynb #imports
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -209,7 +210,7 @@ def head_weights(
     def watch(q, k, v, **limits):
         seen.append(attention(q, k, torch.eye(k.shape[-2], device=k.device).expand(*k.shape[:-1], -1), **limits))
         return chosen(q, k, v, **limits)
-    layer.attend = watch
-    try: layer(x)
-    finally: layer.attend = chosen
+    watched = copy(layer)               # the same parts, but for one
+    vars(watched)["attend"] = watch     # a plain attribute, which hides a layer of that name
+    watched(x)
     return seen[0] if x.shape[-2] > 1 else torch.ones(*x.shape[:-2], layer.num_heads, 1, 1, device=x.device)

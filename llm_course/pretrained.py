@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'BLOCK', 'FAMILIES', 'SHAPE', 'NUMBERS', 'SPACE_FIRST', 'ROL
            'from_gguf_config', 'round_eps', 'from_gguf_tokenizer', 'open_gguf', 'llama2c_order', 'llama2c_header',
            'open_llama2c', 'read_pieces', 'from_hub', 'open_pretrained', 'load_pretrained', 'exported', 'fitting',
            'as_transformers', 'differences', 'chatml', 'whole_path', 'card', 'export_pretrained', 'gguf_said',
-           'gguf_tokens', 'export_gguf', 'ExportConfig', 'CheckConfig', 'export', 'check', 'main']
+           'gguf_tokens', 'export_gguf', 'ExportConfig', 'CheckConfig', 'export', 'check', 'usage', 'main']
 
 # %% ../nbs/19_pretrained.ipynb #imports
 import json
@@ -31,7 +31,7 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 from textwrap import shorten
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from .bpe import GPT2, LLAMA3
 from .bpe_tokenizer import SMOLLM, BpeTokenizer, from_hf_dict, merge_by_rank, read_json, spell, unspell
 from .checkpoint import bare, pick_device
-from .commands import one_line, output_path, run_command, sync_folder, whole_file
+from .commands import as_typed, by_default, one_line, output_path, run_command, sync_folder, whole_file
 from .data import fetch
 from .generating import END, open_both
 from .rope import RopeScaling
@@ -911,11 +911,11 @@ def export_gguf(
 @dataclass(frozen=True)
 class ExportConfig:
     "Write a model for other tools: a folder for Hugging Face's transformers, or a .gguf file for llama.cpp."
-    model_path:Path                   # A checkpoint.pt or .safetensors of this course; or what load_pretrained reads
+    model_path:Path                   # A checkpoint.pt or .safetensors of this course; or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub
     output:Path=Path("export")        # A folder; or a file that ends in .gguf
-    tokenizer_path:Path|None=None     # Its tokenizer.json; None: the one beside the model
-    dtype:str|None=None               # Type of the stored numbers: float32, bfloat16 or float16; None: float32
-    about:str=""                      # For the model card: data, purpose, weaknesses
+    tokenizer_path:Annotated[Path|None, by_default("the one beside the model")]=None # Its tokenizer.json
+    dtype:Annotated[str|None, by_default("float32")]=None # Type of the stored numbers: float32, bfloat16 or float16
+    about:Annotated[str, by_default("nothing")]="" # For the model card: data, purpose, weaknesses
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -957,15 +957,21 @@ def check(
 # %% ../nbs/19_pretrained.ipynb #main
 COMMANDS = {"export": (ExportConfig, export), "check": (CheckConfig, check)}
 
+def usage()->str: # For the screen
+    "Say what there is to be called."
+    prog = as_typed("python -m llm_course.pretrained")
+    return "\n".join([f"usage: {prog} {{{','.join(COMMANDS)}}} …", "", *(f"  {word:7} {config.__doc__}" for word, (config, _) in COMMANDS.items()), "",
+                      f"Each explains its flags: {prog} export --help"])
+
 def main(argv:list[str]|None=None)->None:
     "`python -m llm_course.pretrained export` and `check`."
     word, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if word in COMMANDS:
         config, work = COMMANDS[word]
         return run_command(config, work, rest, f"python -m llm_course.pretrained {word}")
-    known = "usage: python -m llm_course.pretrained {export,check} …   (each with --help)"
-    print(known if word in ("-h", "--help") else f"error: there is no command {word}; {known}", file=sys.stdout if word in ("-h", "--help") else sys.stderr)
-    raise SystemExit(0 if word in ("-h", "--help") else 2)
+    if asked := word in ("-h", "--help"): print(usage())
+    else: print(f"error: there is no command {word}; there are {' and '.join(COMMANDS)}", file=sys.stderr)
+    raise SystemExit(0 if asked else 2)
 
 # %% ../nbs/19_pretrained.ipynb #run
 #| eval: false

@@ -46,7 +46,7 @@ from tqdm.auto import tqdm
 
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import check_moments, gathered, pick_device, random_states, read_checkpoint, restore, save_checkpoint, set_random_states
-from .commands import input_file, output_path, run_command, visible, whole_file
+from .commands import by_default, input_file, output_path, run_command, whole_file
 from .data import ORDERS, get_batch, load_ids, windows
 from .loss import bits_per_byte, cross_entropy
 from .optim import AdamW, CheckedOptimizer, Muon, Together, gradient_clip, params_for_decay
@@ -169,30 +169,30 @@ class Files:
     train_data:Path                    # Token ids to learn from: a .bin that llm_course.data wrote, or nanoGPT's
     val_data:Path                      # Token ids held out, to measure by
     output:Path=Path("runs/latest")    # Run folder: config.json, metrics.jsonl, loss.svg, checkpoint.pt, best.pt
-    tokenizer_path:Path|None=None      # Copied into the run folder, and used to count bytes; None: the tokenizer.json beside train_data
+    tokenizer_path:Annotated[Path|None, by_default("the one beside the training data")]=None # A tokenizer.json, to be copied into the run folder and to count bytes with
     resume:bool=False                  # Go on from checkpoint.pt in the run folder, if there is one
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     "What computes, and how exactly."
-    device:str|None=None               # Such as cpu, cuda:0 or mps; None: the best there is
-    precision:str|None=None            # float32, bfloat16 or float16; None: bfloat16 (else float16) on CUDA, float32 elsewhere
-    num_threads:int|None=None          # CPU threads; None: one per core, which a busy machine makes far slower than a single one
+    device:Annotated[str|None, by_default("the best there is")]=None # Such as cpu, cuda:0 or mps
+    precision:Annotated[str|None, by_default("on CUDA bfloat16, or float16 where the GPU lacks it; elsewhere float32")]=None # float32, bfloat16 or float16
+    num_threads:Annotated[int|None, by_default("one per core")]=None # CPU threads; on a busy machine several are far slower than a single one
     compile:bool=False                 # Let torch.compile rewrite the model, and a fused kernel take AdamW's steps: a slow start, then faster
-    parallel:str|None=None             # Under torchrun: ddp copies the model to each process, fsdp cuts it up; None: ddp
+    parallel:Annotated[str|None, by_default("ddp")]=None # Under torchrun: ddp copies the model to each process, fsdp cuts it up
 
 # %% ../nbs/17_training.ipynb #shape-watching
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     "The model: what is built."
-    vocab_size:int|None=None                        # Number of token ids; None: as many as the tokenizer has
+    vocab_size:Annotated[int|None, by_default("as many as the tokenizer has")]=None # Number of token ids
     max_seq_len:int=ModelConfig.max_seq_len         # Longest text that is read at once, in tokens
     d_model:int=ModelConfig.d_model                 # Width: how many numbers stand for a token
     num_layers:int=ModelConfig.num_layers           # Depth, in blocks
     num_heads:int=ModelConfig.num_heads             # Attention heads of each block; must divide d_model
     d_ff:int=ModelConfig.d_ff                       # Hidden width of each feed-forward network; some 8/3 of d_model
     rope_theta:float=ModelConfig.rope_theta         # Base of RoPE's wavelengths; a larger one suits longer texts
-    num_kv_heads:int|None=ModelConfig.num_kv_heads  # Heads of keys and values; None: as many as num_heads
+    num_kv_heads:Annotated[int|None, by_default("as many as --num_heads")]=ModelConfig.num_kv_heads # Heads of keys and values; fewer make a smaller cache
     tie:bool=ModelConfig.tie                        # Use one matrix for embedding and logits?
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +203,9 @@ class Watching:
     val_batches:int=20                 # Batches in each of them, always the same ones; the end measures on the whole split
     checkpoint_interval:int=500        # Between checkpoints
     sample_interval:int=0              # Between texts that the model writes meanwhile; 0: none
-    sample_prompt:Annotated[str, visible]="\n"   # What those texts begin with
+    sample_prompt:Annotated[str, by_default("a line break")]="\n" # What those texts begin with
     tensorboard:bool=False             # Show the numbers in TensorBoard too, from files in the run folder
-    wandb:str|None=None                # Send them to this project of Weights & Biases too
+    wandb:Annotated[str|None, by_default("they stay here")]=None # Send them to this project of Weights & Biases too
     live_plot:bool=True                # In a notebook, draw the losses as they come
 
 # %% ../nbs/17_training.ipynb #learning
@@ -217,11 +217,11 @@ class Learning:
     grad_accumulation:int=1                         # Batches whose gradients add up to a step
     order:str="random"                              # Where batches come from: random places, or epochs, which see each row once before any again
     lr_max:float=1e-3                               # Learning rate after the warm-up
-    lr_min:float|None=None                          # Learning rate at the end; None: a tenth of lr_max
-    warmup_iters:int|None=None                      # Steps of rising rate; None: one in twenty
-    cos_cycle_iters:int|None=None                   # Step at which lr_min is reached; None: the last
+    lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None # Learning rate at the end
+    warmup_iters:Annotated[int|None, by_default("one step in twenty")]=None # Steps of rising rate
+    cos_cycle_iters:Annotated[int|None, by_default("the last")]=None # Step at which --lr_min is reached
     decay:str="cosine"                              # The way down to lr_min: half a cosine, or a line
-    muon_lr:float|None=None                         # If given, Muon steps the blocks' matrices, with this for its lr_max
+    muon_lr:Annotated[float|None, by_default("AdamW steps them all")]=None # Let Muon step the blocks' matrices, with this for its lr_max
     beta1:float=0.9                                 # AdamW: share of the mean gradient that outlives a step
     beta2:float=0.95                                # AdamW: share of the mean squared gradient that outlives a step
     weight_decay:float=0.1                          # AdamW: share of the matrices that a step takes off, at learning rate 1
@@ -230,9 +230,7 @@ class Learning:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Files, Shape, Learning, Machine, Watching):
-    """Train a Transformer on files of token ids, such as llm_course.data writes.
-
-    For example: python -m llm_course.training --train_data data/train.bin --val_data data/val.bin --iterations 2000"""
+    "Train a Transformer on files of token ids, such as llm_course.data writes."
 
 # %% ../nbs/17_training.ipynb #precision
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -90,7 +90,7 @@ def kernel(folder: Path, name: str, python: Path) -> None:
     "Make an environment known to Jupyter."
     (folder/"kernels"/name).mkdir(parents=True)
     spec = {"argv": [str(python), "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"], "display_name": name, "language": "python"}
-    (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8")
+    (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8", newline="\n")
 
 
 def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:

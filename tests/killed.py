@@ -40,7 +40,7 @@ def ended(pid):
 def losses(folder):
     "Everything in the metrics that must be the same however often a run was killed."
     return [{k: v for k, v in json.loads(line).items() if k.endswith("loss") or k in ("iteration", "grad_norm", "lr")}
-            for line in (folder/"metrics.jsonl").read_text().splitlines()]
+            for line in (folder/"metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def at_random(config, kills):

@@ -52,9 +52,9 @@ def fake(monkeypatch):
 
 def test_a_race_is_measured_and_kept_beside_the_others(fake, tmp_path, capsys):
     path = tmp_path/"results.json"
-    path.write_text('{"other/cpu": 1}')
+    path.write_text('{"other/cpu": 1}', "utf-8", newline="\n")
     command("fake", "--rounds", 5, "--seconds", .01, "--output", path)
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text("utf-8"))
     assert results.keys() == {"fake/cpu", "other/cpu"} and results["other/cpu"] == 1
     check_schema("fake/cpu", results["fake/cpu"])
     assert 1.5 < results["fake/cpu"]["ratio"]["median"] < 4.5
@@ -88,9 +88,9 @@ def test_refusals(fake, words, message, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["a letter", "[1]"])
 def test_a_file_that_holds_no_results_is_refused_and_kept(fake, text, tmp_path, capsys):
     path = tmp_path/"letter.txt"
-    path.write_text(text)
+    path.write_text(text, "utf-8", newline="\n")
     with pytest.raises(SystemExit) as exit: command("fake", "--output", path)
-    assert exit.value.code == 2 and f"--output {path} holds no results" in capsys.readouterr().err and path.read_text() == text
+    assert exit.value.code == 2 and f"--output {path} holds no results" in capsys.readouterr().err and path.read_text("utf-8") == text
 
 
 def test_the_committed_results_are_whole():
@@ -116,7 +116,7 @@ def test_the_models_of_the_step_races_are_one_model(peer, compiling, monkeypatch
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path/"text.txt"
-    path.write_text("".join(f"The {n}th day of the month, and naïve as ever.\n" for n in range(800)), "utf-8")
+    path.write_text("".join(f"The {n}th day of the month, and naïve as ever.\n" for n in range(800)), "utf-8", newline="\n")
     return path
 
 
@@ -131,7 +131,7 @@ def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
     assert train + val == text.read_text("utf-8") and len(train) == int(0.9 * len(train + val))
     nanogpt.train_ours(text, tmp_path, seed=0, threads=1, iterations=30, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300)
     assert (tmp_path/"train.txt").read_text("utf-8") == train
-    last = json.loads((tmp_path/"run/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((tmp_path/"run/metrics.jsonl").read_text("utf-8").splitlines()[-1])
     tokens = len(BpeTokenizer.load(tmp_path/"tokenizer.json").encode(val)) - 1
     assert nanogpt.measure_ours(text, tmp_path) == pytest.approx(last["whole_val_loss"] * tokens / len(val.encode()), rel=0.02)
 
@@ -142,11 +142,11 @@ def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path
     def command(*words): run_command(nanogpt.Config, nanogpt.main, ["--text", str(text), "--output", str(tmp_path/"out.json"), *words])
     command("--seeds", "0", "1")
     command("--seeds", "2")
-    result = json.loads((tmp_path/"out.json").read_text())["text"]
+    result = json.loads((tmp_path/"out.json").read_text("utf-8"))["text"]
     assert [run["seed"] for run in result["ours"]["runs"]] == [0, 1, 2] and result["ratio_of_seconds"] == 0.5
     assert result["ours"]["nats_per_byte"] == pytest.approx(sum(run["nats_per_byte"] for run in result["ours"]["runs"]) / 3, abs=1e-3)
     command("--seeds", "5", "--changes", '{"lr_max": 0.1}')   # another race under the same name begins anew
-    result = json.loads((tmp_path/"out.json").read_text())["text"]
+    result = json.loads((tmp_path/"out.json").read_text("utf-8"))["text"]
     assert [run["seed"] for run in result["ours"]["runs"]] == [5] and result["recipe"]["lr_max"] == 0.1
     for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours and peer"), (["--changes", "3"], "must be a JSON object"):
         with pytest.raises(SystemExit): command(*words)

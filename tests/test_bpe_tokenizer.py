@@ -109,7 +109,7 @@ def gpt2_ranks():
     if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         path.parent.mkdir(parents=True, exist_ok=True)
         words = "-m pip download -q --disable-pip-version-check --no-deps --no-binary openai-whisper openai-whisper==20250625 -d".split()
-        got = subprocess.run([sys.executable, *words, path.parent/"whisper"], capture_output=True, text=True)
+        got = subprocess.run([sys.executable, *words, path.parent/"whisper"], capture_output=True, text=True, encoding="utf-8")
         if got.returncode: pytest.skip(f"no package index: {got.stderr[-200:]}")
         with tarfile.open(path.parent/"whisper"/"openai_whisper-20250625.tar.gz") as archive:
             path.write_bytes(archive.extractfile("openai_whisper-20250625/whisper/assets/gpt2.tiktoken").read())
@@ -134,10 +134,10 @@ def test_ids_equal_under_the_ranks_of_gpt2(gpt2_ranks, megabyte, tmp_path, name)
     if name == "gpt2": assert ours.encode("Hello, world!<|endoftext|>") == [15496, 11, 995, 0, 50256]   # the ids everyone knows
 
 
-@given(text=texts)
+@given(text=texts, encoding="utf-8")
 @settings(max_examples=40, deadline=None)
-@example(text="<|end|><|of|><|end|><|of|")
-@example(text=" \n  \n  ")
+@example(text="<|end|><|of|><|end|><|of|", encoding="utf-8")
+@example(text=" \n  \n  ", encoding="utf-8")
 def test_ids_equal_those_of_both_libraries(tokenizer, as_tiktoken, as_hf, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -153,7 +153,7 @@ def test_ids_equal_on_a_long_mixed_text(tokenizer, as_tiktoken, as_hf):
     assert tokenizer.decode(ids) == text
 
 
-@given(text=texts, data=st.data())
+@given(text=texts, data=st.data(), encoding="utf-8")
 @settings(max_examples=40, deadline=None)
 def test_streaming_does_not_see_the_cuts(tokenizer, text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -430,13 +430,13 @@ def test_every_truncation_is_refused(tmp_path):
 
 def test_bad_gpt2_and_tiktoken_files(tmp_path):
     vocab, merges = tmp_path/"vocab.json", tmp_path/"merges.txt"
-    vocab.write_text(json.dumps({spell(bytes([b])): b for b in range(256)} | {"ab": 256, "# #": 257}))
-    merges.write_text("#version: 0.2\na b c\n")
+    vocab.write_text(json.dumps({spell(bytes([b])): b for b in range(256)} | {"ab": 256, "# #": 257}), "utf-8", newline="\n")
+    merges.write_text("#version: 0.2\na b c\n", "utf-8", newline="\n")
     with pytest.raises(ValueError, match="line 2 is not a pair"): BpeTokenizer.from_gpt2(vocab, merges)
     with pytest.raises(ValueError, match="no tiktoken ranks: line 1"): BpeTokenizer.from_tiktoken(merges)
-    merges.write_text("")
+    merges.write_text("", "utf-8", newline="\n")
     with pytest.raises(ValueError, match="no tiktoken ranks"): BpeTokenizer.from_tiktoken(merges)
-    merges.write_text("YWI= 0\n")
+    merges.write_text("YWI= 0\n", "utf-8", newline="\n")
     with pytest.raises(ValueError, match="byte 0x00 is not among the tokens"): BpeTokenizer.from_tiktoken(merges)
 
 
@@ -472,7 +472,7 @@ def test_training_refuses(tmp_path):
 ])
 def test_the_command_refuses_in_one_line(tmp_path, capsys, flags, message):
     (tmp_path/"empty.txt").touch()
-    (tmp_path/"c.txt").write_text("some text")
+    (tmp_path/"c.txt").write_text("some text", "utf-8", newline="\n")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as caught: main(flags.format(tmp=tmp_path).split())
     error = capsys.readouterr().err
@@ -480,7 +480,7 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, flags, message):
 
 
 def test_the_command_trains(tmp_path, capsys):
-    for name in "a.txt", "b.txt": (tmp_path/name).write_text(CORPUS)
+    for name in "a.txt", "b.txt": (tmp_path/name).write_text(CORPUS, "utf-8", newline="\n")
     main(["--corpus", str(tmp_path/"a.txt"), str(tmp_path/"b.txt"), "--vocab_size", "300", "--output", str(tmp_path/"out"/"t.json"), "--pattern", "llama3"])
     tokenizer = BpeTokenizer.load(tmp_path/"out"/"t.json")
     assert tokenizer.vocab_size == 300 and tokenizer.pattern == PATTERNS["llama3"]

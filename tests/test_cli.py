@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from llm_course.commands import run_command
 
 SHAPE = "--max_seq_len 16 --d_model 16 --num_layers 1 --num_heads 2 --d_ff 24 --batch_size 4".split()
 SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()
@@ -18,7 +21,7 @@ SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --chec
 def run(module, *words, launcher=(), **env):
     "Run a command as a user would, in a process of its own."
     command = [*(launcher or [sys.executable]), "-m", f"llm_course.{module}", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done
 
@@ -28,7 +31,7 @@ def made(tmp_path_factory):
     "A corpus, and all that the commands make of it."
     folder = tmp_path_factory.mktemp("made")
     lines = [f"SPEAKER {i % 7}:\nThe {i}th line of a play that nobody wrote.\n\n" for i in range(400)]
-    (folder/"corpus.txt").write_text("".join(lines[:200]) + "<|endoftext|>" + "".join(lines[200:]) + "<|endoftext|>")
+    (folder/"corpus.txt").write_text("".join(lines[:200]) + "<|endoftext|>" + "".join(lines[200:]) + "<|endoftext|>", "utf-8", newline="\n")
     run("bpe_tokenizer", "--corpus", folder/"corpus.txt", "--vocab_size", 300, "--output", folder/"tokenizer.json")
     run("data", "--tokenizer", folder/"tokenizer.json", "--corpus", folder/"corpus.txt", "--output", folder, "--val_fraction", 0.3)
     data = ["--train_data", folder/"train.bin", "--val_data", folder/"val.bin"]
@@ -40,7 +43,7 @@ def test_tokenizer_is_read_by_hugging_face(made):
     from tokenizers import Tokenizer
 
     from llm_course import BpeTokenizer
-    text = (made/"corpus.txt").read_text()
+    text = (made/"corpus.txt").read_text("utf-8")
     ours = BpeTokenizer.load(made/"tokenizer.json").encode(text)
     assert ours == Tokenizer.from_file(str(made/"tokenizer.json")).encode(text).ids
     assert len(ours) == sum(len(np.load(made/f"{split}.bin", mmap_mode="r")) for split in ("train", "val"))
@@ -48,12 +51,12 @@ def test_tokenizer_is_read_by_hugging_face(made):
 
 def test_run_folder_holds_what_the_design_says(made):
     assert {p.name for p in (made/"run").iterdir()} == {"config.json", "metrics.jsonl", "loss.svg", "checkpoint.pt", "best.pt", "tokenizer.json"}
-    lines = [json.loads(line) for line in (made/"run/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (made/"run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3]
     assert all({"train_loss", "lr", "grad_norm", "tokens_per_second"} <= line.keys() for line in lines)
     assert "val_loss" in lines[1] and lines[2]["bits_per_byte"] > 0
     assert abs(lines[0]["train_loss"] - np.log(300)) < 0.5   # an untrained model knows nothing
-    assert (made/"run/loss.svg").read_text().lstrip().startswith("<?xml")
+    assert (made/"run/loss.svg").read_text("utf-8").lstrip().startswith("<?xml")
 
 
 def test_generating_speaks(made):
@@ -77,7 +80,7 @@ def test_exported_model_gives_the_same_text(made, tmp_path):
     assert first == second
 
 
-def values(folder, key): return [json.loads(line)[key] for line in (folder/"metrics.jsonl").read_text().splitlines()]
+def values(folder, key): return [json.loads(line)[key] for line in (folder/"metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def losses(folder): return values(folder, "train_loss")
@@ -121,10 +124,10 @@ def test_half_precision_compile_and_accumulation_run(made, tmp_path):
 def junk(tmp_path, made):
     "Files that no command should accept."
     (tmp_path/"empty.txt").touch()
-    (tmp_path/"tiny.txt").write_text("ab")
+    (tmp_path/"tiny.txt").write_text("ab", "utf-8", newline="\n")
     (tmp_path/"latin1.txt").write_bytes(b"caf\xe9\n" * 50)
-    (tmp_path/"junk.json").write_text("{")
-    (tmp_path/"other.json").write_text('{"model": 1}')
+    (tmp_path/"junk.json").write_text("{", "utf-8", newline="\n")
+    (tmp_path/"other.json").write_text('{"model": 1}', "utf-8", newline="\n")
     (tmp_path/"junk.pt").write_bytes(b"not a checkpoint")
     (tmp_path/"junk.safetensors").write_bytes(b"not a model")
     (tmp_path/"junk.bin").write_bytes(b"\x93NUMPY junk")
@@ -136,15 +139,15 @@ def junk(tmp_path, made):
     vast = b"{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000000000000,)}".ljust(117) + b"\n"
     (tmp_path/"vast.bin").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + vast + b"\0"*80)
     torch.save(SystemError("code"), tmp_path/"code.pt")
-    (tmp_path/"train.bin").write_text("a text by this name\n" * 9)
-    tokenizer = json.loads((made/"tokenizer.json").read_text())
+    (tmp_path/"train.bin").write_text("a text by this name\n" * 9, "utf-8", newline="\n")
+    tokenizer = json.loads((made/"tokenizer.json").read_text("utf-8"))
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "("
-    (tmp_path/"pattern.json").write_text(json.dumps(tokenizer))
+    (tmp_path/"pattern.json").write_text(json.dumps(tokenizer), "utf-8", newline="\n")
     (tmp_path/"own").mkdir()
     torch.save({"iteration": 1, "config": None, "model": {}, "optimizer": {}}, tmp_path/"own/checkpoint.pt")
     (tmp_path/"torn").mkdir()
     (tmp_path/"torn/val.bin").mkdir()
-    (tmp_path/"file").write_text("in the way")
+    (tmp_path/"file").write_text("in the way", "utf-8", newline="\n")
     return tmp_path
 
 
@@ -261,7 +264,7 @@ def test_an_error_stands_on_a_line_of_its_own_below_the_bar(made, tmp_path, caps
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
 def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path):
-    with open(tmp_path/"large.txt", "w") as file: file.writelines(f"line {i} of a text {i * 7919 % 100003:x}\n" for i in range(400_000))
+    with open(tmp_path/"large.txt", "w", encoding="utf-8", newline="\n") as file: file.writelines(f"line {i} of a text {i * 7919 % 100003:x}\n" for i in range(400_000))
     words = ["--corpus", tmp_path/"large.txt", "--tokenizer", made/"tokenizer.json", "--output", tmp_path/"out", "--num_processes", 2]
     process = subprocess.Popen([sys.executable, "-m", "llm_course.data", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while process.poll() is None and not list(tmp_path.glob("out/*.partial")): time.sleep(0.05)
@@ -270,13 +273,36 @@ def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path
     assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
-@pytest.mark.parametrize("module", ["bpe_tokenizer", "data", "training", "generating", "checkpoint"])
-def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(module, capsys):
+@pytest.mark.parametrize("command", ["bpe_tokenizer", "data", "training", "generating", "checkpoint", "grading", "pretrained export", "pretrained check"])
+def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(command, capsys):
+    module, *verb = command.split()
     main = importlib.import_module(f"llm_course.{module}").main
-    with pytest.raises(SystemExit) as stop: main(["--corpsu", "x"])
+    with pytest.raises(SystemExit) as stop: main([*verb, "--corpsu", "x"])
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop: main(["--help"])
+    with pytest.raises(SystemExit) as stop: main([*verb, "--help"])
     shown = capsys.readouterr().out
-    assert stop.value.code == 0 and f"python -m llm_course.{module}" in shown
-    example = re.search(r"Example: (.*?)\n\n", shown, re.S)[1]
-    assert example.startswith(f"python -m llm_course.{module} --") and all(f" {flag} " in shown.partition("options")[2] for flag in re.findall(r"--\w+", example))
+    assert stop.value.code == 0
+    check_help(shown, f"python -m llm_course.{command}")
+
+
+def check_help(shown, prog):
+    "A line of description and an example, with flags that there are; an explanation for each flag, with a default that says something; groups where there are many."
+    shown = re.sub(r"[│╭╮╰╯─]", " ", shown)
+    usage, description, example = re.split(r"\n\n+", shown, maxsplit=3)[:3]
+    assert usage.split()[:len(prog.split()) + 1] == ["usage:", *prog.split()] and description.endswith(".") and example.startswith(f"Example: {prog}")
+    flags, texts = re.split(r"^ {1,3}(?:-h, )?(--\w+|\[\[?PATH.*?|\[\[STR.*?)(?= |$)", shown.partition(example)[2], flags=re.M)[1:], {}
+    for flag, text in zip(flags[::2], flags[1::2]): texts[flag] = " ".join(text.split())
+    assert texts and set(re.findall(r"--\w+", example)) <= texts.keys()
+    for flag, text in texts.items():
+        if flag == "--help": continue
+        assert re.search(r"[a-z]{3}.*\((required|default: [^)\s].*)\)", text) and "None" not in text, f"{flag} {text}"
+    assert len(texts) < 10 or shown.count(" options ") >= 3
+
+
+@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "table"])
+def test_benchmarks_explain_themselves(name, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    prog = "python -m bench" + f".{name}" * (name != "runner")
+    with pytest.raises(SystemExit) as stop: run_command(importlib.import_module(f"bench.{name}").Config, print, ["--help"], prog)
+    assert stop.value.code == 0
+    if name != "table": check_help(capsys.readouterr().out, prog)

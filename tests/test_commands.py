@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from llm_course.commands import input_file, one_line, output_path, parse, run_command, visible, whole_file, with_dashes
+from llm_course.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ def refusal(capsys, work, *words):
 class Place:
     "Where it happens."
     data_path:str                                   # A file
-    begin:Annotated[str, visible]="\n"              # Its first letters
-    order:Annotated[tuple[str, ...], visible]=()    # Names
+    begin:Annotated[str, by_default("a line break")]="\n"  # Its first letters
+    order:Annotated[tuple[str, ...], by_default("nobody")]=()   # Names
+    limit:Annotated[int|None, by_default("as many as there are")]=None   # How many
 
 @dataclass(frozen=True, kw_only=True)
 class Both(Config, Place):
@@ -45,7 +46,7 @@ def test_dataclasses_that_one_inherits_from_are_groups(capsys):
     with pytest.raises(SystemExit): parse(Both, ["--help"])
     shown = capsys.readouterr().out
     assert shown.index("config options") < shown.index("Do something.") < shown.index("--several") < shown.index("place options") < shown.index("--data_path")
-    assert "(default: none)" in shown and r"(default: '\n')" in shown and "Do it somewhere." in shown
+    assert "(default: nobody)" in shown and "(default: a line break)" in shown and "--limit INT " in shown and "Do it somewhere." in shown
 
 
 @pytest.mark.parametrize("message, told", [
@@ -125,16 +126,16 @@ def test_a_folder_is_refused_before_anything_is_written(tmp_path):
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path/"far").mkdir()
     for name in "there.txt", "new.txt":   # the second one's target is not there yet
-        if name == "there.txt": (tmp_path/"far"/name).write_text("old")
+        if name == "there.txt": (tmp_path/"far"/name).write_text("old", "utf-8", newline="\n")
         (tmp_path/name).symlink_to(tmp_path/"far"/name)
         with whole_file(tmp_path/name, "w") as file: file.write("new")
-        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text() == "new"
+        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text("utf-8") == "new"
     assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path/"far").iterdir())) == 2
 
 
 def test_a_full_disk_names_the_file(tmp_path):
     path = tmp_path/"model.bin"
-    path.write_text("old")
+    path.write_text("old", "utf-8", newline="\n")
     with pytest.raises(OSError) as caught, whole_file(path): raise OSError(errno.ENOSPC, "No space left on device")
     assert one_line(caught.value) == f"{path}: No space left on device"
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]

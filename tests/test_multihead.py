@@ -152,6 +152,10 @@ def test_heads_are_slices():
     for h in range(6): assert_close(grouped_attention(q, k, v)[:, h], attention(q[:, h], k[:, h // 3], v[:, h // 3], causal=True))
 
 
+class Attending(nn.Module):
+    def forward(self, q, k, v, **limits): return attention(q, k, v, **limits)
+
+
 @sharing
 def test_head_weights_are_shares_that_look_back(num_kv_heads):
     ours, x = layer(num_kv_heads), torch.randn(2, 5, 32)
@@ -160,6 +164,9 @@ def test_head_weights_are_shares_that_look_back(num_kv_heads):
     assert_close(weights.sum(-1), torch.ones(2, 4, 5))
     assert ours.attend is fused_attention
     assert (head_weights(ours, x[:, :1]) == 1).all()
+    ours.attend = Attending()   # a layer may play the role, too
+    assert_close(head_weights(ours, x), weights)
+    assert type(ours.attend) is Attending
 
 
 @sharing

@@ -492,7 +492,7 @@ def test_the_tour_and_the_front_page_export_nothing():
 
 
 def test_public_names_are_read_without_importing(tmp_path):
-    (tmp_path/"m.py").write_text("from a import b\nT = TypeVar('T')\n__all__ = ['T', 'b', 'f', '_g']\ndef f(): ...\n")
+    (tmp_path/"m.py").write_text("from a import b\nT = TypeVar('T')\n__all__ = ['T', 'b', 'f', '_g']\ndef f(): ...\n", "utf-8", newline="\n")
     assert names_of(tmp_path/"m.py") == {"b": False, "f": True}
 
 

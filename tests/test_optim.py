@@ -276,7 +276,7 @@ for a, b in zip(*params): torch.testing.assert_close(a, b)
 assert compiles.frame_count == settled, f'{settled} pieces of code became {compiles.frame_count}'
 """
     done = subprocess.run([sys.executable, "-c", "import torch._dynamo.testing\n" + code], capture_output=True, text=True,
-                          env=os.environ | {"JAXTYPING_DISABLE": "1"})
+                          env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 

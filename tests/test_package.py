@@ -60,7 +60,7 @@ def test_alone_it_says_what_can_be_done_and_it_can(command):
 
 def test_the_whole_way_by_its_verbs(command, tmp_path):
     "From a text to a text, with the verbs that the overview lists."
-    (tmp_path/"corpus.txt").write_text("".join(f"The {i}th line of a play.\n" for i in range(900)), "utf-8")
+    (tmp_path/"corpus.txt").write_text("".join(f"The {i}th line of a play.\n" for i in range(900)), "utf-8", newline="\n")
     command("tokenizer", "--corpus", "corpus.txt", "--vocab_size", "270", "--output", "data/tokenizer.json")
     command("data", "--tokenizer", "data/tokenizer.json", "--corpus", "corpus.txt", "--output", "data")
     command("train", "--train_data", "data/train.bin", "--val_data", "data/val.bin", *"--d_model 16 --num_layers 1 --num_heads 2 --d_ff 24".split(),

@@ -1,5 +1,6 @@
 """What must hold on every system: text is UTF-8 with plain line breaks, whatever the locale; helper processes are spawned."""
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -9,27 +10,39 @@ import pytest
 
 root = Path(__file__).parents[1]
 code = [path for folder in ("llm_course", "web", "bench") for path in sorted((root/folder).rglob("*.py"))]
+sources = [*code, *sorted((root/"tests").rglob("*.py")), *sorted((root/"nbs").glob("*.ipynb"))]
 
 
 def vague(tree):
-    "Calls that read or write text in the encoding that the system happens to have."
+    "Calls that read or write text in the encoding, or with the line breaks, that the system happens to have."
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call): continue
-        name, given = getattr(node.func, "attr", getattr(node.func, "id", "")), {keyword.arg for keyword in node.keywords}
-        if given & {"encoding", None}: continue   # None: a dictionary of keywords
-        if name in ("read_text", "write_text") and len(node.args) <= (name == "write_text"): yield node
+        name, given = getattr(node.func, "attr", getattr(node.func, "id", "")), {keyword.arg: keyword.value for keyword in node.keywords}
+        if None in given: continue   # a dictionary of keywords
+        named = "encoding" in given or (name in ("read_text", "write_text") and len(node.args) > (name == "write_text"))
         mode = node.args[1] if len(node.args) > 1 else ast.Constant("r")
-        if isinstance(node.func, ast.Name) and name == "open" and not (isinstance(mode, ast.Constant) and "b" in mode.value): yield node
+        opens = isinstance(node.func, ast.Name) and name == "open" and not (isinstance(mode, ast.Constant) and "b" in mode.value)
+        if (opens or name in ("read_text", "write_text") or "text" in given) and not named: yield node
+        writes = name == "write_text" or (opens and isinstance(mode, ast.Constant) and set(mode.value) & set("wax"))
+        if writes and named and "newline" not in given: yield node
 
 
-@pytest.mark.parametrize("path", code, ids=lambda path: path.relative_to(root).as_posix())
-def test_text_has_its_encoding_named(path):
-    assert not [f"line {node.lineno}: {ast.unparse(node)}" for node in vague(ast.parse(path.read_text("utf-8")))]
+def trees(path):
+    "The syntax of a module, or of a page's cells that are Python alone."
+    if path.suffix == ".py": return [ast.parse(path.read_text("utf-8"))]
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [ast.parse(cell) for cell in cells if "    %pip " not in cell]
+
+
+@pytest.mark.parametrize("path", sources, ids=lambda path: path.relative_to(root).as_posix())
+def test_text_has_its_encoding_and_line_breaks_named(path):
+    assert not [f"line {node.lineno}: {ast.unparse(node)}" for tree in trees(path) for node in vague(tree)]
 
 
 @pytest.mark.parametrize("line, found", [
     ("open(p)", 1), ("open(p, 'a')", 1), ("open(p, mode)", 1), ("p.read_text()", 1), ("p.write_text(t)", 1), ("open(p, 'rb')", 0),
-    ("open(p, encoding='utf-8')", 0), ("open(p, mode, **text)", 0), ("p.read_text('utf-8')", 0), ("p.write_text(t, 'utf-8')", 0)])
+    ("open(p, encoding='utf-8')", 0), ("open(p, mode, **text)", 0), ("p.read_text('utf-8')", 0), ("p.write_text(t, 'utf-8')", 1),
+    ("p.write_text(t, 'utf-8', newline='')", 0), ("open(p, 'w', encoding='utf-8')", 1), ("run(c, text=True)", 1), ("run(c, text=True, encoding='utf-8')", 0)])
 def test_a_forgotten_encoding_is_noticed(line, found): assert len([*vague(ast.parse(line))]) == found
 
 

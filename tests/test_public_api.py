@@ -97,12 +97,12 @@ def test_unknown_name_is_an_attribute_error():
 
 def test_importing_the_package_is_cheap():
     code = "import sys, llm_course; llm_course.__version__; print([m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
 
 
 def test_tokenizer_needs_no_torch():
     code = "import sys, llm_course.bpe_tokenizer; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "False"
 
 
 def test_version_comes_from_settings():

@@ -1,11 +1,16 @@
 """The READMEs: the table is what was measured, commands and outputs are real, and both languages say the same."""
 import importlib
 import json
+import math
 import re
 import sys
 from pathlib import Path
 
 import pytest
+
+from llm_course import BpeTokenizer, TrainConfig
+from llm_course.commands import parse
+from llm_course.training import Run, report
 
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
@@ -66,6 +71,32 @@ def test_the_front_page_lets_the_same_model_speak():
     spoken = next("".join(cell["outputs"][0]["text"]) for cell in json.loads((root/"nbs"/"index.ipynb").read_text("utf-8"))["cells"] if cell["id"] == "spoken")
     shown = next(body for kind, body in blocks["README.md"] if kind == "text")
     assert spoken.splitlines()[:8] == shown.splitlines()[:8]
+
+
+def shown_after(start):
+    "The output that stands below a command."
+    return next(after for (kind, body), (_, after) in zip(blocks["README.md"], blocks["README.md"][1:]) if body.startswith(start))
+
+
+def test_training_ends_as_the_readme_shows(capsys):
+    "The words are those of the loop, and the figures belong together: nats per token are bits per byte times bytes per token."
+    shown = shown_after("python -m llm_course.training ")
+    nats, bits, best = map(float, re.findall(r"\d\.\d{4}", shown))
+    said = re.search(r"python -m llm_course.training (.*?)\n```", texts["README.md"], re.S)[1].replace("\\\n", " ").split()
+    config = parse(TrainConfig, said)
+    run = object.__new__(Run)
+    vars(run).update(config=config, done=config.iterations, best=best, history=[{"iteration": config.iterations, "whole_val_loss": nats, "bits_per_byte": bits}])
+    report(run)
+    assert capsys.readouterr().out.replace("\\", "/") == shown
+    bytes_per_token = float(re.search(r"val\.bin: .* (\d\.\d+) bytes per token", texts["README.md"])[1])
+    assert nats / math.log(2) / bytes_per_token == pytest.approx(bits, rel=0.005)
+
+
+def test_the_tokenizer_that_comes_along_is_the_one_that_the_readme_trains():
+    shown, tokenizer = shown_after("python -m llm_course.bpe_tokenizer "), BpeTokenizer.load(root/"llm_course/demo/tokenizer.json")
+    size, merges, special = map(lambda n: int(n.replace(",", "")), re.search(r"vocabulary +([\d,]+) = 256 bytes, (\d+) merges, (\d+) special", shown).groups())
+    assert (size, merges, special) == (tokenizer.vocab_size, len(tokenizer.merges), len(tokenizer.special_tokens))
+    assert {word.encode() for word in re.findall(r"'(.+?)'", shown)} <= set(tokenizer.vocab.values())
 
 
 def test_the_steps_are_those_of_make_demo():

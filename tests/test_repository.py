@@ -34,7 +34,7 @@ def test_files_follow_their_schema(schema, files):
 
 
 def test_the_hooks_can_be_read_and_their_commands_are_there():
-    done = subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", str(root/".pre-commit-config.yaml")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", str(root/".pre-commit-config.yaml")], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout
     hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"] and {hook["language"] for hook in hooks[0]["hooks"]} == {"system"}   # nothing is fetched

@@ -69,7 +69,7 @@ def page_from(cells, folder, page="nbs/06_small.ipynb"):
     (proc/page).parent.mkdir(parents=True, exist_ok=True)
     kinds = [{"cell_type": kind, "source": source, **({"outputs": outputs} if kind == "code" else {})} for kind, source, *outputs in deepcopy(cells)]
     render.lead_to_pages(kinds)
-    (proc/page).write_text(json.dumps({"cells": kinds}), "utf-8")
+    (proc/page).write_text(json.dumps({"cells": kinds}), "utf-8", newline="\n")
     own = config | {"website": config["website"] | {"sidebar": {"contents": ["nbs/index.ipynb", {"section": "Part", "contents": [page, "nbs/07_ffn.ipynb"]}]}}}
     titles = {"nbs/index.ipynb": "Start", page: "06 Small", "nbs/07_ffn.ipynb": "07 FFN"}
     render.render_page(page, proc, output, own, titles, list(titles))

@@ -55,12 +55,12 @@ def test_learns_the_rule(asked):
 
 def test_a_line_of_metrics_is_written_when_due(asked):
     run = train(asked)
-    lines = [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text("utf-8").splitlines()]
     assert lines == run.history
     assert [line["iteration"] for line in lines] == [1, 3, 4, 6, 8]
     assert [line["iteration"] for line in lines if "val_loss" in line] == [4, 8]
     assert "whole_val_loss" in lines[-1] and "bits_per_byte" not in lines[-1]   # no tokenizer, no bytes
-    assert json.loads((asked.output/"config.json").read_text())["d_model"] == 16
+    assert json.loads((asked.output/"config.json").read_text("utf-8"))["d_model"] == 16
     assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 8
 
 
@@ -99,7 +99,7 @@ def test_resuming_anywhere_changes_nothing(asked, stop):
 
 def test_resuming_after_a_death_repeats_no_line(asked):
     train(replace(settle(asked), iterations=5))
-    with open(asked.output/"metrics.jsonl", "a") as file: file.write('{"iteration": 6, "train_loss": 1.0}\n[5]\n{"a": 1}\n{"iterat')   # written, then killed
+    with open(asked.output/"metrics.jsonl", "a", encoding="utf-8", newline="\n") as file: file.write('{"iteration": 6, "train_loss": 1.0}\n[5]\n{"a": 1}\n{"iterat')   # written, then killed
     run = train(replace(settle(asked), resume=True))
     assert [line["iteration"] for line in run.history] == [1, 3, 4, 5, 6, 8]
     assert run.history[4]["train_loss"] != 1.0
@@ -109,7 +109,7 @@ def test_a_run_that_left_no_checkpoint_is_begun_anew(asked):
     train(asked)
     (asked.output/"checkpoint.pt").unlink()
     run = train(asked)
-    assert [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text().splitlines()] == run.history
+    assert [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text("utf-8").splitlines()] == run.history
 
 
 def test_a_run_can_go_on_in_float16_and_back(asked):
@@ -234,7 +234,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
 def test_a_loss_that_is_no_number_is_never_written_down(asked, monkeypatch):
     monkeypatch.setattr(training, "cross_entropy", lambda logits, targets: cross_entropy(logits, targets) * (math.nan if torch.is_grad_enabled() else 1))
     with pytest.raises(ValueError, match="before iteration 1; there is no checkpoint yet"): train(asked)
-    assert not (asked.output/"metrics.jsonl").read_text()
+    assert not (asked.output/"metrics.jsonl").read_text("utf-8")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -504,9 +504,9 @@ def test_compiled_and_uncompiled_go_on_from_each_other(asked, first):
              "device": asked.device, "precision": "float32", "cos_cycle_iters": 8, "warmup_iters": 1, "log_interval": 1}.items()]
     def go(folder, iterations, *more):
         done = subprocess.run([sys.executable, "-m", "llm_course.training", *words, f"--output={asked.output.parent/folder}", f"--iterations={iterations}", "--resume", *more],
-                              env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+                              env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
-        return [json.loads(line)["train_loss"] for line in (asked.output.parent/folder/"metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line)["train_loss"] for line in (asked.output.parent/folder/"metrics.jsonl").read_text("utf-8").splitlines()]
     go("mixed", 4, *["--compile"]*first)
     np.testing.assert_allclose(go("mixed", 8, *["--compile"]*(not first)), go("plain", 8), rtol=1e-4)
 
@@ -515,9 +515,9 @@ def test_compiled_and_uncompiled_go_on_from_each_other(asked, first):
 @pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 0, "deaths")], ids=["at random moments", "at each write, fsync and rename"])
 def test_a_killed_run_ends_with_the_same_losses(how, kills, said, tmp_path):
     done = subprocess.run([sys.executable, "tests/killed.py", tmp_path, how, str(kills)], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0 and said in done.stdout, done.stderr
-    assert json.loads((tmp_path/"whole/metrics.jsonl").read_text().splitlines()[-1])["iteration"] >= 9
+    assert json.loads((tmp_path/"whole/metrics.jsonl").read_text("utf-8").splitlines()[-1])["iteration"] >= 9
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl", "loss.svg"])
@@ -615,10 +615,10 @@ def test_a_forbidden_folder_is_refused_before_the_work(asked):
 
 @pytest.mark.parametrize("place", ["a file", *["/proc"] * os.path.isdir("/proc")])
 def test_a_place_where_no_folder_can_be_is_refused_before_the_work(place, asked, capsys):
-    asked.output.write_text("in the way")
+    asked.output.write_text("in the way", "utf-8", newline="\n")
     output = asked.output if place == "a file" else Path(place)/"run"
     assert f"--output {output} cannot be written" in refused_by_the_command(replace(asked, output=output), capsys)
-    assert asked.output.read_text() == "in the way"
+    assert asked.output.read_text("utf-8") == "in the way"
 
 
 def test_order_and_way_down_are_what_was_asked(asked):

@@ -69,7 +69,7 @@ def process(proc: Path) -> Path:
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
             finish(notebook["cells"], source["cells"], path.name, anchors[address(f"nbs/{path.name}")])
             lead_to_pages(notebook["cells"])
-            target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8")
+            target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
     return proc
 
 

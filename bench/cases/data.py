@@ -49,7 +49,7 @@ def files():
     home = Path(folder.name)
     mixed_text(home/"text.txt", 40_000_000)
     with open(home/"text.txt", encoding="utf-8", newline="") as file: BpeTokenizer.train([file.read(6_000_000)], 10_000).save(home/"tokenizer.json")
-    (home/"val.txt").write_text("One line\nor two.\n", "utf-8")
+    (home/"val.txt").write_text("One line\nor two.\n", "utf-8", newline="\n")
     return folder, home
 
 

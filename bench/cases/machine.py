@@ -9,7 +9,7 @@ from bench.cases.generating import llama
 from bench.cases.pairs import same
 from bench.runner import case
 
-LARGE, SMALL = (10_000, 256, 512, 6, 8, 1344), (1024, 64, 128, 4, 4, 352)   # vocabulary, context, width, layers, heads, hidden width
+SIZES = {"large": ((10_000, 256, 512, 6, 8, 1344), 4), "small": ((1024, 64, 128, 4, 4, 352), 12)}   # vocabulary, context, width, layers, heads, hidden width; sequences in a batch
 
 
 class Block(nn.Module):
@@ -91,17 +91,42 @@ def steppers(device, shape, batch_size, precision, compiled, peer):
     model, batch = model.to(device), torch.randint(shape[0], (batch_size, shape[1] + 1), device=device)
     their_logits = (lambda ids: theirs(ids, use_cache=False).logits) if peer is llama else theirs
     torch.testing.assert_close(model(batch[:, :-1]), their_logits(batch[:, :-1]), rtol=1e-4, atol=1e-4)
-    ours_by, theirs_by = AdamW(model.parameters(), lr=1e-3, fused=not compiled), torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
-    if compiled: ours_by.step = torch.compile(ours_by.step)
+    ours_by, theirs_by = AdamW(model.parameters(), lr=1e-3, fused=True), torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
     pair = (stepper(model, cross_entropy, ours_by, batch, precision, compiled),
                 stepper(their_logits, lambda logits, ids: F.cross_entropy(logits.float(), ids), theirs_by, batch, precision, compiled))
     for _ in range(3): same(*pair, rtol=1e-2, atol=1e-2)   # they stay together, step by step; and what is compiled, is compiled now
     return pair
 
 
+def only_products(device, shape, batch_size, joined=False):
+    "The matrix products of a step, there and back, and the attention kernel, with nothing between them."
+    vocab, context, d, layers, heads, d_ff = shape
+    block = [(3*d, d), (d, d), (2*d_ff, d), (d, d_ff)] if joined else 4*[(d, d)] + 2*[(d_ff, d)] + [(d, d_ff)]
+    weights = [torch.randn(size, device=device) for size in layers*block + [(vocab, d)]]
+    rows = {size: torch.randn(batch_size * context, size, device=device) for w in weights for size in w.shape}
+    q, k, v = (torch.randn(batch_size, heads, context, d // heads, device=device, requires_grad=True) for _ in range(3))
+
+    def run():
+        for w in weights: rows[w.shape[1]] @ w.T, rows[w.shape[0]] @ w, rows[w.shape[0]].T @ rows[w.shape[1]]
+        for _ in range(layers): torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).sum(), (q, k, v))
+    return run
+
+
+@case(peer="a whole step of transformers.LlamaForCausalLM, compiled", package="transformers")
+def products_alone(device):
+    "The matrix products and the attention of a step of the large model, float32, with nothing between them."
+    return only_products(device, *SIZES["large"]), steppers(device, *SIZES["large"], "float32", True, llama)[1]
+
+
+@case(peer="the same products one by one")
+def products_joined(device):
+    "The products of `products_alone` with queries, keys and values in one, gate and value in another."
+    return only_products(device, *SIZES["large"], joined=True), only_products(device, *SIZES["large"])
+
+
 def register(size, precision, way, rival):
     "A race for each size, precision, way of running, and rival."
-    shape, batch_size = (LARGE, 4) if size == "large" else (SMALL, 12)
+    shape, batch_size = SIZES[size]
     peer, name, package = (built_in, "the same model of torch's own layers", "torch") if rival == "torch" else (llama, "transformers.LlamaForCausalLM", "transformers")
     def race(device): return steppers(device, shape, batch_size, precision, way == "compiled", peer)
     vocab, context, d, layers, heads, d_ff = shape
@@ -110,4 +135,4 @@ def register(size, precision, way, rival):
     case(peer=name, package=package)(race)
 
 
-for choice in product(("large", "small"), ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)
+for choice in product(SIZES, ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)
