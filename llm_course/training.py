@@ -613,14 +613,15 @@ def step_flops(
     return 3 * tokens * (2 * numbers + 4 * c.num_layers * c.d_model * c.max_seq_len)
 
 PEAKS = {   # floating-point operations per second that the makers promise for dense products in half precision, and in float32
-    "H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L4": (121e12, 30.3e12), "T4": (65e12, 8.1e12)}
+    "H200": (989e12, 67e12), "H100 PCIe": (756e12, 51e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L4": (121e12, 30.3e12), "T4": (65e12, 8.1e12)}
 
 def peak_flops(
     gpu:str,       # Its name, as the driver tells it
     precision:str, # A key of `PRECISIONS`
 )->float|None:     # Operations per second; `None` where we know of no promise
     "Look up what a GPU is said to be capable of."
-    found = [peaks for name, peaks in PEAKS.items() if name in gpu.replace("-", " ").split()]
+    words = set(gpu.replace("-", " ").split())
+    found = [peaks for name, peaks in PEAKS.items() if words.issuperset(name.split())]
     return found[0][precision == "float32"] if found else None
 
 # %% ../nbs/17_training.ipynb #memory

@@ -95,6 +95,17 @@ def test_next_walks_the_whole_course_and_previous_walks_back(browser, address):
     assert walk("next") == pages and walk("prev") == pages[::-1]
 
 
+def test_search_finds_a_section(window, address):
+    window.goto(f"{address}/{pages[0]}", wait_until="load")
+    window.evaluate("document.querySelector('nav.book details').open = true")
+    window.locator("nav.book input").fill("pushes hypotenuse")
+    window.wait_for_selector("nav.book ol", state="hidden")
+    window.locator("nav.book input").fill("hypotenuse")
+    link = window.locator("nav.book ol a", has_text="RMSNorm").first
+    link.click()
+    window.wait_for_url(re.compile(re.escape(f"{address}/nbs/rmsnorm.html#")))
+
+
 def test_a_fault_is_noticed(window, address):
     window.troubles.clear()
     window.goto(f"{address}/{pages[0]}", wait_until="load")

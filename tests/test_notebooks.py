@@ -301,6 +301,32 @@ def tells_what_it_exported(page):
     if unknown := named - page.exported.keys(): yield f"'What we exported' names {sorted(unknown)}, which llm_course.{page.module} does not export"
 
 
+# A figure in prose that no cell computes and no file holds will be wrong one day. These may be typed, for they were not measured.
+TYPED = {
+    ("03_data", "63 %"): "1 - 1/e, derived below it", ("03_data", "30 % of this text"): "60 of 200 bytes, as the cell above has it", ("03_data", "99 %"): "asked for in an exercise",
+    ("06_rmsnorm", "256 times"): "counted, and printed above", ("06_rmsnorm", "7 % to 64 %"): "cited from the paper", ("12_loss", "2.40 to 2.75 nats"): "given in an exercise",
+    ("12_loss", "720 nats"): "300 tokens of 2.40 nats", ("12_loss", "0.047 bits per byte"): "the answer to that exercise, which a cell checks",
+    ("13_optim", "300 times longer"): "3 / 0.01", ("19_pretrained", "1.3 times the weights"): "the limit that the tests hold",
+    ("24_mistakes_text", "99 %"): "a supposed case",
+}
+figure = re.compile(r"(?<![\w.,$\\^_{:/-])\d[\d,]*(?:\.\d+)?(?:(?: to | and | or |–)\d[\d,]*(?:\.\d+)?)?\s?"
+                    r"(?:(?:[mµun]?s|seconds?|minutes?|[kMG]i?B/s|[kMGT]?FLOPs?/s|tok(?:en)?s?(?:/s| a second| per second)|nats?|bits? per byte)\b|×(?! ?\d)|%|times (?:as|the|faster|slower|longer|shorter)\b)")
+
+
+@check
+def types_no_measurement(page):
+    for cell in page.cells:
+        if cell.kind != "markdown" or page.name == "references": continue
+        text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)", " ", cell.source, flags=re.S)
+        for (name, phrase) in TYPED:
+            if name == page.name: text = text.replace(phrase, " ")
+        for found in figure.finditer(text): yield f"{cell} types {found[0]!r}: let a cell compute it, or read it by `records` from where it was written down"
+
+
+def test_what_may_be_typed_is_still_there():
+    for name, phrase in TYPED: assert any(phrase in cell.source for cell in pages[name].cells), (name, phrase)
+
+
 @check
 def names_no_ones_machine(page):
     for cell in page.cells:
@@ -446,6 +472,8 @@ broken = [
     ("pictures_are_labelled", with_output("picture", {**svg, "data": {"image/png": "AAAA"}})),
     ("pictures_are_labelled", with_output("checks", svg)),
     ("pictures_are_labelled", with_output("picture", {**svg, "data": {"text/html": '<svg aria-label="A line that bends at the end"></svg>'}})),
+    *[("types_no_measurement", replaced("prose", "None", f"It took {text}.")) for text in
+      ("3 ms", "40 µs", "2.5 s", "12 seconds", "4 to 5 minutes", "6.5 MB/s", "1,000 tok/s", "30 GFLOP/s", "1.4 ×", "7 %", "2 times as long", "1.489 nats", "1.52 bits per byte")],
     ("refers_to_its_own_pictures", replaced("prose", "@fig-x", "@fig-y")),
     ("has_a_picture", with_output("picture")),
     ("checks_its_claims", replaced("checks", "assert f(2) == 2", "f(2)")),

@@ -28,6 +28,7 @@ picture = [{"output_type": "display_data", "data": {"image/svg+xml": ["<svg/>"],
     (printed("took 3 ms, 1/65 of it"), printed("took 900.5 ms, 1/9 of it"), "time"),
     (printed("error 3.1e-08"), printed("error 9.7e-07"), "rounding"),
     (printed("1,000 gave 2.30"), printed("1,001 gave 2.35"), "rounding"),
+    (printed("lost 2.0"), printed("lost 1.5"), "training"),
     (printed("ROMEO: Ay."), printed("ROMEO: No, 3 times."), "text"),
 ])
 def test_honest_outputs_pass(before, after, reason): assert not list(outputs.differences(before, after, reason))
@@ -52,6 +53,7 @@ def test_honest_outputs_pass(before, after, reason): assert not list(outputs.dif
     (printed("loss 2.30"), printed("loss 2.50"), "rounding"),
     (printed("loss 2.30"), printed("less 2.30"), "rounding"),
     (printed("error 1.0e-3"), printed("error 9.0e-07"), "rounding"),
+    (printed("lost 2.0"), printed("won 2.0"), "training"),
     (printed("ROMEO: Ay."), [], "text"),
 ])
 def test_untrue_outputs_are_noticed(before, after, reason): assert list(outputs.differences(before, after, reason))

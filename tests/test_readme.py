@@ -14,6 +14,8 @@ from llm_course.training import Run, report
 
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
+from test_notebooks import figure  # noqa: E402
+
 from bench.table import table  # noqa: E402
 
 names = "README.md", "README_cn.md"
@@ -56,6 +58,11 @@ def test_both_link_to_the_same_places_and_these_are_there():
     assert links["README.md"] == links["README_cn.md"]
     assert all(re.match("https://", link) or (root/link).exists() for link in links["README.md"])
     assert {f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")} <= set(links["README.md"])
+
+
+def test_prose_types_no_measurement():
+    prose = re.sub(r"^```.*?^```$|^\|.*$|`[^`\n]*`", "", texts["README.md"], flags=re.M | re.S)   # the other README has the same figures
+    assert not figure.findall(prose) and figure.search("It took 3 ms.")
 
 
 def test_the_demo_says_what_the_readme_shows(capsys):

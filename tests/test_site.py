@@ -6,17 +6,22 @@ import sys
 from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
+from textwrap import dedent
 
+import jsonschema
 import pytest
 import yaml
+from test_notebooks import names_of
 
 pytest.importorskip("pypandoc")
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root/"web"))
+import api  # noqa: E402
 import render  # noqa: E402
 
 config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
 listed = render.pages_of(config)
+modules = {f"nbs/{path.name}": found[1] for path in (root/"nbs").glob("*.ipynb") if (found := re.search(r'#\| default_exp (\w+)', path.read_text("utf-8")))}
 settings = dict(re.findall(r"^(\w+) = (.*)$", (root/"settings.ini").read_text("utf-8"), re.M))
 
 
@@ -24,7 +29,7 @@ settings = dict(re.findall(r"^(\w+) = (.*)$", (root/"settings.ini").read_text("u
 
 def test_every_page_is_listed_once_and_every_listed_page_exists():
     there = [f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")]
-    assert sorted(listed) == sorted(there)
+    assert sorted(listed) == sorted([*there, *api.parts_of(config, modules)])
 
 
 def test_pages_are_in_reading_order():
@@ -43,6 +48,31 @@ def test_quarto_and_nbdev_agree():
     assert site == f"https://{settings['user']}.github.io/{settings['repo']}"
     assert config["project"]["output-dir"] == settings["doc_path"] and settings["custom_sidebar"] == "True"
     assert config["website"]["title"] == settings["title"] and config["website"]["description"] == settings["description"]
+
+
+# ---- Quarto's own rules, as far as web/quarto.schema.json has them
+
+schema = jsonschema.Draft202012Validator(json.loads((root/"web"/"quarto.schema.json").read_text("utf-8")))
+
+
+def test_the_configuration_follows_the_schema():
+    jsonschema.Draft202012Validator.check_schema(schema.schema)
+    assert not [f"{error.json_path}: {error.message}" for error in schema.iter_errors(config)]
+
+
+@pytest.mark.parametrize("path, value", [
+    ("project.type", "site"), ("project.rendre", []), ("project.render", "index.qmd"), ("execute.enabled", "no"), ("lang", "English"), ("format.pdf", {}),
+    ("format.html.theme", {"night": "darkly"}), ("format.html.toc", "yes"), ("format.html.code-copy", "always"), ("format.html.html-math-method", "mathmal"),
+    ("format.html.grid", {"body-width": 820}), ("website.titel", "x"), ("website.site-url", "llm-course.github.io"), ("website.repo-actions", ["edit", "isue"]),
+    ("website.search", {"location": "top"}), ("website.open-graph", "yes"), ("website.sidebar.style", "fixed"), ("website.sidebar.contents", []),
+    ("website.sidebar.contents", ["nbs/01_bpe.py"]), ("website.sidebar.contents", [{"part": "I", "contents": ["a.ipynb"]}]), ("website", None), ("books", {}),
+])
+def test_a_slip_in_the_configuration_is_noticed(path, value):
+    changed = at = deepcopy(config)
+    *way, last = path.split(".")
+    for name in way: at = at[name]
+    at[last] = value
+    assert not schema.is_valid(changed)
 
 
 # ---- A page, small enough to know all of it
@@ -156,7 +186,7 @@ def test_every_exported_symbol_can_be_linked_to(site):
 
 
 def test_every_chapter_has_its_number_and_its_badge(site):
-    for page in listed[1:]:
+    for page in [page for page in listed[1:] if page.endswith(".ipynb")]:
         text, number = (site[""]/render.address(page)).read_text("utf-8"), re.match(r"nbs/(\d\d )?", page.replace("_", " "))[1] or ""
         assert f"<h1>{number}" in text and f"/blob/main/{page}" in text
 
@@ -208,3 +238,79 @@ def test_the_minutes_are_those_of_the_pages():
 
 def test_the_tour_takes_fifteen_minutes():
     assert "[00 Tour](00_tour.ipynb) 15," in shown("times", "text/markdown")
+
+
+def test_what_is_searched_holds_every_section_and_no_code(site):
+    found = json.loads((site[""]/"search.js").read_text("utf-8").partition("=")[2])
+    assert {address.partition("#")[0] for address, *_ in found} == {*map(render.address, listed)}
+    for address, *_ in found:
+        page, _, anchor = address.partition("#")
+        assert not anchor or anchor in site[page].ids, address
+    norm = {heading: words for address, _, heading, words in found if address.startswith("nbs/rmsnorm")}
+    assert "residual stream" in norm["The problem"] and not any("torch.promote_types(x" in words or "<" in heading for heading, words in norm.items())
+
+
+def test_links_to_the_site_have_a_picture(site):
+    picture = (site[""]/config["website"]["image"]).read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) < 100_000
+    assert (int.from_bytes(picture[16:20]), int.from_bytes(picture[20:24])) == (1200, 630)
+    text = (site[""]/"nbs"/"rmsnorm.html").read_text("utf-8")
+    assert f'<meta property="og:image" content="{config["website"]["site-url"]}/card.png">' in text and 'name="twitter:card"' in text
+
+
+# ---- The pages on the package
+
+def test_every_public_name_is_there_and_its_chapter_is_linked(site):
+    for page, (_, notebooks) in api.parts_of(config, modules).items():
+        links = site[render.address(page)]
+        for notebook in notebooks:
+            module = modules[notebook]
+            own = {f"{module}.{name}" for name, made_here in names_of(root/"llm_course"/f"{module}.py").items() if made_here}
+            assert {i for i in links.ids if i.startswith(f"{module}.")} == own, module
+            built = sum(target.partition("#")[0] == f"../{render.address(notebook)}" for target in links.targets)
+            assert not own or built >= len(own) + 1   # each name, and the module itself
+
+
+def described(source, tmp_path):
+    (tmp_path/"small").mkdir()
+    (tmp_path/"small"/"__init__.py").write_text('"One promise."\n' + dedent(source), "utf-8")
+    return api.section(api.griffe.load("small", search_paths=[tmp_path], allow_inspection=False), "nbs/01_small.ipynb", "01 Small", {"small.other": "text.html"})
+
+
+def test_an_entry_has_signature_types_defaults_comments_and_docstring(tmp_path):
+    text = described('''
+        from dataclasses import dataclass
+        __all__ = ["LIMIT", "f", "C", "D", "_hidden", "checks_it", "T"]
+        LIMIT = 3   # no more than this
+        T = TypeVar("T")
+        @dataclass
+        class Base:
+            a:int=1 # From the base
+        @dataclass
+        class D(Base):
+            "A record."
+            b:str|None=None # Its own
+        def f(
+            x:Float[Tensor, "... d"], # What goes in
+            *,
+            scale:float=2.0,          # How much | how far
+        )->int: # What comes out
+            """Do it.
+
+            Raises `ValueError`."""
+        class C:
+            "Hold it."
+            def __init__(self, size:int): ...   # How large
+            def go(self, *steps:int, **more)->None:
+                "Go."
+            def silent(self): ...
+        @check_of("f")
+        def checks_it(f): "It holds."
+        def _hidden(): ...
+        def unlisted(): ...
+        ''', tmp_path)
+    for part in ("## small {#small}", "One promise. Built in [01 Small](../nbs/01_small.ipynb).", "LIMIT = 3", "no more than this",
+                 "f(x: Float[Tensor, '... d'], *, scale: float = 2.0) -> int", "Raises `ValueError`. [Built here](../nbs/01_small.ipynb#f).", "| `x` | What goes in |",
+                 "| `scale` | How much \\| how far |", "| *returns* | What comes out |", "C(size: int)", "| `size` | How large |", "go(*steps: int, **more) -> None",
+                 "D(a: int = 1, b: str | None = None)", "| `a` | From the base |", "| `b` | Its own |"): assert part in text, part
+    for part in "hidden", "checks_it", "unlisted", "silent", "TypeVar", "self": assert part not in text, part

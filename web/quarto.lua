@@ -92,11 +92,11 @@ local function callout(element)
   end
 end
 
-local function link(element)   -- to a notebook, as to its page; to the published site, as to this one
+local function link(element)   -- to a notebook or to one of the pages that are made at build, as to its page; to the published site, as to this one
   local target = element.target
   if target:sub(1, #site) == site then target = root .. target:sub(#site + 1) end
   if not target:match("^%a+:") then
-    target = target:gsub("([%w_]+)%.ipynb", function(name) return name:gsub("^%d%d_", "") .. ".html" end)
+    target = target:gsub("([%w_]+)%.ipynb", function(name) return name:gsub("^%d%d_", "") .. ".html" end):gsub("%.qmd", ".html")
   end
   element.target = target
   return element

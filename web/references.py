@@ -39,7 +39,7 @@ def agrees(text: str, entry: dict) -> bool:
 
 def sources() -> dict[str, str]:
     "The Markdown of each page in reading order, by file name; this one aside."
-    pages = [Path(page).name for page in pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8")))]
+    pages = [Path(page).name for page in pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))) if page.endswith(".ipynb")]
     cells = {page: json.loads((root/"nbs"/page).read_text("utf-8"))["cells"] for page in pages if page != "references.ipynb"}
     return {page: "\n\n".join("".join(cell["source"]) for cell in found if cell["cell_type"] == "markdown") for page, found in cells.items()}
 

@@ -13,6 +13,8 @@ from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
+import api
+import card
 import pypandoc
 import yaml
 from tqdm import tqdm
@@ -51,14 +53,16 @@ def address(page: str) -> str:
 # ---- The first half, for Quarto and pandoc alike: notebooks as readers see them, in _proc/
 
 def process(proc: Path) -> Path:
-    "Let nbdev filter the notebooks into `proc`, executing nothing; then give each page its number, its badge and its anchors."
+    """Let nbdev filter the notebooks into `proc`, executing nothing; then give each page its number, its badge and its anchors.
+
+    Beside them the pages on the package, and the picture for links to the site."""
     from execnb.nbio import read_nb, write_nb
     from nbdev.config import get_config
     from nbdev.processors import FilterDefaults
     shutil.rmtree(proc, ignore_errors=True)
     (proc/"nbs").mkdir(parents=True)
     for name in "_quarto.yml", "index.qmd": shutil.copy(root/name, proc)
-    anchors = anchors_of(root/"llm_course"/"_modidx.py")
+    anchors, modules = anchors_of(root/"llm_course"/"_modidx.py"), {}
     with chdir(root):   # where nbdev looks for its settings
         # The page shows the source, which says more than show_doc; and nbdev would link words such as `store` to other libraries.
         get_config().d["skip_procs"] = "add_links,add_show_docs,exec_show_docs,insert_warning,mv_exports"
@@ -67,10 +71,22 @@ def process(proc: Path) -> Path:
             FilterDefaults()(page)
             write_nb(page, target)
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
-            finish(notebook["cells"], source["cells"], path.name, anchors[address(f"nbs/{path.name}")])
+            module = text(source["cells"][0]["source"]).partition("default_exp ")[2].strip()
+            if module: modules[f"nbs/{path.name}"] = module
+            finish(notebook["cells"], source["cells"], path.name, module, anchors[address(f"nbs/{path.name}")])
             lead_to_pages(notebook["cells"])
             target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
+    config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
+    api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
+    card.draw(proc/config["website"]["image"], config["website"]["title"], config["website"]["description"])
     return proc
+
+
+def front_of(page: Path) -> dict:
+    "What stands at the top of a page in `_proc/`: its title, its promise."
+    source = page.read_text("utf-8")
+    front = text(json.loads(source)["cells"][0]["source"]) if page.suffix == ".ipynb" else source.split("\n---\n")[0]
+    return yaml.safe_load(front.strip("-\n "))
 
 
 def anchors_of(modidx: Path) -> dict[str, list[str]]:
@@ -85,13 +101,12 @@ def anchors_of(modidx: Path) -> dict[str, list[str]]:
     return anchors
 
 
-def finish(cells: list[dict], source: list[dict], name: str, anchors: list[str]) -> None:
+def finish(cells: list[dict], source: list[dict], name: str, module: str, anchors: list[str]) -> None:
     "Put the chapter's number before its title, the badge below it, and each symbol's anchor, and its module, before its code."
     front = yaml.safe_load(text(cells[0]["source"]).strip("-\n "))
     if number := re.match(r"\d\d", name): front["title"] = f"{number[0]} {front['title']}"
     cells[0]["source"] = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---"
     badge = next((line for cell in source[:2] for line in text(cell["source"]).splitlines() if "colab-badge" in line), "")
-    module = text(source[0]["source"]).partition("default_exp ")[2].strip()
     left = list(anchors)
     for at in reversed(range(1, len(cells))):
         if cells[at]["cell_type"] != "code" or "Exported source" not in text(cells[at]["source"]): continue
@@ -202,7 +217,8 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
         "sidebar": sidebar(website["sidebar"]["contents"], titles, page),
         "previous": link(pages[at - 1], titles, page, "prev") if at > 0 else "",
         "next": link(pages[at + 1], titles, page, "next") if at + 1 < len(pages) else "",
-        "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}",
+        "card": f"{website['site-url']}/{website['image']}", "card-alt": website["image-alt"], "url": f"{website['site-url']}/{address(page)}",
+        "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}" if not page.startswith("api/") else "",   # those are made at build
     }
     extra = ["--standalone", "--mathml", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
              f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
@@ -216,12 +232,22 @@ def render_with_pandoc(proc: Path, output: Path) -> None:
     config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
     pages = pages_of(config)
     if missing := [page for page in pages if not (proc/page).exists()]: raise ValueError(f"_quarto.yml lists {missing}, which do not exist; write or unlist them")
-    fronts = {page: yaml.safe_load(text(json.loads((proc/page).read_text("utf-8"))["cells"][0]["source"]).strip("-\n ")) for page in pages}
-    titles = {page: front["title"] for page, front in fronts.items()}
+    titles = {page: front_of(proc/page)["title"] for page in pages}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = [pool.submit(render_page, page, proc, output, config, titles, pages) for page in ("index.qmd", *pages)]
         for page in tqdm(made, "pages"): page.result()
-    shutil.copy(web/"style.css", output)
+    for file in web/"style.css", proc/config["website"]["image"]: shutil.copy(file, output)
+    sections = [found for page in pages for found in sections_of(address(page), titles[page], (output/address(page)).read_text("utf-8"))]
+    (output/"search.js").write_text(f"window.course = {json.dumps(sections, ensure_ascii=False)}\n", "utf-8", newline="\n")
+
+
+def sections_of(page: str, title: str, source: str) -> list[tuple[str, str, str, str]]:
+    "What can be searched for: of each section of a page its address, the page's title, its own heading and its words, but for code and formulas."
+    body = source.partition("</header>")[2].partition('<nav class="turn"')[0]
+    body = re.sub(r"<(pre|math|script|style|button)\b.*?</\1>", " ", body, flags=re.S)
+    words = lambda part: " ".join(html.unescape(re.sub(r"<[^>]+>", " ", part)).split())
+    first, *rest = re.split(r'<h[23][^>]*? id="([^"]+)"[^>]*>(.*?)</h[23]>', body, flags=re.S)
+    return [(page, title, "", words(first))] + [(f"{page}#{at}", title, words(heading), words(part)) for at, heading, part in zip(*[iter(rest)] * 3)]
 
 
 def render(config: Config) -> None:
