@@ -13,7 +13,7 @@ LINKED = re.compile(r"\[([^][]+)\]\((?:glossary\.ipynb)?#([\w-]+)\)")
 def pages_of(contents):
     for item in contents:
         if isinstance(item, dict): yield from pages_of(item["contents"])
-        elif item.startswith("nbs/"): yield Path(item).stem
+        elif item.endswith(".ipynb"): yield Path(item).stem
 
 
 def text_of(name): return "\n\n".join("".join(cell["source"]) for cell in json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))["cells"] if cell["cell_type"] == "markdown")
