@@ -21,6 +21,7 @@ from functools import cache
 from heapq import heappop, heappush
 from itertools import pairwise, zip_longest
 from operator import add
+from typing import Any
 
 import regex
 from tqdm import tqdm
@@ -165,7 +166,7 @@ class Shelves:
     "A queue of pairs, the most frequent first, of equals the greatest. Counts may fall while pairs wait."
     def __init__(self,
         total:Mapping[str, int],      # The count of each pair; whoever changes it need not say so
-        size:Callable[[str], object], # By what to compare pairs that are equally frequent
+        size:Callable[[str], Any],    # By what to compare pairs that are equally frequent
     ):
         self.total, self.size, self.level, self.tied, self.shelves, self.levels = total, size, 0, [], {}, []
         for pair in total: self.put(pair)
@@ -187,6 +188,7 @@ class Shelves:
                 self.tied = sorted(self.shelves.pop(self.level), key=self.size)
             elif self.total[pair := self.tied.pop()] == self.level: return pair
             else: self.put(pair)
+        return None
 
 # %% ../nbs/01_bpe.ipynb #learn-merges
 def learn_merges(

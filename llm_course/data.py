@@ -516,7 +516,9 @@ def member(
     "Read one file of a package, and leave the rest alone."
     if is_zipfile(package):
         with ZipFile(package) as archive: return archive.read(name)
-    with tarfile.open(package) as archive: return archive.extractfile(name).read()
+    with tarfile.open(package) as archive:
+        if (file := archive.extractfile(name)) is None: raise ValueError(f"{name} in {package} is a folder")
+        return file.read()
 
 class Package(NamedTuple):
     "A file that comes inside a package."
@@ -677,7 +679,7 @@ def write_texts(
 )->None:
     "Fetch a corpus and part it into two texts, so that a tokenizer can be trained on the training part alone."
     output = output_path(config.output, "--output", folder=True)
-    corpus = fetch(config.fetch, config.cache_dir, config.path)
+    corpus = fetch(config.fetch or "", config.cache_dir, config.path)
     if corpus.suffix != ".txt":   # a model, or a vocabulary
         print(f"{corpus}: {corpus.stat().st_size:,} bytes")
         return
@@ -716,8 +718,9 @@ def write_bins(
     config:DataConfig, # The flags
 )->None:
     "Turn texts into train.bin and val.bin, with the tokenizer beside them."
-    tokenizer, copy = load_tokenizer(config.tokenizer), Path(config.tokenizer).read_bytes()
-    if config.val_corpus: parts = [list(map(whole, paths)) for paths in (config.corpus, config.val_corpus)]
+    given = Path(config.tokenizer or "")
+    tokenizer, copy = load_tokenizer(given), given.read_bytes()
+    if config.val_corpus: parts = list(map(whole, config.corpus)), list(map(whole, config.val_corpus))
     else: parts = split_documents(config.corpus, config.val_fraction)
     sizes = [sum(end - begin for _, begin, end in spans) for spans in parts]
     output, began = output_path(config.output, "--output", folder=True), perf_counter()

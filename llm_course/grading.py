@@ -687,6 +687,7 @@ class GradingConfig:
 
 def files_in(paths:tuple[Path, ...])->list[Path]:
     "The modules and notebooks among files and folders; raises `ValueError` for what is neither."
+    if not paths: raise ValueError("there is nothing to grade; name a Python file, a notebook, or a folder of them")
     found = []
     for path in paths:
         if path.is_dir(): found += sorted(p for p in path.iterdir() if p.suffix in (".py", ".ipynb") and not p.name.startswith("."))

@@ -5,7 +5,8 @@ Words must agree, and numbers to the last digit that is shown. A cell that canno
   `#| varies: rounding`  it computes long in floating point, which each kind of processor rounds in its own way: numbers agree within 5 %,
                          but for those below a hundred-thousandth, which are nothing but rounding;
   `#| varies: training`  it trains so fast that one rounding leads elsewhere: words agree, numbers need not;
-  `#| varies: text`      it shows what a model writes, where one rounding may turn a word, and all that follow: something must be shown;
+  `#| varies: text`      it shows what a model writes, where one rounding may turn a word, and all that follow: something must be shown
+                         (or what is there in a clone only, and another test holds);
   `#| reads: bench`      it shows what a race of `bench/` wrote down, and nothing where that folder is missing."""
 import math
 import re

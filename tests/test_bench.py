@@ -1,6 +1,7 @@
 """The benchmark's runner: it measures what it says, keeps what was there, and its committed results are whole."""
 import json
 import sys
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import four_bits, ladder, nanogpt, runner  # noqa: E402
+from bench import four_bits, ladder, nanogpt, pages, runner  # noqa: E402
 from bench.cases.generating import llama  # noqa: E402
 from bench.cases.machine import built_in  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
@@ -195,3 +196,22 @@ def test_doses_are_whole():
     for each in found["found"]:
         assert 0 < each["bits_per_byte"] < 8 and each["right"].keys() == found["asked"].keys()
         for kind, share in each["right"].items(): assert abs(share * found["asked"][kind] - round(share * found["asked"][kind])) < 1e-9   # a number of questions
+
+
+def test_a_page_is_timed_by_the_processor():
+    "Work counts, and waiting does not; nor does a cell that is not to be run."
+    pytest.importorskip("ipykernel")
+    def spent(source):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)/"page.ipynb"
+            cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for i, text in enumerate(source)]
+            path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8")
+            return pages.seconds(path)
+    idle = spent(["import time; time.sleep(1)", "#| eval: false\n1/0"])
+    assert spent(["import time\nwhile time.process_time() < 4: pass"]) > max(3.5, idle)
+
+
+def test_every_page_was_timed():
+    found = json.loads((root/"bench"/"pages.json").read_text("utf-8"))
+    assert found["seconds"].keys() >= {path.stem for path in (root/"nbs").glob("[0-9]*.ipynb")}, "run python -m bench.pages for the new page"
+    assert min(found["seconds"].values()) > 0

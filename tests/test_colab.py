@@ -1,5 +1,6 @@
 """Notebooks in Colab: what the first cell does there, that it does nothing elsewhere, and what a page's metadata asks for."""
 import json
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,16 @@ def test_a_page_is_as_the_script_would_make_it(name):
     notebook = json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))
     assert colab.prepare(notebook, name) == notebook, "run python web/colab.py"
     assert notebook["metadata"].get("accelerator") == ("GPU" if name in colab.GPU else None)
+
+
+@pytest.mark.parametrize("name", names)
+def test_a_gpu_is_asked_for_where_a_page_uses_one_and_nowhere_else(name):
+    "Cells that only explain name the CPU, or a number of threads; models that would go to the best device there is are loaded with its name."
+    cells = json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))["cells"]
+    shown = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| export")]
+    assert any("torch.cuda.is_available()" in cell for cell in shown) == (name in colab.GPU)
+    loads = [call for cell in shown for call in re.findall(r"(?<!def )\b(?:load_model|load_pretrained)\([^\n]*", cell)]
+    assert all('"cpu"' in call or "device" in call for call in loads), loads
 
 
 def test_a_new_page_is_made_whole():

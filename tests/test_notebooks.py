@@ -74,7 +74,12 @@ class Cell:
         others = [node for node in self.tree.body if not is_check(node)]
         return self.is_export and len(others) < len(self.tree.body) and all(getattr(node, "name", "").startswith("_") for node in others)
     @property
-    def pictures(self): return [o for o in self.outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
+    def pictures(self): return [o for o in self.outputs if is_drawing(o) or any(kind.startswith("image/") for kind in o.get("data", {}))]
+
+
+def is_drawing(output):
+    "Is this SVG in HTML, whose parts may be links?"
+    return "<svg" in "".join(output.get("data", {}).get("text/html", ""))
 
 
 def is_check(node):
@@ -230,10 +235,12 @@ def pictures_are_labelled(page):
     for cell in page.code:
         if not (cell.pictures or "label" in cell.directives): continue
         if not cell.directives.get("label", "").startswith("fig-"): yield f"{cell} draws, and needs '#| label: fig-…'"
-        for name in "fig-cap", "fig-alt":
+        drawing = len(cell.pictures) == 1 and is_drawing(cell.pictures[0])
+        if drawing and not re.search(r'<svg[^>]* aria-label="[^"]{20,}".*<desc[^>]*>[^<]{20,}', "".join(cell.pictures[0]["data"]["text/html"]), re.S): yield f"{cell} draws in HTML, and needs an aria-label and a <desc>"
+        for name in "fig-cap", *["fig-alt"] * (not drawing):
             if len(cell.directives.get(name, "")) < 20: yield f"{cell} draws, and needs '#| {name}: …' that says something"
         if cell.directives.get("code-fold") != "true": yield f"{cell} draws, and needs '#| code-fold: true'"
-        if len(cell.pictures) != 1 or "image/svg+xml" not in cell.pictures[0]["data"]: yield f"{cell} must show one picture, as SVG"
+        if not drawing and (len(cell.pictures) != 1 or "image/svg+xml" not in cell.pictures[0]["data"]): yield f"{cell} must show one picture, as SVG"
 
 
 @check
@@ -464,6 +471,7 @@ broken = [
     ("pictures_are_labelled", with_output("picture", svg, svg)),
     ("pictures_are_labelled", with_output("picture", {**svg, "data": {"image/png": "AAAA"}})),
     ("pictures_are_labelled", with_output("checks", svg)),
+    ("pictures_are_labelled", with_output("picture", {**svg, "data": {"text/html": '<svg aria-label="A line that bends at the end"></svg>'}})),
     *[("types_no_measurement", replaced("prose", "None", f"It took {text}.")) for text in
       ("3 ms", "40 µs", "2.5 s", "12 seconds", "4 to 5 minutes", "6.5 MB/s", "1,000 tok/s", "30 GFLOP/s", "1.4 ×", "7 %", "2 times as long", "1.489 nats", "1.52 bits per byte")],
     ("refers_to_its_own_pictures", replaced("prose", "@fig-x", "@fig-y")),

@@ -1,5 +1,6 @@
 """The READMEs: the table is what was measured, commands and outputs are real, and both languages say the same."""
 import importlib
+import json
 import math
 import re
 import sys
@@ -70,6 +71,13 @@ def test_the_demo_says_what_the_readme_shows(capsys):
     flags = [*zip(("--prompt", "--max_tokens", "--seed"), words)]
     importlib.import_module("llm_course.generating").main([word for pair in flags for word in pair] + ["--device", "cpu"])
     assert capsys.readouterr().out.rstrip() == shown.rstrip()
+
+
+def test_the_front_page_lets_the_same_model_speak():
+    "Its model is rounded to half precision, so the two part ways at last."
+    spoken = next("".join(cell["outputs"][0]["text"]) for cell in json.loads((root/"nbs"/"index.ipynb").read_text("utf-8"))["cells"] if cell["id"] == "spoken")
+    shown = next(body for kind, body in blocks["README.md"] if kind == "text")
+    assert spoken.splitlines()[:8] == shown.splitlines()[:8]
 
 
 def shown_after(start):

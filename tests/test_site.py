@@ -1,5 +1,6 @@
 """The site: its list of pages, and the pages that pandoc makes of them. (What Quarto makes is not tested here: it is not in any package registry.)"""
 import json
+import math
 import re
 import sys
 from copy import deepcopy
@@ -77,14 +78,16 @@ def test_a_slip_in_the_configuration_is_noticed(path, value):
 # ---- A page, small enough to know all of it
 
 svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="3"/></svg>'
+drawn = '<svg viewBox="0 0 9 9" role="group" aria-label="Two links"><a href="07_ffn.ipynb"><text>07</text></a><a href="07_ffn.ipynb#there"><text>there</text></a></svg>'
 small = [
     ("raw", "---\ntitle: '06 Small'\ndescription: A promise.\noutput-file: small.html\n---\n"),
-    ("markdown", "## An idea {#sec-idea}\n\nFor $x^2$ see @fig-dot, @eq-one, @tbl-two and @sec-idea.\n\n$$a = b$$ {#eq-one}\n\n"
+    ("markdown", "## An idea {#sec-idea}\n\nFor $x^2$ see @fig-dot, @fig-map, @eq-one, @tbl-two and @sec-idea.\n\n$$a = b$$ {#eq-one}\n\n"
                  "| a | b |\n|---|---|\n| 1 | 2 |\n\n: Two. {#tbl-two}\n\n::: {.callout-tip title=\"Mind\"}\nthe gap\n:::\n\n"
                  "<details><summary>Hint</summary>\n\n```python\nx = '`'\n```\n\n</details>\n\n"
                  "[next](07_ffn.ipynb#there) [`f`](https://llm-course.github.io/llm_course/nbs/other.html#f)"),
     ("code", '#| code-fold: true\n#| label: fig-dot\n#| fig-cap: "A *dot*, [3, 4]."\n#| fig-alt: "A \\"dot\\"."\nplot();',
              {"output_type": "display_data", "data": {"image/svg+xml": [svg], "text/plain": ["<Figure>"]}}),
+    ("code", "#| code-fold: true\n#| label: fig-map\n#| fig-cap: 'A map, with [links](07_ffn.ipynb).'\ndraw()", {"output_type": "execute_result", "data": {"text/html": [drawn], "text/plain": ["<HTML>"]}}),
     ("code", "#| echo: false\nsecret = 1", {"output_type": "stream", "name": "stdout", "text": ["2 < 3\n"]},
              {"output_type": "stream", "name": "stdout", "text": ["4 > 3\n"]}),
     ("code", '#| code-fold: show\n#| code-summary: "Exported"\n# ``` fences\ndef f(): ...'),
@@ -94,7 +97,8 @@ small = [
 def page_from(cells, folder, page="nbs/06_small.ipynb"):
     proc, output = folder/"_proc", folder/"_docs"
     (proc/page).parent.mkdir(parents=True, exist_ok=True)
-    kinds = [{"cell_type": kind, "source": source, **({"outputs": outputs} if kind == "code" else {})} for kind, source, *outputs in cells]
+    kinds = [{"cell_type": kind, "source": source, **({"outputs": outputs} if kind == "code" else {})} for kind, source, *outputs in deepcopy(cells)]
+    render.lead_to_pages(kinds)
     (proc/page).write_text(json.dumps({"cells": kinds}), "utf-8", newline="\n")
     own = config | {"website": config["website"] | {"sidebar": {"contents": ["nbs/index.ipynb", {"section": "Part", "contents": [page, "nbs/07_ffn.ipynb"]}]}}}
     titles = {"nbs/index.ipynb": "Start", page: "06 Small", "nbs/07_ffn.ipynb": "07 FFN"}
@@ -115,6 +119,8 @@ def html(tmp_path_factory):
     '<figure id="fig-dot"> <img src="small_files/fig-dot-0.svg" alt="A &quot;dot&quot;." />',
     "<strong>Figure 1.</strong> A <em>dot</em>, [3, 4].", '<a href="#fig-dot">Figure 1</a>', '<a href="#eq-one">Equation 1</a>',
     '<a href="#tbl-two">Table 1</a>', '<a href="#sec-idea">Section 1</a>', '<span class="eqno">(1)</span>',
+    '<figure id="fig-map"> <svg viewBox="0 0 9 9" role="group"', '<figcaption><strong>Figure 2.</strong> A map, with <a href="ffn.html">links</a>.</figcaption>', '<a href="#fig-map">Figure 2</a>',
+    '<a href="ffn.html"><text>07</text></a>', '<a href="ffn.html#there"><text>there</text></a>',
     '<aside class="callout callout-tip"><p class="title">Mind</p>', "<summary>Hint</summary>", "<math",
     '<details class="code"><summary>Code</summary>', '<details class="code" open><summary>Exported</summary>',
     '<span class="kw">def</span>', "2 &lt; 3 4 &gt; 3</code>", "https://github.com/llm-course/llm_course/edit/main/nbs/06_small.ipynb",
@@ -192,6 +198,46 @@ def test_every_page_is_made_and_every_picture_described(site):
 
 def test_no_page_names_two_things_alike(site):
     assert not [(page, again) for page, links in site.items() if page and (again := {i for i in links.ids if links.ids.count(i) > 1})]
+
+
+# ---- The front page
+
+front = {cell["id"]: cell for cell in json.loads((root/"nbs"/"index.ipynb").read_text("utf-8"))["cells"]}
+shown = lambda name, kind: "".join(front[name]["outputs"][0]["data"][kind])
+
+
+def test_the_picture_of_the_machine_leads_to_every_chapter_that_builds_it():
+    drawing = Links(shown("machine", "text/html"))
+    chapters = [path.name for path in (root/"nbs").glob("[01]?_*.ipynb") if 1 <= int(path.name[:2]) <= 18]   # parts I to IV
+    assert set(drawing.targets) == set(chapters)
+    named = re.findall(r'<a href="(\d\d)\w+.ipynb" aria-label="(.+?), chapter (\d\d)">.*?<text[^>]*>(.+?) <tspan[^>]*>(\d\d)</tspan>', shown("machine", "text/html"))
+    assert len(named) == len(drawing.targets) and all(a == b == c and said == seen for a, said, b, seen, c in named)   # what is read out is what is seen
+
+
+def test_the_picture_has_the_arrows_of_the_machine():
+    "Against the lines that the picture is told from: what flows where, box by box."
+    sentences = re.search("<desc[^>]*>(.+)[.]</desc>", shown("machine", "text/html"))[1].split(". ")
+    told = {start: set(ends.split(" and to ")) for start, ends in (sentence.split(" leads to ") for sentence in sentences)}
+    block = {"stream 1": {"norm 1", "sum 1"}, "norm 1": {"heads"}, "heads": {"sum 1"}, "sum 1": {"stream 2"}, "stream 2": {"norm 2", "sum 2"}, "norm 2": {"FFN"}, "FFN": {"sum 2"}}
+    speech = {"text": {"tokenizer", "byte pairs"}, "byte pairs": {"tokenizer"}, "tokenizer": {"ids", "data"}, "ids": {"embedding"}, "embedding": {"stream 1"}, "sum 2": {"norm 3"}, "norm 3": {"head"},
+              "head": {"logits"}, "logits": {"softmax 2", "loss"}, "softmax 2": {"sampling"}, "sampling": {"ids", "tokenizer 2"}, "tokenizer 2": {"new text"}}
+    learning = {"data": {"ids", "loss"}, "loss": {"clip", "health"}, "clip": {"AdamW"}, "schedule": {"AdamW"}, "AdamW": {"Transformer", "checkpoint"}}
+    assert told == block | speech | learning
+
+
+def test_the_minutes_are_those_of_the_pages():
+    "By the page's own rule; a step of five minutes may be missing, so that not every edit needs it run again."
+    rule = {"re": re, "math": math}
+    exec("".join(front["reading-time"]["source"]), rule)
+    table = shown("times", "text/markdown")
+    said = {name: int(minutes) for name, minutes in re.findall(r"\((\w+)\.ipynb\) (\d+)", table)}
+    assert {f"nbs/{name}.ipynb" for name in said} == {page for page in listed if re.match(r"nbs/\d", page)} and "nan" not in table, "run python -m bench.pages, and the front page again"
+    true = {name: rule["reading"](json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))["cells"]) for name in said}
+    assert not {name: (said[name], minutes) for name, minutes in true.items() if abs(said[name] - minutes) > 7.5}, "run the front page again"
+
+
+def test_the_tour_takes_fifteen_minutes():
+    assert "[00 Tour](00_tour.ipynb) 15," in shown("times", "text/markdown")
 
 
 def test_what_is_searched_holds_every_section_and_no_code(site):

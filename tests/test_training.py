@@ -281,6 +281,13 @@ def test_settling_fills_in_what_was_left_open(asked):
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
 
 
+@pytest.mark.parametrize("device, native, chosen", [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("mps", False, "float32"), ("cpu", False, "float32")])
+def test_half_precision_is_what_the_hardware_is_made_for(device, native, chosen, monkeypatch):
+    "A T4, which can only imitate bfloat16, gets float16, and with it a scaler."
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert training.default_precision(torch.device(device)) == chosen
+
+
 def test_flags_reach_the_optimiser_and_the_forward_pass(asked, monkeypatch):
     config, model, compiled = settle(replace(asked, beta1=.5, beta2=.6, weight_decay=.7)), small(asked.device), []
     groups = training.optimizer_for(model, config).param_groups

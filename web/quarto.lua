@@ -35,6 +35,12 @@ local function table_(element)
   return caption(element, element.identifier)
 end
 
+local function drawing(element)   -- ::: {#fig-name} what is shown, then its caption :::
+  if kind_of(element.identifier) ~= "fig" then return end
+  local text = element.content:remove()
+  return figure(pandoc.Figure(element.content, {long = {pandoc.Plain(text.content)}}, {id = element.identifier}))
+end
+
 local function header(element)
   headers[element.identifier] = true
   if kind_of(element.identifier) == "sec" then number(element.identifier) end
@@ -107,7 +113,7 @@ end
 function Pandoc(doc)
   local meta = function(key) return pandoc.utils.stringify(doc.meta[key]) end
   page, site, root = meta("page"), meta("site-url"), meta("root")
-  doc = doc:walk {Figure = figure, Table = table_, Header = header, Inlines = equation}
+  doc = doc:walk {Figure = figure, Div = drawing, Table = table_, Header = header, Inlines = equation}
   doc = doc:walk {Cite = reference, Div = callout, Link = link, Span = anchor}
   return doc:walk {Table = wide}
 end

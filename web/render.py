@@ -74,6 +74,7 @@ def process(proc: Path) -> Path:
             module = text(source["cells"][0]["source"]).partition("default_exp ")[2].strip()
             if module: modules[f"nbs/{path.name}"] = module
             finish(notebook["cells"], source["cells"], path.name, module, anchors[address(f"nbs/{path.name}")])
+            lead_to_pages(notebook["cells"])
             target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
     config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
     api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
@@ -115,6 +116,12 @@ def finish(cells: list[dict], source: list[dict], name: str, module: str, anchor
         cells[at]["source"] = text(cells[at]["source"]).replace("Exported source", f"Exported to llm_course.{module}", 1)
         cells.insert(at, markdown_cell(f"anchors-{at}", "".join(f"[]{{#{a}}}" for a in here)))
     cells.insert(1, markdown_cell("badge", badge + "\n\n" + "".join(f"[]{{#{a}}}" for a in left)))
+
+
+def lead_to_pages(cells: list[dict]) -> None:
+    "Let links to notebooks that a cell shows as HTML, such as those in a drawing, lead to their pages."
+    for data in (out["data"] for cell in cells for out in cell.get("outputs", ()) if "text/html" in out.get("data", {})):
+        data["text/html"] = re.sub(r'(?<=href=")[\w/]+\.ipynb', lambda found: address(found[0]), text(data["text/html"]))
 
 
 def markdown_cell(name: str, source: str) -> dict:
@@ -169,7 +176,9 @@ def output(out: dict, options: dict, files: Path, name: str) -> str:
         alt = json.dumps(options.get("fig-alt", ""), ensure_ascii=False)
         label = f"#{options['label']} " if "label" in options and name.endswith("-0") else ""
         return f"![{options.get('fig-cap', '')}]({files.name}/{name}.{suffix}){{{label}alt={alt}}}"
-    if "text/html" in data: return f"```{{=html}}\n{data['text/html']}\n```"
+    if "text/html" in data:
+        shown = f"```{{=html}}\n{data['text/html']}\n```"
+        return f"::: {{#{options['label']}}}\n\n{shown}\n\n{options['fig-cap']}\n\n:::" if options.get("label", "").startswith("fig-") else shown
     if "text/markdown" in data: return data["text/markdown"]
     return fenced(data["text/plain"], ".output")
 

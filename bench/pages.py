@@ -1,0 +1,46 @@
+"""Measure how much processor time each notebook takes, its kernel's start included, on one thread: `python -m bench.pages` writes pages.json."""
+import datetime
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from bench.runner import commit, machine, root
+from llm_course.commands import whole_file
+
+
+def spent() -> float:
+    "Seconds of processor time that ended kernels, and all that these started, have taken."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds(path: Path) -> float:
+    "Execute a notebook where it lies, without keeping what it shows."
+    notebook = nbformat.read(path, 4)
+    notebook.cells = [cell for cell in notebook.cells if "#| eval: false" not in cell.source]
+    before = spent()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    return spent() - before
+
+
+def main(names: list[str]) -> None:
+    "Measure all pages or those that are named, and keep the others' times."
+    os.environ["OMP_NUM_THREADS"] = "1"
+    output, paths = root/"bench"/"pages.json", sorted((root/"nbs").glob("*.ipynb"))
+    found = json.loads(output.read_text("utf-8"))["seconds"] if output.exists() else {}
+    for path in paths:
+        if names and path.stem not in names: continue
+        found[path.stem] = round(seconds(path), 1)
+        print(f"{path.stem:18} {found[path.stem]:5.1f} s", flush=True)
+        result = {"what": "Seconds of processor time that each notebook takes, from the start of its kernel, on one thread.",
+                  "seconds": {path.stem: found[path.stem] for path in paths if path.stem in found},
+                  "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+        with whole_file(output, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__": main(sys.argv[1:])
