@@ -177,7 +177,7 @@ def describe(
     if all("gradient" in where[i] for i in wrong): return "what comes out is right, and what flows back is wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?"
     wrong.sort(key=lambda i: not where[i].startswith("when "))   # the simplest first
     pairs = [(mine[i], truth[i]) for i in wrong if "gradient" not in where[i]]
-    odd = together(pairs) or next(filter(None, (oddity(a, t) for a, t in pairs)), "") or vaguely(pairs)
+    odd = together(pairs) or slightly(pairs) or next(filter(None, (oddity(a, t) for a, t in pairs)), "") or vaguely(pairs)
     place = whereabouts([where[i] for i in wrong], [label for i, label in enumerate(where) if i not in wrong])
     return ": ".join(filter(None, (place, odd)))
 
@@ -338,11 +338,13 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
     if not (a == t)[~finite].all() or not finite.any(): return ""
     if said := together([(a[finite], t[finite])]): return said
     if a.ndim > 1 and a.shape[-1] == a.shape[-2] and same(a.mT, t): return "rows and columns have changed places"
-    return slightly(a[finite].double(), t[finite].double()) or along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
+    return along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
 
 # %% ../nbs/23_grading.ipynb #slightly
-def slightly(a:Tensor, t:Tensor)->str:
-    "Are they nearly right?"
+def slightly(pairs:list[tuple[Tensor|str, Tensor|str]])->str:
+    "Are all wrong numbers nearly right?"
+    if (joined := flat(pairs)) is None: return ""
+    a, t = joined
     apart = ((a - t).abs() / t.abs().max()).max()
     return f"it is nearly right, to {100 * apart:.1g} % of the largest number: is something rounded, computed in half precision, or a small number added?" if apart < .01 else ""
 

@@ -452,7 +452,7 @@ SYMPTOMS["keep_min_p"] = {hint: partial(seen, setting=.2) for hint, seen in _cut
 SYMPTOMS["penalise"] = {
     "the same amount is taken from small and large scores: a factor is meant": lambda part: part(torch.tensor([4., 2., 1.]), torch.tensor([0, 1]), 2.).sub(torch.tensor([4., 2., 1.]))[:2].diff().abs() < 1e-6 and part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0] != 4,
     "what one row has said is held against another": lambda part: part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.)[1, 0] != 1,
-    "a token that was said twice is punished twice; once is enough": lambda part: part(torch.tensor([4., 1.]), torch.tensor([0, 0]), 2.)[0] < 2}
+    "a token that was said twice is punished twice; once is enough": lambda part: part(torch.tensor([4., 1.]), torch.tensor([0, 0]), 2.)[0] < 2 == part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0]}
 SYMPTOMS["next_probabilities"] = {
     "the shares do not add up to one": lambda part: abs(part(_four, torch.tensor([0]), Sampling(1., .8)).sum() - 1) > 1e-4,
     "at temperature 0 the likeliest token must get everything": lambda part: part(_four, torch.tensor([3]), Sampling(0., 1.))[0] != 1}
