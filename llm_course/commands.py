@@ -249,4 +249,5 @@ def main(
         raise SystemExit(2)
     token = by_verb.set(True)
     try: import_module(f"llm_course.{VERBS[verb][0]}").main(words)
+    except KeyboardInterrupt: raise SystemExit(130) from None   # pressed while torch was being loaded
     finally: by_verb.reset(token)

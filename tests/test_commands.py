@@ -10,6 +10,7 @@ from typing import Annotated
 
 import pytest
 
+from llm_course import commands
 from llm_course.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
 
 
@@ -81,6 +82,13 @@ def test_sigterm_unwinds_the_work_and_is_put_back(tmp_path):
         with whole_file(tmp_path/"model.bin"): signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped: run_command(Config, work, [])
     assert stopped.value.code == 143 and not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_while_a_command_is_being_loaded_ends_quietly(monkeypatch):
+    def interrupted(name): raise KeyboardInterrupt
+    monkeypatch.setattr(commands, "import_module", interrupted)
+    with pytest.raises(SystemExit) as stopped: commands.main(["train"])
+    assert stopped.value.code == 130 and not commands.by_verb.get()
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -3,6 +3,8 @@ import json
 import re
 from pathlib import Path
 
+import installed
+import nbformat
 import outputs
 import pytest
 
@@ -64,6 +66,23 @@ def test_a_complaint_shows_both_lines_and_no_others():
     assert "loss 2.3" in found and "loss 2.9" in found and "same" not in found
 
 
+def test_a_page_is_run_and_every_untrue_output_of_it_is_reported(tmp_path):
+    "Without the folder bench first, as its readers have it, and then with it; two untrue cells, and both are named."
+    cells = [("true", "print(6 * 7)", "42\n"), ("stale", "print(6 * 7)", "41\n"), ("clock", "#| varies: time\nimport time\nprint(f'{time.time():.0f} s')", "1 s\n"),
+             ("bench", "#| reads: bench\nfrom pathlib import Path\nif Path('../bench/results.json').exists(): print('found')", "found\n"),
+             ("lost", "pass", "a picture\n"), ("off", "#| eval: false\n1 / 0", "")]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id=name, outputs=[nbformat.v4.new_output("stream", text=text)] * bool(text)) for name, source, text in cells])
+    nbformat.write(notebook, tmp_path/"page.ipynb")
+    found = installed.run_page(tmp_path/"page.ipynb", "python3")
+    assert re.findall(r"^(\w+): ", found, re.M) == ["stale", "lost"] and "committed: 41" in found and "now: 42" in found
+    assert not installed.run_page(tmp_path/"page.ipynb", "python3", compare=False)
+
+
+def test_a_page_that_fails_says_where(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="boom")]), tmp_path/"page.ipynb")
+    assert "ZeroDivisionError" in installed.run_page(tmp_path/"page.ipynb", "python3", compare=False)
+
+
 def test_every_mark_is_one_that_is_understood():
     for page, name, source in code:
         assert outputs.directive(source, "varies") in (None, *outputs.REASONS), (page, name)
@@ -74,3 +93,10 @@ def test_every_cell_that_quotes_a_measurement_says_so():
     quotes = [(page, name, source) for page, name, source in code if re.search(r"\brecords\(", source) and page != "00_notation"]
     assert quotes and not [(page, name) for page, name, source in quotes if outputs.directive(source, "reads") != "bench"]
     assert not [(page, name) for page, name, source in code if re.search(r"bench\b.*read_text|open\(.*\bbench\b", source)]   # there is one way
+
+
+def test_every_cell_that_shows_a_time_says_so():
+    timed = re.compile(r"\d ?(?:ms|µs|MB/s)\b|\d × the time|as fast\b|times as long")
+    shown = [(page, cell["id"], "".join(cell["source"])) for page, cells in pages.items() for cell in cells if cell["cell_type"] == "code"
+             and any(timed.search(text) for kind, text in outputs.texts(cell["outputs"]) if kind in ("stdout", "text/plain", "text/markdown"))]
+    assert shown and not [(page, name) for page, name, source in shown if outputs.directive(source, "varies") != "time" and outputs.directive(source, "reads") != "bench"]

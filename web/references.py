@@ -52,7 +52,7 @@ def title(markdown: str, page: str) -> str:
 
 def described(entry: dict, pages: dict[str, str]) -> str:
     "A source in one paragraph, under an anchor."
-    people = [" ".join(name[part] for part in ("given", "non-dropping-particle", "family", "literal") if part in name) for name in entry["author"]]
+    people = [" ".join(name[part] for part in ("given", "dropping-particle", "non-dropping-particle", "family", "literal") if part in name) for name in entry["author"]]
     people = ", ".join(people[:-1]) + (" et al." if people[-1] == "others" else " and " * (len(people) > 1) + people[-1])
     where = re.sub("<.*?>", "", entry.get("container-title", entry.get("note", "")))
     number = entry.get("volume", "") + (f" ({entry['issue']})" if "issue" in entry else "")
