@@ -93,3 +93,10 @@ def test_every_cell_that_quotes_a_measurement_says_so():
     quotes = [(page, name, source) for page, name, source in code if re.search(r"\brecords\(", source) and page != "00_notation"]
     assert quotes and not [(page, name) for page, name, source in quotes if outputs.directive(source, "reads") != "bench"]
     assert not [(page, name) for page, name, source in code if re.search(r"bench\b.*read_text|open\(.*\bbench\b", source)]   # there is one way
+
+
+def test_every_cell_that_shows_a_time_says_so():
+    timed = re.compile(r"\d ?(?:ms|µs|MB/s)\b|\d × the time|as fast\b|times as long")
+    shown = [(page, cell["id"], "".join(cell["source"])) for page, cells in pages.items() for cell in cells if cell["cell_type"] == "code"
+             and any(timed.search(text) for kind, text in outputs.texts(cell["outputs"]) if kind in ("stdout", "text/plain", "text/markdown"))]
+    assert shown and not [(page, name) for page, name, source in shown if outputs.directive(source, "varies") != "time" and outputs.directive(source, "reads") != "bench"]
