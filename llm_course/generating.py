@@ -825,6 +825,6 @@ def _by_hand(logits, said, how):
 def applies_everything_in_its_order(part):
     "Penalty, temperature, top-k, top-p, min-p, then shares of what is left: they add up to one."
     logits, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
-    for how in Sampling(1., 1.), Sampling(.5, .8), Sampling(2., .75), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(0., 1.):
+    for how in Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., .75), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(0., 1.):
         got, wanted = part(logits, said, how), _by_hand(logits, said, how)
         assert_close(got, wanted, msg=f"scores 3, 2, 1, 0, −1, of which the first was said, {how}: {[round(x, 3) for x in wanted.tolist()]} are wanted, but {[round(x, 3) for x in got.tolist()]} came")

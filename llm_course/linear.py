@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['linear', 'truncated_normal', 'Linear', 'weighs_as_known_by_hand', 'agrees_with_torch', 'is_linear',
-           'vectors_come_out_as_large_as_they_went_in', 'has_one_matrix_and_no_bias_unless_asked']
+           'vectors_come_out_as_large_as_they_went_in', 'has_one_matrix_and_no_bias_unless_asked',
+           'sends_gradients_back']
 
 # %% ../nbs/04_linear.ipynb #imports
 import torch
@@ -98,3 +99,11 @@ def has_one_matrix_and_no_bias_unless_asked(part):
     plain, biased = part(5, 3).state_dict(), part(5, 3, bias=True).state_dict()
     assert [(k, tuple(v.shape)) for k, v in plain.items()] == [("weight", (3, 5))], f"Linear(5, 3) must hold a weight of (3, 5) alone, but holds {[(k, tuple(v.shape)) for k, v in plain.items()]}"
     assert {*biased} == {"weight", "bias"} and not biased["bias"].any(), f"with bias=True there must be a weight and a bias of zeros, but there is {[*biased]}"
+
+@check_of("Linear")
+def sends_gradients_back(part):
+    "For the sum of what comes out, the gradient of a weight is the sum of its inputs, that of an input the sum of its weights, and that of the bias the number of vectors."
+    layer, x = part(5, 3, bias=True), torch.randn(4, 5, requires_grad=True)
+    got = torch.autograd.grad(layer(x).sum(), [x, layer.weight, layer.bias])
+    for name, found, wanted in zip(["the input", "the weight", "the bias"], got, [layer.weight.sum(0).expand(4, 5), x.sum(0).expand(3, 5), torch.full((3,), 4.)]):
+        assert_close(found, wanted, msg=lambda m: f"4 vectors went in, and the gradient of {name} is wrong:\n{m}")

@@ -160,9 +160,9 @@ def does_not_see_a_shift(part):
 @check_of("CrossEntropyLoss")
 def leaves_out_what_is_ignored(part):
     "Rows with the target −100 count neither in the sum nor in the number it is divided by, and get no gradient."
-    logits, targets = torch.randn(5, 4, requires_grad=True), torch.tensor([0, -100, 3, -100, 1])
+    logits, targets = torch.randn(2, 3, 4, requires_grad=True), torch.tensor([[0, -100, 3], [-100, -100, 1]])
     got, wanted = part()(logits, targets), part()(logits[targets >= 0], targets[targets >= 0])
-    assert_close(got, wanted, msg=f"with 2 of 5 rows ignored the loss must be that of the other 3, {wanted:.4f}, but is {got:.4f}")
+    assert_close(got, wanted, msg=f"with 1 row of the first sequence ignored and 2 of the second the loss must be the mean over the other 3, {wanted:.4f}, but is {got:.4f}")
     grad, = torch.autograd.grad(got, logits)
     assert (grad[targets < 0] == 0).all(), f"ignored rows got the gradients {grad[targets < 0].tolist()}; they must be zero"
 

@@ -11,19 +11,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of, reference, row_moved, same
+from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, questions_of, reference, row_moved, same, symptom
 
 # %% ../nbs/24_mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
 def _ask_linear(part):
     x = given(2, 3, 4)
     yield lambda: parameters_of(part(4, 5))
-    yield lambda: parameters_of(part(4, 5, bias=True))
+    yield "where there is a bias", lambda: parameters_of(part(4, 5, bias=True))
+    yield "when all but one feature are zero", lambda: filled(part(4, 5))(torch.eye(4))
     yield lambda: filled(part(4, 5))(x)
-    yield lambda: filled(part(4, 5, bias=True))(x)
+    yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
     for d_in, d_out in (1024, 64), (64, 1024):
-        yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round()   # 0 where the spread is 1/√d_in; 1 for a fifth more
+        yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round().div(4).exp2()   # one where it is 1/√d_in, to a tenth
     yield "in its fresh bias", lambda: torch.stack([part(4, 5, bias=True).bias.mean().sign().abs(), part(4, 5, bias=True).bias.std().sign()])
 
 def _a_linear(compute=lambda w, b, x: x @ w.mT + (0 if b is None else b), spread=lambda i, o: i**-.5, turned=False, bias_of=lambda wanted: wanted, start=torch.zeros):
@@ -41,7 +42,7 @@ MISTAKES["Linear"] = {
     "the bias is there, but never added": _a_linear(lambda w, b, x: x @ w.mT),
     "the bias is subtracted": _a_linear(lambda w, b, x: x @ w.mT - (0 if b is None else b)),
     "the bias begins with random numbers; zeros are expected": _a_linear(start=torch.randn),
-    "the bias begins with ones; zeros are expected": _a_linear(start=torch.ones),
+    "the bias begins with a number other than zero": _a_linear(start=torch.ones),
     "fresh weights have the spread one, whatever the number of inputs: sums of many terms grow": _a_linear(spread=lambda i, o: 1.),
     "the spread of fresh weights follows the number of outputs, but an output sums over the inputs": _a_linear(spread=lambda i, o: o**-.5),
     "the variance of fresh weights is right for their spread: is a square root missing?": _a_linear(spread=lambda i, o: 1 / i),
@@ -66,10 +67,10 @@ def _ask_embedding(part):
     yield lambda: parameters_of(part(6, 4))
     yield lambda: table()(ids)
     yield "for ids on one axis", lambda: table()(ids[0])
-    yield "for a single id", lambda: table()(torch.tensor(2))
+    yield "when there is one id", lambda: table()(torch.tensor(2))
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
-    for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().round()
+    for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2()
 
 def _an_embedding(find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False):
     "An `Embedding` with something changed."
@@ -94,10 +95,13 @@ MISTAKES["Embedding"] = {
 }
 
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms
-SYMPTOMS["Linear"] = {"something is added even without a bias: zeros in must give zeros out": lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
+_idle = "nothing that comes out depends on"
+
+SYMPTOMS["Linear"] = {"vectors are not worked on one by one: the others of a batch change what comes out": lambda part: row_moved(part(4, 5), given(3, 4), 1, lambda x: x + 5) > 1e-5,
+    _idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)), "something is added even without a bias: zeros in must give zeros out": lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
 SYMPTOMS["Embedding"] = {
     "the row of one id gets no gradient: is it treated as padding?": lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any() and not (_pull(part(6, 4), range(6)) == 0).all(),
-    "a token that occurs twice gets the gradient of one place only; both are to be added": lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0 and abs(found - 12) > 1e-4,
+    "a token that occurs twice gets the gradient of one place only; both are to be added": lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0 and min(abs(found - 4), abs(found - 8)) < 1e-4,
     "rows are found, but not the right ones: id v stands for row v": lambda part: _wrong_rows(filled(part(6, 4)))}
 
 def _pull(layer, ids):
@@ -116,7 +120,8 @@ def _ask_rms_norm(part):
     yield lambda: parameters_of(part(8))
     yield lambda: part(8)(x)
     yield "for a vector without leading axes", lambda: part(8)(x[0, 0])
-    yield lambda: filled(part(8))(x)
+    yield "where the gain is not one", lambda: filled(part(8))(x)
+    yield "when a vector has the size one already", lambda: part(8)(torch.tensor([1., -1.] * 4))
     yield "with another eps", lambda: part(8, eps=5.)(x)
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
@@ -167,6 +172,7 @@ MISTAKES["RmsNorm"] = {
 def _ask_silu(part):
     x = torch.linspace(-6, 6, 13)
     yield lambda: part()(x)
+    yield "in what its gate is computed from", lambda: (part()(x) / x)[x != 0].double().logit(1e-9)
     yield "in half precision", lambda: part()(x.half())
     yield "far from zero", lambda: part()(torch.tensor([-200., 200.]))
     yield "in its gradient", lambda: gradient(part(), x)
@@ -199,6 +205,9 @@ def _ask_ffn(part):
     yield lambda: filled(part(4, 6))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 6))(x[0, 0])
     yield lambda: filled(part(4, 6))(-3 * x)
+    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(torch.linspace(-6, 6, 13))
+    yield "when w2 turns the sign round", lambda: _gate(part, -1.)(torch.linspace(-6, 6, 13))
+    yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
@@ -209,6 +218,13 @@ def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1
         layers = {name: _a_linear(spread=lambda i, o: i**-.5)(d[i], d[o], bias=bias) for name, (i, o) in zip(called, sizes)}
         return Made(lambda s, x: compute(x, *(getattr(s, name) for name in called)), **layers)
     return part
+
+@torch.no_grad()
+def _gate(part, sign=1.):
+    "What the gate does to a number: w1 reads it, w3 reads a one that stands beside it, and w2 passes their product on."
+    layer = part(2, 1)
+    for name, p in layer.named_parameters(): p.copy_(torch.tensor([[0., 1.]] if "w3" in name else [[sign if "w2" in name else 1., 0.]]).view(p.shape))
+    return lambda x: layer(torch.stack([x, torch.ones_like(x)], -1))[..., 0]
 
 def _silu(x): return x * torch.sigmoid(x)
 def _swiglu(x, w1, w2, w3): return w2(_silu(w1(x)) * w3(x))
@@ -236,13 +252,18 @@ MISTAKES["FFN"] = {
 def _near_zero(part): return abs(part()(torch.ones(1)) - .7311) < 1e-3   # is it right there?
 
 SYMPTOMS["RmsNorm"] = {
+    _idle: lambda part: idle(filled(part(8)), given(3, 8)),
     "one vector's result depends on the others": lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
     "the squares are taken in the type of the input, and 300² does not fit into float16": lambda part: not (y := part(2).half()(torch.tensor([300., 400.]).half())).isfinite().all() or y.sum() < 1}
 SYMPTOMS["SiLu"] = {
+    "it is put together from straight lines, as ReLU and its kin": lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum() > 4,
+    "what x is multiplied with is no share between 0 and 1": lambda part: ((y := part()(torch.tensor([-3., -1., 1., 3.])) / torch.tensor([-3., -1., 1., 3.])) < 0).any() or (y > 1.001).any(),
     "the input of the sigmoid is scaled: it should be x itself": lambda part: ((y := part()(torch.tensor([1., 2.])) / torch.tensor([1., 2.])).logit()[0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0 and abs(y.logit()[0] - 1) > .01,
     "its gradient is not a number far from zero: an exponential overflows there on the way back": lambda part: _near_zero(part) and not gradient(part(), torch.tensor([-200., 200.])).isfinite().all() and part()(torch.tensor([-200., 200.])).isfinite().all(),
     "far from zero an exponential overflows: of e^x and e^−x take the one that is small": lambda part: _near_zero(part) and not part()(torch.tensor([-200., 200.])).isfinite().all()}
 SYMPTOMS["FFN"] = {
+    _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
+    "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")[0] or symptom(lambda: _gate(part), "SiLu"),
     "tokens are mixed: each must be worked on by itself": lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5) > 1e-5,
     "something is added on the way: zeros in must give zeros out": lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
 
@@ -255,6 +276,7 @@ def _ask_softmax(part):
     yield "along the first axis", lambda: part(dim=0)(x)
     yield "along a middle axis", lambda: part(dim=1)(x)
     yield "for a single row", lambda: part()(x[0, 0])
+    yield "when all scores are equal", lambda: part()(0 * x)
     yield "in half precision", lambda: part()(x.half())
     yield "for large scores", lambda: part()(1e4 * x)
     yield "for scores far below zero", lambda: part()(x - 1e3)
@@ -306,6 +328,8 @@ def _ask_attention(part):
     nobody = mask.clone()
     nobody[2] = False
     each = (given(2, 3, 4, 6, seed=4) < .5) | torch.eye(4, 6).bool()
+    yield "when all scores are zero", lambda: part()(0 * q, k, v)
+    yield lambda: part()(q, k, torch.eye(6).expand(2, 3, 6, 6))   # the weights themselves
     yield lambda: part()(q, k, v)
     yield lambda: part()(4 * q, k, v)
     yield "where a mask is given", lambda: part()(q, k, v, mask)
@@ -361,8 +385,8 @@ _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
 SYMPTOMS["ScaledDotProductAttention"] = {
     "the scores overflow float16: compute them in float32": lambda part: same(part()(_q, _k, _v, _tril), reference("ScaledDotProductAttention")()(_q, _k, _v, _tril)) and not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
-    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "the answer depends on where a key stands; attention knows no places": lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v)).abs().max() > 1e-4,
+    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: same(part()(_q, _k, _v), reference("ScaledDotProductAttention")()(_q, _k, _v)) and (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
     "sequences of a batch are mixed": lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9) > 1e-5,
     "a query that may look nowhere must get zeros": lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
     "each sequence or head was given a mask of its own, and another one was used": lambda part: (
@@ -372,6 +396,8 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 @questions_of("RoPE")
 def _ask_rope(part):
     x, far = given(2, 5, 8), torch.tensor([0, 3, 7, 20, 63])
+    yield "in the angles by which it turns", lambda: _angles(part(8, 64))[:, 1:]   # slow enough for no full turns
+    yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
     yield lambda: part(2, 64)(x[..., :2])
     yield "with another theta", lambda: part(8, 64, 100.)(x)
@@ -383,6 +409,12 @@ def _ask_rope(part):
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "in its gradient", lambda: gradient(lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x)
 
+def _angles(rope):
+    "By how much each pair is turned at positions 1 to 3, if neighbours are pairs."
+    a, b = rope(torch.tensor([1., 0.] * 4).expand(4, 8)).unflatten(-1, (-1, 2)).double()[1:].unbind(-1)
+    return torch.atan2(b, a)
+
+# %% ../nbs/24_mistakes_layers.ipynb #a-rope
 def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1), join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
            speed=lambda i, d, theta: theta**(-i / d), place=lambda n: n, heed=lambda p, t: torch.arange(t) if p is None else p, kind=torch.float64, saved=False):
     "A `RoPE` with something changed."
@@ -436,16 +468,25 @@ SYMPTOMS["RoPE"] = {
 # %% ../nbs/24_mistakes_layers.ipynb #ask-multihead
 @questions_of("MultiHeadAttention")
 def _ask_multihead(part):
-    x, places = given(2, 6, 16), torch.tensor([0, 1, 4, 9, 16, 25])
+    x, places = given(2, 6, 24), torch.tensor([0, 1, 4, 9, 16, 25])
+    yield "in the weights by which it attends", lambda: _weights(part)
     for kv in None, 2, 1:
-        layer = lambda: filled(part(16, 4, kv, max_seq_len=32))
+        layer = lambda: filled(part(24, 4, kv, max_seq_len=32))
         group = "with fewer heads of keys" * bool(kv)
         yield group, lambda: parameters_of(layer())
+        yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
-    yield "for a single token", lambda: layer()(x[:, :1])
-    yield "without a batch", lambda: filled(part(16, 4, max_seq_len=32))(x[0])
+    yield "when there is one token", lambda: layer()(x[:, :1])
+    yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
+
+# %% ../nbs/24_mistakes_layers.ipynb #a-multihead
+@torch.no_grad()
+def _without(layer, *names):
+    "The same with some of its matrices set to zero."
+    for name in names: layer.get_parameter(f"{name}.weight").zero_()
+    return layer
 
 def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk", shared="kv",
                 share=lambda x, n: x.repeat_interleave(n, -3), heed=lambda p, t: torch.arange(t) if p is None else p, after=lambda y, out, x: out(y), every=False, whole=False, **changed):
@@ -490,6 +531,7 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
 
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms-multihead
 SYMPTOMS["MultiHeadAttention"] = {
+    _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
     "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
     "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
     "the future leaks: an answer depends on a later token": lambda part: (
@@ -503,4 +545,11 @@ def _seen_by(part)->Tensor: # A row for each token, a column for each that it ma
     "Read the mask off: with queries of zero all that is seen counts alike, and the values pass unchanged."
     layer = part(8, 1, max_seq_len=32)
     for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else torch.zeros(8, 8))
+    return layer(torch.eye(8)[None, :6])[0, :, :6]
+
+@torch.no_grad()
+def _weights(part)->Tensor: # The same, for scores of many sizes
+    "The weights of a single head: what stands in the values comes out as it is."
+    layer = part(8, 1, max_seq_len=32)
+    for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else given(8, 8, seed=len(name)))
     return layer(torch.eye(8)[None, :6])[0, :, :6]

@@ -23,6 +23,17 @@ def _path(part, grads, start=1., **settings)->list[float]:
         found.append(p.item())
     return found
 
+def _moves(part, grads, **settings)->torch.Tensor:
+    "How far a number moves at each of some gradients."
+    return torch.tensor([1., *_path(part, grads, **settings)], dtype=torch.float64).diff()
+
+def _first_moves(part, grads, **settings)->torch.Tensor:
+    "How far as many numbers move at their first gradients, all at once."
+    p = nn.Parameter(torch.ones(len(grads), dtype=torch.float64))
+    optimizer, p.grad = part([p], **settings), torch.tensor(grads, dtype=torch.float64)
+    optimizer.step()
+    return p.detach() - 1
+
 def _two_groups(part, **settings)->list[float]:
     "Where two groups go, one with a rate of its own."
     slow, fast, idle = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))
@@ -50,8 +61,10 @@ def _an_optimizer(rule, **defaults):
 # %% ../nbs/24_mistakes_learning.ipynb #mistakes-sgd
 @questions_of("SGDDecay")
 def _ask_sgd(part):
-    yield lambda: _path(part, [1.] * 5, lr=1.)
-    yield lambda: _path(part, [.5, -2., 1., 3.], lr=.1)
+    yield "when all gradients are zero", lambda: _moves(part, [0.] * 4, lr=.1)
+    yield "when one step is taken", lambda: _first_moves(part, [.5, -2., 1.], lr=.1)
+    yield lambda: _moves(part, [1.] * 5, lr=1.)
+    yield lambda: _moves(part, [.5, -2., 1., 3.], lr=.1)
     yield "where parameters come in groups", lambda: _two_groups(part)
 
 def _a_descent(rate=lambda lr, t: lr / t**.5, change=lambda g, p, step: p.sub_(step * g), own=True, **more):
@@ -77,17 +90,24 @@ MISTAKES["SGDDecay"] = {hint: _a_descent(**changed) for hint, changed in {
 @questions_of("AdamW")
 def _ask_adamw(part):
     some = [.5, -2., 1., 3., .1, -1.]
-    yield lambda: _path(part, [1e3] * 4, lr=.1, weight_decay=0.)
-    yield lambda: _path(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
-    yield "in its decay", lambda: _path(part, [0.] * 4, lr=.1, weight_decay=.5)
-    yield "where eps counts", lambda: _path(part, [1e-3], lr=.1, eps=1e-3, weight_decay=0.)
-    yield lambda: _path(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=0.)
-    yield "in its decay", lambda: _path(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=.2)
-    yield lambda: _path(part, some, lr=.1, betas=(0., .9), eps=1e-2, weight_decay=0.)
-    yield lambda: _path(part, some, lr=.1, betas=(.9, 0.), eps=1e-2, weight_decay=0.)
+    yield "when gradients and decay are zero", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=0.)
+    yield "when one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, weight_decay=0.)
+    yield "when β₁ is 0 and one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, betas=(0., .9), weight_decay=0.)
+    yield lambda: _moves(part, [1e3] * 4, lr=.1, weight_decay=0.)
+    yield lambda: _moves(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
+    yield "in its decay", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=.5)
+    yield "where eps counts", lambda: _moves(part, [1e-3], lr=.1, eps=1e-3, weight_decay=0.)
+    yield lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=0.)
+    yield "in its decay", lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=.2)
+    yield "when β₁ is 0", lambda: _moves(part, some, lr=.1, betas=(0., .9), eps=1e-8, weight_decay=0.)
+    yield "when β₂ is 0", lambda: _moves(part, some, lr=.1, betas=(.9, 0.), eps=1e-8, weight_decay=0.)
+    yield "when both β are 0", lambda: _moves(part, some, lr=.1, betas=(0., 0.), eps=1e-8, weight_decay=0.)
+    yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(0., .9), eps=1e-2, weight_decay=0.)
+    yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(.9, 0.), eps=1e-2, weight_decay=0.)
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
-    yield "in its default settings", lambda: _path(part, [1.], weight_decay=0.)
+    yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
+# %% ../nbs/24_mistakes_learning.ipynb #an-adamw
 def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, first=lambda m: m, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
              shrink=lambda lr, wd, c: lr * wd, swap=False, l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
     "An `AdamW` with something changed."
@@ -201,22 +221,26 @@ MISTAKES["Muon"] = {hint: _a_muon(**changed) for hint, changed in {
 # %% ../nbs/24_mistakes_learning.ipynb #mistakes-clip
 @questions_of("gradient_clip")
 def _ask_clip(part):
+    told = False
     def clipped(grads, limit):
         params = [nn.Parameter(torch.full((len(g),), 2.)) for g in grads]
         for p, g in zip(params, grads): p.grad = torch.tensor(g) if g else None
         norm = part(params, limit)
-        return [float(norm)] + [x for p in params if p.grad is not None for x in p.grad.tolist()]
-    yield lambda: clipped([[3., 0.], [0., 4.]], 1.)
-    yield lambda: clipped([[3., 0.], [0., 4.]], 100.)
-    yield lambda: clipped([[6., 8.], [.01]], 2.)
+        return [float(norm)] if told else [x for p in params if p.grad is not None for x in p.grad.tolist()]
+    for told in False, True:
+        label = "in the length that it returns" * told
+        yield label or "where nothing is to be clipped", lambda: clipped([[3., 0.], [0., 4.]], 100.)
+        yield label or "when there is one tensor", lambda: clipped([[30., 40.]], 5.)
+        yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
+        yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
     yield "where a parameter has no gradient", lambda: clipped([[3.], [], [4.]], 1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
-    yield lambda: clipped([[30., 40.]], 5.)
     def lent(params):
         part(params, 1.)
         return len([p for p in params if p.grad is not None])
     yield "where a parameter has no gradient", lambda: lent([nn.Parameter(torch.ones(2))])
 
+# %% ../nbs/24_mistakes_learning.ipynb #a-clip
 def _a_clip(scale=lambda n, limit: min(1., limit / (n + 1e-6)), norm=lambda gs: torch.cat(gs).norm().item(), gives=lambda n, limit: n, single=False, lend=False, act=True, cut=False, own=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
@@ -319,8 +343,9 @@ SYMPTOMS["params_for_decay"] = {
 @questions_of("linear_lr_scheduler")
 @questions_of("cos_lr_scheduler")
 def _ask_schedule(part):
-    for it in 0, 1, 3, 4, 5, 8, 11, 12, 13, 20, 1000: yield lambda: part(it, 4, 12, .1, 1.)
-    yield lambda: part(25, 0, 100, 0., 2.)
+    for label, steps in ("at step 0", [0]), ("in the climb", [1, 3]), ("at the top, where the climb has ended", [4]), ("on the way down", [5, 8, 11]), ("at the end of the cycle", [12]), ("after the cycle", [13, 20, 1000]):
+        for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
+    yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
@@ -380,15 +405,16 @@ SYMPTOMS["bits_per_byte"] = {"twice as many tokens, each half as surprising, mus
 def _ask_loss(part):
     z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
-    yield lambda: part()(z[0], y[0])
-    yield lambda: part()(z, y)
-    yield lambda: part()(z + 3, y)
-    yield lambda: part()(z[0, :1], y[0, :1])
+    yield "when there is one place", lambda: torch.stack([part()(z[0, :1], torch.tensor([i])) for i in range(5)])   # each id in turn
+    yield "for several places", lambda: part()(z[0], y[0])
+    yield "for several sequences", lambda: part()(z, y)
+    yield "for several sequences", lambda: part()(z + 3, y)
     yield "for large logits", lambda: part()(1e4 * z, y)
     yield "for large logits", lambda: part()(torch.tensor([[1e4, -1e4, 0.]]), torch.tensor([1]))
     yield "in half precision", lambda: part()(torch.tensor([[1e4, -1e4, 0.]]).half(), torch.tensor([0])).float()
     yield "in half precision", lambda: part()(torch.tensor([[0., -6.]]).bfloat16(), torch.tensor([0])).float()
     yield "where targets are −100", lambda: part()(z, some)
+    yield "where sequences have different numbers of targets −100", lambda: part()(z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
     yield "where one row lies far above another", lambda: part()(torch.cat([z, z + 500]), torch.cat([y, y]))
     yield "in its gradient", lambda: gradient(lambda z: part()(z, y), z)
     yield "in its gradient where targets are −100", lambda: gradient(lambda z: part()(z, some), z)
@@ -432,9 +458,9 @@ MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
 def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
 SYMPTOMS["CrossEntropyLoss"] = {
-    "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39.9 and _loss(part, [0., 3.]) > 3,
+    "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39 and _loss(part, [0., 3.]) > 3,
     "the largest logit of all rows is subtracted; each row needs its own": lambda part: _loss(part, [1e4, 0.]).isfinite() and not _loss(part, [1e4, 0.], [0., 1.]).isfinite(),
-    "a target that is certain still costs something: is some of its share given to the others?": lambda part: _loss(part, [30., 0., 0.]) > 1e-3,
+    "a target that is certain still costs something: is some of its share given to the others?": lambda part: 1e-3 < _loss(part, [30., 0., 0.]) < .5,
     "twice the same rows cost something else than once: the mean is to be over all rows": lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.])) > 1e-3,
     "nothing is subtracted before the exponential, so large logits overflow": lambda part: not _loss(part, [1e4, 0.]).isfinite() and _loss(part, [1., 0.]).isfinite(),
     "positions with the target −100 are not left out": lambda part: abs(part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
-from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of, questions_of
+from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of
 from .loss import cross_entropy
 from .optim import gradient_clip
 from .transformer import Transformer, TransformerBlock
@@ -22,6 +22,9 @@ from .transformer import Transformer, TransformerBlock
 def _ask_block(part):
     x = given(2, 5, 16)
     yield lambda: parameters_of(part(16, 4, 24))
+    yield "when both branches are silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
+    yield "when attention is silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj")(x)
+    yield "when the network is silent", lambda: _silenced(part(16, 4, 24), "ffn.w2")(x)
     yield lambda: filled(part(16, 4, 24))(x)
     yield lambda: filled(part(16, 4, 24))(3 * x)
     yield "for a single token", lambda: filled(part(16, 4, 24))(x[:, :1])
@@ -29,6 +32,13 @@ def _ask_block(part):
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
     yield "where positions are given", lambda: filled(part(16, 4, 24))(x, torch.tensor([3, 4, 9, 10, 30]))
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
+
+@torch.no_grad()
+def _silenced(model, *names):
+    "The same, filled, with those of its matrices set to zero whose names end so."
+    for name, p in filled(model).named_parameters():
+        if name.removesuffix(".weight").endswith(names): p.zero_()
+    return model
 
 def _a_block(flow):
     "A `TransformerBlock` through which the stream goes by `flow(self, x)`."
@@ -67,6 +77,8 @@ def _ask_model(part):
     small, tied = (lambda: filled(part(11, 8, 16, 2, 4, 24))), (lambda: filled(part(11, 8, 16, 2, 4, 24, tie=True)))
     yield lambda: parameters_of(small())
     yield "where head and embedding are tied", lambda: sum(p.numel() for p in part(11, 8, 16, 2, 4, 24, tie=True).parameters())
+    yield "when all blocks are silent", lambda: _silenced(part(11, 8, 16, 2, 4, 24), "attention.output_proj", "ffn.w2")(ids)
+    yield "when there is one block", lambda: filled(part(11, 8, 16, 1, 4, 24))(ids)
     yield lambda: small()(ids)
     yield "without a batch", lambda: small()(ids[0])
     yield "where head and embedding are tied", lambda: tied()(ids)
@@ -207,8 +219,9 @@ def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
     def ask(part):
         for setting in settings:
-            yield lambda: part(_four, setting)
-            yield lambda: part(_four.flip(0), setting)
+            label = {0: "with the setting 0", 1: "with the setting 1", 9: "where more are asked for than there are"}.get(setting, "with other settings")
+            yield label, lambda: part(_four, setting)
+            yield label, lambda: part(_four.flip(0), setting)
             yield "among equals", lambda: part(_flat, setting).isfinite().sum()
             yield "among equals", lambda: part(_flat, setting)[:3]
             yield "where there are several rows", lambda: part(_rows_of, setting)
@@ -299,8 +312,8 @@ MISTAKES["keep_min_p"] = {hint: _a_cutter(_min_p, drop) for hint, drop in _drops
 @questions_of("penalise")
 def _ask_penalty(part):
     z, two = torch.tensor([2., 1., 0., -2.]), torch.tensor([[2., 1., -1.], [2., 1., -1.]])
-    for said in [0, 3, 3], [0], [3], [1, 2], []:
-        for penalty in 2., 1., .5: yield lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
+    for label, said in ("for a positive score", [0]), ("for a negative score", [3]), ("for two scores, zero among them", [1, 2]), ("when a token was said twice", [0, 3, 3]), ("where nothing was said", []):
+        for penalty in 2., 1., .5: yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
     yield "where there are several rows", lambda: part(two, torch.tensor([[0, 2], [1, 1]]), 2.)
 
 def _a_penalty(lower=lambda z, n, p: torch.where(z > 0, z / p, z * p), count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids):
@@ -333,8 +346,10 @@ MISTAKES["penalise"] = {hint: _a_penalty(**changed) for hint, changed in {
 @questions_of("next_probabilities")
 def _ask_next(part):
     z, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
-    for how in Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., .75), Sampling(1., .8), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(2., 1., min_p=.4), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(1., 1., repetition_penalty=2.), Sampling(2., 1., repetition_penalty=2.), Sampling(0., 1.):
-        yield "at temperature 0" * (how.temperature == 0), lambda: part(z, said, how)
+    alone = Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., 1.), Sampling(1., .8), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., 1., repetition_penalty=2.), Sampling(0., 1.)
+    for label, how in zip(["when all dials are neutral", *["with a temperature"] * 2, "with top-p", "with top-k", "with min-p", "with a penalty", "when the temperature is 0"], alone): yield label, lambda: part(z, said, how)
+    for how in Sampling(2., .75), Sampling(2., 1., min_p=.4), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(2., 1., repetition_penalty=2.):
+        yield "where several dials are turned", lambda: part(z, said, how)
     yield "for large scores", lambda: part(200 * z, said, Sampling(.01, 1.))
     yield "where there are several rows", lambda: part(torch.stack([z, -z]), torch.stack([said, said]), Sampling(1., .8))
 
@@ -377,7 +392,7 @@ SYMPTOMS["Transformer"] = {
     "the blocks are unknown to the model, as in a plain list: their parameters are not among its own": lambda part: sum(p.numel() for p in part(11, 8, 16, 3, 4, 24).parameters()) < 3 * 4 * 16 * 16,
     "embedding and head are two matrices, though a tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight is not model.embedding.weight,
     "there are not as many blocks as were asked for": lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
-    "not every parameter can learn: something is frozen, or takes no part": lambda part: any(p.grad is None for p in _pulled(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])).parameters()),
+    "nothing that comes out depends on": lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
     "an early id is forgotten: scores must depend on all ids before them": lambda part: (
         (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4, 5]])) - model(torch.tensor([[9, 2, 3, 4, 5]])))[0, -1].abs().max() < 1e-6,
     "the first loss is far from ln V: fresh weights are too large, or the scores lopsided": lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
@@ -385,7 +400,7 @@ SYMPTOMS["train_step"] = {
     "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
     "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
     "small batches should give the step of one large batch": lambda part: _apart_steps(part)}
-SYMPTOMS["TransformerBlock"] = {"silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
+SYMPTOMS["TransformerBlock"] = {"nothing that comes out depends on": lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)), "silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
 
 def _steps_on(part, pieces):
     ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(lambda s, ids: s.table[ids], table=given(5, 5))
@@ -413,14 +428,21 @@ def _moved(part, setting): # Does a kept score stand at another id, or is it cha
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
 
+def _against(part, setting): # Is a token left out that is likelier than one that is kept?
+    kept = (found := part(_rows_of[0], setting)).isfinite()
+    return any(row[~keep].max() > row[keep].min() for row, keep in zip(_rows_of[0], kept) if keep.any() and not keep.all()) if found.shape == kept.shape else False
+
 _cut = {"rows are not cut each by itself: the others beside one change what is kept": _alone,
-        "scores that are kept are changed, or stand at other ids than before": _moved}
+        "scores that are kept are changed, or stand at other ids than before": _moved,
+        "a token is left out that is likelier than one that is kept": _against}
 
 SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
     "one token too few is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (2, 3, 5)] == [1, 2, 4],
     "one token too many is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (1, 2, 3)] == [2, 3, 4],
     "only the scores that are kept come back; the others must stay in their places, as minus infinity": lambda part: part(torch.arange(5.), 2).shape != (5,),
     "a k beyond the vocabulary is to keep everything": lambda part: isinstance(attempt(lambda: part(torch.arange(3.), 9)), str)}
+
+# %% ../nbs/24_mistakes_machine.ipynb #symptoms-cuts-more
 SYMPTOMS["keep_top_p"] = {hint: partial(seen, setting=.6) for hint, seen in _cut.items()} | {
     "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
     "the token that crosses p is dropped; it is the last to stay": lambda part: [part(_four, p).isfinite().sum().item() for p in (.6, .9)] == [1, 2],

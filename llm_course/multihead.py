@@ -187,8 +187,9 @@ def _by_torch(layer, x, num_heads, num_kv_heads, max_seq_len=16):
 @check_of("MultiHeadAttention")
 def agrees_with_torch(part):
     "Heads are slices of neighbouring features, turned by RoPE, attended to by themselves, and laid side by side again."
-    layer, x = part(16, 4, max_seq_len=16), torch.randn(2, 6, 16)
-    assert_close(layer(x), _by_torch(layer, x, 4, 4), msg=lambda m: f"4 heads of 4 features, 6 tokens, against torch's own parts:\n{m}")
+    layer = part(16, 4, max_seq_len=16)
+    for x in torch.randn(2, 6, 16), torch.randn(6, 16):
+        assert_close(layer(x), _by_torch(layer, x, 4, 4), msg=lambda m: f"4 heads of 4 features, fed {tuple(x.shape)}, against torch's own parts:\n{m}")
 
 @check_of("MultiHeadAttention")
 def shares_keys_and_values_among_neighbours(part):

@@ -8,9 +8,9 @@ __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'step
            'adamw_fused', 'AdamW', 'the_first_steps_are_as_long_as_the_rate',
            'decay_does_not_pass_through_the_gradient', 'eps_is_added_to_the_root', 'agrees_with_torch',
            'params_for_decay', 'lets_matrices_alone_decay', 'leaves_out_what_is_frozen',
-           'steps_are_as_long_as_the_gradient', 'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike',
-           'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length',
-           'short_gradients_stay', 'nothing_is_no_harm']
+           'steps_are_as_long_as_the_gradient', 'moves_each_number_by_itself', 'orthogonalise', 'Muon', 'Together',
+           'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
+           'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
 import math
@@ -299,12 +299,25 @@ def leaves_out_what_is_frozen(part):
 # %% ../nbs/13_optim.ipynb #checks-sgd-length
 @check_of("SGDDecay")
 def steps_are_as_long_as_the_gradient(part):
-    "A gradient twice as large moves a parameter twice as far, and one of the other sign the other way."
-    for grad in 2., -.5:
-        p = nn.Parameter(torch.zeros(1))
-        p.grad = torch.full_like(p, grad)
-        part([p], lr=.1).step()
-        assert abs(p.item() + .1 * grad) < 1e-7, f"gradient {grad}, rate 0.1: the first step from 0 must end at {-.1 * grad:g}, but ends at {p.item():g}"
+    "A gradient twice as large moves a parameter twice as far, one of the other sign the other way, and none that came before counts."
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = part([p], lr=.1)
+    for t, grad in enumerate((2., -.5, 3.)):
+        before, p.grad = p.item(), torch.full_like(p, grad)
+        optimizer.step()
+        wanted = -.1 * grad / math.sqrt(t + 1)
+        assert abs(p.item() - before - wanted) < 1e-6, f"gradient {grad}, rate 0.1: step {t} must be {wanted:.4f}, but is {p.item() - before:.4f}"
+
+@check_of("SGDDecay")
+@check_of("AdamW")
+def moves_each_number_by_itself(part):
+    "Numbers with the same gradients go the same way, step by step, whether they lie in one parameter or in several."
+    params = [nn.Parameter(torch.ones(n)) for n in (2, 1, 1)]
+    optimizer = part(params, lr=0.1)
+    for step, grad in enumerate(torch.tensor([[1., -3.], [.5, 2.], [-4., 1.]])):
+        for p, g in zip(params, (grad, grad[:1], grad[1:])): p.grad = g.clone()
+        optimizer.step()
+        assert_close(params[0], torch.cat(params[1:]), msg=f"two numbers in one parameter and two in one each had the same gradients, and after step {step} they are {[p.tolist() for p in params]}")
 
 # %% ../nbs/13_optim.ipynb #orthogonalise
 def orthogonalise(

@@ -6,11 +6,11 @@
 __all__ = ['PARTS', 'make_part', 'part_name', 'own_parts', 'Attend', 'parameters_of', 'inner_parts', 'swap_linears',
            'TransformerBlock', 'ModelConfig', 'check_shape', 'block_options', 'start_small', 'share_weight',
            'make_layers', 'Transformer', 'adds_two_branches_to_the_stream',
-           'lets_the_stream_pass_when_its_branches_are_silent', 'gives_a_score_to_every_id',
-           'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
-           'has_the_parameters_it_should', 'AdamW', 'CrossEntropyLoss', 'Embedding', 'FFN', 'Linear',
-           'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention', 'SGDDecay', 'SiLu', 'Softmax',
-           'cos_lr_scheduler', 'gradient_clip']
+           'lets_the_stream_pass_when_its_branches_are_silent', 'lets_gradients_through_both_branches',
+           'gives_a_score_to_every_id', 'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
+           'has_the_parameters_it_should', 'tells_attention_where_tokens_stand', 'AdamW', 'CrossEntropyLoss',
+           'Embedding', 'FFN', 'Linear', 'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention',
+           'SGDDecay', 'SiLu', 'Softmax', 'cos_lr_scheduler', 'gradient_clip']
 
 # %% ../nbs/15_transformer.ipynb #imports
 import math
@@ -292,9 +292,10 @@ def _stirred(model):
 def adds_two_branches_to_the_stream(part):
     "It is x plus attention of the norm of x, plus the network of the norm of that: pre-norm."
     block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16)
-    middle = x + block.attention(block.attention_norm(x))
-    wanted = middle + block.ffn(block.ffn_norm(middle))
-    assert_close(block(x), wanted, rtol=1e-4, atol=1e-4, msg=lambda m: f"x of shape (2, 5, 16), against its own parts put together:\n{m}")
+    for positions in None, torch.tensor([0, 2, 3, 7, 11]):
+        middle = x + block.attention(block.attention_norm(x), positions)
+        wanted = middle + block.ffn(block.ffn_norm(middle))
+        assert_close(block(x, positions), wanted, rtol=1e-4, atol=1e-4, msg=lambda m: f"x of shape (2, 5, 16) at the positions {positions}, against its own parts put together:\n{m}")
 
 @check_of("TransformerBlock")
 def lets_the_stream_pass_when_its_branches_are_silent(part):
@@ -303,6 +304,17 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
     with torch.no_grad():
         for last in block.attention.output_proj, block.ffn.w2: last.weight.zero_()
     assert_close(block(x), x, msg=lambda m: f"both branches add nothing, so the stream must pass unchanged:\n{m}")
+
+# %% ../nbs/15_transformer.ipynb #checks-block-gradients
+@check_of("TransformerBlock")
+def lets_gradients_through_both_branches(part):
+    "What flows back is what flows back through its own parts put together, to the stream and to every matrix."
+    block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16, requires_grad=True)
+    middle = x + block.attention(block.attention_norm(x))
+    wants = [x, *block.parameters()]
+    got, wanted = (torch.autograd.grad(out.square().sum(), wants, allow_unused=True, retain_graph=True) for out in (block(x), middle + block.ffn(block.ffn_norm(middle))))
+    for name, a, b in zip(["the stream", *dict(block.named_parameters())], got, wanted):
+        assert a is not None and torch.allclose(a, b, rtol=1e-3, atol=1e-3), f"the gradient of {name} is not the one that its own parts give"
 
 # %% ../nbs/15_transformer.ipynb #checks-model
 @check_of("Transformer")
@@ -351,3 +363,14 @@ def has_the_parameters_it_should(part):
         model(torch.randint(11, (2, 6))).square().sum().backward()
         idle = [name for name, p in model.named_parameters() if p.grad is None]
         assert not idle, f"no gradient reaches {', '.join(idle)}"
+
+# %% ../nbs/15_transformer.ipynb #checks-positions
+@check_of("Transformer")
+def tells_attention_where_tokens_stand(part):
+    "Positions that lie further apart, and another `rope_theta`, change the scores; positions that are all moved on by the same number don't."
+    model, ids = _stirred(part(11, 64, 16, 2, 4, 24)), torch.randint(11, (2, 6))
+    asked = lambda positions: model(ids, torch.tensor(positions))
+    assert_close(asked([20, 21, 22, 23, 24, 25]), model(ids), rtol=1e-3, atol=1e-3, msg=lambda m: f"all positions were moved on by 20, and the scores changed:\n{m}")
+    assert not torch.allclose(asked([0, 1, 5, 9, 20, 40]), model(ids), atol=1e-3), "6 ids were put at the positions 0, 1, 5, 9, 20 and 40, and the scores are those of 0 to 5"
+    (other := part(11, 64, 16, 2, 4, 24, rope_theta=10.)).load_state_dict(model.state_dict())
+    assert not torch.allclose(other(ids), model(ids), atol=1e-3), "with the same weights rope_theta=10 and rope_theta=10000 give the same scores"

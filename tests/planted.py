@@ -16,9 +16,9 @@ from llm_course.embedding import Embedding
 from llm_course.ffn import FFN
 from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
 from llm_course.linear import Linear
-from llm_course.loss import cross_entropy
+from llm_course.loss import cross_entropy  # noqa: F401, for the text of a version below
 from llm_course.multihead import MultiHeadAttention
-from llm_course.optim import gradient_clip
+from llm_course.optim import gradient_clip  # noqa: F401
 from llm_course.rmsnorm import RmsNorm
 from llm_course.rope import RoPE
 from llm_course.transformer import ModelConfig, TransformerBlock, start_small
@@ -31,137 +31,40 @@ def fault(component, wrong, fits):
         return part
     return keep
 
+def edits(component, source, *faults):
+    "Note versions that differ from a right one by little: name, what is wrong, what a hint must say, and pairs of old and new text."
+    for name, wrong, fits, *changes in faults:
+        text = source
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            assert old in text, (name, old)
+            text = text.replace(old, new)
+        exec(text, globals(), made := {})
+        part = made.popitem()[1]
+        part.__name__ = name
+        fault(component, wrong, fits)(part)
+
 # ---------------------------------------------------------------- Linear
 def fresh(*shape, std, **kind): return nn.init.trunc_normal_(torch.empty(*shape, **kind), std=std, a=-3*std, b=3*std)
 
-@fault("Linear", "initial spread 1, not 1/√d_in: outputs grow", "fresh weights have the spread one")
-class LinearDrawnWithStdOne(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
+edits("Linear", """
+class Part(nn.Module):
+    def __init__(self, d_in, d_out, bias=False, device=None, dtype=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x):
-        y = x @ self.weight.T
-        return y if self.bias is None else y + self.bias
-
-@fault("Linear", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)", "the variance of fresh weights is right for their")
-class LinearVarianceAsStd(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(out_features, in_features, std=1/in_features, device=device, dtype=dtype))
-        if bias: self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
-        else: self.register_parameter("bias", None)
+        kind = dict(device=device, dtype=dtype)
+        self.weight = nn.Parameter(fresh(d_out, d_in, std=d_in**-.5, **kind))
+        self.bias = nn.Parameter(torch.zeros(d_out, **kind)) if bias else None
     def forward(self, x): return F.linear(x, self.weight, self.bias)
-
-@fault("Linear", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts", "the spread of fresh weights counts inputs and ou")
-class LinearXavier(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        std = math.sqrt(2 / (in_features + out_features))
-        self.weight = nn.Parameter(fresh(out_features, in_features, std=std, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x):
-        out = torch.einsum("...i,oi->...o", x, self.weight)
-        if self.bias is not None: out = out + self.bias
-        return out
-
-@fault("Linear", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small", "the spread of fresh weights is 1/√(3 d_in)")
-class LinearTorchInit(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x): return F.linear(x, self.weight, self.bias)
-
-@fault("Linear", "weight stored as (d_in, d_out): transposed", "the weight is stored the other way round")
-class LinearTransposedWeight(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(in_features, out_features, std=in_features**-.5, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x):
-        y = x @ self.weight
-        return y + self.bias if self.bias is not None else y
-
-@fault("Linear", "has a bias by default", "there is a bias even where none was asked for")
-class LinearBiasByDefault(nn.Module):
-    def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x): return F.linear(x, self.weight, self.bias)
-
-@fault("Linear", "bias is created but never added", "the bias is there")
-class LinearForgetsBias(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-    def forward(self, x): return torch.matmul(x, self.weight.transpose(0, 1))
-
-@fault("Linear", "bias starts random instead of at zero", "the bias begins with random numbers")
-class LinearRandomBias(nn.Module):
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(out_features, in_features, std=in_features**-.5, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.randn(out_features, device=device, dtype=dtype) * in_features**-.5) if bias else None
-    def forward(self, x): return F.linear(x, self.weight, self.bias)
+""",
+    ("LinearDrawnWithStdOne", "initial spread 1, not 1/√d_in: outputs grow", "fresh weights have the spread one", "std=d_in**-.5", "std=1."),
+    ("LinearVarianceAsStd", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)", "the variance of fresh weights is right for their", "d_in**-.5", "1/d_in"),
+    ("LinearXavier", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts", "the spread of fresh weights counts inputs and ou", "d_in**-.5", "(2 / (d_in + d_out))**.5"),
+    ("LinearTorchInit", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small", "the spread of fresh weights is 1/√(3 d_in)", "fresh(d_out, d_in, std=d_in**-.5, **kind)", "nn.init.kaiming_uniform_(torch.empty(d_out, d_in, **kind), a=math.sqrt(5))"),
+    ("LinearTransposedWeight", "weight stored as (d_in, d_out): transposed", "the weight is stored the other way round", "fresh(d_out, d_in", "fresh(d_in, d_out", "self.weight, self.bias)", "self.weight.T, self.bias)"),
+    ("LinearBiasByDefault", "has a bias by default", "there is a bias even where none was asked for", "bias=False", "bias=True"),
+    ("LinearForgetsBias", "bias is created but never added", "the bias is there", "self.weight, self.bias)", "self.weight)"),
+    ("LinearRandomBias", "bias starts random instead of at zero", "the bias begins with random numbers", "torch.zeros(d_out, **kind)", "torch.randn(d_out, **kind) * d_in**-.5"))
 
 # ---------------------------------------------------------------- Embedding
-@fault("Embedding", "initial spread 0.02 (GPT-2) instead of 1", "fresh vectors are too small")
-class EmbeddingGpt2Init(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
-        nn.init.normal_(self.weight, std=0.02)
-    def forward(self, ids): return self.weight[ids]
-
-@fault("Embedding", "initial spread 1/√d instead of 1", "the spread of fresh vectors shrinks with their s")
-class EmbeddingScaledInit(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=embedding_dim**-.5, device=device, dtype=dtype))
-    def forward(self, ids): return F.embedding(ids, self.weight)
-
-@fault("Embedding", "multiplies the rows by √d_model", "the vectors are multiplied by √d")
-class EmbeddingTimesRootD(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-        self.scale = math.sqrt(embedding_dim)
-    def forward(self, ids): return self.weight[ids] * self.scale
-
-@fault("Embedding", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient")
-class EmbeddingPaddingZero(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-    def forward(self, ids): return F.embedding(ids, self.weight, padding_idx=0)
-
-@fault("Embedding", "off by one: looks up row id−1", "you read the row before the one that the id name")
-class EmbeddingOffByOne(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-    def forward(self, ids): return self.weight[ids - 1]
-
-@fault("Embedding", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu")
-class EmbeddingReadsData(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-    def forward(self, ids): return self.weight.data[ids]
-
-@fault("Embedding", "only takes ids with two axes (batch, seq)", "it is right but for ids on one axis")
-class EmbeddingTwoAxes(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-    def forward(self, ids):
-        if ids.dim() == 1: ids = ids.unsqueeze(0)
-        return self.weight[ids]
-
 class _Unique(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ids, weight):
@@ -174,120 +77,57 @@ class _Unique(torch.autograd.Function):
         grad[ids] = g
         return None, grad
 
-@fault("Embedding", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o")
-class EmbeddingGradOverwritten(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, device=None, dtype=None):
+edits("Embedding", """
+class Part(nn.Module):
+    def __init__(self, num, d, device=None, dtype=None):
         super().__init__()
-        self.weight = nn.Parameter(fresh(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
-    def forward(self, ids): return _Unique.apply(ids, self.weight)
+        self.weight = nn.Parameter(fresh(num, d, std=1., device=device, dtype=dtype))
+    def forward(self, ids): return self.weight[ids]
+""",
+    ("EmbeddingGpt2Init", "initial spread 0.02 (GPT-2) instead of 1", "fresh vectors are too small", "std=1.", "std=.02"),
+    ("EmbeddingScaledInit", "initial spread 1/√d instead of 1", "the spread of fresh vectors shrinks with their s", "std=1.", "std=d**-.5"),
+    ("EmbeddingTimesRootD", "multiplies the rows by √d_model", "the vectors are multiplied by √d", "self.weight[ids]", "self.weight[ids] * math.sqrt(self.weight.shape[1])"),
+    ("EmbeddingPaddingZero", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient", "self.weight[ids]", "F.embedding(ids, self.weight, padding_idx=0)"),
+    ("EmbeddingOffByOne", "off by one: looks up row id−1", "you read the row before the one that the id name", "[ids]", "[ids - 1]"),
+    ("EmbeddingReadsData", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu", "self.weight[ids]", "self.weight.data[ids]"),
+    ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "it is right but for ids on one axis", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
+    ("EmbeddingGradOverwritten", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o", "self.weight[ids]", "_Unique.apply(ids, self.weight)"))
 
 # ---------------------------------------------------------------- RmsNorm
-class _Rms(nn.Module):
+edits("RmsNorm", """
+class Part(nn.Module):
     def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
-
-@fault("RmsNorm", "subtracts the mean, as LayerNorm does", "the mean is subtracted first")
-class RmsNormSubtractsMean(_Rms):
-    def forward(self, x):
-        h = x.float() if x.dtype != torch.float64 else x
-        h = h - h.mean(-1, keepdim=True)
-        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
-
-@fault("RmsNorm", "eps added outside the root", "eps stands outside the root")
-class RmsNormEpsOutside(_Rms):
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
     def forward(self, x):
         h = x if x.dtype == torch.float64 else x.float()
-        rms = h.pow(2).mean(dim=-1, keepdim=True).sqrt() + self.eps
-        return (h / rms * self.weight).to(x.dtype)
-
-@fault("RmsNorm", "sum of squares instead of mean: divides by the length", "the squares are added up where their mean is wan")
-class RmsNormDividesByLength(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return (h * torch.rsqrt(h.square().sum(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
-
-@fault("RmsNorm", "squares in half precision: no upcast to float32, overflows", "the squares are taken in the type of the input")
-class RmsNormNoUpcast(_Rms):
-    def forward(self, x):
-        rms = torch.sqrt(torch.mean(x * x, dim=-1, keepdim=True) + self.eps)
-        return x / rms * self.weight
-
-@fault("RmsNorm", "gain starts at zero (1 + weight as in Gemma)", "one is added to a gain that begins at zero")
-class RmsNormGemmaGain(nn.Module):
-    def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
-        super().__init__()
-        self.eps, self.weight = eps, nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)).to(x.dtype)
-
-@fault("RmsNorm", "forgets the gain in forward", "the gain is never applied")
-class RmsNormForgetsGain(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return (h / torch.sqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-@fault("RmsNorm", "mean over all axes: vectors not normed one by one", "the mean runs over the whole batch")
-class RmsNormMeanOverAll(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return (h * torch.rsqrt(h.pow(2).mean() + self.eps) * self.weight).to(x.dtype)
-
-@fault("RmsNorm", "rms is detached: gradient misses the term through the norm", "no gradient flows through the size that you divi")
-class RmsNormDetached(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        with torch.no_grad(): r = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (h * r * self.weight).to(x.dtype)
-
-@fault("RmsNorm", "result stays float32: not cast back to the type of x", "float32 comes out whatever went in")
-class RmsNormReturnsFloat32(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
-
-@fault("RmsNorm", "ignores the eps it is given (fixed 1e-5)", "eps is fixed in the code")
-class RmsNormFixedEps(_Rms):
-    def forward(self, x):
-        h = x if x.dtype == torch.float64 else x.float()
-        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight).to(x.dtype)
+        r = torch.sqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (h / r * self.weight).to(x.dtype)
+""",
+    ("RmsNormSubtractsMean", "subtracts the mean, as LayerNorm does", "the mean is subtracted first", "r = torch", "h = h - h.mean(-1, keepdim=True); r = torch"),
+    ("RmsNormEpsOutside", "eps added outside the root", "eps stands outside the root", "keepdim=True) + self.eps)", "keepdim=True)) + self.eps"),
+    ("RmsNormDividesByLength", "sum of squares instead of mean: divides by the length", "the squares are added up where their mean is wan", ".mean(", ".sum("),
+    ("RmsNormNoUpcast", "squares in half precision: no upcast to float32, overflows", "the squares are taken in the type of the input", "x if x.dtype == torch.float64 else x.float()", "x"),
+    ("RmsNormGemmaGain", "gain starts at zero (1 + weight as in Gemma)", "one is added to a gain that begins at zero", "torch.ones", "torch.zeros", "* self.weight", "* (1 + self.weight)"),
+    ("RmsNormForgetsGain", "forgets the gain in forward", "the gain is never applied", " * self.weight", ""),
+    ("RmsNormMeanOverAll", "mean over all axes: vectors not normed one by one", "the mean runs over the whole batch", "mean(-1, keepdim=True)", "mean()"),
+    ("RmsNormDetached", "rms is detached: gradient misses the term through the norm", "no gradient flows through the size that you divi", "h / r", "h / r.detach()"),
+    ("RmsNormReturnsFloat32", "result stays float32: not cast back to the type of x", "float32 comes out whatever went in", ".to(x.dtype)", ""),
+    ("RmsNormFixedEps", "ignores the eps it is given (fixed 1e-5)", "eps is fixed in the code", "+ self.eps", "+ 1e-5"))
 
 # ---------------------------------------------------------------- SiLu
-@fault("SiLu", "forgets to multiply by x: plain sigmoid", "this is the sigmoid alone")
-class SiLuOnlySigmoid(nn.Module):
-    def forward(self, x): return torch.sigmoid(x)
-
-@fault("SiLu", "GELU instead of SiLU", "this is GELU")
-class SiLuIsGelu(nn.Module):
-    def forward(self, x): return F.gelu(x)
-
-@fault("SiLu", "sign: x·σ(−x)", "the sigmoid is mirrored")
-class SiLuWrongSign(nn.Module):
-    def forward(self, x): return x / (1 + torch.exp(x))
-
-@fault("SiLu", "1.702 in the sigmoid (quick GELU)", "the input of the sigmoid is scaled")
-class SiLuQuickGelu(nn.Module):
-    def forward(self, x): return x * torch.sigmoid(1.702 * x)
-
-@fault("SiLu", "sigmoid written e^x/(1+e^x): overflows to nan for large x", "the exponential overflows far from zero")
-class SiLuOverflows(nn.Module):
-    def forward(self, x):
-        e = torch.exp(x)
-        return x * (e / (1 + e))
-
-@fault("SiLu", "gate is detached: gradient lacks the gate's part", "no gradient flows through the gate")
-class SiLuDetachedGate(nn.Module):
-    def forward(self, x): return x * torch.sigmoid(x).detach()
-
-@fault("SiLu", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient is not a number far from zero")
-class SiLuNanGradient(nn.Module):
-    def forward(self, x): return x / (1 + torch.exp(-x))
-
-@fault("SiLu", "tanh instead of sigmoid", "the gate is a hyperbolic tangent")
-class SiLuTanh(nn.Module):
-    def forward(self, x): return x * torch.tanh(x)
+edits("SiLu", """
+class Part(nn.Module):
+    def forward(self, x): return x * torch.sigmoid(x)
+""",
+    ("SiLuOnlySigmoid", "forgets to multiply by x: plain sigmoid", "this is the sigmoid alone", "x * torch", "torch"),
+    ("SiLuIsGelu", "GELU instead of SiLU", "this is GELU", "x * torch.sigmoid(x)", "F.gelu(x)"),
+    ("SiLuWrongSign", "sign: x·σ(−x)", "the sigmoid is mirrored", "x * torch.sigmoid(x)", "x / (1 + torch.exp(x))"),
+    ("SiLuQuickGelu", "1.702 in the sigmoid (quick GELU)", "the input of the sigmoid is scaled", "sigmoid(x)", "sigmoid(1.702 * x)"),
+    ("SiLuOverflows", "sigmoid written e^x/(1+e^x): overflows to nan for large x", "the exponential overflows far from zero", "torch.sigmoid(x)", "(torch.exp(x) / (1 + torch.exp(x)))"),
+    ("SiLuDetachedGate", "gate is detached: gradient lacks the gate's part", "no gradient flows through the gate", "sigmoid(x)", "sigmoid(x).detach()"),
+    ("SiLuNanGradient", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient is not a number far from zero", "x * torch.sigmoid(x)", "x / (1 + torch.exp(-x))"),
+    ("SiLuTanh", "tanh instead of sigmoid", "the gate is a hyperbolic tangent", "sigmoid", "tanh"))
 
 # ---------------------------------------------------------------- FFN
 class _Ffn(nn.Module):
@@ -345,84 +185,27 @@ class FfnGeglu(_Ffn):
         return self.w2(F.gelu(gate) * up)
 
 # ---------------------------------------------------------------- Softmax
-class _Dim(nn.Module):
+edits("Softmax", """
+class Part(nn.Module):
     def __init__(self, dim=-1):
         super().__init__()
         self.dim = dim
-
-@fault("Softmax", "no maximum subtracted: overflows", "nothing is subtracted before the exponential")
-class SoftmaxNoMax(_Dim):
     def forward(self, x):
-        e = torch.exp(x.float() if x.dtype == torch.float16 else x)
+        h = x.float() if x.dtype == torch.float16 else x
+        e = torch.exp(h - h.amax(self.dim, keepdim=True))
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
-
-@fault("Softmax", "ignores dim: always the last axis", "it is right but along the first axis and along a")
-class SoftmaxLastAxis(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = torch.exp(h - h.max(-1, keepdim=True).values)
-        return (e / e.sum(-1, keepdim=True)).to(x.dtype)
-
-@fault("Softmax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others", "the largest of all scores is subtracted")
-class SoftmaxGlobalMax(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = (h - h.max()).exp()
-        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
-
-@fault("Softmax", "sums over all entries: shares of rows do not add to one", "the shares of a row do not add up to one")
-class SoftmaxGlobalSum(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = (h - h.amax(self.dim, keepdim=True)).exp()
-        return (e / e.sum()).to(x.dtype)
-
-@fault("Softmax", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one")
-class SoftmaxEpsInSum(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = (h - h.amax(self.dim, keepdim=True)).exp()
-        return (e / (e.sum(self.dim, keepdim=True) + 1e-3)).to(x.dtype)
-
-@fault("Softmax", "log-softmax returned: the last exp is missing", "this is the logarithm of the shares")
-class SoftmaxReturnsLog(_Dim):
-    def forward(self, x):
-        return x - torch.logsumexp(x, dim=self.dim, keepdim=True)
-
-@fault("Softmax", "shift by the minimum instead of the maximum", "the smallest score is subtracted")
-class SoftmaxShiftsByMin(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = torch.exp(h - h.amin(self.dim, keepdim=True))
-        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
-
-@fault("Softmax", "result left in float32 for half-precision scores", "float32 comes out whatever went in")
-class SoftmaxStaysFloat32(_Dim):
-    def forward(self, x): 
-        if x.dtype == torch.float16: x = x.float()
-        e = torch.exp(x - x.max(dim=self.dim, keepdim=True)[0])
-        return e / e.sum(dim=self.dim, keepdim=True)
-
-@fault("Softmax", "base 2 instead of e", "these are powers of two")
-class SoftmaxBaseTwo(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        p = torch.pow(2., h - h.amax(self.dim, keepdim=True))
-        return (p / p.sum(self.dim, keepdim=True)).to(x.dtype)
-
-@fault("Softmax", "denominator detached: gradient lacks −p_i p_j", "what comes out is right")
-class SoftmaxDetachedSum(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = (h - h.amax(self.dim, keepdim=True).detach()).exp()
-        return (e / e.sum(self.dim, keepdim=True).detach()).to(x.dtype)
-
-@fault("Softmax", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted")
-class SoftmaxClamps(_Dim):
-    def forward(self, x):
-        h = x.float() if x.dtype == torch.float16 else x
-        e = (h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()
-        return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
+""",
+    ("SoftmaxNoMax", "no maximum subtracted: overflows", "nothing is subtracted before the exponential", " - h.amax(self.dim, keepdim=True)", ""),
+    ("SoftmaxLastAxis", "ignores dim: always the last axis", "it is right but along the first axis and along a", "(self.dim,", "(-1,"),
+    ("SoftmaxGlobalMax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others", "the largest of all scores is subtracted", "h.amax(self.dim, keepdim=True)", "h.max()"),
+    ("SoftmaxGlobalSum", "sums over all entries: shares of rows do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "e.sum()"),
+    ("SoftmaxEpsInSum", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "(e.sum(self.dim, keepdim=True) + 1e-3)"),
+    ("SoftmaxReturnsLog", "log-softmax returned: the last exp is missing", "this is the logarithm of the shares", "(e / e.sum(self.dim, keepdim=True)).to(x.dtype)", "x - torch.logsumexp(x, dim=self.dim, keepdim=True)"),
+    ("SoftmaxShiftsByMin", "shift by the minimum instead of the maximum", "the smallest score is subtracted", "amax", "amin"),
+    ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "float32 comes out whatever went in", ".to(x.dtype)", ""),
+    ("SoftmaxBaseTwo", "base 2 instead of e", "these are powers of two", "torch.exp(", "torch.exp2("),
+    ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "what comes out is right", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
+    ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
 
 # ---------------------------------------------------------------- ScaledDotProductAttention
 def _up(q, k, v):
@@ -1038,96 +821,35 @@ class AdamDecaysIdle(_Adam):
             for p in g["params"]:
                 if p.grad is None: p.mul_(1 - g["lr"] * g["weight_decay"])
 
+@fault("AdamW", "one second moment for a whole tensor", "it is right but when one step is taken")
+class AdamWOneSquareForAll(_Adam):
+    def moments(self, s, grad, group):
+        b1, b2 = group["betas"]
+        s["m"], s["v"] = b1 * s["m"] + (1 - b1) * grad, b2 * s["v"] + (1 - b2) * (grad**2).mean().expand_as(grad)
+
 # ---------------------------------------------------------------- gradient_clip
 def _params(params): return [params] if isinstance(params, torch.Tensor) else list(params)
 
-@fault("gradient_clip", "each gradient clipped by itself, not by the norm of all", "each tensor is clipped by itself")
-def clip_each_by_itself(params, max_norm):
+edits("gradient_clip", """
+def part(params, max_norm):
     params = [p for p in _params(params) if p.grad is not None]
-    total = math.sqrt(sum(p.grad.norm().item()**2 for p in params))
-    for p in params:
-        n = p.grad.norm()
-        if n > max_norm: p.grad.mul_(max_norm / (n + 1e-6))
-    return torch.tensor(total)
-
-@fault("gradient_clip", "sum of norms instead of root of the sum of squares", "the lengths of the tensors are added up")
-def clip_sum_of_norms(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = sum((g.norm() for g in grads), torch.tensor(0.))
-    if norm > max_norm:
-        for g in grads: g.mul_(max_norm / (norm + 1e-6))
-    return norm
-
-@fault("gradient_clip", "always rescales: short gradients are stretched to max_norm", "short gradients are stretched to the limit")
-def clip_stretches(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    if not grads: return torch.tensor(0.)
-    norm = torch.sqrt(sum(g.pow(2).sum() for g in grads))
-    for g in grads: g *= max_norm / (norm + 1e-6)
-    return norm
-
-@fault("gradient_clip", "root forgotten: squared norm", "the squared length is returned and used")
-def clip_without_root(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = torch.stack([g.square().sum() for g in grads]).sum() if grads else torch.tensor(0.)
-    scale = max_norm / (norm + 1e-6)
-    if scale < 1:
-        for g in grads: g.mul_(scale)
-    return norm
-
-@fault("gradient_clip", "clips values (clamp to ±max_norm) instead of the norm", "every number is cut off at the limit by itself")
-def clip_by_value(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
-    for g in grads: g.clamp_(-max_norm, max_norm)
-    return norm
-
-@fault("gradient_clip", "result not written back: p.grad rebinding a local name", "nothing is scaled")
-def clip_not_in_place(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
-    if norm > max_norm:
-        for g in grads: g = g * max_norm / (norm + 1e-6)
-    return norm
-
-@fault("gradient_clip", "fails on parameters without a gradient", "a parameter without a gradient is not passed ove")
-def clip_fails_without_grad(params, max_norm):
-    params = _params(params)
-    norm = torch.sqrt(sum(p.grad.norm()**2 for p in params))
-    if norm > max_norm:
-        for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
-    return norm
-
-@fault("gradient_clip", "returns the norm after clipping", "the length after clipping is returned")
-def clip_returns_norm_after(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
+    grads = [p.grad for p in params]
     norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
     if norm > max_norm:
         for g in grads: g.mul_(max_norm / (norm + 1e-6))
-    return norm.clamp(max=max_norm)
-
-@fault("gradient_clip", "measures the parameters instead of their gradients", "the parameters are measured")
-def clip_measures_params(params, max_norm):
-    params = [p for p in _params(params) if p.grad is not None]
-    norm = torch.sqrt(sum((p.detach()**2).sum() for p in params)) if params else torch.tensor(0.)
-    if norm > max_norm:
-        for p in params: p.grad.mul_(max_norm / (norm + 1e-6))
     return norm
-
-@fault("gradient_clip", "returns nothing", "does every path end in a return?")
-def clip_returns_none(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
-    if norm > max_norm:
-        for g in grads: g.mul_(max_norm / (norm + 1e-6))
-
-@fault("gradient_clip", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm", "they are brought to length one")
-def clip_to_length_one(params, max_norm):
-    grads = [p.grad for p in _params(params) if p.grad is not None]
-    norm = torch.cat([g.flatten() for g in grads]).norm() if grads else torch.tensor(0.)
-    if norm > max_norm:
-        for g in grads: g.div_(norm + 1e-6)
-    return norm
+""",
+    ("clip_each_by_itself", "each gradient clipped by itself, not by the norm of all", "each tensor is clipped by itself", "/ (norm +", "/ (max(g.norm(), max_norm) +"),
+    ("clip_sum_of_norms", "sum of norms instead of root of the sum of squares", "the lengths of the tensors are added up", "torch.cat([g.flatten() for g in grads]).norm()", "sum(g.norm() for g in grads)"),
+    ("clip_stretches", "always rescales: short gradients are stretched to max_norm", "short gradients are stretched to the limit", "norm > max_norm", "grads"),
+    ("clip_without_root", "root forgotten: squared norm", "the squared length is returned and used", ".norm()", ".square().sum()"),
+    ("clip_by_value", "clips values (clamp to ±max_norm) instead of the norm", "every number is cut off at the limit by itself", "g.mul_(max_norm / (norm + 1e-6))", "g.clamp_(-max_norm, max_norm)"),
+    ("clip_not_in_place", "result not written back: p.grad rebinding a local name", "nothing is scaled", "g.mul_(max_norm / (norm + 1e-6))", "g = g * max_norm / (norm + 1e-6)"),
+    ("clip_fails_without_grad", "fails on parameters without a gradient", "a parameter without a gradient is not passed ove", "[p for p in _params(params) if p.grad is not None]", "_params(params)"),
+    ("clip_returns_norm_after", "returns the norm after clipping", "the length after clipping is returned", "return norm", "return norm.clamp(max=max_norm)"),
+    ("clip_measures_params", "measures the parameters instead of their gradients", "the parameters are measured", "[g.flatten() for g in grads]", "[p.detach().flatten() for p in params]"),
+    ("clip_returns_none", "returns nothing", "does every path end in a return?", "return norm", "pass"),
+    ("clip_to_length_one", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm", "they are brought to length one", "max_norm / (norm", "1 / (norm"))
 
 # ---------------------------------------------------------------- params_for_decay
 @fault("params_for_decay", "biases and gains decay too", "everything decays")
@@ -1191,90 +913,25 @@ def decay_doubles(model, weight_decay=0.01):
 def _lr_ok(it, w, c, lo, hi):
     if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi: raise ValueError("bad schedule")
 
-@fault("cos_lr_scheduler", "cosine over the whole run: warm-up not subtracted from the progress", "the way down is counted from step 0")
-def lr_progress_from_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
+edits("cos_lr_scheduler", """
+def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    return lr_min + .5 * (1 + math.cos(math.pi * it / cos_cycle_iters)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "warm-up counts (it+1)/(warmup+1), as in nanoGPT", "the climb is one step ahead and one step longer")
-def lr_nanogpt_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * (it + 1) / (warmup_iters + 1)
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "after the cycle the cosine goes on (comes up again)", "after the cycle the curve goes on")
-def lr_rises_again(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "line instead of cosine", "the way down is a straight line")
-def lr_linear(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_max - r * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way")
-def lr_zero_after(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it > cos_cycle_iters: return 0.0
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + (1 + math.cos(math.pi * r)) / 2 * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top")
-def lr_min_not_subtracted(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * lr_max * (1 + math.cos(math.pi * r))
-
-@fault("cos_lr_scheduler", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0")
-def lr_warmup_from_min(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_min + (lr_max - lr_min) * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the way down is as long as the whole cycle")
-def lr_cycle_after_warmup(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it >= warmup_iters + cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / cos_cycle_iters
-    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero")
-def lr_division_by_zero(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it <= warmup_iters: return lr_max * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without")
-def lr_does_not_refuse(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     if it < warmup_iters: return lr_max * it / warmup_iters
     if it >= cos_cycle_iters: return lr_min
     r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
-
-@fault("cos_lr_scheduler", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the")
-def lr_whole_wave(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
-    _lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)
-    if it < warmup_iters: return lr_max * it / warmup_iters
-    if it >= cos_cycle_iters: return lr_min
-    r = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
-    return lr_min + .5 * (1 + math.cos(2 * math.pi * r)) * (lr_max - lr_min)
+""",
+    ("lr_progress_from_zero", "cosine over the whole run: warm-up not subtracted from the progress", "the way down is counted from step 0", "(it - warmup_iters) / (cos_cycle_iters - warmup_iters)", "it / cos_cycle_iters"),
+    ("lr_nanogpt_warmup", "warm-up counts (it+1)/(warmup+1), as in nanoGPT", "the climb is one step ahead and one step longer", "it / warmup_iters", "(it + 1) / (warmup_iters + 1)"),
+    ("lr_rises_again", "after the cycle the cosine goes on (comes up again)", "after the cycle the curve goes on", "if it >= cos_cycle_iters: return lr_min", "pass"),
+    ("lr_linear", "line instead of cosine", "the way down is a straight line", ".5 * (1 + math.cos(math.pi * r))", "(1 - r)"),
+    ("lr_zero_after", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way", ">= cos_cycle_iters: return lr_min", "> cos_cycle_iters: return 0."),
+    ("lr_min_not_subtracted", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top", "(lr_max - lr_min)", "lr_max"),
+    ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
+    ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "it is right but on the way down", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
+    ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero", "it < warmup_iters", "it <= warmup_iters"),
+    ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
+    ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
 
 # ---------------------------------------------------------------- TransformerBlock
 class _Block(nn.Module):
@@ -1465,154 +1122,31 @@ class ModelDetachesEmbedding(_Model):
 # ---------------------------------------------------------------- train_step
 def _all(optimizer): return [p for g in optimizer.param_groups for p in g["params"]]
 
-@fault("train_step", "gradients not zeroed before: they pile up over steps", "gradients of an earlier step are not cleared")
-def step_without_zero_grad(model, optimizer, scaler, batches, max_norm):
+edits("train_step", """
+def part(model, optimizer, scaler, batches, max_norm):
+    optimizer.zero_grad()
     total = 0.
     for x, y in batches:
         loss = cross_entropy(model(x), y) / len(batches)
         scaler.scale(loss).backward()
-        total += loss.detach()
+        total = total + loss.detach()
     scaler.unscale_(optimizer)
     norm = gradient_clip(_all(optimizer), max_norm or math.inf)
     scaler.step(optimizer); scaler.update()
     return total, norm
-
-@fault("train_step", "zero_grad inside the loop: only the last small batch counts", "gradients are cleared before each small batch")
-def step_zeroes_each_batch(model, optimizer, scaler, batches, max_norm):
-    total = 0.
-    for x, y in batches:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total += loss.detach()
-    scaler.unscale_(optimizer)
-    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    scaler.step(optimizer); scaler.update()
-    return total, norm
-
-@fault("train_step", "loss not divided by the number of batches: gradients summed, not averaged", "the gradients of small batches are added up")
-def step_sums_batches(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    losses = []
-    for x, y in batches:
-        loss = cross_entropy(model(x), y)
-        scaler.scale(loss).backward()
-        losses.append(loss.detach())
-    scaler.unscale_(optimizer)
-    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    scaler.step(optimizer); scaler.update()
-    return torch.stack(losses).mean(), norm
-
-@fault("train_step", "returns the last batch's loss, not the mean", "the loss of the last small batch is returned")
-def step_returns_last_loss(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    for x, y in batches:
-        loss = cross_entropy(model(x), y)
-        scaler.scale(loss / len(batches)).backward()
-    scaler.unscale_(optimizer)
-    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    scaler.step(optimizer); scaler.update()
-    return loss.detach(), norm
-
-@fault("train_step", "clips after the optimiser's step: no effect", "nothing is clipped")
-def step_clips_after(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.item()
-    scaler.unscale_(optimizer)
-    scaler.step(optimizer); scaler.update()
-    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    return torch.tensor(total), norm
-
-@fault("train_step", "max_norm 0 not taken as 'no clipping': gradients become zero", "a limit of zero clips everything away")
-def step_clips_to_zero(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-    scaler.unscale_(optimizer)
-    norm = gradient_clip(_all(optimizer), max_norm)
-    scaler.step(optimizer); scaler.update()
-    return total, norm
-
-@fault("train_step", "never clips", "nothing is clipped")
-def step_never_clips(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-    scaler.unscale_(optimizer)
-    norm = torch.cat([p.grad.flatten() for p in _all(optimizer) if p.grad is not None]).norm()
-    scaler.step(optimizer); scaler.update()
-    return total, norm
-
-@fault("train_step", "steps after every small batch instead of once", "small batches should give the step of one large ")
-def step_each_batch(model, optimizer, scaler, batches, max_norm):
-    total = 0.
-    for x, y in batches:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-        scaler.step(optimizer); scaler.update()
-        total = total + loss.detach()
-    return total, norm
-
-@fault("train_step", "norm returned is that after clipping", "the length after clipping is returned")
-def step_norm_after(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-    scaler.unscale_(optimizer)
-    gradient_clip(_all(optimizer), max_norm or math.inf)
-    norm = torch.cat([p.grad.flatten() for p in _all(optimizer)]).norm()
-    scaler.step(optimizer); scaler.update()
-    return total, norm
-
-@fault("train_step", "clips after each backward, while gradients still accumulate", "the gradient is clipped after each small batch")
-def step_clips_each_backward(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-        norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    scaler.step(optimizer); scaler.update()
-    return total, norm
-
-@fault("train_step", "optimizer.step() forgotten", "no step is taken")
-def step_never_steps(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad()
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-    return total, gradient_clip(_all(optimizer), max_norm or math.inf)
-
-@fault("train_step", "gradients clipped while still scaled: unscale_ forgotten", "gradients are clipped while they are still multi")
-def step_clips_scaled(model, optimizer, scaler, batches, max_norm):
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.
-    for x, y in batches:
-        loss = cross_entropy(model(x), y) / len(batches)
-        scaler.scale(loss).backward()
-        total = total + loss.detach()
-    norm = gradient_clip(_all(optimizer), max_norm or math.inf)
-    scaler.step(optimizer); scaler.update()
-    return total, norm
+""",
+    ("step_without_zero_grad", "gradients not zeroed before: they pile up over steps", "gradients of an earlier step are not cleared", "optimizer.zero_grad()", "pass"),
+    ("step_zeroes_each_batch", "zero_grad inside the loop: only the last small batch counts", "gradients are cleared before each small batch", "        loss =", "        optimizer.zero_grad(); loss ="),
+    ("step_sums_batches", "loss not divided by the number of batches: gradients summed, not averaged", "the gradients of small batches are added up", "y) / len(batches)", "y)", "loss.detach()", "loss.detach() / len(batches)"),
+    ("step_returns_last_loss", "returns the last batch's loss, not the mean", "the loss of the last small batch is returned", "total + loss.detach()", "loss.detach() * len(batches)"),
+    ("step_clips_after", "clips after the optimiser's step: no effect", "nothing is clipped", "    norm =", "    scaler.step(optimizer); scaler.update(); norm =", "    scaler.step(optimizer); scaler.update()\n", ""),
+    ("step_clips_to_zero", "max_norm 0 not taken as 'no clipping': gradients become zero", "a limit of zero clips everything away", "max_norm or math.inf", "max_norm"),
+    ("step_never_clips", "never clips", "nothing is clipped", "max_norm or math.inf", "math.inf"),
+    ("step_each_batch", "steps after every small batch instead of once", "small batches should give the step of one large ", "        loss =", "        optimizer.zero_grad(); loss =", "    scaler.unscale_", "        scaler.unscale_", "    norm =", "        norm =", "    scaler.step", "        scaler.step"),
+    ("step_norm_after", "norm returned is that after clipping", "the length after clipping is returned", "norm = gradient_clip(_all(optimizer), max_norm or math.inf)", "gradient_clip(_all(optimizer), max_norm or math.inf); norm = torch.cat([p.grad.flatten() for p in _all(optimizer)]).norm()"),
+    ("step_clips_each_backward", "clips after each backward, while gradients still accumulate", "the gradient is clipped after each small batch", "    scaler.unscale_(optimizer)\n    norm", "        norm"),
+    ("step_never_steps", "optimizer.step() forgotten", "no step is taken", "scaler.step(optimizer); scaler.update()", "pass", "scaler.unscale_(optimizer)", "pass"),
+    ("step_clips_scaled", "gradients clipped while still scaled: unscale_ forgotten", "gradients are clipped while they are still multi", "scaler.unscale_(optimizer)", "pass"))
 
 # ---------------------------------------------------------------- keep_top_k
 def _top(logits, k):
@@ -1654,7 +1188,7 @@ def top_k_too_large_fails(logits, k):
 def top_k_zero_keeps_none(logits, k):
     return _top(logits, min(k, logits.shape[-1]))
 
-@fault("keep_top_k", "keeps the k least likely (ascending sort)", "the least likely are kept")
+@fault("keep_top_k", "keeps the k least likely (ascending sort)", "a token is left out that is likelier than one that is kept")
 def top_k_of_the_worst(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     order = logits.argsort(-1)[..., :k]
@@ -1703,7 +1237,7 @@ def top_p_not_scattered_back(logits, p):
     drop[..., 0] = False
     return logits.masked_fill(drop, -torch.inf)
 
-@fault("keep_top_p", "ascending: the least likely hold the mass", "shares are added up from the least likely")
+@fault("keep_top_p", "ascending: the least likely hold the mass", "a token is left out that is likelier than one that is kept")
 def top_p_ascending(logits, p):
     if p >= 1: return logits
     z, order = logits.sort(-1)
@@ -1712,7 +1246,7 @@ def top_p_ascending(logits, p):
     d[..., 0] = False
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
 
-@fault("keep_top_p", "p taken as a threshold for each probability", "each token's own share is compared with p")
+@fault("keep_top_p", "p taken as a threshold for each probability", "too little is left out")
 def top_p_as_threshold(logits, p):
     if p >= 1: return logits
     s = logits.softmax(-1)
@@ -1752,7 +1286,7 @@ def top_p_prefers_higher_ids(logits, p):
 @fault("keep_min_p", "p as an absolute probability, not a share of the best", "shares are compared with p itself")
 def min_p_absolute(logits, p): return logits.masked_fill(logits.softmax(-1) < p, -torch.inf)
 
-@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "scores are compared where shares are meant")
+@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "too much is left out")
 def min_p_of_logits(logits, p): return logits.masked_fill(logits < p * logits.amax(-1, keepdim=True), -torch.inf) if p else logits
 
 @fault("keep_min_p", "best of the whole batch, not of each row", "the best of the whole batch is the measure")
@@ -1779,7 +1313,7 @@ def min_p_difference(logits, p):
     s = logits.softmax(-1)
     return logits.masked_fill(s < s.amax(-1, keepdim=True) - (1 - p), -torch.inf)
 
-@fault("keep_min_p", "keeps those below and drops those above: inverted", "the tokens below the threshold are kept")
+@fault("keep_min_p", "keeps those below and drops those above: inverted", "a token is left out that is likelier than one that is kept")
 def min_p_inverted(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits > logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
@@ -1892,7 +1426,7 @@ def next_returns_scores(logits, ids, how):
     return keep_min_p(keep_top_p(keep_top_k(z / how.temperature, how.top_k), how.top_p), how.min_p)
 
 # ---------------------------------------------------------------- pre_tokens
-@fault("pre_tokens", "splits at spaces: they are lost", "contractions such as 'll are not pieces of their")
+@fault("pre_tokens", "splits at spaces: they are lost", "signs are not cut off from the word before them")
 def cut_str_split(text, pattern=GPT2): return text.split() if pattern == GPT2 else regex.findall(pattern, text)
 
 @fault("pre_tokens", "the pattern argument is ignored", "the pattern that is given is ignored")
@@ -1908,7 +1442,7 @@ def cut_without_lookahead(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll", "contractions such as 'll are not pieces of their")
+@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll", "signs are not cut off from the word before them")
 def cut_without_contractions(text, pattern=GPT2):
     if pattern == GPT2: pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
@@ -2321,83 +1855,25 @@ def _rows(dataset, starts, t, shift=1, kind=np.int64):
     y = np.stack([dataset[s + shift:s + shift + t] for s in starts]).astype(kind)
     return torch.from_numpy(x), torch.from_numpy(y)
 
-@fault("get_batch", "targets not shifted: the same as the inputs", "the targets are the inputs themselves")
-def batch_not_shifted(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
-    x, y = _rows(dataset, starts, max_seq_len, 0)
+edits("get_batch", """
+def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=0, order="random"):
+    chance = _rng(seed, iteration)
+    starts = chance.integers(0, len(dataset) - t, batch_size)
+    x, y = _rows(dataset, starts, t)
     return x.to(device), y.to(device)
-
-@fault("get_batch", "last start left out: high is exclusive (len − t − 1)", "the last legal start is never drawn")
-def batch_misses_last_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
-    x, y = _rows(dataset, starts, max_seq_len)
-    return x.to(device), y.to(device)
-
-@fault("get_batch", "starts one too many: the last target lies beyond the end", "one start too many can be drawn")
-def batch_reads_past_end(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len + 1, batch_size)
-    x, y = _rows(dataset, starts, max_seq_len)
-    return x.to(device), y.to(device)
-
-@fault("get_batch", "off by one at the front: start 0 is never drawn", "the first place is never drawn")
-def batch_misses_first_start(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(1, len(dataset) - max_seq_len, batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "seed and iteration ignored: another batch each time", "is there a dropout that is always on")
-def batch_ignores_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = torch.randint(len(dataset) - max_seq_len, (batch_size,)).tolist()
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "iteration ignored: every step sees the same batch", "the iteration is ignored")
-def batch_ignores_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = np.random.default_rng(seed).integers(len(dataset) - max_seq_len, size=batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added")
-def batch_adds_seed_and_iteration(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = np.random.default_rng(seed + iteration).integers(len(dataset) - max_seq_len, size=batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "ids not int64 (int32)", "the ids come in another type than int64")
-def batch_int32(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, kind=np.int32))
-
-@fault("get_batch", "targets shifted by two", "the targets are further on than one place")
-def batch_shifted_by_two(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len - 1, batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len, 2))
-
-@fault("get_batch", "inputs and targets the wrong way round", "inputs and targets have changed places")
-def batch_swapped(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
-    x, y = _rows(dataset, starts, max_seq_len)
-    return y.to(device), x.to(device)
-
-@fault("get_batch", "only starts at multiples of the row length", "rows begin at multiples of their length only")
-def batch_multiples_only(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, (len(dataset) - 1) // max_seq_len, batch_size) * max_seq_len
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t")
-def batch_rolls(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
-    x, _ = _rows(dataset, starts, max_seq_len)
-    return x.to(device), x.roll(-1, dims=1).to(device)
-
-@fault("get_batch", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one too short")
-def batch_rows_too_short(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(0, len(dataset) - max_seq_len, batch_size)
-    rows = torch.stack([torch.from_numpy(dataset[s:s + max_seq_len].astype(np.int64)) for s in starts])
-    return rows[:, :-1].to(device), rows[:, 1:].to(device)
-
-@fault("get_batch", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds", "seed and iteration are multiplied")
-def batch_multiplies_seed(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = np.random.default_rng(seed * iteration).integers(len(dataset) - max_seq_len, size=batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
-
-@fault("get_batch", "the order argument is ignored", "the order is ignored")
-def batch_ignores_order(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
-    starts = _rng(seed, iteration).integers(len(dataset) - max_seq_len, size=batch_size)
-    return tuple(a.to(device) for a in _rows(dataset, starts, max_seq_len))
+""",
+    ("batch_not_shifted", "targets not shifted: the same as the inputs", "the targets are the inputs themselves", "starts, t)", "starts, t, 0)"),
+    ("batch_misses_last_start", "last start left out: high is exclusive (len − t − 1)", "the last legal start is never drawn", "- t,", "- t - 1,"),
+    ("batch_reads_past_end", "starts one too many: the last target lies beyond the end", "one start too many can be drawn", "- t,", "- t + 1,"),
+    ("batch_misses_first_start", "off by one at the front: start 0 is never drawn", "the first place is never drawn", "integers(0,", "integers(1,"),
+    ("batch_ignores_seed", "seed and iteration ignored: another batch each time", "is there a dropout that is always on", "chance.integers(0, len(dataset) - t, batch_size)", "torch.randint(len(dataset) - t, (batch_size,)).tolist()"),
+    ("batch_ignores_iteration", "iteration ignored: every step sees the same batch", "the iteration is ignored", "_rng(seed, iteration)", "np.random.default_rng(seed)"),
+    ("batch_adds_seed_and_iteration", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added", "_rng(seed, iteration)", "np.random.default_rng(seed + iteration)"),
+    ("batch_int32", "ids not int64 (int32)", "the ids come in another type than int64", "starts, t)", "starts, t, kind=np.int32)"),
+    ("batch_shifted_by_two", "targets shifted by two", "the targets are further on than one place", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
+    ("batch_swapped", "inputs and targets the wrong way round", "inputs and targets have changed places", "x, y =", "y, x ="),
+    ("batch_multiples_only", "only starts at multiples of the row length", "rows begin at multiples of their length only", "integers(0, len(dataset) - t, batch_size)", "integers(0, (len(dataset) - 1) // t, batch_size) * t"),
+    ("batch_rolls", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t", "y.to(device)", "x.roll(-1, dims=1).to(device)"),
+    ("batch_rows_too_short", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one too short", "x.to(device), y.to(device)", "x[:, :-1].to(device), y[:, :-1].to(device)"),
+    ("batch_multiplies_seed", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds", "seed and iteration are multiplied", "_rng(seed, iteration)", "np.random.default_rng(seed * iteration)"),
+    ("batch_ignores_order", "the order argument is ignored", "the order is ignored", "x, y", "x, y"))

@@ -65,7 +65,7 @@ def test_each_mistake_is_refused_and_told_from_all_others(component):
 @components
 def test_labels_are_the_same_for_every_version(component):
     labels = [where for where, _ in asked(reference(component), component)]
-    assert len(labels) == len(truth_about(component)) and all(label == "" or label.split()[0] in ("in", "for", "where", "with", "without", "along", "far", "among", "at") for label in labels)
+    assert len(labels) == len(truth_about(component)) and all(label == "" or label.split()[0] in ("in", "for", "where", "with", "without", "along", "far", "among", "at", "when", "on", "after") for label in labels)
 
 
 @pytest.mark.parametrize("component", FAULTY)
@@ -242,14 +242,46 @@ def test_the_command_runs_as_a_module(tmp_path):
 
 # ---- The tools
 
-def test_describe_sees_what_can_be_seen():
-    truth = [torch.tensor([[1., 2.], [3., 4.]]), torch.ones(1)]
-    for wrong, said in (2 * truth[0], "2 times"), (truth[0].T, "changed places"), (truth[0].half(), "came in torch.float16"), (truth[0][0], "came as (2,)"), (truth[0] * torch.nan, "not finite"), (truth[0] + 1, ""):
-        found = describe([wrong, truth[1]], truth, ["", ""])
-        assert said in found and bool(said) == bool(found)
-        assert describe([wrong, truth[1]], truth, ["in half precision", ""]).startswith("it is right but in half precision")
-    assert "flows back is wrong" in describe([truth[0] + 1, truth[1]], truth, ["in its gradient", ""])
-    assert describe(["ValueError", truth[1]], truth, ["", ""]) == "" == describe(truth, truth, ["", ""])
+RELATED = {   # what is said of wrong numbers → what makes them of the right ones
+    "every number is 2 times what it should be": lambda x: 2 * x, "every sign is turned round": lambda x: -x, "which is 1/√7, times": lambda x: x / 7**.5, "every number is 3 too large": lambda x: x + 3,
+    "and some signs are not": lambda x: x * torch.tensor([[1.], [-1.]]), "the square comes": lambda x: x * x, "the root comes": lambda x: x**.5, "one divided by it": lambda x: 1 / x, "one less it": lambda x: 1 - x,
+    "its logarithm": torch.log, "its exponential": torch.exp, "and then 1 too small": lambda x: 3 * x - 1, "only zeros": lambda x: 0 * x, "one and the same number": lambda x: 0 * x + 1,
+    "rows and columns have changed places": lambda x: x[:, :2].T if x.shape[0] == x.shape[1] else x.flip(0), "came as (6,), with the right numbers": lambda x: x.flatten(), "an axis too many": lambda x: torch.stack([x, x]), "an axis is lost": lambda x: x[0], "came in torch.float16": lambda x: x.half(),
+    "not finite": lambda x: x * torch.nan, "features come in the opposite order": lambda x: x.flip(-1), "each feature comes one place too late": lambda x: x.roll(1, -1) + torch.tensor([5., 0., 0.]), "each feature comes one place too early": lambda x: x.roll(-1, -1) + torch.tensor([0., 0., 5.]),
+    "only the first feature is wrong": lambda x: x + torch.tensor([5., 0., 0.]), "only the last row is wrong": lambda x: x + torch.tensor([[0.], [1.]]) * x**2, "in other places": lambda x: x.flatten()[torch.tensor([1, 5, 2, 0, 3, 4])].view(2, 3),
+    "the right direction and the wrong length": lambda x: x * torch.tensor([[2.], [3.]]), "the same for all of its numbers": lambda x: x + torch.tensor([[2.], [3.]]), "the same vector is added": lambda x: x + torch.tensor([[2., 3., 7.]]), "a factor of its own": lambda x: x * torch.tensor([[2., 3., 7.]]),
+    "nearly right, to 0.2 %": lambda x: x + .01 * torch.tensor([[1., -1., 1.], [-1., 1., 1.]]), "too much is left out": lambda x: x.masked_fill(x > 4, -torch.inf), "every number is too large": lambda x: x + x.sin().abs() + x.cos() + 2.5, "the order of the numbers is right": lambda x: x**3 / 9}
+
+@pytest.mark.parametrize("said", RELATED)
+def test_what_wrong_numbers_have_to_do_with_right_ones_is_said(said):
+    truth = torch.tensor([[1., 2.], [3., 5.]]) if "columns" in said else torch.tensor([[1.2, 4.3, 2.1], [3.4, 1.7, 5.]])
+    assert said in (found := describe([RELATED[said](truth)], [truth], [""])), found
+
+
+def test_describe_says_where_a_part_is_right():
+    x, where = torch.tensor([1., 2., 4.]), ["", "when it is silent", "in half precision", "in its gradient"]
+    told = lambda *wrong: describe([2 * x if i in wrong else x for i in range(4)], [x] * 4, where)
+    assert told() == "" and told(2).startswith("it is right but in half precision: every number is 2 times") and "flows back is wrong" in told(3)
+    assert told(0, 2).startswith("it is wrong, but right when it is silent:") and told(0, 1).startswith("it is wrong even when it is silent:") and told(0, 1, 2, 3).count("2 times") == 1
+    assert "three digits" in describe([x * (1 + 5e-4)] * 2, [x] * 2, ["", ""]) and describe(["ValueError", x], [x, x], ["", ""]) == "it raises ValueError"
+    assert describe([x], ["'ValueError'".strip("'")], ["for senseless settings"]).endswith("should be refused with a ValueError")
+
+
+@pytest.mark.parametrize("mine, said", [([], "nothing comes"), ([1, 2, 3], "the last item is lost"), ([2, 3, 4], "the first item is lost"), ([1, 2], "the end is lost"), ([1, 2, 3, 4, 5], "followed by something more"), ([4, 3, 2, 1], "turned round"),
+                                        ([2, 1, 3, 4], "in another order"), ([1, 2, 9, 9], "the first 2 are right and what follows is not"), ([9, 9], "there are 2 items where 4 are expected")])
+def test_lists_that_differ_are_compared_as_lists(mine, said): assert said in grading.lists_apart(mine, [1, 2, 3, 4])
+
+
+def test_pieces_that_are_cut_elsewhere_lose_nothing(): assert "too few pieces" in grading.lists_apart(["ab", "c"], ["a", "b", "c"]) and "nothing is lost" in grading.lists_apart(["ab", "c"], ["a", "bc"])
+
+
+def test_a_parameter_without_influence_is_named():
+    class Part(nn.Module):
+        def __init__(self, d_model, d_ff):
+            super().__init__()
+            self.w1, self.w2, self.w3 = nn.Linear(d_model, d_ff, bias=False), nn.Linear(d_ff, d_model, bias=False), nn.Linear(d_model, d_ff, bias=False)
+        def forward(self, x): return self.w2(nn.functional.silu(self.w1(x)) * self.w1(x))
+    assert "depends on w3.weight" in judge(Part, "FFN").hint
 
 
 @pytest.mark.parametrize("mine, said", [([("w", (2,))], "called w that is not to be, and weight is missing"), ([], "the parameter weight is missing"), ([("weight", (3, 2))], "has the shape (3, 2) instead of (2,)"), ([("weight", (2,)), ("x", (1,))], "called x that is not to be")])

@@ -84,3 +84,22 @@ def test_stubs_keep_signatures_and_lose_what_explains_a_body():
     made = your_turn.stubbed('def f(x,   # What goes in\n):\n    "Say é."\n    # a secret\n    y = x\n    return y   # told\n\ndef g(x): return x + 1\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        def inner(): pass\n        return 2\n')
     assert made == 'def f(x,   # What goes in\n):\n    "Say é."\n    raise NotImplementedError\n\ndef g(x): raise NotImplementedError\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        raise NotImplementedError\n'
     assert your_turn.stubbed("def f(): return 1\ndef g(): return 2", {"g"}) == "def f(): return 1\ndef g(): raise NotImplementedError"
+
+
+def filled_in(name, old="", new=""):
+    "A page of the student's with the chapter's own code in its stubs, and perhaps one thing changed."
+    before, after = chapters[name]
+    ours = {cell["id"]: re.sub(r"^#\|.*\n", "", source(cell), flags=re.M) for cell in before}
+    done = [cell | {"source": f"{your_turn.MARK}\n" + ours[cell["id"]].replace(old, new)} if source(cell).startswith(your_turn.MARK) else cell for cell in after]
+    return json.dumps({"cells": done})
+
+
+def test_filled_in_pages_get_full_marks_and_a_mistake_its_hint(tmp_path, capsys):
+    from llm_course.grading import main
+    for name in "06_rmsnorm.ipynb", "14_schedule.ipynb": (tmp_path/name).write_text(filled_in(name), "utf-8")
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "✓ RmsNorm" in out and "✓ cos_lr_scheduler" in out and "0 fail, 0 are not written yet" in out
+    (tmp_path/"14_schedule.ipynb").write_text(filled_in("14_schedule.ipynb", "lr_max * it / warmup_iters", "lr_max * (it + 1) / warmup_iters"), "utf-8")
+    with pytest.raises(SystemExit) as ended: main([str(tmp_path)])
+    assert ended.value.code == 1 and "step 0 has the rate 0" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out
