@@ -210,6 +210,7 @@ def failed(device):
 
 @every
 def test_compiles_in_one_graph_for_all_lengths_and_exports_with_dynamic_batch_and_length(specimen, failed):
+    if specimen.name.endswith("in pieces") and torch.__version__ < (2, 10): pytest.xfail("torch 2.9 compiles it four times for five lengths")
     assert specimen.name not in failed, failed[specimen.name][-2000:]
 
 
