@@ -44,6 +44,7 @@ test: .venv/installed
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 	$(PY) web/your_turn.py
+	$(PY) web/references.py
 	git diff --exit-code
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -55,6 +56,7 @@ export: .venv/installed
 	.venv/bin/nbdev_export
 	.venv/bin/nbdev_clean
 	$(PY) web/your_turn.py
+	$(PY) web/references.py
 
 # Execute every notebook and keep what it shows.
 notebooks: export
