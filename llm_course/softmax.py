@@ -29,7 +29,7 @@ def softmax(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     top = wide.detach().amax(dim, keepdim=True).clamp(min=torch.finfo(wide.dtype).min)   # finite, even if all are ruled out
     powers = (wide - top).exp()                                                          # none exceeds one
-    return (powers / powers.sum(dim, keepdim=True).clamp(min=1)).to(x.dtype)
+    return (powers / powers.sum(dim, keepdim=True).clamp(min=.5)).to(x.dtype)   # sums are zero or at least one, and a clamp's gradient at its own limit is not settled
 
 # %% ../nbs/08_softmax.ipynb #Softmax
 class Softmax(nn.Module):
