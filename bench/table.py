@@ -22,11 +22,16 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
     "adamw_compiled": ("a compiled step of AdamW", "编译后的 AdamW 走一步", "AdamW(fused=True)"),
     "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
+    "step_large_float32_eager_torch": ("a training step, 29 M parameters", "训练一步,29 M 参数", "torch's own layers"),
+    "step_large_float32_eager_transformers": ("the same", "同上", "LlamaForCausalLM"),
+    "step_large_float32_compiled_transformers": ("the same, both compiled", "同上,两边都编译", "LlamaForCausalLM"),
     "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层,宽 512", "transformers"),
     "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元,4 层,宽 128", "transformers"),
+    "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
+    "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
 HEADS = {"README.md": "| what, on a CPU | ours | peer | its time | ours ÷ its |", "README_cn.md": "| 内容(CPU) | 我们 | 同类 | 同类用时 | 我们 ÷ 同类 |"}
-CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步"}
+CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层"}
 
 
 def time(seconds: float) -> str:
