@@ -221,7 +221,7 @@ def line(a:Tensor, t:Tensor)->str:
     return f"every number is {k:.3g} times what it should be, and then {abs(b):.3g} too {'large' if b > 0 else 'small'}" if near(a, k * t + (b := (a.mean() - k * t.mean()).item())) else ""
 
 # %% ../nbs/23_grading.ipynb #relations-2
-RELATIONS:list[Callable[[Tensor, Tensor], str|bool]] = [   # of wrong numbers and right ones, from the telling to the vague
+RELATIONS:list[Callable[[Tensor, Tensor], str]] = [   # of wrong numbers and right ones, from the telling to the vague
     lambda a, t: "only zeros come" * near(a, 0 * a),
     lambda a, t: "one and the same number comes everywhere" * (len(a) > 1 and near(a, a[:1].expand_as(a)) and not near(t, t[:1].expand_as(t))),
     times, more,
@@ -237,7 +237,8 @@ RELATIONS:list[Callable[[Tensor, Tensor], str|bool]] = [   # of wrong numbers an
 
 def flat(pairs:list[tuple[Tensor|str, Tensor|str]])->tuple[Tensor, Tensor]|None:
     "All wrong numbers in one row, and all right ones; `None` if most answers are no numbers, or of another shape or type."
-    plain = [pair for pair in pairs if all(isinstance(x, Tensor) and x.is_floating_point() and x.isfinite().all() for x in pair) and pair[0].shape == pair[1].shape and pair[0].dtype == pair[1].dtype]
+    plain = [(a, t) for a, t in pairs if isinstance(a, Tensor) and isinstance(t, Tensor) and a.shape == t.shape and a.dtype == t.dtype
+             and a.is_floating_point() and a.isfinite().all() and t.isfinite().all()]
     if 2 * len(plain) < len(pairs): return None
     a, t = (torch.cat([x.double().flatten() for x in column]) for column in zip(*plain))
     return (a, t) if len(a) else None
