@@ -205,7 +205,7 @@ def test_a_page_is_timed_by_the_processor():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)/"page.ipynb"
             cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for i, text in enumerate(source)]
-            path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8")
+            path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8", newline="\n")
             return pages.seconds(path)
     idle = spent(["import time; time.sleep(1)", "#| eval: false\n1/0"])
     assert spent(["import time\nwhile time.process_time() < 4: pass"]) > max(3.5, idle)

@@ -273,7 +273,7 @@ def test_every_public_name_is_there_and_its_chapter_is_linked(site):
 
 def described(source, tmp_path):
     (tmp_path/"small").mkdir()
-    (tmp_path/"small"/"__init__.py").write_text('"One promise."\n' + dedent(source), "utf-8")
+    (tmp_path/"small"/"__init__.py").write_text('"One promise."\n' + dedent(source), "utf-8", newline="\n")
     return api.section(api.griffe.load("small", search_paths=[tmp_path], allow_inspection=False), "nbs/01_small.ipynb", "01 Small", {"small.other": "text.html"})
 
 

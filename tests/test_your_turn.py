@@ -96,10 +96,10 @@ def filled_in(name, old="", new=""):
 
 def test_filled_in_pages_get_full_marks_and_a_mistake_its_hint(tmp_path, capsys):
     from llm_course.grading import main
-    for name in "06_rmsnorm.ipynb", "14_schedule.ipynb": (tmp_path/name).write_text(filled_in(name), "utf-8")
+    for name in "06_rmsnorm.ipynb", "14_schedule.ipynb": (tmp_path/name).write_text(filled_in(name), "utf-8", newline="\n")
     main([str(tmp_path)])
     out = capsys.readouterr().out
     assert "✓ RmsNorm" in out and "✓ cos_lr_scheduler" in out and "0 fail, 0 are not written yet" in out
-    (tmp_path/"14_schedule.ipynb").write_text(filled_in("14_schedule.ipynb", "lr_max * it / warmup_iters", "lr_max * (it + 1) / warmup_iters"), "utf-8")
+    (tmp_path/"14_schedule.ipynb").write_text(filled_in("14_schedule.ipynb", "lr_max * it / warmup_iters", "lr_max * (it + 1) / warmup_iters"), "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path)])
     assert ended.value.code == 1 and "step 0 has the rate 0" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out
