@@ -140,7 +140,7 @@ def is_finite_for_huge_logits(part):
         logits = torch.tensor([[1e4, -1e4, 0.]], dtype=dtype, requires_grad=True)
         loss = part()(logits, torch.tensor([0]))
         grad, = torch.autograd.grad(loss, logits)
-        assert loss == 0 and (grad == 0).all(), f"{dtype} logits 1e4, −1e4, 0, target 0: the loss must be 0, but is {loss}, its gradient {grad.tolist()}"
+        assert loss == 0 and (grad == 0).all(), f"{dtype} logits 1e4, −1e4, 0, target 0: the loss must be 0 and its gradient all zeros, but they are {loss} and {grad.tolist()}"
 
 # %% ../nbs/12_loss.ipynb #checks-laws
 @check_of("CrossEntropyLoss")
