@@ -781,12 +781,12 @@ def cuts_each_row_by_its_best(part):
 @check_of("keep_top_k")
 def breaks_ties_by_the_id(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], f"of 64 equal scores, cut to 2, tokens 0 and 1 must stay, but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], f"of 64 equal scores, cut to 2, tokens 0 and 1 must stay, but {got} do; only a stable sort keeps equals in the order of their ids"
 
 @check_of("keep_top_p")
 def prefers_the_lower_of_equals(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, but {got} do; only a stable sort keeps equals in the order of their ids"
 
 # %% ../nbs/18_generating.ipynb #checks-penalty
 @check_of("penalise")
