@@ -364,7 +364,7 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"invalid for input of size|shape .* is invalid|view size is not compatible": "a reshape does not fit: has an axis been forgotten, or swapped before it was split or joined?",
     r"must have the same dtype|expected .*dtype|expected scalar type|Found dtype": "two types of numbers meet: bring them to one before they are multiplied, and back at the end",
     r"not implemented for '?Half|not implemented for 'BFloat16": "this operation does not know half precision: compute in float32 and return to the type of the input",
-    r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range": "an index runs past the end: look at what stands first and last, and at what happens when too little is left",
+    r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range": "an index runs past the end, or is negative: look at what stands first and last, and at what happens when too little is left",
     r"math domain error": "the logarithm or root of zero, or of something negative: which of the settings may be zero?",
     r"division( or modulo)? by zero|division by zero": "something is divided by zero: which of the settings may be zero?",
     r"(max|min)\(\) (arg|iterable argument) is (an )?empty|empty sequence": "the best is chosen where nothing is left: stop before",
@@ -383,7 +383,7 @@ def signature_of(component:str, said:str)->str:
     ours = reference(component)
     method = next((name for name in ("forward", "step", "encode_iterable", "encode", "decode") if f"{name}(" in said and hasattr(ours, name)), "")
     taken = inspect.signature(getattr(ours, method) if method else ours).parameters.values()
-    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self"]
+    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return f"{component}{'.' * bool(method)}{method}({', '.join(shown)})"
 
 def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
@@ -535,7 +535,7 @@ def place(
 )->str:
     "Say what was raised and where, in the student's own lines."
     said, own = f"{type(error).__name__}: {brief(error)}", own_frames(error)
-    if not own: return f"what came back cannot be used ({said})"
+    if not own: return f"what it holds or gives cannot be used ({said})"
     return f"it raised {said} (line {own[-1].lineno}: {own[-1].line or own[-1].name})"
 
 def unwritten(error:BaseException)->bool:
