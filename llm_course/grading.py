@@ -373,6 +373,7 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"KeyError": "something is looked up under a name or number that is not there",
     r"'NoneType' object|not 'NoneType'|NoneType found": "there is nothing where something was expected: does every path return, and may something be None?",
     r"leaf Variable that requires grad": "parameters are changed outside torch.no_grad(), so that the step itself is recorded for a gradient",
+    r"before Module.__init__": "super().__init__() comes first: it makes the place where layers and parameters are kept",
     r"maximum recursion": "a function calls itself without end",
     r"no attribute '(weight|bias|\w+)'": "something is asked for by a name that it has not been given: compare the names with those on the page",
 }
@@ -519,10 +520,10 @@ def watched(
 def brief(
     error:BaseException, # Of a check that failed
 )->str:                  # What it says, on a line or two
-    "Keep the sentence, and of a table of differences the greatest."
+    "Keep the sentence, and of a table of differences the greatest, or the shapes or types that differ."
     first, *rest = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    greatest = [line.strip() for line in rest if line.startswith("Greatest absolute difference")]
-    return f"{first} {greatest[0]}" if greatest else first
+    greatest = [line.strip() for line in rest if line.startswith(("Greatest absolute difference", "The values for attribute", "Expected "))]
+    return first + "".join(" " + re.sub(r"The values for attribute '(\w+)' do not match: (.*) != (.*)\.", r"its \1 is \2 and must be \3", line) for line in greatest[:1])
 
 def own_frames(error:BaseException)->list[traceback.FrameSummary]:
     "The lines of the student's own code that an error has passed through."
