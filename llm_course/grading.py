@@ -374,6 +374,8 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"'NoneType' object|not 'NoneType'|NoneType found": "there is nothing where something was expected: does every path return, and may something be None?",
     r"leaf Variable that requires grad": "parameters are changed outside torch.no_grad(), so that the step itself is recorded for a gradient",
     r"before Module.__init__": "super().__init__() comes first: it makes the place where layers and parameters are kept",
+    r"Boolean value of Tensor with more than one": "a whole tensor is asked for one yes or no: do the arguments come in the page's order, or is .any() or .all() missing?",
+    r'missing the required "forward"': "a module does its work in a method called forward, and there is none",
     r"maximum recursion": "a function calls itself without end",
     r"no attribute '(weight|bias|\w+)'": "something is asked for by a name that it has not been given: compare the names with those on the page",
 }
@@ -536,7 +538,7 @@ def place(
 )->str:
     "Say what was raised and where, in the student's own lines."
     said, own = f"{type(error).__name__}: {brief(error)}", own_frames(error)
-    if not own: return f"what it holds or gives cannot be used ({said})"
+    if not own: return f"it, or what it gives, cannot be used ({said})"
     return f"it raised {said} (line {own[-1].lineno}: {own[-1].line or own[-1].name})"
 
 def unwritten(error:BaseException)->bool:
