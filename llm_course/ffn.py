@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['silu', 'gated', 'swiglu', 'FFN', 'SiLu', 'bends_as_known_by_hand', 'slopes_as_calculus_says', 'is_finite_far_out',
-           'agrees_with_torch', 'has_three_matrices', 'keeps_tokens_apart', 'zero_gives_zero']
+           'has_three_matrices', 'agrees_with_torch', 'keeps_tokens_apart', 'zero_gives_zero']
 
 # %% ../nbs/07_ffn.ipynb #imports
 import torch
@@ -110,18 +110,18 @@ def is_finite_far_out(part):
 
 # %% ../nbs/07_ffn.ipynb #laws-shape
 @check_of("FFN")
-def agrees_with_torch(part):
-    "It is w2(silu(w1 x) · w3 x), each w a matrix without bias."
-    layer, x, f = part(6, 10), torch.randn(2, 3, 6), nn.functional
-    wanted = f.linear(f.silu(f.linear(x, layer.w1.weight)) * f.linear(x, layer.w3.weight), layer.w2.weight)
-    assert_close(layer(x), wanted, msg=lambda m: f"fed (2, 3, 6), against w2(silu(w1 x) · w3 x) from torch's parts:\n{m}")
-
-@check_of("FFN")
 def has_three_matrices(part):
     "The matrices w1 and w3 widen, w2 narrows, and there is nothing else to learn."
     got = {name: tuple(p.shape) for name, p in part(6, 10).state_dict().items()}
     wanted = {"w1.weight": (10, 6), "w2.weight": (6, 10), "w3.weight": (10, 6)}
     assert got == wanted, f"FFN(6, 10) must hold {wanted}, but holds {got}"
+
+@check_of("FFN")
+def agrees_with_torch(part):
+    "It is w2(silu(w1 x) · w3 x), each w a matrix without bias."
+    layer, x, f = part(6, 10), torch.randn(2, 3, 6), nn.functional
+    wanted = f.linear(f.silu(f.linear(x, layer.w1.weight)) * f.linear(x, layer.w3.weight), layer.w2.weight)
+    assert_close(layer(x), wanted, msg=lambda m: f"fed (2, 3, 6), against w2(silu(w1 x) · w3 x) from torch's parts:\n{m}")
 
 @check_of("FFN")
 def keeps_tokens_apart(part):

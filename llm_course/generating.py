@@ -760,7 +760,7 @@ def _rows(part, setting):
     got, alone = part(logits, setting), torch.stack([torch.stack([part(row, setting) for row in rows]) for rows in logits])
     assert torch.equal(got, alone), f"logits of shape (2, 3, 7): {int((got != alone).sum())} scores are not what each row gets by itself"
     order = torch.randperm(7)
-    assert torch.equal(part(logits[..., order], setting), got[..., order]), "shuffled tokens must be kept or dropped as before"
+    assert torch.equal(part(logits[..., order], setting), got[..., order]), "7 tokens a row, shuffled, must be kept or dropped as before: what is found by rank belongs back to the ids"
 
 @check_of("keep_top_k")
 def cuts_each_row_to_k(part):
@@ -781,12 +781,12 @@ def cuts_each_row_by_its_best(part):
 @check_of("keep_top_k")
 def breaks_ties_by_the_id(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], f"of 64 equal scores, cut to 2, tokens 0 and 1 must stay, but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], f"of 64 equal scores, cut to 2, tokens 0 and 1 must stay (a stable sort keeps equals in their order), but {got} do"
 
 @check_of("keep_top_p")
 def prefers_the_lower_of_equals(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, which hold just that (a stable sort keeps equals in their order), but {got} do"
 
 # %% ../nbs/18_generating.ipynb #checks-penalty
 @check_of("penalise")

@@ -364,7 +364,7 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"invalid for input of size|shape .* is invalid|view size is not compatible": "a reshape does not fit: has an axis been forgotten, or swapped before it was split or joined?",
     r"must have the same dtype|expected .*dtype|expected scalar type|Found dtype": "two types of numbers meet: bring them to one before they are multiplied, and back at the end",
     r"not implemented for '?Half|not implemented for 'BFloat16": "this operation does not know half precision: compute in float32 and return to the type of the input",
-    r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range": "an index runs past the end: look at what stands first and last, and at what happens when too little is left",
+    r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range": "an index runs past the end, or is negative: look at what stands first and last, and at what happens when too little is left",
     r"math domain error": "the logarithm or root of zero, or of something negative: which of the settings may be zero?",
     r"division( or modulo)? by zero|division by zero": "something is divided by zero: which of the settings may be zero?",
     r"(max|min)\(\) (arg|iterable argument) is (an )?empty|empty sequence": "the best is chosen where nothing is left: stop before",
@@ -373,6 +373,9 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"KeyError": "something is looked up under a name or number that is not there",
     r"'NoneType' object|not 'NoneType'|NoneType found": "there is nothing where something was expected: does every path return, and may something be None?",
     r"leaf Variable that requires grad": "parameters are changed outside torch.no_grad(), so that the step itself is recorded for a gradient",
+    r"before Module.__init__": "super().__init__() comes first: it makes the place where layers and parameters are kept",
+    r"Boolean value of Tensor with more than one": "a whole tensor is asked for one yes or no: do the arguments come in the page's order, or is .any() or .all() missing?",
+    r'missing the required "forward"': "a module does its work in a method called forward, and there is none",
     r"maximum recursion": "a function calls itself without end",
     r"no attribute '(weight|bias|\w+)'": "something is asked for by a name that it has not been given: compare the names with those on the page",
 }
@@ -383,7 +386,7 @@ def signature_of(component:str, said:str)->str:
     ours = reference(component)
     method = next((name for name in ("forward", "step", "encode_iterable", "encode", "decode") if f"{name}(" in said and hasattr(ours, name)), "")
     taken = inspect.signature(getattr(ours, method) if method else ours).parameters.values()
-    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self"]
+    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return f"{component}{'.' * bool(method)}{method}({', '.join(shown)})"
 
 def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
@@ -519,10 +522,10 @@ def watched(
 def brief(
     error:BaseException, # Of a check that failed
 )->str:                  # What it says, on a line or two
-    "Keep the sentence, and of a table of differences the greatest."
+    "Keep the sentence, and of a table of differences the greatest, or the shapes or types that differ."
     first, *rest = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    greatest = [line.strip() for line in rest if line.startswith("Greatest absolute difference")]
-    return f"{first} {greatest[0]}" if greatest else first
+    greatest = [line.strip() for line in rest if line.startswith(("Greatest absolute difference", "The values for attribute", "Expected "))]
+    return first + "".join(" " + re.sub(r"The values for attribute '(\w+)' do not match: (.*) != (.*)\.", r"its \1 is \2 and must be \3", line) for line in greatest[:1])
 
 def own_frames(error:BaseException)->list[traceback.FrameSummary]:
     "The lines of the student's own code that an error has passed through."
@@ -535,7 +538,7 @@ def place(
 )->str:
     "Say what was raised and where, in the student's own lines."
     said, own = f"{type(error).__name__}: {brief(error)}", own_frames(error)
-    if not own: return f"what came back cannot be used ({said})"
+    if not own: return f"it, or what it gives, cannot be used ({said})"
     return f"it raised {said} (line {own[-1].lineno}: {own[-1].line or own[-1].name})"
 
 def unwritten(error:BaseException)->bool:

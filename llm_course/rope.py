@@ -152,7 +152,7 @@ def turns_as_known_by_hand(part):
     "Two features turn by one radian a position; of four, the second pair turns a hundred times slower."
     got = part(4, 8)(torch.tensor([[1., 0., 1., 0.]] * 3))[2]
     wanted = torch.tensor([math.cos(2), math.sin(2), math.cos(.02), math.sin(.02)])
-    assert_close(got, wanted, msg=f"(1, 0, 1, 0) at position 2 must become {[round(n, 3) for n in wanted.tolist()]}, but became {[round(n, 3) for n in got.tolist()]}")
+    assert_close(got, wanted, msg=f"(1, 0, 1, 0) at position 2 must become {[round(n, 3) for n in wanted.tolist()]} in {wanted.dtype}, but became {[round(n, 3) for n in got.tolist()]} in {got.dtype}")
 
 @check_of("RoPE")
 def stands_still_at_zero(part):
