@@ -176,9 +176,11 @@ def describe(
     if not wrong: return ""
     if all("gradient" in where[i] for i in wrong): return "what comes out is right, and what flows back is wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?"
     wrong.sort(key=lambda i: not where[i].startswith("when "))   # the simplest first
-    pairs = [(mine[i], truth[i]) for i in wrong if "gradient" not in where[i]]
-    odd = together(pairs) or slightly(pairs) or next(filter(None, (oddity(a, t) for a, t in pairs)), "") or vaguely(pairs)
+    forward = [i for i in wrong if "gradient" not in where[i]]
+    pairs = [(mine[i], truth[i]) for i in forward]
     place = whereabouts([where[i] for i in wrong], [label for i, label in enumerate(where) if i not in wrong])
+    first, one = next(((where[i], said) for i in forward if (said := oddity(mine[i], truth[i]))), ("", ""))
+    odd = together(pairs) or slightly(pairs) or ", ".join(filter(None, (first * (first not in place), one))) or vaguely(pairs)
     return ": ".join(filter(None, (place, odd)))
 
 # %% ../nbs/23_grading.ipynb #parameters-apart
@@ -292,7 +294,7 @@ def rows_apart(a:Tensor, t:Tensor)->str:
 def holes(a:Tensor, t:Tensor)->str:
     "Say how two tensors differ in where they hold zeros, or numbers that are not finite."
     for name, x, y in ("minus infinity", a.isinf(), t.isinf()), ("zero", a == 0, t == 0):
-        if y.all() or x.all() or torch.equal(x, y) or (name == "zero" and not y.any() and x.sum() * 4 < x.numel()): continue
+        if y.all() or x.all() or torch.equal(x, y) or (a.ndim > 1 and not y.any() and x.all(-1).any()) or (name == "zero" and not y.any() and x.sum() * 4 < x.numel()): continue
         if not (x & ~y).any(): return f"there are numbers where {name} should stand: too little is left out"
         if not (y & ~x).any(): return f"{name} stands where numbers should: too much is left out"
         return f"{name} stands in other places than it should: the wrong ones are left out"

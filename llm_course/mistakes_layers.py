@@ -451,6 +451,7 @@ MISTAKES["RoPE"] = {hint: _a_rope(**changed) for hint, changed in {
     "the positions that are given are ignored": dict(heed=lambda p, t: torch.arange(t)),
     "the angles are computed in half precision, which cannot tell 4,090 from 4,096": dict(kind=torch.bfloat16),
     "the table lies in the state: it is computed, so it need not be saved": dict(saved=True),
+    "positions are counted from the last token": dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
     "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b)),
 }.items()}
 

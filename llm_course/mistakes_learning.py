@@ -108,18 +108,21 @@ def _ask_adamw(part):
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
 # %% ../nbs/24_mistakes_learning.ipynb #an-adamw
-def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, first=lambda m: m, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
-             shrink=lambda lr, wd, c: lr * wd, swap=False, l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
+def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b,
+             begin=lambda g: 0 * g, first=lambda m: m, ahead=lambda m, g, b: m, stored=False, peak=False, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
+             shrink=lambda lr, wd, c: lr * wd, betas=lambda b1, b2: (b1, b2), l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
-        (b1, b2), lr, eps, wd = group["betas"][::-1 if swap else 1], group["lr"] if own else .1, group["eps"], group["weight_decay"]
+        (b1, b2), lr, eps, wd = betas(*group["betas"]), group["lr"] if own else .1, group["eps"], group["weight_decay"]
         g = grow(g) + l2 * wd * p
-        m = state["m"] = keep(b1) * state.get("m", 0.) + (new1 or new)(b1) * g
-        v = state["v"] = keep(b2) * state.get("v", 0.) + (new2 or new)(b2) * square(g)
+        m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
+        v = keep(b2) * (old := state.get("v", begin(square(g)))) + (new2 or new)(b2) * square(g)
+        if peak: v = torch.maximum(b2 * old, square(g))
         if plain: m = g * correct1(b1, t)
         c1, c2 = correct1(b1, t), correct2(b2, t)
+        state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
         if not last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
-        p.sub_(sign * lr * first(m / c1) / floor(v / c2, eps, c2))
+        p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
     return _an_optimizer(rule, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=.01, **more)
 
@@ -134,7 +137,11 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
     "the correction is one step ahead: the first step is step 1": dict(correct1=lambda b, t: 1 - b**(t + 1), correct2=lambda b, t: 1 - b**(t + 1)),
     "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
     "β₁ and β₂ have changed places in the corrections": dict(correct1=lambda b, t: 1 - (.999 if b == .9 else .9)**t, correct2=lambda b, t: 1 - (.9 if b == .999 else .999)**t),
-    "β₁ and β₂ have changed places": dict(swap=True),
+    "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
+    "β₁ serves both means; the squares have β₂": dict(betas=lambda b1, b2: (b1, b1)),
+    "β₂ serves both means; the gradients have β₁": dict(betas=lambda b1, b2: (b2, b2)),
+    "the means begin at the first gradient; they begin at zero, and are corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
+    "the corrected means are stored, and corrected once more at the next step": dict(stored=True),
     "the sizes of the gradients are averaged, not their squares": dict(square=lambda g: g.abs()),
     "gradients enter the means at full weight: (1 − β) is missing": dict(new=lambda b: 1.),
     "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(new1=lambda b: 1.),
@@ -142,6 +149,7 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
     "the means forget too fast: β and 1 − β have changed places": dict(keep=lambda b: 1 - b, new=lambda b: b),
     "the root is taken of both means": dict(first=lambda m: m.abs().sqrt() * m.sign()),
     "the mean takes no part: the step follows the newest gradient": dict(plain=True),
+    "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(ahead=lambda m, g, b: b * m + (1 - b) * g),
 }.items()}
 
 # %% ../nbs/24_mistakes_learning.ipynb #mistakes-adamw-3
@@ -156,6 +164,9 @@ MISTAKES["AdamW"] = _means | {hint: _an_adamw(**changed) for hint, changed in {
     "decay takes the corrected rate of the step; it takes the rate as it was given": dict(shrink=lambda lr, wd, c: lr * wd * c),
     "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
     "the root is missing: the step divides by the mean square": dict(floor=lambda v, eps, c: v + eps),
+    "nothing is divided by the root of the mean square: this is descent with momentum": dict(floor=lambda v, eps, c: 1.),
+    "the largest gradient stands where the mean square should (AdaMax)": dict(square=lambda g: g.abs(), peak=True, correct2=_none, floor=lambda v, eps, c: v + eps),
+    "only the sign of the mean is taken, so that all steps are of one length": dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.),
     "it walks uphill: the step is subtracted": dict(sign=-1),
     "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
     "the gradient is changed: it is to be read only": dict(grow=lambda g: g.mul_(1.1)),
@@ -520,11 +531,54 @@ _manners = {"two parameters with the same gradient go different ways: each needs
     "the gradient is changed: it is to be read only": _spoilt,
     "a parameter without a gradient moves: leave it alone, its decay too": _restless}
 
+# %% ../nbs/24_mistakes_learning.ipynb #symptoms-habits
+_some = [.5, -2., 1., 3., .1, -1.]
+
+def _apart(a, b): return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().item()
+
+def _neighbours(part):
+    "How far a number goes astray when another lies beside it in one parameter."
+    both = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer, alone = part([both], lr=.1), _path(part, [1., 2.], lr=.1)
+    for g in 1., 2.:
+        both.grad = torch.tensor([g, -50.], dtype=torch.float64)
+        optimizer.step()
+    return abs(both[0].item() - alone[-1]) > 1e-6
+
+def _ignored(part, **settings): # Whatever its two values, it goes the same way
+    return any(_apart(*(_moves(part, _some, **{"lr": .1, name: value}) for value in values)) < 1e-12 for name, values in settings.items())
+
+_heeds = {"the parameter stays where it was: is it changed in place, under torch.no_grad(), or is a new tensor only given its name?": lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
+    "numbers of one parameter have a part in each other's steps: all is done number by number": _neighbours,
+    "the learning rate makes no difference": lambda part: _ignored(part, lr=(.1, .2))}
+
 # %% ../nbs/24_mistakes_learning.ipynb #symptoms-sgd
-SYMPTOMS["SGDDecay"] = _manners | {
+def _fall(part): return (moves := _moves(part, [1.] * 16, lr=.1))[15] / moves[0]   # ¼, if by the root
+
+SYMPTOMS["SGDDecay"] = _manners | _heeds | {
     "it walks uphill": lambda part: _steps(part, [1.])[0] > 1,
-    "the first step is not lr times the gradient: is t counted from zero?": lambda part: abs(_steps(part, [1.])[0] - .9) > 1e-6}
-SYMPTOMS["AdamW"] = _manners | {
+    "parameters shrink, or move, without a gradient: there is no decay here": lambda part: _steps(part, [0.])[0] != 1,
+    "only the direction of the gradient counts, not its size": lambda part: _apart(_moves(part, [1.], lr=.1), _moves(part, [5.], lr=.1)) < 1e-9,
+    "gradients that came before have a part in a step: there is no momentum here": lambda part: _apart(*(_moves(part, [g, 1.], lr=.1)[1] for g in (0., 5.))) > 1e-9,
+    "the first step is not lr times the gradient: is t counted from zero?": lambda part: abs(_steps(part, [1.])[0] - .9) > 1e-6,
+    "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,
+    "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < .249,
+    "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > .251}
+
+# %% ../nbs/24_mistakes_learning.ipynb #symptoms-adamw
+def _still(part, grads, **settings): return _moves(part, grads, **{"lr": .1, "weight_decay": 0., "eps": 1e-12} | settings)
+
+SYMPTOMS["AdamW"] = _manners | _heeds | {
     "it walks uphill": lambda part: _steps(part, [1.], weight_decay=0.)[0] > 1,
+    "weight_decay makes no difference": lambda part: _ignored(part, weight_decay=(0., .5)),
+    "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.)),
+    "β₁ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.8, .9))),
+    "β₂ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.5, .6))),
     "the first step is much longer than the rate: is the number of the step still zero when the means are corrected?": lambda part: _steps(part, [1.], weight_decay=0.)[0] < .8,
-    "the first step is much shorter than the rate: are the means corrected for their start at zero?": lambda part: _steps(part, [1.], weight_decay=0.)[0] > .95}
+    "the first step is much shorter than the rate: are the means corrected for their start at zero?": lambda part: _steps(part, [1.], weight_decay=0.)[0] > .95,
+    "nothing is carried over from step to step: the two means are state": lambda part: _apart(*(_still(part, [g, 1.])[1] for g in (1., 5.))) < 1e-9,
+    "the size of the gradients counts: all of them a hundred times as large should make the same steps": lambda part: _apart(_still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6,
+    "under a steady gradient every step should have the length of the rate, and these do not": lambda part: _apart(_still(part, [1.] * 40), torch.full((40,), -.1)) > 1e-4,
+    "the mean of the squares never falls: is the largest one kept?": lambda part: _still(part, [9.] + [.1] * 40, betas=(.5, .6))[-1].abs() < .05,
+    "decay passes through the means: a parameter without a gradient should shrink by lr times decay alone": lambda part: abs(_path(part, [0.], lr=.1, weight_decay=.5)[0] - .9) < 1e-6,
+    "decay depends on the gradient, or works on the parameter that has already been moved": lambda part: abs(_path(part, [1.], lr=.1, weight_decay=.5)[0] - .85) > 1e-6 and abs(_path(part, [1.], lr=.1, weight_decay=0.)[0] - .9) < 1e-6}
