@@ -6,11 +6,11 @@
 __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'NUMBERS', 'RELATIONS', 'RAISED', 'ALIASES', 'questions_of', 'learn_mistakes',
            'attempt', 'asked', 'answers', 'reference', 'truth_about', 'same', 'traces', 'compare', 'symptom',
            'whereabouts', 'describe', 'parameters_apart', 'near', 'times', 'more', 'line', 'flat', 'together', 'run_of',
-           'along', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity', 'slightly', 'vaguely',
-           'signature_of', 'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle',
-           'Rude', 'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place',
-           'unwritten', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load', 'GradingConfig',
-           'files_in', 'progress', 'grade_files', 'main']
+           'along', 'shares_apart', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity',
+           'slightly', 'vaguely', 'signature_of', 'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved',
+           'Made', 'idle', 'Rude', 'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief',
+           'own_frames', 'place', 'unwritten', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources',
+           'load', 'GradingConfig', 'files_in', 'progress', 'grade_files', 'main']
 
 # %% ../nbs/23_grading.ipynb #imports
 import ast
@@ -275,18 +275,21 @@ def along(a:Tensor, t:Tensor)->str:
     return ""
 
 # %% ../nbs/23_grading.ipynb #shares
+def shares_apart(a:Tensor, t:Tensor)->str:
+    "Say whether shares are too sharp or too flat, as those of scores that have been multiplied."
+    if a.ndim < 2 or not ((t >= 0).all() and torch.equal(a > 0, t > 0) and near(t.sum(-1), torch.ones(()))): return ""
+    logs = [torch.where(t > 0, z.double().log(), 0.) for z in (a, t)]
+    x, y = ((z - z.sum(-1, keepdim=True) / (t > 0).sum(-1, keepdim=True)) * (t > 0) for z in logs)
+    k = ((x * y).sum() / y.square().sum().clamp(min=1e-30)).item()
+    return f"the shares are too {'sharp' if k > 1 else 'flat'}, as if the scores had been multiplied by {k:.3g}" if near(x, k * y) else ""
+
 def rows_apart(a:Tensor, t:Tensor)->str:
-    "Say how rows differ: in their length, in what is added to them, or, for shares, in how sharp they are."
+    "Say how rows differ: in their length, or in what is added to them."
     if a.ndim < 2 or a.shape[-1] < 2: return ""
     a, t = a.double(), t.double()
     r = (a * t).sum(-1, keepdim=True) / t.square().sum(-1, keepdim=True).clamp(min=1e-30)
     if near(a, r * t): return "each row has the right direction and the wrong length: what it is multiplied with, or divided by, differs from row to row"
     if near(a - a.mean(-1, keepdim=True), t - t.mean(-1, keepdim=True)): return "something is added to each row, or left out, that is the same for all of its numbers"
-    if (t >= 0).all() and torch.equal(a > 0, t > 0) and near(t.sum(-1), torch.ones(())):
-        logs = [torch.where(t > 0, z.log(), 0.) for z in (a, t)]
-        x, y = ((z - z.sum(-1, keepdim=True) / (t > 0).sum(-1, keepdim=True)) * (t > 0) for z in logs)
-        k = ((x * y).sum() / y.square().sum().clamp(min=1e-30)).item()
-        if near(x, k * y): return f"the shares are too {'sharp' if k > 1 else 'flat'}, as if the scores had been multiplied by {k:.3g}"
     if near(a - a.mean(-2, keepdim=True), t - t.mean(-2, keepdim=True)): return "the same vector is added to all rows, or left out"
     r = (a * t).sum(-2, keepdim=True) / t.square().sum(-2, keepdim=True).clamp(min=1e-30)
     return "each feature is multiplied by a factor of its own: is a gain missing, or taken twice?" if near(a, r * t) else ""
@@ -341,7 +344,7 @@ def oddity(a:Tensor|str, t:Tensor|str)->str:
     if not (a == t)[~finite].all() or not finite.any(): return ""
     if said := together([(a[finite], t[finite])]): return said
     if a.ndim > 1 and a.shape[-1] == a.shape[-2] and same(a.mT, t): return "rows and columns have changed places"
-    return along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
+    return shares_apart(a, t) or along(a, t) or rows_apart(a, t) or "the right numbers come, in other places: are axes swapped, or is an order wrong?" * (a.numel() > 2 and near(a.flatten().sort().values, t.flatten().sort().values))
 
 # %% ../nbs/23_grading.ipynb #slightly
 def slightly(pairs:list[tuple[Tensor|str, Tensor|str]])->str:

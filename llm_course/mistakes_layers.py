@@ -395,7 +395,7 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 # %% ../nbs/24_mistakes_layers.ipynb #ask-rope
 @questions_of("RoPE")
 def _ask_rope(part):
-    x, far = given(2, 5, 8), torch.tensor([0, 3, 7, 20, 63])
+    x, far = given(2, 5, 8), torch.tensor([2, 3, 7, 20, 63])
     yield "in the angles by which it turns", lambda: _angles(part(8, 64))[:, 1:]   # slow enough for no full turns
     yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
@@ -449,6 +449,7 @@ MISTAKES["RoPE"] = {hint: _a_rope(**changed) for hint, changed in {
     "theta is fixed in the code: the one that is asked for is ignored": dict(speed=lambda i, d, theta: 10000.**(-i / d)),
     "positions are counted from one": dict(place=lambda n: n + 1),
     "the positions that are given are ignored": dict(heed=lambda p, t: torch.arange(t)),
+    "the positions that are given are counted from the first of them; they are places in the text": dict(heed=lambda p, t: torch.arange(t) if p is None else p - p[0]),
     "the angles are computed in half precision, which cannot tell 4,090 from 4,096": dict(kind=torch.bfloat16),
     "the table lies in the state: it is computed, so it need not be saved": dict(saved=True),
     "positions are counted from the last token": dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
@@ -533,6 +534,7 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms-multihead
 SYMPTOMS["MultiHeadAttention"] = {
     _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
+    "it would be right if two of its matrices changed places:": lambda part: _swapped(part),
     "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
     "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
     "the future leaks: an answer depends on a later token": lambda part: (
@@ -540,6 +542,16 @@ SYMPTOMS["MultiHeadAttention"] = {
     "sequences of a batch are mixed": lambda part: row_moved(filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1) > 1e-5,
     "the answers change when the whole text moves on by 20 positions: are queries and keys turned by the same positions?": lambda part: (
         (layer := filled(part(16, 4, max_seq_len=64)))(given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs().max() > 1e-3}
+
+@torch.no_grad()
+def _swapped(part)->str: # The names of two matrices, or nothing
+    "Look whether a part does what it should with its matrices in other places."
+    right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(given(1, 6, 16))
+    for a, b in ("q_proj", "k_proj"), ("q_proj", "v_proj"), ("k_proj", "v_proj"), ("v_proj", "output_proj"):
+        weights = (layer := filled(part(16, 4, max_seq_len=32))).state_dict()
+        layer.load_state_dict(weights | {f"{a}.weight": weights[f"{b}.weight"].clone(), f"{b}.weight": weights[f"{a}.weight"].clone()})
+        if same(layer(given(1, 6, 16)), right): return f"{a} and {b}"
+    return ""
 
 @torch.no_grad()
 def _seen_by(part)->Tensor: # A row for each token, a column for each that it may see

@@ -407,6 +407,8 @@ SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
     "without a warm-up there is a division by zero, or the first step has not the highest rate": lambda part: attempt(lambda: part(0, 0, 10, .1, 1.)) != 1,
     "the rate falls below lr_min on its way": lambda part: min(part(it, 4, 12, .1, 1.) for it in range(4, 40)) < .1 - 1e-9,
     "the rate rises above lr_max": lambda part: max(part(it, 4, 12, .1, 1.) for it in range(40)) > 1 + 1e-9,
+    "the climb is no straight line from 0 to the highest rate": lambda part: any(abs(part(it, 4, 12, .1, 1.) - it / 4) > 1e-6 for it in range(4)) and part(4, 4, 12, .1, 1.) == 1,
+    "half of the way down the rate should lie midway between the highest and the lowest": lambda part: abs(part(8, 4, 12, .1, 1.) - .55) > 1e-6,
     "the rate jumps: the climb and the way down do not meet": lambda part: max(abs(part(i + 1, 50, 1000, .1, 1.) - part(i, 50, 1000, .1, 1.)) for i in range(1100)) > .05}
 SYMPTOMS["perplexity"] = {"at a loss of zero the perplexity is one": lambda part: part(0.) != 1}
 SYMPTOMS["bits_per_byte"] = {"twice as many tokens, each half as surprising, must cost the same": lambda part: abs(part(2., 10, 40) - part(1., 20, 40)) > 1e-9}
@@ -468,12 +470,18 @@ MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
 # %% ../nbs/24_mistakes_learning.ipynb #symptoms-learning
 def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
+def _steepness(part):
+    step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
+    return f"{step:.3g}" * (abs(step - 10) > .01)
+
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39 and _loss(part, [0., 3.]) > 3,
     "the largest logit of all rows is subtracted; each row needs its own": lambda part: _loss(part, [1e4, 0.]).isfinite() and not _loss(part, [1e4, 0.], [0., 1.]).isfinite(),
     "a target that is certain still costs something: is some of its share given to the others?": lambda part: 1e-3 < _loss(part, [30., 0., 0.]) < .5,
     "twice the same rows cost something else than once: the mean is to be over all rows": lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.])) > 1e-3,
     "nothing is subtracted before the exponential, so large logits overflow": lambda part: not _loss(part, [1e4, 0.]).isfinite() and _loss(part, [1., 0.]).isfinite(),
+    "a surprise that is larger by 10 costs more by": _steepness,
+    "some places get no gradient: every one is to count": lambda part: (gradient(lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])), given(2, 3, 5)) == 0).all(-1).any(),
     "positions with the target −100 are not left out": lambda part: abs(part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4}
 
 # %% ../nbs/24_mistakes_learning.ipynb #ask-units
