@@ -59,6 +59,8 @@ MISTAKES["pre_tokens"] = {hint: _a_cut(**changed) for hint, changed in {
 SYMPTOMS["pre_tokens"] = {
     "what comes are not pieces of text: a pattern with a group gives what the group caught": lambda part: not all(isinstance(piece, str) for piece in part("I'll go")) or "".join(part("I'll go")) == "ll",
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
+    "spaces are thrown away: a piece keeps the space before it": lambda part: "".join(part("a b")) == "ab",
+    "letters outside ASCII are lost: letters of every script are letters": lambda part: "".join(part("aé")) == "a",
     "the space before a word is a piece of its own, or sits behind it; it belongs to the word": lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
     "signs are not cut off from the word before them": lambda part: list(part("ok.")) == ["ok."],
     "contractions such as 'll are not pieces of their own": lambda part: "".join(part("I'll")) == "I'll" and "'ll" not in list(part("I'll")),
@@ -203,6 +205,7 @@ def _ask_tokenizer(part):
     for label, text in ("when no merge fits", "xyz"), ("for one word", "banana"), ("for one word", "nana"), ("for several words", "a b"), ("for several words", "banana bandana"), ("for spaces around", " an \n"), ("for letters outside ASCII", "北京"), ("for capitals", "BanAN"), ("for an empty text", ""), ("for several words", "can't"): yield label, lambda: list(made().encode(text))
     for label, ids in ("in decoding", [257, 256, 97]), ("in decoding spaces", [32, 97, 32, 10]), ("in decoding letters outside ASCII", [0xE2, 0x82, 0xAC]), ("in decoding bytes that are no UTF-8", [97, 0xFF, 98]), ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", []): yield label, lambda: made().decode(ids)
     for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end": yield "for special tokens", lambda: list(special().encode(text))
+    yield "for special tokens", lambda: list(made(special_tokens=["END"]).encode("aENDb"))
     yield "in decoding special tokens", lambda: special().decode(special().encode("a<|end|>b"))
     yield "for a stream", lambda: list(special().encode_iterable(iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
     other = {255 - i: bytes([i]) for i in range(256)} | {400: b"an", 300: b"ban", 299: b"banana", 500: b"<|end|>"}
@@ -286,12 +289,6 @@ MISTAKES["BpeTokenizer"] = {hint: type("Toy", (_Toy,), changed) for hint, change
 }.items()}
 
 # %% ../nbs/24_mistakes_text.ipynb #symptoms-tokenizer
-SYMPTOMS["BpeTokenizer"] = {
-    "special tokens are found only if they hold no sign such as |: escape them in the pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
-    "the last ids of a stream are never given out": lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"]))) == list(_letters(part).encode("ab c"))[:-1],
-    "what was encoded and is decoded is another text": lambda part: any(_letters(part).decode(_letters(part).encode(text)) != text for text in ("a b", " a", "é", "a\n")),
-    "the vocabulary that was given is changed: make a copy": lambda part: _grows(part)}
-
 def _bent(part):
     ids = [1, 2, 3]
     part(ids, (1, 2), 9)
@@ -300,10 +297,23 @@ def _bent(part):
 def _letters(part, **more): return part({i: bytes([i]) for i in range(256)}, [], **more)
 def _special(part, token): return len(list(_letters(part, special_tokens=[token]).encode(token)))
 
+def _torn(part)->str: # The pieces, or nothing
+    "Find a text that a stream of two pieces spells otherwise."
+    tokenizer = part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  "}, [(b"a", b"n"), (b" ", b" ")], special_tokens=["<|end|>"])
+    cuts = ([text[:i], text[i:]] for text in ("an an", "a  an", "a   \n", "a<|end|> b", "I'll") for i in range(1, len(text)))
+    return next((str(cut) for cut in cuts if list(tokenizer.encode_iterable(iter(cut))) != list(tokenizer.encode("".join(cut)))), "")
+
 def _grows(part):
     vocab = {i: bytes([i]) for i in range(256)}
     part(vocab, [], special_tokens=["<|end|>"])
     return len(vocab) != 256
+
+SYMPTOMS["BpeTokenizer"] = {
+    "special tokens are found only if they hold no sign such as |: escape them in the pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
+    "the last ids of a stream are never given out": lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"]))) == list(_letters(part).encode("ab c"))[:-1],
+    "a stream's ids are not those of the whole text when it is cut as": _torn,
+    "what was encoded and is decoded is another text": lambda part: any(_letters(part).decode(_letters(part).encode(text)) != text for text in ("a b", " a", "é", "a\n")),
+    "the vocabulary that was given is changed: make a copy": lambda part: _grows(part)}
 
 # %% ../nbs/24_mistakes_text.ipynb #ask-batch
 @questions_of("get_batch")
