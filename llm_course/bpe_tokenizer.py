@@ -866,9 +866,9 @@ def shows_bytes_that_are_no_text(part):
 @check_of("BpeTokenizer")
 def has_an_id_for_each_special_token(part):
     "A special token is one id wherever it stands, the longest of those that fit, and decodes to itself."
-    tokenizer = _toy(part, special_tokens=["<|end|>", "<|end|><|end|>"])
-    one, two = (tokenizer.special_tokens[token] for token in ("<|end|>", "<|end|><|end|>"))
-    for text, wanted in ("a<|end|>b", [97, one, 98]), ("<|end|><|end|><|end|>", [two, one]), ("<|end", [*b"<|end"]):
+    tokenizer = _toy(part, special_tokens=["<|end|>", "<|end|><|end|>", "END"])
+    one, two, word = (tokenizer.special_tokens[token] for token in ("<|end|>", "<|end|><|end|>", "END"))
+    for text, wanted in ("a<|end|>b", [97, one, 98]), ("<|end|><|end|><|end|>", [two, one]), ("ENDEND", [word, word]), ("<|end", [*b"<|end"]):
         got = list(tokenizer.encode(text))
         assert got == wanted and tokenizer.decode(got) == text, f"{text!r} must become {wanted} and come back, but became {got} and then {tokenizer.decode(got)!r}"
 

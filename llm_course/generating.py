@@ -776,6 +776,7 @@ def cuts_each_row_to_p(part):
 def cuts_each_row_by_its_best(part):
     "Each row of a batch is cut by itself, whatever the order of its tokens."
     _rows(part, .3)
+    assert (got := _kept(part(torch.tensor([.6, .2, .1, .1]).log(), .2))) == [0, 1], f"of chances 0.6, 0.2, 0.1 and 0.1, p = 0.2 must keep those of at least 0.12, the tokens 0 and 1, but keeps {got}"
 
 # %% ../nbs/18_generating.ipynb #checks-ties
 @check_of("keep_top_k")

@@ -7,10 +7,10 @@ __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'NUMBERS', 'RELATIONS', 'RAISED'
            'attempt', 'asked', 'answers', 'reference', 'truth_about', 'same', 'traces', 'compare', 'symptom',
            'whereabouts', 'describe', 'parameters_apart', 'near', 'times', 'more', 'line', 'flat', 'together', 'run_of',
            'along', 'shares_apart', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity',
-           'slightly', 'vaguely', 'signature_of', 'reason', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved',
-           'Made', 'idle', 'Rude', 'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief',
-           'own_frames', 'place', 'unwritten', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources',
-           'load', 'GradingConfig', 'files_in', 'progress', 'grade_files', 'main']
+           'slightly', 'vaguely', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle', 'Rude',
+           'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place', 'unwritten',
+           'signature_of', 'reason', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load',
+           'GradingConfig', 'files_in', 'progress', 'grade_files', 'main']
 
 # %% ../nbs/23_grading.ipynb #imports
 import ast
@@ -161,7 +161,7 @@ def whereabouts(
     bad, good = dict.fromkeys(wrong), [where for where in dict.fromkeys(right) if where not in wrong]
     probes, fine = ([where for where in labels if where.startswith("when ")] for labels in (bad, good))
     if "" not in bad and good and len(bad) <= 4: return f"it is right but {' and '.join(bad)}"
-    if probes: return f"it is wrong even {probes[0]}"
+    if probes: return ", but right ".join([f"it is wrong even {probes[0]}", *fine[-1:]])
     return f"it is wrong, but right {' and '.join(fine[:2])}" if fine else ""
 
 def describe(
@@ -277,7 +277,7 @@ def along(a:Tensor, t:Tensor)->str:
 # %% ../nbs/23_grading.ipynb #shares
 def shares_apart(a:Tensor, t:Tensor)->str:
     "Say whether shares are too sharp or too flat, as those of scores that have been multiplied."
-    if a.ndim < 2 or not ((t >= 0).all() and torch.equal(a > 0, t > 0) and near(t.sum(-1), torch.ones(()))): return ""
+    if not a.ndim or not ((t >= 0).all() and torch.equal(a > 0, t > 0) and near(t.sum(-1), torch.ones(()))): return ""
     logs = [torch.where(t > 0, z.double().log(), 0.) for z in (a, t)]
     x, y = ((z - z.sum(-1, keepdim=True) / (t > 0).sum(-1, keepdim=True)) * (t > 0) for z in logs)
     k = ((x * y).sum() / y.square().sum().clamp(min=1e-30)).item()
@@ -290,9 +290,10 @@ def rows_apart(a:Tensor, t:Tensor)->str:
     r = (a * t).sum(-1, keepdim=True) / t.square().sum(-1, keepdim=True).clamp(min=1e-30)
     if near(a, r * t): return "each row has the right direction and the wrong length: what it is multiplied with, or divided by, differs from row to row"
     if near(a - a.mean(-1, keepdim=True), t - t.mean(-1, keepdim=True)): return "something is added to each row, or left out, that is the same for all of its numbers"
+    if a.shape[-2] < 2: return ""
     if near(a - a.mean(-2, keepdim=True), t - t.mean(-2, keepdim=True)): return "the same vector is added to all rows, or left out"
     r = (a * t).sum(-2, keepdim=True) / t.square().sum(-2, keepdim=True).clamp(min=1e-30)
-    return "each feature is multiplied by a factor of its own: is a gain missing, or taken twice?" if near(a, r * t) else ""
+    return "each feature is multiplied by a factor of its own: what has one for each feature, such as a gain?" if near(a, r * t) else ""
 
 def holes(a:Tensor, t:Tensor)->str:
     "Say how two tensors differ in where they hold zeros, or numbers that are not finite."
@@ -377,29 +378,13 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"all input arrays must have the same shape|stack expects each tensor": "rows of different lengths are put together: does one begin too near the end?",
     r"KeyError": "something is looked up under a name or number that is not there",
     r"'NoneType' object|not 'NoneType'|NoneType found": "there is nothing where something was expected: does every path return, and may something be None?",
-    r"leaf Variable that requires grad": "parameters are changed outside torch.no_grad(), so that the step itself is recorded for a gradient",
+    r"leaf Variable that requires grad": "what asks for a gradient is changed in place: parameters need torch.no_grad() for it, and an input is to be left alone",
     r"before Module.__init__": "super().__init__() comes first: it makes the place where layers and parameters are kept",
     r"Boolean value of Tensor with more than one": "a whole tensor is asked for one yes or no: do the arguments come in the page's order, or is .any() or .all() missing?",
     r'missing the required "forward"': "a module does its work in a method called forward, and there is none",
     r"maximum recursion": "a function calls itself without end",
     r"no attribute '(weight|bias|\w+)'": "something is asked for by a name that it has not been given: compare the names with those on the page",
 }
-
-# %% ../nbs/23_grading.ipynb #raised-2
-def signature_of(component:str, said:str)->str:
-    "The names by which a component is called, or its `forward` if that is what was called wrongly."
-    ours = reference(component)
-    method = next((name for name in ("forward", "step", "encode_iterable", "encode", "decode") if f"{name}(" in said and hasattr(ours, name)), "")
-    taken = inspect.signature(getattr(ours, method) if method else ours).parameters.values()
-    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return f"{component}{'.' * bool(method)}{method}({', '.join(shown)})"
-
-def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
-    "Look a raised error up among the common ones."
-    if error is None or isinstance(error, AssertionError): return ""
-    said = f"{type(error).__name__}: {error}"
-    if re.search(r"positional argument|keyword argument|Can't instantiate|takes no arguments", said): return f"it is called otherwise: as {signature_of(component, said)}"
-    return next((hint for pattern, hint in RAISED.items() if re.search(pattern, said)), "")
 
 # %% ../nbs/23_grading.ipynb #made
 def given(*shape:int, seed:int=0)->Tensor:
@@ -550,6 +535,22 @@ def unwritten(error:BaseException)->bool:
     "Is this the error of a stub, which nobody has filled in yet?"
     return isinstance(error, NotImplementedError) and any("NotImplementedError" in (entry.line or "") for entry in own_frames(error)[-1:])
 
+# %% ../nbs/23_grading.ipynb #raised-2
+def signature_of(component:str, said:str)->str:
+    "The names by which a component is called, or its `forward` if that is what was called wrongly."
+    ours = reference(component)
+    method = next((name for name in ("forward", "step", "encode_iterable", "encode", "decode") if f"{name}(" in said and hasattr(ours, name)), "")
+    taken = inspect.signature(getattr(ours, method) if method else ours).parameters.values()
+    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return f"{component}{'.' * bool(method)}{method}({', '.join(shown)})"
+
+def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
+    "Look a raised error up among the common ones."
+    if error is None or isinstance(error, AssertionError): return ""
+    said, inside = f"{type(error).__name__}: {error}", any(entry.name != "<module>" for entry in own_frames(error))
+    if not inside and re.search(r"positional argument|keyword argument|Can't instantiate|takes no arguments", said): return f"it is called otherwise: as {signature_of(component, said)}"
+    return next((hint for pattern, hint in RAISED.items() if re.search(pattern, said)), "")
+
 # %% ../nbs/23_grading.ipynb #verdict
 @dataclass(frozen=True)
 class Verdict:
@@ -627,7 +628,7 @@ def hint_for(
     hint, whole = compare(mine, component)
     if whole: return hint
     said = describe(mine, truth, [label for label, _ in asked(reference(component), component)])
-    return "; ".join(filter(None, (seen or raised or hint, said)))
+    return "; ".join(filter(None, (seen or raised or hint, said))) or "whatever else it is asked it answers rightly: what is special in what this check fed?"
 
 # %% ../nbs/23_grading.ipynb #aliases
 def _of_layer(layer, *names): # A module whose forward pass is a function of its input and of these parameters of a layer

@@ -22,6 +22,7 @@ def _ask_linear(part):
     yield "when all but one feature are zero", lambda: filled(part(4, 5))(torch.eye(4))
     yield lambda: filled(part(4, 5))(x)
     yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
+    yield "where outputs are as many as inputs", lambda: filled(part(4, 4))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
     for d_in, d_out in (1024, 64), (64, 1024):
         yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round().div(4).exp2()   # one where it is 1/√d_in, to a tenth
@@ -193,6 +194,8 @@ MISTAKES["SiLu"] = {hint: partial(lambda f: lambda x: f(x), f) for hint, f in {
     "no gradient flows through the value: is it detached?": lambda x: x.detach() * torch.sigmoid(x),
     "the sigmoid is added to its input, not multiplied with it": lambda x: x + torch.sigmoid(x),
     "the gate is a hyperbolic tangent; a sigmoid is wanted": lambda x: x * torch.tanh(x),
+    "this is the slope of SiLU": lambda x: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))),
+    "this is ReLU, gated once more": lambda x: torch.relu(x) * torch.sigmoid(x),
     "this is Mish: the gate is the tangent of a softplus": torch.nn.functional.mish,
     "the gate is a piecewise line, as in hard swish": torch.nn.functional.hardswish,
 }.items()}
@@ -251,6 +254,13 @@ MISTAKES["FFN"] = {
 # %% ../nbs/24_mistakes_layers.ipynb #symptoms-norm
 def _near_zero(part): return abs(part()(torch.ones(1)) - .7311) < 1e-3   # is it right there?
 
+@torch.no_grad()
+def _hidden(part, other=1.):
+    "A network of two hidden features that go their own ways, the second one as large as is said."
+    layer = filled(part(2, 2))
+    for name, p in layer.named_parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
+    return layer
+
 SYMPTOMS["RmsNorm"] = {
     _idle: lambda part: idle(filled(part(8)), given(3, 8)),
     "one vector's result depends on the others": lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
@@ -263,6 +273,7 @@ SYMPTOMS["SiLu"] = {
     "far from zero an exponential overflows: of e^x and e^−x take the one that is small": lambda part: _near_zero(part) and not part()(torch.tensor([-200., 200.])).isfinite().all()}
 SYMPTOMS["FFN"] = {
     _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
+    "hidden features have a part in each other: the bend works on each number by itself": lambda part: _hidden(part)(given(2, 2))[:, 0].sub(_hidden(part, 9.)(given(2, 2))[:, 0]).abs().max() > 1e-5,
     "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")[0] or symptom(lambda: _gate(part), "SiLu"),
     "tokens are mixed: each must be worked on by itself": lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5) > 1e-5,
     "something is added on the way: zeros in must give zeros out": lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
@@ -335,6 +346,7 @@ def _ask_attention(part):
     yield "where a mask is given", lambda: part()(q, k, v, mask)
     yield "where a query may look nowhere", lambda: part()(q, k, v, nobody)
     yield "where each head has a mask of its own", lambda: part()(q, k, v, each)
+    yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
     yield "for a single key", lambda: part()(q[..., :1, :], k[..., :1, :], v[..., :1, :])
     yield "in half precision", lambda: part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3)))
@@ -491,7 +503,7 @@ def _without(layer, *names):
     return layer
 
 def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk", shared="kv",
-                share=lambda x, n: x.repeat_interleave(n, -3), heed=lambda p, t: torch.arange(t) if p is None else p, after=lambda y, out, x: out(y), every=False, whole=False, **changed):
+                share=lambda x, n: x.repeat_interleave(n, -3), heed=lambda p, t: torch.arange(t) if p is None else p, back=lambda y, out, x: out(y), every=False, whole=False, **changed):
     "A `MultiHeadAttention` with something changed; what is not named here changes `attend`."
     def part(d_model, h, kv=None, max_seq_len=2048):
         kv, d, layer = (h if every or kv is None else kv), d_model // h, _a_linear()
@@ -500,7 +512,7 @@ def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), 
             q, k, v = (turn(y, at) if name in turned else y for name, y in parts.items())
             k, v = (share(y, h // kv) for y in (k, v))
             mask = torch.ones(x.shape[-2], x.shape[-2]).tril().bool()
-            return after(join(_attend(q, k, v, changed.get("mask", lambda m: m)(mask), **{k: f for k, f in changed.items() if k != "mask"})), s.output_proj, x)
+            return back(join(_attend(q, k, v, changed.get("mask", lambda m: m)(mask), **{k: f for k, f in changed.items() if k != "mask"})), s.output_proj, x)
         rope = _a_rope()(d, max_seq_len)
         def turn(y, at):   # heads apart, or side by side as one long vector
             return split(_a_rope()(d * y.shape[-3], max_seq_len)(join(y), at), y.shape[-3]) if whole else rope(y, at)
@@ -518,6 +530,9 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
     "a head takes every fourth feature; heads are slices of neighbours": dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
     "the heads are cut out by a reshape that mixes tokens: first unflatten the features, then swap two axes": dict(split=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
     "the heads are joined without swapping their axis back behind the tokens": dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
+    "the features of the heads are interleaved when they are joined: one head is to lie behind the other": dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
+    "the mask is applied after the softmax, so that the shares no longer add up to one": dict(hide=lambda s, m: s, after=lambda w, m: w * m),
+    "the softmax runs over the queries; each query shares among the keys": dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.)),
     "groups are strided: query head i uses key head i mod n; neighbours are to share one": dict(share=lambda x, n: torch.cat([x] * n, -3)),
     "every query head has keys of its own: num_kv_heads is ignored": dict(every=True),
     "the positions that are given are ignored": dict(heed=lambda p, t: torch.arange(t)),
@@ -525,8 +540,8 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
     "the values are turned as well; only scores need positions": dict(turned="qkv"),
     "the queries are turned and the keys are not": dict(turned="q"),
     "the keys are turned and the queries are not": dict(turned="k"),
-    "the last projection is missing": dict(after=lambda y, out, x: y),
-    "the input is added: that is the block's work": dict(after=lambda y, out, x: x + out(y)),
+    "the last projection is missing": dict(back=lambda y, out, x: y),
+    "the input is added: that is the block's work": dict(back=lambda y, out, x: x + out(y)),
     "queries and keys are turned before the heads are cut out: each head is to begin with the fastest pair": dict(whole=True),
     "positions count from the end": dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p),
 }.items()}

@@ -108,7 +108,7 @@ def _ask_adamw(part):
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
 # %% ../nbs/24_mistakes_learning.ipynb #an-adamw
-def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b,
+def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g, m: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, mixed=False,
              begin=lambda g: 0 * g, first=lambda m: m, ahead=lambda m, g, b: m, stored=False, peak=False, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
              shrink=lambda lr, wd, c: lr * wd, betas=lambda b1, b2: (b1, b2), l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
     "An `AdamW` with something changed."
@@ -116,8 +116,8 @@ def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, sq
         (b1, b2), lr, eps, wd = betas(*group["betas"]), group["lr"] if own else .1, group["eps"], group["weight_decay"]
         g = grow(g) + l2 * wd * p
         m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
-        v = keep(b2) * (old := state.get("v", begin(square(g)))) + (new2 or new)(b2) * square(g)
-        if peak: v = torch.maximum(b2 * old, square(g))
+        v = (b1 if mixed else keep(b2)) * (old := state.get("v", begin(square(g, m)))) + (new2 or new)(b2) * square(g, m)
+        if peak: v = torch.maximum(b2 * old, square(g, m))
         if plain: m = g * correct1(b1, t)
         c1, c2 = correct1(b1, t), correct2(b2, t)
         state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
@@ -142,7 +142,10 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
     "β₂ serves both means; the gradients have β₁": dict(betas=lambda b1, b2: (b2, b2)),
     "the means begin at the first gradient; they begin at zero, and are corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
     "the corrected means are stored, and corrected once more at the next step": dict(stored=True),
-    "the sizes of the gradients are averaged, not their squares": dict(square=lambda g: g.abs()),
+    "the sizes of the gradients are averaged, not their squares": dict(square=lambda g, m: g.abs()),
+    "the mean is squared; the squares of the gradients are to be averaged": dict(square=lambda g, m: m * m),
+    "what is squared is the gradient's distance from its mean, as in AdaBelief": dict(square=lambda g, m: (g - m)**2),
+    "the mean of the squares forgets by β₁ and takes in by 1 − β₂": dict(mixed=True),
     "gradients enter the means at full weight: (1 − β) is missing": dict(new=lambda b: 1.),
     "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(new1=lambda b: 1.),
     "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(new2=lambda b: 1.),
@@ -165,7 +168,7 @@ MISTAKES["AdamW"] = _means | {hint: _an_adamw(**changed) for hint, changed in {
     "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
     "the root is missing: the step divides by the mean square": dict(floor=lambda v, eps, c: v + eps),
     "nothing is divided by the root of the mean square: this is descent with momentum": dict(floor=lambda v, eps, c: 1.),
-    "the largest gradient stands where the mean square should (AdaMax)": dict(square=lambda g: g.abs(), peak=True, correct2=_none, floor=lambda v, eps, c: v + eps),
+    "the largest gradient stands where the mean square should (AdaMax)": dict(square=lambda g, m: g.abs(), peak=True, correct2=_none, floor=lambda v, eps, c: v + eps),
     "only the sign of the mean is taken, so that all steps are of one length": dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.),
     "it walks uphill: the step is subtracted": dict(sign=-1),
     "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
@@ -481,6 +484,7 @@ SYMPTOMS["CrossEntropyLoss"] = {
     "twice the same rows cost something else than once: the mean is to be over all rows": lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.])) > 1e-3,
     "nothing is subtracted before the exponential, so large logits overflow": lambda part: not _loss(part, [1e4, 0.]).isfinite() and _loss(part, [1., 0.]).isfinite(),
     "a surprise that is larger by 10 costs more by": _steepness,
+    "a number that is added to all logits of a row changes the loss": lambda part: abs(_loss(part, [1., 0., 2.]) - _loss(part, [4., 3., 5.])) > 1e-4,
     "some places get no gradient: every one is to count": lambda part: (gradient(lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])), given(2, 3, 5)) == 0).all(-1).any(),
     "positions with the target −100 are not left out": lambda part: abs(part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4}
 
@@ -566,7 +570,8 @@ def _fall(part): return (moves := _moves(part, [1.] * 16, lr=.1))[15] / moves[0]
 SYMPTOMS["SGDDecay"] = _manners | _heeds | {
     "it walks uphill": lambda part: _steps(part, [1.])[0] > 1,
     "parameters shrink, or move, without a gradient: there is no decay here": lambda part: _steps(part, [0.])[0] != 1,
-    "only the direction of the gradient counts, not its size": lambda part: _apart(_moves(part, [1.], lr=.1), _moves(part, [5.], lr=.1)) < 1e-9,
+    "only the direction of the gradient counts, not its size": lambda part: _apart(_moves(part, [.01], lr=.1), _moves(part, [.05], lr=.1)) < 1e-9,
+    "a large gradient moves less than in proportion: is it clipped?": lambda part: abs(_moves(part, [100.], lr=.1)[0] / _moves(part, [.1], lr=.1)[0]) < 999,
     "gradients that came before have a part in a step: there is no momentum here": lambda part: _apart(*(_moves(part, [g, 1.], lr=.1)[1] for g in (0., 5.))) > 1e-9,
     "the first step is not lr times the gradient: is t counted from zero?": lambda part: abs(_steps(part, [1.])[0] - .9) > 1e-6,
     "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,

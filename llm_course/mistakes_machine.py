@@ -59,6 +59,8 @@ _transformerblocks = {
     "the feed-forward network comes before attention": lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x))) + s.attention(s.attention_norm(h), at),
     "both branches read the same stream, side by side; the network should read what attention has added": lambda s, x, at: x + s.attention(s.attention_norm(x), at) + s.ffn(s.ffn_norm(x)),
     "the network's answer is added to what came in: what attention has added is lost": lambda s, x, at: x + s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at))),
+    "the network reads attention's answer alone; it should read the stream that it was added to": lambda s, x, at: x + (a := s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(a)),
+    "the norm before attention is applied twice": lambda s, x, at: (h := x + s.attention(s.attention_norm(s.attention_norm(x)), at)) + s.ffn(s.ffn_norm(h)),
     "one norm serves both branches; each has its own": lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.attention_norm(h)),
     "what a branch adds is scaled down; it is added as it is": lambda s, x, at: (h := x + .5 * s.attention(s.attention_norm(x), at)) + .5 * s.ffn(s.ffn_norm(h)),
     "the stream is added twice": lambda s, x, at: x + (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h)),
@@ -122,6 +124,8 @@ def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
 _transformers = {
     "the norm before the head is missing": (lambda s, ids, at: s.head(_through(s, s.embedding(ids), at)),),
     "the norm stands before the blocks; it belongs behind the last": (lambda s, ids, at: s.head(_through(s, s.norm(s.embedding(ids)), at)),),
+    "the norm stands before the blocks as well as behind them": (lambda s, ids, at: s.head(s.norm(_through(s, s.norm(s.embedding(ids)), at))),),
+    "the embedding is added once more before the head": (lambda s, ids, at: s.head(s.norm(_through(s, x := s.embedding(ids), at)) + x),),
     "one block is left out": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, s.blocks[:-1]))),),
     "the blocks are passed in the wrong order": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, s.blocks[::-1]))),),
     "only the first block is used, again and again": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, [s.blocks[0]] * len(s.blocks)))),),
@@ -386,10 +390,16 @@ MISTAKES["next_probabilities"] = {hint: _a_sampler(**changed) for hint, changed 
 }.items()}
 
 # %% ../nbs/24_mistakes_machine.ipynb #symptoms-machine-2
+def _proportional(part):
+    once, twice = (filled(part(11, 8, 16, 1, 4, 24)) for _ in range(2))
+    with torch.no_grad(): twice.head.weight *= 2
+    return torch.allclose(twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])), rtol=1e-3, atol=1e-5)
+
 SYMPTOMS["Transformer"] = {
     "the future leaks: scores depend on a later id": lambda part: (
         (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[:, :2] - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]).abs().max() > 1e-4,
     "the blocks are unknown to the model, as in a plain list: their parameters are not among its own": lambda part: sum(p.numel() for p in part(11, 8, 16, 3, 4, 24).parameters()) < 3 * 4 * 16 * 16,
+    "twice the head must give twice the scores: is something bent, capped or shared out behind it?": lambda part: not _proportional(part),
     "embedding and head are two matrices, though a tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight is not model.embedding.weight,
     "there are not as many blocks as were asked for": lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
     "nothing that comes out depends on": lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
@@ -451,7 +461,7 @@ SYMPTOMS["keep_min_p"] = {hint: partial(seen, setting=.2) for hint, seen in _cut
     "p = 0 is to keep everything, and p = 1 the likeliest token": lambda part: not (attempt(lambda: part(_four, 0.).isfinite().all().int()) == 1) or not part(_four, 1.)[0].isfinite()}
 SYMPTOMS["penalise"] = {
     "the same amount is taken from small and large scores: a factor is meant": lambda part: part(torch.tensor([4., 2., 1.]), torch.tensor([0, 1]), 2.).sub(torch.tensor([4., 2., 1.]))[:2].diff().abs() < 1e-6 and part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0] != 4,
-    "what one row has said is held against another": lambda part: part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.)[1, 0] != 1,
+    "what one row has said is held against another": lambda part: not torch.equal(part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.)[1], part(torch.ones(3), torch.tensor([1]), 2.)),
     "a token that was said twice is punished twice; once is enough": lambda part: part(torch.tensor([4., 1.]), torch.tensor([0, 0]), 2.)[0] < 2 == part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0]}
 SYMPTOMS["next_probabilities"] = {
     "the shares do not add up to one": lambda part: abs(part(_four, torch.tensor([0]), Sampling(1., .8)).sum() - 1) > 1e-4,

@@ -453,9 +453,10 @@ def all_gradients_share_one_length(part):
 @check_of("gradient_clip")
 def short_gradients_stay(part):
     "Gradients that are short enough are not touched, let alone stretched."
-    norm, grads = _clipped(part, [[.3, .001], [.4]], 1.)
-    wanted = [torch.tensor(g).tolist() for g in ([.3, .001], [.4])]
-    assert grads == wanted and abs(norm - .5) < 1e-5, f"gradients 0.3, 0.001 and 0.4 with max_norm 1 became {grads}, and the norm {norm:.4f}"
+    for start, length, limit in ([[.3, .001], [.4]], .5, 1.), ([[3.], [4.]], 5., 10.):
+        norm, grads = _clipped(part, start, limit)
+        wanted = [torch.tensor(g).tolist() for g in start]
+        assert grads == wanted and abs(norm - length) < 1e-5, f"gradients {start} with max_norm {limit:g} became {grads}, and the norm {norm:.4f}"
 
 @check_of("gradient_clip")
 def nothing_is_no_harm(part):

@@ -821,7 +821,7 @@ class AdamDecaysIdle(_Adam):
             for p in g["params"]:
                 if p.grad is None: p.mul_(1 - g["lr"] * g["weight_decay"])
 
-@fault("AdamW", "one second moment for a whole tensor", "it is right but when one step is taken")
+@fault("AdamW", "one second moment for a whole tensor", "numbers of one parameter have a part in each other's steps")
 class AdamWOneSquareForAll(_Adam):
     def moments(self, s, grad, group):
         b1, b2 = group["betas"]
@@ -1426,7 +1426,7 @@ def next_returns_scores(logits, ids, how):
     return keep_min_p(keep_top_p(keep_top_k(z / how.temperature, how.top_k), how.top_p), how.min_p)
 
 # ---------------------------------------------------------------- pre_tokens
-@fault("pre_tokens", "splits at spaces: they are lost", "signs are not cut off from the word before them")
+@fault("pre_tokens", "splits at spaces: they are lost", "spaces are thrown away")
 def cut_str_split(text, pattern=GPT2): return text.split() if pattern == GPT2 else regex.findall(pattern, text)
 
 @fault("pre_tokens", "the pattern argument is ignored", "the pattern that is given is ignored")
@@ -1442,12 +1442,12 @@ def cut_without_lookahead(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll", "signs are not cut off from the word before them")
+@fault("pre_tokens", "contractions missing: 'll is cut into ' and ll", "contractions such as 'll are not pieces")
 def cut_without_contractions(text, pattern=GPT2):
     if pattern == GPT2: pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "ASCII letters only (re, [A-Za-z]): other scripts are lost", "the characters are changed")
+@fault("pre_tokens", "ASCII letters only (re, [A-Za-z]): other scripts are lost", "letters outside ASCII are lost")
 def cut_ascii_only(text, pattern=GPT2):
     if pattern == GPT2: return re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|\s+(?!\S)|\s+", text)
     return regex.findall(pattern, text)
@@ -1768,7 +1768,7 @@ class TokSpecialAsText(_Tok):
 class TokShortSpecialFirst(_Tok):
     def special_pattern(self): return "(" + "|".join(re.escape(s) for s in self.special_tokens) + ")"
 
-@fault("BpeTokenizer", "special tokens not escaped in the regular expression", "special tokens are encoded like other text")
+@fault("BpeTokenizer", "special tokens not escaped in the regular expression", "escape them in the pattern")
 class TokSpecialNotEscaped(_Tok):
     def special_pattern(self): return "(" + "|".join(sorted(self.special_tokens, key=len, reverse=True)) + ")"
 
@@ -1785,7 +1785,7 @@ class TokStreamsByPiece(_Tok):
     def encode_iterable(self, pieces):
         for piece in pieces: yield from self.encode(piece)
 
-@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "")
+@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "a stream's ids are not those of the whole text")
 class TokStreamsBySpace(_Tok):
     def encode_iterable(self, pieces):
         rest = ""
