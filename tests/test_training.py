@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from right import RIGHT
 
 from llm_course import checkpoint, commands, training
 from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
+from llm_course.commands import parse
 from llm_course.data import get_batch, windows
 from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
@@ -146,6 +148,15 @@ def test_a_resumed_run_remembers_its_best(asked, monkeypatch):
 
 
 def test_resume_without_a_checkpoint_starts(asked): assert train(replace(asked, resume=True)).done == 8
+
+
+@pytest.mark.parametrize("norm", RIGHT["RmsNorm"])
+def test_a_students_part_trains_by_the_demos_recipe(tmp_path, norm):
+    for name in "train.bin", "val.bin": (np.arange(4_000, dtype=np.uint16) % 1024).tofile(tmp_path/name)
+    config = parse(TrainConfig, [*commands.RECIPE.split(), "--train_data", str(tmp_path/"train.bin"), "--val_data", str(tmp_path/"val.bin"), "--vocab_size", "1024", "--device", "cpu", "--log_interval", "1"])
+    ours, theirs = (train(replace(settle(config), iterations=2, output=tmp_path/name), parts=parts) for name, parts in (("ours", None), ("theirs", {"norm": norm})))
+    assert isinstance(theirs.model.norm, norm) and not isinstance(ours.model.norm, norm)
+    for a, b in zip(ours.history, theirs.history): assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
 
 def test_same_seed_same_curve_other_seed_other_curve(asked):
