@@ -81,7 +81,7 @@ def attempt(
     try: found = question()
     except Exception as error: return type(error).__name__
     if isinstance(found, Tensor): return found.detach()
-    if "b'" in repr(found): return repr(found)   # torch would take bytes for numbers
+    if {"'", '"'} & {*repr(found)}: return repr(found)   # torch would take bytes for numbers, and an empty text for none
     try: return torch.tensor(found, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError): return repr(found)
 

@@ -559,16 +559,6 @@ SYMPTOMS["MultiHeadAttention"] = {
         (layer := filled(part(16, 4, max_seq_len=64)))(given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs().max() > 1e-3}
 
 @torch.no_grad()
-def _swapped(part)->str: # The names of two matrices, or nothing
-    "Look whether a part does what it should with its matrices in other places."
-    right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(given(1, 6, 16))
-    for a, b in ("q_proj", "k_proj"), ("q_proj", "v_proj"), ("k_proj", "v_proj"), ("v_proj", "output_proj"):
-        weights = (layer := filled(part(16, 4, max_seq_len=32))).state_dict()
-        layer.load_state_dict(weights | {f"{a}.weight": weights[f"{b}.weight"].clone(), f"{b}.weight": weights[f"{a}.weight"].clone()})
-        if same(layer(given(1, 6, 16)), right): return f"{a} and {b}"
-    return ""
-
-@torch.no_grad()
 def _seen_by(part)->Tensor: # A row for each token, a column for each that it may see
     "Read the mask off: with queries of zero all that is seen counts alike, and the values pass unchanged."
     layer = part(8, 1, max_seq_len=32)
@@ -581,3 +571,14 @@ def _weights(part)->Tensor: # The same, for scores of many sizes
     layer = part(8, 1, max_seq_len=32)
     for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else given(8, 8, seed=len(name)))
     return layer(torch.eye(8)[None, :6])[0, :, :6]
+
+# %% ../nbs/24_mistakes_layers.ipynb #symptoms-swapped
+@torch.no_grad()
+def _swapped(part)->str: # The names of two matrices, or nothing
+    "Look whether a part does what it should with its matrices in other places."
+    right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(given(1, 6, 16))
+    for a, b in ("q_proj", "k_proj"), ("q_proj", "v_proj"), ("k_proj", "v_proj"), ("v_proj", "output_proj"):
+        weights = (layer := filled(part(16, 4, max_seq_len=32))).state_dict()
+        layer.load_state_dict(weights | {f"{a}.weight": weights[f"{b}.weight"].clone(), f"{b}.weight": weights[f"{a}.weight"].clone()})
+        if same(layer(given(1, 6, 16)), right): return f"{a} and {b}"
+    return ""

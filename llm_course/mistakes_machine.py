@@ -406,6 +406,8 @@ SYMPTOMS["Transformer"] = {
     "an early id is forgotten: scores must depend on all ids before them": lambda part: (
         (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4, 5]])) - model(torch.tensor([[9, 2, 3, 4, 5]])))[0, -1].abs().max() < 1e-6,
     "the first loss is far from ln V: fresh weights are too large, or the scores lopsided": lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
+
+# %% ../nbs/24_mistakes_machine.ipynb #symptoms-step
 SYMPTOMS["train_step"] = {
     "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
     "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
