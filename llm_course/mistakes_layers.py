@@ -258,7 +258,7 @@ def _near_zero(part): return abs(part()(torch.ones(1)) - .7311) < 1e-3   # is it
 def _hidden(part, other=1.):
     "A network of two hidden features that go their own ways, the second one as large as is said."
     layer = filled(part(2, 2))
-    for name, p in layer.named_parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
+    for p in layer.parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
     return layer
 
 SYMPTOMS["RmsNorm"] = {
