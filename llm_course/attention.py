@@ -148,13 +148,14 @@ def keeps_sequences_apart(part):
 @check_of("ScaledDotProductAttention")
 def gives_zeros_where_nobody_may_be_seen(part):
     "A query that may look nowhere gets zeros, and its gradient is zero, not nan."
-    q, k, v = (torch.randn(2, 4, 8, requires_grad=True) for _ in range(3))
     mask = torch.ones(4, 4).bool()
     mask[2] = False
-    got = part()(q, k, v, mask)
-    assert (got[:, 2] == 0).all(), f"query 2 may look nowhere and must get zeros, but got {got[0, 2].tolist()}"
-    for name, grad in zip("qkv", torch.autograd.grad(got.square().sum(), (q, k, v))):
-        assert grad.isfinite().all(), f"query 2 may look nowhere, and the gradient of {name} is not finite"
+    for dtype in torch.float32, torch.float16:
+        q, k, v = (torch.randn(2, 4, 8).to(dtype).requires_grad_() for _ in range(3))
+        got = part()(q, k, v, mask)
+        assert (got[:, 2] == 0).all(), f"query 2 may look nowhere and must get zeros, but got {got[0, 2].tolist()}"
+        for name, grad in zip("qkv", torch.autograd.grad(got.float().square().sum(), (q, k, v))):
+            assert grad.isfinite().all(), f"query 2 may look nowhere, and the gradient of {name} is not finite"
 
 @check_of("ScaledDotProductAttention")
 def takes_a_mask_for_all_or_for_each(part):
@@ -177,5 +178,6 @@ def does_not_overflow_in_float16(part):
 def has_exact_gradients(part):
     "The gradients for queries, keys and values are those of the formula."
     inputs = [torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True) for n in (3, 4, 4)]
-    try: torch.autograd.gradcheck(part(), inputs)
+    mask = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]).bool()
+    try: torch.autograd.gradcheck(lambda *x: part()(*x, mask), inputs)
     except RuntimeError as error: raise AssertionError(f"the gradients for 3 queries and 4 keys disagree with small differences: {error}") from None

@@ -277,6 +277,8 @@ def breaks_ties_by_the_bytes(part):
     for words in {b"ab": 2, b"cd": 2, b"ca": 2}, {b"ca": 2, b"cd": 2, b"ab": 2}:
         got = part(words, 1)
         assert list(map(tuple, got)) == [(b"c", b"d")], f"of ab, ca and cd, twice each in the order {[*words]}, the first merge must be (c, d), but is {got}"
+    got = part({b"\xffz": 1, b"za": 1}, 1)
+    assert list(map(tuple, got)) == [(b"\xff", b"z")], f"bytes count from 0 to 255, so of (255, z) and (z, a) the first is the greater, but the merge is {got}"
     got = part({b"ab": 10, b"aba": 2, b"az": 2}, 2)
     assert list(map(tuple, got)) == [(b"a", b"b"), (b"ab", b"a")], f"of (ab, a) and (a, z), twice each, the greater pair is (ab, a), as ab is greater than a, but the merges are {got}"
 

@@ -137,10 +137,12 @@ def sends_back_p_minus_y(part):
 def is_finite_for_huge_logits(part):
     "Logits of ±10,000 give a finite loss and gradient, in half precision too."
     for dtype in torch.float32, torch.float16, torch.bfloat16:
-        logits = torch.tensor([[1e4, -1e4, 0.]], dtype=dtype, requires_grad=True)
-        loss = part()(logits, torch.tensor([0]))
+        logits = torch.tensor([[1e4, 0., -1e4]] * 3, dtype=dtype, requires_grad=True)
+        loss, best = part()(logits, torch.arange(3)), logits[0, 0].item()
         grad, = torch.autograd.grad(loss, logits)
-        assert loss == 0 and (grad == 0).all(), f"{dtype} logits 1e4, −1e4, 0, target 0: the loss must be 0 and its gradient all zeros, but they are {loss} and {grad.tolist()}"
+        assert abs(loss.item() / best - 1) < 1e-3, f"{dtype} logits {best:g}, 0, −{best:g}, each of them the target once: the mean loss must be {best:g}, but is {loss.item():g}"
+        wanted = torch.tensor([[0, 0, 0], [1, -1, 0], [1, 0, -1]]).to(dtype) / 3
+        assert torch.allclose(grad, wanted, atol=1e-2), f"{dtype} logits {best:g}, 0, −{best:g}: the gradient must be {wanted.tolist()}, but is {grad.tolist()}"
 
 # %% ../nbs/12_loss.ipynb #checks-laws
 @check_of("CrossEntropyLoss")

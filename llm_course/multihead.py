@@ -153,12 +153,13 @@ def new_cache(
 @check_of("MultiHeadAttention")
 def cannot_see_the_future(part):
     "No answer depends on a later token."
-    layer, x = part(16, 4, max_seq_len=8), torch.randn(2, 6, 16)
-    later = x.clone()
-    later[:, 4:] += 1
-    gap = (layer(later) - layer(x))[:, :4].abs().max().item()
-    assert gap < 1e-6, f"tokens 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}"
-    assert not torch.equal(layer(later)[:, 4:], layer(x)[:, 4:]), "tokens 4 and 5 were changed, and their answers were not"
+    for kv in 4, 1:
+        layer, x = part(16, 4, kv, max_seq_len=8), torch.randn(2, 6, 16)
+        later = x.clone()
+        later[:, 4:] += 1
+        gap = (layer(later) - layer(x))[:, :4].abs().max().item()
+        assert gap < 1e-6, f"tokens 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}"
+        assert not torch.equal(layer(later)[:, 4:], layer(x)[:, 4:]), "tokens 4 and 5 were changed, and their answers were not"
 
 @check_of("MultiHeadAttention")
 def keeps_sequences_apart(part):
@@ -198,7 +199,9 @@ def shares_keys_and_values_among_neighbours(part):
     for kv in 4, 2, 1:
         layer = part(16, 4, kv, max_seq_len=16)
         assert tuple(layer.k_proj.weight.shape) == (4 * kv, 16), f"{kv} heads of 4 features need k_proj of {(4 * kv, 16)}, not {tuple(layer.k_proj.weight.shape)}"
-        assert_close(layer(x), _by_torch(layer, x, 4, kv), msg=lambda m: f"4 heads of queries, {kv} of keys, against torch's enable_gqa:\n{m}")
+        for tokens in x, x[:, :1]:
+            told = f"4 heads of queries, {kv} of keys, {tokens.shape[1]} tokens, against torch's enable_gqa"
+            assert_close(layer(tokens), _by_torch(layer, tokens, 4, kv), msg=lambda m: f"{told}:\n{m}")
 
 # %% ../nbs/11_multihead.ipynb #head-weights
 @torch.no_grad()

@@ -113,17 +113,6 @@ def test_min_p_keeps_what_comes_near_the_best(logits, p):
 
 cuts = [lambda x: keep_top_k(x, 3), lambda x: keep_top_p(x, 0.8), lambda x: keep_min_p(x, 0.3)]
 
-@pytest.mark.parametrize("cut", cuts, ids=["k", "p", "min"])
-def test_rows_are_cut_one_by_one_and_what_is_kept_is_untouched(cut, device):
-    logits = torch.randn(2, 3, 7, device=device).mT.contiguous().mT   # not contiguous
-    before = logits.clone()
-    out = cut(logits)
-    assert_close(logits, before, rtol=0, atol=0)
-    assert torch.equal(out[out.isfinite()], logits[out.isfinite()])
-    for i in range(2):
-        for j in range(3): assert torch.equal(out[i, j], cut(logits[i, j].clone()))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("cut", cuts, ids=["k", "p", "min"])
 def test_half_precision_keeps_what_double_does(cut, dtype):
@@ -133,37 +122,29 @@ def test_half_precision_keeps_what_double_does(cut, dtype):
     assert torch.equal(out.isfinite(), cut(logits.double()).isfinite())
 
 
-def test_top_p_one_keeps_what_rounding_would_drop():
+@pytest.mark.parametrize("cut", cuts, ids=["k", "p", "min"])
+def test_scores_need_not_lie_in_a_row(cut, device):
+    logits = torch.randn(2, 7, 3, device=device).mT
+    assert torch.equal(cut(logits), cut(logits.contiguous()))
+
+
+def test_exact_shares_are_enough_and_what_cuts_nothing_copies_nothing():
     logits = torch.tensor([0., -20., -21., -90.])
-    assert kept(keep_top_p(logits, 1.)) == [0, 1, 2, 3]
-    assert kept(keep_top_p(logits, 0.)) == [0]
     assert [len(kept(keep_top_p(torch.zeros(4), p))) for p in (0.25, 0.2501, 0.5, 0.75)] == [1, 2, 2, 3]   # exact shares: `p` is enough
     assert keep_top_k(logits, 0) is logits and keep_top_k(logits, 4) is logits and keep_min_p(logits, 0.) is logits
 
 
-def test_many_equal_tokens_go_by_id(device):
-    logits = torch.zeros(1000, device=device)
-    assert kept(keep_top_k(logits, 17)) == list(range(17))
-    assert kept(keep_top_p(logits, 0.2505)) == list(range(251))
-
-
-def test_penalty_lowers_scores_of_either_sign_and_once(device):
+def test_a_penalty_below_one_raises_and_ids_may_be_of_any_integer_type(device):
     logits = torch.tensor([[2., 1., 0., -2.], [4., -4., 1., -inf]], device=device)
     said = torch.tensor([[0, 3, 3], [1, 0, 3]], device=device)
-    assert_close(penalise(logits, said, 2.), torch.tensor([[1., 1., 0., -4.], [2., -8., 1., -inf]], device=device))
     assert_close(penalise(logits, said.int(), 0.5), torch.tensor([[4., 1., 0., -1.], [8., -2., 1., -inf]], device=device))
     assert penalise(logits, said, 1.) is logits
-    assert_close(penalise(logits, said[:, :0], 3.), logits)
 
 
 # ---- What is drawn from
 
 @pytest.mark.parametrize("how, want", [
-    (Sampling(1., 1.), [.5, .3, .15, .05]),
-    (Sampling(0.5, 1.), [.25/.365, .09/.365, .0225/.365, .0025/.365]),
-    (Sampling(1., 1., top_k=2), [5/8, 3/8, 0, 0]),
     (Sampling(1., 0.9), [10/19, 6/19, 3/19, 0]),
-    (Sampling(1., 1., min_p=0.2), [10/19, 6/19, 3/19, 0]),
     (Sampling(1., 0.7, top_k=3), [5/8, 3/8, 0, 0]),             # top-p counts shares of what top-k left
     (Sampling(1., 0.52, top_k=3), [1, 0, 0, 0]),                # 10/19 is more than 0.52, 0.5 is not
     (Sampling(1., 0.6, min_p=0.7), [1, 0, 0, 0]),
@@ -177,11 +158,6 @@ def test_penalty_lowers_scores_of_either_sign_and_once(device):
 def test_distribution_is_the_one_worked_out_by_hand(how, want, device):
     got = next_probabilities(P.log().to(device), NOTHING.to(device), how)
     assert_close(got.cpu(), torch.tensor(want, dtype=torch.float32))
-
-
-def test_penalty_comes_before_temperature():
-    logits, said = torch.tensor([2., 1., -1.]), torch.tensor([0, 2])
-    assert_close(next_probabilities(logits, said, Sampling(0.5, 1., repetition_penalty=2.)), torch.tensor([2., 2., -4.]).softmax(-1))
 
 
 @pytest.mark.parametrize("how", [Sampling(1., 1.), Sampling(0.7, 0.8), Sampling(1.5, 1., top_k=3), Sampling(1., 1., min_p=0.1), Sampling(1., 0.9, repetition_penalty=1.5)], ids=str)

@@ -34,32 +34,6 @@ def test_agrees_with_torch_when_nothing_is_turned(attend, dtype):
     assert_close(got, theirs(x, x, x, attn_mask=forbidden, need_weights=False)[0].detach())
 
 
-@pytest.mark.parametrize("num_kv_heads", [2, 1])
-def test_sharing_is_the_full_layer_with_heads_alike(num_kv_heads):
-    shared, full = layer(num_kv_heads), layer()
-    state = shared.state_dict()
-    for name in "k_proj.weight", "v_proj.weight":
-        state[name] = einx.id("(kv d) m -> (kv group d) m", state[name], kv=num_kv_heads, group=4 // num_kv_heads)
-    full.load_state_dict(state)
-    x = torch.randn(2, 9, 32)
-    assert_close(full(x), shared(x))
-    assert_close(full(x[:, :1]), shared(x[:, :1]))   # one token takes another path
-
-
-@versions
-@sharing
-def test_the_future_cannot_leak_and_batch_items_do_not_touch(num_kv_heads, attend):
-    ours, x = layer(num_kv_heads, attend=attend), torch.randn(2, 9, 32)
-    later, other = x.clone(), x.clone()
-    later[:, 6:] += 1
-    other[1] += 1
-    assert_close(ours(later)[:, :6], ours(x)[:, :6])
-    assert_close(ours(other)[0], ours(x)[0])
-    x.requires_grad_()
-    grad, = torch.autograd.grad(ours(x)[0, 5].sum(), x)
-    assert (grad[0, 6:] == 0).all() and (grad[1] == 0).all() and (grad[0, :6] != 0).all()
-
-
 @sharing
 @pytest.mark.parametrize("pieces", [(9,), (1,)*9, (4, 1, 3, 1), (1, 8), (8, 1)], ids=str)
 def test_a_cache_changes_nothing(pieces, num_kv_heads):

@@ -24,7 +24,6 @@ from llm_course.commands import parse
 from llm_course.data import get_batch, windows
 from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
-from llm_course.optim import AdamW
 from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step
 from llm_course.transformer import ModelConfig, Transformer
 
@@ -162,37 +161,6 @@ def test_a_students_part_trains_by_the_demos_recipe(tmp_path, norm):
 def test_same_seed_same_curve_other_seed_other_curve(asked):
     def losses(name, **change): return [line["train_loss"] for line in train(replace(asked, output=asked.output/name, **change)).history if "train_loss" in line]
     assert losses("a") == losses("b") != losses("c", seed=1)
-
-
-@pytest.mark.parametrize("pieces", [2, 4, 8])
-def test_small_batches_add_up_to_a_large_one(pieces, device):
-    inputs, targets = get_batch(np.arange(100) % 50, 8, 8, device)
-    after = []
-    for k in 1, pieces:
-        model = small(device)
-        batches = list(zip(inputs.chunk(k), targets.chunk(k)))
-        loss, norm = train_step(model, AdamW(model.parameters(), eps=1e-3), no_scaler(), batches, 0.5)
-        after.append([loss, norm, *model.parameters()])
-    for one, many in zip(*after): torch.testing.assert_close(one, many)
-
-
-def test_a_step_clips_and_zero_lets_all_pass():
-    batch = [get_batch(np.arange(100) % 50, 8, 8)]
-    for limit in 1e-3, 0.:
-        model = small()
-        _, norm = train_step(model, AdamW(model.parameters(), lr=0.), no_scaler(), batch, limit)
-        length = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
-        assert length == pytest.approx(limit or norm.item(), rel=1e-2)
-
-
-def test_a_scaler_changes_neither_the_step_nor_what_is_clipped():
-    batch, after = [get_batch(np.arange(100) % 50, 8, 8)], []
-    for enabled in False, True:
-        model = small()
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024., enabled=enabled)
-        loss, norm = train_step(model, AdamW(model.parameters(), eps=1e-3), scaler, batch, 0.5)
-        after.append([loss, norm, *model.parameters()])
-    for plain, scaled in zip(*after): torch.testing.assert_close(plain, scaled)
 
 
 def test_evaluation_weighs_by_tokens_and_learns_nothing():
