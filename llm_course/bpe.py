@@ -226,7 +226,7 @@ def cuts_as_known_by_hand(part):
 @check_of("pre_tokens")
 def loses_nothing(part):
     "Joined again, the pieces are the text: every space, newline and odd sign is there."
-    for text in "", " ", "\r\n\t x", "naïve café 北京 👩‍👩‍👧 ﷺ", "don't DON'T", "a\u00a0b  \n  c ":
+    for text in "", " ", "\r\n\t x", "naïve café 北京 👩‍👩‍👧 ﷺ", "don't DON'T", "a_b __", "a\u00a0b  \n  c ":
         got = part(text)
         assert "".join(got) == text, f"joined again, the pieces of {text!r} give {''.join(got)!r}"
         assert all(got), f"{text!r} gives an empty piece: {list(got)}"

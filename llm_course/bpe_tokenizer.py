@@ -875,7 +875,7 @@ def has_an_id_for_each_special_token(part):
 @check_of("BpeTokenizer")
 def streams_as_it_encodes(part):
     "Fed a text in pieces, cut anywhere, `encode_iterable` gives the ids of the whole."
-    tokenizer = _toy(part, [(b" ", b" ")], special_tokens=["<|end|>", "<| end |>"])
+    tokenizer = _toy(part, [(b" ", b" "), (b"\n", b"\n")], special_tokens=["<|end|>", "<| end |>"])
     text = "banana    bandana<|end|>\n\n can't 北京<| end |>na"
     wanted = list(tokenizer.encode(text))
     for size in 1, 2, 3, 7, 100:

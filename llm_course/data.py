@@ -769,6 +769,8 @@ def reaches_every_place(part):
     assert sum(counts) == len(found), f"13 ids, rows of 4: rows may begin at 0 to 8, but some begin at {sorted(set(found) - set(range(9)))}"
     assert min(counts) > 0, f"rows of 4 from 13 ids may begin at 0 to 8, but none of 2,400 begins at {counts.index(0)}"
     assert max(counts) < 1.5 * min(counts), f"the starts 0 to 8 must be about equally likely, but came {counts} times"
+    starts = part(np.arange(1000, dtype=np.uint16), 8, 6, "cpu")[0][:, 0].tolist()
+    assert len(set(np.diff(starts).tolist())) > 2, f"each start is to be drawn by itself, but 8 rows of 6 from 1,000 ids begin at {starts}"
 
 @check_of("get_batch")
 def is_the_same_for_the_same_step(part):

@@ -6,11 +6,11 @@
 __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'NUMBERS', 'RELATIONS', 'RAISED', 'ALIASES', 'questions_of', 'learn_mistakes',
            'attempt', 'asked', 'answers', 'reference', 'truth_about', 'same', 'traces', 'compare', 'symptom',
            'whereabouts', 'describe', 'parameters_apart', 'near', 'times', 'more', 'line', 'flat', 'together', 'run_of',
-           'along', 'shares_apart', 'rows_apart', 'holes', 'listed', 'lists_apart', 'shapes_apart', 'oddity',
-           'slightly', 'vaguely', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle', 'Rude',
-           'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place', 'unwritten',
-           'signature_of', 'reason', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources', 'load',
-           'GradingConfig', 'files_in', 'progress', 'grade_files', 'main']
+           'along', 'shares_apart', 'rows_apart', 'holes', 'listed', 'texts_apart', 'lists_apart', 'shapes_apart',
+           'oddity', 'slightly', 'vaguely', 'given', 'filled', 'parameters_of', 'gradient', 'row_moved', 'Made', 'idle',
+           'Rude', 'untouched', 'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place',
+           'unwritten', 'signature_of', 'reason', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'sources',
+           'load', 'GradingConfig', 'files_in', 'progress', 'grade_files', 'main']
 
 # %% ../nbs/23_grading.ipynb #imports
 import ast
@@ -172,7 +172,7 @@ def describe(
     "Say what can be seen without knowing the cause."
     wrong = [i for i, (a, t) in enumerate(zip(mine, truth)) if not same(a, t)]
     rough = [i for i, (a, t) in enumerate(zip(mine, truth)) if i not in wrong and isinstance(a, Tensor) and a.dtype == torch.float32 and a.isfinite().all() and not torch.allclose(a, t, rtol=1e-4, atol=1e-5)]
-    if len(rough) > 1: return "what is right is right to three digits only: is something computed in half precision, or rounded?"
+    if len(rough) > 1: return "what is right is right to three digits only: is something computed in half precision, rounded, or a small number added?"
     if not wrong: return ""
     if all("gradient" in where[i] for i in wrong): return "what comes out is right, and what flows back is wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?"
     wrong.sort(key=lambda i: not where[i].startswith("when "))   # the simplest first
@@ -180,7 +180,8 @@ def describe(
     pairs = [(mine[i], truth[i]) for i in forward]
     place = whereabouts([where[i] for i in wrong], [label for i, label in enumerate(where) if i not in wrong])
     first, one = next(((where[i], said) for i in forward if (said := oddity(mine[i], truth[i]))), ("", ""))
-    odd = together(pairs) or slightly(pairs) or ", ".join(filter(None, (first * (first not in place), one))) or vaguely(pairs)
+    plain = [(mine[i], truth[i]) for i in forward if not where[i]]
+    odd = together(pairs) or slightly(plain or pairs) or ", ".join(filter(None, (first * (first not in place), one))) or vaguely(pairs)
     return ": ".join(filter(None, (place, odd)))
 
 # %% ../nbs/23_grading.ipynb #parameters-apart
@@ -190,6 +191,9 @@ def parameters_apart(a:Tensor|str, t:Tensor|str)->str:
     if not all(isinstance(entry[0], str) for entries in listed for entry in entries) or not listed[1]: return ""
     mine, theirs = map(dict, listed)
     extra, missing = min(mine.keys() - theirs.keys(), default=""), min(theirs.keys() - mine.keys(), default="")
+    first = lambda name: name.partition(".")[0]
+    if lists := {first(name) for name in theirs if re.search(r"\.\d+\.", name)} - {*map(first, mine)}:
+        return f"no parameter of {min(lists)} is known to the module: a plain list hides what it holds, and nn.ModuleList doesn't"
     if extra: return f"there is a parameter or buffer called {extra} that is not to be" + f", and {missing} is missing" * bool(missing)
     if missing: return f"the parameter {missing} is missing: is it called so, and does the module know of it?"
     return next((f"the parameter {name} has the shape {mine[name]} instead of {theirs[name]}" for name in theirs if mine[name] != theirs[name]), "")
@@ -312,6 +316,11 @@ def listed(answer:Tensor|str)->list|None:
     except (ValueError, SyntaxError): return None
     return list(found) if isinstance(found, list | tuple | str | bytes) else None
 
+def texts_apart(a:Tensor|str, t:Tensor|str)->str:
+    "Show a short text that came beside the one that should; nothing of other answers."
+    short = all(isinstance(x, str) and x[:1] in "'\"" and len(x) < 40 for x in (a, t))
+    return f"{a} comes, and {t} should" if short else ""
+
 def lists_apart(a:list, t:list)->str:
     "Say how a list differs from the right one."
     if not a and t: return "nothing comes"
@@ -334,6 +343,7 @@ def shapes_apart(a:Tensor, t:Tensor)->str:
 def oddity(a:Tensor|str, t:Tensor|str)->str:
     "Tell a wrong answer from the right one in words, if there are any."
     if isinstance(t, str) and t.startswith("[("): return parameters_apart(a, t) or lists_apart(listed(a) or [], listed(t))
+    if said := texts_apart(a, t): return said
     if (mine := listed(a)) is not None and (theirs := listed(t)) is not None: return lists_apart(mine, theirs)
     if isinstance(t, str) and t.endswith("Error") and t.isidentifier(): return f"it takes without a word what should be refused with a {t}"
     if isinstance(a, str) or isinstance(t, str): return f"it raises {a}" if isinstance(a, str) and a.isidentifier() and a.endswith("Error") else ""
@@ -627,6 +637,8 @@ def hint_for(
     except (Exception, SystemExit, TooLong): return raised
     hint, whole = compare(mine, component)
     if whole: return hint
+    if apart := next(filter(None, map(parameters_apart, mine, truth)), ""):
+        return "; ".join(filter(None, (raised * raised.startswith("it is called"), apart)))   # whatever else is odd may come of it
     said = describe(mine, truth, [label for label, _ in asked(reference(component), component)])
     return "; ".join(filter(None, (seen or raised or hint, said))) or "whatever else it is asked it answers rightly: what is special in what this check fed?"
 

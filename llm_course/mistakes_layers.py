@@ -147,6 +147,7 @@ MISTAKES["RmsNorm"] = {
     "you divide by the standard deviation, which measures from the mean; the root mean square measures from zero": _a_norm(
         lambda x, eps: x / (x.float().var(-1, keepdim=True, unbiased=False) + eps).sqrt().to(x.dtype)),
     "the squares are added up where their mean is wanted": _a_norm(partial(_rms, mean=torch.sum)),
+    "the mean is squared; the mean of the squares is wanted": _a_norm(lambda x, eps: (x.float() / (x.float().mean(-1, keepdim=True).square() + eps).sqrt()).to(x.dtype)),
     "the square root is missing": _a_norm(partial(_rms, root=lambda m: m)),
     "you divide by the mean of the sizes, not by the root of the mean of the squares": _a_norm(lambda x, eps: (x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype)),
     "eps stands outside the root": _a_norm(lambda x, eps: (x.float() / (x.float().square().mean(-1, keepdim=True).sqrt() + eps)).to(x.dtype)),
@@ -532,6 +533,7 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
     "the heads are joined without swapping their axis back behind the tokens": dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
     "the features of the heads are interleaved when they are joined: one head is to lie behind the other": dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
     "the mask is applied after the softmax, so that the shares no longer add up to one": dict(hide=lambda s, m: s, after=lambda w, m: w * m),
+    "hidden scores become zero, which is a score like any other": dict(hide=lambda s, m: s * m),
     "the softmax runs over the queries; each query shares among the keys": dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.)),
     "groups are strided: query head i uses key head i mod n; neighbours are to share one": dict(share=lambda x, n: torch.cat([x] * n, -3)),
     "every query head has keys of its own: num_kv_heads is ignored": dict(every=True),

@@ -110,7 +110,7 @@ def _ask_adamw(part):
 # %% ../nbs/24_mistakes_learning.ipynb #an-adamw
 def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g, m: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, mixed=False,
              begin=lambda g: 0 * g, first=lambda m: m, ahead=lambda m, g, b: m, stored=False, peak=False, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
-             shrink=lambda lr, wd, c: lr * wd, betas=lambda b1, b2: (b1, b2), l2=0., last=False, own=True, grow=lambda g: g, sign=1, **more):
+             shrink=lambda lr, wd, c: lr * wd, betas=lambda b1, b2: (b1, b2), l2=0., twice=False, last=False, own=True, grow=lambda g: g, sign=1, **more):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
         (b1, b2), lr, eps, wd = betas(*group["betas"]), group["lr"] if own else .1, group["eps"], group["weight_decay"]
@@ -121,7 +121,7 @@ def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, sq
         if plain: m = g * correct1(b1, t)
         c1, c2 = correct1(b1, t), correct2(b2, t)
         state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
-        if not last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
+        if not last and (twice or not l2): p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
         p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
     return _an_optimizer(rule, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=.01, **more)
@@ -136,6 +136,7 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
     "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(correct1=lambda b, t: max(1 - b**(t - 1), 1e-30), correct2=lambda b, t: max(1 - b**(t - 1), 1e-30)),
     "the correction is one step ahead: the first step is step 1": dict(correct1=lambda b, t: 1 - b**(t + 1), correct2=lambda b, t: 1 - b**(t + 1)),
     "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
+    "the corrections take t times β, not its t-th power": dict(correct1=lambda b, t: abs(1 - b * t) + 1e-30, correct2=lambda b, t: abs(1 - b * t) + 1e-30),
     "β₁ and β₂ have changed places in the corrections": dict(correct1=lambda b, t: 1 - (.999 if b == .9 else .9)**t, correct2=lambda b, t: 1 - (.9 if b == .999 else .999)**t),
     "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
     "β₁ serves both means; the squares have β₂": dict(betas=lambda b1, b2: (b1, b1)),
@@ -158,6 +159,7 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
 # %% ../nbs/24_mistakes_learning.ipynb #mistakes-adamw-3
 MISTAKES["AdamW"] = _means | {hint: _an_adamw(**changed) for hint, changed in {
     "decay is folded into the gradient (L2), so it passes through both means; it should act on the parameter alone": dict(l2=1.),
+    "decay acts twice, through the gradient and on the parameter": dict(l2=1., twice=True),
     "decay takes wd times the parameter: the learning rate is missing": dict(shrink=lambda lr, wd, c: wd),
     "there is no decay": dict(shrink=lambda lr, wd, c: 0.),
     "decay has the wrong sign: parameters grow": dict(shrink=lambda lr, wd, c: -lr * wd),
@@ -407,7 +409,7 @@ MISTAKES["linear_lr_scheduler"] = {hint: _a_schedule(**({"wave": lambda u: 1 - u
 
 # %% ../nbs/24_mistakes_learning.ipynb #symptoms-schedule
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
-    "without a warm-up there is a division by zero, or the first step has not the highest rate": lambda part: attempt(lambda: part(0, 0, 10, .1, 1.)) != 1,
+    "without a warm-up there is a division by zero, or the first step has not the highest rate": lambda part: attempt(lambda: part(0, 0, 10, .1, 1.)) != 1 == part(4, 4, 12, .1, 1.),
     "the rate falls below lr_min on its way": lambda part: min(part(it, 4, 12, .1, 1.) for it in range(4, 40)) < .1 - 1e-9,
     "the rate rises above lr_max": lambda part: max(part(it, 4, 12, .1, 1.) for it in range(40)) > 1 + 1e-9,
     "the climb is no straight line from 0 to the highest rate": lambda part: any(abs(part(it, 4, 12, .1, 1.) - it / 4) > 1e-6 for it in range(4)) and part(4, 4, 12, .1, 1.) == 1,
@@ -473,6 +475,8 @@ MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
 # %% ../nbs/24_mistakes_learning.ipynb #symptoms-learning
 def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
+def _loss_of(part, order): return part()(given(3, 4)[order], torch.tensor([0, 1, 3])[order])
+
 def _steepness(part):
     step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
     return f"{step:.3g}" * (abs(step - 10) > .01)
@@ -485,6 +489,8 @@ SYMPTOMS["CrossEntropyLoss"] = {
     "nothing is subtracted before the exponential, so large logits overflow": lambda part: not _loss(part, [1e4, 0.]).isfinite() and _loss(part, [1., 0.]).isfinite(),
     "a surprise that is larger by 10 costs more by": _steepness,
     "a number that is added to all logits of a row changes the loss": lambda part: abs(_loss(part, [1., 0., 2.]) - _loss(part, [4., 3., 5.])) > 1e-4,
+    "the order of the rows makes a difference: does each row meet its own target?": lambda part: abs(
+        _loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
     "some places get no gradient: every one is to count": lambda part: (gradient(lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])), given(2, 3, 5)) == 0).all(-1).any(),
     "positions with the target −100 are not left out": lambda part: abs(part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4}
 
@@ -560,7 +566,7 @@ def _neighbours(part):
 def _ignored(part, **settings): # Whatever its two values, it goes the same way
     return any(_apart(*(_moves(part, _some, **{"lr": .1, name: value}) for value in values)) < 1e-12 for name, values in settings.items())
 
-_heeds = {"the parameter stays where it was: is it changed in place, under torch.no_grad(), or is a new tensor only given its name?": lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
+_heeds = {"the parameter stays where it was: is it changed in place, or is a new tensor only given its name?": lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
     "numbers of one parameter have a part in each other's steps: all is done number by number": _neighbours,
     "the learning rate makes no difference": lambda part: _ignored(part, lr=(.1, .2))}
 
@@ -587,7 +593,7 @@ SYMPTOMS["AdamW"] = _manners | _heeds | {
     "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.)),
     "β₁ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.8, .9))),
     "β₂ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.5, .6))),
-    "the first step is much longer than the rate: is the number of the step still zero when the means are corrected?": lambda part: _steps(part, [1.], weight_decay=0.)[0] < .8,
+    "the first step is much longer than the rate: look at the two corrections, and at the number of the step that they are given": lambda part: _steps(part, [1.], weight_decay=0.)[0] < .8,
     "the first step is much shorter than the rate: are the means corrected for their start at zero?": lambda part: _steps(part, [1.], weight_decay=0.)[0] > .95,
     "nothing is carried over from step to step: the two means are state": lambda part: _apart(*(_still(part, [g, 1.])[1] for g in (1., 5.))) < 1e-9,
     "the size of the gradients counts: all of them a hundred times as large should make the same steps": lambda part: _apart(_still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6,

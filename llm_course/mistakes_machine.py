@@ -259,6 +259,7 @@ _drops = {"tokens are left out by the score zero, which is a score like any othe
 
 MISTAKES["keep_top_k"] = {hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()} | {hint: _a_cutter(keep) for hint, keep in {
     "the least likely are kept": lambda p, k, z: _likeliest(-p, k or p.shape[-1]),
+    "k tokens are left out; k are to be kept": lambda p, k, z: _likeliest(p, p.shape[-1] - k % p.shape[-1]),
     "one token too many is kept": lambda p, k, z: _likeliest(p, k + 1 if k else p.shape[-1]),
     "one token too few is kept": lambda p, k, z: _likeliest(p, max(k - 1, 0) if k else p.shape[-1]),
     "all tokens as likely as the last one kept are kept too; of equals, the lower ids stay": lambda p, k, z: p >= p.sort(descending=True).values[..., min(k or p.shape[-1], p.shape[-1]) - 1, None],
@@ -393,13 +394,15 @@ MISTAKES["next_probabilities"] = {hint: _a_sampler(**changed) for hint, changed 
 def _proportional(part):
     once, twice = (filled(part(11, 8, 16, 1, 4, 24)) for _ in range(2))
     with torch.no_grad(): twice.head.weight *= 2
+    if once.head.weight is once.embedding.weight: return True
     return torch.allclose(twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])), rtol=1e-3, atol=1e-5)
 
 SYMPTOMS["Transformer"] = {
+    "the scores are to come with the vocabulary on the last axis": lambda part: part(11, 8, 16, 2, 4, 24)(torch.tensor([[1, 2, 3]])).shape == (1, 11, 3),
     "the future leaks: scores depend on a later id": lambda part: (
         (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[:, :2] - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]).abs().max() > 1e-4,
-    "the blocks are unknown to the model, as in a plain list: their parameters are not among its own": lambda part: sum(p.numel() for p in part(11, 8, 16, 3, 4, 24).parameters()) < 3 * 4 * 16 * 16,
     "twice the head must give twice the scores: is something bent, capped or shared out behind it?": lambda part: not _proportional(part),
+    "embedding and head are one matrix, though no tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight is model.embedding.weight,
     "embedding and head are two matrices, though a tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight is not model.embedding.weight,
     "there are not as many blocks as were asked for": lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
     "nothing that comes out depends on": lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
@@ -455,12 +458,15 @@ SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.
     "a k beyond the vocabulary is to keep everything": lambda part: isinstance(attempt(lambda: part(torch.arange(3.), 9)), str)}
 
 # %% ../nbs/24_mistakes_machine.ipynb #symptoms-cuts-more
+def _many(part, *settings): return [part(_four, setting).isfinite().sum().item() for setting in settings]
+
 SYMPTOMS["keep_top_p"] = {hint: partial(seen, setting=.6) for hint, seen in _cut.items()} | {
     "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
-    "the token that crosses p is dropped; it is the last to stay": lambda part: [part(_four, p).isfinite().sum().item() for p in (.6, .9)] == [1, 2],
-    "p = 1 is to keep everything, and a rounded sum drops some": lambda part: not part(torch.linspace(0, -40, 50), 1.).isfinite().all()}
+    "the token that crosses p is dropped; it is the last to stay": lambda part: _many(part, .6, .9) == [1, 2],
+    "p = 1 is to keep everything, and a rounded sum drops some": lambda part: not part(torch.linspace(0, -40, 50), 1.).isfinite().all() and _many(part, .6, .9) == [2, 3]}
 SYMPTOMS["keep_min_p"] = {hint: partial(seen, setting=.2) for hint, seen in _cut.items()} | {
-    "p = 0 is to keep everything, and p = 1 the likeliest token": lambda part: not (attempt(lambda: part(_four, 0.).isfinite().all().int()) == 1) or not part(_four, 1.)[0].isfinite()}
+    "p = 0 is to keep everything, and p = 1 the likeliest token": lambda part: _many(part, .05, .2, .7) == [4, 3, 1] and (
+        not (attempt(lambda: part(_four, 0.).isfinite().all().int()) == 1) or not part(_four, 1.)[0].isfinite())}
 SYMPTOMS["penalise"] = {
     "the same amount is taken from small and large scores: a factor is meant": lambda part: part(torch.tensor([4., 2., 1.]), torch.tensor([0, 1]), 2.).sub(torch.tensor([4., 2., 1.]))[:2].diff().abs() < 1e-6 and part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0] != 4,
     "what one row has said is held against another": lambda part: not torch.equal(part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.)[1], part(torch.ones(3), torch.tensor([1]), 2.)),

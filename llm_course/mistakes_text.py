@@ -67,7 +67,7 @@ SYMPTOMS["pre_tokens"] = {
     "letters outside ASCII are not seen as letters": lambda part: "".join(part("naïve")) == "naïve" and len(list(part("naïve"))) > 1,
     "a run of signs is cut up; it is one piece": lambda part: list(part("!?!")) == ["!", "?", "!"],
     "the characters are changed: is the text normalised?": lambda part: any("".join(part(letter)) not in ("", letter) for letter in ("ﬁ", "²", "é", "e\u0301")),
-    "something of the text is lost, or made up: joined, the pieces must be the text": lambda part: any("".join(part(text)) != text for text in ("a  b", "x \n", "naïve, 北京!", " "))}
+    "something of the text is lost, or made up: joined, the pieces must be the text": lambda part: any("".join(part(text)) != text for text in ("a  b", "x \n", "naïve, 北京!", " ", "a_b"))}
 
 # %% ../nbs/24_mistakes_text.ipynb #ask-merge
 @questions_of("merge")
@@ -77,7 +77,7 @@ def _ask_merge(part):
                              ("for several pairs", [98, 97, 110, 97, 110, 97], (97, 110)), ("for several pairs", [2, 1, 2, 1], (1, 2)), ("for several pairs", [1, 2, 1, 2, 3, 1, 2], (1, 2)), ("for several pairs", [1, 2, 1], (1, 2))):
         yield label, lambda: list(part(list(ids), pair, 256))
 
-def _a_merge(start=0, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair, put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
+def _a_merge(start=0, step=1, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair, put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
     "A `merge` with something changed."
     def part(ids, pair, new):
         ids, out, i, done = list(ids)[::-1] if flip else list(ids), [], start, False
@@ -85,7 +85,7 @@ def _a_merge(start=0, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair, put=
         while i < len(ids) - stop:
             found = match(ids, i, pair) and not done
             out += put(new, pair) if found else [ids[i]]
-            i, done = i + (skip if found else 1), done or (once and found)
+            i, done = i + (skip if found else step), done or (once and found)
         return out[::-1] if flip else out
     return part
 
@@ -102,6 +102,7 @@ MISTAKES["merge"] = {hint: _a_merge(**changed) for hint, changed in {
     "the pair vanishes and the new id never comes": dict(put=lambda new, pair: []),
     "the second id alone decides: both must match": dict(match=lambda ids, i, pair: len(ids[i:i+2]) == 2 and ids[i+1] == pair[1]),
     "the first id alone decides: both must match": dict(match=lambda ids, i, pair: ids[i] == pair[0]),
+    "two ids are stepped over where nothing was joined, too; that is one": dict(put=lambda new, pair: [new], step=2, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair),
     "nothing is joined": dict(match=lambda ids, i, pair: False),
     "a pair at the very end is missed": dict(match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair and i + 2 < len(ids)),
 }.items()}
@@ -192,11 +193,12 @@ def _apart(pieces):
 SYMPTOMS["learn_merges"] = {
     "too few pairs are an error; when none is left, what was learnt so far is the answer": lambda part: isinstance(attempt(lambda: _quietly(part)({b"ab": 1}, 5)), str) and attempt(lambda: _quietly(part)({b"ab": 1}, 5)).endswith("Error"),
     "too few, or too many, merges are learnt": lambda part: len(part({b"abcd": 5, b"xyz": 3}, 3)) != 3,
+    "what comes are not pairs of byte strings": lambda part: not all(isinstance(pair, tuple | list) and [*map(type, pair)] == [bytes, bytes] for pair in part({b"abcd": 5}, 1)),
     "the pairs are turned round: the left one comes first": lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")],
     "a pair counts as often as its words do: are counts changed on the way, or words left out?": lambda part: [
         tuple(part(words, 1)[0]) for words in ({b"ab": 9, b"cd": 4, b"ecd": 4}, {b"ab": 100, b"cd": 40, b"ecd": 40, b"fcd": 40})] != [(b"a", b"b"), (b"c", b"d")],
     "pairs that a merge has unmade are still counted": lambda part: [tuple(p) for p in _quietly(part)({b"bcd": 3, b"bc": 2}, 2)] == [(b"b", b"c"), (b"c", b"d")],
-    "the merges are not pairs of byte strings": lambda part: not all(isinstance(x, bytes) for pair in part({b"abcd": 5}, 1) for x in pair)}
+    "of equally frequent pairs another one than the greatest is joined": lambda part: tuple(part({b"ab": 2, b"cd": 2, b"ca": 2}, 1)[0]) != (b"c", b"d")}
 
 # %% ../nbs/24_mistakes_text.ipynb #ask-tokenizer
 @questions_of("BpeTokenizer")
@@ -300,8 +302,8 @@ def _special(part, token): return len(list(_letters(part, special_tokens=[token]
 
 def _torn(part)->str: # The pieces, or nothing
     "Find a text that a stream of two pieces spells otherwise."
-    tokenizer = part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  "}, [(b"a", b"n"), (b" ", b" ")], special_tokens=["<|end|>"])
-    cuts = ([text[:i], text[i:]] for text in ("an an", "a  an", "a   \n", "a<|end|> b", "I'll") for i in range(1, len(text)))
+    tokenizer = part({i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  ", 258: b"\n\n"}, [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n")], special_tokens=["<|end|>"])
+    cuts = ([text[:i], text[i:]] for text in ("an an", "a  an", "a   \n", "a\n\n b", "a<|end|> b", "I'll") for i in range(1, len(text)))
     return next((str(cut) for cut in cuts if list(tokenizer.encode_iterable(iter(cut))) != list(tokenizer.encode("".join(cut)))), "")
 
 def _grows(part):
@@ -313,6 +315,7 @@ SYMPTOMS["BpeTokenizer"] = {
     "special tokens are found only if they hold no sign such as |: escape them in the pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
     "the last ids of a stream are never given out": lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"]))) == list(_letters(part).encode("ab c"))[:-1],
     "a stream's ids are not those of the whole text when it is cut as": _torn,
+    "a letter is not the byte that UTF-8 makes of it": lambda part: list(_letters(part).encode("a")) != [97],
     "what was encoded and is decoded is another text": lambda part: any(_letters(part).decode(_letters(part).encode(text)) != text for text in ("a b", " a", "é", "a\n")),
     "the vocabulary that was given is changed: make a copy": lambda part: _grows(part)}
 

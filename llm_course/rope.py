@@ -187,9 +187,9 @@ def only_the_distance_counts(part):
 @check_of("RoPE")
 def counts_from_zero_unless_told(part):
     "Without positions the vectors stand at 0, 1, 2 and so on; with them, where they are told to."
-    rope, x = part(8, 16), torch.randn(2, 7, 8)
-    assert_close(rope(x, torch.arange(7)), rope(x), msg=lambda m: f"positions 0 to 6 are the default:\n{m}")
-    order = torch.tensor([3, 6, 5, 1, 4, 2])
+    rope, x = part(8, 64), torch.randn(2, 40, 8)
+    assert_close(rope(x, torch.arange(40)), rope(x), msg=lambda m: f"positions 0 to 39 are the default:\n{m}")
+    order = torch.tensor([3, 36, 5, 1, 24, 2])
     assert_close(rope(x[:, order], order), rope(x)[:, order], msg=lambda m: f"vectors and positions shuffled alike must give the same, shuffled:\n{m}")
 
 @check_of("RoPE")

@@ -1073,7 +1073,7 @@ class ModelTieCopies(_Model):
         super().__init__(*shape, **kw)
         if tie: self.head.weight = nn.Parameter(self.embedding.weight.detach().clone())
 
-@fault("Transformer", "blocks in a Python list: not registered, never trained", "the blocks are unknown to the model")
+@fault("Transformer", "blocks in a Python list: not registered, never trained", "a plain list hides what it holds")
 class ModelPlainList(_Model):
     def make(self, n, *shape): return [TransformerBlock(*shape) for _ in range(n)]
     @torch.no_grad()
