@@ -126,6 +126,7 @@ def traces(component:str)->dict[str, list[Tensor|str]]: # hint → the answers o
 def compare(
     mine:list[Tensor|str],  # The answers of a part that fails
     component:str,          # What the part is to be
+    doubt:int=4,            # How many telling answers outweigh a miss
 )->tuple[str, bool]:        # The hint of the likeliest mistake, if any; does it explain every answer?
     "Look for the mistake that gives the same wrong answers."
     found = []
@@ -134,7 +135,7 @@ def compare(
         telling = sum(ok for ok, b, t in zip(agrees, theirs, truth_about(component)) if not same(b, t))
         if telling: found.append((agrees.count(False), -telling, hint))
     misses, telling, hint = min(found, default=(1, 0, ""))
-    return (hint, misses == 0) if 4 * misses <= -telling else ("", False)
+    return (hint, misses == 0) if doubt * misses <= -telling else ("", False)
 
 # %% ../nbs/23_grading.ipynb #symptom
 def symptom(
@@ -152,7 +153,7 @@ def symptom(
             if found: return hint
     return ""
 
-# %% ../nbs/23_grading.ipynb #describe
+# %% ../nbs/23_grading.ipynb #whereabouts
 def whereabouts(
     wrong:list[str], # Where the questions look that are answered wrongly
     right:list[str], # And those that are answered rightly
@@ -164,6 +165,7 @@ def whereabouts(
     if probes: return ", but right ".join([f"it is wrong even {probes[0]}", *fine[-1:]])
     return f"it is wrong, but right {' and '.join(fine[:2])}" if fine else ""
 
+# %% ../nbs/23_grading.ipynb #describe
 def describe(
     mine:list[Tensor|str], # The answers of a part that fails
     truth:list[Tensor|str],# The right ones
@@ -174,7 +176,10 @@ def describe(
     rough = [i for i, (a, t) in enumerate(zip(mine, truth)) if i not in wrong and isinstance(a, Tensor) and a.dtype == torch.float32 and a.isfinite().all() and not torch.allclose(a, t, rtol=1e-4, atol=1e-5)]
     if len(rough) > 1: return "what is right is right to three digits only: is something computed in half precision, rounded, or a small number added?"
     if not wrong: return ""
-    if all("gradient" in where[i] for i in wrong): return "what comes out is right, and what flows back is wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?"
+    if all("gradient" in where[i] for i in wrong):
+        lost = any(isinstance(mine[i], Tensor) and not mine[i].isfinite().all() for i in wrong)
+        return "what comes out is right, and what flows back is " + ("not finite: the branch of a where that is not taken is differentiated too, and zero times infinity is no number" if lost else
+            "wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?")
     wrong.sort(key=lambda i: not where[i].startswith("when "))   # the simplest first
     forward = [i for i in wrong if "gradient" not in where[i]]
     pairs = [(mine[i], truth[i]) for i in forward]
@@ -381,6 +386,7 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"must have the same dtype|expected .*dtype|expected scalar type|Found dtype": "two types of numbers meet: bring them to one before they are multiplied, and back at the end",
     r"not implemented for '?Half|not implemented for 'BFloat16": "this operation does not know half precision: compute in float32 and return to the type of the input",
     r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range": "an index runs past the end, or is negative: look at what stands first and last, and at what happens when too little is left",
+    r"invalid combination of arguments|keyword argument|positional argument": "a function is called with arguments that it does not take, or in another order: look at that line, and at what the function takes",
     r"math domain error": "the logarithm or root of zero, or of something negative: which of the settings may be zero?",
     r"division( or modulo)? by zero|division by zero": "something is divided by zero: which of the settings may be zero?",
     r"(max|min)\(\) (arg|iterable argument) is (an )?empty|empty sequence": "the best is chosen where nothing is left: stop before",
@@ -640,7 +646,7 @@ def hint_for(
     if apart := next(filter(None, map(parameters_apart, mine, truth)), ""):
         return "; ".join(filter(None, (raised * raised.startswith("it is called"), apart)))   # whatever else is odd may come of it
     said = describe(mine, truth, [label for label, _ in asked(reference(component), component)])
-    return "; ".join(filter(None, (seen or raised or hint, said))) or "whatever else it is asked it answers rightly: what is special in what this check fed?"
+    return "; ".join(filter(None, (compare(mine, component, doubt=6)[0] or seen or raised or hint, said))) or "whatever else it is asked it answers rightly: what is special in what this check fed?"
 
 # %% ../nbs/23_grading.ipynb #aliases
 def _of_layer(layer, *names): # A module whose forward pass is a function of its input and of these parameters of a layer

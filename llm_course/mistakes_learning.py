@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../nbs/24_mistakes_learning.ipynb #imports
+import copy
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -295,6 +297,12 @@ def _clipped(part, *grads, limit=1.):
     part(params, limit)
     return [p.grad for p in params]
 
+def _spent(part):
+    p = nn.Parameter(torch.zeros(1))
+    p.grad = torch.tensor([4.])
+    part(iter([p]), 1.)
+    return p.grad == 4 and _clipped(part, 4.)[0] < 2
+
 def _trips(part):
     try: _clipped(part, 3., None)
     except (AttributeError, TypeError): return True
@@ -304,6 +312,7 @@ SYMPTOMS["gradient_clip"] = {
     "a parameter without a gradient is given one": lambda part: _clipped(part, 3., None)[1] is not None,
     "a parameter without a gradient is not passed over": _trips,
     "short gradients are stretched": lambda part: _clipped(part, .1)[0] > .1,
+    "parameters may come one by one, as model.parameters() gives them, and then they can be walked through only once": lambda part: _spent(part),
     "the direction changes: all gradients must shrink by one factor": lambda part: abs((found := _clipped(part, 3., 4.))[0] / found[1] - .75) > 1e-3}
 
 # %% ../nbs/24_mistakes_learning.ipynb #ask-decay
@@ -566,8 +575,24 @@ def _neighbours(part):
 def _ignored(part, **settings): # Whatever its two values, it goes the same way
     return any(_apart(*(_moves(part, _some, **{"lr": .1, name: value}) for value in values)) < 1e-12 for name, values in settings.items())
 
+def _forgets(part):
+    "How far apart two go at their third step, one of which was loaded with the state of the other."
+    p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    first, second = part([p], lr=.1), part([q], lr=.1)
+    for grad in 1., .5:
+        p.grad = torch.full_like(p, grad)
+        first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    q.data.copy_(p)
+    for x, optimizer in (p, first), (q, second):
+        x.grad = torch.full_like(x, 2.)
+        optimizer.step()
+    return abs(p.item() - q.item()) > 1e-9
+
+# %% ../nbs/24_mistakes_learning.ipynb #symptoms-heeds
 _heeds = {"the parameter stays where it was: is it changed in place, or is a new tensor only given its name?": lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
     "numbers of one parameter have a part in each other's steps: all is done number by number": _neighbours,
+    "a saved state is not all that it knows: what is counted or remembered belongs into the state of a parameter, or into a group": _forgets,
     "the learning rate makes no difference": lambda part: _ignored(part, lr=(.1, .2))}
 
 # %% ../nbs/24_mistakes_learning.ipynb #symptoms-sgd

@@ -461,8 +461,8 @@ SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.
 def _many(part, *settings): return [part(_four, setting).isfinite().sum().item() for setting in settings]
 
 SYMPTOMS["keep_top_p"] = {hint: partial(seen, setting=.6) for hint, seen in _cut.items()} | {
-    "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
     "the token that crosses p is dropped; it is the last to stay": lambda part: _many(part, .6, .9) == [1, 2],
+    "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
     "p = 1 is to keep everything, and a rounded sum drops some": lambda part: not part(torch.linspace(0, -40, 50), 1.).isfinite().all() and _many(part, .6, .9) == [2, 3]}
 SYMPTOMS["keep_min_p"] = {hint: partial(seen, setting=.2) for hint, seen in _cut.items()} | {
     "p = 0 is to keep everything, and p = 1 the likeliest token": lambda part: _many(part, .05, .2, .7) == [4, 3, 1] and (

@@ -8,11 +8,13 @@ __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'step
            'adamw_fused', 'AdamW', 'the_first_steps_are_as_long_as_the_rate',
            'decay_does_not_pass_through_the_gradient', 'eps_is_added_to_the_root', 'agrees_with_torch',
            'params_for_decay', 'lets_matrices_alone_decay', 'leaves_out_what_is_frozen',
-           'steps_are_as_long_as_the_gradient', 'moves_each_number_by_itself', 'orthogonalise', 'Muon', 'Together',
-           'moves_every_direction_alike', 'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip',
-           'all_gradients_share_one_length', 'short_gradients_stay', 'nothing_is_no_harm']
+           'steps_are_as_long_as_the_gradient', 'moves_each_number_by_itself', 'goes_on_from_its_state',
+           'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike', 'follows_its_polynomial',
+           'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length', 'short_gradients_stay',
+           'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -318,6 +320,24 @@ def moves_each_number_by_itself(part):
         for p, g in zip(params, (grad, grad[:1], grad[1:])): p.grad = g.clone()
         optimizer.step()
         assert_close(params[0], torch.cat(params[1:]), msg=f"two numbers in one parameter and two in one each had the same gradients, and after step {step} they are {[p.tolist() for p in params]}")
+
+# %% ../nbs/13_optim.ipynb #checks-resume
+@check_of("SGDDecay")
+@check_of("AdamW")
+def goes_on_from_its_state(part):
+    "Loaded with the state of another, it goes on where that one would have gone."
+    one, two = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    first, second = part([one], lr=0.1), part([two], lr=0.1)
+    grads = torch.tensor([[1., -3.], [.5, 2.], [-4., 1.]])
+    for grad in grads[:2]:
+        one.grad = grad.clone()
+        first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    with torch.no_grad(): two.copy_(one)
+    for p, optimizer in (one, first), (two, second):
+        p.grad = grads[2].clone()
+        optimizer.step()
+    assert_close(two, one, msg=f"the state after two steps was loaded into another, and the third step led to {two.tolist()} instead of {one.tolist()}")
 
 # %% ../nbs/13_optim.ipynb #orthogonalise
 def orthogonalise(

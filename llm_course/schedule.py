@@ -50,8 +50,9 @@ def comes_down_on_a_cosine(part):
 
 @check_of("cos_lr_scheduler")
 def needs_no_warm_up(part):
-    "Without warm-up the first step has the highest rate."
+    "Without warm-up the first step has the highest rate, and a warm-up may fill the whole cycle."
     assert abs((got := part(0, 0, 10, 0.1, 1.)) - 1) < 1e-9, f"without warm-up step 0 must have the rate 1, but has {got:.4f}"
+    assert abs((got := part(12, 12, 12, 0.1, 1.)) - .1) < 1e-9, f"at step 12 of (warm-up 12, cycle 12, 0.1, 1.0) the cycle is over and the rate 0.1, but it is {got:.4f}"
 
 @check_of("cos_lr_scheduler")
 def refuses_a_warm_up_longer_than_the_cycle(part):

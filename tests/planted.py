@@ -724,6 +724,15 @@ class _Adam(torch.optim.Optimizer):
                 self.decay(p, g)
                 p.sub_(self.move(s, g))
 
+@fault("AdamW", "steps counted beside the state, so that no checkpoint knows of them", "a saved state is not all that it knows")
+class AdamCountsBesideTheState(_Adam):
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        self.steps = Counter()
+    def move(self, s, g):
+        self.steps[id(s)] += 1
+        return super().move(s | {"t": self.steps[id(s)]}, g)
+
 @fault("AdamW", "no bias correction", "bias correction seems to be missing")
 class AdamNoBiasCorrection(_Adam):
     def move(self, s, g): return g["lr"] * s["m"] / (s["v"].sqrt() + g["eps"])
@@ -1237,7 +1246,7 @@ def top_p_not_scattered_back(logits, p):
     drop[..., 0] = False
     return logits.masked_fill(drop, -torch.inf)
 
-@fault("keep_top_p", "ascending: the least likely hold the mass", "a token is left out that is likelier than one that is kept")
+@fault("keep_top_p", "ascending: the least likely hold the mass", "shares are added up from the least likely")
 def top_p_ascending(logits, p):
     if p >= 1: return logits
     z, order = logits.sort(-1)
