@@ -177,7 +177,7 @@ def describe(
     if len(rough) > 1: return "what is right is right to three digits only: is something computed in half precision, rounded, or a small number added?"
     if not wrong: return ""
     if all("gradient" in where[i] for i in wrong):
-        lost = any(isinstance(mine[i], Tensor) and not mine[i].isfinite().all() for i in wrong)
+        lost = any(isinstance(a, Tensor) and not a.isfinite().all() for a in [mine[i] for i in wrong])
         return "what comes out is right, and what flows back is " + ("not finite: the branch of a where that is not taken is differentiated too, and zero times infinity is no number" if lost else
             "wrong: is something detached, or taken as .data or .item(), or is a backward pass written by hand?")
     wrong.sort(key=lambda i: not where[i].startswith("when "))   # the simplest first

@@ -393,8 +393,8 @@ MISTAKES["next_probabilities"] = {hint: _a_sampler(**changed) for hint, changed 
 # %% ../nbs/24_mistakes_machine.ipynb #symptoms-machine-2
 def _proportional(part):
     once, twice = (filled(part(11, 8, 16, 1, 4, 24)) for _ in range(2))
-    with torch.no_grad(): twice.head.weight *= 2
-    if once.head.weight is once.embedding.weight: return True
+    with torch.no_grad(): twice.get_parameter("head.weight").mul_(2)
+    if once.get_parameter("head.weight") is once.get_parameter("embedding.weight"): return True   # there the embedding would double as well
     return torch.allclose(twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])), rtol=1e-3, atol=1e-5)
 
 SYMPTOMS["Transformer"] = {
