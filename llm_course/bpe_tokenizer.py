@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from .bpe import CL100K, GPT2, PATTERNS, count_words, learn_merges, pre_tokens
 from .checks import check_of
-from .commands import by_default, input_file, output_path, run_command, whole_file
+from .engine.commands import by_default, input_file, output_path, run_command, whole_file
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
 def rank_merges(

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from .bpe import pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
-from .commands import by_default, input_file, one_line, output_path, run_command, whole_file
+from .engine.commands import by_default, input_file, one_line, output_path, run_command, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .attention import fused_attention, join_masks
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model, pick_device
 from .checks import check_of
-from .commands import by_default, input_file, run_command
+from .engine.commands import by_default, input_file, run_command
 from .embedding import Embedding
 from .ffn import FFN
 from .linear import Linear
@@ -478,7 +478,7 @@ END = "<|endoftext|>"   # Stands after each document of a corpus
 def end_ids(
     tokenizer:BpeTokenizer, # Ours, or one that came with a model from elsewhere
 )->set[int]:                # Ids that end a text
-    "Tell what ends a text: `<|endoftext|>`, and what the files of a model name in `ends` (chapter 19)."
+    "Tell what ends a text: `<|endoftext|>`, and what the files of a model name in `ends` (chapter 23)."
     return {tokenizer.special_tokens.get(END), *getattr(tokenizer, "ends", ())} - {None}
 
 class Voice:
@@ -649,7 +649,7 @@ def refuse(
 
 # %% ../nbs/18_generating.ipynb #open-model
 def open_model(
-    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 19 reads
+    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 23 reads
     flag:str,      # The flag that named it, for the messages
     device=None,   # Where the model lives; `None` for the best device there is
 )->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if that comes with it

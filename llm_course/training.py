@@ -46,7 +46,7 @@ from tqdm.auto import tqdm
 
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import check_moments, gathered, pick_device, random_states, read_checkpoint, restore, save_checkpoint, set_random_states
-from .commands import by_default, input_file, output_path, run_command, whole_file
+from .engine.commands import by_default, input_file, output_path, run_command, whole_file
 from .data import ORDERS, get_batch, load_ids, windows
 from .loss import bits_per_byte, cross_entropy
 from .optim import AdamW, CheckedOptimizer, Muon, Together, gradient_clip, params_for_decay
