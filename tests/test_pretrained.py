@@ -26,16 +26,19 @@ from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch.testing import assert_close
 
-from llm_course import pretrained
 from llm_course.bpe import LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.data import fetch
+from llm_course.engine import exchange, hf_folders
+from llm_course.engine import gguf as gguf_page
+from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, Composed, SentencePiece
+from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
+from llm_course.engine.llama2c import read_pieces
+from llm_course.engine.model_files import row_blocks
 from llm_course.generating import end_ids, first_ids, generate, generate_ids
 from llm_course.generating import main as generating
 from llm_course.pretrained import (
-    Composed,
-    SentencePiece,
     as_transformers,
     chatml,
     differences,
@@ -43,8 +46,8 @@ from llm_course.pretrained import (
     export_pretrained,
     load_pretrained,
     main,
+    named_tensors,
     rename,
-    row_blocks,
     to_halves,
     to_pairs,
 )
@@ -70,7 +73,7 @@ HARD = ["", " ", "a", "Hello, world!", "  two  spaces \n\n and\tlines\r\n", "In 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    text = Path(pretrained.__file__).read_text("utf-8") + "".join(HARD) * 3
+    text = Path(gguf_page.__file__).read_text("utf-8") + "".join(HARD) * 3
     return BpeTokenizer.train([text], 320, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
 
 
@@ -434,7 +437,7 @@ def test_a_failed_export_leaves_no_half_file(tokenizer, tmp_path, monkeypatch):
     def full(tensors, path, said):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(hf_folders, "save_file", full)
     with pytest.raises(OSError, match="No space"): export_pretrained(random_model(), tokenizer, tmp_path)
     assert not list(tmp_path.glob("model.safetensors*"))
 
@@ -565,9 +568,9 @@ def test_llama_cpp_says_what_we_say(model, tokenizer, tmp_path, llama_cpp):
     agree(model, llama_cpp(tmp_path/"model.gguf"), random_ids(20)[0].tolist(), 24)
 
 
-@pytest.mark.parametrize("pattern", pretrained.PRE_TOKENIZERS)
+@pytest.mark.parametrize("pattern", PRE_TOKENIZERS)
 def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
-    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pretrained.PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
+    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
     export_gguf(random_model(), ours, tmp_path/"model.gguf")
     address = llama_cpp(tmp_path/"model.gguf")
     for text in filter(None, HARD):
@@ -654,12 +657,12 @@ def trained(kind):
     made.decoder = decoders.ByteLevel()
     if kind == "smollm2": made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif kind == "llama 3.1": made.pre_tokenizer = split(LLAMA3)
-    elif kind in ("qwen2", "qwen3"): made.normalizer, made.pre_tokenizer = normalizers.NFC(), split(pretrained.QWEN)
+    elif kind in ("qwen2", "qwen3"): made.normalizer, made.pre_tokenizer = normalizers.NFC(), split(QWEN)
     else:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
         special, alphabet = ["<unk>", "<s>", "</s>"], [f"<0x{i:02X}>" for i in range(256)]
-    text = [*Path(pretrained.__file__).read_text("utf-8").splitlines(), *HARD]
+    text = [*Path(gguf_page.__file__).read_text("utf-8").splitlines(), *HARD]
     if kind == "llama 2":   # the trainer takes letters alone into its alphabet, so the bytes are put in by hand
         made.train_from_iterator([re.sub(r"\S{20,}", "", line) for line in text], trainers.BpeTrainer(vocab_size=500, special_tokens=special, max_token_length=8, show_progress=False))
         data = json.loads(made.to_str())
@@ -693,7 +696,7 @@ def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
 def test_scores_and_merges_say_the_same(tmp_path):
     "GGUF and llama2.c keep Llama 2's tokenizer as scores; transformers makes the merges in the same way."
     write_pieces(tmp_path/"tokenizer.bin", 320)
-    ours = pretrained.read_pieces(tmp_path, 320)
+    ours = read_pieces(tmp_path, 320)
     ours.save(tmp_path/"tokenizer.json")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json"))
     for text in [*HARD, "the hound on the island", "the <s>hound</s>"]: assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
@@ -702,15 +705,15 @@ def test_scores_and_merges_say_the_same(tmp_path):
 def test_gguf_with_llama_2s_tokenizer(tokenizer, tmp_path):
     "Pieces and scores instead of bytes and merges."
     write_pieces(tmp_path/"tokenizer.bin", 320)
-    wanted = pretrained.read_pieces(tmp_path, 320)
+    wanted = read_pieces(tmp_path, 320)
     export_gguf(random_model(), tokenizer, tmp_path/"model.gguf")
     special, byte_ids = {0: "<unk>", 1: "<s>", 2: "</s>"}, {id: f"<0x{byte:02X}>" for byte, id in enumerate(wanted.byte_ids)}
     pieces = [special.get(i) or byte_ids.get(i) or wanted.vocab[i].decode().replace(" ", "▁") for i in range(320)]
     kinds = [2 if i == 0 else 3 if i in special else 6 if i in byte_ids else 1 for i in range(320)]
     quantise(tmp_path/"model.gguf", tmp_path/"llama2.gguf", model="llama", tokens=pieces, token_type=kinds)
     with pytest.raises(ValueError, match="scores"): load_pretrained(tmp_path/"llama2.gguf", "cpu")
-    file = pretrained.GgufFile(tmp_path/"llama2.gguf")
-    ours = pretrained.from_gguf_tokenizer(file.said | {"tokenizer.ggml.scores": [-float(i) for i in range(320)]})
+    file = GgufFile(tmp_path/"llama2.gguf")
+    ours = from_gguf_tokenizer(file.said | {"tokenizer.ggml.scores": [-float(i) for i in range(320)]})
     for text in HARD: assert ours.encode(text) == wanted.encode(text)
 
 
@@ -769,7 +772,7 @@ def test_loaded_models_stop_where_their_files_say(tokenizer, tmp_path, kind, cap
     "A, B, then the end, then C for ever: A B is the text, in Python and from the command line."
     if kind == "llama2c":
         write_pieces(tmp_path/"tokenizer.bin", 320)
-        words, end = pretrained.read_pieces(tmp_path, 320), 1
+        words, end = read_pieces(tmp_path, 320), 1
         letters = [words.ids[b"t"], words.ids[b"h"], words.ids[b"e"]]
     else:
         words, end = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens), tokenizer.special_tokens["<|im_end|>"]
@@ -996,15 +999,15 @@ def test_check_finds_a_difference(tokenizer, tmp_path, capsys):
     export_pretrained(random_model(), tokenizer, tmp_path)
     config = json.loads((tmp_path/"config.json").read_text("utf-8"))
     (tmp_path/"config.json").write_text(json.dumps(config | {"rms_norm_eps": 30., "architectures": ["LlamaForCausalLM"]}), "utf-8", newline="\n")
-    original = pretrained.load_pretrained
+    original = exchange.load_pretrained
     def slightly_other(*args):
         model, read = original(*args)
         model.norm.weight.data[:32] *= -1
         return model, read
-    pretrained.load_pretrained = slightly_other
+    exchange.load_pretrained = slightly_other
     try:
         with pytest.raises(SystemExit) as caught: main(["check", "--folder", str(tmp_path)])
-    finally: pretrained.load_pretrained = original
+    finally: exchange.load_pretrained = original
     assert caught.value.code == 2 and "is not read alike" in capsys.readouterr().err
 
 
@@ -1074,7 +1077,7 @@ def test_smollm2_agrees_with_transformers(smollm2):
 @pytest.mark.network
 def test_smollm2s_tokenizer(smollm2, tmp_path):
     "Against `tokenizers`, put together from the vocabulary, the merges and the name of the pre-tokenizer in the file."
-    said = pretrained.GgufFile(fetch("smollm2-135m")).said
+    said = GgufFile(fetch("smollm2-135m")).said
     tokens, kinds, merges = (said[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
     theirs = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
