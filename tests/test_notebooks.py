@@ -146,9 +146,29 @@ def opens_in_colab(page):
 
 
 @check
-def exports_fit_a_screen(page):
+def folds_its_checks(page):
     for cell in page.exports:
-        if (lines := len([line for line in cell.source.strip().splitlines() if not line.startswith("#|")])) > 30: yield f"{cell} exports {lines} lines: split it, 30 fit on a screen"
+        if cell.is_check and not (cell.source.startswith("#| exporti\n") and cell.directives.get("code-fold") == "true"):
+            yield f"{cell} holds checks: let it begin with '#| exporti' and '#| code-fold: true'; what they claim is shown by verify"
+
+
+# What is longer is cut at the right of a page. These pages are still to be mended: the list may only shrink.
+WIDE = {"index", "00_tour", "01_bpe", "02_bpe_tokenizer", "03_data", "04_linear", "05_embedding", "06_rmsnorm", "07_ffn", "08_softmax", "09_attention",
+        "10_rope", "11_multihead", "12_loss", "13_optim", "14_schedule", "15_transformer", "16_checkpoint", "17_training", "18_generating", "19_health", "23_pretrained",
+        "engine/commands", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine",
+        "reference/notation"}
+
+
+def wide(page):
+    "Each line of code that is too long, but for directives and the cell that Colab runs."
+    for cell in page.code:
+        for line in cell.source.splitlines() if cell.raw.get("id") != "colab" else ():
+            if len(line) > 88 and not line.startswith("#|"): yield f"{cell} has a line of {len(line)} characters; 88 fit on a page: {line[:60]}…"
+
+
+@check
+def lines_fit_a_page(page):
+    if page.name not in WIDE or page._exported: yield from wide(page)   # the pages made up below are excused from nothing
 
 
 @check
@@ -387,6 +407,10 @@ def test_lessons_are_numbered_in_reading_order_without_gaps_but_for_chapters_to_
     assert not [page.name for page in pages.values() if (page.number is None) != (page.room != "lesson" or page.name == "index")]
 
 
+def test_pages_that_fit_are_not_excused():
+    assert WIDE <= pages.keys() and not [name for name in WIDE if not list(wide(pages[name]))]
+
+
 def test_a_label_is_used_once_in_the_book():
     labels = Counter(cell.directives["label"] for page in pages.values() for cell in page.code if "label" in cell.directives)
     assert not [label for label, n in labels.items() if n > 1]
@@ -451,7 +475,9 @@ broken = [
     ("opens_in_colab", replaced("head", "[![Open in Colab]", "[![Open]")),
     ("opens_in_colab", replaced("colab", "torch=={version(\"torch\")}", "torch")),
     ("opens_in_colab", without("colab")),
-    ("exports_fit_a_screen", replaced("export", "    return x", "    x += 1\n" * 30)),
+    ("folds_its_checks", good | {"checked": cell('#| exports\n@check_of("f")\ndef holds(f): assert f(1) == 1')}),
+    ("folds_its_checks", good | {"checked": cell('#| exporti\n@check_of("f")\ndef holds(f): assert f(1) == 1')}),
+    ("lines_fit_a_page", replaced("export", "return x", "return x  # " + "long " * 20)),
     ("exports_name_the_modules_that_they_import", replaced("imports", "llm_course.linear", "llm_course")),
     ("exports_name_the_modules_that_they_import", replaced("imports", "llm_course.linear", ".linear")),
     ("exports_name_the_modules_that_they_import", replaced("export", "llm_course.transformer", "llm_course")),
