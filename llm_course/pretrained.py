@@ -8,7 +8,6 @@ __all__ = ['NAMES', 'SMOLLM2', 'rename', 'to_halves', 'to_pairs', 'is_turned', '
            'export_gguf', 'main']
 
 # %% ../nbs/23_pretrained.ipynb #imports
-import json
 import re
 import sys
 from dataclasses import asdict, replace

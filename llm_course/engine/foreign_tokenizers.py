@@ -111,6 +111,7 @@ def _marked(token:bytes)->str:
 def _hf_model(
     tokenizer:SentencePiece, # What to write
 )->dict:                     # The part `model` of a `tokenizer.json`
+    "Say vocabulary and merges, in which the bytes have names."
     special = tokenizer.special_tokens
     vocab = dict(special)
     for byte, id in enumerate(tokenizer.byte_ids): vocab[f"<0x{byte:02X}>"] = id

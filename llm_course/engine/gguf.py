@@ -173,6 +173,7 @@ def _shape_of(
     held:Mapping[str, tuple[int, ...]],   # The shapes of its tensors
     family:Mapping[str, bool],            # How its family differs from our model
 )->ModelConfig:
+    "Say the shape in our words. Raises `ValueError` for a number that is missing."
     heads, d_model = of("attention.head_count"), of("embedding_length")
     theta = of("rope.freq_base", 10000.0)
     d_k = of("attention.key_length", d_model // heads)
