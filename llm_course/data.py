@@ -700,13 +700,15 @@ def _package_session(
     from unearth.fetchers.sync import PyPIClient
 
     proxy = next((setup.proxy for setup in setups if setup.proxy), None)
+    trusted = [host for setup in setups for host in setup.trusted]
     indexes = [url for _, url in _package_sources(setups)]
     try:
+        unchecked = httpx2.HTTPTransport(verify=False, proxy=proxy)
         return PyPIClient(
-            trusted_hosts=[host for setup in setups for host in setup.trusted],
-            verify=_certificates(setups), timeout=httpx2.Timeout(30, connect=10),
-            follow_redirects=True, proxy=proxy,
-            auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes))
+            trusted_hosts=trusted, mounts={f"all://{host}": unchecked for host in trusted},
+            verify=_certificates(setups), proxy=proxy, follow_redirects=True,
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes),
+            timeout=httpx2.Timeout(30, connect=10))
     except (ImportError, httpx2.InvalidURL) as error:   # a kind of proxy that needs more
         raise OSError(f"no package index can be asked: {one_line(error)}") from None
 
