@@ -688,7 +688,10 @@ def _certificates(
     own = next((setup.client_cert for setup in setups if setup.client_cert), None)
     if own:
         context = context or ssl.create_default_context()
-        context.load_cert_chain(own)
+        try: context.load_cert_chain(own)
+        except OSError as error:
+            raise OSError(f"the certificate {own} cannot be read: {one_line(error)}; "
+                          "see pip's setting client-cert") from None
     return context or True
 
 def _package_session(
