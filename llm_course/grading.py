@@ -475,9 +475,7 @@ def untouched(*inputs)->Iterator[None]:
     if not _equal(after[0][:2], chance[:2]): raise Rude("it draws random numbers, or sets the seed, when it is used", "is there a dropout that is always on, or a draw from the generator that all share? Only first weights may come from that one")
     if after[1] != ways: raise Rude("it changes how torch works for everybody else", "leave set_grad_enabled and set_default_dtype alone")
 
-# %% ../nbs/23_grading.ipynb #within
-class TooLong(BaseException): "Raised where patience ends: no `except Exception` on the way may swallow it."
-
+# %% ../nbs/23_grading.ipynb #work-clock
 def _work_clock()->Callable[[], float]: # Any thread may ask it
     "Seconds that this thread works from now on, or a tenth of those that pass if that is more."
     if hasattr(time, "pthread_getcpuclockid"):
@@ -486,6 +484,9 @@ def _work_clock()->Callable[[], float]: # Any thread may ask it
     else: work = time.process_time   # where a thread has no clock, all threads count
     work_began, began = work(), time.monotonic()
     return lambda: max(work() - work_began, (time.monotonic() - began) / 10)
+
+# %% ../nbs/23_grading.ipynb #within
+class TooLong(BaseException): "Raised where patience ends: no `except Exception` on the way may swallow it."
 
 @contextmanager
 def within(

