@@ -57,6 +57,7 @@ def no_cache(folder: Path) -> dict[str, str]:
     "The environment variables of somebody who comes for the first time: caches and what programs note down lie in an empty folder."
     places = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "LOCALAPPDATA": "local", "MPLCONFIGDIR": "matplotlib", "IPYTHONDIR": "ipython",
               "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_DATA_DIR": "jupyter", "HF_HOME": "hub", "TORCH_HOME": "torch"}
+    for place in places.values(): (folder/place).mkdir(parents=True, exist_ok=True)
     return {name: str(folder/place) for name, place in places.items()}
 
 
