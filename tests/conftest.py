@@ -1,7 +1,9 @@
 """What every test may ask for, and the caches, which are empty when the tests begin."""
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,9 @@ import torch  # noqa: E402
 
 def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
 
+
+root = Path(__file__).parents[1]
+sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()

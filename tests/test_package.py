@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from installed import build, environment, project, quietly, root
 
-from llm_course.commands import RECIPE
+from llm_course.engine.commands import RECIPE
 
 version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text("utf-8"), re.M)[1]
 
@@ -101,4 +101,4 @@ def test_help_names_the_command_as_it_was_typed(command, verb):
 
 
 def test_extras_and_scripts_are_what_the_readme_says():
-    assert project["scripts"] == {"llm-course": "llm_course.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
+    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
