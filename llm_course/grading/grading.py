@@ -486,6 +486,7 @@ def untouched(*inputs)->Iterator[None]:
 # %% ../../nbs/grading/grading.ipynb #work-clock
 def _work_clock()->Callable[[], float]: # Any thread may ask it
     "Seconds that this thread works from now on, or a tenth of those that pass if that is more."
+    work:Callable[[], float]
     if hasattr(time, "pthread_getcpuclockid"):
         own = time.pthread_getcpuclockid(threading.get_ident())
         work = partial(time.clock_gettime, own)
