@@ -86,7 +86,7 @@ def join_runs(
     joined:list[int],                  # The id that the merge of each rank makes
 )->list[int]:                          # Fewer ids, from which `merge_long` goes on
     "Join all occurrences of the pair that was learnt first in one call, as long as that shortens the word a lot."
-    if max(ids) > 0x10FFFF: return ids   # more than Python has characters
+    if max(ids, default=0) > 0x10FFFF: return ids   # more than Python has characters
     before = word = "".join(map(chr, ids))
     last = -1
     while True:

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corpora', 'Draw', 'batch_starts', 'epoch_rows',
            'epoch_starts', 'as_tensors', 'get_batch', 'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids',
-           'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'PieceTable', 'learn',
-           'encode_block', 'encode_span', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
-           'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
-           'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching', 'Written', 'DataConfig', 'check_config',
-           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main', 'reads_rows_of_the_dataset',
-           'reaches_every_place', 'is_the_same_for_the_same_step', 'deals_out_epochs']
+           'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'ShortPieces',
+           'piece_keys', 'number_pieces', 'PieceTable', 'learn', 'encode_block', 'encode_span', 'encode_spans',
+           'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256', 'download_wheel',
+           'member', 'Package', 'fetch_package', 'resume_download', 'fetch_url', 'keep_copy', 'fetch', 'Texts',
+           'Fetching', 'Written', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'take_bytes',
+           'write_bins', 'main', 'reads_rows_of_the_dataset', 'reaches_every_place', 'is_the_same_for_the_same_step',
+           'deals_out_epochs']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -36,7 +37,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tqdm import tqdm
 
-from .bpe import pre_tokens
+from .bpe import GPT2, code_points, free_mark, gpt2_starts, pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
 from .commands import by_default, input_file, one_line, output_path, run_command, whole_file
@@ -310,6 +311,85 @@ def merge_in_step(
         price[h], price[i] = merger.prices(ids, h, i), merger.prices(ids, i, k)
     return ids[alive], np.add.reduceat(alive, first, dtype=np.int64)
 
+# %% ../nbs/03_data.ipynb #short-pieces
+class ShortPieces:
+    "A table of the numbers of pre-tokens of up to 15 bytes, to look up many at once."
+    def __init__(self,
+        bits:int=18, # It has two to this power of places
+    ):
+        self.shift = np.uint64(64 - bits)
+        self.keys = np.zeros((2, 1 << bits), np.uint64)
+        self.numbers = np.zeros(1 << bits, np.int64)
+
+    def places(self, keys:np.ndarray)->np.ndarray: # One of the table's places for each key
+        "Say where a key belongs; several may belong to one place."
+        mixed = keys[0]*np.uint64(0x9E3779B97F4A7C15) + keys[1]
+        mixed *= np.uint64(0xC2B2AE3D27D4EB4F)
+        return (mixed >> self.shift).astype(np.int64)
+
+    def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray: # True or false for each key
+        "Compare keys with what lies in their places."
+        return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
+
+    def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray: # One key for each place that was free
+        "Put keys into places that are free: what came first stays, for it is likely to be frequent."
+        free = np.flatnonzero(self.keys[1, places] == 0)
+        self.keys[:, places[free]] = keys[:, free]
+        self.numbers[places[free]] = free   # where several want one place, one of them has it now
+        return free[self.numbers[places[free]] == free]
+
+def piece_keys(
+    data:bytes,         # A text in UTF-8
+    begins:np.ndarray,  # Where its pre-tokens begin
+    lengths:np.ndarray, # Their bytes
+)->np.ndarray:          # Two numbers for each: its first 15 bytes, and its length, at most 16
+    "Read each pre-token as two numbers of eight bytes."
+    data += bytes(16)
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))   # one begins at each byte
+    inside = np.array([(1 << 8*n) - 1 for n in range(8)] + [(1 << 64) - 1]*9, np.uint64)
+    size = np.minimum(lengths, 16)
+    first = eights[begins] & inside[size]
+    second = eights[begins + 8] & inside[np.clip(size - 8, 0, 7)]
+    return np.stack([first, second | size.astype(np.uint64) << np.uint64(56)])
+
+def number_pieces(
+    parts:list[str], # Ordinary text and special tokens, by turns
+    mark:str,        # A character that none of the texts holds
+    table:dict,      # A `PieceTable`: numbers the pieces
+)->np.ndarray:       # The number of each piece, in order
+    "Cut texts by GPT-2's pattern and number the pieces, most of them without making a string of each."
+    text = mark.join(parts[::2])
+    codes, data = code_points(text), text.encode()
+    starts = gpt2_starts(codes, mark)
+    chars = np.flatnonzero(starts)
+    begins = chars
+    if len(data) > len(codes):
+        begins = np.flatnonzero(np.frombuffer(data, np.int8) >= -64)[chars]   # no byte within a character
+    lengths = np.diff(begins, append=len(data))
+    ends = np.append(chars[1:], len(codes))
+
+    def strings(chosen):
+        return [text[i:j] for i, j in zip(chars[chosen].tolist(), ends[chosen].tolist())]
+
+    def numbers_of(pieces):
+        return np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+
+    short, keys = table.short, piece_keys(data, begins, lengths)
+    places = short.places(keys)
+    brief = (lengths < 16) & (codes[chars] != ord(mark))
+    new = np.flatnonzero(brief & ~short.holds(keys, places))
+    new = new[short.claim(keys[:, new], places[new])]
+    short.numbers[places[new]] = numbers_of(strings(new))
+
+    numbers = short.numbers[places]
+    other = np.flatnonzero(~(brief & short.holds(keys, places)))
+    pieces = strings(other)
+    if len(parts) > 1:
+        special = iter(parts[1::2])   # one for each mark
+        pieces = [next(special) if piece == mark else piece for piece in pieces]
+    numbers[other] = numbers_of(pieces)
+    return numbers
+
 # %% ../nbs/03_data.ipynb #piece-table-2
 class PieceTable(dict):
     "Numbers each pre-token, or special token, when it is first asked for, and keeps its ids."
@@ -318,13 +398,15 @@ class PieceTable(dict):
         limit:int=1<<21,        # Characters to know; past it, the next block starts from nothing
     ):
         super().__init__()
-        self.tokenizer, self.limit, self.dtype, self.merger = tokenizer, limit, id_dtype(tokenizer.vocab_size), Merger(tokenizer)
+        self.tokenizer, self.limit = tokenizer, limit
+        self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
         self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
         self.forget()
 
     def forget(self)->None:
         "Start afresh."
         self.clear()
+        self.short = ShortPieces()
         self.flat, self.ends, self.new, self.size = np.zeros(0, self.dtype), np.zeros(1, np.int64), [], 0
 
     def __missing__(self, piece:str)->int:
@@ -365,11 +447,16 @@ def encode_block(
 )->np.ndarray:        # Its ids, in the smallest type that holds them
     "Turn text into the ids that `encode` gives."
     if table.size > table.limit: table.forget()
-    special, pieces = special_pattern(tuple(table.tokenizer.special_tokens)), []
-    for i, part in enumerate(special.split(text) if special else [text]):   # ordinary, special, ordinary, ...
-        if i % 2: pieces.append(part)
-        else: pieces += pre_tokens(part, table.tokenizer.pattern)
-    numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+    pattern, special = table.tokenizer.pattern, special_pattern(tuple(table.tokenizer.special_tokens))
+    parts = special.split(text) if special else [text]   # ordinary, special, ordinary, ...
+    mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
+    if mark: numbers = number_pieces(parts, mark, table)
+    else:
+        pieces = []
+        for i, part in enumerate(parts):
+            if i % 2: pieces.append(part)
+            else: pieces += pre_tokens(part, pattern)
+        numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
     try: learn(table)
     except ValueError:
         table.forget()   # some have a number and no ids
