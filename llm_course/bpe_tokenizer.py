@@ -131,12 +131,13 @@ def branches(
 )->str:               # Matches the longest of them that fits
     "Write a regular expression in which shared beginnings stand once."
     if len(tokens) == 1: return re.escape(tokens[0])
-    shared = os.path.commonprefix([tokens[0], tokens[-1]])
-    rests = [token[len(shared):] for token in tokens]
-    optional = "" in rests   # one of them ends here, and others go on
+    first, last, size = tokens[0], tokens[-1], 0   # what these two share, all share
+    while first[:size + 1] == last[:size + 1] and size < len(first): size += 1
+    rests = [token[size:] for token in tokens]
     groups = groupby(filter(None, rests), key=itemgetter(0))
     inside = "|".join(branches(list(group)) for _, group in groups)
-    return f"{re.escape(shared)}(?:{inside}){'?' if optional else ''}"
+    optional = "?" if "" in rests else ""   # one of them ends here, and others go on
+    return f"{re.escape(first[:size])}(?:{inside}){optional}"
 
 @cache
 def special_pattern(

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corpora', 'Draw', 'batch_starts', 'epoch_rows',
            'epoch_starts', 'as_tensors', 'get_batch', 'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids',
-           'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'ShortPieces',
-           'piece_keys', 'number_pieces', 'PieceTable', 'learn', 'encode_block', 'encode_span', 'encode_spans',
-           'cuts_near', 'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256', 'download_wheel',
-           'member', 'Package', 'fetch_package', 'resume_download', 'fetch_url', 'keep_copy', 'fetch', 'Texts',
-           'Fetching', 'Written', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'take_bytes',
-           'write_bins', 'main', 'reads_rows_of_the_dataset', 'reaches_every_place', 'is_the_same_for_the_same_step',
-           'deals_out_epochs']
+           'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'PieceTable', 'learn',
+           'ShortPieces', 'piece_keys', 'number_pieces', 'encode_block', 'encode_span', 'encode_spans', 'cuts_near',
+           'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256', 'download_wheel', 'member',
+           'Package', 'fetch_package', 'resume_download', 'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching',
+           'Written', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main',
+           'reads_rows_of_the_dataset', 'reaches_every_place', 'is_the_same_for_the_same_step', 'deals_out_epochs']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -311,6 +310,56 @@ def merge_in_step(
         price[h], price[i] = merger.prices(ids, h, i), merger.prices(ids, i, k)
     return ids[alive], np.add.reduceat(alive, first, dtype=np.int64)
 
+# %% ../nbs/03_data.ipynb #piece-table-2
+class PieceTable(dict):
+    "Numbers each pre-token, or special token, when it is first asked for, and keeps its ids."
+    def __init__(self,
+        tokenizer:BpeTokenizer, # Encodes what is new
+        limit:int=1<<21,        # Characters to know; past it, the next block starts from nothing
+    ):
+        super().__init__()
+        self.tokenizer, self.limit = tokenizer, limit
+        self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
+        self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
+        self.forget()
+
+    def forget(self)->None:
+        "Start afresh."
+        self.clear()
+        self.short = ShortPieces()
+        self.flat, self.ends, self.new, self.size = np.zeros(0, self.dtype), np.zeros(1, np.int64), [], 0
+
+    def __missing__(self, piece:str)->int:
+        self.new.append(piece)
+        self[piece] = number = len(self)
+        return number
+
+# %% ../nbs/03_data.ipynb #learn
+def learn(
+    table:PieceTable, # Has numbered what it does not know
+    batch:int=1<<13,  # How many to encode in step
+)->None:
+    "Encode what is new in a table: short pre-tokens in step, the others one by one."
+    tokenizer, parts, sizes = table.tokenizer, [table.flat], [np.diff(table.ends)]
+    for at in range(0, len(table.new), batch):
+        pieces = table.new[at : at + batch]
+        words = [piece.encode() for piece in pieces]
+        alone = {}
+        for i, (piece, word) in enumerate(zip(pieces, words)):
+            if piece in tokenizer.special_tokens: alone[i] = [tokenizer.special_tokens[piece]]
+            elif len(word) > table.longest or (tokenizer.ignore_merges and word in tokenizer.ids): alone[i] = tokenizer.encode_piece(piece)
+        for i in alone: words[i] = b""
+        ids, counts = merge_in_step(words, table.merger)
+        if alone:
+            lengths = list(map(len, alone.values()))
+            ids = np.insert(ids, np.repeat(counts.cumsum()[list(alone)], lengths), list(chain.from_iterable(alone.values())))
+            counts[list(alone)] = lengths
+        parts.append(ids.astype(table.dtype))
+        sizes.append(counts)
+    table.flat, table.ends = np.concatenate(parts), np.append(0, np.concatenate(sizes).cumsum())
+    table.size += sum(map(len, table.new))
+    table.new.clear()
+
 # %% ../nbs/03_data.ipynb #short-pieces
 class ShortPieces:
     "A table of the numbers of pre-tokens of up to 15 bytes, to look up many at once."
@@ -389,56 +438,6 @@ def number_pieces(
         pieces = [next(special) if piece == mark else piece for piece in pieces]
     numbers[other] = numbers_of(pieces)
     return numbers
-
-# %% ../nbs/03_data.ipynb #piece-table-2
-class PieceTable(dict):
-    "Numbers each pre-token, or special token, when it is first asked for, and keeps its ids."
-    def __init__(self,
-        tokenizer:BpeTokenizer, # Encodes what is new
-        limit:int=1<<21,        # Characters to know; past it, the next block starts from nothing
-    ):
-        super().__init__()
-        self.tokenizer, self.limit = tokenizer, limit
-        self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
-        self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
-        self.forget()
-
-    def forget(self)->None:
-        "Start afresh."
-        self.clear()
-        self.short = ShortPieces()
-        self.flat, self.ends, self.new, self.size = np.zeros(0, self.dtype), np.zeros(1, np.int64), [], 0
-
-    def __missing__(self, piece:str)->int:
-        self.new.append(piece)
-        self[piece] = number = len(self)
-        return number
-
-# %% ../nbs/03_data.ipynb #learn
-def learn(
-    table:PieceTable, # Has numbered what it does not know
-    batch:int=1<<13,  # How many to encode in step
-)->None:
-    "Encode what is new in a table: short pre-tokens in step, the others one by one."
-    tokenizer, parts, sizes = table.tokenizer, [table.flat], [np.diff(table.ends)]
-    for at in range(0, len(table.new), batch):
-        pieces = table.new[at : at + batch]
-        words = [piece.encode() for piece in pieces]
-        alone = {}
-        for i, (piece, word) in enumerate(zip(pieces, words)):
-            if piece in tokenizer.special_tokens: alone[i] = [tokenizer.special_tokens[piece]]
-            elif len(word) > table.longest or (tokenizer.ignore_merges and word in tokenizer.ids): alone[i] = tokenizer.encode_piece(piece)
-        for i in alone: words[i] = b""
-        ids, counts = merge_in_step(words, table.merger)
-        if alone:
-            lengths = list(map(len, alone.values()))
-            ids = np.insert(ids, np.repeat(counts.cumsum()[list(alone)], lengths), list(chain.from_iterable(alone.values())))
-            counts[list(alone)] = lengths
-        parts.append(ids.astype(table.dtype))
-        sizes.append(counts)
-    table.flat, table.ends = np.concatenate(parts), np.append(0, np.concatenate(sizes).cumsum())
-    table.size += sum(map(len, table.new))
-    table.new.clear()
 
 # %% ../nbs/03_data.ipynb #encode-block
 def encode_block(

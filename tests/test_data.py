@@ -464,6 +464,20 @@ def test_what_is_a_token_whatever_the_merges_say_goes_alone():
     assert ids == tokenizer.encode(text) and ids[:3] == [256, ord("e"), 257] and ids.count(258) == 2
 
 
+@few
+@given(st.randoms(use_true_random=False))
+def test_long_blocks_are_numbered_by_arrays_as_short_ones_are_by_strings(chance):
+    "Special tokens side by side, one that is an ordinary token too, control characters, words of 15 and 16 bytes, letters newer than the pattern."
+    parts = ["a", "B", "l", "7", "123", " ", "  ", "\n", "\r", "\t", "'", "'s", "'LL", "'ll", "'ve", "s", ".", "/", "é", "漢", "\x85", "\xa0", "\u3000", "\U00032674",
+             "\0", "\1", "fifteen" + "letters_", "sixteen" + "letters__", "verylong" * 9, *(special := ["<|e|>", "<|e|><|x|>", "s>", " x"])]
+    tokens = [bytes([i]) for i in range(256)] + [b" x", b"th"]
+    tokenizer = BpeTokenizer(dict(enumerate(tokens)), [(b" ", b"x"), (b"t", b"h")], special)
+    table = PieceTable(tokenizer)
+    for _ in range(2):
+        text = "".join(chance.choices(chance.sample(parts, 20), k=5000))
+        assert encode_block(text, table).tolist() == tokenizer.encode(text)
+
+
 def test_a_byte_without_a_token_is_named_and_the_table_goes_on():
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)} | {128: b"th"}, [(b"t", b"h")], ())
     table = PieceTable(tokenizer)
