@@ -320,7 +320,7 @@ class PieceTable(dict):
         super().__init__()
         self.tokenizer, self.limit = tokenizer, limit
         self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
-        self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
+        self.longest = 256 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
         self.forget()
 
     def forget(self)->None:
