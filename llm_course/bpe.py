@@ -131,7 +131,7 @@ UNICODE_16 = (   # where the unassigned code points begin and end: distances in 
 
 # %% ../nbs/01_bpe.ipynb #as-in-unicode-16
 @cache
-def unassigned()->np.ndarray: # For each code point: does Unicode 16 leave it unassigned?
+def unassigned()->np.ndarray: # True for each code point that Unicode 16 leaves unassigned
     "Unpack the list."
     distances = zlib.decompress(base64.b85decode(UNICODE_16)).split()
     edges = np.cumsum([int(distance, 16) for distance in distances])
@@ -170,10 +170,11 @@ LETTER, NUMBER, SPACE, WALL = 1, 2, 3, 4   # 0 is anything else
 
 @cache
 def kinds()->np.ndarray: # For each code point its kind, as Unicode 16 has it
-    "Ask `regex` for the kinds of all characters; the last letter of Unicode 16 is U+323AF."
-    table, every = np.zeros(0x110000, np.uint8), "".join(map(chr, range(0x323B0)))
+    "Ask `regex` for the kinds of all characters."
+    every = "".join(map(chr, range(0x323B0)))   # up to the last letter of Unicode 16
+    table = np.zeros(0x110000, np.uint8)
     for kind, of_it in (LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+"):
-        for found in regex.finditer(of_it, every): table[found.start():found.end()] = kind
+        for run in regex.finditer(of_it, every): table[run.start():run.end()] = kind
     table[unassigned()] = 0
     return table
 
@@ -195,7 +196,8 @@ def gpt2_starts(
     quotes = quotes[starts[quotes]]
     after = np.append(codes, np.zeros(2, codes.dtype))
     first, second = after[quotes + 1], after[quotes + 2]
-    one = (first == ord("s")) | (first == ord("t")) | (first == ord("d")) | (first == ord("m"))
+    one = (first == ord("s")) | (first == ord("t"))
+    one |= (first == ord("d")) | (first == ord("m"))
     two = (second == ord("e")) & ((first == ord("v")) | (first == ord("r")))
     two |= (second == ord("l")) & (first == ord("l"))
     for chosen, length in (quotes[one], 2), (quotes[two], 3):
@@ -205,7 +207,7 @@ def gpt2_starts(
     return starts
 
 # %% ../nbs/01_bpe.ipynb #cut-at
-def free_mark(text:str)->str: # A character that `text` does not hold; empty if it holds all eight
+def free_mark(text:str)->str: # One that `text` does not hold; empty if it holds all eight
     "Look for a control character that can mark places in a text."
     return next((mark for mark in "\0\1\2\3\4\5\6\7" if mark not in text), "")
 
@@ -236,13 +238,16 @@ def pre_tokens(
     text:str,          # Any text
     pattern:str=GPT2,  # What a pre-token looks like
 )->list[str]:          # Pieces that give `text` when joined
-    "Cut `text` into the pieces that no token may cross. Raises `ValueError` if the pattern leaves out a part of it."
+    """Cut `text` into the pieces that no token may cross.
+
+    Raises `ValueError` if the pattern leaves out a part of it."""
     if pattern == GPT2 and len(text) > 4000: return gpt2_pre_tokens(text)
     known = as_in_unicode_16(text)
     if pattern in PATTERNS.values(): pieces = quick_pre_tokens(known, pattern)
     else: pieces = splitter(pattern)(known)
     if lost := len(text) - sum(map(len, pieces)):
-        raise ValueError(f"the pattern leaves out {lost} of {len(text)} characters; add an alternative that takes the rest")
+        raise ValueError(f"the pattern leaves out {lost} of {len(text)} characters; "
+                         "add an alternative that takes the rest")
     return pieces if known is text else as_long_as(pieces, text)
 
 # %% ../nbs/01_bpe.ipynb #count-words

@@ -81,22 +81,22 @@ def merge_by_rank(
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #join-runs
 def join_runs(
-    ids:list[int],                     # Ids of the single bytes of a very long pre-token
+    ids:list[int],                     # Ids of the single bytes of a long pre-token
     ranks:dict[tuple[int, int], int],  # When each pair was learnt
     joined:list[int],                  # The id that the merge of each rank makes
 )->list[int]:                          # Fewer ids, from which `merge_long` goes on
-    "Join all occurrences of the pair that was learnt first in one call, as long as that shortens the word a lot."
+    "Join all occurrences of the first pair in one call, as long as that shortens the word."
     if max(ids, default=0) > 0x10FFFF: return ids   # more than Python has characters
     before = word = "".join(map(chr, ids))
     last = -1
     while True:
         pairs = {(ord(pair[0]), ord(pair[1])) for pair in set(map(add, word, word[1:]))}
         rank = min((ranks.get(pair, math.inf) for pair in pairs), default=math.inf)
-        if rank < last: return list(map(ord, before))   # a pair with the new token comes first
+        if rank < last: return list(map(ord, before))   # a pair of the new token is first
         if rank == math.inf: break
         left, right = next(pair for pair in pairs if ranks.get(pair) == rank)
         new = joined[rank]
-        if ranks.get((new, left), math.inf) < rank: break   # it would come between two occurrences
+        if ranks.get((new, left), math.inf) < rank: break   # would be joined in between
         shorter = word.replace(chr(left) + chr(right), chr(new))
         if len(shorter) > len(word) * 15 / 16: break
         before, word, last = word, shorter, rank
@@ -273,20 +273,20 @@ class TextEncoder(Encoder):
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #unfinished
 @cache
-def in_order(tokens:tuple[str, ...])->tuple[list[str], int]: # Sorted, and the length of the longest
-    "Prepare special tokens for `unfinished`."
+def in_order(tokens:tuple[str, ...])->tuple[list[str], int]:
+    "Sort special tokens, and say how long the longest is."
     return sorted(tokens), max(map(len, tokens), default=1)
 
 def unfinished(
     text:str,                 # The text so far
     start:int,                # Where to begin
     tokens:tuple[str, ...],   # Special tokens to look for
-)->int:                       # The first place from which `text` may yet become one of them; its end, if there is none
+)->int:                       # The first place where one may have begun, or the end
     "Find where a special token may have begun that has not ended."
     known, longest = in_order(tokens)
     for i in range(max(start, len(text) - longest + 1), len(text)):
         end = text[i:]
-        place = bisect_right(known, end)   # a token that goes on from here is the next in order
+        place = bisect_right(known, end)   # where a token that goes on from here stands
         if place < len(known) and known[place].startswith(end): return i
     return len(text)
 

@@ -370,31 +370,33 @@ class ShortPieces:
         self.keys = np.zeros((2, 1 << bits), np.uint64)
         self.numbers = np.zeros(1 << bits, np.int64)
 
-    def places(self, keys:np.ndarray)->np.ndarray: # One of the table's places for each key
+    def places(self, keys:np.ndarray)->np.ndarray: # A place for each key
         "Say where a key belongs; several may belong to one place."
         mixed = keys[0]*np.uint64(0x9E3779B97F4A7C15) + keys[1]
         mixed *= np.uint64(0xC2B2AE3D27D4EB4F)
         return (mixed >> self.shift).astype(np.int64)
 
-    def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray: # True or false for each key
-        "Compare keys with what lies in their places."
+    def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        "Say for each key whether it lies in its place."
         return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
 
-    def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray: # One key for each place that was free
-        "Put keys into places that are free: what came first stays, for it is likely to be frequent."
+    def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        """Put keys into places that are free, and say which of them were put.
+
+        What came first stays, for it is likely to be frequent."""
         free = np.flatnonzero(self.keys[1, places] == 0)
         self.keys[:, places[free]] = keys[:, free]
-        self.numbers[places[free]] = free   # where several want one place, one of them has it now
+        self.numbers[places[free]] = free   # if several want one place, one has it now
         return free[self.numbers[places[free]] == free]
 
 def piece_keys(
     data:bytes,         # A text in UTF-8
     begins:np.ndarray,  # Where its pre-tokens begin
     lengths:np.ndarray, # Their bytes
-)->np.ndarray:          # Two numbers for each: its first 15 bytes, and its length, at most 16
+)->np.ndarray:          # Two numbers for each: up to 15 bytes, and the length
     "Read each pre-token as two numbers of eight bytes."
     data += bytes(16)
-    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))   # one begins at each byte
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))   # one at each byte
     inside = np.array([(1 << 8*n) - 1 for n in range(8)] + [(1 << 64) - 1]*9, np.uint64)
     size = np.minimum(lengths, 16)
     first = eights[begins] & inside[size]
@@ -406,19 +408,21 @@ def number_pieces(
     mark:str,        # A character that none of the texts holds
     table:dict,      # A `PieceTable`: numbers the pieces
 )->np.ndarray:       # The number of each piece, in order
-    "Cut texts by GPT-2's pattern and number the pieces, most of them without making a string of each."
+    "Cut texts by GPT-2's pattern and number the pieces, most without making a string."
     text = mark.join(parts[::2])
     codes, data = code_points(text), text.encode()
     starts = gpt2_starts(codes, mark)
     chars = np.flatnonzero(starts)
     begins = chars
     if len(data) > len(codes):
-        begins = np.flatnonzero(np.frombuffer(data, np.int8) >= -64)[chars]   # no byte within a character
+        first_bytes = np.frombuffer(data, np.int8) >= -64   # others lie within a character
+        begins = np.flatnonzero(first_bytes)[chars]
     lengths = np.diff(begins, append=len(data))
     ends = np.append(chars[1:], len(codes))
 
     def strings(chosen):
-        return [text[i:j] for i, j in zip(chars[chosen].tolist(), ends[chosen].tolist())]
+        places = zip(chars[chosen].tolist(), ends[chosen].tolist())
+        return [text[begin:end] for begin, end in places]
 
     def numbers_of(pieces):
         return np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
@@ -446,8 +450,9 @@ def encode_block(
 )->np.ndarray:        # Its ids, in the smallest type that holds them
     "Turn text into the ids that `encode` gives."
     if table.size > table.limit: table.forget()
-    pattern, special = table.tokenizer.pattern, special_pattern(tuple(table.tokenizer.special_tokens))
-    parts = special.split(text) if special else [text]   # ordinary, special, ordinary, ...
+    pattern = table.tokenizer.pattern
+    special = special_pattern(tuple(table.tokenizer.special_tokens))
+    parts = special.split(text) if special else [text]   # ordinary, special, ...
     mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
     if mark: numbers = number_pieces(parts, mark, table)
     else:
