@@ -12,7 +12,7 @@ import torch
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import four_bits, ladder, nanogpt, pages, runner  # noqa: E402
+from bench import four_bits, ladder, machine, nanogpt, pages, runner, table  # noqa: E402
 from bench.cases.generating import llama  # noqa: E402
 from bench.cases.machine import built_in  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
@@ -26,28 +26,46 @@ def command(*words): run_command(runner.Config, runner.main, [str(word) for word
 def check_schema(name, result):
     "A result says what was timed, how, on what, and of which state of the code; and its numbers are possible."
     device = name.partition("/")[2]
-    assert result.keys() == {"what", "unit", "rounds", "calls_per_round", "ours", "peer", "ratio", "machine", "versions", "commit", "date"}
+    limit = {"limit", "share"} & result.keys()
+    assert result.keys() - limit == {"what", "unit", "rounds", "calls_per_round", "ours", "peer", "ratio", "machine", "versions", "commit", "date"}
     assert result["what"].endswith(".") and result["unit"] == "seconds" and result["rounds"] >= 3
-    assert len(result["calls_per_round"]) == 2 and min(result["calls_per_round"]) >= 1
-    for side in "ours", "peer", "ratio":
+    assert len(limit) in (0, 2) and len(result["calls_per_round"]) == 2 + bool(limit) and min(result["calls_per_round"]) >= 1
+    for side in "ours", "peer", "ratio", *limit:
         low, middle, high = (result[side][key] for key in ("lower_quartile", "median", "upper_quartile"))
         assert 0 < low <= middle <= high
     assert result["peer"]["name"]
-    low, high = (result["ours"][a] / result["peer"][b] for a, b in (("lower_quartile", "upper_quartile"), ("upper_quartile", "lower_quartile")))
-    assert .5 * low <= result["ratio"]["median"] <= 2 * high   # a ratio that belongs to these times
-    assert {"system", "cpu", "cores", "threads", "device"} <= result["machine"].keys() and result["machine"]["device"] == device
+    check_quotient(result["ratio"], result["ours"], result["peer"])
+    if limit: check_quotient(result["share"], result["limit"], result["ours"])
+    facts = {"system", "cpu", "kind", "cores", "threads", "device"}
+    if result["date"] >= "2026-11-29": facts |= {"instruction_sets", "torch_capability", "imitation", "omp_num_threads"}   # not written down before
+    assert facts <= result["machine"].keys() and result["machine"]["device"] == device
     assert {"torch", "python"} <= result["versions"].keys() and all(result["versions"].values())
     assert result["commit"] is None or len(result["commit"].removesuffix("+changes")) == 12
     time.strptime(result["date"], "%Y-%m-%d")
 
 
+def check_quotient(quotient, a, b):
+    "It belongs to these times."
+    low, high = a["lower_quartile"] / b["upper_quartile"], a["upper_quartile"] / b["lower_quartile"]
+    assert .5 * low <= quotient["median"] <= 2 * high
+
+
+@pytest.fixture(autouse=True)
+def honest(monkeypatch):
+    "The processor as it is."
+    for name in machine.IMITATIONS: monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def fake(monkeypatch):
-    "A race whose outcome is known: ours sleeps three times as long."
+    "A race whose outcome is known, by a clock that tells the time that each side says it takes."
+    now = [0.]
+    def sleep(seconds): now[0] += seconds
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
     def make(device):
         "Sleeping."
-        return lambda: time.sleep(.006), lambda: time.sleep(.002)
-    monkeypatch.setattr(runner, "cases", {"fake": runner.Case("fake", make, "a shorter sleep", "torch")})
+        return lambda: sleep(.006), lambda: sleep(.002), lambda: sleep(.0015)
+    monkeypatch.setattr(runner, "cases", {"fake": runner.Case("fake", make, "a shorter sleep", "torch", "the shortest sleep")})
 
 
 def test_a_race_is_measured_and_kept_beside_the_others(fake, tmp_path, capsys):
@@ -57,9 +75,65 @@ def test_a_race_is_measured_and_kept_beside_the_others(fake, tmp_path, capsys):
     results = json.loads(path.read_text("utf-8"))
     assert results.keys() == {"fake/cpu", "other/cpu"} and results["other/cpu"] == 1
     check_schema("fake/cpu", results["fake/cpu"])
-    assert 1.5 < results["fake/cpu"]["ratio"]["median"] < 4.5
-    assert .004 < results["fake/cpu"]["ours"]["median"] < .05
-    assert "ratio" in capsys.readouterr().out
+    found = results["fake/cpu"]
+    assert (found["ours"]["median"], found["ratio"]["median"], found["share"]["median"]) == (.006, 3., .25)
+    assert found["limit"] == {"name": "the shortest sleep", "median": .0015, "lower_quartile": .0015, "upper_quartile": .0015}
+    assert "ratio 3.00   limit 1.5 ms, of which we reach 25%" in capsys.readouterr().out
+
+
+def test_each_kind_has_its_file_and_an_imitation_fills_none(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "kinds", tmp_path)
+    monkeypatch.setattr(runner, "kind", lambda device: "some-processor")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    command("fake", "--rounds", 3)
+    assert not list(tmp_path.iterdir()) and "ATEN_CPU_CAPABILITY=avx2 makes this processor imitate another" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit) as exit: command("fake", "--output", tmp_path/"some-processor.json")
+    assert exit.value.code == 2 and "kept for results of real processors" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    elsewhere = tmp_path/"imitations"/"avx2.json"
+    elsewhere.parent.mkdir()
+    command("fake", "--rounds", 3, "--output", elsewhere)
+    assert json.loads(elsewhere.read_text("utf-8"))["fake/cpu"]["machine"]["imitation"] == ["ATEN_CPU_CAPABILITY=avx2"]
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    command("fake", "--rounds", 3)
+    assert json.loads((tmp_path/"some-processor.json").read_text("utf-8")).keys() == {"fake/cpu"}
+
+
+def test_a_case_returns_a_function_for_each_side_that_it_names():
+    bare = lambda device: (time.time, time.time)
+    with pytest.raises(AssertionError, match="a third one"): runner.race(runner.Case("bare", bare, "it", "torch", "a limit"), "cpu", rounds=3, seconds=1e-6)
+
+
+@pytest.mark.parametrize("info, kind", [
+    ({"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "17", "flags": "avx avx2 avx512f"}, "amd-zen4-avx512"),
+    ({"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "1", "flags": "avx avx2"}, "amd-zen3-avx2"),
+    ({"vendor_id": "AuthenticAMD", "cpu family": "23", "model": "49", "flags": "avx avx2"}, "amd-zen2-avx2"),
+    ({"vendor_id": "GenuineIntel", "cpu family": "6", "model": "143", "flags": "avx avx2 avx512f amx_tile"}, "intel-avx512-amx"),
+    ({"vendor_id": "GenuineIntel", "cpu family": "6", "model": "15", "flags": "sse2"}, "intel"),
+    ({"model name": "Apple M2 (virtual)", "Features": "asimd"}, "apple-m2-virtual"),
+])
+def test_kinds_of_processors_have_names(info, kind): assert machine.processor_kind(info) == kind
+
+
+def test_the_processor_at_hand_is_described():
+    found = machine.machine("cpu")
+    assert found["kind"] and found["threads"] == torch.get_num_threads() and found["imitation"] == []
+    assert set(found["instruction_sets"]) <= set(machine.SETS) and isinstance(found["torch_capability"], str)
+    if Path("/proc/cpuinfo").exists() and "vendor_id" in machine.cpuinfo(): assert found["cpu"] == machine.cpuinfo()["model name"]
+
+
+def test_without_proc_the_name_is_still_one(tmp_path): assert machine.cpuinfo(tmp_path/"none") == {} and machine.processor_kind({})
+
+
+def test_the_table_has_a_column_for_each_kind(tmp_path, monkeypatch):
+    spread = lambda value: {"median": value}
+    monkeypatch.setattr(table, "kinds", tmp_path)
+    (tmp_path/"a.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.104), "share": spread(.5)}, "encode/cpu": {"ratio": spread(.004)}}), "utf-8")
+    (tmp_path/"b.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.004)}}), "utf-8")
+    (tmp_path/"gpu.json").write_text(json.dumps({"adamw/cuda": {"ratio": spread(1.)}}), "utf-8")
+    rows = table.table("README.md").splitlines()
+    assert rows[:2] == ["| what, on a CPU | peer | a | b |", "|---|---|---|---|"]
+    assert "| a step of AdamW | AdamW(foreach=True) | **1.10** · 50% | 1.00 |" in rows
+    assert "| encoding, one thread | tokenizers | 0.0040 | – |" in rows
 
 
 def test_listing_times_nothing(fake, tmp_path, capsys):
@@ -94,9 +168,16 @@ def test_a_file_that_holds_no_results_is_refused_and_kept(fake, text, tmp_path, 
 
 
 def test_the_committed_results_are_whole():
-    results = json.loads((root/"bench"/"results.json").read_text("utf-8"))
-    for name, result in results.items(): check_schema(name, result)
-    assert {name.partition("/")[0] for name in results} == runner.cases.keys(), "a case without a result, or a result without a case"
+    names = set()
+    for path in runner.kinds.glob("*.json"):
+        results = json.loads(path.read_text("utf-8"))
+        for name, result in results.items():
+            check_schema(name, result)
+            assert result["machine"]["kind"] == path.stem and not result["machine"].get("imitation")
+            case = runner.cases[name.partition("/")[0]]
+            assert result["date"] < "2026-11-29" or ("limit" in result) == bool(case.limit), name
+        names |= {name.partition("/")[0] for name in results}
+    assert names == runner.cases.keys(), "a case without a result on any kind"
 
 
 @pytest.mark.parametrize("compiling", [False, True])

@@ -1,7 +1,11 @@
 """Part IV: writing 128 tokens after a prompt of 16, one text, beside `generate` of Hugging Face's library on the same weights."""
+from timeit import timeit
+
 import torch
 
 from bench.runner import case
+
+VECTORS = "the model's matrices times a vector, once for each token"
 
 
 def llama(model):
@@ -26,7 +30,7 @@ def llama(model):
 
 
 def writers(device, *shape):
-    "Two functions that write the same greedy text."
+    "Two functions that write the same greedy text, and the products that each of its tokens needs."
     from llm_course.generating import generate_ids
     from llm_course.transformer import Transformer
     model = Transformer(*shape).eval()
@@ -35,16 +39,41 @@ def writers(device, *shape):
     ours = lambda: generate_ids(model, ids, 128, temperature=0.)
     peer = lambda: theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=128, do_sample=False)
     assert torch.equal(ours(), peer()), "the greedy texts differ"
-    return ours, peer
+    return ours, peer, only_vectors([p.detach() for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("embedding")], 128)
 
 
-@case(peer="transformers generate", package="transformers")
+@torch.inference_mode()
+def only_vectors(weights, times):
+    "Every matrix times a vector, so many times, with nothing between them; the matrices lie in memory as is fastest here."
+    inputs = {size: torch.randn(1, size, device=weights[0].device) for w in weights for size in w.shape}
+
+    def products(weights):
+        rows = [(inputs[w.shape[1]], w.T, torch.empty(1, w.shape[0], device=w.device)) for w in weights]
+
+        @torch.inference_mode()
+        def once():
+            for row, matrix, out in rows: torch.mm(row, matrix, out=out)
+        return once
+
+    def seconds(once):
+        once()
+        return min(timeit(lambda: (once(), weights[0].new_zeros(1).item()), number=3) for _ in range(5))   # a GPU is waited for
+
+    ways = [products(weights), products([w.T.contiguous().T for w in weights])]   # row by row, and column by column
+    fastest = min(ways, key=seconds)
+
+    def run():
+        for _ in range(times): fastest()
+    return run
+
+
+@case(peer="transformers generate", package="transformers", limit=VECTORS)
 def generate(device):
     "128 tokens, greedily, by a model of 6 layers of width 512 with 10,000 tokens."
     return writers(device, 10_000, 256, 512, 6, 8, 1344)
 
 
-@case(peer="transformers generate", package="transformers")
+@case(peer="transformers generate", package="transformers", limit=VECTORS)
 def generate_small(device):
     "128 tokens, greedily, by a model of 4 layers of width 128 with 1,024 tokens."
     return writers(device, 1024, 256, 128, 4, 4, 352)
