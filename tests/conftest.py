@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+cuda = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 

@@ -14,7 +14,7 @@ def llama(model):
     c = model.config
     theirs = LlamaForCausalLM(LlamaConfig(
         vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
-        max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, rope_theta=c.rope_theta, tie_word_embeddings=False,
+        max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, rope_theta=c.rope_theta, tie_word_embeddings=c.tie,
         bos_token_id=None, eos_token_id=None, pad_token_id=None)).eval()
     halves = lambda w: w.unflatten(0, (c.num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     inner, pairs = theirs.model, [(theirs.lm_head, model.head), (theirs.model.embed_tokens, model.embedding), (theirs.model.norm, model.norm)]
