@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tyro.conf import Positional
 
 from bench.cases.generating import VECTORS, llama, only_vectors, writers
-from bench.cases.machine import steppers
+from bench.cases.machine import PRODUCTS, only_products, steppers
 from bench.cases.pairs import back
 from bench.machine import kind, machine
 from bench.runner import Case, clock, commit, enough, kinds, race, root, spread
@@ -133,13 +133,16 @@ def products(setup: Setup) -> Measurements:
 
 
 def training(setup: Setup, compiled: bool) -> Measurements:
-    "A training step: ours beside Llama, both with the fused AdamW."
+    "A training step: ours beside Llama, both with the fused AdamW, and the limit."
     from llm_course.training import step_flops
     way = "compiled" if compiled else "eager"
     def run():
-        make = lambda: steppers(setup.device, setup.shape, setup.rows, setup.precision, compiled, llama, lr=1e-4)
+        def make():
+            pair = steppers(setup.device, setup.shape, setup.rows, setup.precision, compiled, llama, lr=1e-4)
+            return *pair, only_products(setup.device, setup.shape[:6], setup.rows, setup.dtype)
         tokens = setup.rows * setup.shape[1]
-        found = duel(setup, f"A step of training, {setup.rows} sequences of {setup.shape[1]} tokens, {setup.precision}, {way}.", "transformers.LlamaForCausalLM", make, package="transformers")
+        what = f"A step of training, {setup.rows} sequences of {setup.shape[1]} tokens, {setup.precision}, {way}."
+        found = duel(setup, what, "transformers.LlamaForCausalLM", make, PRODUCTS, "transformers")
         flops = step_flops(setup.model("meta"), tokens)
         for side in "ours", "peer":
             seconds = found[side]["median"]

@@ -5,6 +5,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import four_bits, ladder, machine, nanogpt, pages, runner, table  # noqa: E402
+from bench import four_bits, gpu, ladder, machine, nanogpt, pages, runner, table  # noqa: E402
 from bench.cases.generating import llama  # noqa: E402
 from bench.cases.machine import built_in  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
@@ -296,3 +297,115 @@ def test_every_page_was_timed():
     found = json.loads((root/"bench"/"pages.json").read_text("utf-8"))
     assert found["seconds"].keys() >= {path.stem for path in (root/"nbs").glob("[0-9]*.ipynb")}, "run python -m bench.pages for the new page"
     assert min(found["seconds"].values()) > 0
+
+
+# ---- The script for a GPU
+
+@pytest.fixture
+def toy(monkeypatch):
+    "Nothing is compiled, and torch has its threads back afterwards."
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    threads = torch.get_num_threads()
+    yield gpu.Setup("cpu", toy=True)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("part", gpu.NAMES)
+def test_each_part_for_a_gpu_runs_at_toy_size(part, toy, tmp_path, capsys):
+    assert gpu.measure(part, toy, tmp_path/"found.json"), (tmp_path/"found.json").read_text("utf-8")
+    found = json.loads((tmp_path/"found.json").read_text("utf-8"))
+    assert found and not [name for name, value in found.items() if "error" in value] and gpu.summary(found)
+
+
+def test_what_was_measured_before_a_failure_is_kept(toy, tmp_path, monkeypatch, capsys):
+    seen = []
+    def fragile(setup):
+        yield "one", lambda: {"median": 1.}
+        yield "two", lambda: seen.append(json.loads((tmp_path/"found.json").read_text("utf-8"))) or 1 / 0
+        yield "three", lambda: sys.exit(2)
+        yield "four", lambda: {"median": 4.}
+    monkeypatch.setattr(gpu, "NAMES", {"fragile": fragile})
+    assert not gpu.measure("fragile", toy, tmp_path/"found.json")
+    found = json.loads((tmp_path/"found.json").read_text("utf-8"))
+    assert seen == [{"one": {"median": 1.}}]   # on disk before the second began
+    assert found == {"one": {"median": 1.}, "two": {"error": "ZeroDivisionError: division by zero"}, "three": {"error": "SystemExit: 2"}, "four": {"median": 4.}}
+
+
+def test_a_part_has_a_process_and_a_time_of_its_own():
+    done = gpu.run_part("products", gpu.Setup("cpu", toy=True), 300)
+    assert done["status"] == "done" and done["found"]["matrix_product_bfloat16"]["median"] > 0, done
+    failed = gpu.run_part("products", gpu.Setup("abacus", toy=True), 300)
+    assert failed["status"] == "failed" and "abacus" in failed["said"]
+    late = gpu.run_part("products", gpu.Setup("cpu", toy=True), 0.01)
+    assert late["status"] == "cut off" and late["found"] == {}
+
+
+@pytest.fixture
+def large(monkeypatch):
+    "A machine that says it has a large GPU."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
+    about = SimpleNamespace(name="NVIDIA H200", total_memory=139 * 2**30, major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    return about
+
+
+def run_gpu(*words): run_command(gpu.Config, gpu.main, [str(word) for word in words])
+
+
+def test_results_for_a_gpu_are_written_after_each_part(large, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "kinds", tmp_path)
+    path, seen = tmp_path/"gpu"/"nvidia-h200.json", []
+    def run_part(name, setup, seconds):
+        assert setup == gpu.Setup("cuda", toy=False) and 0 < seconds <= {part.__name__: limit for part, limit in gpu.PARTS.items()}[name]
+        seen.append(json.loads(path.read_text("utf-8"))["parts"] if path.exists() else {})
+        return {"status": "cut off", "seconds": seconds, "found": {}, "said": "too long"} if name == "compiled" else {"status": "done", "seconds": 1., "found": {"x": {"median": 1.}}}
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    with pytest.raises(SystemExit) as exit: run_gpu()
+    assert exit.value.code == 1 and "too long" in capsys.readouterr().out   # one part was cut off
+    assert [len(parts) for parts in seen] == list(range(len(gpu.PARTS)))
+    about = json.loads(path.read_text("utf-8"))["about"]
+    assert about["rows"] == 16 and about["parameters"] == 123_587_328 and about["gpu"]["peak_flops"] == 989e12 and about["precision"] == "bfloat16"
+    run_gpu("eager")   # again, and the others' results are kept
+    kept = json.loads(path.read_text("utf-8"))["parts"]
+    assert kept.keys() == gpu.NAMES.keys() and kept["compiled"]["status"] == "cut off"
+    with pytest.raises(SystemExit) as exit: run_gpu("eager", "kernels", "--seconds", 1e-9)
+    assert exit.value.code == 1 and json.loads(path.read_text("utf-8"))["parts"]["kernels"]["status"] == "no time left"
+
+
+def test_all_parts_for_a_gpu_take_less_than_eight_minutes(): assert sum(gpu.PARTS.values()) <= gpu.Config().seconds < 480
+
+
+def test_where_there_is_no_gpu_one_line_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run_gpu("--output", tmp_path/"none.json")
+    assert len(capsys.readouterr().out.splitlines()) == 1 and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as exit: run_gpu("nope")
+    assert exit.value.code == 2 and "there is no part nope" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_toys_are_kept_nowhere_unless_asked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "run_part", lambda *given: {"status": "done", "seconds": 1., "found": {}})
+    monkeypatch.setattr(gpu, "kinds", tmp_path/"kinds")
+    run_gpu("--toy")
+    assert not list(tmp_path.iterdir())
+    run_gpu("--toy", "--output", tmp_path/"toy.json")
+    assert json.loads((tmp_path/"toy.json").read_text("utf-8"))["about"]["toy"]
+
+
+@pytest.mark.parametrize("gib, rows", [(139, 16), (79, 16), (39, 8), (23, 4), (15, 2), (7, 1)])
+def test_a_smaller_gpu_has_a_smaller_batch(large, gib, rows):
+    large.total_memory = gib * 2**30
+    assert gpu.Setup("cuda", toy=False).rows == rows
+
+
+@pytest.mark.parametrize("name, precision, promised", [
+    ("NVIDIA H200", "bfloat16", 989e12), ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12), ("Tesla T4", "float32", 8.1e12), ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2e12),
+    ("NVIDIA GeForce RTX 4090", "float32", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None), ("Abacus", "bfloat16", None)])
+def test_promises_of_makers(name, precision, promised): assert gpu.peak(name, precision) == promised
+
+
+def test_a_share_of_the_peak_is_told(large):
+    assert gpu.share_of_peak(gpu.Setup("cuda", toy=True), 989e12, 2.) == {"flops_per_second": 4.945e14, "share_of_peak": 0.5}
+    assert gpu.share_of_peak(gpu.Setup("cpu", toy=True), 1e9, 2.)["share_of_peak"] == "unknown"

@@ -45,10 +45,11 @@ def writers(device, *shape):
 @torch.inference_mode()
 def only_vectors(weights, times):
     "Every matrix times a vector, so many times, with nothing between them; the matrices lie in memory as is fastest here."
-    inputs = {size: torch.randn(1, size, device=weights[0].device) for w in weights for size in w.shape}
+    like = {"device": weights[0].device, "dtype": weights[0].dtype}
+    inputs = {size: torch.randn(1, size, **like) for w in weights for size in w.shape}
 
     def products(weights):
-        rows = [(inputs[w.shape[1]], w.T, torch.empty(1, w.shape[0], device=w.device)) for w in weights]
+        rows = [(inputs[w.shape[1]], w.T, torch.empty(1, w.shape[0], **like)) for w in weights]
 
         @torch.inference_mode()
         def once():

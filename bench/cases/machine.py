@@ -100,14 +100,15 @@ def steppers(device, shape, batch_size, precision, compiled, peer, lr=1e-3):
     return pair
 
 
-def only_products(device, shape, batch_size, joined=False):
-    "The matrix products of a step in float32, there and back, and the attention kernel, with nothing between them."
+def only_products(device, shape, batch_size, dtype=torch.float32, joined=False):
+    "The matrix products of a step, there and back, and the attention kernel, with nothing between them."
     vocab, context, d, layers, heads, d_ff = shape
+    like = {"device": device, "dtype": dtype}
     block = [(3*d, d), (d, d), (2*d_ff, d), (d, d_ff)] if joined else 4*[(d, d)] + 2*[(d_ff, d)] + [(d, d_ff)]
-    weights = [torch.randn(size, device=device) for size in layers*block + [(vocab, d)]]
-    rows, outs = ({size: torch.randn(batch_size * context, size, device=device) for w in weights for size in w.shape} for _ in range(2))
+    weights = [torch.randn(size, **like) for size in layers*block + [(vocab, d)]]
+    rows, outs = ({size: torch.randn(batch_size * context, size, **like) for w in weights for size in w.shape} for _ in range(2))
     grads = {w.shape: torch.empty_like(w) for w in weights}
-    q, k, v = (torch.randn(batch_size, heads, context, d // heads, device=device, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(batch_size, heads, context, d // heads, requires_grad=True, **like) for _ in range(3))
 
     def run():
         for w in weights:
@@ -177,11 +178,13 @@ def register(size, precision, way, rival):
     "A race for each size, precision, way of running, and rival."
     shape, batch_size = SIZES[size]
     peer, name, package = (built_in, "the same model of torch's own layers", "torch") if rival == "torch" else (llama, "transformers.LlamaForCausalLM", "transformers")
-    def race(device): return steppers(device, shape, batch_size, precision, way == "compiled", peer)
+    def race(device):
+        pair = steppers(device, shape, batch_size, precision, way == "compiled", peer)
+        return *pair, only_products(device, shape, batch_size, getattr(torch, precision))
     vocab, context, d, layers, heads, d_ff = shape
     race.__name__ = f"step_{size}_{precision}_{way}_{rival}"
     race.__doc__ = f"A step of training, V {vocab:,}, d {d}, {layers} layers, {heads} heads, d_ff {d_ff}, {batch_size} sequences of {context} tokens, {precision}, {way}."
-    case(peer=name, package=package)(race)
+    case(peer=name, package=package, limit=PRODUCTS)(race)
 
 
 for choice in product(SIZES, ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)
