@@ -28,7 +28,7 @@ from bench.cases.machine import PRODUCTS, only_products, steppers
 from bench.cases.pairs import back
 from bench.machine import kind, machine
 from bench.runner import Case, clock, commit, enough, kinds, race, root, spread
-from llm_course.commands import by_default, output_path, run_command, whole_file
+from llm_course.engine.commands import by_default, output_path, run_command, whole_file
 
 # Operations per second that the makers promise for dense products in bfloat16 with sums in float32, for GPUs that `training` does not know.
 MORE_PEAKS = {"B200": 2250e12, "RTX 5090": 209.5e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12, "L40S": 362e12}

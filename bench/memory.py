@@ -12,7 +12,7 @@ from bench.cases.data import mixed_text
 from bench.machine import machine
 from bench.runner import commit
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.commands import output_path, run_command, whole_file
+from llm_course.engine.commands import output_path, run_command, whole_file
 
 
 def resident(pid: int) -> int:
