@@ -20,7 +20,7 @@ def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
 root = Path(__file__).parents[1]
 sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+cuda = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 

@@ -116,7 +116,7 @@ def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
             with client.setup_kernel(env=alone()):
                 for at, cell in enumerate(notebook.cells): client.execute_cell(cell, at)
                 readers = [at for at, cell in enumerate(notebook.cells) if outputs.directive(cell.source, "reads") == "bench"]
-                if readers: shutil.copytree(root/"bench", Path(folder)/"bench", ignore=lambda _, names: [name for name in names if not name.endswith(".json")])
+                if readers: shutil.copytree(root/"bench", Path(folder)/"bench", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
                 for at in readers: client.execute_cell(notebook.cells[at], at)   # they were seen to do without; now with what a clone has
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error: return str(error)
     return "\n".join(f"{cell.id}: {what}" for cell, before in zip(notebook.cells, committed) if compare
