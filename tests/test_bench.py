@@ -12,9 +12,10 @@ import torch
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 import bench.cases  # noqa: E402, F401  registers the cases
-from bench import four_bits, ladder, nanogpt, pages, runner  # noqa: E402
+from bench import experiments, four_bits, ladder, nanogpt, pages, runner  # noqa: E402
 from bench.cases.generating import llama  # noqa: E402
 from bench.cases.machine import built_in  # noqa: E402
+from bench.experiments import parts  # noqa: E402
 from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
 from llm_course.commands import run_command  # noqa: E402
 from llm_course.transformer import Transformer  # noqa: E402
@@ -215,3 +216,18 @@ def test_every_page_was_timed():
     found = json.loads((root/"bench"/"pages.json").read_text("utf-8"))
     assert found["seconds"].keys() >= {path.stem for path in (root/"nbs").glob("[0-9]*.ipynb")}, "run python -m bench.pages for the new page"
     assert min(found["seconds"].values()) > 0
+
+
+def test_the_runs_of_the_parts_are_those_of_the_page():
+    "All variants and seeds are there, and the page's own functions give the same loss again, but for rounding."
+    page, found = parts.functions(), json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))
+    assert found["nats"].keys() == page["changes"].keys() and {len(losses) for losses in found["nats"].values()} == {parts.SEEDS}
+    assert abs(page["exchanged"]("no attention", seed=1) - found["nats"]["no attention"][1]) < .02, "run python -m bench.experiments.parts"
+
+
+def test_an_experiment_takes_cells_that_are_there(tmp_path):
+    assert experiments.cells("15_transformer", "growing", "floor")["d_model"] == 32
+    with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
+    experiments.keep(str(tmp_path/"some.py"), {"what": "Something."})
+    kept = json.loads((tmp_path/"some.json").read_text("utf-8"))
+    assert kept["what"] == "Something." and {"machine", "commit", "date"} < kept.keys()

@@ -28,12 +28,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(site_folder):
     "The site, served on loopback."
-    pytest.importorskip("nbdev")
-    folder = tmp_path_factory.mktemp("site")
-    render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder/"_docs"))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site_folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
