@@ -226,7 +226,7 @@ def test_the_runs_of_the_parts_are_those_of_the_page():
 
 
 def test_an_experiment_takes_cells_that_are_there(tmp_path):
-    assert experiments.cells("15_transformer", "growing", "floor")["d_model"] == 32
+    assert experiments.cells("15_transformer", "growing")["d_model"] == 32
     with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
     experiments.keep(str(tmp_path/"some.py"), {"what": "Something."})
     kept = json.loads((tmp_path/"some.json").read_text("utf-8"))
