@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
+sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()

@@ -77,12 +77,12 @@ def test_help_names_the_command_as_it_was_typed(command, verb):
 
 
 def test_extras_and_scripts_are_what_the_readme_says():
-    assert project["scripts"] == {"llm-course": "llm_course.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
+    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
 
 
 def test_the_longest_pages_are_executed_first():
     "And one that was never measured before all others."
-    paths = [root/"nbs"/f"{name}.ipynb" for name in ("00_commands", "15_transformer", "99_new")]
+    paths = [root/"nbs"/f"{name}.ipynb" for name in ("engine/commands", "15_transformer", "99_new")]
     assert sorted(paths, key=longest_first()) == paths[::-1]
 
 

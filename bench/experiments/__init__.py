@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bench.runner import commit, machine, root
-from llm_course.commands import whole_file
+from llm_course.engine.commands import whole_file
 
 
 def cells(page: str, *names: str) -> dict:
