@@ -50,7 +50,7 @@ test: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	$(PY) tests/installed.py
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist worksteal
 
 export: .venv/installed
 	$(PY) web/colab.py

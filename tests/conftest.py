@@ -12,6 +12,7 @@ caches = tempfile.mkdtemp(prefix="caches-")
 os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
 
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 
 def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
@@ -49,3 +50,31 @@ def pytest_runtest_call():
 def seeded():
     "The same random numbers for every run of a test."
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).
+
+    Whoever comes second waits, and nobody may change what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: base = base.parent   # each process has its own below that of the run
+    def folder_of(name, make):
+        folder, whole = base/name, base/f"{name}.whole"
+        with FileLock(base/f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)   # what a failed attempt left
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def site_folder(made_once):
+    "The whole site, as pandoc makes it."
+    pytest.importorskip("pypandoc")
+    pytest.importorskip("nbdev")
+    import render
+    return made_once("site", lambda folder: render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs"))/"_docs"

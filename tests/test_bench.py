@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import bench.cases  # noqa: F401  registers the cases
-from bench import four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
+from bench import experiments, four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
 from bench.cases.generating import llama
 from bench.cases.machine import built_in
+from bench.experiments import parts
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
 from llm_course.transformer import Transformer
@@ -411,3 +412,18 @@ def test_promises_of_makers(name, precision, promised): assert gpu.peak(name, pr
 def test_a_share_of_the_peak_is_told(large):
     assert gpu.share_of_peak(gpu.Setup("cuda", toy=True), 989e12, 2.) == {"flops_per_second": 4.945e14, "share_of_peak": 0.5}
     assert gpu.share_of_peak(gpu.Setup("cpu", toy=True), 1e9, 2.)["share_of_peak"] == "unknown"
+
+
+def test_the_runs_of_the_parts_are_those_of_the_page():
+    "All variants and seeds are there, and the page's own functions give the same loss again, but for rounding."
+    page, found = parts.functions(), json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))
+    assert found["nats"].keys() == page["changes"].keys() and {len(losses) for losses in found["nats"].values()} == {parts.SEEDS}
+    assert abs(page["exchanged"]("no attention", seed=1) - found["nats"]["no attention"][1]) < .02, "run python -m bench.experiments.parts"
+
+
+def test_an_experiment_takes_cells_that_are_there(tmp_path):
+    assert experiments.cells("15_transformer", "growing")["d_model"] == 32
+    with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
+    experiments.keep(str(tmp_path/"some.py"), {"what": "Something."})
+    kept = json.loads((tmp_path/"some.json").read_text("utf-8"))
+    assert kept["what"] == "Something." and {"machine", "commit", "date"} < kept.keys()

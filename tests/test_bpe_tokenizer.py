@@ -285,7 +285,7 @@ def test_training_does_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_counting_needs_memory_for_distinct_words_alone(tmp_path):
     peaks = []
-    for size in 8, 64:   # megabytes
+    for size in 8, 32:   # megabytes
         path = tmp_path/f"{size}.txt"
         with open(path, "w", encoding="utf-8", newline="") as file:
             for _ in range(size): file.write(CORPUS * ((1 << 20) // len(CORPUS.encode())))

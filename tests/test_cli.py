@@ -27,16 +27,18 @@ def run(module, *words, launcher=(), **env):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def made(made_once):
     "A corpus, and all that the commands make of it."
-    folder = tmp_path_factory.mktemp("made")
+    return made_once("commands", make)
+
+
+def make(folder):
     lines = [f"SPEAKER {i % 7}:\nThe {i}th line of a play that nobody wrote.\n\n" for i in range(400)]
     (folder/"corpus.txt").write_text("".join(lines[:200]) + "<|endoftext|>" + "".join(lines[200:]) + "<|endoftext|>", "utf-8", newline="\n")
     run("bpe_tokenizer", "--corpus", folder/"corpus.txt", "--vocab_size", 300, "--output", folder/"tokenizer.json")
     run("data", "--tokenizer", folder/"tokenizer.json", "--corpus", folder/"corpus.txt", "--output", folder, "--val_fraction", 0.3)
     data = ["--train_data", folder/"train.bin", "--val_data", folder/"val.bin"]
     run("training", *data, *SHAPE, *SHORT, "--output", folder/"run", "--vocab_size", 300)
-    return folder
 
 
 def test_tokenizer_is_read_by_hugging_face(made):

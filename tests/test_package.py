@@ -1,12 +1,13 @@
 """The built package, installed into an environment of its own: what is in it, and that it works with no repository at hand."""
 import os
 import re
+import shutil
 import sys
 import tarfile
 import zipfile
 
 import pytest
-from installed import build, environment, project, quietly, root
+from installed import all_but_results, build, built_in, environment, longest_first, project, python_of, quietly, root
 
 from llm_course.engine.commands import RECIPE
 
@@ -14,11 +15,11 @@ version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text("utf-8"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory): return build(tmp_path_factory.mktemp("built"))
+def built(made_once): return built_in(made_once("built", build))
 
 
 @pytest.fixture(scope="module")
-def python(built, tmp_path_factory): return environment(tmp_path_factory.mktemp("away")/"env", built[1])
+def python(built, made_once): return python_of(made_once("away", lambda folder: environment(folder/"env", built[1]))/"env")
 
 
 @pytest.fixture
@@ -102,3 +103,24 @@ def test_help_names_the_command_as_it_was_typed(command, verb):
 
 def test_extras_and_scripts_are_what_the_readme_says():
     assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
+
+
+def test_the_longest_pages_are_executed_first():
+    "And one that was never measured before all others."
+    paths = [root/"nbs"/f"{name}.ipynb" for name in ("engine/commands", "15_transformer", "99_new")]
+    assert sorted(paths, key=longest_first()) == paths[::-1]
+
+
+def test_pages_get_the_results_of_the_bench_and_nothing_else(tmp_path):
+    shutil.copytree(root/"bench", tmp_path/"bench", ignore=all_but_results)
+    found = {path.relative_to(tmp_path/"bench").as_posix() for path in (tmp_path/"bench").rglob("*") if path.is_file()}
+    assert found == {path.relative_to(root/"bench").as_posix() for path in (root/"bench").rglob("*.json")}
+
+
+def test_what_several_processes_need_is_made_once_and_again_if_it_failed(made_once):
+    calls = []
+    def fails(folder): calls.append(folder); (folder/"half").touch(); raise OSError("full")
+    def works(folder): calls.append(folder); (folder/"whole").touch()
+    with pytest.raises(OSError): made_once("a-trial", fails)
+    assert [path.name for path in made_once("a-trial", works).iterdir()] == ["whole"]
+    assert made_once("a-trial", fails) == calls[0] and len(calls) == 2

@@ -233,10 +233,13 @@ def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeyp
 
 
 def test_the_second_ctrl_c_interrupts():
-    with polite_stop() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # where tests share processes (pytest -n 2), these ignore it
+    try:
+        with polite_stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.is_set()
+            with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    finally: signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
