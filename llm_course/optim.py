@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['check_group', 'with_gradient', 'CheckedOptimizer', 'SGDDecay', 'steps_shrink_with_the_root_of_time',
-           'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'step_numbers', 'adamw_update', 'bites',
-           'adamw_fused', 'AdamW', 'the_first_steps_are_as_long_as_the_rate',
-           'decay_does_not_pass_through_the_gradient', 'eps_is_added_to_the_root', 'agrees_with_torch',
-           'params_for_decay', 'lets_matrices_alone_decay', 'leaves_out_what_is_frozen',
-           'steps_are_as_long_as_the_gradient', 'moves_each_number_by_itself', 'goes_on_from_its_state',
-           'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike', 'follows_its_polynomial',
-           'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length', 'short_gradients_stay',
-           'nothing_is_no_harm']
+           'each_group_has_its_rate', 'leaves_alone_what_has_no_gradient', 'adamw_update', 'adamw_fused', 'AdamW',
+           'the_first_steps_are_as_long_as_the_rate', 'decay_does_not_pass_through_the_gradient',
+           'eps_is_added_to_the_root', 'agrees_with_torch', 'params_for_decay', 'lets_matrices_alone_decay',
+           'leaves_out_what_is_frozen', 'steps_are_as_long_as_the_gradient', 'moves_each_number_by_itself',
+           'goes_on_from_its_state', 'orthogonalise', 'Muon', 'Together', 'moves_every_direction_alike',
+           'follows_its_polynomial', 'decays_on_its_own', 'gradient_clip', 'all_gradients_share_one_length',
+           'short_gradients_stay', 'nothing_is_no_harm']
 
 # %% ../nbs/13_optim.ipynb #imports
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import pairwise
 
 import torch
@@ -57,6 +56,34 @@ def with_gradient(
         if p.is_complex(): raise ValueError(f"parameters must be real, but one is {p.dtype}; optimise its view_as_real")
     return params
 
+# %% ../nbs/13_optim.ipynb #helpers
+def _not_compiled(function:Callable)->Callable: # The same function
+    "Let `torch.compile` call `function` as it is; load the compiler only if it is at work."
+    @wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling(): return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+    return call
+
+def _local(
+    x:Tensor, # Any tensor; where FSDP has cut it up, a `DTensor`
+)->Tensor: # Its numbers in this process; they share memory
+    "Take the share of a tensor that this process holds, all of it unless it was cut up."
+    return x.to_local() if hasattr(x, "to_local") else x
+
+def _local_grad(
+    p:Tensor, # A parameter with a gradient
+)->Tensor: # The numbers that belong to those of `_local(p)`
+    "Take this process's share of a gradient, cut as its parameter is."
+    same = p.grad.redistribute(placements=p.placements) if hasattr(p, "placements") else p.grad
+    return _local(same)
+
+def _whole(
+    x:Tensor, # Any tensor; where FSDP has cut it up, a `DTensor`
+)->Tensor: # All of it, in every process
+    "Collect a tensor from all processes, where it was cut up."
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
 # %% ../nbs/13_optim.ipynb #CheckedOptimizer
 class CheckedOptimizer(Optimizer):
     "What our optimisers share: settings are checked, parameters without a gradient stay, and `update` does the work."
@@ -70,6 +97,7 @@ class CheckedOptimizer(Optimizer):
         for group in state_dict["param_groups"]: check_group(group, self.own)
         super().load_state_dict(state_dict)
 
+    @_not_compiled
     @torch.no_grad()
     def step(self,
         closure:Callable|None=None, # Computes the loss and its gradients anew, for those who want that
@@ -91,7 +119,10 @@ class SGDDecay(CheckedOptimizer):
         super().__init__(params, dict(lr=lr, t=0, momentum=0, dampening=0, weight_decay=0))   # with the zeros `torch.optim.SGD` can read our state
 
     def update(self, params:list[Tensor], group:dict):
-        if params: torch._foreach_add_(params, [p.grad for p in params], alpha=-float(group["lr"]) / math.sqrt(group["t"] + 1))
+        rate = float(group["lr"]) / math.sqrt(group["t"] + 1)
+        if params:
+            grads = [_local_grad(p) for p in params]
+            torch._foreach_add_([_local(p) for p in params], grads, alpha=-rate)
         group["t"] += 1
 
     def load_state_dict(self, state_dict:dict):
@@ -133,98 +164,90 @@ def leaves_alone_what_has_no_gradient(part):
     assert (idle == 1).all(), f"a parameter without a gradient moved from 1 to {idle.tolist()}"
     assert busy.grad.tolist() == [1, -2, 3], f"the gradient [1, -2, 3] was changed to {busy.grad.tolist()}"
 
-# %% ../nbs/13_optim.ipynb #step-numbers
-@torch.compiler.disable   # what changes with each step reaches a compiled kernel as a number it is given, not as code
-def step_numbers(
-    times:list[Tensor],  # Which step this is for each parameter, from 1
-    group:dict,          # Settings of `AdamW`
-    like:list[Tensor]|None=None, # If given, the numbers become tensors of these types and places
-)->tuple[list, list, list]: # What a parameter keeps; −η c₂ / c₁; ε c₂
-    "Work out the three numbers that a step of AdamW needs for each parameter."
-    lr, eps, (beta1, beta2) = float(group["lr"]), group["eps"], group["betas"]
-    @cache
-    def numbers(t, dtype, device):
-        c1, c2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-        three = 1 - lr*group["weight_decay"], -lr*c2/c1, eps*c2
-        return three if dtype is None else [torch.tensor(n, dtype=torch.promote_types(dtype, torch.float32), device=device) for n in three]
-    kinds = [(p.dtype, p.device) for p in like] if like else [(None, None)]*len(times)
-    return tuple(map(list, zip(*(numbers(float(t), *kind) for t, kind in zip(times, kinds)))))
-
 # %% ../nbs/13_optim.ipynb #adamw-update
 def adamw_update(
-    params:list[Tensor],   # Parameters
-    grads:list[Tensor],    # Their gradients
-    means:list[Tensor],    # Running means of the gradients
-    squares:list[Tensor],  # Running means of their squares
-    keep:list, rates:list, floors:list, # From `step_numbers`
-    group:dict,            # Settings of `AdamW`
+    p:Tensor,      # A parameter; changed in place, like its two averages
+    grad:Tensor,   # Its gradient
+    mean:Tensor,   # Running mean of the gradients, m
+    square:Tensor, # Running mean of their squares, v
+    t:float,       # Which step this is for the parameter, from 1
+    group:dict,    # Settings of `AdamW`
 )->None:
-    "Take a step of AdamW on lists of tensors, in place. Source: Loshchilov & Hutter 2019, algorithm 2, with η times the decay."
-    beta1, beta2 = group["betas"]
-    if group["weight_decay"]: torch._foreach_mul_(params, keep)
-    torch._foreach_lerp_(means, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    roots = torch._foreach_sqrt(squares)
-    torch._foreach_add_(roots, floors)
-    if isinstance(rates[0], Tensor):
-        torch._foreach_div_(roots, rates)
-        torch._foreach_addcdiv_(params, means, roots)
-    else: torch._foreach_addcdiv_(params, means, roots, rates)   # a plain number needs no pass of its own
+    """Take a step of AdamW on one tensor.
 
-# %% ../nbs/13_optim.ipynb #bites
-def bites(
-    *lists:list,      # Tensors of the same shapes, and what goes with each; as for `adamw_update`
-    size:int=2**16,   # Numbers in a bite: a quarter of a megabyte in float32
-)->Iterator[list[list]]: # Lists of one element each
-    "Cut lists of tensors into pieces that fit a CPU's cache."
-    for row in zip(*lists):
-        tensors = [x for x in row if isinstance(x, Tensor)]
-        if tensors[0].numel() <= size or not all(x.is_contiguous() for x in tensors): yield [[x] for x in row]
-        else:
-            for piece in zip(*(x.view(-1).split(size) for x in tensors)): yield [[x] for x in (*piece, *row[len(tensors):])]
+    Source: Loshchilov & Hutter 2019, algorithm 2, with η times the decay."""
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    wide = torch.promote_types(p.dtype, torch.float32)
+    g = grad.to(wide)
+    m = beta1 * mean.to(wide) + (1 - beta1) * g
+    v = beta2 * square.to(wide) + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    decayed = p.to(wide) * (1 - lr * group["weight_decay"])
+    p.copy_(decayed - lr * m_hat / (v_hat.sqrt() + group["eps"]))
+    mean.copy_(m)
+    square.copy_(v)
 
 # %% ../nbs/13_optim.ipynb #adamw-fused
+_FUSED_DEVICES = "cpu", "cuda", "mps", "xpu", "meta"
+_FUSED_TYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+def _fused_serves(
+    *tensors:Tensor, # A parameter, its gradient and its two averages
+)->bool:
+    "Does torch's fused kernel go the same way for these as `adamw_update`?"
+    p = tensors[0]
+    if p.device.type not in _FUSED_DEVICES or p.dtype not in _FUSED_TYPES: return False
+    same = all(x.dtype == p.dtype and x.device == p.device for x in tensors)
+    return same and all(x.is_contiguous() for x in tensors)
+
 def adamw_fused(
-    params:list[Tensor], # Parameters, each laid out in memory like its gradient and its state
-    states:list[dict],   # What `AdamW` remembers of each; brought up to date
-    group:dict,          # Settings of `AdamW`
+    params:list[Tensor],  # Parameters
+    grads:list[Tensor],   # Their gradients
+    means:list[Tensor],   # Running means of the gradients
+    squares:list[Tensor], # Running means of their squares
+    times:list[Tensor],   # Steps taken so far, each where its parameter is
+    group:dict,           # Settings of `AdamW`
 )->None:
-    "Take the same step with torch's fused kernel, in place."
-    (beta1, beta2), grads = group["betas"], [p.grad for p in params]
-    means, squares, times = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-    torch_adamw(params, grads, means, squares, [], times, fused=True, amsgrad=False, maximize=False,
-                lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"])
+    "Take the step of `adamw_update` on lists of tensors by torch's fused kernel."
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    if isinstance(lr, Tensor) and lr.is_cpu: lr = float(lr)
+    torch_adamw(params, grads, means, squares, [], times, fused=True, amsgrad=False,
+                maximize=False, lr=lr, beta1=beta1, beta2=beta2, eps=group["eps"],
+                weight_decay=group["weight_decay"])
 
 # %% ../nbs/13_optim.ipynb #AdamW
 class AdamW(CheckedOptimizer):
-    "Adam with decoupled weight decay; its `state_dict` is `torch.optim.AdamW`'s. Source: Loshchilov & Hutter 2019."
+    """Adam with decoupled weight decay. Source: Loshchilov & Hutter 2019.
+
+    Its `state_dict` is `torch.optim.AdamW`'s."""
     def __init__(self,
-        params:Iterable,                        # Parameters, or groups of them
-        lr:float|Tensor=1e-3,                   # Learning rate: about how far a step moves each parameter
-        betas:tuple[float, float]=(0.9, 0.999), # What share of the mean, and of the mean square, outlives a step
-        eps:float=1e-8,                         # Added to the root of the mean square
-        weight_decay:float=0.01,                # Share of a parameter that a step takes off, at learning rate 1
-        fused:bool=False,                       # Let torch's fused kernel take the steps, where memory is laid out for it
+        params:Iterable,        # Parameters, or groups of them
+        lr:float|Tensor=1e-3,   # Learning rate: about how far a step moves each parameter
+        betas:tuple[float, float]=(0.9, 0.999), # What share of each average outlives a step
+        eps:float=1e-8,         # Added to the root of the mean square
+        weight_decay:float=0.01, # Share of a parameter that a step takes off, at lr 1
+        fused:bool=True,        # Take steps by torch's kernel, where it goes the same way
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps,
+                                      weight_decay=weight_decay, fused=fused))
 
     def update(self, params:list[Tensor], group:dict):
-        if not params: return
-        fused = group.get("fused")   # older checkpoints don't say
+        by_kernel = []
         for p in params:
-            if not (state := self.state[p]):
-                state["step"] = torch.tensor(0., dtype=torch.float32, device=p.device if fused else "cpu")
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        states = [self.state[p] for p in params]
-        if fused and all(p.stride() == p.grad.stride() == s["exp_avg"].stride() for p, s in zip(params, states)): return adamw_fused(params, states, group)
-        for s in states: s["step"] += 1
-        compiling = torch.compiler.is_compiling()
-        numbers = step_numbers([s["step"] for s in states], group, params if compiling else None)
-        lists = params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], *numbers
-        if compiling or not all(p.is_cpu for p in params): adamw_update(*lists, group)
-        else:
-            for one in bites(*lists): adamw_update(*one, group)
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.tensor(0., dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            four = _local(p), _local_grad(p), _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+            if group.get("fused") is not False and _fused_serves(*four):
+                state["step"] = state["step"].to(p.device)   # where the kernel counts
+                by_kernel.append([*four, state["step"]])
+            else:
+                state["step"] = state["step"].cpu() + 1
+                adamw_update(*four, float(state["step"]), group)
+        if by_kernel: adamw_fused(*map(list, zip(*by_kernel)), group)
 
 # %% ../nbs/13_optim.ipynb #checks-adamw
 def _adamw_path(part, grads, **settings):
@@ -355,6 +378,27 @@ def orthogonalise(
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)   # a x + (b s + c s²) x
     return (x.mT if tall else x).to(matrices.dtype)
 
+# %% ../nbs/13_optim.ipynb #join-and-cut
+def _join(
+    x:Tensor, # This process's share
+    p:Tensor, # A parameter that is cut up in the same way, or not at all
+)->Tensor:    # The whole
+    "Collect the shares of all processes, where there are shares."
+    if not hasattr(p, "placements"): return x
+    from torch.distributed.tensor import DTensor
+    shares = DTensor.from_local(x, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+    return shares.full_tensor()
+
+def _cut(
+    x:Tensor, # The whole, the same in all processes
+    p:Tensor, # A parameter that is cut up, or not at all
+)->Tensor:    # This process's share
+    "Take the share of `x` that belongs to the numbers of `_local(p)`."
+    if not hasattr(p, "placements"): return x
+    from torch.distributed.tensor import DTensor, Replicate
+    copies = DTensor.from_local(x, p.device_mesh, [Replicate()] * p.device_mesh.ndim)
+    return copies.redistribute(placements=p.placements).to_local()
+
 # %% ../nbs/13_optim.ipynb #Muon
 class Muon(CheckedOptimizer):
     "Momentum, made orthogonal, for the matrices inside a model. Source: Jordan et al. 2024."
@@ -375,12 +419,15 @@ class Muon(CheckedOptimizer):
             if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             alike[p.shape, p.dtype, p.device].append(p)
         for (shape, *_), params in alike.items():
-            grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+            grads = [_local_grad(p) for p in params]
+            means = [_local(self.state[p]["momentum_buffer"]) for p in params]
             torch._foreach_lerp_(means, grads, 1 - momentum)
             ahead = torch._foreach_lerp(grads, means, momentum)
-            torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
-            steps = orthogonalise(torch.stack(ahead)).unbind()
-            torch._foreach_add_(params, list(steps), alpha=-lr * max(1, shape[0] / shape[1])**0.5)
+            whole = torch.stack([_join(x, p) for x, p in zip(ahead, params)])
+            steps = [_cut(x, p) for x, p in zip(orthogonalise(whole), params)]
+            here = [_local(p) for p in params]
+            torch._foreach_mul_(here, 1 - lr*group["weight_decay"])
+            torch._foreach_add_(here, steps, alpha=-lr * max(1, shape[0] / shape[1])**0.5)
 
 # %% ../nbs/13_optim.ipynb #Together
 class Together(CheckedOptimizer):
@@ -446,11 +493,12 @@ def gradient_clip(
     grads = [p.grad for p in with_gradient([params] if isinstance(params, Tensor) else params)]
     if not grads: return torch.tensor(0.)
     wide = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
-    norms = [norm.to(grads[0].device) for norm in torch._foreach_norm(grads, 2, wide)]
+    norms = [_whole(norm).to(grads[0].device) for norm in torch._foreach_norm(grads, 2, wide)]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.).where(norm.isfinite(), 1.)
     for device in {g.device for g in grads}:
-        torch._foreach_mul_([g for g in grads if g.device == device], scale.to(device))
+        here = [_local(g) for g in grads if g.device == device]
+        torch._foreach_mul_(here, scale.to(device))
     return norm
 
 # %% ../nbs/13_optim.ipynb #checks-clip
