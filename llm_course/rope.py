@@ -87,9 +87,12 @@ def look_up(
     positions:Int[Tensor, "... seq"]|int|None,    # Where each vector stands, or the first of a run; `None` counts from zero
     seq:int,                                      # Length of a run
 )->Float[Tensor, "... pairs two"]: # Cosines and sines for these positions
-    "Read the table. Raises `ValueError` for a position that is not in it."
+    """Read the table. Raises `ValueError` for a position that is not in it.
+
+    Positions on a GPU are not checked, because to read them would make the program wait."""
     if isinstance(positions, Tensor):
-        if torch.compiler.is_compiling() or positions.is_meta or not positions.numel(): return turns[positions]   # compiled, the kernel checks
+        checked = positions.is_cpu and positions.numel() and not torch.compiler.is_compiling()
+        if not checked: return turns[positions]
         first, last = (int(n) for n in positions.aminmax())
     else:
         first = positions or 0
@@ -135,9 +138,19 @@ class RoPE(nn.Module):
         token_positions:Int[Tensor, "... #seq"]|int|None=None, # Where each stands, or the first of a run; `None` counts from zero
     )->Float[Tensor, "... seq d_k"]: # The turned vectors, in the type of `x`
         if x.dtype in (torch.float16, torch.bfloat16): return self.forward(x.float(), token_positions).to(x.dtype)   # rounded once
-        table = self.turns if x.dtype == torch.float32 else rope_turns(self.d_k, self.max_seq_len, self.theta, x.device, self.scaling)
+        if x.dtype == torch.float32: table = self.table(x.device)
+        else: table = rope_turns(self.d_k, self.max_seq_len, self.theta, x.device, self.scaling)
         turn = rotate if torch.compiler.is_compiling() else rotate_complex
         return turn(x, look_up(table, token_positions, x.shape[-2]))
+
+    def table(self,
+        device:torch.device, # Where it is needed
+    )->Float[Tensor, "max_seq_len pairs two"]: # The table, in float32
+        "Give the table; fill it, if the model was made on `meta` and then given its weights."
+        if self.turns.is_meta and device.type != "meta":
+            with torch.inference_mode(False):   # it will serve in training, too
+                self.turns = shared_table(self.d_k, self.max_seq_len, self.theta, device, self.scaling)
+        return self.turns
 
     def _apply(self, fn, recurse=True):   # what `.to`, `.half`, `.cuda` and `.to_empty` call: follow to the device, never to another type
         device = fn(torch.empty(0, device=self.turns.device)).device
