@@ -218,9 +218,7 @@ def adamw_fused(
 
 # %% ../nbs/13_optim.ipynb #AdamW
 class AdamW(CheckedOptimizer):
-    """Adam with decoupled weight decay. Source: Loshchilov & Hutter 2019.
-
-    Its `state_dict` is `torch.optim.AdamW`'s."""
+    "Adam with decoupled decay, torch's `state_dict`. Source: Loshchilov & Hutter 2019."
     def __init__(self,
         params:Iterable,        # Parameters, or groups of them
         lr:float|Tensor=1e-3,   # Learning rate: about how far a step moves each parameter
@@ -229,8 +227,8 @@ class AdamW(CheckedOptimizer):
         weight_decay:float=0.01, # Share of a parameter that a step takes off, at lr 1
         fused:bool=True,        # Take steps by torch's kernel, where it goes the same way
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps,
-                                      weight_decay=weight_decay, fused=fused))
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+        super().__init__(params, settings)
 
     def update(self, params:list[Tensor], group:dict):
         by_kernel = []
@@ -238,9 +236,9 @@ class AdamW(CheckedOptimizer):
             state = self.state[p]
             if not state:
                 state["step"] = torch.tensor(0., dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(p)
-                state["exp_avg_sq"] = torch.zeros_like(p)
-            four = _local(p), _local_grad(p), _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+                for name in "exp_avg", "exp_avg_sq": state[name] = torch.zeros_like(p)
+            averages = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+            four = _local(p), _local_grad(p), *averages
             if group.get("fused") is not False and _fused_serves(*four):
                 state["step"] = state["step"].to(p.device)   # where the kernel counts
                 by_kernel.append([*four, state["step"]])
