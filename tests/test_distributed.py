@@ -77,11 +77,33 @@ def compare_shares(rank, count):
             found = walk(name, lambda x, placement=placement: distribute_tensor(x, mesh, [placement]))
             assert not any(isinstance(norm, DTensor) for norm in found[2])
             assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    torch.manual_seed(0)
+        resume_shares(mesh, name)
     p = nn.Parameter(distribute_tensor(torch.ones(257, 300), mesh, [Shard(0)]))   # 1: what a review found to stand still
     p.grad = distribute_tensor(torch.ones(257, 300), mesh, [Replicate()])   # and a gradient that lies otherwise than its parameter
     AdamW([p], lr=0.1, weight_decay=0.).step()
     assert_close(p.full_tensor().detach(), torch.full((257, 300), 0.9))
+
+
+def resume_shares(mesh, name):
+    "A run of shares that is saved whole, and goes on in other shares."
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from llm_course.checkpoint import gathered
+    from llm_course.training import load_sharded
+    cut = lambda x: distribute_tensor(x, mesh, [Shard(0)])
+    torch.manual_seed(0)
+    whole = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    first, second = ([nn.Parameter(cut(p.detach().clone())) for p in whole] for _ in range(2))
+    grads = [[torch.randn(shape) for shape in SHAPES] for _ in range(2)]
+    optimizers = [optimizer_of(name, params) for params in (whole, first, second)]
+    for p, q, grad in zip(whole, first, grads[0]): p.grad, q.grad = grad, cut(grad)
+    for optimizer in optimizers[:2]: optimizer.step()
+    load_sharded(optimizers[2], gathered(optimizers[1].state_dict()))
+    with torch.no_grad():
+        for p, q in zip(first, second): q.copy_(p)
+    for p, q, grad in zip(whole, second, grads[1]): p.grad, q.grad = grad, cut(grad)
+    for optimizer in optimizers[::2]: optimizer.step()
+    assert_close([gathered(q.detach()) for q in second], [p.detach() for p in whole], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 3])
