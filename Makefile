@@ -60,7 +60,7 @@ export: .venv/installed
 
 # Execute every notebook and keep what it shows.
 notebooks: export
-	.venv/bin/jupyter execute --inplace nbs/*.ipynb
+	.venv/bin/jupyter execute --inplace $$($(PY) web/book.py)
 	.venv/bin/nbdev_clean
 
 # With Quarto where it is installed, else with pandoc.

@@ -5,6 +5,7 @@ once more, and again. What each further dose costs tells what the first one did.
 import datetime
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -12,9 +13,12 @@ from random import Random
 import torch
 
 from bench.runner import commit, machine, root
-from llm_course.commands import output_path, run_command, whole_file
+from llm_course.engine.commands import output_path, run_command, whole_file
 from llm_course.loss import cross_entropy
 from llm_course.pretrained import chatml, load_pretrained
+
+sys.path.insert(0, str(root/"web"))
+import book
 
 CAPITALS = dict(pair.split(":") for pair in (
     "France:Paris Italy:Rome Spain:Madrid Germany:Berlin Austria:Vienna Greece:Athens Russia:Moscow Japan:Tokyo China:Beijing Egypt:Cairo "
@@ -23,7 +27,7 @@ CAPITALS = dict(pair.split(":") for pair in (
 
 def prose(size: int = 12_000) -> str:
     "Sentences of this book, which the model cannot have read: paragraphs of the first chapters without formulas, code or tables."
-    cells = [cell for page in sorted((root/"nbs").glob("0[4-9]_*.ipynb")) for cell in json.loads(page.read_text("utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    cells = [cell for page in book.pages() if book.number(page) in range(4, 10) for cell in book.cells(page) if cell["cell_type"] == "markdown"]
     paragraphs = "\n\n".join("".join(cell["source"]) for cell in cells).split("\n\n")
     return "\n\n".join(text for text in paragraphs if len(text) > 80 and not set(text) & set("$`|<#*[→"))[:size]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from bench.nanogpt import MEANS, cut, run_side
 from bench.runner import commit, machine, merge, read
-from llm_course.commands import by_default, input_file, output_path, run_command
+from llm_course.engine.commands import by_default, input_file, output_path, run_command
 
 START = dict(num_layers=4, batch_size=12, iterations=1180, order="random", muon_lr=None, lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
 RUNGS = {   # what each changes about the one before it

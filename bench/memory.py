@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.cases.data import mixed_text
 from bench.runner import commit, machine
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.commands import output_path, run_command, whole_file
+from llm_course.engine.commands import output_path, run_command, whole_file
 
 
 def resident(pid: int) -> int:

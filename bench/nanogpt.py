@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.runner import commit, machine, merge, read
-from llm_course.commands import by_default, input_file, output_path, run_command
+from llm_course.engine.commands import by_default, input_file, output_path, run_command
 
 # What the held-out part of the training split has chosen for the time that the peer takes.
 RECIPE = dict(d_model=128, num_layers=3, num_heads=4, d_ff=352, max_seq_len=64, batch_size=24, iterations=730, order="epochs",

@@ -10,7 +10,10 @@ import nbformat
 from nbclient import NotebookClient
 
 from bench.runner import commit, machine, root
-from llm_course.commands import whole_file
+from llm_course.engine.commands import whole_file
+
+sys.path.insert(0, str(root/"web"))
+import book
 
 
 def spent() -> float:
@@ -31,14 +34,15 @@ def seconds(path: Path) -> float:
 def main(names: list[str]) -> None:
     "Measure all pages or those that are named, and keep the others' times."
     os.environ["OMP_NUM_THREADS"] = "1"
-    output, paths = root/"bench"/"pages.json", sorted((root/"nbs").glob("*.ipynb"))
+    output, paths = root/"bench"/"pages.json", book.pages()
     found = json.loads(output.read_text("utf-8"))["seconds"] if output.exists() else {}
     for path in paths:
-        if names and path.stem not in names: continue
-        found[path.stem] = round(seconds(path), 1)
-        print(f"{path.stem:18} {found[path.stem]:5.1f} s", flush=True)
+        name = book.name(path)
+        if names and name not in names: continue
+        found[name] = round(seconds(path), 1)
+        print(f"{name:26} {found[name]:5.1f} s", flush=True)
         result = {"what": "Seconds of processor time that each notebook takes, from the start of its kernel, on one thread.",
-                  "seconds": {path.stem: found[path.stem] for path in paths if path.stem in found},
+                  "seconds": {name: found[name] for name in map(book.name, paths) if name in found},
                   "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
         with whole_file(output, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 

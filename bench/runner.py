@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from llm_course.checkpoint import pick_device
-from llm_course.commands import by_default, output_path, whole_file
+from llm_course.engine.commands import by_default, output_path, whole_file
 
 root = Path(__file__).parents[1]
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from bench.runner import root
-from llm_course.commands import run_command
+from llm_course.engine.commands import run_command
 
 ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's short name
     "encode": ("encoding, one thread", "编码,单线程", "tokenizers"),

@@ -1,4 +1,4 @@
 """`python -m llm_course` is `llm-course`, for where the script is not on the path."""
-from llm_course.commands import main
+from llm_course.engine.commands import main
 
 main()

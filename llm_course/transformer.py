@@ -5,12 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'make_part', 'part_name', 'own_parts', 'Attend', 'parameters_of', 'inner_parts', 'swap_linears',
            'TransformerBlock', 'ModelConfig', 'check_shape', 'block_options', 'start_small', 'share_weight',
-           'make_layers', 'Transformer', 'adds_two_branches_to_the_stream',
-           'lets_the_stream_pass_when_its_branches_are_silent', 'lets_gradients_through_both_branches',
-           'gives_a_score_to_every_id', 'begins_by_knowing_nothing', 'cannot_see_the_future', 'is_its_parts_in_a_row',
-           'has_the_parameters_it_should', 'tells_attention_where_tokens_stand', 'AdamW', 'CrossEntropyLoss',
-           'Embedding', 'FFN', 'Linear', 'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention',
-           'SGDDecay', 'SiLu', 'Softmax', 'cos_lr_scheduler', 'gradient_clip']
+           'make_layers', 'Transformer', 'AdamW', 'CrossEntropyLoss', 'Embedding', 'FFN', 'Linear',
+           'MultiHeadAttention', 'RmsNorm', 'RoPE', 'ScaledDotProductAttention', 'SGDDecay', 'SiLu', 'Softmax',
+           'cos_lr_scheduler', 'gradient_clip']
 
 # %% ../nbs/15_transformer.ipynb #imports
 import math
@@ -282,6 +279,7 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))
 
 # %% ../nbs/15_transformer.ipynb #checks-block
+#| code-fold: true
 @torch.no_grad()
 def _stirred(model):
     "The same model, with weights large enough for every branch to matter."
@@ -306,6 +304,7 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
     assert_close(block(x), x, msg=lambda m: f"both branches add nothing, so the stream must pass unchanged:\n{m}")
 
 # %% ../nbs/15_transformer.ipynb #checks-block-gradients
+#| code-fold: true
 @check_of("TransformerBlock")
 def lets_gradients_through_both_branches(part):
     "What flows back is what flows back through its own parts put together, to the stream and to every matrix."
@@ -317,6 +316,7 @@ def lets_gradients_through_both_branches(part):
         assert a is not None and torch.allclose(a, b, rtol=1e-3, atol=1e-3), f"the gradient of {name} is not the one that its own parts give"
 
 # %% ../nbs/15_transformer.ipynb #checks-model
+#| code-fold: true
 @check_of("Transformer")
 def gives_a_score_to_every_id(part):
     "Ids of any leading axes go in; a score for each id of the vocabulary comes out at every place, on the CPU in float32."
@@ -344,6 +344,7 @@ def cannot_see_the_future(part):
     assert (heard > 1e-6).all(), f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not notice"
 
 # %% ../nbs/15_transformer.ipynb #checks-model-2
+#| code-fold: true
 @check_of("Transformer")
 def is_its_parts_in_a_row(part):
     "Embedding, every block once and in order, one more norm, and the head."
@@ -365,6 +366,7 @@ def has_the_parameters_it_should(part):
         assert not idle, f"no gradient reaches {', '.join(idle)}"
 
 # %% ../nbs/15_transformer.ipynb #checks-positions
+#| code-fold: true
 @check_of("Transformer")
 def tells_attention_where_tokens_stand(part):
     "Positions that lie further apart, and another `rope_theta`, change the scores; positions that are all moved on by the same number don't."

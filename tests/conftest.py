@@ -1,6 +1,12 @@
 """What every test may ask for."""
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+root = Path(__file__).parents[1]
+sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()

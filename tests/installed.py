@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 root = Path(__file__).parents[1]
 project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
 sys.path[:0] = [str(root/"web"), str(root/"tests")]
+import book  # noqa: E402
 import colab  # noqa: E402
 import outputs  # noqa: E402
 
@@ -125,7 +126,7 @@ def as_tested() -> bool:
 
 def main(names: list[str]) -> int:
     "Execute pages, two at a time, and say how long each took; 1 if one failed, or showed something else than what is committed."
-    paths = [path for path in sorted((root/"nbs").glob("*.ipynb")) if not names or path.stem in names]
+    paths = [path for path in book.pages() if not names or path.stem in names]
     if not (compare := as_tested()): print(f"outputs are not compared: they were made on Linux, with Python {PYTHON} and the versions of requirements.txt")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)

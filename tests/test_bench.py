@@ -1,23 +1,23 @@
 """The benchmark's runner: it measures what it says, keeps what was there, and its committed results are whole."""
 import json
-import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import book
 import pytest
 import torch
 
+import bench.cases  # noqa: F401  registers the cases
+from bench import four_bits, ladder, nanogpt, pages, runner
+from bench.cases.generating import llama
+from bench.cases.machine import built_in
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.engine.commands import run_command
+from llm_course.transformer import Transformer
+
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root))
-import bench.cases  # noqa: E402, F401  registers the cases
-from bench import four_bits, ladder, nanogpt, pages, runner  # noqa: E402
-from bench.cases.generating import llama  # noqa: E402
-from bench.cases.machine import built_in  # noqa: E402
-from llm_course.bpe_tokenizer import BpeTokenizer  # noqa: E402
-from llm_course.commands import run_command  # noqa: E402
-from llm_course.transformer import Transformer  # noqa: E402
 
 
 def command(*words): run_command(runner.Config, runner.main, [str(word) for word in words])
@@ -213,5 +213,5 @@ def test_a_page_is_timed_by_the_processor():
 
 def test_every_page_was_timed():
     found = json.loads((root/"bench"/"pages.json").read_text("utf-8"))
-    assert found["seconds"].keys() >= {path.stem for path in (root/"nbs").glob("[0-9]*.ipynb")}, "run python -m bench.pages for the new page"
+    assert found["seconds"].keys() >= {book.name(path) for path in book.pages() if book.module(path)}, "run python -m bench.pages for the new page"
     assert min(found["seconds"].values()) > 0

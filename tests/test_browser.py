@@ -2,23 +2,21 @@
 import os
 import re
 import shutil
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import book
 import pytest
-import yaml
+import render
 
 pytest.importorskip("pypandoc")
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
-import render  # noqa: E402
 
-pages = [*map(render.address, render.pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))))]
+pages = [*map(render.address, book.listed(book.config()))]
 browsers = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
 phone, desk = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_course.commands import run_command
+from llm_course.engine.commands import run_command
 
 SHAPE = "--max_seq_len 16 --d_model 16 --num_layers 1 --num_heads 2 --d_ff 24 --batch_size 4".split()
 SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()

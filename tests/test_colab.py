@@ -1,20 +1,19 @@
 """Notebooks in Colab: what the first cell does there, that it does nothing elsewhere, and what a page's metadata asks for."""
 import json
 import re
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("IPython")
+import book
+import colab
 from IPython.core.interactiveshell import InteractiveShell
 
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
-import colab  # noqa: E402
 
-names = [path.stem for path in sorted((root/"nbs").glob("*.ipynb"))]
+names = [book.name(path) for path in book.pages()]
 
 
 @pytest.mark.parametrize("name", names)
@@ -59,11 +58,11 @@ class Colab(Shell):
     def __str__(self): return "<google.colab._shell.Shell object at 0x7f>"
 
 
-@pytest.mark.parametrize("name", ["01_bpe", "19_pretrained"])
+@pytest.mark.parametrize("name", ["01_bpe", "23_pretrained"])
 def test_the_first_cell_installs_the_course_and_names_the_torch_that_is_there(name):
     shell = Colab()
     shell.run_cell(colab.install(name)).raise_error()
-    extras = "[interop]" if name == "19_pretrained" else ""
+    extras = "[interop]" if name == "23_pretrained" else ""
     assert shell.asked == [f'install -q torch=={version("torch")} "llm_course{extras} @ git+https://github.com/llm-course/llm_course@main"']
 
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import pytest
 
-from llm_course import commands
-from llm_course.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
+from llm_course.engine import commands
+from llm_course.engine.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,26 @@
 """The glossary: in order, within reach, and linked from where its terms are first used. Each check is shown to complain about a broken book."""
-import json
 import re
 from pathlib import Path
 
+import book as pages
 import pytest
-import yaml
 
 root = Path(__file__).parents[1]
-LINKED = re.compile(r"\[([^][]+)\]\((?:glossary\.ipynb)?#([\w-]+)\)")
+
+TO = r"(?:\.\./)?(?:reference/)?glossary\.ipynb"   # the glossary, seen from another page
+LINKED = re.compile(rf"\[([^][]+)\]\((?:{TO})?#([\w-]+)\)")
 
 
-def pages_of(contents):
-    for item in contents:
-        if isinstance(item, dict): yield from pages_of(item["contents"])
-        elif item.endswith(".ipynb"): yield Path(item).stem
+def text_of(path): return "\n\n".join("".join(cell["source"]) for cell in pages.cells(path) if cell["cell_type"] == "markdown")
 
 
-def text_of(name): return "\n\n".join("".join(cell["source"]) for cell in json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))["cells"] if cell["cell_type"] == "markdown")
-
-
-order = list(pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))["website"]["sidebar"]["contents"]))
-book = {name: text_of(name) for name in order}
+book = {path.stem: text_of(path) for path in pages.pages()}
 
 
 def terms_in(glossary):
     "Each term with its anchor, what is said of it, and the page that builds it."
     found = re.findall(r"^### (.+)\n\n(.+)", glossary, re.M)
-    return {term: (re.sub(r"[^\w -]", "", term).lower().replace(" ", "-"), said, (re.findall(r"\[Chapter \d\d\]\((\w+)\.ipynb\)$", said) or [""])[0]) for term, said in found}
+    return {term: (re.sub(r"[^\w -]", "", term).lower().replace(" ", "-"), said, (re.findall(r"\[(?:Chapter \d\d|[A-Z][\w ]+)\]\((?:\.\./)?(?:engine/|grading/)?(\w+)\.ipynb\)$", said) or [""])[0]) for term, said in found}
 
 
 def prose(text):
@@ -54,14 +48,14 @@ def terms_are_sorted_and_under_their_letters(book):
 def each_term_is_said_in_a_sentence_or_three_and_names_its_page(book):
     for term, (_, said, home) in terms_in(book["glossary"]).items():
         if home not in book: yield f"{term} leads to no chapter"
-        if not 5 <= len(re.sub(r"\[Chapter.*", "", said).split()) <= 50: yield f"{term} takes {len(said.split())} words"
+        if not 5 <= len(re.sub(r"\[[A-Z][\w ]+\]\([^)]*\)$", "", said).split()) <= 50: yield f"{term} takes {len(said.split())} words"
 
 
 @check
 def links_lead_to_terms_that_say_the_same(book):
     anchors = {anchor: term for term, (anchor, *_) in terms_in(book["glossary"]).items()}
     for name, text in book.items():
-        for said, anchor in re.findall(r"\[([^][]+)\]\(glossary\.ipynb#([\w-]+)\)" if name != "glossary" else LINKED, text):
+        for said, anchor in re.findall(rf"\[([^][]+)\]\({TO}#([\w-]+)\)" if name != "glossary" else LINKED, text):
             if anchor not in anchors: yield f"{name}: the glossary has no '{anchor}'"
             elif said.lower().replace(" ", "-")[:2] != anchor[:2] and anchor != "overfitting": yield f"{name}: '{said}' leads to '{anchor}'"
 
@@ -70,7 +64,7 @@ def links_lead_to_terms_that_say_the_same(book):
 def no_term_is_linked_twice_on_a_page_nor_at_home(book):
     for name, text in book.items():
         if name == "glossary": continue
-        found = [anchor for _, anchor in re.findall(r"\[([^][]+)\]\(glossary\.ipynb#([\w-]+)\)", text)]
+        found = [anchor for _, anchor in re.findall(rf"\[([^][]+)\]\({TO}#([\w-]+)\)", text)]
         if again := {anchor for anchor in found if found.count(anchor) > 1}: yield f"{name} links {again} twice"
         if home := {term for term, (anchor, _, home) in terms_in(book["glossary"]).items() if home == name and anchor in found}: yield f"{name} explains {home} itself"
 
@@ -90,7 +84,7 @@ def the_first_use_in_the_book_is_at_home_or_linked(book):
         if term in common: continue
         word = re.compile(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", 0 if re.search("[A-Z]", term) else re.I)
         first = next((name for name in book if name not in ("index", "00_tour", "glossary", "references") and (word.search(prose(book[name])) or name == home)), home)
-        if first != home and f"glossary.ipynb#{anchor})" not in book[first]: yield f"{first} uses '{term}' before {home} explains it: link it to the glossary"
+        if first != home and not re.search(rf"{TO}#{re.escape(anchor)}\)", book[first]): yield f"{first} uses '{term}' before {home} explains it: link it to the glossary"
 
 
 @pytest.mark.parametrize("name", checks)

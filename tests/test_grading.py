@@ -10,9 +10,9 @@ from right import RIGHT
 from test_checks import FAULTY
 from torch import nn
 
-from llm_course import grading
 from llm_course.checks import CHECKS
-from llm_course.grading import (
+from llm_course.grading import grading
+from llm_course.grading.grading import (
     ALIASES,
     MISTAKES,
     QUESTIONS,

@@ -1,16 +1,17 @@
 """The notation page: every letter that a chapter's formulas use is in one of its tables, and every letter of a table is used."""
-import json
 import re
 from pathlib import Path
 
+import book
 import pytest
 
 root = Path(__file__).parents[1]
+
 FREE = set("abcijnrux")   # for whatever is at hand, as the page says
 GREEK = "alpha beta gamma delta varepsilon eta theta lambda mu sigma varphi Phi rho tau omega".split()
 
 
-def text_of(path): return "\n\n".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "markdown")
+def text_of(path): return "\n\n".join("".join(cell["source"]) for cell in book.cells(path) if cell["cell_type"] == "markdown")
 
 
 def letters(formula):
@@ -27,29 +28,34 @@ def tables(text):
     "The letters that always mean the same, and those that a chapter borrows: letter → chapters."
     rows = [row.strip("|").split("|") for row in text.partition("## Letters")[2].partition("## Pictures")[0].splitlines() if row.startswith("| $")]
     axes = set(re.findall(r"^\| `(\w)` \|", text, re.M))
-    always = axes | {letter for row in rows if not re.fullmatch(r"[\d, ]+", row[-1]) for formula in formulas(row[0]) for letter in letters(formula)}
+    always = axes | {letter for row in rows if not re.fullmatch(r" *(?:\d\d|grader)(?:, (?:\d\d|grader))* *", row[-1]) for formula in formulas(row[0]) for letter in letters(formula)}
     borrowed = {}
     for row in rows:
-        if re.fullmatch(r"[\d, ]+", row[-1]):
+        if re.fullmatch(r" *(?:\d\d|grader)(?:, (?:\d\d|grader))* *", row[-1]):
             for formula in formulas(row[0]):
-                for letter in letters(formula): borrowed.setdefault(letter, set()).update(re.findall(r"\d\d", row[-1]))
+                for letter in letters(formula): borrowed.setdefault(letter, set()).update(re.findall(r"\d\d|grader", row[-1]))
     return always, borrowed
 
 
-notation = text_of(root/"nbs"/"00_notation.ipynb")
-chapters = {path.stem: set().union(*map(letters, formulas(text_of(path)))) for path in sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb")) if path.stem not in ("00_notation", "00_tour")}
+notation = text_of(root/"nbs"/"reference"/"notation.ipynb")
+chapters = {path.stem: set().union(*map(letters, formulas(text_of(path)))) for path in book.pages() if book.module(path) and path.stem != "notation"}
+
+
+def place(chapter):
+    "How the tables name a page: a lesson by its number, all pages of grading by one word."
+    return chapter[:2] if chapter[:2].isdigit() else "grader"
 
 
 @pytest.mark.parametrize("chapter", chapters)
 def test_every_letter_is_in_a_table(chapter):
     always, borrowed = tables(notation)
-    unknown = {letter for letter in chapters[chapter] - always - FREE if chapter[:2] not in borrowed.get(letter, ())}
-    assert not unknown, f"say in 00_notation what {sorted(unknown)} mean in chapter {chapter[:2]}"
+    unknown = {letter for letter in chapters[chapter] - always - FREE if place(chapter) not in borrowed.get(letter, ())}
+    assert not unknown, f"say in reference/notation what {sorted(unknown)} mean in {chapter}"
 
 
 def test_every_borrowed_letter_is_used_where_it_is_said_to_be():
     used = {}
-    for chapter, found in chapters.items(): used.setdefault(chapter[:2], set()).update(found)
+    for chapter, found in chapters.items(): used.setdefault(place(chapter), set()).update(found)
     assert not [(letter, number) for letter, numbers in tables(notation)[1].items() for number in sorted(numbers) if letter not in used[number]]
 
 

@@ -1,23 +1,22 @@
 """The anatomy of every notebook: what a reader may count on, whichever page they open.
 
-Each check takes a page and yields its complaints. Every check runs on every page of `nbs/`; and every check is shown here
+Each check takes a page and yields its complaints. Every check runs on every page of the course; and every check is shown here
 to complain about a page that was broken on purpose, for a check that cannot fail guards nothing."""
 import ast
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
+import book
+import colab
 import pytest
 
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
-import colab  # noqa: E402
-
-modules = {"notation": "style"}   # the one chapter whose module is called otherwise
 
 project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
 distributions = lambda listed: {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in listed}
@@ -30,13 +29,18 @@ class Page:
     "A notebook, with the questions that the checks ask of it."
     def __init__(self, name, cells, exported=None):
         self.name, self.cells, self._exported = name, [Cell(cell) for cell in cells], exported
+        self.path = root/"nbs"/f"{name}.ipynb"
 
     @property
-    def number(self): return int(self.name[:2]) if self.name[:2].isdigit() else None
+    def room(self): return book.room(self.path)
     @property
-    def module(self): return modules.get(self.name[3:], self.name[3:])
+    def number(self): return book.number(self.path)
     @property
-    def is_chapter(self): return self.number is not None and self.name != "00_tour"   # a page with a module
+    def module(self):   # as its first cell says; the name of a page and that of its module agree, but for these
+        own = {"00_tools": "checks", "reference/notation": "style"}.get(self.name, re.sub(r"^\d\d_", "", self.name.rpartition("/")[2]))
+        return f"{self.room}.{own}" if self.room in ("engine", "grading") else own
+    @property
+    def is_chapter(self): return self.name not in ("index", "00_tour", "reference/glossary", "reference/references")   # a page with a module
     @property
     def code(self): return [cell for cell in self.cells if cell.kind == "code"]
     @property
@@ -48,7 +52,7 @@ class Page:
         return next((i for i, cell in enumerate(self.cells) if cell.kind == "markdown" and re.search(r"^## Exercises", cell.source, re.M)), len(self.cells))
     @property
     def exported(self):   # name → was it made in this module? (else it is passed on from another)
-        return names_of(root/"llm_course"/f"{self.module}.py") if self._exported is None else self._exported
+        return names_of(root/"llm_course"/f"{self.module.replace('.', '/')}.py") if self._exported is None else self._exported
 
 
 class Cell:
@@ -142,20 +146,38 @@ def opens_in_colab(page):
 
 
 @check
-def exports_fit_a_screen(page):
+def folds_its_checks(page):
     for cell in page.exports:
-        if (lines := len([line for line in cell.source.strip().splitlines() if not line.startswith("#|")])) > 30: yield f"{cell} exports {lines} lines: split it, 30 fit on a screen"
+        if cell.is_check and not (cell.source.startswith("#| exporti\n") and cell.directives.get("code-fold") == "true"):
+            yield f"{cell} holds checks: let it begin with '#| exporti' and '#| code-fold: true'; what they claim is shown by verify"
+
+
+# What is longer is cut at the right of a page. These pages are still to be mended: the list may only shrink.
+WIDE = {"index", "00_tour", "01_bpe", "02_bpe_tokenizer", "03_data", "04_linear", "05_embedding", "06_rmsnorm", "07_ffn", "08_softmax", "09_attention",
+        "10_rope", "11_multihead", "12_loss", "13_optim", "14_schedule", "15_transformer", "16_checkpoint", "17_training", "18_generating", "19_health", "23_pretrained",
+        "engine/commands", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine",
+        "reference/notation"}
+
+
+def wide(page):
+    "Each line of code that is too long, but for directives and the cell that Colab runs."
+    for cell in page.code:
+        for line in cell.source.splitlines() if cell.raw.get("id") != "colab" else ():
+            if len(line) > 88 and not line.startswith("#|"): yield f"{cell} has a line of {len(line)} characters; 88 fit on a page: {line[:60]}…"
 
 
 @check
-def exports_import_from_lower_floors(page):
-    floors = {modules.get(p.stem[3:], p.stem[3:]): int(p.stem[:2]) for p in chapter_paths()}
+def lines_fit_a_page(page):
+    if page.name not in WIDE or page._exported: yield from wide(page)   # the pages made up below are excused from nothing
+
+
+@check
+def exports_name_the_modules_that_they_import(page):
     for cell in page.exports:
-        for node in at_import(cell.tree):
+        for node in ast.walk(cell.tree):
             for name in imported(node):
-                package, _, module = name.partition(".")
-                if package == "" or name == "llm_course": yield f"{cell}: import from llm_course.<module>, not from {name or '.'}"
-                elif package == "llm_course" and floors.get(module, 99) >= page.number: yield f"{cell} imports {name}, which is not on a lower floor"
+                if name in ("", ".") or name.startswith(".") or (name == "llm_course" and "__version__" not in ast.unparse(node)):
+                    yield f"{cell}: import from llm_course.<module>, not from {name or '.'}"
 
 
 @check
@@ -254,7 +276,7 @@ def refers_to_its_own_pictures(page):
 
 @check
 def has_a_picture(page):
-    if page.number and not any(cell.pictures for cell in page.code): yield "a chapter needs a picture"
+    if page.is_chapter and page.name != "00_tools" and page.room in ("lesson", "grading") and not any(cell.pictures for cell in page.code): yield "a chapter needs a picture"
 
 
 @check
@@ -267,12 +289,12 @@ def checks_its_claims(page):
 @check
 def has_its_sections(page):
     headings = {line[3:].strip() for cell in page.cells if cell.kind == "markdown" for line in cell.source.splitlines() if line.startswith("## ")}
-    if page.number and (missing := {"Roads not taken", "Exercises", "What we exported"} - headings): yield f"has no section {sorted(missing)}"
+    if page.is_chapter and page.name != "00_tools" and page.room in ("lesson", "grading") and (missing := {"Roads not taken", "Exercises", "What we exported"} - headings): yield f"has no section {sorted(missing)}"
 
 
 @check
 def ends_in_exercises(page):
-    if page.number not in {*range(1, 20), 23, 24}: return
+    if not page.is_chapter or page.name == "00_tools" or page.room not in ("lesson", "grading"): return
     tasks, tried = [], set()   # of each its number, and what follows it
     for cell in page.cells[page.exercises:]:
         if cell.kind == "markdown":
@@ -306,8 +328,8 @@ TYPED = {
     ("03_data", "63 %"): "1 - 1/e, derived below it", ("03_data", "30 % of this text"): "60 of 200 bytes, as the cell above has it", ("03_data", "99 %"): "asked for in an exercise",
     ("06_rmsnorm", "256 times"): "counted, and printed above", ("06_rmsnorm", "7 % to 64 %"): "cited from the paper", ("12_loss", "2.40 to 2.75 nats"): "given in an exercise",
     ("12_loss", "720 nats"): "300 tokens of 2.40 nats", ("12_loss", "0.047 bits per byte"): "the answer to that exercise, which a cell checks",
-    ("13_optim", "300 times longer"): "3 / 0.01", ("19_pretrained", "1.3 times the weights"): "the limit that the tests hold",
-    ("24_mistakes_text", "99 %"): "a supposed case",
+    ("13_optim", "300 times longer"): "3 / 0.01", ("23_pretrained", "1.3 times the weights"): "the limit that the tests hold",
+    ("grading/mistakes_text", "99 %"): "a supposed case",
 }
 figure = re.compile(r"(?<![\w.,$\\^_{:/-])\d[\d,]*(?:\.\d+)?(?:(?: to | and | or |–)\d[\d,]*(?:\.\d+)?)?\s?"
                     r"(?:(?:[mµun]?s|seconds?|minutes?|[kMG]i?B/s|[kMGT]?FLOPs?/s|tok(?:en)?s?(?:/s| a second| per second)|nats?|bits? per byte)\b|×(?! ?\d)|%|times (?:as|the|faster|slower|longer|shorter)\b)")
@@ -316,7 +338,7 @@ figure = re.compile(r"(?<![\w.,$\\^_{:/-])\d[\d,]*(?:\.\d+)?(?:(?: to | and | or
 @check
 def types_no_measurement(page):
     for cell in page.cells:
-        if cell.kind != "markdown" or page.name == "references": continue
+        if cell.kind != "markdown" or page.name == "reference/references": continue
         text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)", " ", cell.source, flags=re.S)
         for (name, phrase) in TYPED:
             if name == page.name: text = text.replace(phrase, " ")
@@ -356,9 +378,7 @@ def shows_something(cell):
 
 # ---- Every page
 
-def chapter_paths(): return sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb"))
-
-pages = {path.stem: Page(path.stem, json.loads(path.read_text("utf-8"))["cells"]) for path in sorted((root/"nbs").glob("*.ipynb"))}
+pages = {book.name(path): Page(book.name(path), book.cells(path)) for path in book.pages()}
 
 
 @pytest.mark.parametrize("name", checks)
@@ -368,9 +388,27 @@ def test_page(page, name):
     assert not complaints, "\n".join(complaints)
 
 
-def test_numbers_leave_no_gap_but_for_chapters_to_come():
-    numbers = sorted({page.number for page in pages.values() if page.number})   # a number may have two pages, such as 17, which share a floor
-    assert set(range(1, max(numbers))) - set(numbers) <= {20, 21, 22}
+def test_the_list_of_pages_is_the_book():
+    tracked = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "nbs/*.ipynb"], cwd=root, capture_output=True, text=True, encoding="utf-8", check=True).stdout.split()
+    assert sorted(path.relative_to(root).as_posix() for path in book.pages()) == sorted(path for path in tracked if not path.startswith("nbs/your_turn/") and (root/path).exists())
+    assert len({path.stem for path in book.pages()}) == len(book.pages())   # a name says which page
+
+
+def test_nobody_lists_pages_alone():
+    "A tool that looks for notebooks by itself misses those that lie elsewhere, in silence."
+    for path in [*root.glob("web/*.py"), *root.glob("tests/*.py"), *root.glob("bench/**/*.py")]:
+        found = re.findall(r"r?glob\([^)]*ipynb[^)]*\)", path.read_text("utf-8"))
+        assert not found or path.name in ("test_your_turn.py",), (path, found)
+
+
+def test_lessons_are_numbered_in_reading_order_without_gaps_but_for_chapters_to_come():
+    numbers = [page.number for page in pages.values() if page.number]
+    assert numbers == sorted(set(numbers)) and set(range(1, max(numbers))) - set(numbers) <= {20, 21, 22}
+    assert not [page.name for page in pages.values() if (page.number is None) != (page.room != "lesson" or page.name == "index")]
+
+
+def test_pages_that_fit_are_not_excused():
+    assert WIDE <= pages.keys() and not [name for name in WIDE if not list(wide(pages[name]))]
 
 
 def test_a_label_is_used_once_in_the_book():
@@ -379,7 +417,8 @@ def test_a_label_is_used_once_in_the_book():
 
 
 def test_each_module_has_its_notebook_and_each_chapter_its_module():
-    in_package = {path.stem for path in (root/"llm_course").glob("*.py")} - {"__init__", "__main__", "_modidx"}
+    files = [path.relative_to(root/"llm_course").with_suffix("") for path in (root/"llm_course").rglob("*.py") if not path.name.startswith("_")]
+    in_package = {".".join(path.parts) for path in files}
     assert in_package == {page.module for page in pages.values() if page.is_chapter}
 
 
@@ -436,13 +475,12 @@ broken = [
     ("opens_in_colab", replaced("head", "[![Open in Colab]", "[![Open]")),
     ("opens_in_colab", replaced("colab", "torch=={version(\"torch\")}", "torch")),
     ("opens_in_colab", without("colab")),
-    ("exports_fit_a_screen", replaced("export", "    return x", "    x += 1\n" * 30)),
-    ("exports_import_from_lower_floors", replaced("imports", "linear", "ffn")),
-    ("exports_import_from_lower_floors", replaced("imports", "linear", "rmsnorm")),
-    ("exports_import_from_lower_floors", replaced("imports", "linear", "unheard_of")),
-    ("exports_import_from_lower_floors", replaced("imports", "llm_course.linear", "llm_course")),
-    ("exports_import_from_lower_floors", replaced("imports", "llm_course.linear", ".linear")),
-    ("exports_import_from_lower_floors", replaced("imports", "import torch", "if True:\n    import llm_course.ffn")),
+    ("folds_its_checks", good | {"checked": cell('#| exports\n@check_of("f")\ndef holds(f): assert f(1) == 1')}),
+    ("folds_its_checks", good | {"checked": cell('#| exporti\n@check_of("f")\ndef holds(f): assert f(1) == 1')}),
+    ("lines_fit_a_page", replaced("export", "return x", "return x  # " + "long " * 20)),
+    ("exports_name_the_modules_that_they_import", replaced("imports", "llm_course.linear", "llm_course")),
+    ("exports_name_the_modules_that_they_import", replaced("imports", "llm_course.linear", ".linear")),
+    ("exports_name_the_modules_that_they_import", replaced("export", "llm_course.transformer", "llm_course")),
     ("exports_are_plain_library_code", replaced("export", "return x", "assert x")),
     ("exports_are_plain_library_code", replaced("imports", "import Linear", "import *")),
     ("exports_are_plain_library_code", replaced("imports", "import torch", "from __future__ import annotations")),
@@ -526,6 +564,6 @@ def test_public_names_are_read_without_importing(tmp_path):
 
 def test_the_front_page_lists_every_chapter_by_its_title():
     text = "\n".join(cell.source for cell in pages["index"].cells if cell.kind == "markdown")
-    rows = re.findall(r"^\| \[(\d\d) (.+?)\]\((\w+)\.ipynb\) \| .+ \|$", text, re.M)
-    assert [number for number, *_ in rows] == sorted(number for number, *_ in rows)
-    assert sorted(rows) == sorted((name[:2], page.head.partition("\n")[0][2:], name) for name, page in pages.items() if page.number is not None)
+    rows = re.findall(r"^\| \[(?:(\d\d) )?(.+?)\]\(([\w/]+)\.ipynb\) \| .+ \|$", text, re.M)
+    wanted = [(f"{page.number:02}" if page.number is not None else "", page.head.partition("\n")[0][2:], name) for name, page in pages.items() if page.room != "reference" and name != "index"]
+    assert rows == wanted

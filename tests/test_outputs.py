@@ -1,15 +1,16 @@
 """The comparison of committed outputs with new ones, by which `installed.py` judges every page: what it lets pass, and what it notices."""
-import json
 import re
 from pathlib import Path
 
+import book
 import installed
 import nbformat
 import outputs
 import pytest
 
 root = Path(__file__).parents[1]
-pages = {path.stem: json.loads(path.read_text("utf-8"))["cells"] for path in sorted((root/"nbs").glob("*.ipynb"))}
+
+pages = {path.stem: book.cells(path) for path in book.pages()}
 code = [(page, cell["id"], "".join(cell["source"])) for page, cells in pages.items() for cell in cells if cell["cell_type"] == "code"]
 
 
@@ -90,7 +91,7 @@ def test_every_mark_is_one_that_is_understood():
 
 
 def test_every_cell_that_quotes_a_measurement_says_so():
-    quotes = [(page, name, source) for page, name, source in code if re.search(r"\brecords\(", source) and page != "00_notation"]
+    quotes = [(page, name, source) for page, name, source in code if re.search(r"\brecords\(", source) and page != "notation"]
     assert quotes and not [(page, name) for page, name, source in quotes if outputs.directive(source, "reads") != "bench"]
     assert not [(page, name) for page, name, source in code if re.search(r"bench\b.*read_text|open\(.*\bbench\b", source)]   # there is one way
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import book
 import pytest
 
 root = Path(__file__).parents[1]
 code = [path for folder in ("llm_course", "web", "bench") for path in sorted((root/folder).rglob("*.py"))]
-sources = [*code, *sorted((root/"tests").rglob("*.py")), *sorted((root/"nbs").glob("*.ipynb"))]
+
+sources = [*code, *sorted((root/"tests").rglob("*.py")), *book.pages()]
 
 
 def vague(tree):

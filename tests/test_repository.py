@@ -100,6 +100,6 @@ def test_every_tool_of_the_makefile_is_a_tested_version():
 
 
 def test_the_steps_of_the_overview_are_those_of_the_makefile():
-    from llm_course.commands import RECIPE
+    from llm_course.engine.commands import RECIPE
     recipe = re.search(r"^RECIPE := (.*?)\n\n", read("Makefile"), re.M | re.S)[1].replace("\\\n", " ").split()
     assert " ".join(RECIPE.split()) == " ".join(recipe).partition(" --val_interval")[0]

@@ -2,34 +2,33 @@
 import json
 import math
 import re
-import sys
 from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 from textwrap import dedent
 
+import api
+import book
 import jsonschema
 import pytest
-import yaml
+import render
 from test_notebooks import names_of
 
 pytest.importorskip("pypandoc")
 root = Path(__file__).parents[1]
-sys.path.insert(0, str(root/"web"))
-import api  # noqa: E402
-import render  # noqa: E402
 
-config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
-listed = render.pages_of(config)
-modules = {f"nbs/{path.name}": found[1] for path in (root/"nbs").glob("*.ipynb") if (found := re.search(r'#\| default_exp (\w+)', path.read_text("utf-8")))}
+config = book.config()
+listed = book.listed(config)
+modules = {path.relative_to(root).as_posix(): book.module(path) for path in book.pages() if book.module(path)}
 settings = dict(re.findall(r"^(\w+) = (.*)$", (root/"settings.ini").read_text("utf-8"), re.M))
 
 
 # ---- The list
 
 def test_every_page_is_listed_once_and_every_listed_page_exists():
-    there = [f"nbs/{path.name}" for path in (root/"nbs").glob("*.ipynb")]
-    assert sorted(listed) == sorted([*there, *api.parts_of(config, modules)])
+    there = [path.relative_to(root).as_posix() for path in book.pages()]
+    assert sorted(listed) == sorted([*there, *api.parts_of(config, modules)]) and all((root/page).is_file() for page in there)
+    assert all(any(Path(page).match(pattern) for pattern in config["project"]["render"]) for page in listed)   # and Quarto is told of each
 
 
 def test_pages_are_in_reading_order():
@@ -208,7 +207,7 @@ shown = lambda name, kind: "".join(front[name]["outputs"][0]["data"][kind])
 
 def test_the_picture_of_the_machine_leads_to_every_chapter_that_builds_it():
     drawing = Links(shown("machine", "text/html"))
-    chapters = [path.name for path in (root/"nbs").glob("[01]?_*.ipynb") if 1 <= int(path.name[:2]) <= 18]   # parts I to IV
+    chapters = [path.name for path in book.parts()]
     assert set(drawing.targets) == set(chapters)
     named = re.findall(r'<a href="(\d\d)\w+.ipynb" aria-label="(.+?), chapter (\d\d)">.*?<text[^>]*>(.+?) <tspan[^>]*>(\d\d)</tspan>', shown("machine", "text/html"))
     assert len(named) == len(drawing.targets) and all(a == b == c and said == seen for a, said, b, seen, c in named)   # what is read out is what is seen
@@ -230,8 +229,9 @@ def test_the_minutes_are_those_of_the_pages():
     rule = {"re": re, "math": math}
     exec("".join(front["reading-time"]["source"]), rule)
     table = shown("times", "text/markdown")
-    said = {name: int(minutes) for name, minutes in re.findall(r"\((\w+)\.ipynb\) (\d+)", table)}
-    assert {f"nbs/{name}.ipynb" for name in said} == {page for page in listed if re.match(r"nbs/\d", page)} and "nan" not in table, "run python -m bench.pages, and the front page again"
+    said = {name: int(minutes) for name, minutes in re.findall(r"\(([\w/]+)\.ipynb\) (\d+)", table)}
+    wanted = {book.name(path) for path in book.pages() if book.room(path) != "reference" and path.stem != "index"}
+    assert said.keys() == wanted and "nan" not in table, "run python -m bench.pages, and the front page again"
     true = {name: rule["reading"](json.loads((root/"nbs"/f"{name}.ipynb").read_text("utf-8"))["cells"]) for name in said}
     assert not {name: (said[name], minutes) for name, minutes in true.items() if abs(said[name] - minutes) > 7.5}, "run the front page again"
 
@@ -265,7 +265,7 @@ def test_every_public_name_is_there_and_its_chapter_is_linked(site):
         links = site[render.address(page)]
         for notebook in notebooks:
             module = modules[notebook]
-            own = {f"{module}.{name}" for name, made_here in names_of(root/"llm_course"/f"{module}.py").items() if made_here}
+            own = {f"{module}.{name}" for name, made_here in names_of(root/"llm_course"/f"{module.replace('.', '/')}.py").items() if made_here}
             assert {i for i in links.ids if i.startswith(f"{module}.")} == own, module
             built = sum(target.partition("#")[0] == f"../{render.address(notebook)}" for target in links.targets)
             assert not own or built >= len(own) + 1   # each name, and the module itself

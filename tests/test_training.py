@@ -20,8 +20,8 @@ from llm_course import checkpoint, commands, training
 from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
-from llm_course.commands import parse
 from llm_course.data import get_batch, windows
+from llm_course.engine.commands import parse
 from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
 from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step

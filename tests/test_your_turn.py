@@ -15,6 +15,17 @@ written = your_turn.pages()
 chapters = {name: (json.loads((root/"nbs"/name).read_text("utf-8"))["cells"], json.loads(text)["cells"]) for name, text in written.items() if name != "index.ipynb"}
 each = pytest.mark.parametrize("name", chapters)
 
+
+@pytest.fixture(autouse=True)
+def no_check_of_a_page_stays():
+    "A page that is executed here enters its own checks; the next test finds the package's."
+    from llm_course.checks import CHECKS
+    before = {component: dict(checks) for component, checks in CHECKS.items()}
+    yield
+    CHECKS.clear()
+    CHECKS.update(before)
+
+
 source = lambda cell: "".join(cell["source"])
 
 

@@ -17,7 +17,7 @@ root = Path(__file__).parents[1]
 def parts_of(config: dict, modules: Container[str]) -> dict[str, tuple[str, list[str]]]:
     "For each page: the part of the course that it is about, and the notebooks of that part that make a module."
     parts = {item["section"]: [name for name in item["contents"] if name in modules] for item in config["website"]["sidebar"]["contents"] if isinstance(item, dict)}
-    return {f"api/{part.split()[-1].lower()}.qmd": (part, notebooks) for part, notebooks in parts.items() if notebooks}
+    return {f"api/{part.rpartition('· ')[2].lower().replace(' ', '_')}.qmd": (part, notebooks) for part, notebooks in parts.items() if notebooks}
 
 
 def write(proc: Path, config: dict, modules: dict[str, str], titles: dict[str, str]) -> None:
@@ -46,15 +46,21 @@ def section(module: griffe.Module, notebook: str, title: str, home: dict[str, st
     "What a module offers, as Markdown."
     if not (names := public(module)): return ""
     promise = module.docstring.value if module.docstring else ""
-    lines = [f"## {module.path} {{#{module.name}}}\n\n{promise} Built in [{title}](../{notebook}).\n"]
+    lines = [f"## {module.path} {{#{below(module)}}}\n\n{promise} Built in [{title}](../{notebook}).\n"]
     passed_on = [one.target_path.rpartition(".") for one in names.values() if one.is_alias]
-    if passed_on: lines.append(f"It passes on {', '.join(f'[`{name}`]({home[path]}#{path[11:]}.{name})' for path, _, name in passed_on)}, so that all can be imported from here.\n")
+    links = [f"[`{name}`]({home[path]}#{path.removeprefix('llm_course.')}.{name})" for path, _, name in passed_on]
+    if links: lines.append(f"It passes on {', '.join(links)}, so that all can be imported from here.\n")
     return "\n".join(lines + [entry(one, notebook) for one in names.values() if not one.is_alias])
+
+
+def below(module: griffe.Module) -> str:
+    "A module's name below the package, such as `engine.commands`."
+    return module.path.removeprefix("llm_course.")
 
 
 def entry(one: griffe.Object, notebook: str) -> str:
     "One public name: its signature, its meaning, its parameters, its methods, and a link to where it is built."
-    head = f"### {one.name} {{#{one.module.name}.{one.name}}}\n"
+    head = f"### {one.name} {{#{below(one.module)}.{one.name}}}\n"
     if one.is_attribute: return f"{head}\n{block(f'{one.name} = ' + shorten(str(one.value), 120))}\n\n{comment(one.source)} [Built here](../{notebook}).\n"
     built = f"[Built here](../{notebook}#{one.name.lower()})."
     return "\n".join([head, block(signature(one)), "", f"{doc(one)} {built}", "", parameters(one), *map(method, methods(one))])

@@ -2,16 +2,17 @@
 import configparser
 import json
 import re
-from pathlib import Path
 
-root = Path(__file__).parents[1]
+from book import name as name_of
+from book import pages, root
+
 settings = configparser.ConfigParser()
 settings.read(root/"settings.ini", encoding="utf-8")
 repository = "{user}/{repo}".format_map(settings["DEFAULT"])
 branch = settings["DEFAULT"]["branch"]
 
 GPU = "17_training", "20_speed", "21_distributed", "22_experiments"   # pages whose runs go to a GPU where there is one
-EXTRAS = {"19_pretrained": "[interop]"}                               # pages that need more than the package does
+EXTRAS = {"23_pretrained": "[interop]"}                               # pages that need more than the package does
 
 
 def badge(name: str) -> str:
@@ -43,10 +44,10 @@ def prepare(notebook: dict, name: str) -> dict:
 
 
 def main() -> None:
-    "Prepare all of `nbs/`; `make export` calls it."
-    for path in sorted((root/"nbs").glob("*.ipynb")):
+    "Prepare all pages; `make export` calls it."
+    for path in pages():
         before = path.read_text("utf-8")
-        after = json.dumps(prepare(json.loads(before), path.stem), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        after = json.dumps(prepare(json.loads(before), name_of(path)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if after != before: path.write_text(after, "utf-8", newline="\n")
 
 

@@ -1,26 +1,26 @@
-"""Write `nbs/references.ipynb` from `nbs/references.bib`: each source, with its authors and year, and the pages that cite it.
+"""Write `nbs/reference/references.ipynb` from the `references.bib` beside it: each source, with its authors and year, and the pages that cite it.
 
-A page cites by an ordinary link, `[Vaswani et al., 2017](references.ipynb#vaswani2017)`: it reads well on the site, in Jupyter and in Colab alike."""
+A page cites by an ordinary link, `[Vaswani et al., 2017](reference/references.ipynb#vaswani2017)`: it reads well on the site, in Jupyter and in Colab alike."""
 import json
+import os
 import re
 from pathlib import Path
 
+import book
 import pypandoc
-import yaml
 from colab import prepare
-from render import pages_of
 
-root = Path(__file__).parents[1]
-CITED = re.compile(r"\[((?:[^][]|\[[^][]*\])+)\]\(references\.ipynb#([\w-]+)\)")   # what is said, and of whom
+here = book.root/"nbs"/"reference"
+CITED = re.compile(r"\[((?:[^][]|\[[^][]*\])+)\]\((?:\.\./)?(?:reference/)?references\.ipynb#([\w-]+)\)")   # what is said, and of whom
 HEAD = """# References
 
 > Every paper, program and course that the pages lean on, with its authors, its year, and the chapters that speak of it."""
-FOOT = "The same list for your own bibliography is [references.bib](https://github.com/llm-course/llm_course/blob/main/nbs/references.bib)."
+FOOT = "The same list for your own bibliography is [references.bib](https://github.com/llm-course/llm_course/blob/main/nbs/reference/references.bib)."
 
 
 def entries() -> dict[str, dict]:
     "The sources by key, in the order of their first authors' names."
-    found = json.loads(pypandoc.convert_file(str(root/"nbs"/"references.bib"), "csljson", format="bibtex"))
+    found = json.loads(pypandoc.convert_file(str(here/"references.bib"), "csljson", format="bibtex"))
     return {entry["id"]: entry for entry in sorted(found, key=lambda entry: (surnames(entry)[0].lower(), year(entry), entry["id"]))}
 
 
@@ -37,20 +37,19 @@ def agrees(text: str, entry: dict) -> bool:
     return str(year(entry)) in text and bool(few or all(name in text for name in names))
 
 
-def sources() -> dict[str, str]:
-    "The Markdown of each page in reading order, by file name; this one aside."
-    pages = [Path(page).name for page in pages_of(yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))) if page.endswith(".ipynb")]
-    cells = {page: json.loads((root/"nbs"/page).read_text("utf-8"))["cells"] for page in pages if page != "references.ipynb"}
-    return {page: "\n\n".join("".join(cell["source"]) for cell in found if cell["cell_type"] == "markdown") for page, found in cells.items()}
+def sources() -> dict[Path, str]:
+    "The Markdown of each page in reading order; this one aside."
+    cells = {path: book.cells(path) for path in book.pages() if path != here/"references.ipynb"}
+    return {path: "\n\n".join("".join(cell["source"]) for cell in found if cell["cell_type"] == "markdown") for path, found in cells.items()}
 
 
-def title(markdown: str, page: str) -> str:
+def title(markdown: str, path: Path) -> str:
     "A page's number and title, as readers know it."
     name = re.search(r"^# (.+)$", markdown, re.M)[1]
-    return f"{page[:2]} {name}" if page[:2].isdigit() else name
+    return f"{path.name[:2]} {name}" if book.number(path) is not None else name
 
 
-def described(entry: dict, pages: dict[str, str]) -> str:
+def described(entry: dict, pages: dict[Path, str]) -> str:
     "A source in one paragraph, under an anchor."
     people = [" ".join(name[part] for part in ("given", "dropping-particle", "non-dropping-particle", "family", "literal") if part in name) for name in entry["author"]]
     people = ", ".join(people[:-1]) + (" et al." if people[-1] == "others" else " and " * (len(people) > 1) + people[-1])
@@ -60,7 +59,7 @@ def described(entry: dict, pages: dict[str, str]) -> str:
     link = entry.get("URL", "")
     name = re.sub(r"https://arxiv\.org/abs/", "arXiv:", re.sub(r"https://doi\.org/", "doi:", re.sub(r"^https://(?!arxiv|doi)", "", link)))
     parts = f"{people} ({year(entry)})", f"*{re.sub('<.*?>', '', entry['title']).rstrip('?')}*" + "?" * entry["title"].endswith("?"), where, link and f"[{name}]({link})"
-    cited = ", ".join(f"[{said}]({page})" for page, said in pages.items())
+    cited = ", ".join(f"[{said}]({os.path.relpath(path, here).replace(os.sep, '/')})" for path, said in pages.items())
     text = ". ".join(filter(None, parts)).replace("?. ", "? ")
     return f'<div id="{entry["id"]}">\n\n{text}. Cited in {cited}.\n\n</div>'
 
@@ -68,11 +67,11 @@ def described(entry: dict, pages: dict[str, str]) -> str:
 def page() -> str:
     "The whole page, as nbdev writes a notebook."
     texts = sources()
-    cited = {key: {name: title(text, name) for name, text in texts.items() if key in {found[1] for found in CITED.findall(text)}} for key in entries()}
+    cited = {key: {path: title(text, path) for path, text in texts.items() if key in {found[1] for found in CITED.findall(text)}} for key in entries()}
     body = "\n\n".join(described(entry, cited[key]) for key, entry in entries().items())
     cells = [{"cell_type": "markdown", "id": name, "metadata": {}, "source": text.splitlines(keepends=True)} for name, text in (("title", HEAD), ("list", body), ("bib", FOOT))]
-    like = json.loads((root/"nbs"/"index.ipynb").read_text("utf-8"))
-    return json.dumps(prepare(like | {"cells": cells}, "references"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    like = json.loads((book.root/"nbs"/"index.ipynb").read_text("utf-8"))
+    return json.dumps(prepare(like | {"cells": cells}, "reference/references"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-if __name__ == "__main__": (root/"nbs"/"references.ipynb").write_text(page(), "utf-8", newline="\n")
+if __name__ == "__main__": (here/"references.ipynb").write_text(page(), "utf-8", newline="\n")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import api
+import book
 import card
 import pypandoc
 import yaml
 from tqdm import tqdm
 
-from llm_course.commands import run_command
+from llm_course.engine.commands import run_command
 
 root, web = Path(__file__).parents[1], Path(__file__).parent
 
@@ -34,15 +35,6 @@ class Config:
 def text(field) -> str:
     "A notebook's field, which may be one string or a list of lines."
     return "".join(field or "")
-
-
-def pages_of(config: dict) -> list[str]:
-    "The pages in `_quarto.yml`'s sidebar, in reading order."
-    def walk(items):
-        for item in items:
-            if isinstance(item, dict): yield from walk(item["contents"])
-            else: yield item
-    return list(walk(config["website"]["sidebar"]["contents"]))
 
 
 def address(page: str) -> str:
@@ -60,23 +52,26 @@ def process(proc: Path) -> Path:
     from nbdev.config import get_config
     from nbdev.processors import FilterDefaults
     shutil.rmtree(proc, ignore_errors=True)
-    (proc/"nbs").mkdir(parents=True)
+    proc.mkdir()
     for name in "_quarto.yml", "index.qmd": shutil.copy(root/name, proc)
     anchors, modules = anchors_of(root/"llm_course"/"_modidx.py"), {}
     with chdir(root):   # where nbdev looks for its settings
         # The page shows the source, which says more than show_doc; and nbdev would link words such as `store` to other libraries.
         get_config().d["skip_procs"] = "add_links,add_show_docs,exec_show_docs,insert_warning,mv_exports"
-        for path in sorted((root/"nbs").glob("*.ipynb")):
-            page, target = read_nb(path), proc/"nbs"/path.name
+        for path in book.pages():
+            name = path.relative_to(root).as_posix()
+            page, target, module = read_nb(path), proc/name, book.module(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for cell in page.cells:   # nbdev drops what is exported without being listed; the checks stay, folded
+                cell.source = re.sub(r"^#\| exporti\n#\| code-fold: true\n", '#| code-fold: true\n#| code-summary: "The checks, as code"\n', cell.source)
             FilterDefaults()(page)
             write_nb(page, target)
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
-            module = text(source["cells"][0]["source"]).partition("default_exp ")[2].strip()
-            if module: modules[f"nbs/{path.name}"] = module
-            finish(notebook["cells"], source["cells"], path.name, module, anchors[address(f"nbs/{path.name}")])
+            if module: modules[name] = module
+            finish(notebook["cells"], source["cells"], path.name, module, anchors[address(name)])
             lead_to_pages(notebook["cells"])
             target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
-    config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
+    config = book.config()
     api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
     card.draw(proc/config["website"]["image"], config["website"]["title"], config["website"]["description"])
     return proc
@@ -229,8 +224,8 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
 
 def render_with_pandoc(proc: Path, output: Path) -> None:
     "Make all pages that `_quarto.yml` lists, and the root page that leads to them."
-    config = yaml.safe_load((root/"_quarto.yml").read_text("utf-8"))
-    pages = pages_of(config)
+    config = book.config()
+    pages = book.listed(config)
     if missing := [page for page in pages if not (proc/page).exists()]: raise ValueError(f"_quarto.yml lists {missing}, which do not exist; write or unlist them")
     titles = {page: front_of(proc/page)["title"] for page in pages}
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,11 +1,13 @@
-"""Take the parts out of the chapters: write to `nbs/your_turn/` each page of parts I to IV with stubs where the exported code was."""
+"""Take the parts out of the chapters: write to `nbs/your_turn/` each lesson with stubs where the exported code was."""
 import ast
 import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-root = Path(__file__).parents[1]
+from book import cells as cells_of
+from book import parts, root
+
 here = root/"nbs"/"your_turn"
 settings = ConfigParser()
 settings.read(root/"settings.ini", encoding="utf-8")
@@ -72,12 +74,12 @@ def parsed(source: str) -> ast.Module: return ast.parse(re.sub(r"^(\s*)[!%].*", 
 def names_in(tree: ast.Module) -> set[str]: return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def converted(cell: dict, exported: set[str]) -> str | None:
+def converted(cell: dict, exported: set[str], here_too: set[str]) -> str | None:
     "A cell as the student gets it; `None` for one that goes. Earlier versions of what is exported are taken out, too."
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         source = re.sub(r"<details><summary>What it means</summary>.*?</details>\s*", "", source, flags=re.S)
-        source = re.sub(r"\]\((?=(?:[a-z]|00_|19_|2\d_)\w*\.ipynb)", "](../", source)   # pages that stay as they are lie one folder up
+        source = re.sub(r"\]\(([\w/]+)(?=\.ipynb)", lambda found: found[0] if found[1] in here_too else f"](../{found[1]}", source)   # pages that stay as they are lie one folder up
         return source.partition("## What we exported")[0].strip() or None
     if '#| code-summary: "Solution"' in source or source.startswith("#| default_exp"): return None
     code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
@@ -90,12 +92,12 @@ def converted(cell: dict, exported: set[str]) -> str | None:
 
 def page(path: Path) -> list[dict]:
     "The cells of a chapter without its parts."
-    source_cells = json.loads(path.read_text("utf-8"))["cells"]
+    source_cells, here_too = cells_of(path), {chapter.stem for chapter in parts()}
     texts = ["".join(cell["source"]) for cell in source_cells if cell["cell_type"] == "code"]
     exported = set().union(*(names_in(ast.parse(source)) for source in texts if is_export(source)))
     cells, asked, defined = [], [], set()
     for at, cell in enumerate(source_cells):
-        if (source := converted(cell, exported)) is None: continue
+        if (source := converted(cell, exported, here_too)) is None: continue
         if cell["cell_type"] == "code":
             asked += components(source)
             defined |= names_in(parsed(source))
@@ -117,7 +119,7 @@ def opening(source: str, path: Path) -> str:
 
 def start(chapters: list[Path]) -> list[dict]:
     "The page to begin with: all chapters, and how to grade them."
-    title = {path: json.loads(path.read_text("utf-8"))["cells"][1]["source"][0].strip("# \n") for path in chapters}
+    title = {path: cells_of(path)[1]["source"][0].strip("# \n") for path in chapters}
     rows = "\n".join(f"| {path.stem[:2]} | [{title[path]}]({path.name}) | [in Colab]({colab(f'nbs/{here.name}/{path.name}')}) |" for path in chapters)
     return [made("markdown", f"# Your turn\n\n> The course with its parts taken out, for you to write.\n\n{badge(f'nbs/{here.name}/index.ipynb')}\n\n"
                  "Take the chapters in their order or begin anywhere: each lends you the parts of all others. "
@@ -138,7 +140,7 @@ def text(cells: list[dict], like: Path) -> str:
 
 def pages() -> dict[str, str]:
     "All that is to lie there, by name."
-    chapters = [path for path in sorted((root/"nbs").glob("[0-9][0-9]_*.ipynb")) if 1 <= int(path.stem[:2]) <= 18]
+    chapters = parts()
     return {path.name: text(page(path), path) for path in chapters} | {"index.ipynb": text(start(chapters), chapters[0])}
 
 
