@@ -16,11 +16,12 @@ import pytest
 import torch
 from right import RIGHT
 
-from llm_course import checkpoint, commands, training
+from llm_course import checkpoint, training
 from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
+from llm_course.engine import commands
 from llm_course.engine.commands import parse
 from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
