@@ -6,14 +6,10 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
-import tarfile
 import time
 import tracemalloc
 import unicodedata
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import tiktoken
@@ -37,6 +33,7 @@ from llm_course.bpe_tokenizer import (
     unfinished,
     visible,
 )
+from llm_course.data import fetch
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -105,19 +102,11 @@ def test_ids_equal_on_a_megabyte_of_hard_unicode(tokenizer, as_tiktoken, as_hf, 
 
 @pytest.fixture(scope="session")
 def gpt2_ranks():
-    "GPT-2's ranks as OpenAI's whisper ships them, from its source distribution, kept in the cache of this package."
-    import pooch
-    path = Path(pooch.os_cache("llm_course"))/"gpt2.tiktoken"
-    digest = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        words = "-m pip download -q --disable-pip-version-check --no-deps --no-binary openai-whisper openai-whisper==20250625 -d".split()
-        got = subprocess.run([sys.executable, *words, path.parent/"whisper"], capture_output=True, text=True, encoding="utf-8")
-        if got.returncode: pytest.skip(f"no package index: {got.stderr[-200:]}")
-        with tarfile.open(path.parent/"whisper"/"openai_whisper-20250625.tar.gz") as archive:
-            path.write_bytes(archive.extractfile("openai_whisper-20250625/whisper/assets/gpt2.tiktoken").read())
+    "GPT-2's ranks as OpenAI's whisper ships them."
+    try: path = fetch("gpt2-ranks")
+    except OSError as error: pytest.skip(f"no package index: {error}")
     data = path.read_bytes()
-    assert len(data) == 835_554 and hashlib.sha256(data).hexdigest() == digest
+    assert len(data) == 835_554 and hashlib.sha256(data).hexdigest() == "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
     return path
 
 
@@ -296,7 +285,7 @@ def test_training_does_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_counting_needs_memory_for_distinct_words_alone(tmp_path):
     peaks = []
-    for size in 8, 64:   # megabytes
+    for size in 8, 32:   # megabytes
         path = tmp_path/f"{size}.txt"
         with open(path, "w", encoding="utf-8", newline="") as file:
             for _ in range(size): file.write(CORPUS * ((1 << 20) // len(CORPUS.encode())))
