@@ -24,7 +24,7 @@ def small(vocab=300, room=16, device="cpu", **more):
 
 class Waits(TorchFunctionMode):
     "Counts the calls that hand a value to Python, or whose result has a size that only the values tell."
-    names = "item", "tolist", "__bool__", "__int__", "__index__", "__float__", "__iter__", "numpy", "nonzero", "unique", "masked_select"
+    names = "item", "tolist", "__bool__", "__int__", "__index__", "__float__", "numpy", "nonzero", "unique", "masked_select"
     def __init__(self):
         super().__init__()
         self.found = []
@@ -81,7 +81,7 @@ def test_off_the_cpu_no_step_waits_and_the_tokens_are_the_same(how, as_on_a_devi
 def test_what_the_counters_count():
     "They must see every kind of wait, or the other tests see nothing."
     x = torch.tensor([1, 2])
-    for wait in (lambda: x[0].item(), lambda: x.tolist(), lambda: bool(x.any()), lambda: int(x[0]), lambda: x[x > 1], lambda: x.nonzero(), lambda: list(x)):
+    for wait in (lambda: x[0].item(), lambda: x.tolist(), lambda: bool(x.any()), lambda: int(x[0]), lambda: x[x > 1], lambda: x.nonzero()):
         with Waits() as asked: wait()
         assert asked.found
     with Scalars() as read: x[0].item()
@@ -101,11 +101,10 @@ def test_a_stream_waits_once_a_step(as_on_a_device):
     assert said and asked.found == ["tolist"] * 12
 
 
-def test_speculation_waits_once_a_round_and_once_a_token(as_on_a_device):
-    model, ids = small(), torch.arange(3)[None]
-    with Waits() as asked: said = list(speculate(model, small(), ids, 8, Sampling(), torch.Generator().manual_seed(0), ahead=3))
-    assert len(said) == 8 and set(asked.found) <= {"__int__", "__iter__"}
-    assert asked.found.count("__int__") <= 8
+def test_speculation_waits_once_a_round(as_on_a_device):
+    model, draft, ids = small(), small(), torch.arange(3)[None]
+    with Waits() as asked: said = list(speculate(model, draft, ids, 8, Sampling(), torch.Generator().manual_seed(0), ahead=3))
+    assert len(said) == 8 and asked.found == ["__int__"] * 2   # a draft that is the model itself is always right: four tokens a round
 
 
 @pytest.mark.parametrize("temperature", [0., 1.])
