@@ -140,7 +140,7 @@ def _read_index(
                          f"but holds a {type(listed).__name__}")
     shards:dict[Path, set[str]] = {}
     for name, file in sorted(listed.items(), key=str):
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise ValueError(f"{index} names {file!r}, which is no file of this folder")
         shards.setdefault(folder/file, set()).add(name)
     for path in sorted(shards):
