@@ -44,7 +44,8 @@ def from_hub(
     Raises `OSError` where that fails, and `ValueError` for a family that we do not
     compute, before its weights are fetched."""
     hub = import_package("huggingface_hub", f"{name}, a name on the Hugging Face hub,")
-    failures = OSError, hub.errors.HfHubHTTPError, hub.errors.HFValidationError
+    errors = import_package("huggingface_hub.errors", "the hub")
+    failures = OSError, errors.HfHubHTTPError, errors.HFValidationError
     try: return _download(hub, name, revision)
     except failures as error:
         why = one_line(error).split(" (Request ID")[0].split(" For more details")[0]
