@@ -1,17 +1,27 @@
-"""What every test may ask for."""
+"""What every test may ask for, and the caches, which are empty when the tests begin."""
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-import torch
-from filelock import FileLock
+
+# Nothing may depend on what an earlier run, or another program, has left; matplotlib and others look for their places when they are imported.
+caches = tempfile.mkdtemp(prefix="caches-")
+os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
+
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+
+def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
+
 
 root = Path(__file__).parents[1]
 sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+cuda = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 

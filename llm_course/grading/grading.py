@@ -27,6 +27,7 @@ import random
 import re
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -482,18 +483,34 @@ def untouched(*inputs)->Iterator[None]:
     if not _equal(after[0][:2], chance[:2]): raise Rude("it draws random numbers, or sets the seed, when it is used", "is there a dropout that is always on, or a draw from the generator that all share? Only first weights may come from that one")
     if after[1] != ways: raise Rude("it changes how torch works for everybody else", "leave set_grad_enabled and set_default_dtype alone")
 
+# %% ../../nbs/grading/grading.ipynb #work-clock
+def _work_clock()->Callable[[], float]: # Any thread may ask it
+    "Seconds that this thread works from now on, or a tenth of those that pass if that is more."
+    work:Callable[[], float]
+    if hasattr(time, "pthread_getcpuclockid"):
+        own = time.pthread_getcpuclockid(threading.get_ident())
+        work = partial(time.clock_gettime, own)
+    else: work = time.process_time   # where a thread has no clock, all threads count
+    work_began, began = work(), time.monotonic()
+    return lambda: max(work() - work_began, (time.monotonic() - began) / 10)
+
 # %% ../../nbs/grading/grading.ipynb #within
 class TooLong(BaseException): "Raised where patience ends: no `except Exception` on the way may swallow it."
 
 @contextmanager
 def within(
-    seconds:float, # Patience
+    seconds:float, # Of the processor's time; ten times as many may pass on a busy machine
 )->Iterator[None]:
     "Raise `TooLong` in what takes longer."
     thread, done = ctypes.c_ulong(threading.get_ident()), threading.Event()
     throw = lambda error: ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+    worked, due = _work_clock(), seconds
     def ring():
-        while not done.wait(seconds): throw(ctypes.py_object(TooLong))
+        nonlocal due
+        while not done.wait(min(seconds, .1)):
+            if worked() < due: continue
+            throw(ctypes.py_object(TooLong))
+            due = worked() + seconds   # once more, if it was swallowed
     (bell := threading.Thread(target=ring, daemon=True)).start()
     try: yield
     finally:
@@ -614,7 +631,7 @@ class Report(list):
 def judge(
     part:object,       # Any version
     component:str,     # Of this
-    patience:float=30., # Seconds for each check
+    patience:float=30., # Seconds of the processor's time for each check
 )->Verdict:
     "Run the checks of a component until one fails, then look for the cause. Nothing that a part does ends the program."
     if not callable(part): return Verdict(component, (), "It can be called.", f"this is a {type(part).__name__}; hand in the class or function itself")
@@ -631,7 +648,7 @@ def judge(
             with alone() as muffler, within(patience): check(seen)
         except Rude as error: return verdict("It returns something, and leaves its inputs, chance and torch's settings alone.", *error.args)
         except AssertionError as failed: why, cause = brief(failed), failed
-        except TooLong: return verdict(check.claim, f"it has not come to an end within {patience:g} seconds", "is there a loop whose end is never reached, or a step that does not come nearer to it?")
+        except TooLong: return verdict(check.claim, f"it has not come to an end within {patience:g} seconds of work", "is there a loop whose end is never reached, or a step that does not come nearer to it?")
         except (Exception, SystemExit) as raised:
             if unwritten(raised): return Verdict(component, (), "It is written.", "it is a stub")
             why, cause = place(raised), raised
@@ -645,7 +662,7 @@ def judge(
 def hint_for(
     part:object,                   # That fails
     component:str,                 # What it is to be
-    patience:float=30.,            # Seconds for all questions
+    patience:float=30.,            # Seconds of the processor's time for all questions
     error:BaseException|None=None, # What the check that failed has raised
 )->str:                            # What may be the cause, if anything is known
     "Compare the answers of a part that fails with ours and with those of likely mistakes; then look for symptoms."
@@ -707,7 +724,7 @@ def sources(path:Path)->Iterator[tuple[str, str]]: # Where each piece stands; it
 
 def load(
     path:Path,           # A module or notebook
-    patience:float=60.,  # Seconds for each piece of it
+    patience:float=60.,  # Seconds of the processor's time for each piece of it
 )->tuple[dict[str, object], list[str]]: # The parts that are defined there, by name; what went wrong on the way
     "Run a file and find the components in it; a piece that fails is told, and the rest goes on."
     module, troubles = types.ModuleType("graded_" + re.sub(r"\W", "_", path.stem)), []
@@ -716,7 +733,7 @@ def load(
         linecache.cache[where] = len(text), None, text.splitlines(True), where   # so that a verdict can quote the line
         try:
             with alone(), within(patience): exec(compile(text, where, "exec"), vars(module))
-        except TooLong: troubles.append(f"{where}: it has not come to an end within {patience:g} seconds")
+        except TooLong: troubles.append(f"{where}: it has not come to an end within {patience:g} seconds of work")
         except (Exception, SystemExit) as error: troubles.append(f"{where}: {type(error).__name__}: {brief(error)}")
     found = {name: part for name, part in vars(module).items() if name in CHECKS or name in ALIASES}
     return {name: part for name, part in found.items() if getattr(part, "__module__", "").partition(".")[0] not in ("llm_course", "torch")}, troubles
