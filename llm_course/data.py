@@ -414,7 +414,7 @@ def piece_keys(
 def number_pieces(
     parts:list[str], # Ordinary text and special tokens, by turns
     mark:str,        # A character that none of the texts holds
-    table:dict,      # A `PieceTable`: numbers the pieces
+    table:PieceTable, # Numbers the pieces
 )->np.ndarray:       # The number of each piece, in order
     "Cut texts by GPT-2's pattern and number the pieces, most without making a string."
     text = mark.join(parts[::2])
