@@ -35,7 +35,8 @@ def check_of(
     "Keep a function as a check: its name, in words, is the check's name, and its docstring the claim."
     def keep(run):
         name = run.__name__.replace("_", " ")
-        CHECKS.setdefault(component, {})[name] = Check(component, name, run.__doc__, run)
+        claim = " ".join((run.__doc__ or "").split())
+        CHECKS.setdefault(component, {})[name] = Check(component, name, claim, run)
         return run
     return keep
 
