@@ -62,7 +62,8 @@ def save_checkpoint(
 )->None:
     "Write all that a run needs to go on; at a path, whole or not at all."
     model = bare(model)
-    config, parts = None, {}
+    config = None
+    parts = {}
     if isinstance(model, Transformer):
         config = asdict(model.config)
         parts = {role: part_name(part) for role, part in model.parts.items()}
@@ -198,8 +199,8 @@ def restore(
     "Put back model and optimiser. Raises `ValueError` where their shapes differ."
     model = bare(model)
     if isinstance(model, Transformer) and state["config"] is not None:
-        here, there = (
-            asdict(model.config), asdict(to_config(state["config"], "the checkpoint")))
+        here = asdict(model.config)
+        there = asdict(to_config(state["config"], "the checkpoint"))
         other = [f"{name} is {there[name]} in the checkpoint and {here[name]} here"
                  for name in here if here[name] != there[name]]
         if other:

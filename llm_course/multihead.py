@@ -219,7 +219,8 @@ def has_four_matrices(part):
 def cannot_see_the_future(part):
     "No answer depends on a later token."
     for kv in 4, 1:
-        layer, x = part(16, 4, kv, max_seq_len=8), torch.randn(2, 6, 16)
+        layer = part(16, 4, kv, max_seq_len=8)
+        x = torch.randn(2, 6, 16)
         later = x.clone()
         later[:, 4:] += 1
         gap = (layer(later) - layer(x))[:, :4].abs().max().item()
@@ -231,7 +232,8 @@ def cannot_see_the_future(part):
 @check_of("MultiHeadAttention")
 def keeps_sequences_apart(part):
     "Sequences of a batch do not touch."
-    layer, x = part(16, 4, max_seq_len=8), torch.randn(2, 6, 16)
+    layer = part(16, 4, max_seq_len=8)
+    x = torch.randn(2, 6, 16)
     other = x.clone()
     other[1] += 1
     assert_close(
@@ -242,8 +244,9 @@ def keeps_sequences_apart(part):
 def only_distances_count(part):
     """A text that begins at position 20 gets the answers of one that begins at 0,
     but a stretched one does not."""
-    layer, x, places = (
-        part(16, 4, max_seq_len=64), torch.randn(1, 6, 16), torch.arange(6))
+    layer = part(16, 4, max_seq_len=64)
+    x = torch.randn(1, 6, 16)
+    places = torch.arange(6)
     assert_close(
         layer(x, places + 20), layer(x), rtol=1e-4, atol=1e-5,
         msg=lambda m: f"positions 20 to 25 instead of 0 to 5:\n{m}")

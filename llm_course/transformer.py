@@ -11,6 +11,7 @@ __all__ = ['PARTS', 'TransformerBlock', 'Transformer', 'ModelConfig', 'start_sma
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -162,7 +163,8 @@ def _check_shape(config):
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be at least 1, and whole, but is {size!r}")
-    width, heads = config.d_model, config.num_heads
+    width = config.d_model
+    heads = config.num_heads
     if config.d_k is None and width % heads:
         raise ValueError(
             f"num_heads must divide d_model, but {width} % {heads} = {width % heads}")
@@ -183,7 +185,7 @@ def _check_shape(config):
 # %% ../nbs/15_transformer.ipynb #start-small
 @torch.no_grad()
 def start_small(
-    model:Transformer, # Fresh; its weights are changed in place
+    model:Any, # A fresh `Transformer`; its weights are changed in place
 )->None:
     """Shrink the head, and what the branches add at first.
 
@@ -208,7 +210,8 @@ def _stirred(model):
 def adds_two_branches_to_the_stream(part):
     """It is x plus attention of the norm of x, plus the network of the norm of that:
     pre-norm."""
-    block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16)
+    block = _stirred(part(16, 4, 24))
+    x = torch.randn(2, 5, 16)
     for positions in None, torch.tensor([0, 2, 3, 7, 11]):
         middle = x + block.attention(block.attention_norm(x), positions)
         wanted = middle + block.ffn(block.ffn_norm(middle))
@@ -222,7 +225,8 @@ def adds_two_branches_to_the_stream(part):
 @check_of("TransformerBlock")
 def lets_the_stream_pass_when_its_branches_are_silent(part):
     "With zeros in the last matrix of each branch, what goes in comes out."
-    block, x = part(16, 4, 24), torch.randn(2, 5, 16)
+    block = part(16, 4, 24)
+    x = torch.randn(2, 5, 16)
     with torch.no_grad():
         for last in block.attention.output_proj, block.ffn.w2: last.weight.zero_()
     assert_close(
@@ -236,7 +240,8 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
 def lets_gradients_through_both_branches(part):
     """What flows back is what flows back through its own parts put together,
     to the stream and to every matrix."""
-    block, x = _stirred(part(16, 4, 24)), torch.randn(2, 5, 16, requires_grad=True)
+    block = _stirred(part(16, 4, 24))
+    x = torch.randn(2, 5, 16, requires_grad=True)
     middle = x + block.attention(block.attention_norm(x))
     wants = [x, *block.parameters()]
     got, wanted = (
@@ -264,7 +269,8 @@ def gives_a_score_to_every_id(part):
 @check_of("Transformer")
 def begins_by_knowing_nothing(part):
     "A fresh model finds all ids about equally likely: its loss is near ln V."
-    model, ids = part(500, 32, 64, 4, 4, 128), torch.randint(500, (8, 33))
+    model = part(500, 32, 64, 4, 4, 128)
+    ids = torch.randint(500, (8, 33))
     loss = nn.functional.cross_entropy(
         model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()
     ).item()
@@ -276,9 +282,12 @@ def begins_by_knowing_nothing(part):
 @check_of("Transformer")
 def cannot_see_the_future(part):
     "The scores at a place do not depend on later ids, but on all earlier ones."
-    model, ids = _stirred(part(11, 8, 16, 2, 4, 24)), torch.arange(8)[None]
-    later, earlier = ids.clone(), ids.clone()
-    later[0, 5], earlier[0, 2] = 10, 10
+    model = _stirred(part(11, 8, 16, 2, 4, 24))
+    ids = torch.arange(8)[None]
+    later = ids.clone()
+    earlier = ids.clone()
+    later[0, 5] = 10
+    earlier[0, 2] = 10
     gap = (model(later) - model(ids))[0].abs().amax(-1)
     assert gap[:5].max() < 1e-4, (
         f"id 5 was changed, and the scores at {int(gap.argmax())} moved by "
@@ -293,7 +302,8 @@ def cannot_see_the_future(part):
 @check_of("Transformer")
 def is_its_parts_in_a_row(part):
     "Embedding, every block once and in order, one more norm, and the head."
-    model, ids = _stirred(part(11, 8, 16, 3, 4, 24)), torch.randint(11, (2, 6))
+    model = _stirred(part(11, 8, 16, 3, 4, 24))
+    ids = torch.randint(11, (2, 6))
     x = model.embedding(ids)
     for block in model.blocks: x = block(x)
     assert len(model.blocks) == 3, (
@@ -309,7 +319,8 @@ def has_the_parameters_it_should(part):
     for tie in False, True:
         model = part(11, 8, 16, 2, 4, 24, tie=tie)
         wanted = (2 - tie) * 11*16 + 2 * (4 * 16*16 + 3 * 16*24 + 2 * 16) + 16
-        assert (got := sum(p.numel() for p in model.parameters())) == wanted, (
+        got = sum(p.numel() for p in model.parameters())
+        assert got == wanted, (
             f"tie={tie}: there must be {wanted:,} numbers to learn, but there are "
             f"{got:,}"
         )
@@ -323,7 +334,8 @@ def has_the_parameters_it_should(part):
 def tells_attention_where_tokens_stand(part):
     """Positions that lie further apart, and another `rope_theta`, change the scores;
     positions that are all moved on by the same number don't."""
-    model, ids = _stirred(part(11, 64, 16, 2, 4, 24)), torch.randint(11, (2, 6))
+    model = _stirred(part(11, 64, 16, 2, 4, 24))
+    ids = torch.randint(11, (2, 6))
     asked = lambda positions: model(ids, torch.tensor(positions))
     assert_close(
         asked([20, 21, 22, 23, 24, 25]), model(ids), rtol=1e-3, atol=1e-3,

@@ -193,7 +193,8 @@ def share_weight(
     embedding:nn.Module, # Whose matrix both use
 )->None:
     "Tie two layers. Raises `ValueError` where one has no weight, or another shape."
-    ours, theirs = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    ours = getattr(head, "weight", None)
+    theirs = getattr(embedding, "weight", None)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         raise ValueError("tie needs a head and an embedding with a weight of one shape")
     head.weight = theirs
