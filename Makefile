@@ -5,8 +5,9 @@ PY     := .venv/bin/python
 
 .PHONY: demo demo-model test export notebooks site bench clean
 
+# Some systems' Python cannot make an environment with pip in it; uv can, where it is installed.
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || uv venv --clear --seed --python $(PYTHON) .venv
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
@@ -49,7 +50,7 @@ test: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	$(PY) tests/installed.py
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist worksteal
 
 export: .venv/installed
 	$(PY) web/colab.py

@@ -12,7 +12,8 @@ from random import Random
 
 import torch
 
-from bench.runner import commit, machine, root
+from bench.machine import machine
+from bench.runner import commit, root
 from llm_course.engine.commands import output_path, run_command, whole_file
 from llm_course.loss import cross_entropy
 from llm_course.pretrained import chatml, load_pretrained

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
+from bench.machine import machine
 from bench.nanogpt import MEANS, cut, run_side
-from bench.runner import commit, machine, merge, read
+from bench.runner import commit, merge, read
 from llm_course.engine.commands import by_default, input_file, output_path, run_command
 
 START = dict(num_layers=4, batch_size=12, iterations=1180, order="random", muon_lr=None, lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)

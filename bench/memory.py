@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases.data import mixed_text
-from bench.runner import commit, machine
+from bench.machine import machine
+from bench.runner import commit
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import output_path, run_command, whole_file
 

@@ -30,7 +30,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench.runner import commit, machine, merge, read
+from bench.machine import machine
+from bench.runner import commit, merge, read
 from llm_course.engine.commands import by_default, input_file, output_path, run_command
 
 # What the held-out part of the training split has chosen for the time that the peer takes.

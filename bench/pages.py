@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from bench.runner import commit, machine, root
+from bench.machine import machine
+from bench.runner import commit, root
 from llm_course.engine.commands import whole_file
 
 sys.path.insert(0, str(root/"web"))

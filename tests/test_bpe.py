@@ -1,7 +1,9 @@
 """Learning merges, held against a slow version that follows the definition word by word."""
 import random
 
+import numpy as np
 import pytest
+import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -11,13 +13,18 @@ from llm_course.bpe import (
     PATTERNS,
     Shelves,
     _learn_slowly,
+    as_in_unicode_16,
+    as_long_as,
     count_words,
+    gpt2_pre_tokens,
+    gpt2_starts,
     index_pairs,
     join_everywhere,
     learn_merges,
     pre_tokens,
     quick_pre_tokens,
     splitter,
+    unassigned,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
@@ -104,6 +111,53 @@ blanks = st.sampled_from([*map(chr, range(32)), " ", "  ", "\n\n", "\r\n", "\x85
 @example(text="é'll  'll", part=2)   # nor inside an ending
 def test_the_ascii_form_cuts_as_the_pattern_does(name, text, part):
     assert quick_pre_tokens(text, PATTERNS[name], part) == splitter(PATTERNS[name])(text)
+
+
+newest = st.sampled_from(["\U00032674", "\U00032674's", "ʕ", "\ua7dd", "\u0897", "\U0001fac6", "\ud800"])
+
+
+@given(st.lists(blanks | st.characters(max_codepoint=127) | newest | st.sampled_from(["'", "'l", "'ve", "'re", "'ll", "l", "e", "s"]),
+                min_size=1, max_size=40).map("".join))
+@settings(max_examples=300, deadline=None)
+@example("".join(map(chr, range(9))))   # no character is left for a mark
+@example("don't'")
+@example("a'l")
+def test_comparing_neighbours_cuts_as_the_pattern_does(text):
+    wanted = as_long_as(splitter(GPT2)(as_in_unicode_16(text)), text)
+    assert gpt2_pre_tokens(text) == wanted
+    assert pre_tokens(text * 100) == as_long_as(splitter(GPT2)(as_in_unicode_16(text * 100)), text * 100)   # some take the quick way
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "'", "s", "l", " ", "  ", "\n", "7", "!", "'s", "é"]), max_size=8).map("".join), min_size=1, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_texts_between_walls_are_cut_each_by_itself(texts):
+    text = "\0".join(texts)
+    if not text: return
+    starts = np.flatnonzero(gpt2_starts(np.array(list(map(ord, text)), "<u4"), "\0"))
+    wanted = [piece for one in texts for piece in [*splitter(GPT2)(one), "\0"]][:-1]
+    assert [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)])] == wanted
+
+
+def test_the_list_of_unassigned_code_points_is_that_of_the_peers():
+    tokenizers = pytest.importorskip("tokenizers")
+    free = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\p{Cn}"), "removed", invert=True)
+    for plane in range(17):   # surrogates are not unassigned, and no text
+        codes = [code for code in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= code < 0xE000]
+        found = {ord(char) for piece, _ in free.pre_tokenize_str("".join(map(chr, codes))) for char in piece}
+        assert found == {code for code in codes if unassigned()[code]}, f"plane {plane}"
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_letter_is_newer_than_the_peers(name):
+    "Whatever Unicode the installed `regex` knows, pieces are those of `tokenizers`, for all that it takes for letters, digits or marks."
+    tokenizers = pytest.importorskip("tokenizers")
+    every = "".join(chr(code) for code in range(0x40000) if not 0xD800 <= code < 0xE000)
+    new = [char for char in regex.findall(r"[\p{L}\p{N}\p{M}]", every) if unassigned()[ord(char)]]
+    old = random.Random(0).sample(regex.findall(r"[\p{L}\p{N}\p{M}\s]", every), 3000)
+    text = "".join(f"a{char}'s {char}B{char}.{char} 1{char}\n" for char in [*new, *old, "\u0295", "\uffff"])
+    pattern = PATTERNS[name].replace(r"\p{N}{1,3}+", r"\p{N}{1,3}")
+    theirs = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated").pre_tokenize_str(text)
+    assert pre_tokens(text, PATTERNS[name]) == [piece for piece, _ in theirs]
 
 
 def test_other_patterns_cut_otherwise():

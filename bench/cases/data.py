@@ -3,14 +3,16 @@ from functools import cache
 
 from bench.runner import case, root
 
+PATTERN = "the pattern alone, on the same text in as many processes"
 
-@case(peer="tokenizers' encode_batch_fast, 2 threads", package="tokenizers")
+
+@case(peer="tokenizers' encode_batch_fast, 2 threads", package="tokenizers", limit=PATTERN)
 def encode_file(device):
     "40 MB of sources and documentation to ids on disk, from the start of the process to its end; two processes."
     return race_files("tokenizers")
 
 
-@case(peer="tiktoken's encode_ordinary_batch, 2 threads", package="tiktoken")
+@case(peer="tiktoken's encode_ordinary_batch, 2 threads", package="tiktoken", limit=PATTERN)
 def encode_file_tiktoken(device):
     "40 MB of sources and documentation to ids on disk, from the start of the process to its end; two processes."
     return race_files("tiktoken")
@@ -74,7 +76,7 @@ def mixed_text(path, size):
 
 
 def race_files(library):
-    "Our command and the peer's script, as processes of their own; both must end in the same file."
+    "Our command and the peer's script, as processes of their own, which must end in the same file; and the pattern alone."
     import subprocess
     import sys
     _, home = files()
@@ -85,4 +87,12 @@ def race_files(library):
     def theirs(): run("-m", "bench.encode_file", library, home/"tokenizer.json", home/"text.txt", home/"theirs.bin")
     ours(); theirs()
     assert (home/"ours/train.bin").read_bytes() == (home/"theirs.bin").read_bytes()
-    return ours, theirs
+    return ours, theirs, lambda: cut_in_processes(home/"text.txt", 2)
+
+
+def cut_in_processes(path, count):
+    "Cut a text by the pattern alone, in processes of their own."
+    import subprocess
+    import sys
+    running = [subprocess.Popen([sys.executable, "-m", "bench.pattern", str(path), str(part), str(count)], cwd=root) for part in range(count)]
+    assert not any([process.wait() for process in running])

@@ -1,7 +1,11 @@
 """Part IV: writing 128 tokens after a prompt of 16, one text, beside `generate` of Hugging Face's library on the same weights."""
+from timeit import timeit
+
 import torch
 
 from bench.runner import case
+
+VECTORS = "the model's matrices times a vector, once for each token"
 
 
 def llama(model):
@@ -10,7 +14,7 @@ def llama(model):
     c = model.config
     theirs = LlamaForCausalLM(LlamaConfig(
         vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
-        max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, rope_theta=c.rope_theta, tie_word_embeddings=False,
+        max_position_embeddings=c.max_seq_len, rms_norm_eps=1e-5, rope_theta=c.rope_theta, tie_word_embeddings=c.tie,
         bos_token_id=None, eos_token_id=None, pad_token_id=None)).eval()
     halves = lambda w: w.unflatten(0, (c.num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     inner, pairs = theirs.model, [(theirs.lm_head, model.head), (theirs.model.embed_tokens, model.embedding), (theirs.model.norm, model.norm)]
@@ -26,7 +30,7 @@ def llama(model):
 
 
 def writers(device, *shape):
-    "Two functions that write the same greedy text."
+    "Two functions that write the same greedy text, and the products that each of its tokens needs."
     from llm_course.generating import generate_ids
     from llm_course.transformer import Transformer
     model = Transformer(*shape).eval()
@@ -35,16 +39,42 @@ def writers(device, *shape):
     ours = lambda: generate_ids(model, ids, 128, temperature=0.)
     peer = lambda: theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=128, do_sample=False)
     assert torch.equal(ours(), peer()), "the greedy texts differ"
-    return ours, peer
+    return ours, peer, only_vectors([p.detach() for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("embedding")], 128)
 
 
-@case(peer="transformers generate", package="transformers")
+@torch.inference_mode()
+def only_vectors(weights, times):
+    "Every matrix times a vector, so many times, with nothing between them; the matrices lie in memory as is fastest here."
+    like = {"device": weights[0].device, "dtype": weights[0].dtype}
+    inputs = {size: torch.randn(1, size, **like) for w in weights for size in w.shape}
+
+    def products(weights):
+        rows = [(inputs[w.shape[1]], w.T, torch.empty(1, w.shape[0], **like)) for w in weights]
+
+        @torch.inference_mode()
+        def once():
+            for row, matrix, out in rows: torch.mm(row, matrix, out=out)
+        return once
+
+    def seconds(once):
+        once()
+        return min(timeit(lambda: (once(), weights[0].new_zeros(1).item()), number=3) for _ in range(5))   # a GPU is waited for
+
+    ways = [products(weights), products([w.T.contiguous().T for w in weights])]   # row by row, and column by column
+    fastest = min(ways, key=seconds)
+
+    def run():
+        for _ in range(times): fastest()
+    return run
+
+
+@case(peer="transformers generate", package="transformers", limit=VECTORS)
 def generate(device):
     "128 tokens, greedily, by a model of 6 layers of width 512 with 10,000 tokens."
     return writers(device, 10_000, 256, 512, 6, 8, 1344)
 
 
-@case(peer="transformers generate", package="transformers")
+@case(peer="transformers generate", package="transformers", limit=VECTORS)
 def generate_small(device):
     "128 tokens, greedily, by a model of 4 layers of width 128 with 1,024 tokens."
     return writers(device, 1024, 256, 128, 4, 4, 352)

@@ -1,5 +1,6 @@
 """Part IV: a whole step of training, forward, backward and optimiser, beside the same model out of torch's own layers and beside `transformers`."""
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from bench.cases.generating import llama
 from bench.cases.pairs import same
 from bench.runner import case
 
+PRODUCTS = "the matrix products and the attention kernel of the step, there and back, alone"
 SIZES = {"large": ((10_000, 256, 512, 6, 8, 1344), 4), "small": ((1024, 64, 128, 4, 4, 352), 12)}   # vocabulary, context, width, layers, heads, hidden width; sequences in a batch
 
 
@@ -81,7 +83,7 @@ def stepper(logits_of, loss_of, optimizer, batch, precision, compiled):
     return step
 
 
-def steppers(device, shape, batch_size, precision, compiled, peer):
+def steppers(device, shape, batch_size, precision, compiled, peer, lr=1e-3):
     "Two functions that take the same steps, from the same weights."
     from llm_course.loss import cross_entropy
     from llm_course.optim import AdamW
@@ -90,24 +92,30 @@ def steppers(device, shape, batch_size, precision, compiled, peer):
     theirs = peer(model).to(device).train()
     model, batch = model.to(device), torch.randint(shape[0], (batch_size, shape[1] + 1), device=device)
     their_logits = (lambda ids: theirs(ids, use_cache=False).logits) if peer is llama else theirs
-    torch.testing.assert_close(model(batch[:, :-1]), their_logits(batch[:, :-1]), rtol=1e-4, atol=1e-4)
-    ours_by, theirs_by = AdamW(model.parameters(), lr=1e-3, fused=True), torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
+    with torch.no_grad(): torch.testing.assert_close(model(batch[:1, :-1]), their_logits(batch[:1, :-1]), rtol=1e-4, atol=1e-4)
+    ours_by, theirs_by = AdamW(model.parameters(), lr=lr, fused=True), torch.optim.AdamW(theirs.parameters(), lr=lr, fused=True)
     pair = (stepper(model, cross_entropy, ours_by, batch, precision, compiled),
                 stepper(their_logits, lambda logits, ids: F.cross_entropy(logits.float(), ids), theirs_by, batch, precision, compiled))
     for _ in range(3): same(*pair, rtol=1e-2, atol=1e-2)   # they stay together, step by step; and what is compiled, is compiled now
     return pair
 
 
-def only_products(device, shape, batch_size, joined=False):
+def only_products(device, shape, batch_size, dtype=torch.float32, joined=False):
     "The matrix products of a step, there and back, and the attention kernel, with nothing between them."
     vocab, context, d, layers, heads, d_ff = shape
+    like = {"device": device, "dtype": dtype}
     block = [(3*d, d), (d, d), (2*d_ff, d), (d, d_ff)] if joined else 4*[(d, d)] + 2*[(d_ff, d)] + [(d, d_ff)]
-    weights = [torch.randn(size, device=device) for size in layers*block + [(vocab, d)]]
-    rows = {size: torch.randn(batch_size * context, size, device=device) for w in weights for size in w.shape}
-    q, k, v = (torch.randn(batch_size, heads, context, d // heads, device=device, requires_grad=True) for _ in range(3))
+    weights = [torch.randn(size, **like) for size in layers*block + [(vocab, d)]]
+    rows, outs = ({size: torch.randn(batch_size * context, size, **like) for w in weights for size in w.shape} for _ in range(2))
+    grads = {w.shape: torch.empty_like(w) for w in weights}
+    q, k, v = (torch.randn(batch_size, heads, context, d // heads, requires_grad=True, **like) for _ in range(3))
 
     def run():
-        for w in weights: rows[w.shape[1]] @ w.T, rows[w.shape[0]] @ w, rows[w.shape[0]].T @ rows[w.shape[1]]
+        for w in weights:
+            d_out, d_in = w.shape
+            torch.mm(rows[d_in], w.T, out=outs[d_out])
+            torch.mm(rows[d_out], w, out=outs[d_in])
+            torch.mm(rows[d_out].T, rows[d_in], out=grads[w.shape])
         for _ in range(layers): torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).sum(), (q, k, v))
     return run
 
@@ -124,15 +132,59 @@ def products_joined(device):
     return only_products(device, *SIZES["large"], joined=True), only_products(device, *SIZES["large"])
 
 
+def training_steps(device, shape, batch_size):
+    "A step as `training` takes it and one of Llama with torch's AdamW, each with its defaults and the same settings; and the limit."
+    from llm_course.training import TrainConfig, optimizer_for, train_step
+    from llm_course.transformer import Transformer
+    config = TrainConfig(train_data=Path(), val_data=Path())   # its files are not asked for
+    model = Transformer(*shape).to(device)
+    theirs = llama(model).to(device).train()
+    ids = torch.randint(shape[0], (batch_size, shape[1] + 1), device=device)
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    optimizer, scaler = optimizer_for(model, config), torch.amp.GradScaler(device, enabled=False)
+    for group in optimizer.param_groups: group["lr"] = 1e-4   # with no warm-up, the default would let two equal models part
+    settings = dict(lr=1e-4, betas=(config.beta1, config.beta2), eps=1e-8)
+    decaying = [{"params": [p for p in theirs.parameters() if (p.ndim > 1) == matrix], "weight_decay": config.weight_decay * matrix} for matrix in (True, False)]
+    their_optimizer = torch.optim.AdamW(decaying, **settings)
+
+    def ours(): return train_step(model, optimizer, scaler, [(inputs, targets)], config.grad_clip)[0]
+
+    def peer():
+        their_optimizer.zero_grad()
+        logits = theirs(inputs, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), config.grad_clip)
+        their_optimizer.step()
+        return loss.detach()
+
+    for _ in range(3): same(ours, peer, rtol=1e-3, atol=1e-3)   # they stay together, step by step
+    return ours, peer, only_products(device, shape, batch_size)
+
+
+@case(peer="transformers.LlamaForCausalLM, clip_grad_norm_ and torch.optim.AdamW", package="transformers", limit=PRODUCTS)
+def train_step(device):
+    "A step as `training` takes it by default, in float32, eager: V 10,000, d 512, 6 layers, 8 heads, d_ff 1344, 4 sequences of 256 tokens."
+    return training_steps(device, *SIZES["large"])
+
+
+@case(peer="transformers.LlamaForCausalLM, clip_grad_norm_ and torch.optim.AdamW", package="transformers", limit=PRODUCTS)
+def train_step_small(device):
+    "A step as `training` takes it by default, in float32, eager: V 1,024, d 128, 4 layers, 4 heads, d_ff 352, 12 sequences of 64 tokens."
+    return training_steps(device, *SIZES["small"])
+
+
 def register(size, precision, way, rival):
     "A race for each size, precision, way of running, and rival."
     shape, batch_size = SIZES[size]
     peer, name, package = (built_in, "the same model of torch's own layers", "torch") if rival == "torch" else (llama, "transformers.LlamaForCausalLM", "transformers")
-    def race(device): return steppers(device, shape, batch_size, precision, way == "compiled", peer)
+    def race(device):
+        pair = steppers(device, shape, batch_size, precision, way == "compiled", peer)
+        return *pair, only_products(device, shape, batch_size, getattr(torch, precision))
     vocab, context, d, layers, heads, d_ff = shape
     race.__name__ = f"step_{size}_{precision}_{way}_{rival}"
     race.__doc__ = f"A step of training, V {vocab:,}, d {d}, {layers} layers, {heads} heads, d_ff {d_ff}, {batch_size} sequences of {context} tokens, {precision}, {way}."
-    case(peer=name, package=package)(race)
+    case(peer=name, package=package, limit=PRODUCTS)(race)
 
 
 for choice in product(SIZES, ("float32", "bfloat16"), ("eager", "compiled"), ("torch", "transformers")): register(*choice)

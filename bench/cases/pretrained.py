@@ -3,6 +3,7 @@ from functools import cache
 
 import torch
 
+from bench.cases.generating import VECTORS, only_vectors
 from bench.runner import case
 
 
@@ -17,7 +18,7 @@ def pair(device):
     return model, theirs.to(device), torch.tensor([ids], device=device)
 
 
-@case(peer="transformers generate", package="transformers")
+@case(peer="transformers generate", package="transformers", limit=VECTORS)
 def smollm2_writing(device):
     "32 tokens behind a prompt of 64, greedily, by SmolLM2-135M."
     from llm_course.generating import generate_ids
@@ -26,7 +27,8 @@ def smollm2_writing(device):
     ours = lambda: generate_ids(model, prompt, 32, temperature=0.)
     peer = lambda: theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False)
     assert torch.equal(ours(), peer()), "the greedy texts differ"
-    return ours, peer
+    matrices = [p.detach() for p in model.parameters() if p.ndim == 2]   # the embedding too, which is the last product's matrix
+    return ours, peer, only_vectors(matrices, 32)
 
 
 @case(peer="transformers, logits of the last place", package="transformers")

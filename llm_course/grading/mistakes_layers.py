@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, questions_of, reference, row_moved, same, symptom
+from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, questions_of, reference, variants, row_moved, same, symptom
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -371,7 +371,7 @@ def _an_attention(**changed): return lambda: partial(_attend, **changed)
 
 def _safe(s): return torch.softmax(s.clamp(min=-1e30), -1) * (s > -torch.inf).any(-1, keepdim=True)
 
-MISTAKES["ScaledDotProductAttention"] = {hint: _an_attention(**({"weigh": _safe} | changed)) for hint, changed in {
+MISTAKES["ScaledDotProductAttention"] = variants(partial(_an_attention, weigh=_safe), {
     "the scores are not divided by anything": dict(scale=lambda d, n: 1.),
     "the scores are divided by d, not by its root": dict(scale=lambda d, n: 1 / d),
     "the scores are multiplied by √d; they are to be divided": dict(scale=lambda d, n: d**.5),
@@ -392,7 +392,7 @@ MISTAKES["ScaledDotProductAttention"] = {hint: _an_attention(**({"weigh": _safe}
     "one mask is used for all heads or sequences, though each was given its own": dict(hide=lambda s, m: s.masked_fill(~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf)),
     "the future is always hidden, even where no mask says so": dict(weigh=lambda s: _safe(s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf))),
     "sequences or heads are mixed: values are averaged over an axis that leads": dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v)),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-attention
 _q, _k, _v = given(2, 4, 8), given(2, 4, 8, seed=1), given(2, 4, 8, seed=2)
@@ -446,7 +446,7 @@ def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unf
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rope
 _halves = dict(pair=lambda x: x.chunk(2, -1), join=lambda a, b: torch.cat([a, b], -1))
 
-MISTAKES["RoPE"] = {hint: _a_rope(**changed) for hint, changed in {
+MISTAKES["RoPE"] = variants(_a_rope, {
     "feature i is paired with feature i + d/2, as Hugging Face's Llama does; here neighbours are pairs": _halves,
     "the pairs are right on the way in, but come out as halves": dict(join=lambda a, b: torch.cat([a, b], -1)),
     "it turns backwards: look at the sign of the sine": dict(turn=lambda a, b, c, s: (a*c + b*s, b*c - a*s)),
@@ -469,7 +469,7 @@ MISTAKES["RoPE"] = {hint: _a_rope(**changed) for hint, changed in {
     "the table lies in the state: it is computed, so it need not be saved": dict(saved=True),
     "positions are counted from the last token": dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
     "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b)),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-rope
 SYMPTOMS["RoPE"] = {
@@ -523,7 +523,7 @@ def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), 
     return part
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-multihead
-MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, changed in {
+MISTAKES["MultiHeadAttention"] = variants(_a_multihead, {
     "there is no causal mask: every token sees the future": dict(mask=lambda m: torch.ones_like(m)),
     "the mask is turned round: every token sees the future alone": dict(mask=lambda m: m.mT),
     "a token may not look at itself": dict(mask=lambda m: m.tril(-1)),
@@ -548,20 +548,9 @@ MISTAKES["MultiHeadAttention"] = {hint: _a_multihead(**changed) for hint, change
     "the input is added: that is the block's work": dict(back=lambda y, out, x: x + out(y)),
     "queries and keys are turned before the heads are cut out: each head is to begin with the fastest pair": dict(whole=True),
     "positions count from the end": dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-multihead
-SYMPTOMS["MultiHeadAttention"] = {
-    _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
-    "it would be right if two of its matrices changed places:": lambda part: _swapped(part),
-    "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
-    "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
-    "the future leaks: an answer depends on a later token": lambda part: (
-        (layer := filled(part(16, 4, max_seq_len=32)))(given(1, 6, 16)) [:, :4] - layer(torch.cat([given(1, 6, 16)[:, :4], given(1, 2, 16, seed=7)], 1))[:, :4]).abs().max() > 1e-5,
-    "sequences of a batch are mixed": lambda part: row_moved(filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1) > 1e-5,
-    "the answers change when the whole text moves on by 20 positions: are queries and keys turned by the same positions?": lambda part: (
-        (layer := filled(part(16, 4, max_seq_len=64)))(given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs().max() > 1e-3}
-
 @torch.no_grad()
 def _seen_by(part)->Tensor: # A row for each token, a column for each that it may see
     "Read the mask off: with queries of zero all that is seen counts alike, and the values pass unchanged."
@@ -576,8 +565,18 @@ def _weights(part)->Tensor: # The same, for scores of many sizes
     for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else given(8, 8, seed=len(name)))
     return layer(torch.eye(8)[None, :6])[0, :, :6]
 
+SYMPTOMS["MultiHeadAttention"] = {
+    _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
+    "it would be right if two of its matrices changed places:": lambda part: _swapped(part),
+    "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
+    "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
+    "the future leaks: an answer depends on a later token": lambda part: (
+        (layer := filled(part(16, 4, max_seq_len=32)))(given(1, 6, 16)) [:, :4] - layer(torch.cat([given(1, 6, 16)[:, :4], given(1, 2, 16, seed=7)], 1))[:, :4]).abs().max() > 1e-5,
+    "sequences of a batch are mixed": lambda part: row_moved(filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1) > 1e-5,
+    "the answers change when the whole text moves on by 20 positions: are queries and keys turned by the same positions?": lambda part: (
+        (layer := filled(part(16, 4, max_seq_len=64)))(given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs().max() > 1e-3}
+
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-swapped
-@torch.no_grad()
 def _swapped(part)->str: # The names of two matrices, or nothing
     "Look whether a part does what it should with its matrices in other places."
     right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(given(1, 6, 16))

@@ -7,12 +7,13 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #imports
 import copy
+from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .grading import MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of
+from .grading import MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim
 def _path(part, grads, start=1., **settings)->list[float]:
@@ -43,7 +44,8 @@ def _two_groups(part, **settings)->list[float]:
     for _ in range(3):
         for p in slow, fast: p.grad = torch.ones_like(p)
         optimizer.step()
-    return [p.item() for p in (slow, fast, idle)] + [slow.grad.item()]
+    kept = [] if slow.grad is None else [slow.grad.item()]
+    return [p.item() for p in (slow, fast, idle)] + kept
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim-2
 def _an_optimizer(rule, **defaults):
@@ -51,7 +53,7 @@ def _an_optimizer(rule, **defaults):
     class Part(Optimizer):
         def __init__(self, params, **settings): super().__init__(params, defaults | settings)
         @torch.no_grad()
-        def step(self):
+        def step(self, closure=None):
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is None and not defaults.get("everybody"): continue
@@ -75,7 +77,7 @@ def _a_descent(rate=lambda lr, t: lr / t**.5, change=lambda g, p, step: p.sub_(s
 
 def _spoils(g, p, step): p.sub_(g.mul_(step))
 
-MISTAKES["SGDDecay"] = {hint: _a_descent(**changed) for hint, changed in {
+MISTAKES["SGDDecay"] = variants(_a_descent, {
     "the rate never falls": dict(rate=lambda lr, t: lr),
     "the rate falls like 1/(t + 1): the root is missing": dict(rate=lambda lr, t: lr / t),
     "t is counted from one, so the first step is too short already": dict(rate=lambda lr, t: lr / (t + 1)**.5),
@@ -86,7 +88,7 @@ MISTAKES["SGDDecay"] = {hint: _a_descent(**changed) for hint, changed in {
     "the gradient is changed: it is to be read only": dict(change=_spoils),
     "a parameter without a gradient moves": dict(everybody=True, change=lambda g, p, step: p.sub_(step * g + (.01 if not g.any() else 0))),
     "only the sign of the gradient counts": dict(change=lambda g, p, step: p.sub_(step * g.sign())),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw
 @questions_of("AdamW")
@@ -131,7 +133,7 @@ def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, sq
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-2
 _none = lambda b, t: 1.
 
-_means = {hint: _an_adamw(**changed) for hint, changed in {
+_means = variants(_an_adamw, {
     "bias correction seems to be missing: both means begin at zero and are too small at first": dict(correct1=_none, correct2=_none),
     "the mean of the gradients is not corrected for its start at zero": dict(correct1=_none),
     "the mean of the squares is not corrected for its start at zero": dict(correct2=_none),
@@ -156,10 +158,10 @@ _means = {hint: _an_adamw(**changed) for hint, changed in {
     "the root is taken of both means": dict(first=lambda m: m.abs().sqrt() * m.sign()),
     "the mean takes no part: the step follows the newest gradient": dict(plain=True),
     "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(ahead=lambda m, g, b: b * m + (1 - b) * g),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-3
-MISTAKES["AdamW"] = _means | {hint: _an_adamw(**changed) for hint, changed in {
+MISTAKES["AdamW"] = _means | variants(_an_adamw, {
     "decay is folded into the gradient (L2), so it passes through both means; it should act on the parameter alone": dict(l2=1.),
     "decay acts twice, through the gradient and on the parameter": dict(l2=1., twice=True),
     "decay takes wd times the parameter: the learning rate is missing": dict(shrink=lambda lr, wd, c: wd),
@@ -178,7 +180,7 @@ MISTAKES["AdamW"] = _means | {hint: _an_adamw(**changed) for hint, changed in {
     "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
     "the gradient is changed: it is to be read only": dict(grow=lambda g: g.mul_(1.1)),
     "a parameter without a gradient moves: leave it alone, its decay too": dict(everybody=True),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon
 def _turned(part, grads, **settings):
@@ -217,7 +219,7 @@ def _orthogonal(x, n, start=lambda x: x / x.norm(), numbers=(3.4445, -4.775, 2.0
     return x
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-list
-MISTAKES["Muon"] = {hint: _a_muon(**changed) for hint, changed in {
+MISTAKES["Muon"] = variants(_a_muon, {
     "nothing is made orthogonal: this is plain descent with momentum": dict(turn=lambda x, n: x),
     "the gradient is brought to length one, but its directions keep their sizes": dict(turn=lambda x, n: x / x.norm()),
     "the matrix isn't divided by its length before the iteration, which diverges from large values": dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
@@ -234,7 +236,7 @@ MISTAKES["Muon"] = {hint: _a_muon(**changed) for hint, changed in {
     "there is no decay": dict(shrink=lambda lr, wd: 0.),
     "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.),
     "it walks uphill": dict(sign=-1),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip
 @questions_of("gradient_clip")
@@ -271,7 +273,7 @@ def _a_clip(scale=lambda n, limit: min(1., limit / (n + 1e-6)), norm=lambda gs: 
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip-2
-MISTAKES["gradient_clip"] = {hint: _a_clip(**changed) for hint, changed in {
+MISTAKES["gradient_clip"] = variants(_a_clip, {
     "each tensor is clipped by itself; all gradients together have one length": dict(single=True),
     "short gradients are stretched to the limit": dict(scale=lambda n, limit: limit / (n + 1e-6)),
     "the length after clipping is returned; before is wanted": dict(gives=lambda n, limit: min(n, limit)),
@@ -288,7 +290,7 @@ MISTAKES["gradient_clip"] = {hint: _a_clip(**changed) for hint, changed in {
     "the parameters are measured, not their gradients": dict(own=True),
     "they are divided by their length once more than needed, or twice": dict(scale=lambda n, limit: min(1., limit / (n + 1e-6))**2),
     "the mean of the squares is taken for their sum": dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item()),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-rest
 def _clipped(part, *grads, limit=1.):
@@ -337,7 +339,7 @@ def _a_sorting(decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_gra
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-decay
-MISTAKES["params_for_decay"] = {hint: _a_sorting(**changed) for hint, changed in {
+MISTAKES["params_for_decay"] = variants(_a_sorting, {
     "everything decays, gains and biases too": dict(decays=lambda name, p: True),
     "nothing decays": dict(decays=lambda name, p: False),
     "the groups have changed places: gains and biases decay, matrices don't": dict(decays=lambda name, p: p.ndim <= 1),
@@ -349,7 +351,7 @@ MISTAKES["params_for_decay"] = {hint: _a_sorting(**changed) for hint, changed in
     "the second group has no weight_decay of its own, and so gets the optimiser's": dict(second=()),
     "parameters come more than once: each module lists those of its own modules, too": dict(walk=lambda model: [pair for m in model.modules() for pair in m.named_parameters()]),
     "embeddings are left out of the decay; here every matrix decays": dict(decays=lambda name, p: p.ndim > 1 and not name.startswith("2")),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-decay
 def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
@@ -388,7 +390,7 @@ def _a_schedule(climb=lambda it, w: it / w, wave=lambda u: (1 + torch.cos(torch.
 _cos = lambda x: torch.cos(torch.tensor(x, dtype=torch.float64)).item()
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule-2
-_schedules = {
+_schedules:dict[str, dict] = {
     "the climb is one step ahead: step 0 has the rate 0": dict(climb=lambda it, w: (it + 1) / w),
     "the climb begins at lr_min instead of 0": dict(climb=lambda it, w: .1 + .9 * it / w),
     "the climb is one step ahead and one step longer, (it + 1)/(w + 1), as in nanoGPT: step 0 has the rate 0 here": dict(climb=lambda it, w: (it + 1) / (w + 1)),
@@ -412,9 +414,9 @@ _schedules = {
     "lr_min is added on top: the highest rate is exceeded": dict(span=lambda low, high, y: low + high * y),
     "a warm-up longer than the cycle is taken without a word": dict(strict=False),
 }
-MISTAKES["cos_lr_scheduler"] = {hint: _a_schedule(**changed) for hint, changed in ({"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules).items()}
-MISTAKES["linear_lr_scheduler"] = {hint: _a_schedule(**({"wave": lambda u: 1 - u} | changed)) for hint, changed in ({
-    "the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)} | _schedules).items()}
+MISTAKES["cos_lr_scheduler"] = variants(_a_schedule, {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
+MISTAKES["linear_lr_scheduler"] = variants(partial(_a_schedule, wave=lambda u: 1 - u), {
+    "the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)} | _schedules)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
@@ -456,7 +458,7 @@ def _a_loss(surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float
 def _pick(z, y): return z.gather(-1, y[:, None])[:, 0]
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-loss
-MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
+MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
     "nothing is subtracted before the exponential, so large logits overflow": dict(surprise=lambda z, y: z.exp().sum(-1).log() - _pick(z, y)),
     "the logarithm is taken of a probability that has been rounded to zero: take it before you divide": dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
     "a small number is added inside the logarithm, or the probability is clamped, so that surprise has a ceiling": dict(
@@ -479,7 +481,7 @@ MISTAKES["CrossEntropyLoss"] = {hint: _a_loss(**changed) for hint, changed in {
     "the squared distance to one is taken, not the surprise": dict(surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y))**2),
     "the likeliest token's surprise is taken, not the target's": dict(surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
     "no gradient flows through the logarithm of the sum: is it detached?": dict(surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1) - _pick(z.float(), y)),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-learning
 def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))

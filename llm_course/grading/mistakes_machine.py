@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
-from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of
+from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of, variants
 from ..loss import cross_entropy
 from ..optim import gradient_clip
 from ..transformer import Transformer, TransformerBlock
@@ -156,7 +156,7 @@ def _ask_step(part):
         model.table.grad = torch.full((5, 5), 7.)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
         for _ in range(steps): found = part(model, optimizer, _scaler(scale), list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), max_norm)
-        return [float(x) for x in found] if told else model.table.detach()
+        return [float(x) for x in found] if told else model.get_parameter("table").detach()
     for label, settings in ("", {}), ("with several small batches", {"pieces": 2}), ("where it clips", {"max_norm": .1}), ("where it clips several small batches", {"pieces": 2, "max_norm": .1}), ("in later steps", {"steps": 3}), ("with a scaler", {"scale": 64.}), ("where it clips with a scaler", {"scale": 64., "max_norm": .1}):
         yield label, lambda: step(**settings)
         yield f"in the loss that it returns {label}".rstrip(), lambda: step(**settings, told=True)[0]
@@ -192,7 +192,7 @@ def _each(ps, limit):
     for p in ps: p.grad.clamp_(-(limit or float("inf")), limit or float("inf"))
     return norm
 
-MISTAKES["train_step"] = {hint: _a_step(**changed) for hint, changed in {
+MISTAKES["train_step"] = variants(_a_step, {
     "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
     "gradients are cleared before each small batch, so that only the last one counts": dict(clear="each"),
     "the gradients of small batches are added up; they are to be averaged": dict(share=lambda loss, n: loss),
@@ -214,7 +214,7 @@ MISTAKES["train_step"] = {hint: _a_step(**changed) for hint, changed in {
     "the loss is a sum over the places; their mean is wanted": dict(score=lambda logits, y: cross_entropy(logits, y) * y.numel()),
     "only the first of the small batches is used": dict(used=slice(1)),
     "the last place of each row is left out of the loss": dict(score=lambda logits, y: cross_entropy(logits[:, :-1], y[:, :-1])),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts
 _four, _flat, _rows_of = torch.tensor([.5, .3, .15, .05]).log(), torch.zeros(64), given(2, 3, 7)
@@ -329,7 +329,7 @@ def _a_penalty(lower=lambda z, n, p: torch.where(z > 0, z / p, z * p), count=lam
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-min-p-2
-MISTAKES["penalise"] = {hint: _a_penalty(**changed) for hint, changed in {
+MISTAKES["penalise"] = variants(_a_penalty, {
     "negative scores are divided too, which raises them: multiply those": dict(lower=lambda z, n, p: z / p),
     "every score is multiplied: positive ones rise": dict(lower=lambda z, n, p: z * p),
     "positive scores are multiplied and negative ones divided: it is the other way round": dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
@@ -345,7 +345,7 @@ MISTAKES["penalise"] = {hint: _a_penalty(**changed) for hint, changed in {
     "only the last token is punished": dict(said=lambda ids: ids[..., -1:]),
     "tokens that were said are forbidden altogether": dict(lower=lambda z, n, p: torch.full_like(z, -torch.inf)),
     "nothing is punished": dict(lower=lambda z, n, p: z),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-next
 @questions_of("next_probabilities")
@@ -371,7 +371,7 @@ def _a_sampler(steps="penalty temperature k p min", divide=lambda z, t: z / max(
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-next-2
-MISTAKES["next_probabilities"] = {hint: _a_sampler(**changed) for hint, changed in {
+MISTAKES["next_probabilities"] = variants(_a_sampler, {
     "the temperature comes last: top-k, top-p and min-p should see what it has done": dict(steps="penalty k p min temperature"),
     "scores are multiplied by the temperature; divide by it": dict(divide=lambda z, t: z * t),
     "the temperature has no effect": dict(steps="penalty k p min"),
@@ -388,7 +388,7 @@ MISTAKES["next_probabilities"] = {hint: _a_sampler(**changed) for hint, changed 
     "at temperature 0 the likeliest token must get everything": dict(greedy=False, divide=lambda z, t: z / (t or 1.)),
     "the shares are those of before the cuts: what is left must be shared out anew": dict(anew=False),
     "the temperature is squared, or applied twice": dict(divide=lambda z, t: z / max(t, 1e-6)**2),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-2
 def _proportional(part):
@@ -411,16 +411,10 @@ SYMPTOMS["Transformer"] = {
     "the first loss is far from ln V: fresh weights are too large, or the scores lopsided": lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-step
-SYMPTOMS["train_step"] = {
-    "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
-    "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
-    "small batches should give the step of one large batch": lambda part: _apart_steps(part)}
-SYMPTOMS["TransformerBlock"] = {"nothing that comes out depends on": lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)), "silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
-
 def _steps_on(part, pieces):
     ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(lambda s, ids: s.table[ids], table=given(5, 5))
     found = part(model, torch.optim.SGD(model.parameters(), lr=1.), _scaler(), list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), 0.)
-    return found, model.table.detach()
+    return found, model.get_parameter("table").detach()
 
 def _returned(part):
     found, table = _steps_on(part, 1)
@@ -428,10 +422,15 @@ def _returned(part):
 
 def _apart_steps(part): return (_steps_on(part, 1)[1] - _steps_on(part, 2)[1]).abs().max() > 1e-4
 
+SYMPTOMS["train_step"] = {
+    "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
+    "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
+    "small batches should give the step of one large batch": lambda part: _apart_steps(part)}
+SYMPTOMS["TransformerBlock"] = {"nothing that comes out depends on": lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)), "silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
+
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-3
-@torch.no_grad()
 def _silent(block):
-    for last in block.attention.output_proj, block.ffn.w2: last.weight.zero_()
+    for last in block.attention.output_proj, block.ffn.w2: last.weight.detach().zero_()
     return (block(given(2, 3, 16)) - given(2, 3, 16)).abs().max() > 1e-5
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts

@@ -10,6 +10,7 @@ import random
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ import regex
 import torch
 
 from ..bpe import GPT2, LLAMA3, O200K, merge, pre_tokens
-from .grading import MISTAKES, SYMPTOMS, attempt, questions_of
+from .grading import MISTAKES, SYMPTOMS, attempt, questions_of, variants
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
 @questions_of("pre_tokens")
@@ -33,7 +34,7 @@ def _a_cut(find=lambda text, pattern: regex.findall(pattern, text), before=lambd
     return lambda text, pattern=GPT2: find(before(text), change(fixed or pattern))
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-pre-tokens
-MISTAKES["pre_tokens"] = {hint: _a_cut(**changed) for hint, changed in {
+MISTAKES["pre_tokens"] = variants(_a_cut, {
     "spaces are thrown away: a piece keeps the space before it": dict(find=lambda text, pattern: text.split()),
     "the spaces around pieces are stripped": dict(find=lambda text, pattern: [p.strip() for p in regex.findall(pattern, text)]),
     "the pattern's spaces are left out, so a space is a piece of its own": dict(change=lambda p: p.replace(" ?", "")),
@@ -53,7 +54,7 @@ MISTAKES["pre_tokens"] = {hint: _a_cut(**changed) for hint, changed in {
     "punctuation goes with the word before it: letters and signs are one piece": dict(change=lambda p: p.replace(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", r" ?\S+")),
     "the text is cut into characters": dict(find=lambda text, pattern: list(text)),
     "newlines are lost: is the text cut into lines first?": dict(find=lambda text, pattern: [p for line in text.splitlines() for p in regex.findall(pattern, line)]),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-machine
 SYMPTOMS["pre_tokens"] = {
@@ -90,7 +91,7 @@ def _a_merge(start=0, step=1, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pa
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-merge-2
-MISTAKES["merge"] = {hint: _a_merge(**changed) for hint, changed in {
+MISTAKES["merge"] = variants(_a_merge, {
     "only the first pair is joined": dict(once=True),
     "pairs overlap: after a joined pair the next look must be two ids further on": dict(skip=1),
     "joined pairs are read from the right; they are to be from the left": dict(flip=True),
@@ -105,7 +106,7 @@ MISTAKES["merge"] = {hint: _a_merge(**changed) for hint, changed in {
     "two ids are stepped over where nothing was joined, too; that is one": dict(put=lambda new, pair: [new], step=2, match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair),
     "nothing is joined": dict(match=lambda ids, i, pair: False),
     "a pair at the very end is missed": dict(match=lambda ids, i, pair: tuple(ids[i:i+2]) == pair and i + 2 < len(ids)),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
@@ -155,7 +156,7 @@ def _a_learner(weight=lambda count: count, best=lambda pairs, made: max(pairs, k
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-learn
-MISTAKES["learn_merges"] = {hint: _a_learner(**changed) for hint, changed in {
+MISTAKES["learn_merges"] = variants(_a_learner, {
     "ties go to the lesser pair": dict(best=lambda pairs, made: min(pairs, key=lambda p: (-pairs[p], p))),
     "ties go to the pair that was seen first": dict(best=lambda pairs, made: max(pairs, key=pairs.get)),
     "ties go to the pair that was seen last": dict(best=lambda pairs, made: max(reversed(list(pairs)), key=lambda p: pairs[p])),
@@ -179,7 +180,7 @@ MISTAKES["learn_merges"] = {hint: _a_learner(**changed) for hint, changed in {
     "after a merge only the first place in each word is joined": dict(joined=_a_merge(once=True)),
     "joined pieces are put together the wrong way round": dict(join=lambda p: b"".join(p[::-1])),
     "the longest token is made first; the most frequent pair comes first": dict(best=lambda pairs, made: max(pairs, key=lambda p: (len(b"".join(p)), pairs[p], p))),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #apart
 def _apart(pieces):
@@ -191,7 +192,7 @@ def _apart(pieces):
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-learn
 SYMPTOMS["learn_merges"] = {
-    "too few pairs are an error; when none is left, what was learnt so far is the answer": lambda part: isinstance(attempt(lambda: _quietly(part)({b"ab": 1}, 5)), str) and attempt(lambda: _quietly(part)({b"ab": 1}, 5)).endswith("Error"),
+    "too few pairs are an error; when none is left, what was learnt so far is the answer": lambda part: str(attempt(lambda: _quietly(part)({b"ab": 1}, 5))).endswith("Error"),
     "too few, or too many, merges are learnt": lambda part: len(part({b"abcd": 5, b"xyz": 3}, 3)) != 3,
     "what comes are not pairs of byte strings": lambda part: not all(isinstance(pair, tuple | list) and [*map(type, pair)] == [bytes, bytes] for pair in part({b"abcd": 5}, 1)),
     "the pairs are turned round: the left one comes first": lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")],
@@ -220,7 +221,9 @@ def _ask_tokenizer(part):
 # %% ../../nbs/grading/mistakes_text.ipynb #toy
 class _Toy:
     "A tokenizer with something changed."
-    pick, best, cut, longest, errors = staticmethod(min), 0, staticmethod(pre_tokens), True, "replace"
+    pick:Callable = staticmethod(min)
+    cut:Callable = staticmethod(pre_tokens)
+    best, longest, errors = 0, True, "replace"
     def __init__(self, vocab, merges, special_tokens=(), pattern=GPT2):
         self.vocab, self.merges, self.pattern = dict(vocab), [tuple(m) for m in merges], pattern
         self.ids, self.special_tokens = {token: id for id, token in self.vocab.items()}, {}
@@ -264,7 +267,9 @@ def _in_order(self, piece):
     return [self.ids[p] for p in pieces]
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-tokenizer-2
-MISTAKES["BpeTokenizer"] = {hint: type("Toy", (_Toy,), changed) for hint, changed in {
+def _a_toy(**changed): return type("Toy", (_Toy,), changed)
+
+MISTAKES["BpeTokenizer"] = variants(_a_toy, {
     "pairs are joined from left to right as they come; the one that was learnt first goes first": dict(word=_in_order),
     "the pair that was learnt last is joined first": dict(pick=staticmethod(max)),
     "each merge is tried once, at its first place only; try again until none is left": dict(word=_once),
@@ -289,7 +294,7 @@ MISTAKES["BpeTokenizer"] = {hint: type("Toy", (_Toy,), changed) for hint, change
     "a stream's chunks are encoded one by one, so that tokens over their edges are lost": dict(encode_iterable=lambda self, chunks: (id for chunk in chunks for id in self.encode(chunk))),
     "the spaces around pre-tokens are lost": dict(cut=staticmethod(lambda text, pattern: text.split())),
     "decoding puts spaces between the tokens": dict(decode=lambda self, ids: " ".join(self.vocab[id].decode(errors="replace") for id in ids)),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-tokenizer
 def _bent(part):
@@ -343,7 +348,7 @@ def _a_batch(low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [s
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-batch-2
-MISTAKES["get_batch"] = {hint: _a_batch(**changed) for hint, changed in {
+MISTAKES["get_batch"] = variants(_a_batch, {
     "the targets are the inputs themselves: they should be one place later": dict(target=0),
     "the targets are two places later; one is wanted": dict(target=2),
     "the targets are one place earlier: the model would learn to look back": dict(target=-1),
@@ -361,7 +366,7 @@ MISTAKES["get_batch"] = {hint: _a_batch(**changed) for hint, changed in {
     "seed and iteration are multiplied, so that all seeds are alike at step 0, and all steps of seed 0": dict(chance=lambda seed, i: seed * i),
     "rows are one too short: cut one id more than a row holds, then drop the last for inputs and the first for targets": dict(form=lambda x: x[:, :-1]),
     "the batch is flattened: a row for each sequence is wanted": dict(form=lambda x: x.flatten()),
-}.items()}
+})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-batch
 def _rows_of_numbers(part):
