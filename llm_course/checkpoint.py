@@ -72,7 +72,7 @@ def save_checkpoint(
              "optimizer": gathered(optimizer.state_dict()), **extra}
     if out is None: return
     if isinstance(out, str | os.PathLike):
-        with whole_file(out) as file: _write_state(state, file)
+        with whole_file(Path(out)) as file: _write_state(state, file)
     else: _write_state(state, out)
 
 def _write_state(state, file):
@@ -83,7 +83,8 @@ def _write_state(state, file):
 # %% ../nbs/16_checkpoint.ipynb #random-states
 def random_states()->dict: # Tensors and plain values, to be kept in a checkpoint
     "Read every random state that a model or its data could draw from."
-    kind, keys, *rest = np.random.get_state()
+    numpy_state:Any = np.random.get_state()
+    kind, keys, *rest = numpy_state
     states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest),
               "torch": torch.get_rng_state()}
     if torch.cuda.is_available(): states["cuda"] = torch.cuda.get_rng_state_all()
@@ -269,7 +270,7 @@ def save_model(
     if model.parts:
         names = {role: part_name(part) for role, part in model.parts.items()}
         about["parts"] = json.dumps(names)
-    with whole_file(path) as file: file.write(to_safetensors(tensors, about))
+    with whole_file(Path(path)) as file: file.write(to_safetensors(tensors, about))
 
 # %% ../nbs/16_checkpoint.ipynb #read-safetensors
 def read_safetensors(
