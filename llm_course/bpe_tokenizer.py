@@ -66,7 +66,7 @@ def merge_by_rank(
     joined:list[int],                  # The id that the merge of each rank makes
 )->list[int]:                          # Ids of its tokens
     "Join the pair that was learnt first, the leftmost of equals, until no pair is known."
-    if len(ids) > 64: return merge_long(ids, ranks, joined)
+    if len(ids) > 256: return merge_long(ids, ranks, joined)
     costs = [ranks.get(pair, math.inf) for pair in pairwise(ids)]
     while costs and (best := min(costs)) < math.inf:
         i = costs.index(best)

@@ -26,17 +26,19 @@ class _Surprise(torch.autograd.Function):
     "−log p of each row's target; its gradient is p − y."
     @staticmethod
     def forward(ctx, logits, targets):
-        peak = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
-        total = torch.cat([(x - m).exp_().sum(-1, keepdim=True) for x, m in _bites(logits, peak)])   # the largest is 1: nothing overflows
-        ctx.save_for_backward(logits, peak, total, targets)
-        return (total.log() - (logits.gather(-1, targets[:, None]) - peak))[:, 0]
+        ctx.save_for_backward(logits, targets)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        losses = [-x.log_softmax(-1, dtype=wide).gather(-1, target)
+                  for x, target in _bites(logits, targets[:, None])]
+        return torch.cat(losses)[:, 0]
 
     @staticmethod
     def backward(ctx, grad):
         if torch.is_grad_enabled(): raise RuntimeError("cross_entropy has no second derivative; write the loss in plain torch for that")
-        logits, peak, total, targets = ctx.saved_tensors
+        logits, targets = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for to, x, m, share in _bites(out, logits, peak, grad[:, None] / total): torch.mul((x - m).exp_(), share, out=to)
+        for to, x, share in _bites(out, logits, grad[:, None]):
+            torch.mul(x.softmax(-1, dtype=grad.dtype), share, out=to)
         out[torch.arange(len(out), device=out.device), targets] -= grad.to(out.dtype)
         return out, None
 

@@ -43,7 +43,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from .bpe_tokenizer import BpeTokenizer
-from .checkpoint import check_moments, gathered, pick_device, random_states, read_checkpoint, restore, save_checkpoint, set_random_states
+from .checkpoint import check_moments, pick_device, random_states, read_checkpoint, restore, save_checkpoint, set_random_states
 from .engine.commands import by_default, input_file, output_path, run_command, whole_file
 from .data import ORDERS, get_batch, load_ids, windows
 from .loss import bits_per_byte, cross_entropy
@@ -63,7 +63,7 @@ def evaluate(
     for inputs, targets in batches:
         total = total + cross_entropy(model(inputs), targets) * targets.numel()
         count += targets.numel()
-    return float(total) / count
+    return float(total) / count   # the one place where the program waits for a GPU
 
 def count_bytes(
     ids:np.ndarray,         # Token ids
@@ -92,7 +92,7 @@ def train_step(
         total = total + loss.detach()
     scaler.unscale_(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gathered(gradient_clip(params, max_norm or math.inf))
+    norm = gradient_clip(params, max_norm or math.inf)
     scaler.step(optimizer)
     scaler.update()
     return total, norm
@@ -179,7 +179,7 @@ class Machine:
     device:Annotated[str|None, by_default("the best there is")]=None # Such as cpu, cuda:0 or mps
     precision:Annotated[str|None, by_default("on CUDA bfloat16, or float16 where the GPU lacks it; elsewhere float32")]=None # float32, bfloat16 or float16
     num_threads:Annotated[int|None, by_default("one per core")]=None # CPU threads; on a busy machine several are far slower than a single one
-    compile:bool=False                 # Let torch.compile rewrite the model, and a fused kernel take AdamW's steps: a slow start, then faster
+    compile:bool=False                 # Let torch.compile rewrite the model: a slow start, then faster
     parallel:Annotated[str|None, by_default("ddp")]=None # Under torchrun: ddp copies the model to each process, fsdp cuts it up
 
 # %% ../nbs/17_training.ipynb #shape-watching
@@ -301,7 +301,6 @@ def check_flags(
         if not 0 <= (number := getattr(config, name)) < end: raise ValueError(f"--{name} must be at least 0 and less than {end}, but is {number}")
     if config.muon_lr is not None and not (config.lr_max > 0 and 0 < config.muon_lr < math.inf):
         raise ValueError(f"--muon_lr and --lr_max must be positive, but they are {config.muon_lr} and {config.lr_max}")
-    if config.muon_lr is not None and config.parallel == "fsdp": raise ValueError("--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")
 
 # %% ../nbs/17_training.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # packages that only some users have, and what is imported of them
@@ -335,7 +334,7 @@ def optimizer_for(
     inside = [p for name, p in model.named_parameters() if config.muon_lr and p.requires_grad and p.ndim == 2 and ".blocks." in f".{name}"]
     groups, others = params_for_decay(model, config.weight_decay), set(model.parameters()) - set(inside)
     for group in groups: group["params"] = [p for p in group["params"] if p in others]
-    adamw = AdamW(groups, lr=config.lr_max, betas=(config.beta1, config.beta2), eps=1e-8, weight_decay=config.weight_decay, fused=config.compile)
+    adamw = AdamW(groups, lr=config.lr_max, betas=(config.beta1, config.beta2), eps=1e-8, weight_decay=config.weight_decay)
     if not inside: return adamw
     return Together(Muon(inside, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
 

@@ -56,9 +56,8 @@ def test_sizes_must_be_positive(max_seq_len, theta):
 
 
 @pytest.mark.parametrize("positions", [12, -1, torch.tensor([0, 16]), torch.tensor([-1, 3])], ids=["run", "negative run", "tensor", "negative"])
-def test_positions_outside_the_table_are_refused(positions, device):
+def test_positions_outside_the_table_are_refused(positions):
     x = torch.randn(2 if isinstance(positions, torch.Tensor) else 5, 8)
-    if isinstance(positions, torch.Tensor): positions = positions.to(device)
     with pytest.raises(ValueError, match=r"positions must lie from 0 to 15, but these go from .* raise max_seq_len"):
         RoPE(8, 16)(x, positions)
 
@@ -85,6 +84,16 @@ def test_meta_device_wakes_up_with_the_right_table(device):
     with torch.device("meta"): model = nn.Sequential(RoPE(8, 16, theta=500.))
     assert model[0].turns.is_meta
     assert torch.equal(model.to_empty(device=device)[0].turns, rope_turns(8, 16, 500., device).float())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_table_on_meta_is_filled_at_its_first_use(inference, device):
+    "As after `load_state_dict(assign=True)`, which knows nothing of tables; in inference first, then in training."
+    rope = RoPE(8, 16, theta=500., device="meta")
+    x = torch.randn(3, 8, device=device, requires_grad=True)
+    with torch.inference_mode(inference): assert_close(rope(x.detach(), 2), RoPE(8, 16, theta=500., device=device)(x.detach(), 2))
+    rope(x).sum().backward()
+    assert rope.turns.device.type == x.device.type
 
 
 def test_layers_share_one_table_while_they_live():

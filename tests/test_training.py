@@ -16,11 +16,12 @@ import pytest
 import torch
 from right import RIGHT
 
-from llm_course import checkpoint, commands, training
+from llm_course import checkpoint, training
 from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
+from llm_course.engine import commands
 from llm_course.engine.commands import parse
 from llm_course.health import vital_signs
 from llm_course.loss import cross_entropy
@@ -635,7 +636,6 @@ def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
 
 @pytest.mark.parametrize("change, message", [
     (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
-    (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001"),
-    (dict(muon_lr=0.02, parallel="fsdp"), "--muon_lr needs whole matrices, which fsdp cuts up; use --parallel ddp")])
+    (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001")])
 def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
     with pytest.raises(ValueError, match=message): settle(replace(asked, **change))

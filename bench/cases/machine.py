@@ -93,7 +93,7 @@ def steppers(device, shape, batch_size, precision, compiled, peer, lr=1e-3):
     model, batch = model.to(device), torch.randint(shape[0], (batch_size, shape[1] + 1), device=device)
     their_logits = (lambda ids: theirs(ids, use_cache=False).logits) if peer is llama else theirs
     with torch.no_grad(): torch.testing.assert_close(model(batch[:1, :-1]), their_logits(batch[:1, :-1]), rtol=1e-4, atol=1e-4)
-    ours_by, theirs_by = AdamW(model.parameters(), lr=lr, fused=True), torch.optim.AdamW(theirs.parameters(), lr=lr, fused=True)
+    ours_by, theirs_by = AdamW(model.parameters(), lr=lr), torch.optim.AdamW(theirs.parameters(), lr=lr, fused=True)
     pair = (stepper(model, cross_entropy, ours_by, batch, precision, compiled),
                 stepper(their_logits, lambda logits, ids: F.cross_entropy(logits.float(), ids), theirs_by, batch, precision, compiled))
     for _ in range(3): same(*pair, rtol=1e-2, atol=1e-2)   # they stay together, step by step; and what is compiled, is compiled now

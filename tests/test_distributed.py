@@ -1,0 +1,162 @@
+"""Several processes, with gloo on the CPU: FSDP's shares move like the whole, at sizes and in shapes where a special path begins."""
+import socket
+import traceback
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.testing import assert_close
+
+from llm_course.optim import AdamW, Muon, SGDDecay, gradient_clip, params_for_decay
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+
+
+def enter(rank, count, port, task, results):
+    "One process: join the others, work, and send back what came out, or what went wrong."
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+    try: results.put((rank, task(rank, count), None))
+    except Exception: results.put((rank, None, traceback.format_exc()))
+    finally: torch.distributed.destroy_process_group()
+
+
+def in_processes(count, task):
+    "Run `task(rank, count)` in some new processes; what they returned, by rank."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=enter, args=(rank, count, port, task, results)) for rank in range(count)]
+    for worker in workers: worker.start()
+    try: found = [results.get(timeout=300) for _ in workers]
+    finally:
+        for worker in workers: worker.join(30)
+        for worker in workers: worker.kill()
+    for rank, _, error in found: assert error is None, f"process {rank} of {count}: {error}"
+    return [value for _, value, _ in sorted(found, key=lambda one: one[0])]
+
+
+# ---- Optimisers on shares
+
+SHAPES = [(257, 515), (4, 3), (2, 64), (7,), (1, 5)]   # above 65,536 numbers and uneven on 2 and 3 processes; fewer rows than processes
+
+
+def optimizer_of(name, params):
+    matrices = [p for p in params if p.ndim == 2]
+    return {"AdamW": partial(AdamW, params, lr=0.01, weight_decay=0.1), "formulas": partial(AdamW, params, lr=0.01, weight_decay=0.1, fused=False),
+            "SGDDecay": partial(SGDDecay, params, lr=0.1), "Muon": partial(Muon, matrices, lr=0.05)}[name]()
+
+
+def walk(name, cut):
+    "Some steps with clipped gradients, of whole tensors or of shares; parameters, states and norms, whole again."
+    from llm_course.checkpoint import gathered
+    torch.manual_seed(0)
+    params = [nn.Parameter(cut(torch.randn(shape))) for shape in SHAPES]
+    optimizer, norms = optimizer_of(name, params), []
+    for step in range(4):
+        for p, shape in zip(params, SHAPES): p.grad = cut(torch.randn(shape) * 10.**(step - 2))
+        if step == 2: params[1].grad = None
+        norms.append(gradient_clip(params, 5.))
+        optimizer.step()
+    state = [{key: gathered(x) for key, x in optimizer.state[p].items()} for p in params if p in optimizer.state]
+    return [gathered(p.detach()) for p in params], state, norms
+
+
+def compare_shares(rank, count):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+    mesh = init_device_mesh("cpu", (count,))
+    for name in "AdamW", "formulas", "SGDDecay", "Muon":
+        wanted = walk(name, lambda x: x)
+        for placement in Shard(0), Replicate():
+            found = walk(name, lambda x, placement=placement: distribute_tensor(x, mesh, [placement]))
+            assert not any(isinstance(norm, DTensor) for norm in found[2])
+            assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        resume_shares(mesh, name)
+    p = nn.Parameter(distribute_tensor(torch.ones(257, 300), mesh, [Shard(0)]))   # 1: what a review found to stand still
+    p.grad = distribute_tensor(torch.ones(257, 300), mesh, [Replicate()])   # and a gradient that lies otherwise than its parameter
+    AdamW([p], lr=0.1, weight_decay=0.).step()
+    assert_close(p.full_tensor().detach(), torch.full((257, 300), 0.9))
+
+
+def resume_shares(mesh, name):
+    "A run of shares that is saved whole, and goes on in other shares."
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from llm_course.checkpoint import gathered
+    from llm_course.training import load_sharded
+    cut = lambda x: distribute_tensor(x, mesh, [Shard(0)])
+    torch.manual_seed(0)
+    whole = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    first, second = ([nn.Parameter(cut(p.detach().clone())) for p in whole] for _ in range(2))
+    grads = [[torch.randn(shape) for shape in SHAPES] for _ in range(2)]
+    optimizers = [optimizer_of(name, params) for params in (whole, first, second)]
+    for p, q, grad in zip(whole, first, grads[0]): p.grad, q.grad = grad, cut(grad)
+    for optimizer in optimizers[:2]: optimizer.step()
+    load_sharded(optimizers[2], gathered(optimizers[1].state_dict()))
+    with torch.no_grad():
+        for p, q in zip(first, second): q.copy_(p)
+    for p, q, grad in zip(whole, second, grads[1]): p.grad, q.grad = grad, cut(grad)
+    for optimizer in optimizers[::2]: optimizer.step()
+    assert_close([gathered(q.detach()) for q in second], [p.detach() for p in whole], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_move_like_the_whole(count): in_processes(count, compare_shares)
+
+
+# ---- Training
+
+SHAPE = dict(vocab_size=1025, max_seq_len=16, d_model=66, num_layers=2, num_heads=3, d_ff=175)   # 67,650 numbers in embedding and head; rows that neither 2 nor 3 divide
+
+
+def learn(way, muon, rank, count):
+    "Losses of 50 steps, by one process, DDP or FSDP; then the parameters."
+    from llm_course.checkpoint import gathered
+    from llm_course.optim import Together
+    from llm_course.training import TrainConfig, spread, train_step
+    from llm_course.transformer import Transformer
+    torch.manual_seed(0)
+    model = Transformer(**SHAPE)
+    config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, **SHAPE)
+    wrapped = model if way is None else spread(model, config)
+    groups = params_for_decay(model, 0.1)
+    inside = [p for p in groups[0]["params"] if muon and p.shape[0] != SHAPE["vocab_size"]]
+    groups[0]["params"] = [p for p in groups[0]["params"] if not any(p is q for q in inside)]
+    optimizer = AdamW(groups, lr=3e-3, betas=(0.9, 0.95))
+    if muon: optimizer = Together(Muon(inside), optimizer)
+    scaler, dice, losses = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), []
+    for _ in range(50):
+        ids = torch.randint(0, SHAPE["vocab_size"] // 8, (6, 17), generator=dice)
+        mine = ids if way is None else ids.chunk(count)[rank]
+        loss, _norm = train_step(wrapped, optimizer, scaler, [(mine[:, :-1], mine[:, 1:])], 1.)
+        if way is not None: torch.distributed.all_reduce(loss)
+        losses.append(float(loss) / (1 if way is None else count))
+    return losses, {name: gathered(x) for name, x in model.state_dict().items()}
+
+
+def learn_all_ways(rank, count, muon=False):
+    wanted, end = learn(None, muon, rank, count)
+    torch.manual_seed(0)
+    from llm_course.transformer import Transformer
+    begin = Transformer(**SHAPE).state_dict()
+    assert wanted[-1] < wanted[0] - 1
+    for way in "ddp", "fsdp":
+        losses, params = learn(way, muon, rank, count)
+        torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-4, msg=lambda m, way=way: f"{way} on {count}: {m}")
+        for name, x in params.items():
+            assert not torch.equal(x, begin[name]), f"{way} on {count}: {name} never moved"
+            moved = (end[name] - begin[name]).norm()
+            assert (x - end[name]).norm() < 0.05 * moved, f"{way} on {count}: {name} ended elsewhere"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_process_ddp_and_fsdp_learn_the_same(count): in_processes(count, learn_all_ways)
+
+
+def test_muon_learns_the_same_on_shares(): in_processes(3, partial(learn_all_ways, muon=True))
