@@ -82,7 +82,8 @@ class KVCache:
     def append(self,
         k:Float[Tensor, "batch h_kv t d"], # Keys of the new tokens
         v:Float[Tensor, "batch h_kv t d"], # Values of the new tokens
-    )->tuple[Tensor, Tensor]: # Keys and values of all tokens so far
+    # All so far
+    )->tuple[Float[Tensor, "batch h_kv s d"], Float[Tensor, "batch h_kv s d"]]:
         "Keep the new ones behind the old. Raises `ValueError` when they do not fit."
         start = self.length
         end = start + k.shape[-2]
