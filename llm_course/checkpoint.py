@@ -239,11 +239,11 @@ def pick_device(
     if torch.backends.mps.is_available(): here.insert(0, "mps")
     if torch.cuda.is_available(): here.insert(0, "cuda")
     refusal = f"--device {name} is not on this machine; it has {', '.join(here)}"
-    try:
-        device = torch.device(name or here[0])
-        torch.empty(1, device=device)   # there may be a cuda:0 and no cuda:9
+    try: device = torch.device(name or here[0])
     except RuntimeError: raise ValueError(refusal) from None
     if device.type not in here: raise ValueError(refusal)
+    try: torch.empty(1, device=device)   # there may be a cuda:0 and no cuda:9
+    except RuntimeError: raise ValueError(refusal) from None
     return device
 
 # %% ../nbs/16_checkpoint.ipynb #save-model
