@@ -153,7 +153,7 @@ def folds_its_checks(page):
 
 
 # What is longer is cut at the right of a page. These pages are still to be mended: the list may only shrink.
-WIDE = {"index", "01_bpe", "02_bpe_tokenizer", "03_data", "09_attention", "11_multihead", "12_loss", "13_optim", "15_transformer", "16_checkpoint", "17_training", "18_generating", "23_pretrained", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine"}
+WIDE = {"01_bpe", "02_bpe_tokenizer", "03_data", "09_attention", "11_multihead", "12_loss", "13_optim", "15_transformer", "16_checkpoint", "17_training", "18_generating", "23_pretrained", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine"}
 
 
 def wide(page):
