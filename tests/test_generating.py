@@ -1,5 +1,7 @@
 "How the next token is drawn, that the cache changes nothing, and that text comes whole."
 import math
+import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
 
@@ -466,6 +468,13 @@ def test_the_command_prints_samples_with_seeds_of_their_own(capsys):
     texts = [generate(model, tokenizer, "My", 12, 0.9, 0.8, top_k=50, min_p=0.02, repetition_penalty=1.2, seed=s) for s in (3, 4)]
     assert capsys.readouterr().out == f"{texts[0]}\n---\n{texts[1]}\n"
     assert texts[0] != texts[1]
+
+
+def test_the_module_runs_once():
+    "The command stands above the lesson, and finds it as it runs."
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "llm_course.generating", "--help"], capture_output=True, text=True, encoding="utf-8")
+    imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines()]
+    assert done.returncode == 0 and "llm_course.engine.speaking" in imported and "llm_course.generating" not in imported
 
 
 @pytest.mark.parametrize("flags, message", [
