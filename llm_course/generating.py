@@ -149,7 +149,8 @@ def _best_scores(logits, ids, how:Sampling)->tuple[Tensor, Tensor, Tensor]:
     "The scores, penalised; the highest of each row, and its id."
     scores = penalise(_widen(logits), ids, how.repetition_penalty)
     top, best = scores.max(-1, keepdim=True)
-    if waiting_is_free(top): refuse_broken(bool(top.isfinite().all()))
+    if waiting_is_free(top):
+        refuse_broken(all(map(math.isfinite, top.flatten().tolist())))
     return scores, top, best
 
 # %% ../nbs/18_generating.ipynb #pick-one
