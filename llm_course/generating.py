@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -32,8 +32,7 @@ from .softmax import softmax
 from .transformer import Transformer
 
 # %% ../nbs/18_generating.ipynb #demo
-# found without importing anything
-DEMO = Path(str(find_spec("llm_course").origin)).parent/"demo"
+DEMO = Path(str(files("llm_course")))/"demo"
 
 def load_demo(
     device:torch.device|str|None=None,   # Where it lives; `None` for the best there is

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -92,7 +93,7 @@ def _call_layer(layer:nn.Module, x:Tensor, out:Tensor, add:bool)->None:
 
 # %% ../../nbs/engine/decoding.ipynb #bind-norm
 def bind_norm(
-    layer:RmsNorm,            # The layer
+    layer:Any,                # An `RmsNorm`
     x:Float[Tensor, "n d"],   # Where the vectors will be
     out:Float[Tensor, "n d"], # Where the results go
 )->Callable[[], None]: # Computes, whenever it is called
@@ -143,8 +144,8 @@ class Scratch:
 
 # %% ../../nbs/engine/decoding.ipynb #bind-block
 def bind_block(
-    block:TransformerBlock, # The block
-    s:Scratch,              # Where it works
+    block:Any, # A `TransformerBlock`
+    s:Scratch, # Where it works
 )->Callable[..., None]: # Adds to the stream `s.x` what the block adds
     "Prepare a block."
     a, ffn = block.attention, block.ffn
@@ -184,7 +185,7 @@ def bind_block(
 
 # %% ../../nbs/engine/decoding.ipynb #is-plain
 def is_plain(
-    model:nn.Module, # Any model
+    model:Any, # Any model
 )->bool: # Is it made of the course's own parts, without hooks, in at most float32?
     "Say whether `Step` computes what `model` does."
     if type(model) is not Transformer or model.parts: return False
@@ -194,10 +195,10 @@ def is_plain(
     if type(model.embedding) is not Embedding or type(model.norm) is not RmsNorm:
         return False
     if not all(map(_is_plain_block, model.blocks)): return False
-    tables = {id(block.get_submodule("attention.rope").turns) for block in model.blocks}
+    tables = {id(block.attention.rope.turns) for block in model.blocks}
     return len(tables) == 1
 
-def _is_plain_block(block:nn.Module)->bool:
+def _is_plain_block(block:Any)->bool:
     if type(block) is not TransformerBlock: return False
     a = block.attention
     if type(a) is not MultiHeadAttention or type(a.rope) is not RoPE: return False
@@ -210,7 +211,7 @@ def _is_plain_block(block:nn.Module)->bool:
 class Step:
     "Reads a few tokens behind those in the caches, as `model` does, in few calls."
     def __init__(self,
-        model:Transformer,    # One that `is_plain`
+        model:Any,            # A `Transformer` that `is_plain`
         caches:list[KVCache], # One for each block; their memory is put side by side
     ):
         a, c = model.blocks[0].attention, model.config
@@ -243,7 +244,8 @@ class Step:
         s, blocks, norm, head, logits = self.bound[b, t]
         for cache in self.caches: cache.length += t
         mask = join_masks(self.caches[0].mask(), True, t, first + t, ids.device)
-        if t > 1: mask = torch.cat([mask] * self.group, -2)   # a group asks in one row
+        if t > 1 and mask is not None:   # the queries of a group stand in one row
+            mask = torch.cat([mask] * self.group, -2)
         turn = self.turns[first:first + t, None]
         places = self.memory.narrow(-2, first, t).unbind()
         read = self.memory.narrow(-2, 0, first + t).flatten(0, 1).unbind()

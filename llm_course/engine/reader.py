@@ -7,6 +7,7 @@ __all__ = ['last_scores', 'Reader', 'side_by_side', 'pad_with_own']
 
 # %% ../../nbs/engine/reader.ipynb #imports
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,7 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/reader.ipynb #last-scores
 @torch.inference_mode()
 def last_scores(
-    model:nn.Module,         # A `Transformer`, or what is called like one
+    model:Any,               # A `Transformer`, or what is called like one
     ids:Int[Tensor, "b t"],  # New tokens
     caches:list[KVCache],    # One for each block
     last:int=1,              # How many places are asked
@@ -40,7 +41,7 @@ class Reader:
 
     Every token is read once, or once more where the context ends."""
     def __init__(self,
-        model:nn.Module, # A `Transformer`; attention of another kind keeps nothing
+        model:Any,       # A `Transformer`; attention of another kind keeps nothing
         batch:int=1,     # Texts side by side
         padding:Int[Tensor, " b"]|None=None, # On the left of each; `None` for none
         longest:int|None=None, # Tokens there will be at most; `None` for unknown
@@ -49,7 +50,7 @@ class Reader:
         self.room:int = model.config.max_seq_len
         if longest is not None: self.room = min(self.room, longest)
         self.caches:list[KVCache] = []
-        layers = [getattr(block, "attention", None) for block in model.blocks]
+        layers:list[Any] = [getattr(block, "attention", None) for block in model.blocks]
         self.keeps = all(isinstance(layer, MultiHeadAttention) for layer in layers)
         if self.keeps:
             like = next(model.parameters())

@@ -57,8 +57,8 @@ def draw(
     "Draw from each row: the first id whose running sum exceeds a uniform share of all."
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
     upto = weights.cumsum(-1, dtype=wide)
-    like = {"device": weights.device, "dtype": wide}
-    share = torch.rand(len(weights), 1, generator=generator, **like)
+    share = torch.rand(
+        len(weights), 1, generator=generator, device=weights.device, dtype=wide)
     # `right`: a token without weight is never hit
     found = torch.searchsorted(upto, share * upto[:, -1:], right=True)
     return found.clamp_(max=weights.shape[-1] - 1)   # broken weights hit none

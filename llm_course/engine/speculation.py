@@ -7,6 +7,7 @@ __all__ = ['Chances', 'accept', 'speculate']
 
 # %% ../../nbs/engine/speculation.ipynb #imports
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,8 +43,8 @@ Chances = Callable[[Float[Tensor, "b vocab"], Int[Tensor, "b t"]],
                    Float[Tensor, "b vocab"]]   # scores, the text so far: probabilities
 
 def speculate(
-    model:nn.Module,                     # What predicts: a `Transformer`
-    draft:nn.Module,                     # A smaller one with the same vocabulary
+    model:Any,                           # What predicts: a `Transformer`
+    draft:Any,                           # A smaller one with the same vocabulary
     ids:Int[Tensor, "1 t"],              # One text
     max_tokens:int,                      # How many tokens to add
     chances:Chances,                     # What to draw from, for both
