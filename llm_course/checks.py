@@ -36,7 +36,7 @@ def check_of(
     "Store a function as a check, under its name, with its docstring as the claim."
     def store(run):
         name = run.__name__.replace("_", " ")
-        claim = " ".join((run.__doc__ or name).split())   # on one line
+        claim = " ".join((run.__doc__ or "").split())
         check = Check(component, name, claim, run)
         CHECKS.setdefault(component, {})[name] = check
         return run
