@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import stable_id
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -396,7 +397,7 @@ def test_a_model_of_keywords_is_not_taken_for_ours_when_it_is_loaded(file, tmp_p
 
 @pytest.mark.parametrize("name, part", [
     ("llm_course.linear.Linear", Linear), (f"{__name__}.number", lambda: number), ("llm_course.linear.Linear(bias=True)", partial(Linear, bias=True)),
-    (f"{__name__}.PostNorm(norm={__name__}.Gain)", lambda: partial(PostNorm, norm=Gain)), ("3", 3)], ids=str)
+    (f"{__name__}.PostNorm(norm={__name__}.Gain)", lambda: partial(PostNorm, norm=Gain)), ("3", 3)], ids=stable_id)
 def test_a_part_has_a_name(name, part):
     assert part_name(part() if getattr(part, "__name__", "") == "<lambda>" else part) == name
 
