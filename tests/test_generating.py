@@ -512,7 +512,7 @@ def test_the_sort_is_spared_where_it_can_be_and_only_there():
     "Or the function above might return nothing, always, and pass; and of equals at the border the lower ids must win."
     clear = -torch.arange(1000.)[torch.randperm(1000)] / 100
     for k, p in (0, 1.), (0, .3), (50, 1.), (50, .9), (249, 1.), (2000, 1.): assert quick_probabilities(clear, k, p, 0.) is not None
-    assert quick_probabilities(clear / 1e4, 0, .9, 0.) is None   # so level that 128 tokens are not enough
+    assert (quick_probabilities(clear / 1e4, 0, .9, 0.) > 0).sum() == 900   # so level that the best 128 tokens are not enough
     for tied in torch.zeros(1000), torch.tensor([0., -1., -1.] + [-50.] * 997):
         assert quick_probabilities(tied, 2, 1., 0.) is None and quick_probabilities(tied, 0, .7, 0.) is None
     assert next_probabilities(torch.zeros(1000), NOTHING, Sampling(1., 1., top_k=2)).nonzero().flatten().tolist() == [0, 1]

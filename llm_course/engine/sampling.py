@@ -34,20 +34,27 @@ def quick_probabilities(
     if cuts_to_k or cuts_to_p:
         if 4 * top_k > vocab or not waiting_is_free(scores): return None
         best, ids = scores.topk(min(max(FEW, top_k + 1), vocab))
+        everything = best.shape[-1] == vocab
     if cuts_to_k:
         lowest = best[..., top_k-1:top_k]
         if bool((lowest == best[..., top_k:top_k+1]).any()): return None
         powers = powers.masked_fill(scores < lowest, 0)
     if cuts_to_p:
         shares = powers / powers.sum(-1, keepdim=True)
-        not_enough = shares.gather(-1, ids).cumsum(-1) < top_p
-        last = not_enough.sum(-1, keepdim=True)   # the place of the last that stays
-        if int(last.max()) + 1 >= best.shape[-1]: return None
+        last = _last_place(shares, ids, top_p)
+        if int(last.max()) + 1 >= best.shape[-1] and not everything:
+            best, ids = scores.sort(descending=True)   # a level distribution
+            last = _last_place(shares, ids, top_p)
+        if int(last.max()) + 1 >= vocab: return None
         lowest = best.gather(-1, last)
         if bool((lowest == best.gather(-1, last + 1)).any()): return None
         powers = powers.masked_fill(scores < lowest, 0)
     if min_p > 0: powers = powers.masked_fill(scores < math.log(min_p), 0)
     return powers / powers.sum(-1, keepdim=True)
+
+def _last_place(shares, ids, top_p:float)->Tensor:
+    "The rank of the last token that top-p keeps; `ids` go by falling scores."
+    return (shares.gather(-1, ids).cumsum(-1) < top_p).sum(-1, keepdim=True)
 
 # %% ../../nbs/engine/sampling.ipynb #draw
 def draw(
