@@ -42,9 +42,11 @@ from torch import Tensor, nn
 
 # %% ../nbs/23_pretrained.ipynb #imports-course
 from .bpe import GPT2, LLAMA3
-from .bpe_tokenizer import SMOLLM, BpeTokenizer, from_hf_dict, merge_by_rank, read_json, spell, unspell
+from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import bare, pick_device
 from .engine.commands import as_typed, by_default, one_line, output_path, run_command, sync_folder, whole_file
+from .engine.fast_bpe import merge_by_rank
+from .engine.tokenizer_formats import SMOLLM, from_hf_dict, read_json, spell, unspell
 from .data import fetch
 from .generating import END, open_both
 from .rope import RopeScaling
