@@ -8,7 +8,7 @@ __all__ = ['DEMO', 'BROKEN', 'END', 'PRECISIONS', 'load_demo', 'waiting_is_free'
            'pick', 'Rows', 'short_linear', 'short_norm', 'is_plain', 'Scratch', 'short_block', 'Step', 'Window',
            'last_scores', 'Reader', 'side_by_side', 'continuations', 'ready', 'generate_ids', 'accept', 'speculate',
            'release', 'end_ids', 'Voice', 'first_ids', 'listen', 'stream', 'generate', 'Int8Linear', 'at_precision',
-           'Text', 'Model', 'GenerateConfig', 'refuse', 'open_model', 'open_both', 'open_models', 'typed', 'speak',
+           'Text', 'Model', 'GenerateConfig', 'refuse', 'open_own', 'open_both', 'open_models', 'typed', 'speak',
            'main']
 
 # %% ../nbs/18_generating.ipynb #imports
@@ -741,21 +741,19 @@ def refuse(
     if config.precision not in PRECISIONS: raise ValueError(f"--precision {config.precision} is none of {', '.join(PRECISIONS)}")
 
 # %% ../nbs/18_generating.ipynb #open-model
-def open_model(
-    path:Path,     # A checkpoint of this course, or what `load_pretrained` of chapter 23 reads
+def open_own(
+    path:Path,     # A checkpoint.pt or .safetensors of this course
     flag:str,      # The flag that named it, for the messages
     device=None,   # Where the model lives; `None` for the best device there is
-)->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if that comes with it
-    "Load any model that the course can read. Raises `ValueError` or `OSError`, with one line that says why, for any other."
-    if (path/"checkpoint.pt").is_file(): raise ValueError(f"{flag} {path} is the folder of a run; name {path/'best.pt'} or {path/'checkpoint.pt'}")
-    if path.suffix in (".pt", ".safetensors") or (path.is_file() and path.suffix not in (".gguf", ".bin")): return load_model(input_file(path, flag), device), None
-    from llm_course.pretrained import load_pretrained
-    return load_pretrained(path.as_posix(), device)
+)->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if it brings one
+    "Load a model of this course. Raises `ValueError` or `OSError` for any other."
+    return load_model(input_file(path, flag), device), None
 
 def open_both(
     path:Path,                 # As for `open_model`
     tokenizer_path:Path|None,  # A tokenizer.json; `None` for the one that comes with the model, or lies beside it
     device=None,               # Where the model lives; `None` for the best device there is
+    open_model:Callable=open_own, # Loads a model, and its tokenizer if that comes with it
 )->tuple[Transformer, BpeTokenizer]:
     "Load what `--model_path` and `--tokenizer_path` name."
     if tokenizer_path is not None: input_file(tokenizer_path, "--tokenizer_path")
@@ -766,10 +764,11 @@ def open_both(
 # %% ../nbs/18_generating.ipynb #open-models
 def open_models(
     config:GenerateConfig, # From the command line
+    open_model:Callable=open_own, # As for `open_both`
 )->tuple[Transformer, BpeTokenizer, Transformer|None]: # The model that it names, the tokenizer, and the draft
     "Load what the flags name, or what comes with the package."
     device = pick_device(config.device)
-    model, tokenizer = open_both(config.model_path or DEMO/"model.safetensors", config.tokenizer_path, device)
+    model, tokenizer = open_both(config.model_path or DEMO/"model.safetensors", config.tokenizer_path, device, open_model)
     draft = None if config.draft_path is None else open_model(config.draft_path, "--draft_path", device)[0]
     return at_precision(model, config.precision), tokenizer, draft
 
@@ -784,12 +783,13 @@ def typed()->Iterator[str]:
 # %% ../nbs/18_generating.ipynb #speak
 def speak(
     config:GenerateConfig, # From the command line
+    open_model:Callable=open_own, # As for `open_both`
 )->None:
     "Print texts as they are written."
     how = {field.name: getattr(config, field.name) for field in fields(Sampling)}
     Sampling(**how)   # bad values are refused before a model is loaded
     refuse(config)
-    model, tokenizer, draft = open_models(config)
+    model, tokenizer, draft = open_models(config, open_model)
     given = [config.prompt] if config.prompt or not config.interactive else []
     for prompt in chain(given, typed() if config.interactive else ()):
         for i in range(config.num_samples):
@@ -807,7 +807,9 @@ def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's own
 )->None:
     "`python -m llm_course.generating`"
-    run_command(GenerateConfig, speak, argv, "python -m llm_course.generating")
+    from llm_course.engine.exchange import open_model   # reads other people's models, too
+    def work(config:GenerateConfig)->None: speak(config, open_model)
+    run_command(GenerateConfig, work, argv, "python -m llm_course.generating")
 
 # %% ../nbs/18_generating.ipynb #run-it
 if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no __file__
