@@ -39,7 +39,8 @@ from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, Composed,
 from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
 from llm_course.engine.llama2c import read_pieces
 from llm_course.engine.model_files import row_blocks
-from llm_course.generating import end_ids, first_ids, generate, generate_ids
+from llm_course.engine.voices import end_ids, first_ids
+from llm_course.generating import generate, generate_ids
 from llm_course.generating import main as generating
 from llm_course.pretrained import (
     as_transformers,
