@@ -6,11 +6,13 @@
 __all__ = ['Texts', 'Fetching', 'Written', 'DataConfig', 'check_config', 'write_texts', 'write_bins', 'main']
 
 # %% ../../nbs/engine/data_command.ipynb #imports
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -19,9 +21,9 @@ from ..bpe_tokenizer import BpeTokenizer, helpers_for
 from ..data import write_ids
 from .commands import (
     by_default, input_file, one_line, output_path, run_command, whole_file)
-from .corpora import fetch
-from .documents import split_documents
-from .encode_files import encode_spans, read_span, whole
+from .corpora import end_of_text, fetch
+from .documents import ends_document, plain_files, split_documents
+from .encode_files import Span, encode_spans, read_span, whole
 
 # %% ../../nbs/engine/data_command.ipynb #config
 _unless_fetch = by_default("none; needed, unless --fetch is given")
@@ -29,13 +31,18 @@ _Tokenizer = Annotated[str|None, _unless_fetch]
 _Corpus = Annotated[tuple[str, ...], _unless_fetch]
 _ValCorpus = Annotated[tuple[str, ...], by_default("the last documents of --corpus")]
 _Processes = Annotated[int|None, by_default("one, or all cores from 16 MB on")]
+_BadFiles = Literal["stop", "skip", "replace"]
 
 @dataclass(frozen=True)
 class Texts:
-    "What is turned into ids."
+    """What is turned into ids.
+
+    Each file is a document, or several. A file is a text in UTF-8, or .jsonl with a
+    {"text": …} on each line; either may be packed as .gz."""
     tokenizer:_Tokenizer=None # The tokenizer.json that llm_course.bpe_tokenizer made
-    corpus:_Corpus=() # Texts to train on, UTF-8; documents in them end in <|endoftext|>
+    corpus:_Corpus=() # Texts to train on; documents in them end in <|endoftext|>
     val_corpus:_ValCorpus=() # Texts to validate on
+    bad_files:_BadFiles="stop" # What to do with a file that is empty or not UTF-8
     num_processes:_Processes=None # Processes to encode with
 
 _Name = Annotated[str|None, by_default("nothing")]
@@ -97,9 +104,10 @@ def _check_texts(
     outputs = [Path(config.output)/name for name in (*_BINS, "tokenizer.json")]
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
         for path in paths:
-            if not input_file(path, flag).stat().st_size:
+            empty = not input_file(path, flag).stat().st_size
+            if empty and config.bad_files == "stop":
                 raise ValueError(f"{flag} {path} is empty; name a text with something "
-                                 "in it")
+                                 "in it, or let --bad_files skip it")
             if any(out.exists() and out.samefile(path) for out in outputs):
                 raise ValueError(f"{flag} {path} would be written over; name another "
                                  "--output")
@@ -147,6 +155,20 @@ def _take_bytes(
         size -= took
         yield ids
 
+# %% ../../nbs/engine/data_command.ipynb #boundary
+def _ids_of(
+    encoded:Iterator[tuple[int, np.ndarray]], # What `encode_spans` gives
+    spans:list[Span],                         # The next files to take from it
+    end:int|None,                             # The end-of-text token, if there is one
+    on_bytes:Callable[[int], object],         # Told how many bytes each block took
+)->Iterator[np.ndarray]:                      # Their ids
+    "Take the ids of files, with an end-of-text token between two of them."
+    for number, span in enumerate(spans, 1):
+        yield from _take_bytes(encoded, span.end - span.begin, on_bytes)
+        is_last = number == len(spans)
+        if end is not None and not is_last and not ends_document(span):
+            yield np.array([end])
+
 # %% ../../nbs/engine/data_command.ipynb #write-bins
 def write_bins(
     config:DataConfig, # The flags
@@ -154,13 +176,42 @@ def write_bins(
     "Turn texts into train.bin and val.bin, with the tokenizer beside them."
     given = Path(config.tokenizer or "")
     tokenizer, copy = _load_tokenizer(given), given.read_bytes()
-    if config.val_corpus:
-        parts = list(map(whole, config.corpus)), list(map(whole, config.val_corpus))
-    else: parts = split_documents(config.corpus, config.val_fraction)
-    sizes = [sum(end - begin for _, begin, end in spans) for spans in parts]
     output = output_path(config.output, "--output", folder=True)
+    with TemporaryDirectory(dir=output, prefix=".texts-") as folder:
+        parts = _parts(config, folder)
+        _encode(tokenizer, copy, parts, output, config.num_processes)
+
+def _parts(
+    config:DataConfig, # The flags
+    folder:str,        # Where copies of packed files may be written
+)->list[list[Span]]:   # Of which files, to train on and to validate on
+    "Find out what is for training and what for validation."
+    groups = [(name, paths) for name, paths in
+              [("corpus", config.corpus), ("val_corpus", config.val_corpus)] if paths]
+    files = []
+    for name, paths in groups:
+        copies = Path(folder, name)
+        copies.mkdir()
+        files.append(plain_files(paths, copies, config.bad_files))
+        if not files[-1]: raise ValueError(f"no file of --{name} is left; name others")
+    if config.val_corpus: return [list(map(whole, paths)) for paths in files]
+    return list(split_documents(files[0], config.val_fraction))
+
+def _encode(
+    tokenizer:BpeTokenizer, # Turns text into ids
+    copy:bytes,             # Its file
+    parts:list[list[Span]], # What to train on and what to validate on
+    output:Path,            # The folder to write to
+    num_processes:int|None, # What the caller asked for
+)->None:
+    "Encode both parts, and let all files appear together."
+    sizes = [sum(end - begin for _, begin, end in spans) for spans in parts]
+    end = tokenizer.special_tokens.get(end_of_text)
+    if end is None and max(map(len, parts)) > 1:
+        print(f"note: the tokenizer has no {end_of_text}, so files are joined as they "
+              "are", file=sys.stderr)
     began = perf_counter()
-    processes = helpers_for(sum(sizes), config.num_processes)
+    processes = helpers_for(sum(sizes), num_processes)
     encoded = encode_spans(tokenizer, parts[0] + parts[1], processes)
     paths, counts = [output/name for name in _BINS], []
     with (whole_file(paths[0]) as train, whole_file(paths[1]) as val,
@@ -168,8 +219,8 @@ def write_bins(
           tqdm(total=sum(sizes), desc="encoding", unit="B", unit_scale=True,
                disable=None) as bar):
         beside.write(copy)
-        for file, size, path in zip((train, val), sizes, paths):
-            ids = _take_bytes(encoded, size, bar.update)
+        for file, spans, path in zip((train, val), parts, paths):
+            ids = _ids_of(encoded, spans, end, bar.update)
             count = write_ids(file, ids, tokenizer.vocab_size)
             if count < 2:
                 raise ValueError(f"{path} would hold {count} ids, but a model needs "
