@@ -20,7 +20,6 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "attention": ("attention written out, there and back", "写开的注意力,前向与反向", "F.scaled_dot_product_attention"),
     "cross_entropy": ("cross-entropy, there and back", "交叉熵,前向与反向", "F.cross_entropy"),
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
-    "adamw_compiled": ("a compiled step of AdamW", "编译后的 AdamW 走一步", "AdamW(fused=True)"),
     "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
     "train_step": ("a training step by default, width 512", "默认的训练一步,宽 512", "LlamaForCausalLM"),
     "train_step_small": ("the same, width 128", "同上,宽 128", "LlamaForCausalLM"),

@@ -24,7 +24,7 @@ def causal_mask(
     s:int|None=None, # Positions that answer; `None` for as many
     device=None,     # Where the mask is made
 )->Bool[Tensor, "t s"]: # True where `t` may look at `s`
-    "Let each position look at itself and at what came before it; the `t` that ask are the last of the `s`."
+    "Let each position see itself and the past; the `t` that ask are the last of `s`."
     s = t if s is None else s
     return torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)
 
@@ -38,7 +38,8 @@ def join_masks(
 )->Bool[Tensor, "... #t #s"]|None: # What both allow; `None` for everything
     "Join `mask` with `causal_mask`. Raises `TypeError` unless `mask` is boolean."
     if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"a mask must be boolean, true where t may look at s, not {mask.dtype}; call .bool() on it")
+        raise TypeError("a mask must be boolean, true where t may look at s, "
+                        f"not {mask.dtype}; call .bool() on it")
     if not causal or t == 1: return mask
     past = causal_mask(t, s, device)
     return past if mask is None else mask & past
@@ -48,11 +49,13 @@ def attention(
     q:Float[Tensor, "... t d"],     # A query for each position `t`
     k:Float[Tensor, "... s d"],     # A key for each position `s`
     v:Float[Tensor, "... s d_v"],   # A value for each position `s`
-    mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`; `None` allows all
+    mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`
     causal:bool=False,              # Forbid the future as well? See `causal_mask`
     softmax:Callable[[Tensor], Tensor]=softmax, # What turns a row of scores into shares
-)->Float[Tensor, "... t d_v"]: # For each query, the mean of the values it picked; zeros where it may look nowhere
-    "Average the values, weighting each by how well its key answers the query. Source: Vaswani et al. 2017, eq. 1."
+)->Float[Tensor, "... t d_v"]: # For each query, a mean of the values
+    """Average the values, weighting each by how well its key answers the query.
+
+    A query that may look nowhere gets zeros. Source: Vaswani et al. 2017, eq. 1."""
     mask = join_masks(mask, causal, q.shape[-2], k.shape[-2], q.device)
     wide = torch.promote_types(q.dtype, torch.float32)   # scores overflow float16
     scores = (q.to(wide) / math.sqrt(q.shape[-1])) @ k.to(wide).mT
@@ -64,15 +67,22 @@ def fused_attention(
     q:Float[Tensor, "... t d"],     # A query for each position `t`
     k:Float[Tensor, "... s d"],     # A key for each position `s`
     v:Float[Tensor, "... s d_v"],   # A value for each position `s`
-    mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`; `None` allows all
+    mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`
     causal:bool=False,              # Forbid the future as well? See `causal_mask`
 )->Float[Tensor, "... t d_v"]: # What `attention` returns
-    "Compute `attention` by torch's kernel, which need not store the weights. Source: Dao et al. 2022."
+    """Compute `attention` by torch's kernel, which need not store the weights.
+
+    Source: Dao et al. 2022."""
     t, s = q.shape[-2], k.shape[-2]
-    if v.device.type == "cpu" and v.dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():   # there its way back is slow
-        with torch.autocast("cpu", enabled=False): return fused_attention(q.float(), k.float(), v.float(), mask, causal).to(v.dtype)
-    if causal and mask is None and t == s: return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=join_masks(mask, causal, t, s, q.device))
+    half = v.dtype in (torch.bfloat16, torch.float16)
+    if half and v.device.type == "cpu" and torch.is_grad_enabled():
+        with torch.autocast("cpu", enabled=False):   # its backward pass is slow
+            out = fused_attention(q.float(), k.float(), v.float(), mask, causal)
+            return out.to(v.dtype)
+    if causal and mask is None and t == s:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    allowed = join_masks(mask, causal, t, s, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
 # %% ../nbs/09_attention.ipynb #ScaledDotProductAttention
 class ScaledDotProductAttention(nn.Module):
@@ -81,7 +91,7 @@ class ScaledDotProductAttention(nn.Module):
         q:Float[Tensor, "... t d"],   # A query for each position `t`
         k:Float[Tensor, "... s d"],   # A key for each position `s`
         v:Float[Tensor, "... s d_v"], # A value for each position `s`
-        mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`; `None` allows all
+        mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`
     )->Float[Tensor, "... t d_v"]:
         return attention(q, k, v, mask)
 
@@ -90,48 +100,70 @@ class ScaledDotProductAttention(nn.Module):
 @check_of("ScaledDotProductAttention")
 def gives_the_mean_known_by_hand(part):
     "Weights of 3 to 1 on the values 8 and 0 give 6; the scores are divided by √d."
-    q, k = torch.tensor([[2., 0., 0., 0.]]), torch.tensor([[math.log(3), 0., 0., 0.], [0., 1., 0., 0.]])
+    q = torch.tensor([[2., 0., 0., 0.]])
+    k = torch.tensor([[math.log(3), 0., 0., 0.], [0., 1., 0., 0.]])
     got = part()(q, k, torch.tensor([[8.], [0.]]))
-    assert_close(got, torch.tensor([[6.]]), msg=f"scores 2 ln 3 and 0, halved by √4, over the values 8 and 0 must give 6, but gave {got.tolist()}")
+    assert_close(
+        got, torch.tensor([[6.]]),
+        msg="scores 2 ln 3 and 0, halved by √4, over the values 8 and 0 must give 6, "
+            f"but gave {got.tolist()}")
 
 @check_of("ScaledDotProductAttention")
 def agrees_with_torch(part):
-    "It computes what `F.scaled_dot_product_attention` does, with a mask and without, in float32 and in half precision."
+    """It computes what `F.scaled_dot_product_attention` does, with a mask and without,
+    in float32 and in half precision."""
     for dtype in torch.float32, torch.bfloat16:
-        q, k, v = torch.randn(2, 3, 4, 8).to(dtype), torch.randn(2, 3, 6, 8).to(dtype), torch.randn(2, 3, 6, 5).to(dtype)
+        shapes = (2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 5)
+        q, k, v = (torch.randn(shape).to(dtype) for shape in shapes)
         for mask in None, (torch.rand(4, 6) < .6) | torch.eye(4, 6).bool():
-            wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(dtype)
-            told = f"4 queries, 6 keys, {dtype}, {'no' if mask is None else 'a random'} mask, against torch's own"
+            wanted = F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=mask).to(dtype)
+            which = "no" if mask is None else "a random"
+            told = f"4 queries, 6 keys, {dtype}, {which} mask, against torch's own"
             assert_close(part()(q, k, v, mask), wanted, msg=lambda m: f"{told}:\n{m}")
 
 @check_of("ScaledDotProductAttention")
 def may_attend_where_the_mask_is_true(part):
     "Who may look only at itself gets its own value."
     q, k, v = torch.randn(3, 2, 5, 4)
-    assert_close(part()(q, k, v, torch.eye(5).bool()), v, msg=lambda m: f"true on the diagonal only: the answers must be the values:\n{m}")
+    assert_close(
+        part()(q, k, v, torch.eye(5).bool()), v,
+        msg=lambda m: "true on the diagonal only: the answers must be the values:"
+                      f"\n{m}")
 
 # %% ../nbs/09_attention.ipynb #checks-theorems
 #| code-fold: true
 @check_of("ScaledDotProductAttention")
 def cannot_see_the_future(part):
-    "Under a causal mask no answer depends on a later key or value, and no gradient comes from there."
+    """Under a causal mask no answer depends on a later key or value, and no gradient
+    comes from there."""
     q, k, v = torch.randn(3, 2, 6, 4)
     causal = torch.ones(6, 6).tril().bool()
     later_k, later_v = k.clone(), v.clone()
     later_k[:, 4:], later_v[:, 4:] = 50, 50
-    gap = (part()(q, later_k, later_v, causal) - part()(q, k, v, causal))[:, :4].abs().max().item()
-    assert gap == 0, f"keys and values 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}; it must not move at all"
+    moved = part()(q, later_k, later_v, causal) - part()(q, k, v, causal)
+    gap = moved[:, :4].abs().max().item()
+    assert gap == 0, (
+        "keys and values 4 and 5 were changed, and an answer at 0 to 3 moved by "
+        f"{gap:.3g}; it must not move at all")
     k.requires_grad_(); v.requires_grad_()
     for grad in torch.autograd.grad(part()(q, k, v, causal)[:, :4].sum(), (k, v)):
-        assert (grad[:, 4:] == 0).all(), f"answers 0 to 3 send gradients to 4 and 5, up to {grad[:, 4:].abs().max():.3g}; they must be zero"
+        assert (grad[:, 4:] == 0).all(), (
+            f"answers 0 to 3 send gradients to 4 and 5, up to "
+            f"{grad[:, 4:].abs().max():.3g}; they must be zero")
 
 @check_of("ScaledDotProductAttention")
 def does_not_know_the_order(part):
-    "Shuffling the tokens that came before, keys and values alike, changes nothing for the last."
+    """Shuffling the tokens that came before, keys and values alike, changes nothing for
+    the last."""
     q, k, v = torch.randn(3, 2, 6, 4)
     order, causal = torch.tensor([3, 0, 4, 1, 2, 5]), torch.ones(6, 6).tril().bool()
-    got, kept = part()(q, k[:, order], v[:, order], causal)[:, 5], part()(q, k, v, causal)[:, 5]
-    assert_close(got, kept, msg=lambda m: f"tokens 0 to 4 were shuffled, and the answer at 5 must stay:\n{m}")
+    got = part()(q, k[:, order], v[:, order], causal)[:, 5]
+    kept = part()(q, k, v, causal)[:, 5]
+    assert_close(
+        got, kept,
+        msg=lambda m: "tokens 0 to 4 were shuffled, and the answer at 5 must stay:"
+                      f"\n{m}")
 
 @check_of("ScaledDotProductAttention")
 def keeps_sequences_apart(part):
@@ -140,7 +172,9 @@ def keeps_sequences_apart(part):
     other_k, other_v = k.clone(), v.clone()
     other_k[1], other_v[1] = -k[1], v[1] + 100
     gap = (part()(q, other_k, other_v)[0] - part()(q, k, v)[0]).abs().max().item()
-    assert gap < 1e-5, f"other keys and values in sequence 1 moved the answers of sequence 0 by {gap:.3g}"
+    assert gap < 1e-5, (
+        "other keys and values in sequence 1 moved the answers of sequence 0 "
+        f"by {gap:.3g}")
 
 # %% ../nbs/09_attention.ipynb #checks-edges
 #| code-fold: true
@@ -152,9 +186,13 @@ def gives_zeros_where_nobody_may_be_seen(part):
     for dtype in torch.float32, torch.float16:
         q, k, v = (torch.randn(2, 4, 8).to(dtype).requires_grad_() for _ in range(3))
         got = part()(q, k, v, mask)
-        assert (got[:, 2] == 0).all(), f"query 2 may look nowhere and must get zeros, but got {got[0, 2].tolist()}"
-        for name, grad in zip("qkv", torch.autograd.grad(got.float().square().sum(), (q, k, v))):
-            assert grad.isfinite().all(), f"query 2 may look nowhere, and the gradient of {name} is not finite"
+        assert (got[:, 2] == 0).all(), (
+            "query 2 may look nowhere and must get zeros, "
+            f"but got {got[0, 2].tolist()}")
+        grads = torch.autograd.grad(got.float().square().sum(), (q, k, v))
+        for name, grad in zip("qkv", grads):
+            assert grad.isfinite().all(), (
+                f"query 2 may look nowhere, and the gradient of {name} is not finite")
 
 @check_of("ScaledDotProductAttention")
 def takes_a_mask_for_all_or_for_each(part):
@@ -162,8 +200,11 @@ def takes_a_mask_for_all_or_for_each(part):
     q, k, v = torch.randn(3, 2, 3, 4, 8)
     for shape in (4, 4), (1, 4), (2, 1, 4, 4), (3, 4, 4):
         mask = (torch.rand(shape) < .6) | torch.eye(4).bool()
-        got, wanted = part()(q, k, v, mask), part()(q, k, v, mask.expand(2, 3, 4, 4).contiguous())
-        assert_close(got, wanted, msg=lambda m: f"a mask of shape {shape} for queries (2, 3, 4, 8), against the same written out:\n{m}")
+        written_out = mask.expand(2, 3, 4, 4).contiguous()
+        assert_close(
+            part()(q, k, v, mask), part()(q, k, v, written_out),
+            msg=lambda m: f"a mask of shape {shape} for queries (2, 3, 4, 8), "
+                          f"against the same written out:\n{m}")
 
 # %% ../nbs/09_attention.ipynb #checks-edges-2
 #| code-fold: true
@@ -172,12 +213,19 @@ def does_not_overflow_in_float16(part):
     "Scores far beyond 65,504, where float16 ends, still give a mean of the values."
     big = torch.full((1, 4, 64), 300., dtype=torch.float16)
     got = part()(big, big, big)
-    assert_close(got, big, msg=f"fed 300 everywhere in float16 (scores 720,000), it must give 300, but gave {got[0, 0, 0]}")
+    assert_close(
+        got, big,
+        msg="fed 300 everywhere in float16 (scores 720,000), it must give 300, "
+            f"but gave {got[0, 0, 0]}")
 
 @check_of("ScaledDotProductAttention")
 def has_exact_gradients(part):
     "The gradients for queries, keys and values are those of the formula."
-    inputs = [torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True) for n in (3, 4, 4)]
+    inputs = [torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True)
+              for n in (3, 4, 4)]
     mask = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]).bool()
     try: torch.autograd.gradcheck(lambda *x: part()(*x, mask), inputs)
-    except RuntimeError as error: raise AssertionError(f"the gradients for 3 queries and 4 keys disagree with small differences: {error}") from None
+    except RuntimeError as error:
+        raise AssertionError(
+            "the gradients for 3 queries and 4 keys disagree with small differences: "
+            f"{error}") from None

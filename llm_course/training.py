@@ -47,7 +47,9 @@ from .checkpoint import check_moments, pick_device, random_states, read_checkpoi
 from .engine.commands import by_default, input_file, output_path, run_command, whole_file
 from .data import ORDERS, get_batch, load_ids, windows
 from .loss import bits_per_byte, cross_entropy
-from .optim import AdamW, CheckedOptimizer, Muon, Together, gradient_clip, params_for_decay
+from .engine.muon import Muon, Together
+from .engine.optimizers import CheckedOptimizer
+from .optim import AdamW, gradient_clip, params_for_decay
 from .schedule import cos_lr_scheduler, linear_lr_scheduler
 from .style import blue, green, set_style
 from .transformer import ModelConfig, Transformer

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.optim import AdamW, Muon, SGDDecay, gradient_clip, params_for_decay
+from llm_course.engine.muon import Muon
+from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 
@@ -80,8 +81,9 @@ def compare_shares(rank, count):
         resume_shares(mesh, name)
     p = nn.Parameter(distribute_tensor(torch.ones(257, 300), mesh, [Shard(0)]))   # 1: what a review found to stand still
     p.grad = distribute_tensor(torch.ones(257, 300), mesh, [Replicate()])   # and a gradient that lies otherwise than its parameter
-    AdamW([p], lr=0.1, weight_decay=0.).step()
-    assert_close(p.full_tensor().detach(), torch.full((257, 300), 0.9))
+    for steps, make in enumerate((partial(AdamW, lr=0.1, weight_decay=0.), partial(AdamW, lr=0.1, weight_decay=0., fused=False), partial(SGDDecay, lr=0.1)), 1):
+        make([p]).step()
+        assert_close(p.full_tensor().detach(), torch.full((257, 300), 1 - 0.1 * steps))
 
 
 def resume_shares(mesh, name):
@@ -118,7 +120,7 @@ SHAPE = dict(vocab_size=1025, max_seq_len=16, d_model=66, num_layers=2, num_head
 def learn(way, muon, rank, count):
     "Losses of 50 steps, by one process, DDP or FSDP; then the parameters."
     from llm_course.checkpoint import gathered
-    from llm_course.optim import Together
+    from llm_course.engine.muon import Together
     from llm_course.training import TrainConfig, spread, train_step
     from llm_course.transformer import Transformer
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from llm_course.checks import CHECKS
 from llm_course.loss import CrossEntropyLoss, bits_per_byte, cross_entropy, perplexity
 
 
@@ -53,6 +54,29 @@ def test_second_derivative_is_refused_rather_than_wrong():
     logits = torch.randn(2, 3, requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([0, 1]))
     with pytest.raises(RuntimeError, match="cross_entropy has no second derivative"): torch.autograd.grad(loss, logits, create_graph=True)
+
+
+def test_the_formula_has_a_second_derivative():
+    logits = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: cross_entropy(x, torch.tensor([0, 2]), fused=False), logits)
+
+
+@pytest.mark.parametrize("check", CHECKS["CrossEntropyLoss"].values(), ids=lambda check: check.name)
+def test_the_formula_passes_our_checks(check):
+    check(lambda: partial(cross_entropy, fused=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("ignore_index", [-100, 3])
+def test_both_ways_agree(dtype, ignore_index, device):
+    if device == "mps" and dtype == torch.float64: pytest.skip("no float64 there")
+    logits = (5 * torch.randn(3, 40, 700, device=device)).to(dtype).requires_grad_()
+    targets = torch.randint(4, (3, 40), device=device)
+    targets[0, :9] = ignore_index
+    fused, formula = (cross_entropy(logits, targets, ignore_index, fused=fused) for fused in (True, False))
+    assert fused.dtype == formula.dtype
+    assert_close(fused, formula)
+    assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (fused, formula)))
 
 
 def test_a_graph_can_be_walked_twice():

@@ -12,7 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from llm_course.checks import CHECKS
-from llm_course.optim import AdamW, Muon, SGDDecay, Together, gradient_clip, orthogonalise, params_for_decay
+from llm_course.engine.muon import Muon, Together, orthogonalise
+from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
 
 shapes = [(4, 3), (5,), (2, 1, 3), ()]
 
@@ -138,9 +139,9 @@ def by_both_ways(device, dtype, sizes=SIZES, **settings):
 
 def kernel_steps(monkeypatch):
     "How many parameters each call of the kernel steps."
-    import llm_course.optim
-    found, kernel = [], llm_course.optim.adamw_fused
-    monkeypatch.setattr(llm_course.optim, "adamw_fused", lambda params, *rest: (found.append(len(params)), kernel(params, *rest)))
+    from llm_course.engine import kernels
+    found, kernel = [], kernels.adamw_fused
+    monkeypatch.setattr(kernels, "adamw_fused", lambda params, *rest: (found.append(len(params)), kernel(params, *rest)))
     return found
 
 
@@ -215,10 +216,10 @@ def test_what_the_kernel_cannot_serve_goes_by_the_formulas(change, monkeypatch):
 
 
 def test_the_kernel_is_for_devices_and_types_where_it_was_tried():
-    from llm_course.optim import _fused_serves
+    from llm_course.engine.kernels import kernel_serves
     x = torch.randn(3)
-    assert _fused_serves(x, x, x, x)
-    assert not _fused_serves(*4 * [x.to(torch.float8_e4m3fn)]) and not _fused_serves(x, x, x.half(), x) and not _fused_serves(x, x.to("meta"), x, x)
+    assert kernel_serves(x, x, x, x)
+    assert not kernel_serves(*4 * [x.to(torch.float8_e4m3fn)]) and not kernel_serves(x, x, x.half(), x) and not kernel_serves(x, x.to("meta"), x, x)
 
 
 @pytest.mark.parametrize("check", CHECKS["AdamW"].values(), ids=lambda check: check.name)
@@ -349,7 +350,8 @@ def test_compiled_step_is_the_same_and_is_not_compiled_again_for_another_rate(ma
     "Outside pytest's shape checks, which `torch.compile` cannot look through."
     code = """
 import torch; from torch import nn
-from llm_course.optim import AdamW, Muon, SGDDecay
+from llm_course.engine.muon import Muon
+from llm_course.optim import AdamW, SGDDecay
 torch.manual_seed(0)
 params = [[nn.Parameter(p.clone()) for p in ps] for ps in [[torch.randn(300, 400), torch.randn(3, 4), torch.randn(5)]] * 2]
 optimizers = [MAKE for p in params]

@@ -24,7 +24,8 @@ def badge(name: str) -> str:
 def install(name: str) -> str:
     "The first cell to run: elsewhere it does nothing."
     return ('#| hide\n'
-            'if "google.colab" in str(get_ipython()):   # fetch the package this page belongs to, and leave Colab\'s own torch as it is\n'
+            "# in Colab: fetch the package of this page, and keep the torch that is there\n"
+            'if "google.colab" in str(get_ipython()):\n'
             '    from importlib.metadata import version\n'
             f'    %pip install -q torch=={{version("torch")}} "llm_course{EXTRAS.get(name, "")} @ git+https://github.com/{repository}@{branch}"')
 

@@ -31,11 +31,3 @@ def adamw(device):
     "A step of AdamW on a model of 29 million parameters."
     params, pair = optimizers(device, foreach=True)
     return same(*(lambda o=o, p=p: (o.step(), p)[1] for o, p in zip(pair, params)))
-
-
-@case(peer="torch.optim.AdamW(fused=True)")
-def adamw_compiled(device):
-    "A compiled step of AdamW on a model of 29 million parameters."
-    params, pair = optimizers(device, fused=True)
-    steps = torch.compile(pair[0].step), pair[1].step
-    return same(*(lambda step=step, p=p: (step(), p)[1] for step, p in zip(steps, params)))

@@ -195,7 +195,8 @@ def is_plain(
     if type(model.embedding) is not Embedding or type(model.norm) is not RmsNorm:
         return False
     if not all(map(_is_plain_block, model.blocks)): return False
-    tables = {id(block.attention.rope.turns) for block in model.blocks}
+    blocks:list[Any] = list(model.blocks)
+    tables = {id(block.attention.rope.turns) for block in blocks}
     return len(tables) == 1
 
 def _is_plain_block(block:Any)->bool:

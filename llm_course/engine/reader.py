@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/engine/reader.ipynb #imports-course
 from .decoding import Step, is_plain

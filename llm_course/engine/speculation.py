@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/engine/speculation.ipynb #imports-course
 from .reader import Reader, pad_with_own

@@ -50,7 +50,7 @@ from ..linear import Linear
 
 # %% ../../nbs/grading/grading.ipynb #components
 _chapters = [import_module(f"llm_course.{name}") for name in   # their checks enter CHECKS
-             ("bpe bpe_tokenizer data linear embedding rmsnorm ffn softmax attention rope multihead loss optim schedule "
+             ("bpe bpe_tokenizer data linear embedding rmsnorm ffn softmax attention rope multihead loss optim engine.muon schedule "
               "transformer training generating").split()]
 
 # %% ../../nbs/grading/grading.ipynb #questions
