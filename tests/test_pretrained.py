@@ -1176,8 +1176,8 @@ matplotlib.use("agg")
 os.chdir("nbs")
 cells = [("".join(cell["source"]), cell["id"]) for cell in json.load(open("23_pretrained.ipynb", encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 def offline(*args): raise OSError("there is no package index")
-import llm_course.data
-llm_course.data.download_wheel = offline
+import llm_course.engine.corpora
+llm_course.engine.corpora.download_wheel = offline
 space = {"__name__": "page"}
 for source, id in cells:
     if id == "colab" or "#| eval: false" in source or "#| export" in source: continue   # what is exported is imported from the package

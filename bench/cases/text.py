@@ -84,7 +84,7 @@ def encode_japanese(device):
     from tempfile import TemporaryDirectory
 
     from llm_course.bpe_tokenizer import BpeTokenizer
-    from llm_course.data import encode_spans, whole
+    from llm_course.engine.encode_files import encode_spans, whole
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
     text, folder = japanese(2_000_000), TemporaryDirectory(prefix="bench-")

@@ -1,0 +1,198 @@
+"""The command that fetches corpora and turns texts into ids."""
+import gzip
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.data import load_ids, main
+from llm_course.engine.corpora import end_of_text
+from llm_course.engine.data_command import DataConfig
+
+
+@pytest.fixture
+def tokenizer():
+    "Bytes, one merge, and the end-of-text token."
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: end_of_text.encode()}
+    return BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text])
+
+
+@pytest.fixture
+def tokenizer_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path/"tok.json")
+    return tmp_path/"tok.json"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    "Twenty documents of 100 bytes."
+    path = tmp_path/"corpus.txt"
+    path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end_of_text)] + "\n" + end_of_text
+                            for i in range(20)), "utf-8", newline="\n")
+    assert path.stat().st_size == 2000
+    return path
+
+
+def refusal(capsys, *argv):
+    "The one line with which a command refuses."
+    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "Traceback" not in printed.err
+    lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
+    return lines[0]
+
+
+def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, tokenizer_file, tmp_path, capsys):
+    main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), "--output", str(tmp_path/"out")])
+    out, text = tmp_path/"out", corpus.read_text("utf-8")
+    assert load_ids(out/"train.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[:1800])
+    assert load_ids(out/"val.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[1800:])
+    assert (out/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+    printed = capsys.readouterr().out
+    assert re.search(r"train\.bin: [\d,]+ tokens, 1\.\d\d bytes per token", printed) and re.search(r"2,000 bytes in .* MB/s", printed)
+
+
+def test_several_files_and_a_validation_text(corpus, tokenizer, tokenizer_file, tmp_path):
+    (tmp_path/"b.txt").write_text("beth", "utf-8", newline="\n"); (tmp_path/"v.txt").write_text("valeth", "utf-8", newline="\n"); (tmp_path/"w.txt").write_text("weth", "utf-8", newline="\n")
+    main(["--tokenizer", str(tokenizer_file), "--corpus", str(corpus), str(tmp_path/"b.txt"), "--val_corpus", str(tmp_path/"v.txt"),
+          str(tmp_path/"w.txt"), "--val_fraction", "7", "--output", str(tmp_path)])   # the fraction isn't used
+    assert np.load(tmp_path/"train.bin").tolist() == tokenizer.encode(corpus.read_text("utf-8") + "beth")   # the first brings its own end
+    assert np.load(tmp_path/"val.bin").tolist() == tokenizer.encode(f"valeth{end_of_text}weth")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("ends", ["", end_of_text, end_of_text + "\n \n"], ids=["none", "token", "token and white space"])
+def test_between_two_files_stands_one_end_of_text(ends, processes, tokenizer, tokenizer_file, tmp_path):
+    "However many files go to training and to validation; where a file is cut, nothing is put in."
+    paths = [tmp_path/f"{i}.txt" for i in range(5)]
+    for i, path in enumerate(paths): path.write_text(f"the {i}th moth {ends}", "utf-8", newline="\n")
+    main(["--tokenizer", str(tokenizer_file), "--corpus", *map(str, paths), "--val_fraction", "0.4", "--num_processes", processes, "--output", str(tmp_path/"out")])
+    wanted = [f"the {i}th moth {ends}" + (not ends) * end_of_text for i in range(5)]
+    last = len(end_of_text) * (not ends)   # behind the last one there is none
+    for name, texts in ("train", wanted[:3]), ("val", wanted[3:]):
+        text = "".join(texts)
+        assert np.load(tmp_path/"out"/f"{name}.bin").tolist() == tokenizer.encode(text[:len(text) - last])
+
+
+def test_a_tokenizer_without_the_token_joins_files_and_says_so(tmp_path, capsys):
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], [])
+    tokenizer.save(tmp_path/"tok.json")
+    for name in "abc": (tmp_path/name).write_text(name * 9, "utf-8", newline="\n")
+    main(["--tokenizer", str(tmp_path/"tok.json"), "--corpus", str(tmp_path/"a"), str(tmp_path/"b"), "--val_corpus", str(tmp_path/"c"), "--output", str(tmp_path/"out")])
+    assert np.load(tmp_path/"out"/"train.bin").tobytes() == b"a" * 9 + b"b" * 9
+    assert f"note: the tokenizer has no {end_of_text}, so files are joined as they are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad_files, kept, note", [
+    ("skip", "the moth", "note: of 4 files 3 were skipped, and bytes were replaced in 0"),
+    ("replace", f"the moth{end_of_text}caf\ufffd", "note: of 4 files 2 were skipped, and bytes were replaced in 1")])
+def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept, note, tokenizer, tokenizer_file, tmp_path, capsys):
+    (tmp_path/"good.txt").write_text("the moth", "utf-8", newline="\n"); (tmp_path/"empty.py").touch()
+    (tmp_path/"latin.txt").write_bytes("café".encode("latin-1")); (tmp_path/"torn.gz").write_bytes(gzip.compress(b"thin" * 999)[:-9])
+    corpus = [str(tmp_path/name) for name in ("good.txt", "empty.py", "latin.txt", "torn.gz")]
+    words = ["--tokenizer", str(tokenizer_file), "--corpus", *corpus, "--val_corpus", str(tmp_path/"good.txt"), "--output", str(tmp_path/"out")]
+    assert "empty.py is empty" in refusal(capsys, *words)
+    main([*words, "--bad_files", bad_files])
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == tokenizer.encode(kept) and note in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path/"out").iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+
+
+def test_nothing_left_is_refused(tokenizer_file, tmp_path, capsys):
+    (tmp_path/"empty.txt").touch()
+    said = refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", tmp_path/"empty.txt", "--bad_files", "skip", "--output", tmp_path/"out")
+    assert said == "error: no file of --corpus is left; name others" and not list((tmp_path/"out").iterdir())
+
+
+def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_path):
+    lines = "".join(json.dumps({"text": text, "id": 7}) + "\n\n" for text in ("the moth", "Thé\nthin"))
+    (tmp_path/"a.jsonl").write_text(lines, "utf-8", newline="\n"); (tmp_path/"b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path/"c.txt.gz").write_bytes(gzip.compress(b"beth\r\n"))
+    main(["--tokenizer", str(tokenizer_file), "--corpus", *(str(tmp_path/name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt.gz")), "--val_corpus",
+          str(tmp_path/"a.jsonl"), "--output", str(tmp_path/"out")])
+    documents = f"the moth{end_of_text}Thé\nthin{end_of_text}"
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == tokenizer.encode(documents * 2 + "beth\r\n")
+    assert np.load(tmp_path/"out"/"val.bin").tolist() == tokenizer.encode(documents)
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.gz", b"no gzip", "x.gz is not a whole gzip file"), ("x.gz", gzip.compress(b"the moth" * 99)[:-12], "x.gz is not a whole gzip file"),
+    ("x.gz", gzip.compress(b"\xff"), "x.gz is not UTF-8"), ("x.gz", gzip.compress(b""), "x.gz has no text in it"),
+    ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 of "), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
+    ("x.jsonl", b'{"text": "a"', "is not a JSON object such as"), ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl is not UTF-8")])
+def test_broken_files_of_other_kinds_end_in_one_line(name, content, message, corpus, tokenizer_file, tmp_path, capsys):
+    (tmp_path/name).write_bytes(content)
+    assert message in refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", tmp_path/name, "--val_corpus", corpus, "--output", tmp_path/"out")
+    assert not list((tmp_path/"out").iterdir())
+
+
+def test_writing_beside_the_tokenizer_keeps_it(corpus, tokenizer, tmp_path):
+    tokenizer.save(tmp_path/"tokenizer.json")
+    before = (tmp_path/"tokenizer.json").read_bytes()
+    main(["--tokenizer", str(tmp_path/"tokenizer.json"), "--corpus", str(corpus), "--output", str(tmp_path)])
+    assert (tmp_path/"tokenizer.json").read_bytes() == before
+
+
+def test_the_process_needs_no_torch(corpus, tokenizer_file, tmp_path):
+    code = ("import sys; from llm_course.data import main\n"
+            f"main(['--tokenizer', {str(tokenizer_file)!r}, '--corpus', {str(corpus)!r}, '--output', {str(tmp_path/'out')!r}])\n"
+            "assert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer, tmp_path):
+    path = tmp_path/"x.txt"
+    path.write_text(("the moth and then\n" * 20_000 + end_of_text) * 14, "utf-8", newline="\n")   # 5 MB, enough for two processes
+    subprocess.run([sys.executable, "-m", "llm_course.data", "--tokenizer", tokenizer_file, "--corpus", path, "--output", tmp_path/"out",
+                    "--num_processes", "2"], check=True)
+    text = path.read_text("utf-8").split(end_of_text)[0] + end_of_text
+    one = tokenizer.encode(text)
+    assert np.array_equal(load_ids(tmp_path/"out"/"train.bin"), one * 13) and np.array_equal(load_ids(tmp_path/"out"/"val.bin"), one)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--corpus", "{corpus}"], "--tokenizer is missing"),
+    (["--tokenizer", "{tokenizer}"], "--corpus is missing"),
+    (["--tokenizer", "{tmp}/none.json", "--corpus", "{corpus}"], "--tokenizer {tmp}/none.json does not exist"),
+    (["--tokenizer", "{corpus}", "--corpus", "{corpus}"], "is not a tokenizer"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none.txt"], "--corpus {tmp}/none.txt does not exist"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}"], "--corpus {tmp} is a folder"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/empty.txt"], "--corpus {tmp}/empty.txt is empty"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_corpus", "{tmp}/none.txt"], "--val_corpus {tmp}/none.txt does not exist"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/tiny.txt"], "tiny.txt is a single line"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/two.txt"], "would hold 1 ids"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/latin.txt"], "latin.txt is not UTF-8: byte 0xe9 at position 2003"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_fraction", "1"], "--val_fraction must lie between 0 and 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_fraction", "nan"], "--val_fraction must lie between 0 and 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--num_processes", "0"], "--num_processes must be at least 1"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--output", "{corpus}"], "--output {corpus} cannot be written"),
+    (["--fetch", "shakespeare", "--corpus", "{corpus}"], "--fetch only writes texts"),
+    (["--fetch", "shakespear"], "there is no corpus shakespear; choose shakespeare, smollm2-135m"),
+    (["--fetch", "shakespeare", "--val_fraction", "0"], "--val_fraction must lie between 0 and 1"),
+])
+def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
+    (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x", "utf-8", newline="\n"); (tmp_path/"two.txt").write_text("x\ny", "utf-8", newline="\n")
+    (tmp_path/"latin.txt").write_bytes(corpus.read_bytes() + "café\n".encode("latin-1"))
+    names = {"corpus": corpus, "tokenizer": tokenizer_file, "tmp": tmp_path}
+    argv = [flag.format(**names) for flag in flags]
+    if "--output" not in argv: argv += ["--output", str(tmp_path/"out")]
+    assert message.format(**names) in refusal(capsys, *argv)
+    assert not list((tmp_path/"out").glob("*"))   # nothing half-written
+
+
+def test_a_failure_leaves_the_old_files_as_they_were(corpus, tokenizer_file, tmp_path, capsys):
+    out = tmp_path/"out"
+    out.mkdir()
+    for name in "train.bin", "val.bin", "tokenizer.json": (out/name).write_text("old", "utf-8", newline="\n")
+    bad = tmp_path/"bad.txt"
+    bad.write_bytes(b"\xff")
+    refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", corpus, "--val_corpus", bad, "--output", out)
+    assert [p.read_text("utf-8") for p in sorted(out.iterdir())] == ["old"] * 3
+
+
+def test_flags_have_defaults(): assert DataConfig().val_fraction == 0.1
