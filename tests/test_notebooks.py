@@ -154,7 +154,7 @@ def folds_its_checks(page):
 
 # What is longer is cut at the right of a page. These pages are still to be mended: the list may only shrink.
 WIDE = {"index", "00_tour", "01_bpe", "02_bpe_tokenizer", "03_data", "04_linear", "05_embedding", "06_rmsnorm", "07_ffn", "08_softmax", "09_attention",
-        "10_rope", "11_multihead", "12_loss", "13_optim", "14_schedule", "15_transformer", "16_checkpoint", "17_training", "18_generating", "19_health", "23_pretrained",
+        "10_rope", "11_multihead", "12_loss", "13_optim", "14_schedule", "15_transformer", "16_checkpoint", "18_generating", "19_health", "23_pretrained",
         "engine/commands", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine",
         "reference/notation"}
 
