@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train_step', 'evaluate', 'Run', 'advance', 'train', 'batches_of', 'save', 'resume', 'start', 'measure', 'measure_all',
-           'weights_before', 'record', 'write_down', 'report', 'main']
+           'weights_before', 'record', 'write_down', 'main']
 
 # %% ../nbs/17_training.ipynb #imports
 import math
@@ -25,22 +25,23 @@ from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import (
     check_moments, restore, save_checkpoint, set_random_states)
 from .checks import check_of
-from .data import get_batch, load_ids, windows
+from .data import get_batch, windows
 from .loss import bits_per_byte, cross_entropy
 from .optim import CheckedOptimizer, gradient_clip
 from .transformer import ModelConfig, Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine.commands import run_command
-from .engine.diary import (
+from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
-    progress_bar, read_history, sample_text, speed, update_ratio, vital_signs, watched)
+    progress_bar, read_history, report, sample_text, speed, update_ratio,
+    vital_signs, watched)   # what a run writes down and shows
 from .engine.processes import (
     distribute, fast_forward, load_sharded, mean_over_processes, polite_stop,
     processes, random_states_of_all)
 from .engine.run_config import (
-    TrainConfig, find_checkpoint, learning_rate, optimizer_for, position_of,
-    schedule_of, set_rates, settle)
+    TrainConfig, find_checkpoint, learning_rate, no_number, optimizer_for, position_of,
+    read_ids, schedule_of, set_rates, settle)
 
 # %% ../nbs/17_training.ipynb #step-2
 def train_step(
@@ -143,24 +144,18 @@ def batches_of(
     return batches
 
 # %% ../nbs/17_training.ipynb #save
-def _lost(
-    run:Run,      # Whose loss is no longer a number
-)->ValueError:    # To be raised
-    "Say that a run cannot be saved, and what to try."
-    path, kept = run.config.output/"checkpoint.pt", "there is no checkpoint yet"
-    if path.exists(): kept = f"{path} is the last good checkpoint"
-    return ValueError(f"the loss stopped being a number before iteration {run.done}; "
-                      f"{kept}; try a lower --lr_max than {run.config.lr_max:g}")
-
 def save(
     run:Run,  # Of any age
     name:str, # In the run folder
 )->None:
     "Write a checkpoint from which the run can go on as if it had never stopped."
     c = run.config
-    pending = mean_over_processes(run.pending, c.device, run.count)
-    if not all(map(math.isfinite, pending)): raise _lost(run)
     random = random_states_of_all(run.count)
+    after = measure(run, 1)   # what the weights of this moment give
+    set_random_states(random[run.rank])
+    losses = mean_over_processes([*run.pending, after], c.device, run.count)
+    if not all(map(math.isfinite, losses)): raise no_number(c, run.done + 1)
+    pending = losses[:-1]
     out = c.output/name if run.rank == 0 else None   # others only lend their slices
     save_checkpoint(
         run.model, run.optimizer, run.done, out, scaler=run.scaler.state_dict(),
@@ -189,13 +184,6 @@ def resume(
                       f"rate {old:.3g}, and has {new:.3g}", stacklevel=2)
 
 # %% ../nbs/17_training.ipynb #start
-def _read_ids(path, config):
-    "Open a file of ids. Raises `ValueError` where it is too short for a single row."
-    ids, least = load_ids(path, config.vocab_size), config.max_seq_len
-    if len(ids) > least: return ids
-    raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds "
-                     f"{len(ids)}; take more text or a smaller --max_seq_len")
-
 def start(
     config:TrainConfig, # Settled
     rank:int=0,         # This process's number
@@ -205,7 +193,7 @@ def start(
     "Read the data, build model and optimiser or fetch them back, open the folder."
     c = config
     if c.num_threads: torch.set_num_threads(c.num_threads)
-    train_ids, val_ids = _read_ids(c.train_data, c), _read_ids(c.val_data, c)
+    train_ids, val_ids = read_ids(c.train_data, c), read_ids(c.val_data, c)
     if c.batch_size % count:
         raise ValueError(f"--batch_size must be a multiple of the {count} processes, "
                          f"but is {c.batch_size}")
@@ -228,11 +216,12 @@ def start(
 
 # %% ../nbs/17_training.ipynb #measure
 def measure(
-    run:Run, # Of any age
-)->float:    # Nats per token
+    run:Run,             # Of any age
+    count:int|None=None, # How many batches; `None` for `val_batches` of them
+)->float:                # Nats per token
     "Take the loss on the run's validation batches, always the same ones."
     c, batches = run.config, []
-    for i in range(c.val_batches):
+    for i in range(count or c.val_batches):
         batches.append(get_batch(run.val_ids, c.batch_size, c.max_seq_len, c.device,
                                  seed=0, iteration=i))
     return evaluate(run.forward, batches)
@@ -280,7 +269,7 @@ def record(
     run.pending.append(loss)
     if _is_due(c, step):
         losses = mean_over_processes(run.pending, c.device, run.count)
-        if not all(map(math.isfinite, losses)): raise _lost(run)
+        if not all(map(math.isfinite, losses)): raise no_number(c, step)
         seconds = (perf_counter() - run.clock) / run.ticks
         tokens = step * c.batch_size * c.grad_accumulation * c.max_seq_len
         line["train_loss"] = sum(losses) / len(losses)
@@ -319,28 +308,6 @@ def write_down(
         if run.rank == 0: draw_losses(c.output, run.history)
 
 # %% ../nbs/17_training.ipynb #report
-def report(
-    run:Run, # Stopped or finished
-    faults:Mapping[str,str]={}, # What may be wrong with it, and why; see `diagnose`
-)->None:
-    "Say what a run has reached, and what can be done with it."
-    c, line = run.config, run.history[-1] if run.history else {}
-    if run.done < c.iterations:
-        print(f"stopped after {run.done:,} of {c.iterations:,} steps; "
-              "the same command with --resume goes on from there")
-    whole = "whole validation split:"
-    if "whole_val_loss" in line:
-        print(f"{whole} {line['whole_val_loss']:.4f} nats per token")
-    if "bits_per_byte" in line:
-        print(f"{whole} {line['bits_per_byte']:.4f} bits per byte")
-    for fault, why in faults.items():
-        print(f"something is wrong, perhaps: {fault}: {why}")
-    best = ""   # there is none before the first measurement
-    if run.best < math.inf: best = f"best.pt (lowest validation loss {run.best:.4f}), "
-    print(f"{c.output}: checkpoint.pt (the last), {best}loss.svg, metrics.jsonl")
-    path = c.output/"checkpoint.pt"
-    print(f"to hear it: python -m llm_course.generating --model_path {path}")
-
 def main(
     argv:list[str]|None=None, # The words of the command line; `None`: the process's own
 )->None:
@@ -349,7 +316,8 @@ def main(
 
     def work(config):
         run = train(config)
-        if run.rank == 0: report(run, diagnose(run.history))
+        faults = diagnose(run.history)
+        if run.rank == 0: report(config, run.history, run.done, run.best, faults)
         if run.done < config.iterations: raise KeyboardInterrupt
     run_command(TrainConfig, work, argv, "python -m llm_course.training")
 

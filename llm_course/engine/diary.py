@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAKS', 'step_flops', 'peak_flops', 'peak_memory', 'speed', 'count_bytes', 'matrices', 'update_ratio', 'probe_rows',
            'vital_signs', 'sample_text', 'read_history', 'open_folder', 'append_line', 'losses_as_svg', 'draw_losses',
-           'to_tensorboard', 'boards', 'in_notebook', 'live_picture', 'progress_bar', 'watched']
+           'to_tensorboard', 'boards', 'in_notebook', 'live_picture', 'progress_bar', 'watched', 'report']
 
 # %% ../../nbs/engine/diary.ipynb #imports
 import io
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -144,7 +144,7 @@ def probe_rows(
 
 @torch.no_grad()
 def vital_signs(
-    model:Transformer, # Of any age
+    model:nn.Module,   # A `Transformer` of any age
     rows:np.ndarray,   # Ids, at least four in each row
 )->dict[str, float]:   # `stream`, `peek`, and losses in nats per token
     """Ask which token the predictions fit: that just shown, the next, the one after.
@@ -351,3 +351,28 @@ def watched(
             for board in shows: board(line)
             if draw: draw()
         yield show
+
+# %% ../../nbs/engine/diary.ipynb #report
+def report(
+    config:TrainConfig,  # Settled
+    history:list[dict],  # Lines of metrics.jsonl
+    done:int,            # Steps taken
+    best:float,          # Lowest validation loss; infinite before the first measurement
+    faults:Mapping[str,str]|None=None, # What may be wrong, and why; see `diagnose`
+)->None:
+    "Say what a run has reached, and what can be done with it."
+    line = history[-1] if history else {}
+    if done < config.iterations:
+        print(f"stopped after {done:,} of {config.iterations:,} steps; "
+              "the same command with --resume goes on from there")
+    whole = "whole validation split:"
+    if "whole_val_loss" in line:
+        print(f"{whole} {line['whole_val_loss']:.4f} nats per token")
+    if "bits_per_byte" in line:
+        print(f"{whole} {line['bits_per_byte']:.4f} bits per byte")
+    for fault, why in (faults or {}).items():
+        print(f"something is wrong, perhaps: {fault}: {why}")
+    saved = f"best.pt (lowest validation loss {best:.4f}), " if best < math.inf else ""
+    print(f"{config.output}: checkpoint.pt (the last), {saved}loss.svg, metrics.jsonl")
+    path = config.output/"checkpoint.pt"
+    print(f"to hear it: python -m llm_course.generating --model_path {path}")

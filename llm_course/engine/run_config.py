@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'CHOICES', 'BOARDS', 'Files', 'Machine', 'Shape', 'Watching', 'Learning', 'TrainConfig',
            'default_precision', 'learning_rate', 'settle_rates', 'find_tokenizer', 'find_vocab_size', 'check_flags',
-           'import_board', 'settle', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'find_checkpoint']
+           'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of',
+           'find_checkpoint', 'no_number']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, read_checkpoint
-from ..data import ORDERS
+from ..data import ORDERS, load_ids
 from .commands import by_default, input_file
 from ..optim import AdamW, CheckedOptimizer, Muon, Together, params_for_decay
 from ..schedule import cos_lr_scheduler, linear_lr_scheduler
@@ -228,7 +229,7 @@ BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: 
 
 def import_board(
     board:str, # A key of `BOARDS`
-)->ModuleType:
+)->Any:      # The module
     "Import what an optional flag needs. Raises `ValueError` where it is missing."
     try: return importlib.import_module(BOARDS[board])
     except ImportError:
@@ -254,6 +255,17 @@ def settle(
         settle_rates(config), device=str(device), tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device),
         vocab_size=find_vocab_size(config))
+
+# %% ../../nbs/engine/run_config.ipynb #read-ids
+def read_ids(
+    path:Path,          # A file of ids
+    config:TrainConfig, # Settled
+)->np.ndarray:          # Memory-mapped
+    "Open a file of ids. Raises `ValueError` where it is too short for a single row."
+    ids, least = load_ids(path, config.vocab_size), config.max_seq_len
+    if len(ids) > least: return ids
+    raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds "
+                     f"{len(ids)}; take more text or a smaller --max_seq_len")
 
 # %% ../../nbs/engine/run_config.ipynb #adamw-for
 def optimizer_for(
@@ -326,6 +338,10 @@ def find_checkpoint(
     if lacking:
         raise ValueError(f"{path} was not written by the training command: it lacks "
                          f"{', '.join(sorted(lacking))}; name another folder")
+    if saved["iteration"] > config.iterations:
+        raise ValueError(f"--iterations {config.iterations} is less than the "
+                         f"{saved['iteration']} steps that the run in {config.output} "
+                         "has taken; ask for more, or name another folder")
     for name, new in position_of(config, length).items():
         old = saved["run"].get(name)
         if old == new: continue
@@ -334,3 +350,13 @@ def find_checkpoint(
         raise ValueError(f"{what} was {old} when the run in {config.output} began, and "
                          f"is {new} now; use {old}, or name another folder")
     return saved
+
+def no_number(
+    config:TrainConfig, # Settled
+    step:int,           # Whose loss is no number
+)->ValueError:          # To be raised
+    "Say that a run has lost its way, what is left of it, and what to try."
+    path, kept = config.output/"checkpoint.pt", "there is no checkpoint yet"
+    if path.exists(): kept = f"{path} is the last good checkpoint"
+    return ValueError(f"the loss stopped being a number before iteration {step}; "
+                      f"{kept}; try a lower --lr_max than {config.lr_max:g}")
