@@ -36,7 +36,8 @@ def check_of(
     "Store a function as a check, under its name, with its docstring as the claim."
     def store(run):
         name = run.__name__.replace("_", " ")
-        check = Check(component, name, run.__doc__, run)
+        claim = " ".join((run.__doc__ or "").split())
+        check = Check(component, name, claim, run)
         CHECKS.setdefault(component, {})[name] = check
         return run
     return store

@@ -21,12 +21,14 @@ def embedding(
 )->Float[Tensor, "... d_model"]: # The row of each id
     """Look up the row of each id.
 
-    Raises `IndexError` for an id outside the vocabulary; a GPU raises an error of its own, later."""
+    Raises `IndexError` for an id outside the vocabulary. A GPU raises an error of its
+    own, later, for an id past the end, and counts a negative id from the end."""
     flat = ids.flatten()
-    try:   # on either device the way whose gradients add up in a fixed order
+    try:   # on either device the spelling whose gradients add up in a fixed order
         rows = weight[flat] if weight.is_cuda else weight.index_select(0, flat)
     except IndexError:
-        raise IndexError(f"token ids must lie in 0…{len(weight) - 1}, but these span {ids.min()}…{ids.max()}; "
+        raise IndexError(f"token ids must lie in 0…{len(weight) - 1}, "
+                         f"but these span {ids.min()}…{ids.max()}; "
                          "were they made by another tokenizer?") from None
     return rows.reshape(*ids.shape, weight.shape[1])
 
@@ -41,13 +43,16 @@ class Embedding(nn.Module):
     ):
         super().__init__()
         if min(num_embeddings, embedding_dim) < 1:
-            raise ValueError(f"an Embedding needs tokens and features, but has {num_embeddings} and {embedding_dim}")
-        self.weight = nn.Parameter(truncated_normal(num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
+            raise ValueError("an Embedding needs tokens and features, "
+                             f"but has {num_embeddings} and {embedding_dim}")
+        self.weight = nn.Parameter(truncated_normal(
+            num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))
 
     def forward(self, ids:Int[Tensor, "..."])->Float[Tensor, "... d_model"]:
         return embedding(ids, self.weight)
 
-    def extra_repr(self): return f"{self.weight.shape[0]} tokens, {self.weight.shape[1]} features"
+    def extra_repr(self):
+        return f"{self.weight.shape[0]} tokens, {self.weight.shape[1]} features"
 
 # %% ../nbs/05_embedding.ipynb #laws
 #| code-fold: true
@@ -55,27 +60,37 @@ class Embedding(nn.Module):
 def looks_rows_up(part):
     "Token v gets row v of the table, wherever it stands."
     layer, ids = part(10, 4), torch.tensor([[7, 0], [9, 7]])
-    wanted = torch.stack([torch.stack([layer.weight[i] for i in row]) for row in ids.tolist()])
-    assert torch.equal(layer(ids), wanted), f"the ids {ids.tolist()} must give rows 7, 0, 9 and 7, bit for bit"
+    rows = [layer.weight[i] for i in ids.flatten()]
+    wanted = torch.stack(rows).reshape(2, 2, -1)
+    assert torch.equal(layer(ids), wanted), (
+        f"the ids {ids.tolist()} must give rows 7, 0, 9 and 7, bit for bit")
 
 @check_of("Embedding")
 def is_a_product_with_one_hot_vectors(part):
-    "It is the product of one-hot vectors and the table, in its gradient too: a row's is the sum over its places."
+    """It is the product of one-hot vectors and the table, in its gradient too: a row's
+    is the sum over its places."""
     layer, ids, g = part(6, 3), torch.tensor([2, 0, 2]), torch.randn(3, 3)
-    assert_close(layer(ids), torch.eye(6)[ids] @ layer.weight, msg=lambda m: f"ids [2, 0, 2] against one-hot vectors:\n{m}")
+    assert_close(layer(ids), torch.eye(6)[ids] @ layer.weight,
+                 msg=lambda m: f"ids [2, 0, 2] against one-hot vectors:\n{m}")
     got, = torch.autograd.grad(layer(ids), layer.weight, g)
-    assert_close(got, torch.eye(6)[ids].T @ g, msg=lambda m: f"token 2 stands at places 0 and 2, so row 2 gets the sum of their gradients:\n{m}")
+    assert_close(
+        got, torch.eye(6)[ids].T @ g,
+        msg=lambda m: "token 2 stands at places 0 and 2, so row 2 gets the sum "
+                      f"of their gradients:\n{m}")
 
 @check_of("Embedding")
 def takes_ids_in_any_arrangement(part):
     "The ids may have any axes, or none to speak of: one more axis comes out."
     for shape in (), (3,), (2, 3), (2, 0):
         got = tuple(part(5, 4)(torch.zeros(shape, dtype=torch.long)).shape)
-        assert got == (*shape, 4), f"ids of shape {shape} must give vectors of shape {(*shape, 4)}, but gave {got}"
+        assert got == (*shape, 4), (
+            f"ids of shape {shape} must give vectors of shape {(*shape, 4)}, "
+            f"but gave {got}")
 
 @check_of("Embedding")
 def gives_vectors_of_size_one(part):
     "Fresh vectors have features of spread one, whatever their number."
     for d in 16, 256:
         size = part(400, d).weight.std().item()
-        assert .9 < size < 1.1, f"a fresh table of {d} features has spread {size:.2f}; it must be about 1"
+        assert .9 < size < 1.1, (
+            f"a fresh table of {d} features has spread {size:.2f}; it must be about 1")

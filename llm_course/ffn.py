@@ -18,13 +18,15 @@ from .linear import Linear, linear
 def silu(
     x:Float[Tensor, "..."],  # Any numbers
 )->Float[Tensor, "..."]: # Each times its own sigmoid, in the type of `x`
-    "Let each number through as far as its own sigmoid says. Source: Hendrycks & Gimpel 2016."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # half precision would round twice
+    """Multiply each number by its own sigmoid, in at least float32.
+
+    Source: Hendrycks & Gimpel 2016."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # to round only once
     return (wide * wide.sigmoid()).to(x.dtype)
 
 # %% ../nbs/07_ffn.ipynb #Gate
 class _Gate(torch.autograd.Function):
-    "silu(a) · b, with its way back written out."
+    "silu(a) · b, with its backward pass written out."
     @staticmethod
     def forward(ctx, a, b):
         wide = a.to(torch.promote_types(a.dtype, torch.float32))
@@ -35,7 +37,8 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         a, b, s = ctx.saved_tensors
-        if torch.is_grad_enabled(): return torch.autograd.grad(silu(a) * b, (a, b), grad, create_graph=True)   # a second derivative is wanted
+        if torch.is_grad_enabled():   # a second derivative is wanted
+            return torch.autograd.grad(silu(a) * b, (a, b), grad, create_graph=True)
         u = a * s
         slope = torch.addcmul(u, u, s, value=-1).add_(s)
         return slope.mul_(b).mul_(grad).to(a.dtype), u.mul_(grad).to(b.dtype)
@@ -46,21 +49,26 @@ def gated(
     b:Float[Tensor, "..."], # What they let through
 )->Float[Tensor, "..."]: # `silu(a) * b`
     "Let each number of `b` through as far as its gate says."
-    by_hand = torch.is_grad_enabled() and not torch.compiler.is_compiling() and a.shape == b.shape and a.dtype == b.dtype
+    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    by_hand = training and a.shape == b.shape and a.dtype == b.dtype
     return _Gate.apply(a, b) if by_hand else silu(a) * b
 
 def swiglu(
     x:Float[Tensor, "... d_model"],     # Vectors to work on
     w1:Float[Tensor, "d_ff d_model"],   # Directions of the gates
-    w2:Float[Tensor, "d_model d_ff"],   # The way back
+    w2:Float[Tensor, "d_model d_ff"],   # What each product adds
     w3:Float[Tensor, "d_ff d_model"],   # Directions of the values
 )->Float[Tensor, "... d_model"]: # A new vector for each
-    "Widen each vector twice, let one gate the other, and narrow their product. Source: Shazeer 2020, eq. 6."
+    """Widen each vector twice, let one gate the other, and narrow their product.
+
+    Source: Shazeer 2020, eq. 6."""
     return linear(gated(linear(x, w1), linear(x, w3)), w2)
 
 # %% ../nbs/07_ffn.ipynb #FFN
 class FFN(nn.Module):
-    "`swiglu` out of three `Linear`s; `d_ff` near 8/3 of `d_model` costs as much as a plain network four times as wide."
+    """`swiglu` with the weights of three `Linear`s.
+
+    With `d_ff` near 8/3 of `d_model` it costs as much as a plain network with 4."""
     def __init__(self,
         d_model:int,   # Size of the vectors that come in and go out
         d_ff:int,      # Number of gates, and of the values behind them
@@ -87,8 +95,11 @@ class SiLu(nn.Module):
 def bends_as_known_by_hand(part):
     "At ln 3 the sigmoid is 3/4 and at −ln 3 it is 1/4; at zero SiLU is zero."
     z = torch.tensor(3.).log()
-    got, wanted = part()(torch.stack([z, -z, 0 * z])), torch.stack([z * 3/4, -z / 4, 0 * z])
-    assert_close(got, wanted, msg=f"ln 3, −ln 3 and 0 must give 0.824, −0.275 and 0, but gave {[round(n, 3) for n in got.tolist()]}")
+    got = part()(torch.stack([z, -z, 0 * z]))
+    assert_close(
+        got, torch.stack([z * 3/4, -z / 4, 0 * z]),
+        msg="ln 3, −ln 3 and 0 must give 0.824, −0.275 and 0, "
+            f"but gave {[round(n, 3) for n in got.tolist()]}")
 
 @check_of("SiLu")
 def slopes_as_calculus_says(part):
@@ -96,17 +107,21 @@ def slopes_as_calculus_says(part):
     z = torch.linspace(-4, 4, 9, requires_grad=True)
     got, = torch.autograd.grad(part()(z).sum(), z)
     gate = z.detach().sigmoid()
-    assert_close(got, gate * (1 + z.detach() * (1 - gate)), msg=lambda m: f"the slopes at −4, −3, …, 4 are wrong:\n{m}")
+    assert_close(got, gate * (1 + z.detach() * (1 - gate)),
+                 msg=lambda m: f"the slopes at −4, −3, …, 4 are wrong:\n{m}")
 
 @check_of("SiLu")
 def is_finite_far_out(part):
-    "Far to the left it is zero and far to the right its input, with a gradient of zero and one."
+    """Far to the left it is zero and far to the right its input, with a gradient of
+    zero and one."""
     for dtype in torch.float32, torch.float16:
         x = torch.tensor([-6e4, 6e4], dtype=dtype, requires_grad=True)
         out = part()(x)
         grad, = torch.autograd.grad(out.sum(), x)
         got = out.tolist() + grad.tolist()
-        assert got == [0, x[1].item(), 0, 1], f"±60,000 in {dtype} must give 0 and itself, with gradients 0 and 1, but gave {got}"
+        assert got == [0, x[1].item(), 0, 1], (
+            f"±60,000 in {dtype} must give 0 and itself, with gradients 0 and 1, "
+            f"but gave {got}")
 
 # %% ../nbs/07_ffn.ipynb #laws-shape
 #| code-fold: true
@@ -121,8 +136,11 @@ def has_three_matrices(part):
 def agrees_with_torch(part):
     "It is w2(silu(w1 x) · w3 x), each w a matrix without bias."
     layer, x, f = part(6, 10), torch.randn(2, 3, 6), nn.functional
-    wanted = f.linear(f.silu(f.linear(x, layer.w1.weight)) * f.linear(x, layer.w3.weight), layer.w2.weight)
-    assert_close(layer(x), wanted, msg=lambda m: f"fed (2, 3, 6), against w2(silu(w1 x) · w3 x) from torch's parts:\n{m}")
+    gate, value = f.linear(x, layer.w1.weight), f.linear(x, layer.w3.weight)
+    assert_close(
+        layer(x), f.linear(f.silu(gate) * value, layer.w2.weight),
+        msg=lambda m: "fed (2, 3, 6), against w2(silu(w1 x) · w3 x) "
+                      f"from torch's parts:\n{m}")
 
 @check_of("FFN")
 def keeps_tokens_apart(part):
@@ -131,8 +149,10 @@ def keeps_tokens_apart(part):
     other = x.clone()
     other[:, 2] += 3
     rest = [0, 1, 3, 4]
-    assert_close(layer(other)[:, rest], layer(x)[:, rest], msg=lambda m: f"token 2 was changed, and the others must stay:\n{m}")
-    assert not torch.equal(layer(other)[:, 2], layer(x)[:, 2]), "token 2 was changed, and its answer was not"
+    assert_close(layer(other)[:, rest], layer(x)[:, rest],
+                 msg=lambda m: f"token 2 was changed, and the others must stay:\n{m}")
+    assert not torch.equal(layer(other)[:, 2], layer(x)[:, 2]), (
+        "token 2 was changed, and its answer was not")
 
 @check_of("FFN")
 def zero_gives_zero(part):

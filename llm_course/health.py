@@ -46,13 +46,15 @@ def overfit(
 @torch.no_grad()
 def activation_sizes(
     model:Transformer, # Of any age
-    ids:Tensor,      # What it reads
-)->list[float]:      # The root-mean-square of the residual stream before the first block, and after each
-    "Watch how large the vectors are that flow from block to block."
+    ids:Tensor,        # What it reads
+)->list[float]:        # The residual stream's size at the start and after each block
+    "Measure the root-mean-square of the vectors that flow from block to block."
     sizes = []
-    size = lambda x: sizes.append(x.float().square().mean().sqrt().item())
-    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, inputs: size(inputs[0])),
-             *(block.register_forward_hook(lambda _, inputs, out: size(out)) for block in model.blocks)]
+    def note(x): sizes.append(x.float().square().mean().sqrt().item())
+    first = model.blocks[0]
+    hooks = [first.register_forward_pre_hook(lambda _, inputs: note(inputs[0]))]
+    for block in model.blocks:
+        hooks.append(block.register_forward_hook(lambda _, inputs, out: note(out)))
     try: model(ids)
     finally:
         for hook in hooks: hook.remove()
@@ -81,51 +83,78 @@ def band(
 )->tuple[list, np.ndarray]:     # Iterations; lowest, middle and highest value at each
     "Gather sound runs to a band that a run of the same kind belongs in."
     at = series(histories[0], key)[0]
-    return at, np.quantile([series(history, key)[1] for history in histories], [0, .5, 1], axis=0)
+    curves = [series(history, key)[1] for history in histories]
+    return at, np.quantile(curves, [0, .5, 1], axis=0)
 
 # %% ../nbs/19_health.ipynb #rules
-def last(history, key): return next((line[key] for line in reversed(history) if key in line), math.nan)
+def last(history, key):
+    return next((line[key] for line in reversed(history) if key in line), math.nan)
 
 def looks_ahead(history):
     peek = last(history, "peek")
-    if peek > 1e-3: return f"what it says changes by {peek:.2g} with a token that it should not have seen yet; look at the mask"
+    if peek > 1e-3:
+        return (f"what it says changes by {peek:.2g} with a token that it should not "
+                "have seen yet; look at the mask")
 
 def echoes(history):
     present, following = last(history, "present_loss"), last(history, "next_loss")
-    if present < .8 * following: return f"it predicts the token that it was just shown ({present:.2f} nats) better than the next ({following:.2f}); shift the targets"
+    if present < .8 * following:
+        return (f"it predicts the token that it was just shown ({present:.2f} nats) "
+                f"better than the next ({following:.2f}); shift the targets")
 
 def skips(history):
     skip, following = last(history, "skip_loss"), last(history, "next_loss")
-    if skip < .97 * following: return f"it predicts the token after the next ({skip:.2f} nats) better than the next ({following:.2f}); shift the targets by one place only"
+    if skip < .97 * following:
+        return (f"it predicts the token after the next ({skip:.2f} nats) better than "
+                f"the next ({following:.2f}); shift the targets by one place only")
 
 def tears(history):
     ratios = sorted(line["update_ratio"] for line in history if "update_ratio" in line)
-    if ratios and (middle := ratios[len(ratios)//2]) > .016: return f"half of its steps move the matrices by more than {middle:.1%} of their length, many times what sound runs do; lower the learning rate"
+    if not ratios: return None
+    middle = ratios[len(ratios)//2]
+    if middle > .016:
+        return (f"half of its steps move the matrices by more than {middle:.1%} of "
+                "their length, many times what sound runs do; lower the learning rate")
 
 # %% ../nbs/19_health.ipynb #rules-2
 def starts_cold(history):
     ratios = [line["update_ratio"] for line in history if "update_ratio" in line]
     if len(ratios) > 3 and ratios[0] > .004 and ratios[0] > 1.2 * max(ratios[1:]):
-        return f"its first step moves the matrices by {ratios[0]:.1%}, further than any later one; begin with a warm-up"
+        return (f"its first step moves the matrices by {ratios[0]:.1%}, further than "
+                "any later one; begin with a warm-up")
 
 def parts_ways(history):
-    first, seen = history[0].get("train_loss", math.nan), [line for line in history if {"train_loss", "val_loss"} <= line.keys() and line.get("epochs", 0) <= 1]
+    first = history[0].get("train_loss", math.nan)
+    validated = [line for line in history if {"train_loss", "val_loss"} <= line.keys()]
+    seen = [line for line in validated if line.get("epochs", 0) <= 1]
     if not seen: return None
-    learnt, carried = (first - min(line[key] for line in seen) for key in ("train_loss", "val_loss"))
+    learnt = first - min(line["train_loss"] for line in seen)
+    carried = first - min(line["val_loss"] for line in seen)
     if learnt > .1 * first and carried < .65 * learnt:
-        return f"of {learnt:.2f} nats learnt only {max(carried, 0):.2f} carry over to validation, within the first epoch; were both files made with one tokenizer?"
+        return (f"of {learnt:.2f} nats learnt only {max(carried, 0):.2f} carry over "
+                "to validation, within the first epoch; were both files made with "
+                "one tokenizer?")
 
 # %% ../nbs/19_health.ipynb #diagnose
-FAULTS:dict[str, Callable] = {"no causal mask": looks_ahead, "labels not shifted": echoes, "labels shifted twice": skips,
-                              "rate x 100": tears, "no warm-up": starts_cold, "tokenizer mismatch": parts_ways}
+FAULTS:dict[str, Callable] = {   # the surest first
+    "no causal mask": looks_ahead, "labels not shifted": echoes,
+    "labels shifted twice": skips, "rate x 100": tears,
+    "no warm-up": starts_cold, "tokenizer mismatch": parts_ways}
 
 def diagnose(
     history:list[dict],       # Lines of metrics.jsonl, such as `train` returns
-    vocab_size:int|None=None, # If given, the first loss is held against its logarithm
-)->dict[str, str]:            # Faults, the surest first, and the evidence for each; empty for a sound run
-    "Name what is wrong with a run."
-    found = {fault: why for fault, rule in FAULTS.items() if history and (why := rule(history))}
-    first = history[0].get("train_loss", math.nan) if history else math.nan
-    if vocab_size and abs(first - math.log(vocab_size)) > .1 * math.log(vocab_size):
-        found["first loss"] = f"it begins at {first:.2f}, and a model that knows nothing at ln {vocab_size} = {math.log(vocab_size):.2f}; look at how the weights are drawn"
+    vocab_size:int|None=None, # If given, the first loss is compared with its logarithm
+)->dict[str, str]:            # Faults, and the evidence for each; empty for a sound run
+    "Name what is wrong with a run, the surest fault first."
+    found:dict[str, str] = {}
+    if not history: return found
+    for fault, rule in FAULTS.items():
+        why = rule(history)
+        if why: found[fault] = why
+    if vocab_size:
+        first, chance = history[0].get("train_loss", math.nan), math.log(vocab_size)
+        if abs(first - chance) > .1 * chance:
+            found["first loss"] = (
+                f"it begins at {first:.2f}, and a model that knows nothing at "
+                f"ln {vocab_size} = {chance:.2f}; look at how the weights are drawn")
     return found

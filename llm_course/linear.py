@@ -17,11 +17,11 @@ from .checks import check_of
 def linear(
     x:Float[Tensor, "... d_in"],               # Vectors to transform
     weight:Float[Tensor, "d_out d_in"],        # One row for each output
-    bias:Float[Tensor, " d_out"]|None=None,    # Added to each output; `None` adds nothing
-)->Float[Tensor, "... d_out"]: # For each vector of `x`, its dot product with every row of `weight`
+    bias:Float[Tensor, " d_out"]|None=None,    # Added to each output, if given
+)->Float[Tensor, "... d_out"]: # Each vector's dot product with every row of `weight`
     "Weigh the features of each vector and add them up, once for each row of `weight`."
     if bias is None: return x @ weight.mT
-    rows = x.reshape(-1, x.shape[-1])   # product and sum in one call, so that half precision rounds once
+    rows = x.reshape(-1, x.shape[-1])   # one call, so that half precision rounds once
     return torch.addmm(bias, rows, weight.mT).reshape(*x.shape[:-1], len(weight))
 
 # %% ../nbs/04_linear.ipynb #truncated-normal
@@ -31,15 +31,16 @@ def truncated_normal(
     device=None,  # Where to draw
     dtype=None,   # Type of the result; drawn in at least float32
 )->Tensor: # Independent random numbers
-    "Draw normal numbers cut at three of their standard deviations, so that their spread after the cut is `std`."
+    "Draw normal numbers, cut at three standard deviations; their spread is then `std`."
     dtype = dtype or torch.get_default_dtype()
-    wide = torch.empty(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
-    before = std / 0.986578   # a normal cut at three keeps this share of its standard deviation
-    return nn.init.trunc_normal_(wide, std=before, a=-3*before, b=3*before).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    drawn = torch.empty(shape, device=device, dtype=wide)
+    before = std / 0.986578   # a normal cut at three keeps this share of its spread
+    return nn.init.trunc_normal_(drawn, std=before, a=-3*before, b=3*before).to(dtype)
 
 # %% ../nbs/04_linear.ipynb #Linear
 class Linear(nn.Module):
-    "`linear` with weights of its own, drawn so that vectors come out about as large as they went in."
+    "`linear` with its own weights; vectors come out about as large as they went in."
     def __init__(self,
         in_features:int,   # Size of the vectors that come in
         out_features:int,  # Size of the vectors that go out
@@ -49,14 +50,22 @@ class Linear(nn.Module):
     ):
         super().__init__()
         if min(in_features, out_features) < 1:
-            raise ValueError(f"a Linear needs features on both sides, but has {in_features} in and {out_features} out")
-        self.weight = nn.Parameter(truncated_normal(out_features, in_features, std=in_features**-0.5, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+            raise ValueError("a Linear needs features on both sides, "
+                             f"but has {in_features} in and {out_features} out")
+        self.weight = nn.Parameter(truncated_normal(
+            out_features, in_features, std=in_features**-0.5,
+            device=device, dtype=dtype))
+        self.bias = None
+        if bias:
+            zeros = torch.zeros(out_features, device=device, dtype=dtype)
+            self.bias = nn.Parameter(zeros)
 
     def forward(self, x:Float[Tensor, "... d_in"])->Float[Tensor, "... d_out"]:
         return linear(x, self.weight, self.bias)
 
-    def extra_repr(self): return f"{self.weight.shape[1]} -> {self.weight.shape[0]}" + (", bias" if self.bias is not None else "")
+    def extra_repr(self):
+        d_out, d_in = self.weight.shape
+        return f"{d_in} -> {d_out}{', bias' if self.bias is not None else ''}"
 
 # %% ../nbs/04_linear.ipynb #laws
 #| code-fold: true
@@ -66,7 +75,8 @@ def weighs_as_known_by_hand(part):
     layer = part(2, 2)
     with torch.no_grad(): layer.weight.copy_(torch.tensor([[3., 4.], [0., -1.]]))
     got = layer(torch.tensor([1., 2.])).tolist()
-    assert got == [11, -2], f"(1, 2) with the rows (3, 4) and (0, −1) must give [11, −2], but gave {got}"
+    assert got == [11, -2], (
+        f"(1, 2) with the rows (3, 4) and (0, −1) must give [11, −2], but gave {got}")
 
 @check_of("Linear")
 def agrees_with_torch(part):
@@ -76,13 +86,17 @@ def agrees_with_torch(part):
             layer, x = part(5, 4, bias=bias), torch.randn(shape)
             if bias: nn.init.normal_(layer.bias)
             wanted = nn.functional.linear(x, layer.weight, layer.bias if bias else None)
-            assert_close(layer(x), wanted, msg=lambda m: f"fed {shape}, bias={bias}, against nn.functional.linear:\n{m}")
+            assert_close(
+                layer(x), wanted,
+                msg=lambda m: f"fed {shape}, bias={bias}, "
+                              f"against nn.functional.linear:\n{m}")
 
 @check_of("Linear")
 def is_linear(part):
     "A sum of vectors gives the sum of what they give."
     layer, (x, y) = part(6, 4), torch.randn(2, 3, 6)
-    assert_close(layer(2 * x + y), 2 * layer(x) + layer(y), rtol=1e-4, atol=1e-5, msg=lambda m: f"layer(2x + y) against 2 layer(x) + layer(y):\n{m}")
+    assert_close(layer(2 * x + y), 2 * layer(x) + layer(y), rtol=1e-4, atol=1e-5,
+                 msg=lambda m: f"layer(2x + y) against 2 layer(x) + layer(y):\n{m}")
 
 # %% ../nbs/04_linear.ipynb #laws-start
 #| code-fold: true
@@ -91,19 +105,32 @@ def vectors_come_out_as_large_as_they_went_in(part):
     "Fresh weights neither stretch nor shrink, however many features go in."
     for d_in, d_out in (256, 256), (64, 512), (512, 64):
         size = part(d_in, d_out)(torch.randn(512, d_in)).std().item()
-        assert .9 < size < 1.1, f"vectors of {d_in} features with spread 1 came out with spread {size:.2f}; it must be about 1"
+        assert .9 < size < 1.1, (
+            f"vectors of {d_in} features with spread 1 came out with spread "
+            f"{size:.2f}; it must be about 1")
 
 @check_of("Linear")
 def has_one_matrix_and_no_bias_unless_asked(part):
-    "Its weight has a row for each output; there is a bias, of zeros, only if one is asked for."
+    """Its weight has a row for each output; there is a bias, of zeros, only if one is
+    asked for."""
     plain, biased = part(5, 3).state_dict(), part(5, 3, bias=True).state_dict()
-    assert [(k, tuple(v.shape)) for k, v in plain.items()] == [("weight", (3, 5))], f"Linear(5, 3) must hold a weight of (3, 5) alone, but holds {[(k, tuple(v.shape)) for k, v in plain.items()]}"
-    assert {*biased} == {"weight", "bias"} and not biased["bias"].any(), f"with bias=True there must be a weight and a bias of zeros, but there is {[*biased]}"
+    holds = [(k, tuple(v.shape)) for k, v in plain.items()]
+    assert holds == [("weight", (3, 5))], (
+        f"Linear(5, 3) must hold a weight of (3, 5) alone, but holds {holds}")
+    assert {*biased} == {"weight", "bias"} and not biased["bias"].any(), (
+        "with bias=True there must be a weight and a bias of zeros, "
+        f"but there is {[*biased]}")
 
 @check_of("Linear")
 def sends_gradients_back(part):
-    "For the sum of what comes out, the gradient of a weight is the sum of its inputs, that of an input the sum of its weights, and that of the bias the number of vectors."
+    """For the sum of what comes out, the gradient of a weight is the sum of its inputs,
+    that of an input the sum of its weights, and that of the bias the number of
+    vectors."""
     layer, x = part(5, 3, bias=True), torch.randn(4, 5, requires_grad=True)
     got = torch.autograd.grad(layer(x).sum(), [x, layer.weight, layer.bias])
-    for name, found, wanted in zip(["the input", "the weight", "the bias"], got, [layer.weight.sum(0).expand(4, 5), x.sum(0).expand(3, 5), torch.full((3,), 4.)]):
-        assert_close(found, wanted, msg=lambda m: f"4 vectors went in, and the gradient of {name} is wrong:\n{m}")
+    wanted = {"the input": layer.weight.sum(0).expand(4, 5),
+              "the weight": x.sum(0).expand(3, 5),
+              "the bias": torch.full((3,), 4.)}
+    for found, (name, right) in zip(got, wanted.items()):
+        told = f"4 vectors went in, and the gradient of {name} is wrong"
+        assert_close(found, right, msg=lambda m: f"{told}:\n{m}")

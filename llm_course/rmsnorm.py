@@ -16,13 +16,13 @@ from .checks import check_of
 # %% ../nbs/06_rmsnorm.ipynb #Norm
 def _normed(x, gain, eps):
     "The normed vectors, and 1/r of each."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # squares overflow float16 from 256 on
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))   # for the squares
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     shrink = (length.square() / x.shape[-1] + eps).rsqrt()
     return (wide * shrink).mul_(gain).to(x.dtype), shrink
 
 class _Norm(torch.autograd.Function):
-    "`_normed`, with its way back written out."
+    "`_normed`, with its backward pass written out."
     @staticmethod
     def forward(ctx, x, gain, eps):
         y, shrink = _normed(x, gain, eps)
@@ -34,25 +34,30 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, grad):
         x, gain, shrink = ctx.saved_tensors
         wide = x.to(shrink.dtype)
-        if torch.is_grad_enabled(): shrink = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()   # a second derivative asks where it came from
+        if torch.is_grad_enabled():   # a second derivative asks where it came from
+            shrink = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
         unit, grad = wide * shrink, grad.to(shrink.dtype)
         share = grad * unit
         along = (share @ gain.to(share.dtype) / len(gain)).unsqueeze(-1)
-        back = (grad * gain).addcmul_(unit, along, value=-1).mul_(shrink)   # in one piece of memory
-        return back.to(x.dtype), share.reshape(-1, len(gain)).sum(0).to(gain.dtype), None
+        to_x = (grad * gain).addcmul_(unit, along, value=-1).mul_(shrink)   # in place
+        to_gain = share.reshape(-1, len(gain)).sum(0)
+        return to_x.to(x.dtype), to_gain.to(gain.dtype), None
 
 # %% ../nbs/06_rmsnorm.ipynb #rms-norm-export
 def rms_norm(
     x:Float[Tensor, "... d_model"],   # Vectors to rescale
     gain:Float[Tensor, " d_model"],   # Learned scale, one per feature
-    eps:float=1e-5,                   # Added to the mean square; keeps the zero vector finite
-)->Float[Tensor, "... d_model"]: # `x` at unit root-mean-square, times `gain`, in the type of `x`
+    eps:float=1e-5,                   # Added to the mean square, for the zero vector
+)->Float[Tensor, "... d_model"]: # `x` at size one, times `gain`, in the type of `x`
     """Divide each vector of `x` by its root-mean-square, then scale it by `gain`.
 
-    Raises `TypeError` unless `x` is floating-point. Source: Zhang & Sennrich 2019, eq. 4."""
+    Raises `TypeError` unless `x` is floating-point.
+    Source: Zhang & Sennrich 2019, eq. 4."""
     if not x.is_floating_point():
-        raise TypeError(f"rms_norm takes floating-point vectors, not {x.dtype}; embed token ids first")
-    return _Norm.apply(x, gain, eps) if torch.is_grad_enabled() else _normed(x, gain, eps)[0]
+        raise TypeError(f"rms_norm takes floating-point vectors, not {x.dtype}; "
+                        "embed token ids first")
+    if torch.is_grad_enabled(): return _Norm.apply(x, gain, eps)
+    return _normed(x, gain, eps)[0]
 
 # %% ../nbs/06_rmsnorm.ipynb #RmsNorm
 class RmsNorm(nn.Module):
@@ -77,26 +82,39 @@ class RmsNorm(nn.Module):
 @check_of("RmsNorm")
 def gives_the_numbers_known_by_hand(part):
     "The vector (3, 4) has the root mean square 3.536, so (0.849, 1.131) comes out."
-    got, wanted = part(2, eps=0.)(torch.tensor([3., 4.])), torch.tensor([3., 4.]) / 12.5**.5
-    assert_close(got, wanted, msg=f"(3, 4) must become (0.849, 1.131), but became {[round(n, 3) for n in got.tolist()]}")
+    x = torch.tensor([3., 4.])
+    got = part(2, eps=0.)(x)
+    assert_close(
+        got, x / 12.5**.5,
+        msg="(3, 4) must become (0.849, 1.131), "
+            f"but became {[round(n, 3) for n in got.tolist()]}")
 
 @check_of("RmsNorm")
 def agrees_with_torch(part):
-    "With any gain it computes what `F.rms_norm` does, in float32 and in half precision."
+    """With any gain it computes what `F.rms_norm` does, in float32 and in half
+    precision."""
     layer = part(8)
     with torch.no_grad(): layer.weight.copy_(torch.randn(8))
     for dtype in torch.float32, torch.bfloat16:
         x, norm = torch.randn(2, 3, 8).to(dtype), layer.to(dtype)
         wanted = nn.functional.rms_norm(x, (8,), norm.weight, 1e-5)
-        assert_close(norm(x), wanted, msg=lambda m: f"fed {dtype} of shape (2, 3, 8), against F.rms_norm:\n{m}")
+        assert_close(
+            norm(x), wanted,
+            msg=lambda m: f"fed {dtype} of shape (2, 3, 8), against F.rms_norm:\n{m}")
 
 @check_of("RmsNorm")
 def only_direction_counts(part):
-    "Every vector comes out with the size one, so a longer one in the same direction gives the same."
+    """Every vector comes out with the size one, so a longer one in the same direction
+    gives the same."""
     x = torch.randn(5, 8)
     got = part(8, eps=0.)(x)
-    assert_close(got.square().mean(-1), torch.ones(5), msg=lambda m: f"the mean square of what comes out must be 1 for every vector:\n{m}")
-    assert_close(part(8, eps=0.)(1000 * x), got, msg=lambda m: f"vectors a thousand times as long must give the same:\n{m}")
+    assert_close(
+        got.square().mean(-1), torch.ones(5),
+        msg=lambda m: "the mean square of what comes out must be 1 "
+                      f"for every vector:\n{m}")
+    assert_close(
+        part(8, eps=0.)(1000 * x), got,
+        msg=lambda m: f"vectors a thousand times as long must give the same:\n{m}")
 
 # %% ../nbs/06_rmsnorm.ipynb #laws-edges
 #| code-fold: true
@@ -107,13 +125,19 @@ def keeps_vectors_apart(part):
     other = x.clone()
     other[1] *= 50
     got, kept = part(8)(other)[[0, 2]], part(8)(x)[[0, 2]]
-    assert_close(got, kept, msg=lambda m: f"vector 1 was made larger, and vectors 0 and 2 must stay:\n{m}")
+    assert_close(
+        got, kept,
+        msg=lambda m: f"vector 1 was made larger, and vectors 0 and 2 must stay:\n{m}")
 
 @check_of("RmsNorm")
 def does_not_overflow_in_float16(part):
-    "The squares of 300 and 400 do not fit into float16, and the answer is right all the same."
+    """The squares of 300 and 400 do not fit into float16, and the answer is right all
+    the same."""
     got = part(2).half()(torch.tensor([300., 400.], dtype=torch.float16))
-    assert_close(got, torch.tensor([.8485, 1.1314], dtype=torch.float16), msg=f"(300, 400) in float16 must become (0.849, 1.131), but became {got.tolist()}")
+    assert_close(
+        got, torch.tensor([.8485, 1.1314], dtype=torch.float16),
+        msg="(300, 400) in float16 must become (0.849, 1.131), "
+            f"but became {got.tolist()}")
 
 # %% ../nbs/06_rmsnorm.ipynb #laws-zero
 #| code-fold: true
@@ -123,23 +147,34 @@ def zero_is_harmless(part):
     x = torch.zeros(2, 8, requires_grad=True)
     out = part(8)(x)
     grad, = torch.autograd.grad(out.sum(), x)
-    assert not out.any() and grad.isfinite().all(), f"zeros gave {out[0].tolist()} with the gradient {grad[0].tolist()}"
+    assert not out.any() and grad.isfinite().all(), (
+        f"zeros gave {out[0].tolist()} with the gradient {grad[0].tolist()}")
 
 @check_of("RmsNorm")
 def begins_with_a_gain_of_one(part):
     "A fresh layer has one parameter, a gain of ones, and eps stands under the root."
     state = part(8).state_dict()
-    assert [*state] == ["weight"] and (state["weight"] == 1).all(), f"it must hold a weight of ones alone, but holds {[*state]}"
+    assert [*state] == ["weight"] and (state["weight"] == 1).all(), (
+        f"it must hold a weight of ones alone, but holds {[*state]}")
     got = part(1, eps=.75)(torch.tensor([.5])).item()
-    assert abs(got - .5) < 1e-6, f"0.5 with eps 0.75 is 0.5/√(0.25 + 0.75) = 0.5, but came out as {got:.4f}"
+    assert abs(got - .5) < 1e-6, (
+        f"0.5 with eps 0.75 is 0.5/√(0.25 + 0.75) = 0.5, but came out as {got:.4f}")
 
 # %% ../nbs/06_rmsnorm.ipynb #laws-gradient
 #| code-fold: true
 @check_of("RmsNorm")
 def has_exact_gradients(part):
-    "The gradients for the vectors and the gain are those of the formula: the size is differentiated too."
-    layer, x = part(4).double(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    """The gradients for the vectors and the gain are those of the formula: the size is
+    differentiated too."""
+    layer = part(4).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     try: torch.autograd.gradcheck(layer, x)
-    except RuntimeError as error: raise AssertionError(f"the gradient for 3 vectors of 4 features disagrees with small differences: {error}") from None
+    except RuntimeError as error:
+        raise AssertionError(
+            "the gradient for 3 vectors of 4 features disagrees "
+            f"with small differences: {error}") from None
     gain, = torch.autograd.grad(layer(x).sum(), layer.weight)
-    assert_close(gain, layer(x).detach().sum(0), msg=lambda m: f"with a gain of ones, its gradient under a sum is the sum of what came out:\n{m}")
+    assert_close(
+        gain, layer(x).detach().sum(0),
+        msg=lambda m: "with a gain of ones, its gradient under a sum "
+                      f"is the sum of what came out:\n{m}")

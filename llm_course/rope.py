@@ -23,26 +23,36 @@ def rope_turns(
     max_seq_len:int,       # Number of positions
     theta:float=10000.0,   # Base of the wavelengths
     device=None,           # Where the table lives
-    scaling:"RopeScaling|None"=None, # Slows the slow pairs down, for texts longer than those of training
-)->Float[Tensor, "max_seq_len pairs two"]: # The cosine and the sine of every angle, in float64 where the device has it
-    "Tabulate by how much each pair turns at each position. Raises `ValueError` for an odd `d_k`. Source: Su et al. 2021, eq. 15."
-    if d_k < 2 or d_k % 2: raise ValueError(f"d_k must be even, because features turn in pairs, but it is {d_k}")
+    scaling:"RopeScaling|None"=None, # For texts longer than those of training
+)->Float[Tensor, "max_seq_len pairs two"]: # Cosine and sine of each angle
+    """Tabulate by how much each pair turns at each position.
+
+    The table is in float64 where the device has it. Raises `ValueError` for an odd
+    `d_k`. Source: Su et al. 2021, eq. 15."""
+    if d_k < 2 or d_k % 2:
+        raise ValueError("d_k must be even, because features turn in pairs, "
+                         f"but it is {d_k}")
     if max_seq_len < 1 or not theta > 0:
-        raise ValueError(f"max_seq_len and theta must be positive, but they are {max_seq_len} and {theta:g}")
+        raise ValueError("max_seq_len and theta must be positive, "
+                         f"but they are {max_seq_len} and {theta:g}")
     device = torch.empty(0, device=device).device
-    made = torch.device("cpu") if device.type == "mps" else device   # MPS has no float64
-    frequency = theta ** -(torch.arange(0, d_k, 2, device=made, dtype=torch.float64) / d_k)
+    made = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    even = torch.arange(0, d_k, 2, device=made, dtype=torch.float64)
+    frequency = theta ** -(even / d_k)
     if scaling is not None: frequency = scaling.slow(frequency)
-    angle = torch.outer(torch.arange(max_seq_len, device=made, dtype=torch.float64), frequency)
+    position = torch.arange(max_seq_len, device=made, dtype=torch.float64)
+    angle = torch.outer(position, frequency)
     turns = torch.stack([angle.cos(), angle.sin()], -1)
     return turns.float().to(device) if device.type == "mps" else turns
 
 # %% ../nbs/10_rope.ipynb #rotate
 def rotate(
     x:Float[Tensor, "... seq d_k"],           # Vectors to turn
-    turns:Float[Tensor, "... seq pairs two"], # Cosine and sine for each position and pair
-)->Float[Tensor, "... seq d_k"]: # `x`, each pair of neighbouring features turned by its angle
-    "Turn features (0, 1), (2, 3), … as points of the plane. Source: Su et al. 2021, eq. 34."
+    turns:Float[Tensor, "... seq pairs two"], # Cosine and sine of each angle
+)->Float[Tensor, "... seq d_k"]: # `x`, each pair of neighbours turned by its angle
+    """Turn features (0, 1), (2, 3), … as points of the plane.
+
+    Source: Su et al. 2021, eq. 34."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = turns.unbind(-1)
     return torch.stack([first*cos - second*sin, first*sin + second*cos], -1).flatten(-2)
@@ -50,10 +60,13 @@ def rotate(
 # %% ../nbs/10_rope.ipynb #rotate-complex
 def rotate_complex(
     x:Float[Tensor, "... seq d_k"],           # Vectors to turn
-    turns:Float[Tensor, "... seq pairs two"], # Cosine and sine for each position and pair
+    turns:Float[Tensor, "... seq pairs two"], # Cosine and sine of each angle
 )->Float[Tensor, "... seq d_k"]: # The same as `rotate`
-    "Turn each pair by one complex multiplication: several times faster on a CPU, but not for compilers. Source: Su et al. 2021, eq. 12."
-    even = math.gcd(2, *x.stride()[:-1], x.storage_offset()) == 2   # does every vector start at an even place?
+    """Turn each pair by one complex multiplication: faster, but not for compilers.
+
+    Source: Su et al. 2021, eq. 12."""
+    starts = *x.stride()[:-1], x.storage_offset()
+    even = math.gcd(2, *starts) == 2   # does every vector start at an even place?
     if not even or x.stride(-1) != 1: x = x.clone(memory_format=torch.contiguous_format)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2)
@@ -61,42 +74,50 @@ def rotate_complex(
 # %% ../nbs/10_rope.ipynb #rope-scaling
 @dataclass(frozen=True)
 class RopeScaling:
-    "How Llama 3.1 slows down the pairs that never came round in training. Source: Grattafiori et al. 2024, and Meta's code."
+    """How Llama 3.1 slows down the pairs that never came round in training.
+
+    Source: Grattafiori et al. 2024, and Meta's code."""
     factor:float=8.0                # By how much the slow pairs are slowed
-    low_freq_factor:float=1.0       # Pairs that came round this often, or less, are slowed by all of `factor`
-    high_freq_factor:float=4.0      # Pairs that came round this often, or more, are left alone
+    low_freq_factor:float=1.0       # Pairs with so few turns are slowed fully
+    high_freq_factor:float=4.0      # Pairs with so many turns are left alone
     original_max_seq_len:int=8192   # Length of the texts of training
 
     def __post_init__(self):
-        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor < math.inf and self.original_max_seq_len >= 1):
-            raise ValueError(f"a RopeScaling needs factor ≥ 1, 0 < low_freq_factor < high_freq_factor and a length, but is {self}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        sound = self.factor >= 1 and self.original_max_seq_len >= 1
+        if not (sound and 0 < low < high < math.inf):
+            raise ValueError("a RopeScaling needs factor ≥ 1, 0 < low_freq_factor < "
+                             f"high_freq_factor and a length, but is {self}")
 
     def slow(self,
         frequency:Float[Tensor, " pairs"], # Radians for each token
     )->Float[Tensor, " pairs"]: # The same, slowed
         "Slow each pair down as far as it needs."
         rounds = self.original_max_seq_len * frequency / (2*math.pi)
-        kept = ((rounds - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        kept = ((rounds - low) / (high - low)).clamp(0, 1)
         return frequency * (kept + (1 - kept) / self.factor)
 
 # %% ../nbs/10_rope.ipynb #look-up
 def look_up(
     turns:Float[Tensor, "max_seq_len pairs two"], # The table of `rope_turns`
-    positions:Int[Tensor, "... seq"]|int|None,    # Where each vector stands, or the first of a run; `None` counts from zero
+    positions:Int[Tensor, "... seq"]|int|None,    # Of each vector, or a run's first
     seq:int,                                      # Length of a run
 )->Float[Tensor, "... pairs two"]: # Cosines and sines for these positions
     """Read the table. Raises `ValueError` for a position that is not in it.
 
-    Positions on a GPU are not checked, because to read them would make the program wait."""
+    `None` counts from zero. Positions on a GPU are not checked, because to read them
+    would make the program wait."""
     if isinstance(positions, Tensor):
-        checked = positions.is_cpu and positions.numel() and not torch.compiler.is_compiling()
-        if not checked: return turns[positions]
+        readable = positions.is_cpu and not torch.compiler.is_compiling()
+        if not readable or not positions.numel(): return turns[positions]
         first, last = (int(n) for n in positions.aminmax())
     else:
         first = positions or 0
         last = first + seq - 1
     if first < 0 or last >= len(turns):
-        raise ValueError(f"positions must lie from 0 to {len(turns) - 1}, but these go from {first} to {last}; raise max_seq_len")
+        raise ValueError(f"positions must lie from 0 to {len(turns) - 1}, "
+                         f"but these go from {first} to {last}; raise max_seq_len")
     return turns[positions] if isinstance(positions, Tensor) else turns[first:last + 1]
 
 # %% ../nbs/10_rope.ipynb #shared-table
@@ -108,12 +129,12 @@ def shared_table(
     theta:float=10000.0,   # Base of the wavelengths
     device=None,           # Where the table lives
     scaling:RopeScaling|None=None, # For texts longer than those of training
-)->Float[Tensor, "max_seq_len pairs two"]: # `rope_turns` in float32; not to be written to
-    "Give all that ask alike the same table, which lives as long as anybody keeps it."
-    device = torch.empty(0, device=device).device
-    key = d_k, max_seq_len, theta, device, scaling, torch.is_inference_mode_enabled()   # what was made for inference can't be trained with
+)->Float[Tensor, "max_seq_len pairs two"]: # `rope_turns` in float32; do not change it
+    "Return one table for all calls with equal arguments; it lives while it is in use."
+    shape = d_k, max_seq_len, theta, torch.empty(0, device=device).device, scaling
+    key = *shape, torch.is_inference_mode_enabled()   # can't serve in training
     table = _tables.get(key)
-    if table is None: _tables[key] = table = rope_turns(d_k, max_seq_len, theta, device, scaling).float()
+    if table is None: _tables[key] = table = rope_turns(*shape).float()
     return table
 
 # %% ../nbs/10_rope.ipynb #table-for
@@ -122,7 +143,7 @@ def table_for(
     dtype:torch.dtype,    # Of the vectors to turn: float32 or float64
     device:torch.device,  # Where they are
 )->Float[Tensor, "max_seq_len pairs two"]: # `rope_turns`, in this type
-    "Give the table; fill it, if its model was made on `meta` and then given its weights."
+    "Return the table; fill it first if its model was made on `meta`."
     shape = rope.d_k, rope.max_seq_len, rope.theta, device, rope.scaling
     if dtype == torch.float64: return rope_turns(*shape)
     if rope.turns.is_meta and device.type != "meta":
@@ -142,82 +163,118 @@ class RoPE(nn.Module):
         scaling:RopeScaling|None=None, # For texts longer than those of training
     ):
         super().__init__()
-        self.d_k, self.max_seq_len, self.theta, self.scaling = d_k, max_seq_len, theta, scaling
-        self.register_buffer("turns", shared_table(d_k, max_seq_len, theta, device, scaling), persistent=False)
+        self.d_k, self.max_seq_len = d_k, max_seq_len
+        self.theta, self.scaling = theta, scaling
+        table = shared_table(d_k, max_seq_len, theta, device, scaling)
+        self.register_buffer("turns", table, persistent=False)
 
     def forward(self,
         x:Float[Tensor, "... seq d_k"],                        # Vectors to turn
-        token_positions:Int[Tensor, "... #seq"]|int|None=None, # Where each stands, or the first of a run; `None` counts from zero
+        token_positions:Int[Tensor, "... #seq"]|int|None=None, # As for `look_up`
     )->Float[Tensor, "... seq d_k"]: # The turned vectors, in the type of `x`
-        if x.dtype in (torch.float16, torch.bfloat16): return self.forward(x.float(), token_positions).to(x.dtype)   # rounded once
+        if x.dtype in (torch.float16, torch.bfloat16):   # rounded once
+            return self.forward(x.float(), token_positions).to(x.dtype)
         table = table_for(self, x.dtype, x.device)
         turn = rotate if torch.compiler.is_compiling() else rotate_complex
         return turn(x, look_up(table, token_positions, x.shape[-2]))
 
-    def _apply(self, fn, recurse=True):   # what `.to`, `.half`, `.cuda` and `.to_empty` call: follow to the device, never to another type
-        device = fn(torch.empty(0, device=self.turns.device)).device
-        self.turns = shared_table(self.d_k, self.max_seq_len, self.theta, device, self.scaling)
+    def _apply(self, fn, recurse=True):   # called by `.to`, `.half`, `.to_empty` …
+        device = fn(torch.empty(0, device=self.turns.device)).device   # but no new type
+        shape = self.d_k, self.max_seq_len, self.theta, device, self.scaling
+        self.turns = shared_table(*shape)
         return self
 
-    def extra_repr(self): return f"{self.d_k}, max_seq_len={self.max_seq_len}, theta={self.theta:g}" + (f", {self.scaling}" if self.scaling else "")
+    def extra_repr(self):
+        told = f"{self.d_k}, max_seq_len={self.max_seq_len}, theta={self.theta:g}"
+        return f"{told}, {self.scaling}" if self.scaling else told
 
 # %% ../nbs/10_rope.ipynb #checks-values
 #| code-fold: true
 @check_of("RoPE")
 def turns_as_known_by_hand(part):
-    "Two features turn by one radian a position; of four, the second pair turns a hundred times slower."
+    """Two features turn by one radian a position; of four, the second pair turns a
+    hundred times slower."""
     got = part(4, 8)(torch.tensor([[1., 0., 1., 0.]] * 3))[2]
     wanted = torch.tensor([math.cos(2), math.sin(2), math.cos(.02), math.sin(.02)])
-    assert_close(got, wanted, msg=f"(1, 0, 1, 0) at position 2 must become {[round(n, 3) for n in wanted.tolist()]} in {wanted.dtype}, but became {[round(n, 3) for n in got.tolist()]} in {got.dtype}")
+    assert_close(
+        got, wanted,
+        msg="(1, 0, 1, 0) at position 2 must become "
+            f"{[round(n, 3) for n in wanted.tolist()]} in {wanted.dtype}, "
+            f"but became {[round(n, 3) for n in got.tolist()]} in {got.dtype}")
 
 @check_of("RoPE")
 def stands_still_at_zero(part):
     "At position 0 nothing turns."
     x = torch.randn(2, 1, 8)
-    assert_close(part(8, 4)(x), x, msg=lambda m: f"8 features at position 0 must stay what they are:\n{m}")
+    assert_close(
+        part(8, 4)(x), x,
+        msg=lambda m: f"8 features at position 0 must stay what they are:\n{m}")
 
 @check_of("RoPE")
 def keeps_every_length(part):
     "A turn changes no length, pair by pair."
     x = torch.randn(2, 3, 16, 8)
     got = part(8, 16)(x).unflatten(-1, (4, 2)).norm(dim=-1)
-    assert_close(got, x.unflatten(-1, (4, 2)).norm(dim=-1), msg=lambda m: f"the lengths of neighbouring pairs must stay:\n{m}")
+    assert_close(got, x.unflatten(-1, (4, 2)).norm(dim=-1),
+                 msg=lambda m: f"the lengths of neighbouring pairs must stay:\n{m}")
 
 @check_of("RoPE")
 def slows_down_by_theta(part):
     "The base is theta: with a greater one, all pairs but the first turn more slowly."
     x = torch.tensor([[1., 0., 1., 0.]] * 6)
     got, wanted = part(4, 6, 25.)(x)[5, 2:], torch.tensor([math.cos(1), math.sin(1)])
-    assert_close(got, wanted, msg=f"with theta 25 the second pair turns by 1/5 a position, so by 1 at position 5, but (1, 0) became {got.tolist()}")
+    assert_close(
+        got, wanted,
+        msg="with theta 25 the second pair turns by 1/5 a position, "
+            f"so by 1 at position 5, but (1, 0) became {got.tolist()}")
 
 # %% ../nbs/10_rope.ipynb #checks-laws
 #| code-fold: true
 @check_of("RoPE")
 def only_the_distance_counts(part):
-    "The score of a query and a key is the same wherever the two stand, if the distance is."
+    """The score of a query and a key is the same wherever the two stand, if the
+    distance is."""
     rope, (q, k) = part(8, 64), torch.randn(2, 5, 8, dtype=torch.float64)
-    def scores(first): return rope(q, torch.arange(first, first + 5)) @ rope(k, torch.arange(first, first + 5)).T
-    assert_close(scores(50), scores(0), rtol=1e-5, atol=1e-5, msg=lambda m: f"5 queries and keys, moved by 50 positions together, must score as before:\n{m}")
+    def scores(first):
+        positions = torch.arange(first, first + 5)
+        return rope(q, positions) @ rope(k, positions).T
+    assert_close(
+        scores(50), scores(0), rtol=1e-5, atol=1e-5,
+        msg=lambda m: "5 queries and keys, moved by 50 positions together, "
+                      f"must score as before:\n{m}")
     gap = (scores(0)[4, 3] - scores(0)[3, 3]).abs()
     assert gap > 1e-6, "a query scores alike at any distance: nothing turns"
 
 @check_of("RoPE")
 def counts_from_zero_unless_told(part):
-    "Without positions the vectors stand at 0, 1, 2 and so on; with them, where they are told to."
+    """Without positions the vectors stand at 0, 1, 2 and so on; with them, where they
+    are told to."""
     rope, x = part(8, 64), torch.randn(2, 40, 8)
-    assert_close(rope(x, torch.arange(40)), rope(x), msg=lambda m: f"positions 0 to 39 are the default:\n{m}")
+    assert_close(rope(x, torch.arange(40)), rope(x),
+                 msg=lambda m: f"positions 0 to 39 are the default:\n{m}")
     order = torch.tensor([3, 36, 5, 1, 24, 2])
-    assert_close(rope(x[:, order], order), rope(x)[:, order], msg=lambda m: f"vectors and positions shuffled alike must give the same, shuffled:\n{m}")
+    assert_close(
+        rope(x[:, order], order), rope(x)[:, order],
+        msg=lambda m: "vectors and positions shuffled alike must give the same, "
+                      f"shuffled:\n{m}")
 
 @check_of("RoPE")
 def has_nothing_to_save(part):
     "Its table is computed, not learnt: no parameters, and nothing in the state."
     rope = part(8, 16)
-    assert not list(rope.parameters()) and not rope.state_dict(), f"nothing is to be learnt or saved, but there are {[*rope.state_dict()]} and {sum(1 for _ in rope.parameters())} parameters"
+    parameters, state = [*rope.parameters()], [*rope.state_dict()]
+    assert not parameters and not state, (
+        f"nothing is to be learnt or saved, but there are {state} "
+        f"and {len(parameters)} parameters")
 
 @check_of("RoPE")
 def turns_halves_exactly(part):
-    "Half precision is for the vectors, not for the angles: far out, a turn is as right as near."
+    """Half precision is for the vectors, not for the angles: far out, a turn is as
+    right as near."""
     x = torch.tensor([[1., 0.]] * 4096).bfloat16()
-    got, wanted = part(2, 4096).bfloat16()(x)[4095].float(), torch.tensor([math.cos(4095), math.sin(4095)])
-    assert_close(got, wanted, rtol=0, atol=.01, msg=f"(1, 0) at position 4,095 in bfloat16 must become {wanted.tolist()}, but became {got.tolist()}")
+    got = part(2, 4096).bfloat16()(x)[4095].float()
+    wanted = torch.tensor([math.cos(4095), math.sin(4095)])
+    assert_close(
+        got, wanted, rtol=0, atol=.01,
+        msg=f"(1, 0) at position 4,095 in bfloat16 must become {wanted.tolist()}, "
+            f"but became {got.tolist()}")

@@ -13,20 +13,25 @@ from .checks import check_of
 # %% ../nbs/14_schedule.ipynb #cos-lr-scheduler
 def cos_lr_scheduler(
     it:int,              # The step about to be taken, counted from 0
-    warmup_iters:int,    # Steps of a straight climb from 0; step `warmup_iters` has `lr_max`
-    cos_cycle_iters:int, # The step at which the cosine, begun after the climb, reaches `lr_min`; it stays there
+    warmup_iters:int,    # Steps of a straight climb from 0 to `lr_max`
+    cos_cycle_iters:int, # The step at which the cosine reaches `lr_min`; it stays there
     lr_min:float,        # Last learning rate
     lr_max:float,        # Highest learning rate
 )->float: # Learning rate for step `it`
     """Climb in a straight line, come down on half a cosine, stay at `lr_min`.
 
-    Raises `ValueError` unless 0 ≤ `warmup_iters` ≤ `cos_cycle_iters`, 0 ≤ `lr_min` ≤ `lr_max` < ∞ and 0 ≤ `it`.
-    Source: Loshchilov & Hutter 2017, eq. 5, without restarts; warm-up as in Goyal et al. 2017."""
+    Step `warmup_iters` has `lr_max`. Raises `ValueError` unless
+    0 ≤ `warmup_iters` ≤ `cos_cycle_iters`, 0 ≤ `lr_min` ≤ `lr_max` < ∞ and 0 ≤ `it`.
+    Source: Loshchilov & Hutter 2017, eq. 5, without restarts; warm-up as in Goyal et
+    al. 2017."""
     if it < 0: raise ValueError(f"it counts steps from 0, but is {it}")
     if not 0 <= warmup_iters <= cos_cycle_iters:
         raise ValueError("0 <= warmup_iters <= cos_cycle_iters must hold, "
-                         f"but they are {warmup_iters} and {cos_cycle_iters}; shorten the warm-up or lengthen the cycle")
-    if not 0 <= lr_min <= lr_max < math.inf: raise ValueError(f"0 <= lr_min <= lr_max < inf must hold, but they are {lr_min} and {lr_max}")
+                         f"but they are {warmup_iters} and {cos_cycle_iters}; "
+                         "shorten the warm-up or lengthen the cycle")
+    if not 0 <= lr_min <= lr_max < math.inf:
+        raise ValueError("0 <= lr_min <= lr_max < inf must hold, "
+                         f"but they are {lr_min} and {lr_max}")
     if it < warmup_iters: return lr_max * it / warmup_iters
     if it >= cos_cycle_iters: return lr_min
     u = (it - warmup_iters) / (cos_cycle_iters - warmup_iters)
@@ -36,35 +41,49 @@ def cos_lr_scheduler(
 #| code-fold: true
 @check_of("cos_lr_scheduler")
 def meets_the_points_known_by_hand(part):
-    "With 4 steps of warm-up and the cycle's end at 12, from 1 to 0.1: 0 at step 0, 0.5 at 2, 1 at 4, 0.55 at 8, 0.1 at 12 and after."
-    for it, wanted in (0, 0.), (1, .25), (2, .5), (4, 1.), (8, .55), (12, .1), (13, .1), (1000, .1):
+    """With 4 steps of warm-up and the cycle's end at 12, from 1 to 0.1: 0 at step 0,
+    0.5 at 2, 1 at 4, 0.55 at 8, 0.1 at 12 and after."""
+    known = {0: 0., 1: .25, 2: .5, 4: 1., 8: .55, 12: .1, 13: .1, 1000: .1}
+    for it, wanted in known.items():
         got = part(it, 4, 12, 0.1, 1.)
-        assert abs(got - wanted) < 1e-9, f"at step {it} of (warm-up 4, cycle 12, 0.1, 1.0) the rate must be {wanted}, but is {got:.4f}"
+        assert abs(got - wanted) < 1e-9, (
+            f"at step {it} of (warm-up 4, cycle 12, 0.1, 1.0) the rate must be "
+            f"{wanted}, but is {got:.4f}")
 
 @check_of("cos_lr_scheduler")
 def comes_down_on_a_cosine(part):
-    "A quarter of the way down, 1 − cos 45° has been lost of the half: the curve is a cosine, not a line."
+    """A quarter of the way down, 1 − cos 45° has been lost of the half: the curve is a
+    cosine, not a line."""
     got, wanted = part(25, 0, 100, 0., 2.), 1 + math.cos(math.pi / 4)
-    assert abs(got - wanted) < 1e-9, f"at step 25 of 100 on the way from 2 to 0 the rate must be {wanted:.4f}, but is {got:.4f}"
+    assert abs(got - wanted) < 1e-9, (
+        f"at step 25 of 100 on the way from 2 to 0 the rate must be {wanted:.4f}, "
+        f"but is {got:.4f}")
 
 @check_of("cos_lr_scheduler")
 def needs_no_warm_up(part):
-    "Without warm-up the first step has the highest rate, and a warm-up may fill the whole cycle."
-    assert abs((got := part(0, 0, 10, 0.1, 1.)) - 1) < 1e-9, f"without warm-up step 0 must have the rate 1, but has {got:.4f}"
-    assert abs((got := part(12, 12, 12, 0.1, 1.)) - .1) < 1e-9, f"at step 12 of (warm-up 12, cycle 12, 0.1, 1.0) the cycle is over and the rate 0.1, but it is {got:.4f}"
+    """Without warm-up the first step has the highest rate, and a warm-up may fill the
+    whole cycle."""
+    got = part(0, 0, 10, 0.1, 1.)
+    assert abs(got - 1) < 1e-9, (
+        f"without warm-up step 0 must have the rate 1, but has {got:.4f}")
+    got = part(12, 12, 12, 0.1, 1.)
+    assert abs(got - .1) < 1e-9, (
+        "at step 12 of (warm-up 12, cycle 12, 0.1, 1.0) the cycle is over "
+        f"and the rate 0.1, but it is {got:.4f}")
 
 @check_of("cos_lr_scheduler")
 def refuses_a_warm_up_longer_than_the_cycle(part):
     "A warm-up that ends after the cycle is a mistake, and said to be one."
     try: got = part(0, 20, 12, 0.1, 1.)
     except ValueError: return
-    raise AssertionError(f"a warm-up of 20 steps in a cycle of 12 must raise ValueError, but gave {got}")
+    raise AssertionError(
+        f"a warm-up of 20 steps in a cycle of 12 must raise ValueError, but gave {got}")
 
 # %% ../nbs/14_schedule.ipynb #linear-lr-scheduler
 def linear_lr_scheduler(
     it:int,           # The step about to be taken, counted from 0
-    warmup_iters:int, # Steps of a straight climb from 0; step `warmup_iters` has `lr_max`
-    cycle_iters:int,  # The step at which the line, begun after the climb, reaches `lr_min`; it stays there
+    warmup_iters:int, # Steps of a straight climb from 0 to `lr_max`
+    cycle_iters:int,  # The step at which the line reaches `lr_min`; it stays there
     lr_min:float,     # Last learning rate
     lr_max:float,     # Highest learning rate
 )->float: # Learning rate for step `it`
@@ -72,22 +91,30 @@ def linear_lr_scheduler(
 
     Raises `ValueError` where `cos_lr_scheduler` does. Source: Bergsma et al. 2025."""
     cosine = cos_lr_scheduler(it, warmup_iters, cycle_iters, lr_min, lr_max)
-    if not warmup_iters <= it < cycle_iters: return cosine   # they differ on the way down alone
-    return lr_max + (lr_min - lr_max) * (it - warmup_iters) / (cycle_iters - warmup_iters)
+    if not warmup_iters <= it < cycle_iters: return cosine   # they differ between these
+    u = (it - warmup_iters) / (cycle_iters - warmup_iters)
+    return lr_max + (lr_min - lr_max) * u
 
 # %% ../nbs/14_schedule.ipynb #checks-linear
 #| code-fold: true
 @check_of("linear_lr_scheduler")
 def climbs_and_falls_by_hand(part):
-    "With 4 steps of warm-up and the cycle's end at 12, from 1 to 0.2: 0 at step 0, 0.5 at 2, 1 at 4, 0.8 at 6, 0.6 at 8, 0.2 at 12 and after."
-    for it, wanted in (0, 0.), (1, .25), (2, .5), (4, 1.), (6, .8), (8, .6), (12, .2), (13, .2), (1000, .2):
+    """With 4 steps of warm-up and the cycle's end at 12, from 1 to 0.2: 0 at step 0,
+    0.5 at 2, 1 at 4, 0.8 at 6, 0.6 at 8, 0.2 at 12 and after."""
+    known = {0: 0., 1: .25, 2: .5, 4: 1., 6: .8, 8: .6, 12: .2, 13: .2, 1000: .2}
+    for it, wanted in known.items():
         got = part(it, 4, 12, 0.2, 1.)
-        assert abs(got - wanted) < 1e-9, f"at step {it} of (warm-up 4, cycle 12, 0.2, 1.0) the rate must be {wanted}, but is {got:.4f}"
+        assert abs(got - wanted) < 1e-9, (
+            f"at step {it} of (warm-up 4, cycle 12, 0.2, 1.0) the rate must be "
+            f"{wanted}, but is {got:.4f}")
 
 @check_of("linear_lr_scheduler")
 def refuses_what_the_cosine_refuses(part):
-    "A warm-up that ends after the cycle, or a last rate above the highest, is a mistake, and said to be one."
+    """A warm-up that ends after the cycle, or a last rate above the highest, is a
+    mistake, and said to be one."""
     for wrong in (0, 20, 12, 0.1, 1.), (0, 4, 12, 1., 0.1):
         try: got = part(*wrong)
         except ValueError: continue
-        raise AssertionError(f"(it, warm-up, cycle, lr_min, lr_max) = {wrong} must raise ValueError, but gave {got}")
+        raise AssertionError(
+            f"(it, warm-up, cycle, lr_min, lr_max) = {wrong} "
+            f"must raise ValueError, but gave {got}")

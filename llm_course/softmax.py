@@ -17,17 +17,22 @@ from .checks import check_of
 def softmax(
     x:Float[Tensor, "*shape"], # Scores; minus infinity rules an entry out
     dim:int=-1,                # The axis whose entries compete
-)->Float[Tensor, "*shape"]: # Shares along `dim`, in the type of `x`; zeros where all scores are minus infinity
-    """Exponentiate each score and divide by the sum over `dim`, computed in at least float32.
+)->Float[Tensor, "*shape"]: # Shares, in the type of `x`; zeros if all are ruled out
+    """Exponentiate each score and divide by the sum over `dim`.
 
-    Raises `TypeError` unless `x` is floating-point. Source: Bridle 1990."""
+    It computes in at least float32. Raises `TypeError` unless `x` is floating-point.
+    Source: Bridle 1990."""
     if not x.is_floating_point():
-        raise TypeError(f"softmax takes floating-point scores, not {x.dtype}; its shares would all be cut to zero or one")
+        raise TypeError(f"softmax takes floating-point scores, not {x.dtype}; "
+                        "its shares would all be cut to zero or one")
     if not x.numel(): return x.clone()   # of no scores there is no largest
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    top = wide.detach().amax(dim, keepdim=True).clamp(min=torch.finfo(wide.dtype).min)   # finite, even if all are ruled out
-    powers = (wide - top).exp()                                                          # none exceeds one
-    return (powers / powers.sum(dim, keepdim=True).clamp(min=.5)).to(x.dtype)   # sums are zero or at least one, and a clamp's gradient at its own limit is not settled
+    top = wide.detach().amax(dim, keepdim=True)
+    top = top.clamp(min=torch.finfo(wide.dtype).min)   # finite, if all are ruled out
+    powers = (wide - top).exp()   # none exceeds one
+    # sums are zero or at least one; half is far from both, so the gradient is clear
+    total = powers.sum(dim, keepdim=True).clamp(min=.5)
+    return (powers / total).to(x.dtype)
 
 # %% ../nbs/08_softmax.ipynb #Softmax
 class Softmax(nn.Module):
@@ -49,22 +54,31 @@ class Softmax(nn.Module):
 def gives_the_shares_known_by_hand(part):
     "The scores ln 1, ln 2 and ln 5 get the shares 1/8, 2/8 and 5/8."
     got = part()(torch.tensor([1., 2., 5.]).log())
-    assert_close(got, torch.tensor([1., 2., 5.]) / 8, msg=f"the scores ln 1, ln 2, ln 5 must get 0.125, 0.25, 0.625, but got {got.tolist()}")
+    assert_close(
+        got, torch.tensor([1., 2., 5.]) / 8,
+        msg="the scores ln 1, ln 2, ln 5 must get 0.125, 0.25, 0.625, "
+            f"but got {got.tolist()}")
 
 @check_of("Softmax")
 def agrees_with_torch(part):
-    "Along whichever axis is asked for, the shares are those of `torch.softmax`, in the type of the scores."
+    """Along whichever axis is asked for, the shares are those of `torch.softmax`, in
+    the type of the scores."""
     for dtype in torch.float32, torch.float16:
         x = (5 * torch.randn(2, 3, 4)).to(dtype)
         for dim in -1, 0, 1:
-            assert_close(part(dim)(x), x.softmax(dim), msg=lambda m: f"fed {dtype} scores of shape (2, 3, 4), dim={dim}, against torch.softmax:\n{m}")
+            assert_close(
+                part(dim)(x), x.softmax(dim),
+                msg=lambda m: f"fed {dtype} scores of shape (2, 3, 4), dim={dim}, "
+                              f"against torch.softmax:\n{m}")
 
 @check_of("Softmax")
 def does_not_see_a_shift(part):
     "A number that is added to all scores changes no share."
     x = torch.randint(-80, 80, (4, 6)) / 8   # such numbers are added without rounding
     for c in -4096, 16, 4096:
-        assert_close(part()(x + c), part()(x), rtol=1e-3, atol=1e-3, msg=lambda m: f"adding {c} to every score must change nothing:\n{m}")
+        assert_close(
+            part()(x + c), part()(x), rtol=1e-3, atol=1e-3,
+            msg=lambda m: f"adding {c} to every score must change nothing:\n{m}")
 
 @check_of("Softmax")
 def is_finite_for_any_finite_scores(part):
@@ -73,18 +87,27 @@ def is_finite_for_any_finite_scores(part):
         far = torch.finfo(dtype).max
         x = torch.tensor([[-far, 0, far], [far, far, far]], dtype=dtype)
         got = part()(x)
-        assert got[0].tolist() == [0, 0, 1], f"fed {x[0].tolist()} in {dtype}, it must give [0, 0, 1], but gave {got[0].tolist()}"
-        assert ((got >= 0) & (got <= 1)).all(), f"fed three scores of {far:g} in {dtype}, it must give shares from 0 to 1, but gave {got[1].tolist()}"
+        assert got[0].tolist() == [0, 0, 1], (
+            f"fed {x[0].tolist()} in {dtype}, it must give [0, 0, 1], but gave "
+            f"{got[0].tolist()}")
+        assert ((got >= 0) & (got <= 1)).all(), (
+            f"fed three scores of {far:g} in {dtype}, it must give shares from 0 to 1, "
+            f"but gave {got[1].tolist()}")
 
 # %% ../nbs/08_softmax.ipynb #checks-laws
 #| code-fold: true
 @check_of("Softmax")
 def leaves_out_what_has_minus_infinity(part):
-    "A score of minus infinity gets no share at all, and the others share as if it were not there."
+    """A score of minus infinity gets no share at all, and the others share as if it
+    were not there."""
     x = torch.randn(5, 4)
     got = part()(torch.cat([x, torch.full((5, 1), -torch.inf)], -1))
-    assert_close(got[:, :4], part()(x), msg=lambda m: f"with a score of minus infinity appended, the other shares must stay:\n{m}")
-    assert (got[:, 4] == 0).all(), f"the score minus infinity must get the share 0, but got {got[:, 4].tolist()}"
+    assert_close(
+        got[:, :4], part()(x),
+        msg=lambda m: f"with a score of minus infinity appended, the other shares must "
+                      f"stay:\n{m}")
+    assert (got[:, 4] == 0).all(), (
+        f"the score minus infinity must get the share 0, but got {got[:, 4].tolist()}")
 
 @check_of("Softmax")
 def keeps_rows_apart(part):
@@ -93,7 +116,8 @@ def keeps_rows_apart(part):
     other = x.clone()
     other[1] += torch.arange(5)
     got, kept = part()(other), part()(x)
-    assert torch.equal(got[[0, 2]], kept[[0, 2]]), "other scores in row 1 changed the shares of rows 0 or 2"
+    assert torch.equal(got[[0, 2]], kept[[0, 2]]), (
+        "other scores in row 1 changed the shares of rows 0 or 2")
 
 @check_of("Softmax")
 def slopes_as_calculus_says(part):
@@ -101,4 +125,6 @@ def slopes_as_calculus_says(part):
     x = torch.randn(5, dtype=torch.float64)
     p = part()(x)
     got = torch.autograd.functional.jacobian(part(), x)
-    assert_close(got, torch.diag(p) - torch.outer(p, p), msg=lambda m: f"the derivatives of 5 shares by 5 scores are wrong:\n{m}")
+    assert_close(
+        got, torch.diag(p) - torch.outer(p, p),
+        msg=lambda m: f"the derivatives of 5 shares by 5 scores are wrong:\n{m}")

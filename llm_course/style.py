@@ -16,25 +16,33 @@ from matplotlib.rcsetup import cycler
 # %% ../nbs/reference/notation.ipynb #colours
 ink   = "#7c7c7c"   # axes, captions, everything that is not the point
 blue  = "#1f87c9"   # what we build; the training split
-green = "#00996f"   # what we hold it against: a reference, a prediction, the validation split
+green = "#00996f"   # a reference, a prediction, the validation split
 red   = "#D55E00"   # the mistake, the naive version, the danger
 
 # %% ../nbs/reference/notation.ipynb #maps
-amounts = LinearSegmentedColormap.from_list("amounts", [blue + "00", blue])                                          # nothing at zero
-signed = LinearSegmentedColormap.from_list("signed", [(0, red), (.5, red + "00"), (.5, blue + "00"), (1, blue)])   # red below zero, blue above
+amounts = LinearSegmentedColormap.from_list("amounts", [blue + "00", blue])
+_below_and_above = [(0, red), (.5, red + "00"), (.5, blue + "00"), (1, blue)]
+signed = LinearSegmentedColormap.from_list("signed", _below_and_above)
 
 # %% ../nbs/reference/notation.ipynb #set-style
 def set_style()->None:
-    "Give every picture of this process the course's look: no background, and colours that read on white and on black alike."
+    """Give every picture of this process the course's look.
+
+    There is no background, and the colours can be read on white and on black."""
     mpl.rcParams.update({
-        "svg.hashsalt": "llm_course", "figure.facecolor": "none", "axes.facecolor": "none", "savefig.transparent": True,
-        "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
+        "svg.hashsalt": "llm_course", "figure.facecolor": "none",
+        "axes.facecolor": "none", "savefig.transparent": True,
+        "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink,
+        "xtick.color": ink, "ytick.color": ink,
         "axes.prop_cycle": cycler(color=[blue, green, red, ink]),
-        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9.5,
-        "xtick.labelsize": 9, "ytick.labelsize": 9, "font.size": 9.5, "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 9, "ytick.labelsize": 9, "font.size": 9.5,
+        "legend.frameon": False,
         "lines.linewidth": 1.8, "figure.constrained_layout.use": True,
     })
-    if mpl.get_backend().endswith("inline"):   # in a notebook: drawn as SVG, without a date, so that equal pictures are equal files
+    # in a notebook: SVG without a date, so that equal pictures are equal files
+    if mpl.get_backend().endswith("inline"):
         from matplotlib_inline.backend_inline import set_matplotlib_formats
         set_matplotlib_formats("svg", metadata={"Date": None})
 

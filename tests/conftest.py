@@ -1,5 +1,6 @@
 """What every test may ask for, and the caches, which are empty when the tests begin."""
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,11 @@ sys.path[:0] = [str(root/"web"), str(root)]   # where the tools for pages lie, a
 
 cuda = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
+
+
+def stable_id(value):
+    "A parameter's name in a test's, without its place in memory: the processes that share the tests must call them alike."
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 @pytest.fixture(params=devices, scope="session")

@@ -115,18 +115,18 @@ def llama_slow(frequency, scaling):
 def ffn(layer, x): return F.linear(F.silu(F.linear(x, layer.w1.weight)) * F.linear(x, layer.w3.weight), layer.w2.weight)
 
 
-def multihead(layer, x, qkv_bias=False, qk_norm_eps=None, rope_scaling=None, **others):
+def multihead(layer, x, qkv_bias=False, qk_norm=None, rope=None, **others):
     "With `llama_turn` for the positions, and torch's attention, which knows groups."
     own = dict(layer.named_parameters())
     q, k, v = (F.linear(x, own[f"{name}_proj.weight"], own[f"{name}_proj.bias"] if qkv_bias else None).unflatten(-1, (-1, layer.d_k)).transpose(-3, -2) for name in "qkv")
-    if qk_norm_eps: q, k = (F.rms_norm(y, y.shape[-1:], own[f"{name}_norm.weight"], qk_norm_eps) for y, name in ((q, "q"), (k, "k")))
-    q, k = (llama_turn(y, torch.arange(x.shape[-2], device=x.device), scaling=rope_scaling) for y in (q, k))
+    if qk_norm: q, k = (F.rms_norm(y, y.shape[-1:], own[f"{name}_norm.weight"], qk_norm.keywords["eps"]) for y, name in ((q, "q"), (k, "k")))
+    q, k = (llama_turn(y, torch.arange(x.shape[-2], device=x.device), scaling=rope and rope.keywords["scaling"]) for y in (q, k))
     out = by_torch(q, k, v, attend=layer.attend, is_causal=True, enable_gqa=True)
     return F.linear(out.transpose(-3, -2).flatten(-2), layer.output_proj.weight)
 
 
 SCALING = RopeScaling(factor=4., low_freq_factor=.5, high_freq_factor=3., original_max_seq_len=40)   # leaves some pairs, slows some, blends some
-OPTIONS = {"d_k": 6, "qkv_bias": True, "qk_norm_eps": 1e-6, "rope_scaling": SCALING}
+OPTIONS = {"d_k": 6, "qkv_bias": True, "qk_norm": partial(RmsNorm, eps=1e-6), "rope": partial(RoPE, scaling=SCALING)}
 
 
 def heads(name, num_heads, num_kv_heads, options, make=MultiHeadAttention, **traits):

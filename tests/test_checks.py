@@ -7,6 +7,7 @@ import faulty
 import planted
 import pytest
 import torch
+from conftest import stable_id
 
 import llm_course
 from llm_course.attention import attention, fused_attention
@@ -82,7 +83,7 @@ def unwritten(*inputs): raise NotImplementedError
 
 
 @pytest.mark.parametrize("answers, said", [((...,), "not written yet\n"), ((1, ...), "not written yet\n"), ((unwritten,), "not written yet\n"),
-                                           ((lambda: 2,), "✓ is two\n"), ((2,), "✓ is two\n"), ((torch.tensor(2), 0), "✓ is two\n")], ids=str)
+                                           ((lambda: 2,), "✓ is two\n"), ((2,), "✓ is two\n"), ((torch.tensor(2), 0), "✓ is two\n")], ids=stable_id)
 def test_an_exercise_waits_for_its_answers(answers, said, capsys):
     def is_two(answer, rest=None): assert (answer() if callable(answer) else answer) == 2
     assert exercise(*answers)(is_two) is is_two and capsys.readouterr().out == said

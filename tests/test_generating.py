@@ -1,5 +1,8 @@
 "How the next token is drawn, that the cache changes nothing, and that text comes whole."
 import math
+import subprocess
+import sys
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,39 +12,32 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.engine import decoding
+from llm_course.engine.decoding import Step, bind_product, count_parts, is_plain, processor_maker
+from llm_course.engine.int8 import Int8Linear, at_precision
+from llm_course.engine.reader import Reader, last_scores, side_by_side
+from llm_course.engine.sampling import draw, quick_probabilities
+from llm_course.engine.speaking import GenerateConfig, open_models
+from llm_course.engine.speculation import accept, speculate
+from llm_course.engine.voices import END, Voice, first_ids
 from llm_course.generating import (
-    END,
-    GenerateConfig,
-    Int8Linear,
-    Reader,
     Sampling,
-    Step,
-    Voice,
-    accept,
-    at_precision,
-    best_first,
     continuations,
-    draw,
-    first_ids,
     generate,
     generate_ids,
-    is_plain,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    last_scores,
     load_demo,
     main,
     next_probabilities,
-    open_models,
     penalise,
     pick,
-    side_by_side,
-    speculate,
     stream,
 )
 from llm_course.linear import Linear
 from llm_course.multihead import new_cache
+from llm_course.softmax import softmax
 from llm_course.transformer import Transformer
 
 inf = math.inf
@@ -57,6 +53,8 @@ def small(device="cpu", vocab=300, room=16, **more):
     model = Transformer(vocab, room, 32, 2, 4, 48, **more, device=device)
     with torch.no_grad(): model.head.weight.normal_(std=0.5)
     return model.eval()
+
+def chances(how): return partial(next_probabilities, how=how)
 
 def text(b, t, device="cpu", vocab=300): return torch.randint(vocab, (b, t), generator=torch.Generator().manual_seed(2)).to(device)
 
@@ -472,6 +470,13 @@ def test_the_command_prints_samples_with_seeds_of_their_own(capsys):
     assert texts[0] != texts[1]
 
 
+def test_the_module_runs_once():
+    "The command stands above the lesson, and finds it as it runs."
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "llm_course.generating", "--help"], capture_output=True, text=True, encoding="utf-8")
+    imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines()]
+    assert done.returncode == 0 and "llm_course.engine.speaking" in imported and "llm_course.generating" not in imported
+
+
 @pytest.mark.parametrize("flags, message", [
     ("--seed -1", "--seed must lie between 0 and 2**63 - 1, but is -1"),
     ("--seed 99999999999999999999999", "--seed must"),
@@ -489,14 +494,37 @@ def test_the_command_refuses_in_one_line(flags, message, capsys):
 
 # ---- Texts side by side, and the short step
 
+@given(st.integers(0, 2**31), st.sampled_from([0, 1, 5, 100, 250, 2000]), st.sampled_from([0., 0.5, 0.9, 0.999, 1.]), st.sampled_from([0., .05, 1.]),
+       st.sampled_from([None, 1, 3]), st.sampled_from([40, 129, 1000]), st.sampled_from([.2, 3.]))
+@settings(max_examples=150, deadline=None)
+def test_cuts_without_a_sort_give_the_same_numbers_or_nothing(seed, k, p, min_p, decimals, vocab, width):
+    logits = width * torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed))
+    if decimals is not None: logits = logits.round(decimals=decimals)   # with ties
+    logits[0, ::3] = -inf
+    scores = logits - logits.amax(-1, keepdim=True)
+    for rows in scores, scores[1], scores[:1]:
+        plain = softmax(keep_min_p(keep_top_p(keep_top_k(rows, k), p), min_p))
+        quick = quick_probabilities(rows, k, p, min_p)
+        assert quick is None or torch.equal(quick, plain)
+
+
+def test_the_sort_is_spared_where_it_can_be_and_only_there():
+    "Or the function above might return nothing, always, and pass; and of equals at the border the lower ids must win."
+    clear = -torch.arange(1000.)[torch.randperm(1000)] / 100
+    for k, p in (0, 1.), (0, .3), (50, 1.), (50, .9), (249, 1.), (2000, 1.): assert quick_probabilities(clear, k, p, 0.) is not None
+    assert quick_probabilities(clear / 1e4, 0, .9, 0.) is None   # so level that 128 tokens are not enough
+    for tied in torch.zeros(1000), torch.tensor([0., -1., -1.] + [-50.] * 997):
+        assert quick_probabilities(tied, 2, 1., 0.) is None and quick_probabilities(tied, 0, .7, 0.) is None
+    assert next_probabilities(torch.zeros(1000), NOTHING, Sampling(1., 1., top_k=2)).nonzero().flatten().tolist() == [0, 1]
+    assert quick_probabilities(clear.to("meta"), 50, 1., 0.) is None and quick_probabilities(clear.to("meta"), 0, 1., 0.) is not None   # nobody waits
+
+
 @given(st.integers(0, 2**31), st.sampled_from([1, 5, 40, 200, 900]), st.sampled_from([0.1, 0.5, 0.9, 0.999]))
 @settings(max_examples=40, deadline=None)
 def test_the_best_of_many_are_those_of_a_slow_reference(seed, k, p):
     logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(seed)).mul(3).round(decimals=1)   # full of ties
-    found, order = best_first(logits, k)
     for row in range(2):
         want = ranked(logits[row].tolist())
-        assert order[row].tolist() == want[:k] and torch.equal(found[row], logits[row, want[:k]])
         assert kept(keep_top_k(logits, k)[row]) == sorted(want[:k])
         held = logits[row].double().softmax(-1)[want].cumsum(-1)
         n = int((held < p).sum()) + 1
@@ -528,6 +556,61 @@ def test_the_short_step_in_half_precision(dtype):
     with torch.inference_mode(): want = model(ids)
     got = torch.cat([step(piece) for piece in ids.split(4, -1)], 1)
     assert got.dtype == dtype and (got - want).abs().max() < 0.03 * want.abs().max()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_bound_product_is_the_plain_one_in_whatever_parts(parts, bias, add):
+    torch.manual_seed(0)
+    layer, x, out = Linear(24, 40, bias), torch.empty(1, 24), torch.empty(1, 40)
+    with torch.inference_mode():
+        product = bind_product(layer, x, out, add, parts)
+        for _ in range(2):   # the memory stays; what is in it changes
+            x.normal_()
+            before = out.normal_().clone()
+            product()
+            assert_close(out, layer(x) + before if add else layer(x))
+            layer.weight.mul_(2)   # its matrix is the layer's own
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}, {"tie": True}], ids=str)
+def test_a_step_on_either_kind_of_processor(slow, more, monkeypatch):
+    "Forced both ways: a matrix in parts, and whole."
+    monkeypatch.setattr(decoding, "_mkl_is_slow", lambda: slow)
+    asked = []
+    monkeypatch.setattr(decoding, "count_parts", lambda *given: asked.append(count_parts(*given)) or asked[-1])
+    model, ids = small(**more), text(1, 9)
+    reader = Reader(model)
+    with torch.inference_mode():
+        for t in range(1, 10): assert_close(reader(ids[:, :t]), model(ids[:, :t])[:, -1], rtol=1e-4, atol=1e-4)
+    assert asked and (min(asked) >= 2 if slow else set(asked) == {1})
+
+
+@pytest.mark.parametrize("rows, threads, slow, parts", [(512, 1, True, 2), (512, 2, True, 2), (512, 3, True, 2), (512, 4, True, 4), (512, 64, True, 64),
+                                                        (12, 16, True, 4), (7, 4, True, 1), (2, 8, True, 2), (512, 1, False, 1), (512, 8, False, 1)])
+def test_as_many_parts_as_threads_where_the_whole_is_slow(rows, threads, slow, parts):
+    assert count_parts(rows, threads, slow) == parts
+
+
+@pytest.mark.parametrize("maker, slow", [("AuthenticAMD", True), ("GenuineIntel", False), ("Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", False),
+                                         ("AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", True), ("i386", False)])
+@pytest.mark.parametrize("mkl", [True, False])
+def test_the_way_is_chosen_by_the_processors_maker(maker, slow, mkl, monkeypatch):
+    monkeypatch.setattr(decoding, "processor_maker", lambda: maker)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert decoding._mkl_is_slow.__wrapped__() == (slow and mkl)
+
+
+def test_the_maker_is_read_from_what_the_system_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding.platform, "processor", lambda: "elsewhere")
+    told = tmp_path/"cpuinfo"
+    assert processor_maker(told) == "elsewhere"   # no such file
+    told.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD?\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n")
+    assert processor_maker(told) == "GenuineIntel"
+    told.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")   # ARM names no vendor
+    assert processor_maker(told) == "elsewhere"
 
 
 def test_parts_of_ones_own_and_hooks_are_asked_themselves():
@@ -596,7 +679,7 @@ def test_speculated_texts_follow_the_processed_distribution():
         with torch.no_grad(): want *= next_probabilities(model(ids[:, :t])[:, -1], ids[:, :t], how).double().gather(-1, ids[:, t:t+1])[:, 0]
     chance, counts = torch.Generator().manual_seed(0), torch.zeros(27, dtype=torch.float64)
     for _ in range(1500):
-        a, b, c = (int(x) for x in speculate(model, draft, start, 3, how, chance, ahead=2))
+        a, b, c = (int(x) for x in speculate(model, draft, start, 3, chances(how), chance, ahead=2))
         counts[9*a + 3*b + c] += 1
     assert chi_square(counts, want) < 54.1   # 99.9 % for 26 degrees of freedom
 
@@ -608,12 +691,12 @@ def test_speculated_greedy_text_is_the_greedy_text(ahead, room, draft_room):
     for how in Sampling(0.), Sampling(0., repetition_penalty=1.2):
         for prompt in text(1, 3), text(1, 30):
             want = [int(x) for x in continuations(model, prompt, 25, how)]
-            assert [int(x) for x in speculate(model, draft, prompt, 25, how, ahead=ahead)] == want
+            assert [int(x) for x in speculate(model, draft, prompt, 25, chances(how), ahead=ahead)] == want
 
 
 def test_drafts_that_cannot_be_used_are_refused():
-    with pytest.raises(ValueError, match="the model knows 300 ids and the draft 257"): list(speculate(small(), small(vocab=257), text(1, 2), 1, Sampling()))
-    with pytest.raises(ValueError, match="ahead must be at least 1"): list(speculate(small(), small(), text(1, 2), 1, Sampling(), ahead=0))
+    with pytest.raises(ValueError, match="the model knows 300 ids and the draft 257"): list(speculate(small(), small(vocab=257), text(1, 2), 1, chances(Sampling())))
+    with pytest.raises(ValueError, match="ahead must be at least 1"): list(speculate(small(), small(), text(1, 2), 1, chances(Sampling()), ahead=0))
     model = small(vocab=257)
     with pytest.raises(ValueError, match="one prompt at a time"): stream(model, bytes_only(END), ["a", "b"], draft=model)
 

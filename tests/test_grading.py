@@ -7,6 +7,7 @@ import time
 import planted
 import pytest
 import torch
+from conftest import stable_id
 from right import RIGHT
 from test_checks import FAULTY
 from torch import nn
@@ -143,7 +144,7 @@ class NoModule:
     (module(lambda self, x: {}["no such thing"]), "no such thing"), (module(lambda self, x: None), "its result is None"), (module(lambda self, x: "text"), "cannot be used"),
     (module(lambda self, x: x.half() * torch.nan), "must give 0.824"), (module(lambda self, x: x.long()), "must give 0.824"), (module(lambda self: 3), "positional argument"),
     (module(lambda self, x: input("your name? ")), "EOFError"), (module(lambda self, x: torch.empty(10**14)), "memory"), (module(lambda self, x: self(x)), "ecursion"),
-    (NoModule, "not callable"), (None, "can be called"), (3, "this is a int"), (lambda: 3, "not callable"), (lambda: (lambda x: x, 1), "not callable")], ids=str)
+    (NoModule, "not callable"), (None, "can be called"), (3, "this is a int"), (lambda: 3, "not callable"), (lambda: (lambda x: x, 1), "not callable")], ids=stable_id)
 def test_nothing_that_a_part_does_ends_the_program(part, said):
     patience = 1. if "to an end" in said else 60.   # of the processor's time: for what ends, however long that takes
     verdict = judge(part, "SiLu", patience=patience)
@@ -176,7 +177,7 @@ def test_a_wrong_signature_is_told_the_right_one():
     assert "RmsNorm" in judge(Part, "RmsNorm").hint
 
 
-@pytest.mark.parametrize("stub", [module(lambda self, x: 1 / 0), NoModule, torch.relu], ids=str)
+@pytest.mark.parametrize("stub", [module(lambda self, x: 1 / 0), NoModule, torch.relu], ids=stable_id)
 def test_only_a_stub_is_not_written_yet(stub):
     def silu(x): raise NotImplementedError
     assert not grade("silu", silu).written and grade("SiLu", stub).written

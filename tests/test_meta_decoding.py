@@ -1,4 +1,6 @@
 "A decoding step on a device: nothing is made elsewhere, and nobody waits for a value but where the page says so."
+from functools import partial
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -6,7 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_course import generating
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.generating import Reader, Sampling, continuations, generate, generate_ids, speculate, stream
+from llm_course.engine import sampling
+from llm_course.engine.reader import Reader
+from llm_course.engine.speculation import speculate
+from llm_course.generating import Sampling, continuations, generate, generate_ids, next_probabilities, stream
 from llm_course.transformer import Transformer
 
 DIALS = [
@@ -52,7 +57,7 @@ class Scalars(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_device(monkeypatch):
     "Go the way that is gone off the CPU."
-    monkeypatch.setattr(generating, "waiting_is_free", lambda x: False)
+    for module in generating, sampling: monkeypatch.setattr(module, "waiting_is_free", lambda x: False)
 
 
 @pytest.mark.parametrize("how", DIALS, ids=str)
@@ -103,7 +108,7 @@ def test_a_stream_waits_once_a_step(as_on_a_device):
 
 def test_speculation_waits_once_a_round(as_on_a_device):
     model, draft, ids = small(), small(), torch.arange(3)[None]
-    with Waits() as asked: said = list(speculate(model, draft, ids, 8, Sampling(), torch.Generator().manual_seed(0), ahead=3))
+    with Waits() as asked: said = list(speculate(model, draft, ids, 8, partial(next_probabilities, how=Sampling()), torch.Generator().manual_seed(0), ahead=3))
     assert len(said) == 8 and asked.found == ["__int__"] * 2   # a draft that is the model itself is always right: four tokens a round
 
 

@@ -153,10 +153,7 @@ def folds_its_checks(page):
 
 
 # What is longer is cut at the right of a page. These pages are still to be mended: the list may only shrink.
-WIDE = {"index", "00_tour", "01_bpe", "02_bpe_tokenizer", "03_data", "04_linear", "05_embedding", "06_rmsnorm", "07_ffn", "08_softmax", "09_attention",
-        "10_rope", "11_multihead", "12_loss", "13_optim", "14_schedule", "15_transformer", "16_checkpoint", "18_generating", "19_health", "23_pretrained",
-        "engine/commands", "grading/grading", "grading/mistakes_text", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine",
-        "reference/notation"}
+WIDE = {"01_bpe", "02_bpe_tokenizer", "03_data", "09_attention", "12_loss", "13_optim", "18_generating", "grading/grading", "grading/mistakes_layers", "grading/mistakes_learning", "grading/mistakes_machine", "grading/mistakes_text"}
 
 
 def wide(page):
@@ -328,7 +325,7 @@ TYPED = {
     ("03_data", "63 %"): "1 - 1/e, derived below it", ("03_data", "30 % of this text"): "60 of 200 bytes, as the cell above has it", ("03_data", "99 %"): "asked for in an exercise",
     ("06_rmsnorm", "256 times"): "counted, and printed above", ("06_rmsnorm", "7 % to 64 %"): "cited from the paper", ("12_loss", "2.40 to 2.75 nats"): "given in an exercise",
     ("12_loss", "720 nats"): "300 tokens of 2.40 nats", ("12_loss", "0.047 bits per byte"): "the answer to that exercise, which a cell checks",
-    ("13_optim", "300 times longer"): "3 / 0.01", ("23_pretrained", "1.3 times the weights"): "the limit that the tests hold",
+    ("13_optim", "300 times longer"): "3 / 0.01", ("engine/model_files", "1.3 times the weights"): "the limit that the tests hold",
     ("grading/mistakes_text", "99 %"): "a supposed case",
 }
 figure = re.compile(r"(?<![\w.,$\\^_{:/-])\d[\d,]*(?:\.\d+)?(?:(?: to | and | or |–)\d[\d,]*(?:\.\d+)?)?\s?"

@@ -32,11 +32,17 @@ from llm_course.bpe import LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.data import fetch
-from llm_course.generating import end_ids, first_ids, generate, generate_ids
+from llm_course.engine import exchange, hf_folders, llama2c
+from llm_course.engine import gguf as gguf_page
+from llm_course.engine import hub as hub_page
+from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, Composed, SentencePiece
+from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
+from llm_course.engine.llama2c import read_pieces
+from llm_course.engine.model_files import row_blocks
+from llm_course.engine.voices import end_ids, first_ids
+from llm_course.generating import generate, generate_ids
 from llm_course.generating import main as generating
 from llm_course.pretrained import (
-    Composed,
-    SentencePiece,
     as_transformers,
     chatml,
     differences,
@@ -45,7 +51,6 @@ from llm_course.pretrained import (
     load_pretrained,
     main,
     rename,
-    row_blocks,
     to_halves,
     to_pairs,
 )
@@ -53,6 +58,7 @@ from llm_course.rope import RopeScaling
 from llm_course.transformer import Transformer
 
 SHAPE = dict(vocab_size=320, max_seq_len=128, d_model=64, num_layers=2, num_heads=4, d_ff=96, num_kv_heads=2)
+LLAMA3_RULE = {"rope_type": "llama3", "factor": 8., "low_freq_factor": 1., "high_freq_factor": 4., "original_max_position_embeddings": 64}
 SCALING = RopeScaling(factor=8., original_max_seq_len=64)
 MODELS = {   # a tiny one of each kind
     "llama 2": dict(num_kv_heads=4),
@@ -71,7 +77,7 @@ HARD = ["", " ", "a", "Hello, world!", "  two  spaces \n\n and\tlines\r\n", "In 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    text = Path(pretrained.__file__).read_text("utf-8") + "".join(HARD) * 3
+    text = Path(gguf_page.__file__).read_text("utf-8") + "".join(HARD) * 3
     return BpeTokenizer.train([text], 320, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
 
 
@@ -278,11 +284,72 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
 @pytest.mark.parametrize("change, said", [
     (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
     (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
-    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "real number")], ids=str)
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "real number"),
+    (dict(max_position_embeddings=(1 << 24) - 1), "whose table of 268,435,440 angles is larger than the model; load it with a smaller max_seq_len"),
+    (dict(head_dim=10**8), "d_k = 100,000,000"), (dict(rms_norm_eps=1e300), r"norm_eps = 1e\+300"), (dict(num_key_value_heads=1 << 63), "num_kv_heads must divide"),
+    (dict(rope_scaling=LLAMA3_RULE | {"original_max_position_embeddings": 10**400}), "damaged, or made to do harm"), (dict(rope_scaling=LLAMA3_RULE | {"factor": 1e300}), "damaged, or made"),
+    (dict(rope_scaling=LLAMA3_RULE | {"factor": "x"}), "could not convert"), (dict(rope_scaling=LLAMA3_RULE | {"factor": []}), "real number"), (dict(rope_scaling=3), "scaling of RoPE is 3"),
+    (dict(rope_scaling="x"), "scaling of RoPE is 'x'"), (dict(rope_scaling={"rope_type": ["llama3"]}), "by the rule"), (dict(rope_theta=10**400), "too large")],
+    ids=lambda value: str(value)[:60])
 def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     config = json.loads((tmp_path/"config.json").read_text("utf-8"))
     (tmp_path/"config.json").write_text(json.dumps(config | change), "utf-8", newline="\n")
+    with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_long_text_may_be_asked_for_less(tokenizer, tmp_path):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    config = json.loads((tmp_path/"config.json").read_text("utf-8"))
+    (tmp_path/"config.json").write_text(json.dumps(config | {"max_position_embeddings": (1 << 24) - 1}), "utf-8", newline="\n")
+    assert load_pretrained(tmp_path, "cpu", max_seq_len=1000)[0].config.max_seq_len == 1000
+
+
+def test_shapes_are_counted_on_one_block(tokenizer, tmp_path, monkeypatch):
+    "A file that asks for many blocks is refused before they are built."
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    config = json.loads((tmp_path/"config.json").read_text("utf-8"))
+    (tmp_path/"config.json").write_text(json.dumps(config | {"num_hidden_layers": 20}), "utf-8", newline="\n")
+    built = []
+    def build(*args, num_layers, **more):
+        built.append(num_layers)
+        return Transformer(*args, num_layers=num_layers, **more)
+    monkeypatch.setattr(pretrained, "Transformer", build)
+    with pytest.raises(ValueError, match=r"lacks the tensor model\.layers\.2\."): load_pretrained(tmp_path, "cpu")
+    assert built == [1]
+    config = random_model(num_layers=3, tie=True).config
+    assert pretrained.wanted_shapes(config, "ours") == {name: tuple(p.shape) for name, p in Transformer(**asdict(config)).named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "null", "[" * 100_000, "1" * 5000, "\0", "{"], ids=lambda text: text[:4])
+def test_files_that_are_no_json_object(tokenizer, tmp_path, name, text):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    (tmp_path/name).write_text(text, "utf-8", newline="\n")
+    with pytest.raises(ValueError) as caught: load_pretrained(tmp_path, "cpu")
+    assert str(tmp_path/name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("tokenizer_config.json", {"eos_token": {}, "bos_token": 3, "chat_template": [1]}), ("tokenizer_config.json", {"eos_token": ["x"]}),
+    ("generation_config.json", {"eos_token_id": [1 << 70, -1, 5000, True, None, [3], "x"]}), ("generation_config.json", {"eos_token_id": {"a": 1}})], ids=str)
+def test_what_says_nothing_of_a_tokenizer_is_left_out(tokenizer, tmp_path, name, said):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    (tmp_path/name).write_text(json.dumps(said), "utf-8", newline="\n")
+    _, read = load_pretrained(tmp_path, "cpu")
+    assert read.ends <= read.vocab.keys() and all(isinstance(text, str) for text in read.roles.values())
+
+
+@pytest.mark.parametrize("listed, said", [
+    ([], None), ([1], "should map tensors to files, but holds a list"), ("x", "holds a str"), (3, "holds a int"), ({"a": 1}, "names 1, which is no file"),
+    ({"a": None}, "names None"), ({"a": ["b"]}, "which is no file"), ({"a": "/etc/passwd"}, "which is no file"), ({"a": ""}, "which is no file"), ({"a": "."}, "which is no file|lacks")], ids=str)
+def test_an_index_of_another_kind(tokenizer, tmp_path, listed, said):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    (tmp_path/"model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}), "utf-8", newline="\n")
+    if said is None:   # an empty one says nothing
+        load_pretrained(tmp_path, "cpu")
+        return
     with pytest.raises(ValueError, match=said) as caught: load_pretrained(tmp_path, "cpu")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
@@ -296,13 +363,20 @@ def malicious_gguf(kind):
     if kind == "endless text": return head(0, 1) + struct.pack("<Q", (1 << 64) - 1) + b"a"
     if kind == "endless tensors": return head(1 << 62, 0)
     if kind == "unknown type": return head(0, 1) + text(b"a") + struct.pack("<I", 99)
+    if kind == "a value twice": return head(0, 2) + (text(b"a") + struct.pack("<II", 4, 1)) * 2
+    if kind == "a tensor twice": return head(2, 0) + (text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2 + bytes(64)
+    if kind == "overlap": return head(2, 0) + b"".join(text(name) + struct.pack("<IQIQ", 1, 16, 0, 32 * i) for i, name in enumerate([b"a", b"b"])) + bytes(256)
+    if kind == "far away": return head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 1 << 63) + bytes(64)
+    if kind == "negative alignment": return head(0, 1) + text(b"general.alignment") + struct.pack("<Ii", 5, -32)
     return head(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 0)   # a division by zero
 
 
-@pytest.mark.parametrize("kind", ["nested", "endless list", "endless text", "endless tensors", "unknown type", "no alignment"])
-def test_headers_made_to_do_harm(tmp_path, kind):
+@pytest.mark.parametrize("kind, said", [
+    ("nested", ""), ("endless list", "cut short"), ("endless text", "cut short"), ("endless tensors", "cut short"), ("unknown type", ""), ("no alignment", "alignment is 0"),
+    ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches behind its end")])
+def test_headers_made_to_do_harm(tmp_path, kind, said):
     (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
-    with pytest.raises(ValueError, match=r"model\.gguf is no model that we can read") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    with pytest.raises(ValueError, match=rf"model\.gguf is no model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -319,6 +393,14 @@ def test_folders_that_are_none(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="does not exist"): load_pretrained(tmp_path/"nowhere", "cpu")
     (tmp_path/"elsewhere").rename(tmp_path/"model.safetensors")
     with pytest.raises(ValueError, match="is one file of a model"): load_pretrained(tmp_path/"model.safetensors", "cpu")
+
+
+def test_a_mistyped_path_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_page, "from_hub", lambda name, revision: pytest.fail(f"asked for {name}"))
+    (tmp_path/"runs").mkdir()
+    for name in "runs/latst", "runs/model.gguf", "nowhere.gguf", "runs/a/b.bin":
+        with pytest.raises(ValueError, match="does not exist; name a folder"): load_pretrained(name, "cpu")
 
 
 class Bomb:
@@ -431,11 +513,34 @@ class Tanh(torch.nn.Module):
     def forward(self, x): return x.tanh()
 
 
+def test_a_matrix_that_is_shared_without_a_word_is_written_twice(tokenizer, tmp_path):
+    model = random_model()
+    model.head.weight = model.embedding.weight
+    export_pretrained(model, tokenizer, tmp_path)
+    export_gguf(model, tokenizer, tmp_path/"model.gguf")
+    ids = random_ids()
+    for path in tmp_path, tmp_path/"model.gguf":
+        again, _ = load_pretrained(path, "cpu")
+        with torch.no_grad(): assert_close(again(ids), model(ids), rtol=0, atol=0)
+    assert differences(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path), ids)[0] < 1e-3
+    assert differences(model, as_transformers(model), ids)[0] < 1e-3
+
+
+def test_tied_matrices_that_differ_are_refused(tokenizer, tmp_path):
+    model = random_model(tie=True)
+    model.head.weight = torch.nn.Parameter(model.embedding.weight + 1)
+    for export, path in (export_pretrained, tmp_path), (export_gguf, tmp_path/"model.gguf"):
+        with pytest.raises(ValueError, match="ties its head to its embedding, but the two differ"): export(model, tokenizer, path)
+    with torch.no_grad(): model.head.weight.copy_(model.embedding.weight)   # two that say the same
+    export_pretrained(model, tokenizer, tmp_path)
+    assert load_pretrained(tmp_path, "cpu")[0].config.tie
+
+
 def test_a_failed_export_leaves_no_half_file(tokenizer, tmp_path, monkeypatch):
     def full(tensors, path, said):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(hf_folders, "save_file", full)
     with pytest.raises(OSError, match="No space"): export_pretrained(random_model(), tokenizer, tmp_path)
     assert not list(tmp_path.glob("model.safetensors*"))
 
@@ -566,9 +671,9 @@ def test_llama_cpp_says_what_we_say(model, tokenizer, tmp_path, llama_cpp):
     agree(model, llama_cpp(tmp_path/"model.gguf"), random_ids(20)[0].tolist(), 24)
 
 
-@pytest.mark.parametrize("pattern", pretrained.PRE_TOKENIZERS)
+@pytest.mark.parametrize("pattern", PRE_TOKENIZERS)
 def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
-    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pretrained.PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
+    ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
     export_gguf(random_model(), ours, tmp_path/"model.gguf")
     address = llama_cpp(tmp_path/"model.gguf")
     for text in filter(None, HARD):
@@ -630,6 +735,30 @@ def test_llama2c(tmp_path, version, tie):
     assert tokenizer.roles == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
+@pytest.mark.parametrize("group", [0, -1, -32])
+def test_llama2c_with_groups_of_nothing(tmp_path, group):
+    write_llama2c(random_model(), tmp_path/"stories.bin", 2)
+    data = (tmp_path/"stories.bin").read_bytes()
+    (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", group) + data[41:])
+    with pytest.raises(ValueError, match=rf"stories\.bin is no model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
+
+
+@pytest.mark.parametrize("mark", [b"", struct.pack("<Ii", 0x616b3432, 1), struct.pack("<Ii", 0x616b3432, 2)], ids=len)
+def test_a_short_file_that_asks_for_many_blocks(tmp_path, monkeypatch, mark):
+    "28 bytes are a header of 16 million blocks; they are not listed before the length is compared."
+    (tmp_path/"stories.bin").write_bytes(mark + struct.pack("<7i", 2, 2, (1 << 24) - 1, 1, 1, 2, 2) + struct.pack("<Bi", 1, 1))
+    monkeypatch.setattr(llama2c, "llama2c_places", lambda header: pytest.fail("listed"))
+    with pytest.raises(ValueError, match=r"bytes, but a llama2\.c model of its shape has"): load_pretrained(tmp_path/"stories.bin", "cpu")
+
+
+def test_a_piece_too_long_to_be_one(tmp_path):
+    "To try every cut of it would take hours."
+    write_llama2c(random_model(), tmp_path/"stories.bin", 1)
+    write_pieces(tmp_path/"tokenizer.bin", 319)
+    with open(tmp_path/"tokenizer.bin", "ab") as file: file.write(struct.pack("<fi", 0., 300_000) + b"a" * 300_000)
+    with pytest.raises(ValueError, match=r"tokenizer\.bin is no model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
+
+
 def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
     model = random_model()
     write_llama2c(model, tmp_path/"stories.bin", 1)
@@ -655,12 +784,12 @@ def trained(kind):
     made.decoder = decoders.ByteLevel()
     if kind == "smollm2": made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif kind == "llama 3.1": made.pre_tokenizer = split(LLAMA3)
-    elif kind in ("qwen2", "qwen3"): made.normalizer, made.pre_tokenizer = normalizers.NFC(), split(pretrained.QWEN)
+    elif kind in ("qwen2", "qwen3"): made.normalizer, made.pre_tokenizer = normalizers.NFC(), split(QWEN)
     else:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
         special, alphabet = ["<unk>", "<s>", "</s>"], [f"<0x{i:02X}>" for i in range(256)]
-    text = [*Path(pretrained.__file__).read_text("utf-8").splitlines(), *HARD]
+    text = [*Path(gguf_page.__file__).read_text("utf-8").splitlines(), *HARD]
     if kind == "llama 2":   # the trainer takes letters alone into its alphabet, so the bytes are put in by hand
         made.train_from_iterator([re.sub(r"\S{20,}", "", line) for line in text], trainers.BpeTrainer(vocab_size=500, special_tokens=special, max_token_length=8, show_progress=False))
         data = json.loads(made.to_str())
@@ -694,7 +823,7 @@ def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
 def test_scores_and_merges_say_the_same(tmp_path):
     "GGUF and llama2.c keep Llama 2's tokenizer as scores; transformers makes the merges in the same way."
     write_pieces(tmp_path/"tokenizer.bin", 320)
-    ours = pretrained.read_pieces(tmp_path, 320)
+    ours = read_pieces(tmp_path, 320)
     ours.save(tmp_path/"tokenizer.json")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json"))
     for text in [*HARD, "the hound on the island", "the <s>hound</s>"]: assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
@@ -703,15 +832,15 @@ def test_scores_and_merges_say_the_same(tmp_path):
 def test_gguf_with_llama_2s_tokenizer(tokenizer, tmp_path):
     "Pieces and scores instead of bytes and merges."
     write_pieces(tmp_path/"tokenizer.bin", 320)
-    wanted = pretrained.read_pieces(tmp_path, 320)
+    wanted = read_pieces(tmp_path, 320)
     export_gguf(random_model(), tokenizer, tmp_path/"model.gguf")
     special, byte_ids = {0: "<unk>", 1: "<s>", 2: "</s>"}, {id: f"<0x{byte:02X}>" for byte, id in enumerate(wanted.byte_ids)}
     pieces = [special.get(i) or byte_ids.get(i) or wanted.vocab[i].decode().replace(" ", "▁") for i in range(320)]
     kinds = [2 if i == 0 else 3 if i in special else 6 if i in byte_ids else 1 for i in range(320)]
     quantise(tmp_path/"model.gguf", tmp_path/"llama2.gguf", model="llama", tokens=pieces, token_type=kinds)
     with pytest.raises(ValueError, match="scores"): load_pretrained(tmp_path/"llama2.gguf", "cpu")
-    file = pretrained.GgufFile(tmp_path/"llama2.gguf")
-    ours = pretrained.from_gguf_tokenizer(file.said | {"tokenizer.ggml.scores": [-float(i) for i in range(320)]})
+    file = GgufFile(tmp_path/"llama2.gguf")
+    ours = from_gguf_tokenizer(file.said | {"tokenizer.ggml.scores": [-float(i) for i in range(320)]})
     for text in HARD: assert ours.encode(text) == wanted.encode(text)
 
 
@@ -770,7 +899,7 @@ def test_loaded_models_stop_where_their_files_say(tokenizer, tmp_path, kind, cap
     "A, B, then the end, then C for ever: A B is the text, in Python and from the command line."
     if kind == "llama2c":
         write_pieces(tmp_path/"tokenizer.bin", 320)
-        words, end = pretrained.read_pieces(tmp_path, 320), 1
+        words, end = read_pieces(tmp_path, 320), 1
         letters = [words.ids[b"t"], words.ids[b"h"], words.ids[b"e"]]
     else:
         words, end = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens), tokenizer.special_tokens["<|im_end|>"]
@@ -955,6 +1084,8 @@ import resource, sys, threading, time, torch
 import llm_course.pretrained as pretrained
 from importlib import import_module
 if sys.argv[1].endswith("gguf"): import_module("gguf")
+from llm_course.transformer import Transformer
+Transformer(2, 2, 4, 1, 1, 2, device="meta")   # the first model without numbers loads 80 MB of torch's own code; libraries do not count
 torch.set_num_threads(1)
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 base = resident()
@@ -1001,15 +1132,15 @@ def test_check_finds_a_difference(tokenizer, tmp_path, capsys):
     export_pretrained(random_model(), tokenizer, tmp_path)
     config = json.loads((tmp_path/"config.json").read_text("utf-8"))
     (tmp_path/"config.json").write_text(json.dumps(config | {"rms_norm_eps": 30., "architectures": ["LlamaForCausalLM"]}), "utf-8", newline="\n")
-    original = pretrained.load_pretrained
+    original = exchange.load_pretrained
     def slightly_other(*args):
         model, read = original(*args)
         model.norm.weight.data[:32] *= -1
         return model, read
-    pretrained.load_pretrained = slightly_other
+    exchange.load_pretrained = slightly_other
     try:
         with pytest.raises(SystemExit) as caught: main(["check", "--folder", str(tmp_path)])
-    finally: pretrained.load_pretrained = original
+    finally: exchange.load_pretrained = original
     assert caught.value.code == 2 and "is not read alike" in capsys.readouterr().err
 
 
@@ -1023,6 +1154,13 @@ def test_command_refuses(words, status, said, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr()
     assert caught.value.code == status and said in (out.err if status else out.out)
     assert len(out.err.splitlines()) == 1 if status else all(f"  {word} " in out.out for word in ("export", "check"))
+
+
+def test_module_runs_once():
+    "The command's parts stand above the module, and find it as it runs."
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "llm_course.pretrained", "export", "--help"], capture_output=True, text=True, encoding="utf-8")
+    imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines()]
+    assert done.returncode == 0 and "llm_course.engine.exchange" in imported and "llm_course.pretrained" not in imported
 
 
 def test_module_runs(tmp_path):
@@ -1079,7 +1217,7 @@ def test_smollm2_agrees_with_transformers(smollm2):
 @pytest.mark.network
 def test_smollm2s_tokenizer(smollm2, tmp_path):
     "Against `tokenizers`, put together from the vocabulary, the merges and the name of the pre-tokenizer in the file."
-    said = pretrained.GgufFile(fetch("smollm2-135m")).said
+    said = GgufFile(fetch("smollm2-135m")).said
     tokens, kinds, merges = (said[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
     theirs = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])

@@ -6,17 +6,20 @@ import pickle
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import stable_id
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llm_course.attention import ScaledDotProductAttention, attention
+from llm_course.engine.parts import part_name
 from llm_course.linear import Linear
-from llm_course.multihead import new_cache
+from llm_course.multihead import MultiHeadAttention, new_cache
 from llm_course.softmax import Softmax
 from llm_course.transformer import PARTS, ModelConfig, Transformer, TransformerBlock, start_small
 
@@ -361,15 +364,48 @@ def test_without_positions_the_order_of_what_came_before_is_lost():
 
 def test_a_block_alone_takes_parts_too():
     torch.manual_seed(0)
-    block, x = TransformerBlock(32, 4, 40, parts={"norm": nn.Identity, "ffn": Relu}), torch.randn(2, 5, 32)
+    block, x = TransformerBlock(32, 4, 40, norm=nn.Identity, ffn=Relu), torch.randn(2, 5, 32)
     by_hand = x + block.attention(x)
     assert_close(block(x), by_hand + block.ffn.w2(block.ffn.w1(by_hand).relu()))
+
+
+def test_keywords_and_names_give_the_same_model(device):
+    own = partial(MultiHeadAttention, attend=attention, rope=NoPositions)
+    torch.manual_seed(0)
+    by_keyword = Transformer(**SHAPE, device=device, embedding=louder, head=nn.Linear, final_norm=Gain,
+                             block=partial(PostNorm, norm=Gain, attention=own, ffn=Relu))
+    torch.manual_seed(0)
+    by_name = Transformer(**SHAPE, device=device, parts={"embedding": louder, "head": nn.Linear, "norm": Gain, "block": PostNorm,
+                                                         "attention": own, "ffn": Relu})
+    ids = random_ids(2, 5, device=device)
+    assert torch.equal(by_keyword(ids), by_name(ids)) and by_keyword.parts.keys() == {"embedding", "head", "final_norm", "block"}
+    assert {x.device.type for x in by_keyword.state_dict().values()} == {device}
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "model.safetensors"])
+def test_a_model_of_keywords_is_not_taken_for_ours_when_it_is_loaded(file, tmp_path):
+    "A post-norm block has our parameters, so its weights alone would fit our model."
+    from llm_course.checkpoint import load_model, save_checkpoint, save_model
+    from llm_course.transformer import AdamW
+    model, ids = Transformer(**SHAPE, block=partial(PostNorm, norm=Gain)), random_ids(2, 5)
+    if file == "checkpoint.pt": save_checkpoint(model, AdamW(model.parameters()), 0, tmp_path/file)
+    else: save_model(model, tmp_path/file, torch.float32)
+    with pytest.raises(ValueError, match=r"parts={'block': PostNorm\(norm=Gain\)}"): load_model(tmp_path/file, "cpu")
+    with pytest.raises(ValueError, match="needs parts"): load_model(tmp_path/file, "cpu", {"block": PostNorm})
+    assert torch.equal(load_model(tmp_path/file, "cpu", {"block": partial(PostNorm, norm=Gain)})(ids), model(ids))
+
+
+@pytest.mark.parametrize("name, part", [
+    ("llm_course.linear.Linear", Linear), (f"{__name__}.number", lambda: number), ("llm_course.linear.Linear(bias=True)", partial(Linear, bias=True)),
+    (f"{__name__}.PostNorm(norm={__name__}.Gain)", lambda: partial(PostNorm, norm=Gain)), ("3", 3)], ids=stable_id)
+def test_a_part_has_a_name(name, part):
+    assert part_name(part() if getattr(part, "__name__", "") == "<lambda>" else part) == name
 
 
 def number(d_model): return d_model
 
 WRONG = {
-    "parts has no role 'nrm'; the roles are embedding, norm, attention, rope, attend, softmax, ffn, linear, head, block": {"nrm": Gain},
+    "parts has no role 'nrm'; the roles are embedding, norm, attention, rope, attend, softmax, ffn, linear, head, final_norm, block": {"nrm": Gain},
     "parts['norm'] must be a class or a function that builds one, but is 3": {"norm": 3},
     f"parts['ffn'] is built as {__name__}.Gain(32, 40), but too many positional arguments": {"ffn": Gain},
     f"parts['norm'] must build an nn.Module, but {__name__}.number built 32": {"norm": number},

@@ -34,7 +34,7 @@ def smollm2_writing(device):
 @case(peer="transformers, logits of the last place", package="transformers")
 def smollm2_reading(device):
     "A prompt of 512 tokens read into the cache, and the scores of the next, by SmolLM2-135M."
-    from llm_course.generating import Reader
+    from llm_course.engine.reader import Reader
     model, theirs, ids = pair(device)
     ours = lambda: Reader(model, longest=ids.shape[1])(ids)
     peer = torch.inference_mode()(lambda: theirs(ids, use_cache=True, logits_to_keep=1).logits[:, -1])

@@ -31,25 +31,43 @@ T = TypeVar("T")
 
 # %% ../../nbs/engine/commands.ipynb #parse
 def by_default(meaning:str):
-    "Let the help say what a flag means that is left out, where `None`, an empty list or a line break would say nothing."
+    """Say in the help what it means to leave a flag out.
+
+    It is for defaults that say nothing: `None`, an empty list, a line break."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {meaning})")
 
 def parse(
     config:type[T],        # A dataclass; its field comments are the help
-    argv:list[str]|None,   # The words of the command line; `None` for the process's own
+    argv:list[str]|None,   # The words of the command line; `None` for the process's
     prog:str|None=None,    # The command's name in its help
     example:str|None=None, # Flags to show there
 )->T:                      # An instance, filled in
-    "Read `config` from the command line, one `--name` per field; if all come from dataclasses that it inherits from, each of these is a group. Raises `ValueError` for a text that is not UTF-8."
-    groups = config.__bases__ if all(map(is_dataclass, config.__bases__)) and not config.__annotations__ else ()
-    flags = make_dataclass(config.__name__, [(group.__name__.lower(), group) for group in groups], namespace={"__doc__": config.__doc__}) if groups else config
-    about = config.__doc__ if example is None else f"{config.__doc__}\n\nExample: {prog} {example}"
-    found:Any = tyro.cli(flags, args=argv, prog=prog, description=about, use_underscores=True, config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone))
-    if groups: found = config(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
+    """Read `config` from the command line, one `--name` per field.
+
+    If all fields come from dataclasses that it inherits from, each of these is a group.
+    Raises `ValueError` for a text that is not UTF-8."""
+    flags:Any = config
+    about = config.__doc__
+    inherits = all(map(is_dataclass, config.__bases__)) and not config.__annotations__
+    groups = config.__bases__ if inherits else ()
+    if groups:
+        members = [(group.__name__.lower(), group) for group in groups]
+        flags = make_dataclass(config.__name__, members, namespace={"__doc__": about})
+    if example is not None: about = f"{about}\n\nExample: {prog} {example}"
+    found:Any = tyro.cli(
+        flags, args=argv, prog=prog, description=about, use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone))
+    if groups:
+        values:dict[str, Any] = {}
+        for group in vars(found).values(): values |= vars(group)
+        found = config(**values)
     for name, value in vars(found).items():
         for text in value if isinstance(value, tuple) else (value,):
-            try: isinstance(text, str) and text.encode()
-            except UnicodeEncodeError: raise ValueError(f"--{name} {text!r} is not UTF-8; set your terminal to that encoding") from None
+            if not isinstance(text, str): continue
+            try: text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"--{name} {text!r} is not UTF-8; "
+                                 "set your terminal to that encoding") from None
     return found
 
 # %% ../../nbs/engine/commands.ipynb #verbs-table
@@ -59,34 +77,45 @@ VERBS = {   # what one types: the module that does it, and what that is
     "train":      ("training", "train a model"),
     "generate":   ("generating", "let a model continue a text"),
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
-    "pretrained": ("pretrained", "export a model for other tools, and check what they gave"),
+    "pretrained": ("pretrained",
+                   "export a model for other tools, and check what they gave"),
     "grade":      ("grading", "judge parts that you have written"),
 }
 EXAMPLES = {   # what the help of each shows
-    "python -m llm_course.data": "--tokenizer tokenizer.json --corpus book.txt --output data",
+    "python -m llm_course.data":
+        "--tokenizer tokenizer.json --corpus book.txt --output data",
     "python -m llm_course.bpe_tokenizer": "--corpus book.txt --vocab_size 2000",
-    "python -m llm_course.training": "--train_data data/train.bin --val_data data/val.bin --d_model 128 --num_layers 4",
+    "python -m llm_course.training":
+        "--train_data data/train.bin --val_data data/val.bin "
+        "--d_model 128 --num_layers 4",
     "python -m llm_course.generating": '--prompt "ROMEO:" --max_tokens 50',
-    "python -m llm_course.checkpoint": "--checkpoint runs/latest/best.pt --output model.safetensors",
-    "python -m llm_course.pretrained export": "--model_path runs/latest/best.pt --output model.gguf",
+    "python -m llm_course.checkpoint":
+        "--checkpoint runs/latest/best.pt --output model.safetensors",
+    "python -m llm_course.pretrained export":
+        "--model_path runs/latest/best.pt --output model.gguf",
     "python -m llm_course.pretrained check": "--folder export",
     "python -m llm_course.grading": "my_parts.py",
 }
-by_verb = ContextVar("by_verb", default=False)   # was the command called as `llm-course`?
+by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`?
 
 def as_typed(
     prog:str|None, # A command, as `python -m llm_course.training`
 )->str|None:       # The same, as `llm-course train` if that was typed
     "Name a command as its user did."
     if not (prog and by_verb.get()): return prog
-    names = {f"python -m llm_course.{module}": f"llm-course {verb}" for verb, (module, _) in VERBS.items()}
-    return next((name + prog.removeprefix(long) for long, name in names.items() if f"{prog} ".startswith(f"{long} ")), prog)
+    for verb, (module, _) in VERBS.items():
+        long = f"python -m llm_course.{module}"
+        if f"{prog} ".startswith(f"{long} "):
+            return f"llm-course {verb}{prog.removeprefix(long)}"
+    return prog
 
 # %% ../../nbs/engine/commands.ipynb #one-line
 def one_line(error:BaseException)->str: # Its message, on one line
     "Say what went wrong without the number that the operating system gives it."
     text = str(error)
-    if isinstance(error, OSError) and error.strerror: text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if error.filename: text = f"{error.filename}: {text}"
     return " ".join(text.split()) or type(error).__name__
 
 # %% ../../nbs/engine/commands.ipynb #with-dashes
@@ -94,23 +123,29 @@ def with_dashes(
     message:str,    # That may name arguments as Python does, `top_p must lie …`
     config:type,    # The dataclass whose fields they are
 )->str:             # With flags as they were typed, `--top_p must lie …`
-    "Spell names as flags where they can be nothing else: at the beginning, or with an underscore."
+    "Write names as flags where it is clear: at the beginning, or with an underscore."
     names = [f.name for f in fields(config)]
-    clear = [rf"^(?:{'|'.join(names)})(?= must | is )", *(rf"(?<![\w/\\.-]){name}(?![\w/=]|\.\w)" for name in names if "_" in name)]
+    clear = [rf"^(?:{'|'.join(names)})(?= must | is )"]
+    for name in names:
+        if "_" in name: clear.append(rf"(?<![\w/\\.-]){name}(?![\w/=]|\.\w)")
     return re.sub("|".join(clear), lambda found: f"--{found[0]}", message)
 
 # %% ../../nbs/engine/commands.ipynb #lacks-memory
 def lacks_memory(error:BaseException)->bool:
     "Is this how Python, numpy or torch say that memory has run out?"
     said = "out of memory", "allocate memory", "Storage size calculation overflowed"
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
+    if isinstance(error, MemoryError): return True
+    if not isinstance(error, RuntimeError): return False
+    return any(words in str(error) for words in said)
 
 # %% ../../nbs/engine/commands.ipynb #terminable
 @contextmanager
 def terminable()->Iterator[None]:
-    "Let SIGTERM, by which systems end a process, unwind it as Ctrl-C does, so that files and helpers are cleared away; a second one is final."
-    if threading.current_thread() is not threading.main_thread():   # signals are for that one
-        yield
+    """Let SIGTERM, by which systems end a process, unwind it as Ctrl-C does.
+
+    So files and helpers are cleared away; a second one is final."""
+    if threading.current_thread() is not threading.main_thread():
+        yield   # only the main thread gets signals
         return
     def leave(signum, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -123,23 +158,29 @@ def terminable()->Iterator[None]:
 def run_command(
     config:type[T],                # The dataclass that holds the flags
     work:Callable[[T], object],    # What the command does
-    argv:list[str]|None=None,      # The words of the command line; `None` for the process's own
+    argv:list[str]|None=None,      # As for `parse`
     prog:str|None=None,            # The command's name in its help
 )->None:
-    "Read the flags and do the work; `ValueError`, `OSError` and want of memory become one line on stderr and exit status 2."
-    for stream in sys.stdout, sys.stderr:   # where the terminal lacks a letter, show its number
+    """Read the flags and do the work.
+
+    `ValueError`, `OSError` and lack of memory become one line on stderr and exit
+    status 2."""
+    def note(message, *where): print(f"note: {one_line(message)}", file=sys.stderr)
+    for stream in sys.stdout, sys.stderr:   # show the number of a letter they lack
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings(), terminable():
-            warnings.showwarning = lambda message, *where: print(f"note: {one_line(message)}", file=sys.stderr)
+            warnings.showwarning = note
             work(parse(config, argv, as_typed(prog), EXAMPLES.get(prog or "")))
-    except KeyboardInterrupt: raise SystemExit(130) from None   # the shell's number for Ctrl-C
-    except BrokenPipeError:                                     # whoever read our output has gone, as in `| head`
+    except KeyboardInterrupt: raise SystemExit(130) from None   # as shells have it
+    except BrokenPipeError:   # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
         why = with_dashes(one_line(error), config)
-        if lacks_memory(error): why = f"there is not enough memory ({shorten(why, 120)}); ask for less: a smaller model, batch or sequence"
+        if lacks_memory(error):
+            why = (f"there is not enough memory ({shorten(why, 120)}); "
+                   "ask for less: a smaller model, batch or sequence")
         elif not isinstance(error, ValueError | OSError): raise
         print(f"error: {why}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -152,8 +193,12 @@ def input_file(
     "Refuse a path that is not a file."
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{flag} {path} is a folder; name a file in it")
-    if not path.exists(): raise ValueError(f"{flag} {path} does not exist; check the spelling, or make it first")
-    if not path.is_file(): raise ValueError(f"{flag} {path} is a pipe or a device; write what it holds to a file, and name that")
+    if not path.exists():
+        raise ValueError(f"{flag} {path} does not exist; "
+                         "check the spelling, or make it first")
+    if not path.is_file():
+        raise ValueError(f"{flag} {path} is a pipe or a device; "
+                         "write what it holds to a file, and name that")
     return path
 
 # %% ../../nbs/engine/commands.ipynb #output-path
@@ -162,10 +207,12 @@ def output_path(
     flag:str,      # The flag it came by, for the message
     folder:bool=False, # Is it to be a folder?
 )->Path:           # The same, as a `Path`; its folder exists
-    "Make the folder that will hold the output, and refuse one that cannot be written, before the work begins."
+    "Make the folder for the output before the work begins, or say why it cannot be."
     path = Path(path)
-    if not folder and path.is_dir(): raise ValueError(f"{flag} {path} is a folder; name the file to write")
-    if not folder and path.exists() and not path.is_file(): raise ValueError(f"{flag} {path} is a pipe or a device; name a file to write")
+    if not folder and path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder; name the file to write")
+    if not folder and path.exists() and not path.is_file():
+        raise ValueError(f"{flag} {path} is a pipe or a device; name a file to write")
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -173,15 +220,20 @@ def output_path(
         probe.touch()
         probe.unlink()
     except OSError as error:
-        why = "a file stands where its folder should be" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise ValueError(f"{flag} {path} cannot be written: {why}; choose another place") from None
+        why = error.strerror
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            why = "a file stands where its folder should be"
+        raise ValueError(f"{flag} {path} cannot be written: {why}; "
+                         "choose another place") from None
     return path
 
 # %% ../../nbs/engine/commands.ipynb #sync-folder
 def sync_folder(
     folder:Path, # The folder whose entries changed
 )->None:
-    "Put a folder's own entries on disk, so that a power cut does not forget a rename; Windows has no such call."
+    """Write a folder's own entries to disk, so that a power cut cannot undo a rename.
+
+    Windows has no such call."""
     if os.name == "nt": return
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
@@ -193,50 +245,71 @@ def whole_file(
     path:str|Path,    # Where the file is to appear
     mode:str="wb",    # As for `open`
 )->Iterator[IO]:      # The file to write to
-    "Write beside `path`, and move there once all is on disk; if anything fails, `path` stays what it was."
-    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)   # a link stays one
-    if path.exists() and not path.is_file(): raise ValueError(f"{path} is no ordinary file, so it is not replaced; name another place")
+    """Write beside `path`, and move there once all is on disk.
+
+    If anything fails, `path` stays what it was."""
+    if os.path.islink(path): path = os.path.realpath(path)   # a link stays one
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file, so it is not replaced; "
+                         "name another place")
     partial = path.with_name(path.name + ".partial")
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
+        with open(partial, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)): error.filename = str(path)   # a full disk names no file
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)   # a full disk names no file
         raise
     sync_folder(path.parent)
 
 # %% ../../nbs/engine/commands.ipynb #next-steps
-RECIPE = ("--d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 --batch_size 12 "
-          "--order epochs --iterations 1000 --lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 --decay line --weight_decay 0.3 --num_threads 1")
+RECIPE = ("--d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 "
+          "--batch_size 12 --order epochs --iterations 1000 "
+          "--lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 "
+          "--decay line --weight_decay 0.3 --num_threads 1")
 STEPS = {   # what a step leaves behind: how it is typed
     "data/train.txt": "data --fetch shakespeare --output data",
-    "data/tokenizer.json": "tokenizer --corpus data/train.txt --vocab_size 1024 --output data/tokenizer.json",
-    "data/train.bin": "data --tokenizer data/tokenizer.json --corpus data/train.txt --val_corpus data/val.txt --output data",
-    "runs/latest/checkpoint.pt": f"train --train_data data/train.bin --val_data data/val.bin {RECIPE}",
+    "data/tokenizer.json":
+        "tokenizer --corpus data/train.txt --vocab_size 1024 "
+        "--output data/tokenizer.json",
+    "data/train.bin":
+        "data --tokenizer data/tokenizer.json --corpus data/train.txt "
+        "--val_corpus data/val.txt --output data",
+    "runs/latest/checkpoint.pt":
+        f"train --train_data data/train.bin --val_data data/val.bin {RECIPE}",
     None: 'generate --model_path runs/latest/checkpoint.pt --prompt "ROMEO:"',
 }
 
 def overview(
     folder:Path=Path(), # Where the steps are taken
 )->str:                 # For the screen
-    "Say what can be done: at once, next on the way to a model of one's own, and by every verb."
+    "Say what can be done: at once, next on the way to a model, and by every verb."
     from llm_course import __version__
-    done = [path is not None and (folder/path).is_file() for path in STEPS]
-    marks = ["done" if here else "next" if all(done[:i]) else "" for i, here in enumerate(done)]
+    steps, next_mark = [], "next"
+    for path, step in STEPS.items():
+        mark = next_mark
+        if path is not None and (folder/path).is_file(): mark = "done"
+        elif next_mark: next_mark = ""   # only the first that is not done
+        steps.append(f"  {mark:4}  llm-course {step}")
+    verbs = [f"{'':8}llm-course {verb:11} {what}" for verb, (_, what) in VERBS.items()]
     return "\n".join([
-        f"llm_course {__version__}: how a large language model is built, part by part.", "",
-        "A small model comes along, and speaks at once:", '        llm-course generate --prompt "ROMEO:"', "",
-        "A model of your own, in this folder:", *(f"  {mark:4}  llm-course {step}" for mark, step in zip(marks, STEPS.values())), "",
-        "All commands, which explain their flags with --help:", *(f"        llm-course {verb:11} {what}" for verb, (_, what) in VERBS.items()),
+        f"llm_course {__version__}: how a large language model is built, part by part.",
+        "",
+        "A small model comes along, and speaks at once:",
+        '        llm-course generate --prompt "ROMEO:"', "",
+        "A model of your own, in this folder:", *steps, "",
+        "All commands, which explain their flags with --help:", *verbs,
     ])
 
 # %% ../../nbs/engine/commands.ipynb #main
 def main(
-    argv:list[str]|None=None, # A verb and its flags; `None` for the words of the process
+    argv:list[str]|None=None, # A verb and its flags; `None` for the process's words
 )->None:
     "The command `llm-course`, and `python -m llm_course`."
     from llm_course import __version__
@@ -245,9 +318,10 @@ def main(
     if verb in ("-V", "--version"): return print(__version__)
     if verb not in VERBS:
         close = get_close_matches(verb, VERBS, 1)
-        print(f"error: there is no command {verb}; " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"), file=sys.stderr)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
+        print(f"error: there is no command {verb}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     token = by_verb.set(True)
     try: import_module(f"llm_course.{VERBS[verb][0]}").main(words)
-    except KeyboardInterrupt: raise SystemExit(130) from None   # pressed while torch was being loaded
+    except KeyboardInterrupt: raise SystemExit(130) from None   # while torch loads
     finally: by_verb.reset(token)
