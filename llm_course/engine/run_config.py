@@ -338,10 +338,6 @@ def find_checkpoint(
     if lacking:
         raise ValueError(f"{path} was not written by the training command: it lacks "
                          f"{', '.join(sorted(lacking))}; name another folder")
-    if saved["iteration"] > config.iterations:
-        raise ValueError(f"--iterations {config.iterations} is less than the "
-                         f"{saved['iteration']} steps that the run in {config.output} "
-                         "has taken; ask for more, or name another folder")
     for name, new in position_of(config, length).items():
         old = saved["run"].get(name)
         if old == new: continue
@@ -349,6 +345,10 @@ def find_checkpoint(
         if name == "train_ids": what = f"the number of ids in {config.train_data}"
         raise ValueError(f"{what} was {old} when the run in {config.output} began, and "
                          f"is {new} now; use {old}, or name another folder")
+    if saved["iteration"] > config.iterations:
+        raise ValueError(f"--iterations {config.iterations} is less than the "
+                         f"{saved['iteration']} steps that the run in {config.output} "
+                         "has taken; ask for more, or name another folder")
     return saved
 
 def no_number(
