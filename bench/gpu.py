@@ -76,7 +76,7 @@ class Setup:
 
 def peak(name: str, precision: str) -> float | None:
     "Operations per second that a GPU is said to be capable of; `None` where we know of no promise."
-    from llm_course.training import peak_flops
+    from llm_course.engine.diary import peak_flops
     words = set(name.split())
     if "Laptop" in words: return None   # slower than its namesake
     more = [flops for known, flops in MORE_PEAKS.items() if words.issuperset(known.split()) and precision != "float32"]
@@ -134,7 +134,7 @@ def products(setup: Setup) -> Measurements:
 
 def training(setup: Setup, compiled: bool) -> Measurements:
     "A training step: ours beside Llama, both with the fused AdamW, and the limit."
-    from llm_course.training import step_flops
+    from llm_course.engine.diary import step_flops
     way = "compiled" if compiled else "eager"
     def run():
         def make():
@@ -223,9 +223,9 @@ def kernels(setup: Setup) -> Measurements:
 
 def memory(setup: Setup) -> Measurements:
     "The peak of a training step against an estimate from a single row."
+    from llm_course.engine.diary import peak_memory
     from llm_course.loss import cross_entropy
     from llm_course.optim import AdamW
-    from llm_course.training import peak_memory
 
     def run():
         model = setup.model("cpu").to(setup.device)

@@ -24,6 +24,7 @@ from bench.runner import root
 from llm_course import training
 from llm_course.attention import fused_attention
 from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.engine import diary
 from llm_course.engine.commands import by_default, run_command, whole_file
 from llm_course.training import TrainConfig
 from llm_course.transformer import Transformer
@@ -138,7 +139,7 @@ def record(plan):
     torch.set_num_threads(1)
     shape, other = dict(plan.shape), texts(plan.text)[1] if plan.fault == "tokenizer mismatch" else plan.text
     post = shape.pop("post_norm", False)
-    with tempfile.TemporaryDirectory() as folder, patch.object(training, "tqdm", partial(training.tqdm, disable=True)):
+    with tempfile.TemporaryDirectory() as folder, patch.object(diary, "tqdm", partial(diary.tqdm, disable=True)):
         folder = Path(folder)
         for split, of in ("train", plan.text), ("val", other): ids_of(plan.text, split, plan.vocab, of).tofile(folder/f"{split}.bin")
         asked = TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", vocab_size=plan.vocab,

@@ -19,6 +19,7 @@ import torch
 
 from llm_course import training
 from llm_course.checkpoint import read_checkpoint
+from llm_course.engine import diary
 from llm_course.training import TrainConfig, settle, train
 
 
@@ -83,7 +84,7 @@ class Deaths:
 
 def while_saving(config):
     "Kill a run at each event of its saving at step 6; what is left must be whole, and go on to the same losses."
-    half, real = config.output/"half", training.keep
+    half, real = config.output/"half", training.write_down
     def die_everywhere(run, *args):
         if run.done < 6: return real(run, *args)
         def attempt(name, at):   # in a child of this process, which has come as far as step 6 and only saves from here on
@@ -106,7 +107,7 @@ def while_saving(config):
         print(len(events), "deaths:", {event: events.count(event) for event in sorted(set(events))}, flush=True)
         os._exit(0)
     def doomed():
-        training.keep = die_everywhere
+        training.write_down = die_everywhere
         train(replace(config, output=half))
     assert ended(forked(doomed)) == 0
     for dead in config.output.glob("dead*"):
@@ -117,7 +118,7 @@ def while_saving(config):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    training.tqdm = partial(training.tqdm, disable=True)
+    diary.tqdm = partial(diary.tqdm, disable=True)
     folder, how, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     for name in "train", "val": (np.arange(600, dtype=np.uint16) * 7 % 31).tofile(folder/f"{name}.bin")
     steps = {"random": 300, "saving": 9}[how]

@@ -91,7 +91,7 @@ def resume_shares(mesh, name):
     from torch.distributed.tensor import Shard, distribute_tensor
 
     from llm_course.checkpoint import gathered
-    from llm_course.training import load_sharded
+    from llm_course.engine.processes import load_sharded
     cut = lambda x: distribute_tensor(x, mesh, [Shard(0)])
     torch.manual_seed(0)
     whole = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
@@ -121,12 +121,13 @@ def learn(way, muon, rank, count):
     "Losses of 50 steps, by one process, DDP or FSDP; then the parameters."
     from llm_course.checkpoint import gathered
     from llm_course.engine.muon import Together
-    from llm_course.training import TrainConfig, spread, train_step
+    from llm_course.engine.processes import distribute
+    from llm_course.training import TrainConfig, train_step
     from llm_course.transformer import Transformer
     torch.manual_seed(0)
     model = Transformer(**SHAPE)
     config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, **SHAPE)
-    wrapped = model if way is None else spread(model, config)
+    wrapped = model if way is None else distribute(model, config)
     groups = params_for_decay(model, 0.1)
     inside = [p for p in groups[0]["params"] if muon and p.shape[0] != SHAPE["vocab_size"]]
     groups[0]["params"] = [p for p in groups[0]["params"] if not any(p is q for q in inside)]

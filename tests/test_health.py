@@ -8,7 +8,8 @@ import torch
 from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
-from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, probe_rows, read_traces, series, update_ratio
+from llm_course.engine.diary import probe_rows, report, update_ratio
+from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
 from llm_course.training import TrainConfig, train
 from llm_course.transformer import Transformer
 
@@ -84,10 +85,10 @@ def test_what_the_last_measurement_says_decides(later, faults):
 
 def test_the_report_names_the_fault(asked, monkeypatch, capsys):
     run = train(asked)
-    training.report(run)
+    report(run.config, run.history, run.done, run.best, diagnose(run.history))
     assert "something is wrong" not in capsys.readouterr().out
     run.history[-1]["peek"] = .5
-    training.report(run)
+    report(run.config, run.history, run.done, run.best, diagnose(run.history))
     assert "something is wrong, perhaps: no causal mask" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import book
 import pytest
 
 root = Path(__file__).parents[1]
-ABOVE = {("training", "generating"), ("training", "health")}   # still to be turned round: this list may only shrink
+ABOVE:set[tuple[str, str]] = set()   # still to be turned round: this list may only shrink
 
 
 def imports_of(source, modules):

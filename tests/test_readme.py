@@ -12,7 +12,7 @@ from test_notebooks import figure
 from bench.table import table
 from llm_course import BpeTokenizer, TrainConfig
 from llm_course.engine.commands import parse
-from llm_course.training import Run, report
+from llm_course.engine.diary import report
 
 root = Path(__file__).parents[1]
 
@@ -90,9 +90,7 @@ def test_training_ends_as_the_readme_shows(capsys):
     nats, bits, best = map(float, re.findall(r"\d\.\d{4}", shown))
     said = re.search(r"python -m llm_course.training (.*?)\n```", texts["README.md"], re.S)[1].replace("\\\n", " ").split()
     config = parse(TrainConfig, said)
-    run = object.__new__(Run)
-    vars(run).update(config=config, done=config.iterations, best=best, history=[{"iteration": config.iterations, "whole_val_loss": nats, "bits_per_byte": bits}])
-    report(run)
+    report(config, [{"iteration": config.iterations, "whole_val_loss": nats, "bits_per_byte": bits}], config.iterations, best)
     assert capsys.readouterr().out.replace("\\", "/") == shown
     bytes_per_token = float(re.search(r"val\.bin: .* (\d\.\d+) bytes per token", texts["README.md"])[1])
     assert nats / math.log(2) / bytes_per_token == pytest.approx(bits, rel=0.005)

@@ -21,11 +21,13 @@ from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
-from llm_course.engine import commands
+from llm_course.engine import commands, diary
 from llm_course.engine.commands import parse
-from llm_course.health import vital_signs
+from llm_course.engine.diary import count_bytes, peak_flops, report, vital_signs
+from llm_course.engine.processes import fast_forward, polite_stop
+from llm_course.engine.run_config import PRECISIONS, default_precision, optimizer_for
 from llm_course.loss import cross_entropy
-from llm_course.training import TrainConfig, count_bytes, evaluate, peak_flops, polite_stop, settle, train, train_step
+from llm_course.training import TrainConfig, evaluate, settle, train, train_step
 from llm_course.transformer import ModelConfig, Transformer
 
 root = Path(__file__).parents[1]
@@ -141,7 +143,7 @@ def test_losses_that_wait_for_their_line_outlive_a_death(asked, monkeypatch):
 
 
 def test_a_resumed_run_remembers_its_best(asked, monkeypatch):
-    monkeypatch.setattr(training, "measure", lambda run: float(run.done))   # it grows worse and worse
+    monkeypatch.setattr(training, "measure", lambda run, count=None: float(run.done))   # it grows worse and worse
     train(replace(settle(asked), iterations=5))
     assert train(replace(settle(asked), resume=True)).best == 4
     assert read_checkpoint(asked.output/"best.pt")["iteration"] == 4
@@ -211,6 +213,42 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
 
 
+def finite_after(path, asked):
+    "Are a checkpoint's weights numbers, and is what they say?"
+    model = load_model(path, asked.device)
+    return all(p.isfinite().all() for p in model.parameters()) and math.isfinite(evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device)]))
+
+
+@pytest.mark.parametrize("rate", [1e4, 1e20, 1e30])
+def test_the_last_good_checkpoint_is_good_after_its_step(asked, rate):
+    "The loss of a step is taken before it, so a step that ruins the weights shows in the next one only."
+    train(replace(asked, iterations=3, checkpoint_interval=1))
+    wild = dict(iterations=20, checkpoint_interval=1, val_interval=100, lr_max=rate, warmup_iters=0, grad_clip=0., weight_decay=0.)
+    try:
+        with pytest.warns(UserWarning, match="the schedule has changed"): train(replace(asked, resume=True, **wild))
+    except ValueError as error: assert "checkpoint.pt is the last good checkpoint" in str(error)
+    else: assert rate == 1e4   # such a run may live on
+    assert finite_after(asked.output/"checkpoint.pt", asked)
+
+
+def test_a_first_step_that_ruins_the_weights_is_not_saved(asked, monkeypatch):
+    def ruining(model, *rest):
+        told = train_step(model, *rest)
+        for p in model.parameters(): p.data.fill_(math.nan)
+        return told
+    monkeypatch.setattr(training, "train_step", ruining)
+    with pytest.raises(ValueError, match="before iteration 2; there is no checkpoint yet"): train(replace(asked, checkpoint_interval=1))
+    assert not (asked.output/"checkpoint.pt").exists()
+
+
+def test_a_run_that_went_further_than_it_is_asked_for_is_left_alone(asked):
+    train(asked)
+    before = {path.name: path.read_bytes() for path in asked.output.iterdir()}
+    with pytest.raises(ValueError, match=r"--iterations 6 is less than the 8 steps that the run in .* has taken"): train(replace(asked, resume=True, iterations=6))
+    assert {path.name: path.read_bytes() for path in asked.output.iterdir()} == before
+    assert train(replace(asked, resume=True)).done == 8   # as many as it has taken: nothing to do, and no complaint
+
+
 def test_a_loss_that_is_no_number_is_never_written_down(asked, monkeypatch):
     monkeypatch.setattr(training, "cross_entropy", lambda logits, targets: cross_entropy(logits, targets) * (math.nan if torch.is_grad_enabled() else 1))
     with pytest.raises(ValueError, match="before iteration 1; there is no checkpoint yet"): train(asked)
@@ -226,7 +264,7 @@ def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeyp
     monkeypatch.setattr(training, "train_step", pressing)
     stopped = train(asked)
     assert stopped.done == 1 and read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 1
-    training.report(stopped)
+    report(stopped.config, stopped.history, stopped.done, stopped.best)
     assert "best.pt" not in capsys.readouterr().out   # there is none yet
     monkeypatch.setattr(training, "train_step", real)
     resumed = train(replace(asked, resume=True))
@@ -261,30 +299,30 @@ def test_settling_fills_in_what_was_left_open(asked):
     assert (settled.warmup_iters, settled.cos_cycle_iters, settled.lr_min) == (5, 100, 1e-3)
     assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr")}.values()
     assert settle(settled) == settled
-    assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else training.default_precision(torch.device("cuda")))
+    assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else default_precision(torch.device("cuda")))
 
 
 @pytest.mark.parametrize("device, native, chosen", [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("mps", False, "float32"), ("cpu", False, "float32")])
 def test_half_precision_is_what_the_hardware_is_made_for(device, native, chosen, monkeypatch):
     "A T4, which can only imitate bfloat16, gets float16, and with it a scaler."
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert training.default_precision(torch.device(device)) == chosen
+    assert default_precision(torch.device(device)) == chosen
 
 
 def test_flags_reach_the_optimiser_and_the_forward_pass(asked, monkeypatch):
     config, model, compiled = settle(replace(asked, beta1=.5, beta2=.6, weight_decay=.7)), small(asked.device), []
-    groups = training.optimizer_for(model, config).param_groups
+    groups = optimizer_for(model, config).param_groups
     assert {group["betas"] for group in groups} == {(.5, .6)} and {group["weight_decay"] for group in groups} == {0., .7}
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
-    assert training.fast_forward(model, config) is model and not compiled
-    assert training.fast_forward(model, replace(config, compile=True)) is model and compiled == [model]
+    assert fast_forward(model, config) is model and not compiled
+    assert fast_forward(model, replace(config, compile=True)) is model and compiled == [model]
     limits, step = [], train_step
     monkeypatch.setattr(training, "train_step", lambda *args: limits.append(args[-1]) or step(*args))
     train(replace(asked, grad_clip=.25))
     assert set(limits) == {.25}
     if asked.device == "mps": return
     ids = torch.arange(8, device=asked.device)[None]
-    for precision, dtype in training.PRECISIONS.items(): assert training.fast_forward(model, replace(config, precision=precision))(ids).dtype == dtype
+    for precision, dtype in PRECISIONS.items(): assert fast_forward(model, replace(config, precision=precision))(ids).dtype == dtype
 
 
 def test_threads_are_set_where_asked(asked):
@@ -515,13 +553,13 @@ def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monke
     config = settle(replace(asked, iterations=10))
     train(replace(config, iterations=5))
     older = (asked.output/"checkpoint.pt").read_bytes()
-    real = training.whole_file
+    real = diary.whole_file
     def full(path, *mode, **more):
         if Path(path).name == name: raise OSError(28, "No space left on device", str(path))
         return real(path, *mode, **more)
-    if name == "metrics.jsonl": monkeypatch.setattr(training, "open", full, raising=False)
+    if name == "metrics.jsonl": monkeypatch.setattr(diary, "open", full, raising=False)
     monkeypatch.setattr(checkpoint, "whole_file", full)
-    monkeypatch.setattr(training, "whole_file", lambda path, *mode: full(path, *mode) if name == "loss.svg" else real(path, *mode))
+    monkeypatch.setattr(diary, "whole_file", lambda path, *mode: full(path, *mode) if name == "loss.svg" else real(path, *mode))
     with pytest.raises(OSError, match="No space left"): train(replace(config, resume=True))
     monkeypatch.undo()
     assert name == "loss.svg" or (asked.output/"checkpoint.pt").read_bytes() == older

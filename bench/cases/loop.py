@@ -12,13 +12,12 @@ from bench.runner import case
 def loop(device):
     "Ten steps of training (V 1,024, d 128, 4 layers, T 64, B 12) with data, schedule, clipping, vital numbers and logging, validation and saving apart."
     from llm_course.loss import cross_entropy
-    from llm_course.training import TrainConfig, advance, batches_of, open_folder, optimizer_for, settle, start
+    from llm_course.training import TrainConfig, advance, batches_of, optimizer_for, settle, start
     folder = Path(tempfile.mkdtemp(prefix="loop"))
     for name in "train.bin", "val.bin": np.random.default_rng(0).integers(1024, size=500_000).astype(np.uint16).tofile(folder/name)
     run = start(settle(TrainConfig(
         train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", vocab_size=1024, max_seq_len=64, d_model=128, num_layers=4,
         num_heads=4, d_ff=352, batch_size=12, iterations=10**7, val_interval=10**7, checkpoint_interval=10**7, precision="float32", device=device)))
-    open_folder(run)
     torch.manual_seed(run.config.seed)
     model = type(run.model)(1024, 64, 128, 4, 4, 352).to(device)
     optimizer, [batch] = optimizer_for(model, run.config), batches_of(run)
