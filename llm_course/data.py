@@ -33,10 +33,12 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tqdm import tqdm
 
-from .bpe import GPT2, code_points, free_mark, gpt2_starts, pre_tokens
-from .bpe_tokenizer import BpeTokenizer, helpers_for, in_processes, read_text, safe_cut, special_pattern
+from .bpe import GPT2, pre_tokens
+from .bpe_tokenizer import BpeTokenizer
 from .checks import check_of
 from .engine.commands import by_default, input_file, one_line, output_path, run_command, whole_file
+from .engine.fast_bpe import code_points, free_mark, gpt2_starts, special_pattern
+from .engine.files import helpers_for, in_processes, read_text, safe_cut
 
 # %% ../nbs/03_data.ipynb #imports-index
 import logging

@@ -18,22 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course.bpe import GPT2, PATTERNS, learn_merges, pre_tokens
-from llm_course.bpe_tokenizer import (
-    BpeTokenizer,
-    SplitView,
-    count_corpus,
-    in_processes,
-    join_runs,
-    main,
-    merge_by_rank,
-    merge_long,
-    safe_cut,
-    special_pattern,
-    spell,
-    unfinished,
-    visible,
-)
+from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, visible
 from llm_course.data import fetch
+from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
+from llm_course.engine.files import count_corpus, in_processes, safe_cut
+from llm_course.engine.streaming import unfinished
+from llm_course.engine.tokenizer_formats import spell
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -179,7 +169,7 @@ def test_streaming_takes_linear_time(tokenizer, monkeypatch):
         def counted(text, pattern):
             looked[-1] += len(text)
             return pre_tokens(text, pattern)
-        monkeypatch.setattr("llm_course.bpe_tokenizer.pre_tokens", counted)
+        for module in "bpe_tokenizer", "engine.streaming": monkeypatch.setattr(f"llm_course.{module}.pre_tokens", counted)
         list(tokenizer.encode_iterable("word and word, " * (size // 15), block=64))
     assert looked[1] < 2.1 * looked[0] and looked[0] < 3 * 20_000
 

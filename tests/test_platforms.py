@@ -54,7 +54,7 @@ def test_helper_processes_are_spawned_as_windows_must():
     found = {path.name for path in code if "multiprocessing" in path.read_text("utf-8")}
     made = [(path.name, ast.unparse(node)) for path in code for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
             and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("get_context", "Process", "Pool", "ProcessPoolExecutor", "fork", "set_start_method")]
-    assert "bpe_tokenizer.py" in found
+    assert "files.py" in found
     assert all("spawn" in call for _, call in made), made
 
 

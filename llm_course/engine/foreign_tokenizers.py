@@ -14,7 +14,9 @@ from pathlib import Path
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports-course
 from ..bpe import GPT2, LLAMA3
-from ..bpe_tokenizer import SMOLLM, BpeTokenizer, from_hf_dict, merge_by_rank
+from ..bpe_tokenizer import BpeTokenizer
+from .fast_bpe import merge_by_rank
+from .tokenizer_formats import SMOLLM, from_hf_dict
 from .commands import whole_file
 from .model_files import explain, read_object
 

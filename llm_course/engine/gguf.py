@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% ../../nbs/engine/gguf.ipynb #imports-course
-from ..bpe_tokenizer import BpeTokenizer, spell, unspell
+from ..bpe_tokenizer import BpeTokenizer
+from .tokenizer_formats import spell, unspell
 from .foreign_tokenizers import (
     PRE_TOKENIZERS, Composed, SentencePiece, add_facts, from_scores, known_ids)
 from .hf_folders import FAMILIES, check_family_name, family_of

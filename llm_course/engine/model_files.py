@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/engine/model_files.ipynb #imports-course
-from ..bpe_tokenizer import read_json
+from .tokenizer_formats import read_json
 from .commands import one_line, sync_folder
 from ..rope import RopeScaling
 from ..transformer import ModelConfig, Transformer

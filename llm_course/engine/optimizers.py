@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.testing import assert_close
 
 # %% ../../nbs/engine/optimizers.ipynb #check-group
 _FLAGS = ("amsgrad", "maximize", "differentiable", "momentum", "dampening",
