@@ -45,12 +45,12 @@ class SGDDecay(CheckedOptimizer):
 
 # %% ../nbs/13_optim.ipynb #adamw-update
 def adamw_update(
-    p:Tensor,      # A parameter; changed in place, like its two averages
-    grad:Tensor,   # Its gradient
-    mean:Tensor,   # Running mean of the gradients, m
-    square:Tensor, # Running mean of their squares, v
-    t:float,       # Which step this is for the parameter, from 1
-    group:dict,    # Settings of `AdamW`
+    p:Float[Tensor, "*shape"],      # A parameter; changed in place, like its averages
+    grad:Float[Tensor, "*shape"],   # Its gradient
+    mean:Float[Tensor, "*shape"],   # Running mean of the gradients, m
+    square:Float[Tensor, "*shape"], # Running mean of their squares, v
+    t:float,    # Which step this is for the parameter, from 1
+    group:dict, # Settings of `AdamW`
 )->None:
     """Take a step of AdamW on one tensor.
 

@@ -130,9 +130,9 @@ def test_without_proc_the_name_is_still_one(tmp_path): assert machine.cpuinfo(tm
 def test_the_table_has_a_column_for_each_kind(tmp_path, monkeypatch):
     spread = lambda value: {"median": value}
     monkeypatch.setattr(table, "kinds", tmp_path)
-    (tmp_path/"a.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.104), "share": spread(.5)}, "encode/cpu": {"ratio": spread(.004)}}), "utf-8")
-    (tmp_path/"b.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.004)}}), "utf-8")
-    (tmp_path/"gpu.json").write_text(json.dumps({"adamw/cuda": {"ratio": spread(1.)}}), "utf-8")
+    (tmp_path/"a.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.104), "share": spread(.5)}, "encode/cpu": {"ratio": spread(.004)}}), "utf-8", newline="\n")
+    (tmp_path/"b.json").write_text(json.dumps({"adamw/cpu": {"ratio": spread(1.004)}}), "utf-8", newline="\n")
+    (tmp_path/"gpu.json").write_text(json.dumps({"adamw/cuda": {"ratio": spread(1.)}}), "utf-8", newline="\n")
     rows = table.table("README.md").splitlines()
     assert rows[:2] == ["| what, on a CPU | peer | a | b |", "|---|---|---|---|"]
     assert "| a step of AdamW | AdamW(foreach=True) | **1.10** · 50% | 1.00 |" in rows
@@ -422,7 +422,7 @@ def test_the_runs_of_the_parts_are_those_of_the_page():
 
 
 def test_an_experiment_takes_cells_that_are_there(tmp_path):
-    assert experiments.cells("15_transformer", "growing")["d_model"] == 32
+    assert experiments.cells("15_transformer", "imports-page", "floor", "growing")["d_model"] == 32
     with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
     experiments.keep(str(tmp_path/"some.py"), {"what": "Something."})
     kept = json.loads((tmp_path/"some.json").read_text("utf-8"))

@@ -14,8 +14,8 @@ from llm_course.attention import attention, fused_attention
 from llm_course.checks import CHECKS, Check, check_of, exercise, verify
 from llm_course.multihead import MultiHeadAttention
 
-modules = [importlib.import_module(f"llm_course.{module.name}") for module in pkgutil.iter_modules(llm_course.__path__)
-           if not module.name.startswith("_") and module.name != "demo"]
+modules = [importlib.import_module(module.name) for module in pkgutil.walk_packages(llm_course.__path__, "llm_course.")
+           if not module.name.rpartition(".")[2].startswith("_")]
 FAULTY = {}   # component → its faulty versions
 for module in pkgutil.iter_modules(faulty.__path__): FAULTY |= importlib.import_module(f"faulty.{module.name}").FAULTY
 

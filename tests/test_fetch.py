@@ -462,7 +462,7 @@ def test_a_full_disk_ends_the_download_at_once(files, one_index, monkeypatch):
         def __enter__(self): return self
         def __exit__(self, *args): pass
         def write(self, piece): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(package_index, "open", lambda path, mode: Full() if mode == "wb" else open(path, mode), raising=False)
+    monkeypatch.setattr(package_index, "open", lambda path, mode: Full() if mode == "wb" else open(path, "rb+"), raising=False)
     with pytest.raises(OSError, match="No space left"): get(files)
     assert len(one_index.sent) == 1
 

@@ -607,9 +607,9 @@ def test_the_maker_is_read_from_what_the_system_says(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding.platform, "processor", lambda: "elsewhere")
     told = tmp_path/"cpuinfo"
     assert processor_maker(told) == "elsewhere"   # no such file
-    told.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD?\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n")
+    told.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD?\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n", "utf-8", newline="\n")
     assert processor_maker(told) == "GenuineIntel"
-    told.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")   # ARM names no vendor
+    told.write_text("processor\t: 0\nCPU implementer\t: 0x41\n", "utf-8", newline="\n")   # ARM names no vendor
     assert processor_maker(told) == "elsewhere"
 
 

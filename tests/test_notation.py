@@ -28,12 +28,12 @@ def tables(text):
     "The letters that always mean the same, and those that a chapter borrows: letter → chapters."
     rows = [row.strip("|").split("|") for row in text.partition("## Letters")[2].partition("## Pictures")[0].splitlines() if row.startswith("| $")]
     axes = set(re.findall(r"^\| `(\w)` \|", text, re.M))
-    always = axes | {letter for row in rows if not re.fullmatch(r" *(?:\d\d|grader)(?:, (?:\d\d|grader))* *", row[-1]) for formula in formulas(row[0]) for letter in letters(formula)}
+    always = axes | {letter for row in rows if not re.fullmatch(r" *(?:\d\d|[a-z]\w+)(?:, (?:\d\d|[a-z]\w+))* *", row[-1]) for formula in formulas(row[0]) for letter in letters(formula)}
     borrowed = {}
     for row in rows:
-        if re.fullmatch(r" *(?:\d\d|grader)(?:, (?:\d\d|grader))* *", row[-1]):
+        if re.fullmatch(r" *(?:\d\d|[a-z]\w+)(?:, (?:\d\d|[a-z]\w+))* *", row[-1]):
             for formula in formulas(row[0]):
-                for letter in letters(formula): borrowed.setdefault(letter, set()).update(re.findall(r"\d\d|grader", row[-1]))
+                for letter in letters(formula): borrowed.setdefault(letter, set()).update(re.findall(r"\w+", row[-1]))
     return always, borrowed
 
 
@@ -42,8 +42,9 @@ chapters = {path.stem: set().union(*map(letters, formulas(text_of(path)))) for p
 
 
 def place(chapter):
-    "How the tables name a page: a lesson by its number, all pages of grading by one word."
-    return chapter[:2] if chapter[:2].isdigit() else "grader"
+    "How the tables name a page: a lesson by its number, one of the engine room by its name, all pages of grading by one word."
+    if chapter[:2].isdigit(): return chapter[:2]
+    return "grader" if chapter == "grading" or chapter.startswith("mistakes_") else chapter
 
 
 @pytest.mark.parametrize("chapter", chapters)

@@ -23,7 +23,8 @@ def vague(tree):
         if None in given: continue   # a dictionary of keywords
         named = "encoding" in given or (name in ("read_text", "write_text") and len(node.args) > (name == "write_text"))
         mode = node.args[1] if len(node.args) > 1 else ast.Constant("r")
-        opens = isinstance(node.func, ast.Name) and name == "open" and not (isinstance(mode, ast.Constant) and "b" in mode.value)
+        modes = [mode.body, mode.orelse] if isinstance(mode, ast.IfExp) else [mode]
+        opens = isinstance(node.func, ast.Name) and name == "open" and not all(isinstance(one, ast.Constant) and "b" in one.value for one in modes)
         pipes = isinstance(given.get("text"), ast.Constant) and given["text"].value is True   # a program's words, as `subprocess` reads them
         if (opens or pipes or name in ("read_text", "write_text")) and not named: yield node
         writes = name == "write_text" or (opens and isinstance(mode, ast.Constant) and set(mode.value) & set("wax"))
@@ -43,7 +44,7 @@ def test_text_has_its_encoding_and_line_breaks_named(path):
 
 
 @pytest.mark.parametrize("line, found", [
-    ("open(p)", 1), ("open(p, 'a')", 1), ("open(p, mode)", 1), ("p.read_text()", 1), ("p.write_text(t)", 1), ("open(p, 'rb')", 0),
+    ("open(p)", 1), ("open(p, 'a')", 1), ("open(p, mode)", 1), ("p.read_text()", 1), ("p.write_text(t)", 1), ("open(p, 'rb')", 0), ("open(p, 'ab' if q else 'wb')", 0), ("open(p, 'a' if q else 'wb')", 1),
     ("open(p, encoding='utf-8')", 0), ("open(p, mode, **text)", 0), ("p.read_text('utf-8')", 0), ("p.write_text(t, 'utf-8')", 1),
     ("p.write_text(t, 'utf-8', newline='')", 0), ("open(p, 'w', encoding='utf-8')", 1), ("run(c, text=True)", 1), ("run(c, text=True, encoding='utf-8')", 0), ("given(text=texts)", 0)])
 def test_a_forgotten_encoding_is_noticed(line, found): assert len([*vague(ast.parse(line))]) == found
