@@ -222,7 +222,7 @@ def _frequency(theta:float, d_k:int)->Tensor:
     return theta ** -(torch.arange(0, d_k, 2, dtype=torch.float64) / d_k)
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-tokenizer
-_NORMAL, _UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6   # kinds of tokens
+_NORMAL, _UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = range(1, 7)   # kinds of tokens
 
 def _build_tokenizer(
     said:dict,               # What the file says of itself
