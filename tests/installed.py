@@ -120,7 +120,8 @@ def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and outputs.directive(cell.source, "eval") != "false"]
     committed = [cell.outputs for cell in notebook.cells]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        (home := Path(folder)/"nbs").mkdir()
+        home = Path(folder)/(path.parent.relative_to(root) if path.is_relative_to(root) else "nbs")
+        home.mkdir(parents=True)
         client = NotebookClient(notebook, timeout=1800, kernel_name=kernel_name, resources={"metadata": {"path": str(home)}})
         try:
             with client.setup_kernel(env=alone()):
@@ -161,13 +162,13 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
         wheel = build(folder)[1]
-        for extras in {colab.EXTRAS.get(path.stem, "") for path in paths}:
+        for extras in {colab.EXTRAS.get(book.name(path), "") for path in paths}:
             kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras))
         os.environ |= no_cache(folder/"caches") | {"JUPYTER_PATH": str(folder)}
 
         def timed(path):
             began = time.perf_counter()
-            wrong = run_page(path, f"course{colab.EXTRAS.get(path.stem, '').strip('[]')}", compare)
+            wrong = run_page(path, f"course{colab.EXTRAS.get(book.name(path), '').strip('[]')}", compare)
             print(f"{path.stem:18} {time.perf_counter() - began:5.1f} s  {wrong and chr(10)}{wrong or 'ok'}", flush=True)
             return wrong
         with ThreadPoolExecutor(2) as pool: return int(any(list(pool.map(timed, paths))))
