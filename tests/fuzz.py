@@ -99,6 +99,15 @@ def change_lines(data, dice):
     else: return change_bytes(data, dice)
     return b"\n".join(lines), f"line {at}: {how}"
 
+def change_diary(data, dice):
+    "A value in a line of metrics, or a line."
+    if dice.random() < .4: return change_lines(data, dice)
+    lines = data.splitlines()
+    at = dice.randrange(len(lines))
+    tree, how = change_tree(json.loads(lines[at]), dice)
+    lines[at] = json.dumps(tree).encode()
+    return b"\n".join([*lines, b""]), how
+
 def places(tree, path=""):
     "Every container in a tree, with each of its keys, and the way there."
     items = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)) if isinstance(tree, list) else []
@@ -290,7 +299,7 @@ KINDS = {
     "GPT-2 files": Kind(["vocab.json", "merges.txt"], lambda data, dice: (change_json if data[:1] == b"{" else change_lines)(data, dice),
                         lambda folder: of_tokenizer(BpeTokenizer.from_gpt2(folder/"vocab.json", folder/"merges.txt"))),
     "run folder": Kind(["run/checkpoint.pt", "run/checkpoint.pt", "run/checkpoint.pt", "run/metrics.jsonl", "run/config.json"],
-                       lambda data, dice: (change_state if data[:2] == b"PK" else change_json if data[:1] == b"{" and b"\n{" not in data else change_lines)(data, dice), resumed),
+                       lambda data, dice: (change_state if data[:2] == b"PK" else change_json if data[:2] == b"{\n" else change_diary)(data, dice), resumed),
 }
 
 

@@ -44,6 +44,7 @@ class Stored(NamedTuple):
 # %% ../../nbs/engine/model_files.ipynb #plausible
 LARGEST = 1 << 24   # no model has a size beyond it
 DEEPEST = 1 << 12   # nor so many blocks
+_HARM = "it is damaged, or made to do harm"
 _LIMITS = {"norm_eps": 1e3, "rope_theta": 1e38}
 _SAID = ("vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff",
          "rope_theta", "num_kv_heads", "tie")   # by every file; others came later
@@ -66,8 +67,8 @@ def checked_fields(
                              f"but is a {type(value).__name__}")
         if not isinstance(value, int | float): continue
         if not abs(value) < _LIMITS.get(field.name, LARGEST):
-            raise ValueError(f"it asks for {field.name} = {value:,}, which no model "
-                             "has; it is damaged, or made to do harm")
+            raise ValueError(f"it asks for {field.name} = {value:,}, "
+                             f"which no model has; {_HARM}")
     return kind(**found)
 
 def model_shape(
@@ -95,10 +96,11 @@ def check_sizes(
     shapes:Mapping[str, tuple[int, ...]],   # The shapes of the tensors that it holds
 )->None:
     "Raise `ValueError` for a shape that takes more than the file's tensors would fill."
+    why = f"which no model has; {_HARM}"
+    if config.num_layers > len(shapes):
+        why = f"but holds {len(shapes):,} tensors in all; {_HARM}"
     if config.num_layers > min(len(shapes), DEEPEST):
-        raise ValueError(f"{path} asks for {config.num_layers:,} blocks, "
-                         f"but holds {len(shapes):,} tensors in all; "
-                         "it is damaged, or made to do harm")
+        raise ValueError(f"{path} asks for {config.num_layers:,} blocks, {why}")
     table = config.max_seq_len * head_size(config)
     if table > max(LARGEST, sum(map(prod, shapes.values()))):
         raise ValueError(f"{path} asks for texts of {config.max_seq_len:,} tokens, "
@@ -168,8 +170,7 @@ def check_weights(
     if not own: return
     check_every_tensor(path, shapes, own_shapes(config))
     if sum(tensors[name].nbytes for name in shapes) > sum(held.values()):
-        raise ValueError(f"{path} holds fewer numbers than its tensors have; "
-                         "it is damaged, or made to do harm")
+        raise ValueError(f"{path} holds fewer numbers than its tensors have; {_HARM}")
     for name in shapes:
         if not tensors[name].float().isfinite().all():
             raise ValueError(f"{path} holds numbers in {name} that are not finite")
