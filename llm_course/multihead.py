@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from .attention import attention, fused_attention
+from .attention import attention
 from .checks import check_of
+from .engine.attention_kernel import fused_attention
 from .linear import Linear
 from .rope import RoPE
 
