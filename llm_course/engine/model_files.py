@@ -193,7 +193,7 @@ def check_archive(
     damaged = archive.testzip()
     if damaged: raise ValueError(f"bad checksum in {damaged}")
     for record in records:
-        if not record.filename.endswith("data.pkl"): continue
+        if not record.filename.lower().endswith("data.pkl"): continue
         for operation, called, _ in pickletools.genops(archive.read(record)):
             if operation.name != "GLOBAL" or _CALLS.fullmatch(str(called)): continue
             raise ValueError(f"it carries code, {called}")
