@@ -176,6 +176,9 @@ def check_moments(
     states = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(states, dict):
         raise ValueError("the checkpoint's optimiser has no moments")
+    there, here = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in there] != [group["params"] for group in here]:
+        raise ValueError("the checkpoint's optimiser has other groups of parameters")
     groups = []   # which group each parameter is in
     for j, group in enumerate(optimizer.param_groups):
         groups += [j] * len(group["params"])

@@ -465,7 +465,7 @@ def main():
     parser.add_argument("--show", nargs="*", default=sorted(BAD), help="outcomes to tell one by one")
     asked = parser.parse_args()
     def tell(name, i, outcome, how, why):
-        if outcome in asked.show: print(f"{name} {i}: {outcome}: {how}: {why}", flush=True)
+        if outcome in asked.show: print(ascii(f"{name} {i}: {outcome}: {how}: {why}")[1:-1], flush=True)
     began = time.time()
     table = fuzz(asked.kind or KINDS, asked.n, asked.seed, tell)
     print("| kind | n | " + " | ".join(OUTCOMES) + " |\n|" + "---|" * (len(OUTCOMES) + 2))
