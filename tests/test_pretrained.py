@@ -284,12 +284,12 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
 @pytest.mark.parametrize("change, said", [
     (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
     (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
-    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "its rope_theta should be a float, but is a list"),
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "its rope_theta should be of type float, but is of type list"),
     (dict(max_position_embeddings=(1 << 24) - 1), "whose table of 268,435,440 angles is larger than the model; load it with a smaller max_seq_len"),
     (dict(head_dim=10**8), "d_k = 100,000,000"), (dict(rms_norm_eps=1e300), r"norm_eps = 1e\+300"), (dict(num_key_value_heads=1 << 63), "num_kv_heads = 9,223"),
     (dict(rope_scaling=LLAMA3_RULE | {"original_max_position_embeddings": 10**400}), "original_max_seq_len = 10,000"), (dict(rope_scaling=LLAMA3_RULE | {"factor": 1e300}), "damaged, or made"),
-    (dict(rope_scaling=LLAMA3_RULE | {"factor": "x"}), "its factor should be a float, but is a str"), (dict(rope_scaling=LLAMA3_RULE | {"factor": []}), "its factor should be a float, but is a list"), (dict(rope_scaling=3), "scaling of RoPE is 3"),
-    (dict(rope_scaling="x"), "scaling of RoPE is 'x'"), (dict(rope_scaling={"rope_type": ["llama3"]}), "by the rule"), (dict(rope_theta=10**400), "rope_theta = 10,000"), (dict(tie_word_embeddings="no"), "its tie should be a bool"), (dict(num_key_value_heads=True), "should be a int, but is a bool")],
+    (dict(rope_scaling=LLAMA3_RULE | {"factor": "x"}), "its factor should be of type float, but is of type str"), (dict(rope_scaling=LLAMA3_RULE | {"factor": []}), "its factor should be of type float, but is of type list"), (dict(rope_scaling=3), "scaling of RoPE is 3"),
+    (dict(rope_scaling="x"), "scaling of RoPE is 'x'"), (dict(rope_scaling={"rope_type": ["llama3"]}), "by the rule"), (dict(rope_theta=10**400), "rope_theta = 10,000"), (dict(tie_word_embeddings="no"), "its tie should be of type bool"), (dict(num_key_value_heads=True), "should be of type int, but is of type bool")],
     ids=lambda value: str(value)[:60])
 def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)

@@ -63,8 +63,8 @@ def checked_fields(
         if float in kinds: kinds = *kinds, int
         odd = type(value) is bool and bool not in kinds   # else it would be a number
         if odd or not isinstance(value, kinds):
-            raise ValueError(f"its {field.name} should be a {kinds[0].__name__}, "
-                             f"but is a {type(value).__name__}")
+            raise ValueError(f"its {field.name} should be of type {kinds[0].__name__}, "
+                             f"but is of type {type(value).__name__}")
         if not isinstance(value, int | float): continue
         if not abs(value) < _LIMITS.get(field.name, LARGEST):
             raise ValueError(f"it asks for {field.name} = {value:,}, "
