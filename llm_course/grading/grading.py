@@ -723,6 +723,7 @@ def hint_for(
     hint, whole = compare(mine, component, check=check)
     wrong = [i for i, apart in enumerate(differ(mine, truth)) if apart]
     if whole or not wrong: return hint or raised or seen
+    if raised.startswith("it is called otherwise"): return raised
     for i in wrong:
         if said := parameters_apart(mine[i], truth[i]): return said
     sure, _ = compare(mine, component, 6, check)
