@@ -443,7 +443,7 @@ def deaf_versions():
                 deaf = without(call, name)
                 yield pytest.param(component, type(ours.__name__, (ours,), {method: (lambda self, *inputs, _deaf=deaf, **more: _deaf(self, *inputs, **more))}) if method else deaf, id=f"{component}.{method}.{name}")
 
-@pytest.mark.parametrize("component, part", deaf_versions())
+@pytest.mark.parametrize("component, part", list(deaf_versions()))
 def test_a_part_that_is_deaf_to_one_setting_is_refused_with_a_hint(component, part):
     verdict = judge(part, component)
     assert verdict.claim and verdict.hint, verdict

@@ -224,7 +224,7 @@ def _ask_ffn(part):
     yield "when w2 turns the sign round", lambda: _gate(part, -1.)(torch.linspace(-6, 6, 13))
     yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
-    yield "in half precision", lambda: filled(part(4, 6)).bfloat16()(x.bfloat16())
+    yield "in half precision", lambda: str(filled(part(4, 6)).bfloat16()(x.bfloat16()).dtype)
     yield from placed(lambda **more: part(4, 6, **more))
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 

@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..embedding import Embedding
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of, variants
+from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
 from ..transformer import Transformer, TransformerBlock
@@ -34,9 +36,12 @@ def _ask_block(part):
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
-    yield "with other norms", lambda: made(norm=lambda d: nn.Identity())(x)
-    yield "with another network", lambda: made(ffn=lambda *sizes: nn.Identity())(x)
-    yield "with another attention", lambda: made(attention=lambda *sizes: Made(lambda s, x, *more, **how: x))(x)
+    yield "with other norms", lambda: made(norm=lambda d: _passing())(x)
+    yield "with another network", lambda: made(ffn=lambda *sizes: _passing())(x)
+    yield "with another attention", lambda: made(attention=lambda *sizes: _passing())(x)
+
+def _passing(): # A part that changes nothing
+    return Made(lambda s, x, *more, **how: x)
 
 @torch.no_grad()
 def _silenced(model, *names):
@@ -93,10 +98,10 @@ def _ask_model(part):
     yield "where positions are given", lambda: small()(ids, torch.tensor([0, 1, 2, 5, 6, 7]))
     yield "with another theta", lambda: filled(part(11, 8, 16, 2, 4, 24, rope_theta=10.))(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
-    yield "with another last norm", lambda: made(final_norm=lambda d: nn.Identity())(ids)
-    yield "with another embedding", lambda: type(made(embedding=nn.Embedding).embedding).__module__
-    yield "with other blocks", lambda: made(block=lambda *sizes: Made(lambda s, x, *more, **how: x))(ids)
-    yield "with another head", lambda: made(head=lambda d, v: nn.Linear(d, v))(ids)
+    yield "with another last norm", lambda: made(final_norm=lambda d: _passing())(ids)
+    yield "with another embedding", lambda: type(made(embedding=_Table).embedding).__name__
+    yield "with other blocks", lambda: made(block=lambda *sizes: _passing())(ids)
+    yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss():
         model, many = part(500, 32, 64, 4, 4, 128), torch.randint(500, (8, 33), generator=torch.Generator().manual_seed(3))
         return torch.nn.functional.cross_entropy(model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten())
@@ -106,6 +111,9 @@ def _ask_model(part):
 def _pulled(model, ids):
     model(ids).square().sum().backward()
     return model
+
+class _Table(Embedding): "An embedding by another name."
+class _Scores(Linear): "A head by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
 def _a_model(flow=None, change=lambda model: None):
