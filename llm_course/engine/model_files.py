@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'BLOCK', 'Stored', 'head_size', 'check_sizes', 'check_every_tensor', 'row_blocks', 'empty_model',
-           'without_copies', 'explain', 'read_object', 'import_package', 'whole_path']
+           'without_copies', 'explain', 'read_object', 'import_package']
 
 # %% ../../nbs/engine/model_files.ipynb #imports
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from math import prod
@@ -23,7 +21,7 @@ from torch import Tensor
 
 # %% ../../nbs/engine/model_files.ipynb #imports-course
 from .tokenizer_formats import read_json
-from .commands import one_line, sync_folder
+from .commands import one_line
 from ..rope import RopeScaling
 from ..transformer import ModelConfig, Transformer
 
@@ -195,19 +193,3 @@ def import_package(
     except ImportError:
         raise ValueError(f"{what} needs the package {package}; "
                          f"install it with: pip install {package}") from None
-
-# %% ../../nbs/engine/model_files.ipynb #whole-path
-@contextmanager
-def whole_path(
-    path:Path,     # Where a file is to appear
-)->Iterator[Path]: # Where to write it
-    "As `whole_file`, for libraries that open files themselves."
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        with open(partial, "rb+") as file: os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
