@@ -46,7 +46,7 @@ def refusal(capsys, work, *args):
 @posix
 def test_no_fault_leaves_a_mixture_that_is_read(tmp_path):
     "A sample; `python tests/faults.py FOLDER 1` tries every call that writes, in three ways."
-    done = subprocess.run([sys.executable, "tests/faults.py", tmp_path, "31"], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+    done = subprocess.run([sys.executable, "tests/faults.py", tmp_path, "37"], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
                           capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0 and "0 mixed, 0 files lost" in done.stdout, done.stderr
 
@@ -229,7 +229,7 @@ def test_a_disk_without_locks_is_written_to_with_a_note(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_is_cleared_away(base, tmp_path):
     for name in diary.RUN_FILES: (tmp_path/f"{name}.partial").write_bytes(b"half")
     (tmp_path/"mine.partial").write_bytes(b"of the user")
-    faults.Training(base).write(tmp_path, "first")
+    diary.open_folder(faults.Training(base).config(tmp_path), [])
     assert [path.name for path in tmp_path.glob("*.partial")] == ["mine.partial"]
 
 
@@ -241,19 +241,11 @@ def test_a_refused_run_leaves_no_folder(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_a_run_without_a_checkpoint_is_not_begun_again_unasked(base, tmp_path):
-    config = faults.Training(base).config(tmp_path)
-    (tmp_path/"best.pt").write_bytes(b"of a run that was stopped before its first checkpoint")
-    with pytest.raises(ValueError, match="holds a run already"): train(replace(config, resume=False))
-    assert train(config).done == 4
-
-
 # ---- A folder that goes away
 
 @pytest.mark.parametrize("room", [True, False])
 def test_a_run_whose_folder_is_deleted_is_saved_elsewhere(base, tmp_path, room, monkeypatch, capsys):
     kind, folder = faults.Training(base), tmp_path/"run"
-    kind.write(tmp_path/"whole", "second")
     (tmp_path/"elsewhere").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path/"elsewhere"))
     real = training.record
@@ -270,7 +262,7 @@ def test_a_run_whose_folder_is_deleted_is_saved_elsewhere(base, tmp_path, room, 
     assert "No such file" in said and not folder.exists() and len(saved) == room
     if not room: return
     assert f"saved in {saved[0]} instead" in said and f"--output {saved[0]} --resume" in said
-    kind.write(saved[0], "second")
+    for output in saved[0], tmp_path/"whole": kind.write(output, "second")
     assert kind.losses(saved[0]) == kind.losses(tmp_path/"whole") and kind.read(saved[0])[0] == 4
     assert (saved[0]/"best.pt").exists()
 
@@ -287,6 +279,13 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path):
 def test_an_error_that_is_not_of_the_disk_keeps_its_words(tmp_path):
     with pytest.raises(OSError, match=r"^the network is down$"), whole_folder(tmp_path, "data"): raise OSError("the network is down")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_into_one_folder_take_turns(tmp_path):
+    with whole_folder(tmp_path, "data") as stage:
+        (stage/"a").write_bytes(b"first")
+        with pytest.raises(ValueError, match="is being written by"), whole_folder(tmp_path, "data"): pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "data.manifest.json"} and (tmp_path/"a").read_bytes() == b"first"
 
 
 def test_files_of_other_kinds_are_none_of_its_business(tmp_path):

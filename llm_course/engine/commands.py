@@ -21,7 +21,6 @@ from dataclasses import fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
 from textwrap import shorten
 from typing import IO, Any, TypeVar
 
@@ -217,7 +216,10 @@ def output_path(
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=home).close()   # it has no name that could stay behind
+        probe = home/f".{path.name}.probe"
+        probe.unlink(missing_ok=True)   # of a process that was killed, or a link
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):

@@ -9,6 +9,7 @@ __all__ = ['FAMILIES', 'SHAPE', 'NUMBERS', 'STAMP', 'CARD', 'OTHERS', 'check_fam
 
 # %% ../../nbs/engine/hf_folders.ipynb #imports
 import json
+import struct
 import warnings
 from collections.abc import Mapping
 from hashlib import sha256
@@ -319,6 +320,15 @@ def _stamp(texts:dict[str, dict], tensors:dict[str, Tensor])->str:
         digest.update(numbers.flatten()[:1000].view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
+def _sort_metadata(path:Path)->None:
+    "Put the metadata of a safetensors file in order: the library leaves it to chance."
+    with open(path, "rb+") as file:
+        size, = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+
 def write_folder(
     folder:Path,                # Exists already
     config:ModelConfig,         # The shape of the model
@@ -348,6 +358,7 @@ def write_folder(
         try: save_file(tensors, stage/"model.safetensors",
                        {"format": "pt", STAMP: stamp})
         except SafetensorError as error: raise OSError(one_line(error)) from None
+        _sort_metadata(stage/"model.safetensors")
     parameters = sum(numbers.numel() for numbers in tensors.values())
     text = card(config, parameters, folder.resolve().name, dtype, about)
     with whole_file(folder/"README.md", "w") as file: file.write(text)

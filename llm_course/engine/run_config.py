@@ -329,11 +329,10 @@ def find_checkpoint(
 
     Raises `ValueError` rather than overwrite a run, or go on as another one."""
     path = config.output/"checkpoint.pt"
-    if not path.exists() and not path.with_name("best.pt").exists(): return None
+    if not path.exists(): return None
     if not config.resume:
         raise ValueError(f"--output {config.output} holds a run already; add --resume "
                          "to go on with it, or name another folder")
-    if not path.exists(): return None   # it was stopped before its first checkpoint
     saved = read_checkpoint(path, config.device)
     lacking = []
     for name, kind in _KEPT.items():
