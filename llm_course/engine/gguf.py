@@ -22,12 +22,13 @@ from torch import Tensor
 
 # %% ../../nbs/engine/gguf.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
+from .commands import whole_file
 from .tokenizer_formats import spell, unspell
 from .foreign_tokenizers import (
     PRE_TOKENIZERS, Composed, SentencePiece, add_facts, from_scores, known_ids)
 from .hf_folders import FAMILIES, check_family_name, family_of
 from .model_files import (
-    Stored, explain, head_size, import_package, model_shape, whole_path, without_copies)
+    Stored, explain, head_size, import_package, model_shape, without_copies)
 from ..rope import RopeScaling
 from ..transformer import ModelConfig
 
@@ -378,8 +379,8 @@ def write_gguf(
         frequency = _frequency(config.rope_theta, head_size(config))
         factors = frequency / config.rope_scaling.slow(frequency)
         tensors = tensors | {"rope_freqs.weight": factors.float()}
-    with whole_path(path) as partial:
-        writer = gguf.GGUFWriter(partial, family_of(config))
+    with whole_file(path) as file:
+        writer = gguf.GGUFWriter(file.name, family_of(config))   # opens it once more
         writer.add_name(path.stem)
         _write_shape(writer, config)
         _write_tokenizer(writer, tokenizer, config.vocab_size, roles)
