@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .engine.commands import input_file, output_path, run_command, whole_file
+from .engine.model_files import empty_model
 from .engine.parts import own_parts, part_name, same_parts
 from .transformer import PARTS, ModelConfig, Transformer
 
@@ -297,14 +298,11 @@ def build(
     parts:Mapping[str, Callable]|None=None, # Those that are not ours; see `Transformer`
 )->Transformer:             # In float32, ready to evaluate
     "Make the model that a file describes."
-    shape = asdict(config) | {"parts": parts, "dtype": torch.float32}
     if parts:   # they may compute tables as they are made
+        shape = asdict(config) | {"parts": parts, "dtype": torch.float32}
         with torch.random.fork_rng(): model = Transformer(**shape, device=device)
-    else:       # nothing is drawn in vain
-        model = Transformer(**shape, device="meta").to_empty(device=device)
-    if config.tie:
-        model.head.weight = model.embedding.weight   # `to_empty` parts them
-        state = {"head.weight": state["embedding.weight"], **state}
+    else: model = empty_model(config, device)   # nothing is drawn in vain
+    if config.tie: state = {"head.weight": state["embedding.weight"], **state}
     restore({"config": None, "model": state}, model)
     return model.eval()
 

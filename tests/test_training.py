@@ -24,8 +24,10 @@ from llm_course.data import get_batch, windows
 from llm_course.engine import commands, diary
 from llm_course.engine.commands import parse
 from llm_course.engine.diary import count_bytes, peak_flops, report, vital_signs
+from llm_course.engine.flags import Dials
 from llm_course.engine.processes import fast_forward, polite_stop
 from llm_course.engine.run_config import PRECISIONS, default_precision, optimizer_for
+from llm_course.generating import Sampling
 from llm_course.loss import cross_entropy
 from llm_course.training import TrainConfig, evaluate, settle, train, train_step
 from llm_course.transformer import ModelConfig, Transformer
@@ -335,7 +337,20 @@ def test_threads_are_set_where_asked(asked):
 
 def test_every_field_of_a_model_is_a_flag():
     foreign = {"norm_eps", "d_k", "qkv_bias", "qk_norm", "rope_scaling"}   # for models that others have trained
-    assert {f.name for f in fields(ModelConfig)} - foreign <= {f.name for f in fields(TrainConfig)}
+    defaults = {f.name: f.default for f in fields(ModelConfig)} | {"vocab_size": None}   # which the tokenizer decides
+    flags = {f.name: f.default for f in fields(TrainConfig) if f.name in defaults}
+    assert flags == {name: default for name, default in defaults.items() if name not in foreign}
+    assert {f.name: f.default for f in fields(Dials)} == {f.name: f.default for f in fields(Sampling)}
+
+
+def test_a_path_may_be_a_text():
+    "In a process of its own, since types are checked here."
+    code = """from pathlib import Path
+from llm_course import TrainConfig
+config = TrainConfig(train_data="t.bin", val_data="v.bin", output="run", tokenizer_path="t.json")
+assert config == TrainConfig(train_data=Path("t.bin"), val_data=Path("v.bin"), output=Path("run"), tokenizer_path=Path("t.json"))
+assert config.output/"x" == Path("run/x")"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu
