@@ -129,6 +129,7 @@ class Text:
     # Ask for prompts, one a line (write \n for a line break), until Ctrl-D;
     # Ctrl-C ends a text
     interactive:bool=False
+    echo:bool=True           # Show the prompt before what follows it
     # The same seed gives the same text
     seed:Annotated[int|None, by_default("another one each time")]=None
 
@@ -140,6 +141,8 @@ class Model:
     model_path:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
     tokenizer_path:Annotated[Path|None, by_default("the one beside the model")]=None
+    # A Python file with `parts`, as they were given to train(); its code is run
+    parts:Annotated[Path|None, by_default("the course's own parts")]=None
     # A smaller model with the same tokenizer, to guess ahead: the same distribution,
     # perhaps sooner
     draft_path:Annotated[Path|None, by_default("none")]=None

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates', 'find_tokenizer',
-           'find_vocab_size', 'check_flags', 'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates',
-           'position_of', 'schedule_of', 'find_checkpoint', 'no_number']
+           'find_vocab_size', 'check_types', 'check_flags', 'shape_of', 'least_memory', 'memory_of', 'check_memory',
+           'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
+           'find_checkpoint', 'no_number']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
 import math
-from dataclasses import replace
+import os
+from dataclasses import fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from .muon import Muon, Together
 from .optimizers import CheckedOptimizer
 from ..optim import AdamW, params_for_decay
 from ..schedule import cos_lr_scheduler, linear_lr_scheduler
+from ..transformer import ModelConfig
 
 # %% ../../nbs/engine/run_config.ipynb #precision
 PRECISIONS = {
@@ -101,31 +105,102 @@ CHOICES = {"precision": PRECISIONS, "parallel": ("ddp", "fsdp"),
 _COUNTS = ("max_seq_len", "batch_size", "grad_accumulation", "iterations",
            "log_interval", "val_interval", "val_batches", "checkpoint_interval",
            "num_threads")   # at least 1
+_MANY = 2**63   # more than a computer can count
 _ENDS = {"weight_decay": math.inf, "grad_clip": math.inf,
          "lr_max": torch.finfo(torch.float32).max, "beta1": 1, "beta2": 1,
-         "seed": 2**63, "sample_interval": math.inf}   # at least 0, and less than this
+         "seed": _MANY, "sample_interval": _MANY, "warmup_iters": _MANY,
+         "cos_cycle_iters": _MANY}   # at least 0, and less than this
+
+def check_types(
+    config:TrainConfig, # As a program made it; the command line knows its types
+)->None:
+    "Refuse values of another type. A whole number may stand for a fraction."
+    for name, hint in get_type_hints(TrainConfig).items():
+        value = getattr(config, name)
+        kinds = get_args(hint) or (hint,)
+        wide = tuple({int: Integral, float: Real}.get(kind, kind) for kind in kinds)
+        if not isinstance(value, wide):
+            told = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"--{name} must be of type {told}, but is {value!r}")
 
 def check_flags(
     config:TrainConfig, # As the user gave it
 )->None:
     "Refuse names that mean nothing, and numbers with which no run can be made."
+    check_types(config)
     for name, choices in CHOICES.items():
         chosen = getattr(config, name)
         if chosen is not None and chosen not in choices:
             raise ValueError(f"--{name} {chosen} is none of {', '.join(choices)}")
     for name in _COUNTS:
         number = getattr(config, name)
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {number}")
+        if number is not None and not 1 <= number < _MANY:
+            raise ValueError(f"--{name} must be at least 1, but is {number}"
+                             if number < 1 else f"--{name} {number} is too large")
     for name, end in _ENDS.items():
         number = getattr(config, name)
-        if not 0 <= number < end:
+        if number is not None and not 0 <= number < end:
             raise ValueError(f"--{name} must be at least 0 and less than {end}, "
                              f"but is {number}")
     if config.muon_lr is None: return
     if not (config.lr_max > 0 and 0 < config.muon_lr < math.inf):
         raise ValueError("--muon_lr and --lr_max must be positive, but they are "
                          f"{config.muon_lr} and {config.lr_max}")
+
+# %% ../../nbs/engine/run_config.ipynb #memory
+def shape_of(
+    config:TrainConfig, # Settled
+)->dict[str, Any]:      # The arguments of `ModelConfig` that flags decide
+    "Pick the model's shape out of the flags."
+    names = [f.name for f in fields(ModelConfig) if hasattr(config, f.name)]
+    return {name: getattr(config, name) for name in names}
+
+def least_memory(
+    config:TrainConfig, # With a vocabulary
+    count:int=1,        # Processes
+)->dict[str, int]:      # Bytes for the model and for a batch, in each process
+    "Reckon what a run needs at the least."
+    shape = ModelConfig(**shape_of(config))
+    width, layers, vocab = shape.d_model, shape.num_layers, shape.vocab_size
+    kv = shape.num_kv_heads or shape.num_heads
+    block = 2 * width * width * (shape.num_heads + kv) // shape.num_heads
+    weights = layers * (block + 3 * width * shape.d_ff)
+    weights += vocab * width * (1 if shape.tie else 2)
+    rows = config.batch_size * config.max_seq_len // count
+    ids = 16 * rows * count * config.grad_accumulation   # inputs and targets
+    return {"model": 16 * weights // count + 20_000 * layers,   # Python's own objects
+            "batch": ids + 2 * rows * (vocab + width * layers)}   # in half precision
+
+def memory_of(
+    device:torch.device, # That is there
+)->int|None:             # Bytes in all; `None` where the system does not say
+    "Ask how much memory there is, in use or not."
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps": return torch.mps.recommended_max_memory()
+    if not hasattr(os, "sysconf"): return None
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")   # of a container
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(found, int(text)) if text.isdigit() else found
+
+_SMALLER = {"model": "--d_model, --d_ff, --num_layers or --vocab_size",
+            "batch": "--batch_size, --grad_accumulation or --max_seq_len"}
+
+def check_memory(
+    config:TrainConfig, # With a vocabulary
+    device:torch.device, # Where it will run
+)->None:
+    "Raise `ValueError` for a run that cannot fit."
+    here = memory_of(device)
+    if here is None: return
+    need = least_memory(config, int(os.environ.get("WORLD_SIZE", 1)))
+    if sum(need.values()) <= here: return
+    large = max(need, key=lambda what: need[what])
+    told = min(need[large], 10**18) / 1e9
+    raise ValueError(f"there is not enough memory: the {large} takes {told:,.0f} GB or "
+                     f"more, and {device} has {here / 1e9:,.0f} GB; ask for a smaller "
+                     f"{_SMALLER[large]}")
 
 # %% ../../nbs/engine/run_config.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: module
@@ -154,10 +229,12 @@ def settle(
                          "name one by --tokenizer_path")
     for board in BOARDS:
         if getattr(config, board): import_board(board)
-    return replace(
+    settled = replace(
         settle_rates(config), device=str(device), tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device),
         vocab_size=find_vocab_size(config))
+    check_memory(settled, device)
+    return settled
 
 # %% ../../nbs/engine/run_config.ipynb #read-ids
 def read_ids(
@@ -203,6 +280,9 @@ def set_rates(
             group["lr"] = rate * (config.muon_lr / config.lr_max)
 
 # %% ../../nbs/engine/run_config.ipynb #position
+_RATES = "lr_max", "lr_min", "warmup_iters", "cos_cycle_iters", "decay"
+_SETTINGS = "muon_lr", "beta1", "beta2", "weight_decay", "grad_clip"
+
 def position_of(
     config:TrainConfig, # Settled
     length:int,         # Ids of its training data
@@ -214,9 +294,27 @@ def position_of(
 def schedule_of(
     config:TrainConfig, # Settled
 )->dict:                # Plain values
-    "Take down what decides, with the step number, the learning rate."
-    names = "lr_max", "lr_min", "warmup_iters", "cos_cycle_iters", "decay"
-    return {name: getattr(config, name) for name in names}
+    "Take down what decides, with the step number, how far a step goes."
+    return {name: getattr(config, name) for name in (*_RATES, *_SETTINGS)}
+
+def changes(
+    config:TrainConfig, # Settled
+    before:dict,        # What `schedule_of` gave when the checkpoint was written
+    step:int,           # The first one to come
+)->list[str]:           # Notes for the user
+    "Say which flags will make a run go on in another way than it was begun."
+    notes = []
+    rates = {name: before.get(name, getattr(config, name)) for name in _RATES}
+    old = learning_rate(replace(config, **rates), step)
+    new = learning_rate(config, step)
+    if old != new:
+        notes.append(f"the schedule has changed: step {step:,} would have had the "
+                     f"rate {old:.3g}, and has {new:.3g}")
+    for name in _SETTINGS:
+        now = getattr(config, name)
+        was = before.get(name, now)
+        if was != now: notes.append(f"--{name} was {was}, and is {now} from now on")
+    return notes
 
 # %% ../../nbs/engine/run_config.ipynb #find-checkpoint
 _KEPT = {"scaler": dict, "best": float, "pending": list, "run": dict,
@@ -248,6 +346,12 @@ def find_checkpoint(
         if name == "train_ids": what = f"the number of ids in {config.train_data}"
         raise ValueError(f"{what} was {old} when the run in {config.output} began, and "
                          f"is {new} now; use {old}, or name another folder")
+    muon = saved["schedule"].get("muon_lr", config.muon_lr)
+    if (muon is None) != (config.muon_lr is None):
+        was, now = (f"{value or 'left out'}" for value in (muon, config.muon_lr))
+        raise ValueError(f"--muon_lr was {was} when the run in {config.output} began, "
+                         f"and is {now} now; another optimiser has no use for its "
+                         "moments: name another folder")
     if saved["iteration"] > config.iterations:
         raise ValueError(f"--iterations {config.iterations} is less than the "
                          f"{saved['iteration']} steps that the run in {config.output} "
@@ -260,6 +364,8 @@ def no_number(
 )->ValueError:          # To be raised
     "Say that a run has lost its way, what is left of it, and what to try."
     path, kept = config.output/"checkpoint.pt", "there is no checkpoint yet"
+    muon = config.muon_lr
     if path.exists(): kept = f"{path} is the last good checkpoint"
     return ValueError(f"the loss stopped being a number before iteration {step}; "
-                      f"{kept}; try a lower --lr_max than {config.lr_max:g}")
+                      f"{kept}; try a lower --lr_max than {config.lr_max:g}"
+                      + (f" or --muon_lr than {config.muon_lr:g}" if muon else ""))

@@ -17,6 +17,7 @@ from .commands import run_command
 from .exchange import open_both, open_model
 from .flags import GenerateConfig
 from .int8 import PRECISIONS, at_precision
+from .parts import read_parts
 from ..generating import DEMO, Sampling, stream
 from ..transformer import Transformer
 
@@ -44,7 +45,8 @@ def open_models(
     "Load what the flags name, or what comes with the package."
     device = pick_device(config.device)
     path = config.model_path or DEMO/"model.safetensors"
-    model, tokenizer = open_both(path, config.tokenizer_path, device)
+    parts = read_parts(config.parts)
+    model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
     draft = None
     if config.draft_path is not None:
         draft, _ = open_model(config.draft_path, "--draft_path", device)
@@ -81,7 +83,7 @@ def _print_samples(config:GenerateConfig, models, prompt:str, how:dict)->None:
             seed=None if config.seed is None else config.seed + i,
             draft=draft, ahead=config.ahead, **how)
         if i > 0: print("---")
-        print(prompt, end="", flush=True)
+        if config.echo: print(prompt, end="", flush=True)
         try:
             for piece in pieces: print(piece, end="", flush=True)
         except KeyboardInterrupt:
