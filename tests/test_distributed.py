@@ -196,3 +196,15 @@ def test_the_last_good_checkpoint_is_good_on_several_processes(tmp_path):
         saved = read_checkpoint(path)
         moments = [x for state in saved["optimizer"]["state"].values() for x in state.values()]
         assert all(torch.as_tensor(x).isfinite().all() for x in [*saved["model"].values(), *moments]), path
+
+
+@pytest.mark.parametrize("number, left", [("0", [0]), (None, [])])
+def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, left):
+    "Where a gloo thread may want Python's lock; alone, Python's end is waited for as usual."
+    from llm_course.engine import processes
+    found = []
+    monkeypatch.setattr(processes.os, "_exit", found.append)
+    monkeypatch.delenv("RANK", raising=False)
+    if number: monkeypatch.setenv("RANK", number)
+    processes.leave_at_once()
+    assert found == left

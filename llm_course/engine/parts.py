@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention import attention, fused_attention, join_masks
+from ..attention import attention, join_masks
+from .attention_kernel import fused_attention
 from .commands import input_file, one_line
 from ..embedding import Embedding
 from ..ffn import FFN
