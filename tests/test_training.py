@@ -275,7 +275,7 @@ def test_an_extreme_number_trains_or_is_one_line(name, asked, capsys):
 
 @pytest.mark.parametrize("change", [
     {"batch_size": 10**9}, {"d_model": 10**7}, {"num_layers": 10**9}, {"d_ff": 10**12}, {"vocab_size": 10**12}, {"max_seq_len": 10**12}, {"grad_accumulation": 10**12},
-    {"d_model": 10**30}, {"batch_size": 10**30}, {"iterations": 10**30}, {"warmup_iters": 10**400}], ids=lambda change: "".join(f"{name} 1e{len(str(size)) - 1}" for name, size in change.items()))
+    {"d_model": 10**30}, {"batch_size": 10**30}, {"iterations": 10**30}, {"warmup_iters": 10**400}, {"num_threads": 10**9}], ids=lambda change: "".join(f"{name} 1e{len(str(size)) - 1}" for name, size in change.items()))
 def test_what_no_machine_holds_is_refused_before_memory_is_taken(asked, change, monkeypatch):
     monkeypatch.setattr(run_config, "memory_of", lambda device: 16 * 10**9)
     (name,) = change
