@@ -109,7 +109,7 @@ _MANY = 2**63   # more than a computer can count
 _ENDS = {"weight_decay": math.inf, "grad_clip": math.inf,
          "lr_max": torch.finfo(torch.float32).max, "beta1": 1, "beta2": 1,
          "seed": _MANY, "sample_interval": _MANY, "warmup_iters": _MANY,
-         "cos_cycle_iters": _MANY, "num_threads": 4097}   # at least 0, and less than this
+         "cos_cycle_iters": _MANY, "num_threads": 4097}   # from 0, below this
 
 def check_types(
     config:TrainConfig, # As a program made it; the command line knows its types
