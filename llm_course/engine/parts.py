@@ -232,7 +232,7 @@ def same_parts(
 # %% ../../nbs/engine/parts.ipynb #read-parts
 def read_parts(
     path:Path|None, # A Python file that defines `parts`, a dictionary by role
-)->dict[str, Callable]|None:
+)->dict[str, Any]|None: # That dictionary; its roles are checked where it is used
     "Run a file that the user has named for that. Raises `ValueError` where it fails."
     if path is None: return None
     source = input_file(path, "--parts").read_text("utf-8")
