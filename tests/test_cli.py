@@ -104,7 +104,7 @@ def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tm
 
 
 @pytest.mark.parametrize("source, said", [
-    ("parts = 1/0", "cannot be run: ZeroDivisionError"), ("def", "cannot be run: SyntaxError"), ("part = {}", "must define a dictionary parts"), ("parts = {'nrom': 1}", "no role 'nrom'"),
+    ("parts = 1/0", "cannot be run: ZeroDivisionError"), ("def", "cannot be run: SyntaxError"), ("part = {}", "must define a dictionary parts"), ("parts = {'nrom': print}", "no role 'nrom'"),
     (None, "does not exist")], ids=str)
 def test_a_file_of_parts_that_is_none_is_refused(source, said, tmp_path, capsys):
     from llm_course import generating

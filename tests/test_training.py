@@ -606,7 +606,7 @@ def resumable(made_once):
 
 def resumable_in(folder):
     return settle(TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", **shape | dict(vocab_size=None), batch_size=8, iterations=8,
-                              log_interval=4, val_interval=4, val_batches=2, checkpoint_interval=8, cos_cycle_iters=9, device="cpu", precision="float32"))
+                              log_interval=4, val_interval=4, val_batches=2, checkpoint_interval=8, cos_cycle_iters=30, device="cpu", precision="float32"))
 
 
 def test_every_flag_has_its_place_on_resume():
