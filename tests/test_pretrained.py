@@ -138,6 +138,7 @@ THEIRS = {
     "llama 3": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
     "tinyllama": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, rms_norm_eps=1e-5),
     "smollm2": lambda kind: transformers.LlamaConfig(**kind | {"num_key_value_heads": 1}, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e5}),
+    "mistral": lambda kind: transformers.MistralConfig(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-5, sliding_window=None),
     "qwen2": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6),
     "qwen2.5": lambda kind: transformers.Qwen2Config(**kind | {"num_key_value_heads": 2}, rms_norm_eps=1e-6, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     "qwen3": lambda kind: transformers.Qwen3Config(**kind | {"num_key_value_heads": 2}, head_dim=32, rms_norm_eps=1e-6, tie_word_embeddings=True),
@@ -266,7 +267,8 @@ def test_numbers_beyond_a_narrow_type_are_named(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(model_type="mistral"), "it is of the family 'mistral'"), (dict(model_type=None), "family None"), (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    (dict(model_type="gemma"), "it is of the family 'gemma'"), (dict(model_type="mistral", sliding_window=4), "look back no more than 4 places"),
+    (dict(model_type="mistral", max_position_embeddings=5000), "no more than 4096 places"), (dict(model_type="mistral", sliding_window="4"), "'str'"), (dict(model_type=None), "family None"), (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (dict(attention_bias=True), "attention_bias is True"), (dict(mlp_bias=True), "mlp_bias is True"), (dict(quantization_config={}), "quantised"),
     (dict(rope_scaling={"rope_type": "yarn", "factor": 4.}), "rule 'yarn'"), (dict(rope_scaling={"type": "linear", "factor": 4.}), "rule 'linear'"),
     (dict(rope_scaling={"rope_type": "llama3"}), "lacks 'factor'"), (dict(hidden_size=...), "lacks hidden_size"), (dict(hidden_size="64"), "d_model"),
@@ -990,9 +992,9 @@ def hub(tmp_path, tokenizer):
     root, asked = tmp_path/"hub", []
     export_pretrained(random_model(**MODELS["smollm2"]), tokenizer, root/"someone"/"tiny")
     export_gguf(random_model(**MODELS["smollm2"]), tokenizer, root/"someone"/"tiny"/"tiny.gguf")
-    export_pretrained(random_model(), tokenizer, root/"someone"/"mistral")
-    config = root/"someone"/"mistral"/"config.json"
-    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"model_type": "mistral"}), "utf-8", newline="\n")
+    export_pretrained(random_model(), tokenizer, root/"someone"/"gemma")
+    config = root/"someone"/"gemma"/"config.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"model_type": "gemma"}), "utf-8", newline="\n")
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self): self.do_GET(body=False)
@@ -1053,8 +1055,8 @@ def test_hub(hub):
 
 def test_hub_refusals(hub):
     _, asked, env = hub
-    said, _ = from_hub("someone/mistral", env)
-    assert "it is of the family 'mistral'" in said and "\n" not in said
+    said, _ = from_hub("someone/gemma", env)
+    assert "it is of the family 'gemma'" in said and "\n" not in said
     assert not any("safetensors" in path for path in asked)   # refused before anything large was fetched
     said, _ = from_hub("someone/nobody", env)
     assert said.startswith("refused: someone/nobody is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said

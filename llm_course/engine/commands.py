@@ -313,6 +313,7 @@ def main(
 )->None:
     "The command `llm-course`, and `python -m llm_course`."
     from llm_course import __version__
+    from llm_course.engine.flags import FLAGS
     verb, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "help"): return print(overview())
     if verb in ("-V", "--version"): return print(__version__)
@@ -321,7 +322,12 @@ def main(
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
         print(f"error: there is no command {verb}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    module, _ = VERBS[verb]
+    prog = f"python -m llm_course.{module}"
     token = by_verb.set(True)
-    try: import_module(f"llm_course.{VERBS[verb][0]}").main(words)
+    try:
+        if verb in FLAGS:   # help and refusals need not wait for torch
+            run_command(FLAGS[verb], lambda flags: None, words, prog)
+        import_module(f"llm_course.{module}").main(words)
     except KeyboardInterrupt: raise SystemExit(130) from None   # while torch loads
     finally: by_verb.reset(token)

@@ -235,8 +235,9 @@ def empty_model(
 )->Transformer:                      # Ready to be filled, and then to evaluate
     "Make a model whose parameters hold no numbers yet."
     model = Transformer(**asdict(config), device="meta", dtype=dtype)
-    model = model.to_empty(device=device)
-    if config.tie:   # `to_empty` parts them
+    # as `to_empty` does, whose `empty_like` would load torch's compiler
+    model._apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device=device))
+    if config.tie:   # that parts them
         shared = model.get_parameter("embedding.weight")
         model.get_submodule("head").register_parameter("weight", shared)
     return model.eval()
