@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from .checks import check_of
+from .engine.kernels import transformed
 from .softmax import softmax
 
 # %% ../nbs/09_attention.ipynb #causal-mask
@@ -72,7 +73,9 @@ def fused_attention(
 )->Float[Tensor, "... t d_v"]: # What `attention` returns
     """Compute `attention` by torch's kernel, which need not store the weights.
 
-    Source: Dao et al. 2022."""
+    The kernel multiplies what is masked by 0, so that a NaN or an infinity in a masked
+    key or value makes NaN here, and not in `attention`. Source: Dao et al. 2022."""
+    if transformed(): return attention(q, k, v, mask, causal)
     t, s = q.shape[-2], k.shape[-2]
     half = v.dtype in (torch.bfloat16, torch.float16)
     if half and v.device.type == "cpu" and torch.is_grad_enabled():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .checks import check_of
+from .engine.kernels import transformed
 
 # %% ../nbs/06_rmsnorm.ipynb #Norm
 def _normed(x, gain, eps):
@@ -56,6 +57,10 @@ def rms_norm(
     if not x.is_floating_point():
         raise TypeError(f"rms_norm takes floating-point vectors, not {x.dtype}; "
                         "embed token ids first")
+    if transformed():
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        shrink = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+        return (wide * shrink * gain).to(x.dtype)
     if torch.is_grad_enabled(): return _Norm.apply(x, gain, eps)
     return _normed(x, gain, eps)[0]
 

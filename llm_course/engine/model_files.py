@@ -74,7 +74,7 @@ def check_sizes(
 
 # %% ../../nbs/engine/model_files.ipynb #account
 def check_every_tensor(
-    path:Path,                            # The file, for the message
+    path:str|Path,                        # The file, for the message
     held:Mapping[str, tuple[int, ...]],   # What it holds: names and shapes
     wanted:Mapping[str, tuple[int, ...]], # What the model needs
 )->None:
