@@ -449,6 +449,7 @@ def test_what_is_shared_without_a_word_is_read_back(tokenizer, tmp_path, share, 
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"folder", dtype=torch.float32)
         assert differences(model, theirs, ids)[0] < (1e-3 if dtype == torch.float32 else .1)
         assert differences(model, as_transformers(model), ids)[0] < 1e-3
+    if share is a_view: return   # two parameters with one memory: no optimiser can tell
     other = random_model()
     with pytest.raises(ValueError, match="another model or optimiser") as caught: load_checkpoint(tmp_path/"checkpoint.pt", other, AdamW(other.parameters(), 1e-3))
     assert "\n" not in str(caught.value)
