@@ -78,7 +78,7 @@ def rope_of(
         raise ValueError(f"it scales RoPE by the rule {kind!r}, "
                          "and the course's classes know only 'llama3'")
     known = {"rope_theta": ANYTHING, "rope_type": ANYTHING, "type": ANYTHING,
-             "partial_rotary_factor": (1,)}
+             "partial_rotary_factor": (1,), "factor": (1,)}
     if kind == "llama3": known |= dict.fromkeys(_SLOWED, ANYTHING)
     for what in unknown_keys(said, known):
         raise ValueError(f"it says {what} of RoPE, with which the rule {kind!r} "
