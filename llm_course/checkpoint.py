@@ -294,7 +294,8 @@ def save_model(
     if model.parts:
         names = {role: part_name(part) for role, part in model.parts.items()}
         about["parts"] = json.dumps(names)
-    with whole_file(Path(path)) as file: file.write(to_safetensors(apart(tensors), about))
+    data = to_safetensors(apart(tensors), about)
+    with whole_file(Path(path)) as file: file.write(data)
 
 # %% ../nbs/16_checkpoint.ipynb #read-safetensors
 def read_safetensors(

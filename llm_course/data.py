@@ -209,8 +209,9 @@ def load_ids(
             raise ValueError(f"{path} has no .npy header, and its {size} bytes are not "
                              f"whole uint16 ids either; {remedy}")
         ids = np.memmap(path, "<u2", "r")
-        halves = ids[1::2]   # of numbers of 32 bits, if it holds such
-        if (vocab_size or 0) > 1 << 16 or (len(halves) > 8 and ids.any() and not halves.any()):
+        upper = ids[1::2]   # the upper halves, if these are numbers of 32 bits
+        wider = len(upper) > 8 and not upper.any() and ids.any()
+        if wider or (vocab_size or 0) > 1 << 16:
             raise ValueError(f"{path} has no .npy header, so its ids would be read as "
                              "uint16, but they are wider, or the vocabulary is; "
                              f"{remedy}")

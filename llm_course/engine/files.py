@@ -116,7 +116,7 @@ def count_block(
     texts:list[str],          # Texts of their own
     pattern:str,              # How pre-tokens are cut
     tokens:tuple[str, ...],   # Special tokens: nothing is learnt from them
-    normalizer:Literal["", "NFC"]="", # Form of Unicode to bring the texts to; empty for none
+    normalizer:Literal["", "NFC"]="", # Form of Unicode to bring texts to
 )->Counter[str]:              # How often each pre-token occurs
     "Count the pre-tokens between special tokens."
     special = special_pattern(tokens)
