@@ -7,6 +7,7 @@ __all__ = ['LONGEST_PIECE', 'SPACE_FIRST', 'SPACE_BACK', 'ROLES', 'QWEN', 'PRE_T
            'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'add_facts', 'known_ids', 'say_unknown', 'load_tokenizer']
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 from ..bpe import GPT2, LLAMA3
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import merge_by_rank
-from .tokenizer_formats import (
+from llm_course.engine.tokenizer_formats import (
     ANYTHING, SMOLLM, Rules, added_tokens, around_prompts, check_added, check_hf,
-    errors_that_name, from_hf_dict, ids_around, read_json, unknown_keys, write_hf)
+    errors_that_name, from_hf_dict, ids_around, read_json, tokens_by_id, unknown_keys,
+    write_hf)
 from .model_files import explain, read_object
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #nfc
@@ -86,12 +88,14 @@ def from_scores(
 )->SentencePiece:
     """Make merges of scores: of all ways to part a piece in two, each is a merge.
 
-    Raises `ValueError` for a piece that is too long to be one."""
+    Raises `ValueError` for a piece that is too long to be one, or an odd score."""
     ids = {piece: id for id, piece in pieces.items()}
     found = []
     for id, piece in pieces.items():
         if len(piece) > LONGEST_PIECE:
             raise ValueError(f"its token {id} has {len(piece):,} letters")
+        if not math.isfinite(scores[id]):
+            raise ValueError(f"its token {id} has the score {scores[id]}")
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in ids and right in ids:
@@ -159,12 +163,8 @@ def from_hf_pieces(
     special = {token["content"]: token["id"] for token in added}
     byte_ids = [vocab[f"<0x{byte:02X}>"] for byte in range(256)]
     taken = {*special.values(), *byte_ids}
-    pieces:dict[int, str] = {}
-    for piece, id in vocab.items():
-        if type(id) is not int or id < 0:
-            raise ValueError("an id is not a whole number from 0")
-        if id in pieces: raise ValueError(f"{pieces[id]!r} and {piece!r} share id {id}")
-        if id not in taken: pieces[id] = piece
+    tokens_by_id(special, len(vocab))
+    pieces = {id: piece for id, piece in tokens_by_id(vocab).items() if id not in taken}
     merges = []
     for merge in data["model"]["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge

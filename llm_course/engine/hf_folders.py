@@ -22,8 +22,9 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import one_line, whole_file
 from .foreign_tokenizers import QWEN, load_tokenizer, say_unknown
 from .tokenizer_formats import ANYTHING, unknown_keys
-from .model_files import (
-    Stored, explain, head_size, read_object, whole_path, without_copies)
+from llm_course.engine.model_files import (
+    Stored, checked_fields, explain, head_size, model_shape, read_object, whole_path,
+    without_copies)
 from ..rope import RopeScaling
 from ..transformer import ModelConfig
 
@@ -72,7 +73,7 @@ def rope_of(
     "Read how positions are turned. Raises `ValueError` for a scaling not Llama 3's."
     said = found.get("rope_scaling") or found.get("rope_parameters") or {}
     if not isinstance(said, dict): raise ValueError(f"its scaling of RoPE is {said!r}")
-    theta = float(said.get("rope_theta", found.get("rope_theta", 10000)))
+    theta = said.get("rope_theta", found.get("rope_theta", 10000.0))
     kind = said.get("rope_type", said.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"it scales RoPE by the rule {kind!r}, "
@@ -84,9 +85,9 @@ def rope_of(
         raise ValueError(f"it says {what} of RoPE, with which the rule {kind!r} "
                          "has nothing to do")
     if kind == "default": return {"rope_theta": theta}
-    factor, low, high, length = (said[name] for name in _SLOWED)
-    scaling = RopeScaling(float(factor), float(low), float(high), int(length))
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    rule = {name: said[name] for name in _SLOWED}
+    rule["original_max_seq_len"] = rule.pop("original_max_position_embeddings")
+    return {"rope_theta": theta, "rope_scaling": checked_fields(RopeScaling, rule)}
 
 # %% ../../nbs/engine/hf_folders.ipynb #shape
 SHAPE = {   # ours: Hugging Face's
@@ -112,12 +113,14 @@ def from_hf_config(
     check_family(found)
     missing = [name for name in SHAPE.values() if name not in found]
     if missing: raise ValueError(f"it lacks {', '.join(missing)}")
-    family = found["model_type"]
-    shape = {ours: found[theirs] for ours, theirs in SHAPE.items()}
-    shape["num_kv_heads"] = found.get("num_key_value_heads") or shape["num_heads"]
-    shape["d_k"] = found.get("head_dim") or (128 if family == "qwen3" else None)
-    shape["tie"] = bool(found.get("tie_word_embeddings", False))
-    return ModelConfig(**shape, **rope_of(found), **FAMILIES[family])
+    family, shape = found["model_type"], rope_of(found)
+    for ours, theirs in SHAPE.items(): shape[ours] = found[theirs]
+    usual = {"num_key_value_heads": shape["num_heads"], "tie_word_embeddings": False,
+             "head_dim": 128 if family == "qwen3" else None}
+    said = usual | {name: found[name] for name in usual if found.get(name) is not None}
+    return model_shape(shape | FAMILIES[family] | {
+        "num_kv_heads": said["num_key_value_heads"], "d_k": said["head_dim"],
+        "tie": said["tie_word_embeddings"]})
 
 # %% ../../nbs/engine/hf_folders.ipynb #to-shape
 def family_of(

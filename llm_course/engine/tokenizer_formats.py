@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SMOLLM', 'ANYTHING', 'byte_letters', 'letter_bytes', 'spell', 'unspell', 'Rules', 'Unspelled', 'added_tokens',
-           'around_prompts', 'to_hf', 'write_hf', 'read_json', 'says_nothing', 'unknown_keys', 'check_added',
-           'check_hf', 'ids_around', 'from_hf_dict', 'read_gpt2', 'errors_that_name', 'recover_merges', 'read_tiktoken',
-           'to_tiktoken']
+           'around_prompts', 'to_hf', 'write_hf', 'parse_json', 'read_json', 'errors_that_name', 'says_nothing',
+           'unknown_keys', 'check_added', 'check_hf', 'ids_around', 'tokens_by_id', 'from_hf_dict', 'read_gpt2',
+           'recover_merges', 'read_tiktoken', 'to_tiktoken']
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #imports
 import base64
 import json
+import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from ..bpe import CL100K, GPT2
-from .commands import whole_file
+from .commands import lacks_memory, one_line, whole_file
 from .fast_bpe import merge_by_rank
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #byte-letters
@@ -149,18 +150,59 @@ def write_hf(
 
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #read-json
+def _distinct(pairs:list[tuple[str, Any]])->dict[str, Any]:
+    "An object of JSON, in which no name may stand twice."
+    found = dict(pairs)
+    if len(found) == len(pairs): return found
+    names = [name for name, _ in pairs]
+    twice = next(name for name in found if names.count(name) > 1)
+    raise ValueError(f"it says {shorten(twice, 40)!r} twice")
+
+def parse_json(
+    text:str, # Of JSON
+    name:Any, # Whose it is, for messages
+)->Any:       # What it says
+    "Read JSON. Raises a `ValueError` of one line for junk, and for a name said twice."
+    try: return json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError(f"{name} cannot be read: it nests too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is cut short or not JSON: {error.msg} at "
+                         f"line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {one_line(error)}") from None
+
 def read_json(
     path:str|Path, # A JSON file
 )->Any:            # What it holds
-    "Read a JSON file. Raises `ValueError`, in one line, for a file that is none."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    "Read a JSON file. Raises `ValueError` as `parse_json`."
+    try: text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is cut short or not text") from None
-    except RecursionError:
-        raise ValueError(f"{path} is not a tokenizer: it nests too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is cut short or not JSON: {error.msg} at "
-                         f"line {error.lineno}, column {error.colno}") from None
+    return parse_json(text, path)
+
+
+# %% ../../nbs/engine/tokenizer_formats.ipynb #errors-that-name
+_JUNK = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+         RuntimeError, struct.error)   # what readers raise over damaged files
+
+@contextmanager
+def errors_that_name(
+    path:str|Path,        # A file that is being read
+    kind:str="tokenizer", # What it should be
+)->Iterator[None]:
+    "Turn what goes wrong inside into a `ValueError` of one line that names the file."
+    try:
+        yield
+        return
+    except _JUNK as error:
+        why = one_line(error)
+        if lacks_memory(error) or why.startswith(str(path)): raise
+        if isinstance(error, KeyError): why = f"it lacks {why}"
+        if isinstance(error, AttributeError | TypeError):
+            why = f"it lacks parts ({why})"
+    raise ValueError(f"{path} is no {kind} that we can read: {why}")
+
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #hf-pattern
 SMOLLM = (r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+"
@@ -271,6 +313,25 @@ def ids_around(
     return tuple(around[0]), tuple(around[1])
 
 
+# %% ../../nbs/engine/tokenizer_formats.ipynb #by-id
+def tokens_by_id(
+    ids:Mapping[Any, Any], # The id of each token, as a file gives it
+    others:int=0,          # How many tokens there are beside these
+)->dict[int, Any]:         # The token of each id
+    "Turn a vocabulary round. Raises `ValueError` for ids that no vocabulary has."
+    tokens:dict[int, Any] = {}
+    end = 2 * (len(ids) + others) + (1 << 16)   # some ids may have no token
+    for token, id in ids.items():
+        if type(id) is not int or not 0 <= id < end:
+            raise ValueError(f"its token {str(token)[:40]!r} has the id "
+                             f"{repr(id)[:40]}, which no vocabulary of its size has")
+        if id in tokens:
+            raise ValueError(f"its tokens {str(tokens[id])[:40]!r} and "
+                             f"{str(token)[:40]!r} share an id, {id}")
+        tokens[id] = token
+    return tokens
+
+
 # %% ../../nbs/engine/tokenizer_formats.ipynb #from-hf-dict
 def _rules_of(
     data:dict[str, Any], # The contents of a `tokenizer.json`, checked
@@ -306,12 +367,9 @@ def from_hf_dict(
     needed = {part for left, right in pairs for part in (left, right, left + right)}
     needed |= letter_bytes().keys()   # ordinary tokens, even if they are special, too
     spelled = {token: id for token, id in model["vocab"].items()
-               if special.get(token) != id or token in needed}
-    vocab = {id: unspell(token) for token, id in spelled.items()}
-    if any(type(id) is not int or id < 0 for id in [*vocab, *special.values()]):
-        raise ValueError("an id is not a whole number from 0")
-    twice = len(spelled) - len(vocab)
-    if twice: raise ValueError(f"{twice} of its tokens share an id with another")
+               if token not in special or special[token] != id or token in needed}
+    tokens_by_id(special, len(model["vocab"]))
+    vocab = {id: unspell(token) for id, token in tokens_by_id(spelled).items()}
     merges = [(unspell(left), unspell(right)) for left, right in pairs]
     return dict(vocab=vocab, merges=merges, special_tokens=special,
                 pattern=_hf_pattern(data.get("pre_tokenizer")),
@@ -319,44 +377,37 @@ def from_hf_dict(
 
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #read-gpt2
+def _read_merges(
+    path:str|Path, # A pair on each line, first learnt first
+)->list[tuple[str, str]]:
+    "Read GPT-2's merges. Raises `ValueError` for a line that is no pair."
+    pairs = []
+    with errors_that_name(path, "list of merges"):
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line or (number == 1 and line.startswith("#version")): continue
+            if line.count(" ") != 1: raise ValueError(f"line {number} is not a pair")
+            left, right = line.split(" ")
+            pairs.append((left, right))
+        if len(set(pairs)) < len(pairs): raise ValueError("it holds a merge twice")
+    return pairs
+
 def read_gpt2(
     vocab_json:str|Path, # Tokens in GPT-2's alphabet, and their ids
     merges_txt:str|Path, # A pair on each line, first learnt first
 )->dict[str, Any]:       # Arguments for `BpeTokenizer`
     "Read GPT-2's two files. A token that is no byte, nor made by a merge, is special."
-    ids = read_json(vocab_json)
-    if not isinstance(ids, dict) or any(type(id) is not int for id in ids.values()):
+    ids, pairs = read_json(vocab_json), _read_merges(merges_txt)
+    if not isinstance(ids, dict):
         raise ValueError(f"{vocab_json} does not map tokens to ids")
-    lines = Path(merges_txt).read_text(encoding="utf-8").split("\n")
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and line.startswith("#version")): continue
-        if line.count(" ") != 1:
-            raise ValueError(f"{merges_txt} is not a list of merges: "
-                             f"line {number} is not a pair")
-        left, right = line.split(" ")
-        pairs.append((left, right))
+    with errors_that_name(vocab_json): tokens = tokens_by_id(ids)
     made = letter_bytes().keys() | {left + right for left, right in pairs}
-    special = {token: id for token, id in ids.items() if token not in made}
-    try:
-        vocab = {id: unspell(token) for token, id in ids.items() if token in made}
+    special = {token: id for id, token in tokens.items() if token not in made}
+    vocab = {id: unspell(token) for id, token in tokens.items() if token in made}
+    with errors_that_name(merges_txt, "list of merges"):
         merges = [(unspell(left), unspell(right)) for left, right in pairs]
-    except ValueError as error:
-        raise ValueError(f"{merges_txt} cannot be read: {error}") from None
     return dict(vocab=vocab, merges=merges, special_tokens=special)
 
-# %% ../../nbs/engine/tokenizer_formats.ipynb #errors-that-name
-@contextmanager
-def errors_that_name(
-    path:str|Path,     # A file that is being read
-)->Iterator[None]:
-    "Turn what goes wrong inside into a `ValueError` of one line that names the file."
-    try: yield
-    except ValueError as error:
-        raise ValueError(f"{path} is no tokenizer that we can read: {error}") from None
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError(f"{path} is no tokenizer that we can read: "
-                         "it lacks parts") from None
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #recover-merges
 def recover_merges(
@@ -381,20 +432,22 @@ def recover_merges(
 # %% ../../nbs/engine/tokenizer_formats.ipynb #read-tiktoken
 def _read_ranks(
     path:str|Path,       # A file of lines such as `IHRoZQ== 262`
-)->dict[bytes, int]:     # The rank of each token, lowest first
+)->dict[int, bytes]:     # The token of each rank, lowest first
     "Read a token in base64 and its rank on each line. Raises `ValueError` otherwise."
-    ranks = {}
+    ranks:dict[bytes, int] = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         if not line: continue
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            spelled, rank = line.split()
+            token, known = base64.b64decode(spelled, validate=True), len(ranks)
+            ranks[token] = int(rank)
         except ValueError:
             raise ValueError(f"{path} holds no tiktoken ranks: line {number} is not "
                              "a token in base64 and a number") from None
-    if len(set(ranks.values())) != len(ranks) or not ranks:
-        raise ValueError(f"{path} holds no tiktoken ranks: they are not distinct")
-    return dict(sorted(ranks.items(), key=lambda item: item[1]))
+        if len(ranks) == known:
+            raise ValueError(f"{path} holds no tiktoken ranks: line {number} "
+                             "has a token that was there before")
+    with errors_that_name(path): return dict(sorted(tokens_by_id(ranks).items()))
 
 def read_tiktoken(
     path:str|Path,     # Tokens in base64, and their ranks
@@ -402,13 +455,13 @@ def read_tiktoken(
     pattern:str=CL100K,                                       # The file holds none
 )->dict[str, Any]:     # Arguments for `BpeTokenizer`
     "Read a file of tiktoken's ranks. Raises `ValueError` for a file that is none."
-    ranks = _read_ranks(path)
-    try: merges = recover_merges(list(ranks))
+    vocab = _read_ranks(path)
+    try: merges = recover_merges(list(vocab.values()))
     except ValueError as error:
         raise ValueError(f"{path} is no byte-level tokenizer: {error}") from None
-    vocab = {rank: token for token, rank in ranks.items()}
     return dict(vocab=vocab, merges=merges, special_tokens=special_tokens,
                 pattern=pattern, ignore_merges=True)
+
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #to-tiktoken
 def _why_not_tiktoken(
