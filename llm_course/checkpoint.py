@@ -76,7 +76,9 @@ def parameters_of(
     if tied and not torch.equal(state["head.weight"], state["embedding.weight"]):
         raise ValueError("the model ties its head to its embedding, "
                          "but the two differ")
-    return state
+    alone = apart({name: x for name, x in state.items()
+                   if not (tied and name == "head.weight")})
+    return state | alone   # what is shared without a word is written twice
 
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint
@@ -310,7 +312,7 @@ def save_model(
     if model.parts:
         names = {role: part_name(part) for role, part in model.parts.items()}
         about["parts"] = json.dumps(names)
-    data = to_safetensors(apart(tensors), about)
+    data = to_safetensors(tensors, about)
     with whole_file(Path(path)) as file: file.write(data)
 
 # %% ../nbs/16_checkpoint.ipynb #read-safetensors
