@@ -51,7 +51,7 @@ def count_parts(
     threads:int,    # Threads that torch may use
     mkl_slow:bool,  # Is a whole matrix slow here?
 )->int: # 1 for the whole matrix
-    "Say into how many parts a matrix is cut for its product with one vector."
+    "Say into how many parts a matrix is cut for its product with a few vectors."
     parts = 1
     while mkl_slow and 2 * parts <= max(2, threads) and rows % (2 * parts) == 0:
         parts *= 2
@@ -179,7 +179,7 @@ def bind_block(
         ffn_norm()
         gate()
         up()
-        s.up.mul_(F.silu(s.gate))
+        s.up.mul_(s.gate).mul_(s.gate.sigmoid())   # silu(gate) · up
         down()
     return run
 
