@@ -85,12 +85,14 @@ def encode_pair(
     ending:str,             # What is scored
 )->tuple[list[int], list[int]]: # The ids of both; of the prompt at least one
     "Encode prompt and ending as one text, and part them."
-    first = tokenizer.encode(prompt.rstrip())
+    begin = prompt.rstrip()
+    first = tokenizer.encode(begin)
     whole = tokenizer.encode(prompt + ending)
-    if first: ids, last = first, whole[len(first):]
-    else: ids, last = [start_id(tokenizer)], whole
+    last = whole[len(first):]
+    if whole[:len(first)] != first:   # a token reaches over the cut
+        last = tokenizer.encode((prompt + ending)[len(begin):])
     if not last: raise ValueError(f"{ending!r:.40} adds no token to its prompt")
-    return ids, last
+    return first or [start_id(tokenizer)], last
 
 # %% ../nbs/24_evaluation.ipynb #scores
 SCORES = "sum", "token", "byte", "unconditioned"
@@ -144,7 +146,7 @@ class Result:
     "What a model made of a task."
     task:str            # Its name
     right:list[bool]    # For each question
-    sure:list[float]    # Share of the choice it took among all; empty where it wrote
+    sure:list[float]    # Share of its answer among the choices; for `sum` alone
     chance:float        # Accuracy of one who guesses
     scores:list[list[float]] # Of each choice; empty where it wrote
 
@@ -174,7 +176,8 @@ def evaluate(
         values = choice_scores(question, tokenizer, scorer, task.score)
         best = max(values)
         right.append(values[int(question.answer)] == best and values.count(best) == 1)
-        sure.append(1 / sum(math.exp(value - best) for value in values))
+        if task.score == "sum":
+            sure.append(1 / sum(math.exp(value - best) for value in values))
         scores.append(values)
         chance.append(1 / len(values))
     return Result(task.name, right, sure, fmean(chance), scores)
@@ -185,7 +188,7 @@ def _written(model:Transformer, tokenizer:BpeTokenizer, task:Task)->list[str]:
     said = []
     for at in range(0, len(prompts), 8):
         some = prompts[at:at + 8]
-        texts = generate(model, tokenizer, some, task.max_tokens, temperature=0,
+        texts = generate(model, tokenizer, some, task.max_tokens, temperature=0.,
                          stop=task.stop)
         said += [text[len(prompt):] for text, prompt in zip(texts, some)]
     return said

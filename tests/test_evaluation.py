@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_course import evaluation
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
@@ -31,7 +30,7 @@ from llm_course.evaluation import (
     start_id,
     wilson,
 )
-from llm_course.generating import load_demo
+from llm_course.generating import DEMO, generate, load_demo
 from llm_course.transformer import Transformer, TransformerBlock
 
 TEXTS = ["The capital of France is", "A", "Once more, dear friends, ", "ends in a break\n", "", "Ünïcödé ♥ is"]
@@ -111,7 +110,8 @@ def test_prompt_and_ending_are_one_text(demo, prompt, ending):
     _, tokenizer = demo
     first, last = encode_pair(tokenizer, prompt, ending)
     begun = first if first != [start_id(tokenizer)] else []
-    assert begun + last == tokenizer.encode(prompt + ending) and tokenizer.decode(begun) == prompt.rstrip() and first and last
+    assert tokenizer.decode(begun) == prompt.rstrip() and tokenizer.decode(begun + last) == prompt + ending and last
+    if (prompt + ending)[:2] != "As": assert begun + last == tokenizer.encode(prompt + ending)   # no token reaches over the cut
 
 
 def test_the_four_scores_are_what_they_say(sharp, demo):
@@ -130,8 +130,10 @@ def test_a_model_without_opinions_is_never_right(demo):
     _, tokenizer = demo
     flat = Transformer(1024, 32, 8, 1, 1, 8)
     torch.nn.init.zeros_(flat.head.weight)
-    result = evaluate(flat, tokenizer, Task("flat", (Question("My", (" A", " A."), 0), Question("A", (" B", " C"), 0)), "token"))
-    assert result.right == [False, False] and result.sure[1] == pytest.approx(.5) and result.chance == .5
+    questions = Question("My", (" A", " A."), 0), Question("A", (" B", " C"), 0)
+    for score in "token", "sum":
+        result = evaluate(flat, tokenizer, Task("flat", questions[score == "sum":], score))
+        assert not any(result.right) and result.chance == .5 and result.sure == ([pytest.approx(.5)] if score == "sum" else [])
 
 
 @pytest.mark.parametrize("stride", [1, 7, 32, None])
@@ -151,7 +153,7 @@ def test_bits_per_byte_refuses_what_has_no_answer(demo, sharp):
     _, tokenizer = demo
     for text, stride, said in ("", None, "the text is empty"), ("a", 0, "stride must lie"), ("a", 49, "stride must lie"):
         with pytest.raises(ValueError, match=said): bits_per_byte(sharp, tokenizer, text, stride)
-    with pytest.raises(ValueError, match=r"has no <\|endoftext\|>"): start_id(BpeTokenizer({0: b"a"}, []))
+    with pytest.raises(ValueError, match=r"has no <\|endoftext\|>"): start_id(BpeTokenizer({0: b"a"}, [], {}))
 
 
 @pytest.mark.parametrize("n", [1, 5, 40])
@@ -175,7 +177,7 @@ def test_pairs_bootstraps_and_numbers_of_questions():
     assert bootstrap([float(x) - y for x, y in zip(a, b)]) == pytest.approx((low, high), abs=.01)
     assert paired(a, a) == (0, 0, 0)
     assert questions_needed(.05, .3) == math.ceil(.3 * ((1.959964 + .841621) / .05)**2)
-    for bad in (0, .3), (.4, .3), (.1, 1.1):
+    for bad in (0., .3), (.4, .3), (.1, 1.1):
         with pytest.raises(ValueError, match="gap must not be 0"): questions_needed(*bad)
     with pytest.raises(ValueError, match="the same questions"): paired(a, b[1:])
 
@@ -195,8 +197,7 @@ def test_written_answers(said, answer, number, right): assert is_right(said, ans
 def test_written_answers_are_asked_for_together_and_apart(demo):
     model, tokenizer = demo
     prompts = ["ROMEO:\nI", "O", "KING HENRY V:\nOnce more unto the"] * 4
-    from llm_course.generating import generate
-    said = [generate(model, tokenizer, p, 6, temperature=0, stop="\n")[len(p):].strip() for p in prompts]
+    said = [generate(model, tokenizer, p, 6, temperature=0., stop="\n")[len(p):].strip() for p in prompts]
     questions = [Question(p, (), s) for p, s in zip(prompts, said)] + [Question("O", (), "never this"), Question("O", (" a", " b"), 0)]
     assert evaluate(model, tokenizer, Task("w", tuple(questions), max_tokens=6)).right[:-1] == [True] * 12 + [False]
 
@@ -282,7 +283,7 @@ def test_bad_flags_are_refused(words, begins, capsys): refused(words, capsys, be
 RECORDS = {
     "hellaswag": (dict(ind=4, activity_label="Baking", ctx_a="A man opens an oven.", ctx_b="he", ctx="A man opens an oven. he",
                        endings=["takes  out a cake.", "flies [step] away.", "sleeps. [title] Now.", "is a cake."], label="2"),
-                  Question("Baking: A man opens an oven. He", (" takes out a cake.", " flies away.", " sleeps..  Now.", " is a cake."), 2)),
+                  Question("Baking: A man opens an oven. He", (" takes out a cake.", " flies away.", " sleeps.. Now.", " is a cake."), 2)),
     "arc_easy": (dict(id="x", question="What is ice?", choices={"text": ["gas", "water", "stone"], "label": ["1", "2", "3"]}, answerKey="2"),
                  Question("Question: What is ice?\nAnswer:", (" gas", " water", " stone"), 1)),
     "piqa": (dict(goal="Dry hair", sol1="use a towel", sol2="use a spoon", label=0), Question("Question: Dry hair\nAnswer:", (" use a towel", " use a spoon"), 0)),
@@ -341,7 +342,7 @@ def test_the_command_tells_what_the_functions_give(tmp_path, capsys, demo):
     text = tmp_path/"text.txt"
     text.write_text(tasks.HELD_OUT.read_text("utf-8")[:3000], "utf-8")
     main(["--tasks", "agreement", "speaker", "--questions", "12", "--device", "cpu", "--output", str(tmp_path/"out.json"), "--text", str(text), "--train_text", str(text),
-          "--against", str(evaluation.generate.__globals__["DEMO"]/"model.safetensors")])
+          "--against", str(DEMO/"model.safetensors")])
     shown, told = capsys.readouterr().out, json.loads((tmp_path/"out.json").read_text("utf-8"))
     wanted = evaluate(*demo, Task("speaker", tuple(MADE["speaker"](12)), "unconditioned"))
     assert told["tasks"]["speaker"]["right"] == wanted.right and told["tasks"]["speaker"]["scores"] == pytest.approx(wanted.scores)

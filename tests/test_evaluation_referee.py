@@ -84,7 +84,7 @@ def test_each_choice_has_the_same_log_likelihood_and_each_accuracy_is_the_same(t
 
 def test_the_same_is_written(theirs, demo):
     for question, sample in zip(MADE["sums_written"](COUNT), sorted(theirs["samples"]["sums_written"], key=lambda sample: sample["doc_id"]), strict=True):
-        said = generate(*demo, question.prompt, 8, temperature=0, stop="\n")[len(question.prompt):]
+        said = generate(*demo, question.prompt, 8, temperature=0., stop="\n")[len(question.prompt):]
         assert said.strip() == sample["filtered_resps"][0].strip()
 
 

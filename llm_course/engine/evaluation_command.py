@@ -51,12 +51,6 @@ class EvaluationConfig:
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
 
-    def __post_init__(self):
-        if self.questions < 1:
-            raise ValueError(f"questions must be 1 or more, but is {self.questions}")
-        if self.score is not None and self.score not in SCORES:
-            raise ValueError(f"--score {self.score} is none of {', '.join(SCORES)}")
-
 # %% ../../nbs/engine/evaluation_command.ipynb #open-task
 def open_task(
     word:str,                # From the command line
@@ -120,6 +114,10 @@ def run_evaluation(
     config:EvaluationConfig, # From the command line
 )->None:
     "Read the tasks, load the model, ask, and print."
+    if config.questions < 1:
+        raise ValueError(f"--questions must be 1 or more, but is {config.questions}")
+    if config.score is not None and config.score not in SCORES:
+        raise ValueError(f"--score {config.score} is none of {', '.join(SCORES)}")
     if config.output is not None: output_path(config.output, "--output")
     text = _text(config.text, "--text")
     seen = ngrams(_text(config.train_text, "--train_text"))
