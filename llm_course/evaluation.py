@@ -65,7 +65,7 @@ def bits_per_byte(
 )->float:
     "Count the bits that a text costs, for each of its bytes."
     room = model.config.max_seq_len
-    step = stride or room
+    step = room if stride is None else stride
     if not 1 <= step <= room:
         raise ValueError(f"stride must lie between 1 and {room}, but is {stride}")
     rows, size = [], 0
