@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llm_course.engine.scoring import Scorer
-from llm_course.engine.tasks import MADE, Question, Task, write_questions
+from llm_course.engine.tasks import HELD_OUT, MADE, Question, Task, write_questions
 from llm_course.evaluation import bits_per_byte, choice_scores, evaluate
 from llm_course.generating import generate, load_demo
 from llm_course.pretrained import export_pretrained
@@ -64,7 +64,8 @@ def rolling(folder):
     return task(folder, "play", output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}", metric_list=[{"metric": "bits_per_byte"}])
 
 
-TEXTS = ["To be, or not to be: that is the question.\n" * 20, "♥ Ünïcödé, and no more."]
+# No text that repeats itself: where two windows of lm_eval 0.4.13 hold the same ids, it takes the scores of one for the other, however many of them are asked for.
+TEXTS = [HELD_OUT.read_text("utf-8")[:2500], "♥ Ünïcödé, and no more."]
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
