@@ -58,7 +58,8 @@ def question_of(
     for name in "prompt", "after":
         if not isinstance(known[name], str):
             raise ValueError(f"{name} must be text, but is {known[name]!r:.40}")
-    choices, answer = known["choices"], known.get("answer")
+    choices:Any = known["choices"]
+    answer:Any = known.get("answer")
     if not isinstance(choices, list) or not all(
             isinstance(choice, str) and choice.strip() for choice in choices):
         raise ValueError(f"choices must be a list of texts, but is {choices!r:.60}")
@@ -262,8 +263,8 @@ def speaker(n:int, seed:int=0, text:str|None=None, before:int=2)->list[Question]
                           _held_out() if text is None else text, re.M)
     places = []
     for i in range(before, len(speeches)):
-        near = dict.fromkeys(name for name, _ in speeches[max(0, i - 40):i])
-        if speeches[i][0] in near and len(near) >= 4: places.append((i, list(near)))
+        near = list(dict.fromkeys(name for name, _ in speeches[max(0, i - 40):i]))
+        if speeches[i][0] in near and len(near) >= 4: places.append((i, near))
     if not places: raise ValueError("the text has too few speakers")
     for i, near in draw.choices(places, k=n):
         shown = [f"{name}:\n{said}\n\n" for name, said in speeches[i - before:i]]
