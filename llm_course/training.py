@@ -37,9 +37,10 @@ from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
     progress_bar, read_history, report, sample_text, speed, update_ratio,
     vital_signs, watched)   # what a run writes down and shows
+from .engine.model_files import explain
 from .engine.processes import (
-    distribute, fast_forward, load_sharded, mean_over_processes, polite_stop,
-    processes, random_states_of_all)
+    distribute, fast_forward, leave_at_once, load_sharded, mean_over_processes,
+    polite_stop, processes, random_states_of_all)
 from .engine.run_config import (
     TrainConfig, find_checkpoint, learning_rate, no_number, optimizer_for, position_of,
     read_ids, schedule_of, set_rates, settle)
@@ -173,7 +174,7 @@ def resume(
     load_sharded(run.optimizer, saved["optimizer"])
     if saved["scaler"]: run.scaler.load_state_dict(saved["scaler"])   # else: no float16
     run.done, run.best = saved["iteration"], saved["best"]
-    run.pending = saved["pending"]
+    run.pending = [float(loss) for loss in saved["pending"]]
     states = saved["random"]
     set_random_states(states[run.rank] if run.rank < len(states) else states[0])
     run.history = read_history(run.config.output, run.done)
@@ -203,14 +204,15 @@ def start(
     names = [f.name for f in fields(ModelConfig) if hasattr(c, f.name)]
     shape = {name: getattr(c, name) for name in names}
     model = Transformer(**shape, parts=parts).to(c.device)
-    if saved: restore(saved, model)
+    path = c.output/"checkpoint.pt"
+    if saved: explain(path, restore, saved, model, kind="checkpoint")
     wrapped = distribute(model, c) if count > 1 else model
     optimizer = optimizer_for(model, c)
     half = c.precision == "float16"
     scaler = torch.amp.GradScaler(torch.device(c.device or "cpu").type, enabled=half)
     run = Run(c, model, fast_forward(wrapped, c), optimizer, scaler, train_ids, val_ids,
               rank, count)
-    if saved: resume(run, saved)
+    if saved: explain(path, resume, run, saved, kind="checkpoint")
     if rank == 0: open_folder(c, run.history)
     run.clock = perf_counter()
     return run
@@ -321,6 +323,7 @@ def main(
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)
         if run.done < config.iterations: raise KeyboardInterrupt
     run_command(TrainConfig, work, argv, "python -m llm_course.training")
+    leave_at_once()
 
 # %% ../nbs/17_training.ipynb #run-it
 if __name__ == "__main__" and "__file__" in globals(): main()   # no notebook

@@ -21,6 +21,7 @@ from dataclasses import fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from textwrap import shorten
 from typing import IO, Any, TypeVar
 
@@ -119,7 +120,8 @@ def one_line(error:BaseException)->str: # Its message, on one line
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         if error.filename: text = f"{error.filename}: {text}"
-    return " ".join(text.split()) or type(error).__name__
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) < 600 else f"{line[:600]} …"   # a file's words may be long
 
 # %% ../../nbs/engine/commands.ipynb #with-dashes
 def with_dashes(
@@ -219,9 +221,7 @@ def output_path(
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
-        probe = home/f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=home): pass   # can it be written to?
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
