@@ -52,7 +52,8 @@ def checked_fields(
     found:Mapping[str, Any], # What a file says of its fields
 )->T:                       # The same, as one
     "Raise `ValueError` for a value of another kind, or beyond that of any model."
-    unknown = found.keys() - {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}   # type: ignore[arg-type]
+    unknown = found.keys() - names
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     for field in fields(kind):   # type: ignore[arg-type]
         if field.name not in found: continue
