@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from io import IOBase
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .engine.commands import (
-    input_file, lacks_memory, output_path, run_command, whole_file)
+    by_default, input_file, lacks_memory, output_path, run_command, whole_file)
 from .engine.model_files import (
     check_amount, check_archive, check_weights, empty_model, model_shape)
-from .engine.parts import own_parts, part_name, same_parts
+from .engine.parts import own_parts, part_name, read_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
 
@@ -373,6 +373,8 @@ class ExportConfig:
     "Write a checkpoint's model alone, as a .safetensors file that generating reads."
     checkpoint:Path                       # A checkpoint.pt or best.pt of a training run
     output:Path=Path("model.safetensors") # The file to write
+    # A Python file with `parts`, as they were given to train(); its code is run
+    parts:Annotated[Path|None, by_default("the course's own parts")]=None
     dtype:str="float16"   # Type of the stored numbers: float16, bfloat16 or float32
 
 # %% ../nbs/16_checkpoint.ipynb #main
@@ -391,7 +393,8 @@ def export(
     if output.exists() and output.samefile(checkpoint):
         raise ValueError(
             f"--output {output} is the checkpoint itself; name another file")
-    save_model(load_model(checkpoint, "cpu"), output, getattr(torch, config.dtype))
+    model = load_model(checkpoint, "cpu", read_parts(config.parts))
+    save_model(model, output, getattr(torch, config.dtype))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {config.dtype}")
 
 def main(argv:list[str]|None=None)->None:

@@ -20,6 +20,7 @@ from jaxtyping import Int64, Integer
 from .checks import check_of
 from .engine.commands import one_line
 from .engine.corpora import end_of_text, fetch
+from .engine.whole_folders import check_folder
 
 # %% ../nbs/03_data.ipynb #passed-on
 _all_ = ["end_of_text", "fetch"]   # they come from the engine room
@@ -219,6 +220,7 @@ def load_ids(
         raise ValueError(f"{path} must hold a row of integers, but it holds "
                          f"{ids.dtype} in the shape {ids.shape}; {remedy}")
     if vocab_size is not None: check_ids(ids, vocab_size, path)
+    check_folder(Path(path), "data")
     return ids
 
 # %% ../nbs/03_data.ipynb #main

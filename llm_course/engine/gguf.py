@@ -23,13 +23,14 @@ from torch import Tensor
 
 # %% ../../nbs/engine/gguf.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
+from .commands import whole_file
 from .tokenizer_formats import (
     ANYTHING, Rules, spell, unknown_keys, unspell)
 from .foreign_tokenizers import (
     PRE_TOKENIZERS, SentencePiece, add_facts, from_scores, known_ids, say_unknown)
 from .hf_folders import FAMILIES, check_family_name, family_of
 from .model_files import (
-    Stored, explain, head_size, import_package, model_shape, whole_path, without_copies)
+    Stored, explain, head_size, import_package, model_shape, without_copies)
 from ..rope import RopeScaling
 from ..transformer import ModelConfig
 
@@ -457,8 +458,8 @@ def write_gguf(
         frequency = _frequency(config.rope_theta, head_size(config))
         factors = frequency / config.rope_scaling.slow(frequency)
         tensors = tensors | {"rope_freqs.weight": factors.float()}
-    with whole_path(path) as partial:
-        writer = gguf.GGUFWriter(partial, family_of(config))
+    with whole_file(path) as file:
+        writer = gguf.GGUFWriter(file.name, family_of(config))   # opens it once more
         writer.add_name(path.stem)
         _write_shape(writer, config)
         _write_tokenizer(writer, tokenizer, config.vocab_size, roles)
