@@ -254,7 +254,7 @@ def open_folder(
     config_path = folder/"config.json"
     said = read_object(config_path)
     config = explain(config_path, from_hf_config, said)
-    say_unknown(config_path, said, CONFIG)
+    say_unknown(config_path, said, CONFIG | {STAMP: ANYTHING})
     homes:dict[str, Path] = {}
     shapes:dict[str, tuple[int, ...]] = {}
     for path, listed in tensor_files(folder).items():
