@@ -169,7 +169,7 @@ def test_a_model_with_parts_of_ones_own_loads_with_them_and_not_without(file, tm
         assert torch.equal(back(ids), model(ids)) and not back.training
     needs = f"{path} needs parts that are not this course's own ("
     assert refused(load_model, path, device) == (f"{needs}norm: {__name__}.Twice, attend: llm_course.attention.attention); "
-                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}")
+                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}, or name a file that defines them by --parts")
     assert refused(load_model, path, device, {"norm": Twice}).startswith(f"{needs}attend: ")
     assert refused(load_model, path, device, {**OWN, "norm": elsewhere("Thrice")}).startswith(f"{needs}norm: ")
     assert "not with head: torch.nn.modules.linear.Linear; leave them out" in refused(load_model, path, device, {**OWN, "head": nn.Linear})
