@@ -80,6 +80,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
     "pretrained": ("pretrained",
                    "export a model for other tools, and check what they gave"),
+    "evaluate":   ("evaluation", "ask a model questions, and count with error bars"),
     "grade":      ("grading", "judge parts that you have written"),
 }
 EXAMPLES = {   # what the help of each shows
@@ -95,6 +96,8 @@ EXAMPLES = {   # what the help of each shows
     "python -m llm_course.pretrained export":
         "--model_path runs/latest/best.pt --output model.gguf",
     "python -m llm_course.pretrained check": "--folder export",
+    "python -m llm_course.evaluation":
+        "--model_path runs/latest/best.pt --tasks speaker cloze --questions 200",
     "python -m llm_course.grading": "my_parts.py",
 }
 by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`?
