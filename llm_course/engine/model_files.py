@@ -52,10 +52,10 @@ def checked_fields(
     found:Mapping[str, Any], # What a file says of its fields
 )->T:                       # The same, as one
     "Raise `ValueError` for a value of another kind, or beyond that of any model."
-    names = {field.name for field in fields(kind)}   # type: ignore[arg-type]
-    unknown = found.keys() - names
+    known = fields(kind)   # type: ignore[arg-type]
+    unknown = found.keys() - {field.name for field in known}
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
-    for field in fields(kind):   # type: ignore[arg-type]
+    for field in known:
         if field.name not in found: continue
         value, kinds = found[field.name], get_args(field.type) or (field.type,)
         if float in kinds: kinds = *kinds, int
