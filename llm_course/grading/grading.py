@@ -557,7 +557,7 @@ def brief(
 
 def own_frames(error:BaseException)->list[traceback.FrameSummary]:
     "The lines of the student's own code that an error has passed through."
-    tools = "torch", "llm_course", "contextlib", "jaxtyping", "beartype"
+    tools = "torch", "llm_course", "contextlib", "inspect", "jaxtyping", "beartype"
     ours = "judge", "call", "call_module", "seen", "attempt"
     found = []
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
