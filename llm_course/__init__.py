@@ -15,6 +15,7 @@ _homes = {
     "training": ["TrainConfig", "train"],
     "generating": ["generate", "generate_ids", "stream"],
     "pretrained": ["export_pretrained", "load_pretrained"],
+    "evaluation": ["bits_per_byte", "paired", "wilson"],
     "health": ["diagnose"],
     "grading": ["check"],
 }

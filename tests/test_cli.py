@@ -281,6 +281,8 @@ REFUSED = {   # the command: what its one line must mention
     "generating --repetition_penalty 0": "repetition_penalty",
     "generating --num_samples 0": "num_samples",
     "generating --device teapot": "--device teapot",
+    "evaluation --model_path missing.pt --tasks sums": "--model_path missing.pt does not exist",
+    "evaluation --tasks sums --output JUNK": "--output JUNK is a folder",
     "grading": "there is nothing to grade",
     "grading missing.py": "missing.py is no folder, Python file or notebook",
     "grading JUNK/own": "there is no part to grade",
@@ -328,7 +330,7 @@ def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path
     assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
-@pytest.mark.parametrize("command", ["bpe_tokenizer", "data", "training", "generating", "checkpoint", "grading", "pretrained export", "pretrained check"])
+@pytest.mark.parametrize("command", ["bpe_tokenizer", "data", "training", "generating", "checkpoint", "evaluation", "grading", "pretrained export", "pretrained check"])
 def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(command, capsys):
     module, *verb = command.split()
     main = importlib.import_module(f"llm_course.{module}").main

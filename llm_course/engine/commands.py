@@ -21,7 +21,7 @@ from dataclasses import fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile
 from textwrap import shorten
 from typing import IO, Any, TypeVar
 
@@ -80,6 +80,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
     "pretrained": ("pretrained",
                    "export a model for other tools, and check what they gave"),
+    "evaluate":   ("evaluation", "ask a model questions, and count with error bars"),
     "grade":      ("grading", "judge parts that you have written"),
 }
 EXAMPLES = {   # what the help of each shows
@@ -95,6 +96,8 @@ EXAMPLES = {   # what the help of each shows
     "python -m llm_course.pretrained export":
         "--model_path runs/latest/best.pt --output model.gguf",
     "python -m llm_course.pretrained check": "--folder export",
+    "python -m llm_course.evaluation":
+        "--model_path runs/latest/best.pt --tasks speaker cloze --questions 200",
     "python -m llm_course.grading": "my_parts.py",
 }
 by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`?
@@ -218,7 +221,7 @@ def output_path(
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=home): pass   # can it be written to?
+        with NamedTemporaryFile(dir=home, prefix=".probe-"): pass
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
@@ -248,7 +251,6 @@ def whole_file(
     """Write beside `path`, and move there once all is on disk.
 
     If anything fails, `path` stays what it was."""
-    if os.path.islink(path): path = os.path.realpath(path)   # a link stays one
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no ordinary file, so it is not replaced; "
@@ -256,6 +258,7 @@ def whole_file(
     partial = path.with_name(path.name + ".partial")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
+        partial.unlink(missing_ok=True)   # of a run that was killed, or a link
         with open(partial, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
@@ -263,8 +266,8 @@ def whole_file(
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):
-            error.filename = str(path)   # a full disk names no file
+        if isinstance(error, OSError) and error.errno:   # a full disk names no file
+            if error.filename in (None, str(partial)): error.filename = str(path)
         raise
     sync_folder(path.parent)
 
