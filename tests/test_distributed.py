@@ -177,6 +177,7 @@ def ruin(rank, count, folder):
                             batch_size=4, iterations=9, log_interval=1, val_interval=1, val_batches=1, checkpoint_interval=1, warmup_iters=0, device="cpu", parallel=way, muon_lr=muon)
         run = start(settle(asked), rank, count)
         advance(run)
+        torch.distributed.barrier()   # the first process writes
         run = start(settle(replace(asked, resume=True, lr_max=1e20, muon_lr=muon and 1e20)), rank, count)
         with pytest.raises(ValueError, match=r"checkpoint.pt is the last good checkpoint"):
             while run.done < 9: advance(run)
