@@ -8,9 +8,10 @@ __all__ = ['train_step', 'evaluate', 'Run', 'advance', 'train', 'batches_of', 's
 
 # %% ../nbs/17_training.ipynb #imports
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -29,9 +30,11 @@ from .data import get_batch, windows
 from .loss import bits_per_byte, cross_entropy
 from .engine.optimizers import CheckedOptimizer
 from .optim import gradient_clip
-from .transformer import ModelConfig, Transformer
+from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
+from .engine.budget import (
+    checkpoint_blocks, describe, forecast, shape_of)   # what it will take
 from .engine.commands import run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
@@ -41,8 +44,8 @@ from .engine.processes import (
     distribute, fast_forward, load_sharded, mean_over_processes, polite_stop,
     processes, random_states_of_all)
 from .engine.run_config import (
-    TrainConfig, find_checkpoint, learning_rate, no_number, optimizer_for, position_of,
-    read_ids, schedule_of, set_rates, settle)
+    TrainConfig, account_of, find_checkpoint, learning_rate, no_number, optimizer_for,
+    position_of, read_ids, schedule_of, set_rates, settle)
 
 # %% ../nbs/17_training.ipynb #step-2
 def train_step(
@@ -200,10 +203,9 @@ def start(
                          f"but is {c.batch_size}")
     saved = find_checkpoint(c, len(train_ids))
     torch.manual_seed(c.seed)
-    names = [f.name for f in fields(ModelConfig) if hasattr(c, f.name)]
-    shape = {name: getattr(c, name) for name in names}
-    model = Transformer(**shape, parts=parts).to(c.device)
+    model = Transformer(**asdict(shape_of(c)), parts=parts).to(c.device)
     if saved: restore(saved, model)
+    if c.activation_checkpointing: checkpoint_blocks(model)
     wrapped = distribute(model, c) if count > 1 else model
     optimizer = optimizer_for(model, c)
     half = c.precision == "float16"
@@ -316,6 +318,14 @@ def main(
     from llm_course.health import diagnose
 
     def work(config):
+        config = settle(config)
+        if int(os.environ.get("RANK", 0)) == 0: print(describe(account_of(config)))
+        if config.dry_run:
+            print(forecast(
+                shape_of(config), config.batch_size, config.grad_accumulation,
+                config.iterations, config.precision, config.activation_checkpointing,
+                config.device))
+            return
         run = train(config)
         faults = diagnose(run.history)
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['memory_curve', 'checkpoint_blocks', 'count_parameters', 'MemoryAccount', 'estimate_memory', 'machine_memory',
-           'check_memory', 'describe', 'step_operations', 'estimate_seconds']
+           'check_memory', 'describe', 'step_operations', 'estimate_seconds', 'slowdown', 'forecast', 'shape_of']
 
 # %% ../../nbs/engine/budget.ipynb #imports
+import gc
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +28,7 @@ def memory_curve(
     function:Callable[[], object], # What is to be watched; it runs on the CPU
 )->tuple[list[float], list[int]]:  # Seconds since the start, and bytes in use then
     "Watch a function take memory and give it back."
+    gc.collect()   # so that nothing old is given back meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         function()
     results:Any = watch.profiler
@@ -148,8 +150,16 @@ def estimate_memory(
         always + c.num_layers * stored + again + 4*table + work,   # its last block
         always + stored + again + 4 * table + body + work,         # its first block
         always + stream + gradients + (8 * table if c.tie else 0)] # all gradients
+    if muon:   # it joins all matrices of a shape
+        projections = 6 * 4 * c.d_model**2
+        gates = 4 * 2 * c.d_model * c.d_ff + 2 * 2 * min(c.d_model, c.d_ff)**2
+        joined = 4 * c.num_layers * max(projections, gates)
+        moments.append(always + gradients + joined)
     if diary:
-        validation = max(2 * 4 * 32 * c.max_seq_len * c.vocab_size, logits + chunk)
+        read = 32 * c.max_seq_len   # tokens that `vital_signs` looks at
+        score = 4 * read * c.vocab_size
+        layer = max(read, tokens) * (16 * c.d_ff + 12 * c.d_model)
+        validation = max(3 * score, score + layer, logits + chunk)
         moments.append(always + gradients + max(measuring, validation))
     activations = c.num_layers * stored + again + head
     return MemoryAccount(weights, gradients, averages, activations, 2 * logits,
@@ -171,7 +181,7 @@ def machine_memory(
     except OSError: return total
     return min(total, int(limit)) if limit.strip().isdigit() else total
 
-def _in_units(number:float)->str:
+def _in_units(number:int|float)->str:
     "Write bytes so that they can be read."
     for unit in "bytes", "KB", "MB", "GB", "TB", "PB":
         if number < 1000: return f"{number:.3g} {unit}"
@@ -218,10 +228,12 @@ def _time_step(
     config:ModelConfig, # The shape of the model
     batch_size:int,     # Sequences in the batch
     precision:str,      # Of the matrix products
+    checkpointing:bool, # Does the backward pass compute each block again?
     device:str,         # Where it computes
 )->float:               # Seconds
     "Take the shortest of three training steps."
     model = Transformer(**asdict(config)).to(device)
+    if checkpointing: checkpoint_blocks(model)
     optimizer = AdamW(model.parameters())
     shape = (batch_size, config.max_seq_len + 1)
     ids = torch.randint(config.vocab_size, shape).to(device)
@@ -243,13 +255,65 @@ def estimate_seconds(
     config:ModelConfig,       # The shape of the model
     batch_size:int,           # Sequences in a step
     precision:str="float32",  # Of the matrix products
+    checkpointing:bool=False, # Does the backward pass compute each block again?
     device:str="cpu",         # Where it computes
 )->float:                     # Seconds of a step
     "Time the model with one block and with two, and extrapolate."
     two = replace(config, num_layers=2)
     for_a_row = step_operations(two, config.max_seq_len)
     rows = min(batch_size, max(1, int(2e10) // for_a_row))
-    first = _time_step(replace(config, num_layers=1), rows, precision, device)
-    both = _time_step(two, rows, precision, device)
+    how = precision, checkpointing, device
+    first = _time_step(replace(config, num_layers=1), rows, *how)
+    both = _time_step(two, rows, *how)
     more = max(0., both - first) * (config.num_layers - 1)
     return (first + more) * batch_size / rows
+
+# %% ../../nbs/engine/budget.ipynb #slowdown
+def slowdown(
+    precision:str,    # Of the products: bfloat16 or float16
+    device:str="cpu", # Where they are computed
+)->float: # Above one: float32 is faster
+    "Compare the time of a small product with its time in float32."
+    dtype = getattr(torch, precision)
+    single = torch.ones(192, 192, device=device)
+    half = single.to(dtype)
+    times:dict[torch.dtype, float] = {}
+    for _ in range(4):
+        for x in single, half:
+            began = perf_counter()
+            (x @ x).sum().item()
+            taken = perf_counter() - began
+            times[x.dtype] = min(taken, times.get(x.dtype, taken))
+    return times[dtype] / times[torch.float32]
+
+# %% ../../nbs/engine/budget.ipynb #forecast
+def _duration(seconds:float)->str:
+    "Write a time so that it can be read."
+    for unit, size in ("days", 86_400), ("h", 3600), ("min", 60):
+        if seconds >= 2 * size: return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"
+
+def forecast(
+    config:ModelConfig,       # The shape of the model
+    batch_size:int,           # Sequences in a batch
+    pieces:int,               # Batches whose gradients add up to a step
+    iterations:int,           # Steps of the run
+    precision:str="float32",  # Of the matrix products
+    checkpointing:bool=False, # Does the backward pass compute each block again?
+    device:str="cpu",         # Where it computes
+)->str:                       # Two lines
+    "Tell what a run will cost in operations and time, compilers and validation aside."
+    work = step_operations(config, pieces * batch_size * config.max_seq_len)
+    seconds = pieces * estimate_seconds(
+        config, batch_size, precision, checkpointing, device)
+    return (f"operations: {work:.3g} a step, {iterations * work:.3g} in all\n"
+            f"time: about {_duration(seconds)} a step, "
+            f"{_duration(iterations * seconds)} for {iterations:,} steps on {device}")
+
+# %% ../../nbs/engine/budget.ipynb #shape-of
+def shape_of(
+    config:Any,    # Has fields of `ModelConfig`, and perhaps others
+)->ModelConfig:    # What it has; defaults for the rest
+    "Take the shape of the model out of a larger configuration."
+    names = [f.name for f in fields(ModelConfig) if hasattr(config, f.name)]
+    return ModelConfig(**{name: getattr(config, name) for name in names})

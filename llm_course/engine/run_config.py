@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'CHOICES', 'BOARDS', 'Files', 'Machine', 'Shape', 'Watching', 'Learning', 'TrainConfig',
            'default_precision', 'learning_rate', 'settle_rates', 'find_tokenizer', 'find_vocab_size', 'check_flags',
-           'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of',
-           'find_checkpoint', 'no_number']
+           'account_of', 'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates',
+           'position_of', 'schedule_of', 'find_checkpoint', 'no_number']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
 import math
+import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,8 @@ from torch.optim import Optimizer
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, read_checkpoint
 from ..data import ORDERS, load_ids
+from .budget import (
+    MemoryAccount, check_memory, estimate_memory, shape_of, slowdown)
 from .commands import by_default, input_file
 from .muon import Muon, Together
 from .optimizers import CheckedOptimizer
@@ -58,6 +62,8 @@ class Machine:
     num_threads:Annotated[int|None, by_default("one per core")]=None
     # Let torch.compile rewrite the model: a slow start, then faster
     compile:bool=False
+    # Let the backward pass compute each block again: less memory, more time
+    activation_checkpointing:bool=False
     # Under torchrun: ddp copies the model to each process, fsdp cuts it up
     parallel:Annotated[str|None, by_default("ddp")]=None
 
@@ -94,6 +100,8 @@ class Watching:
     # Send them to this project of Weights & Biases too
     wandb:Annotated[str|None, by_default("they stay here")]=None
     live_plot:bool=True        # In a notebook, draw the losses as they come
+    # Print the memory, operations and time that the run will take, and end
+    dry_run:bool=False
 
 # %% ../../nbs/engine/run_config.ipynb #learning
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +234,29 @@ def check_flags(
         raise ValueError("--muon_lr and --lr_max must be positive, but they are "
                          f"{config.muon_lr} and {config.lr_max}")
 
+# %% ../../nbs/engine/run_config.ipynb #account
+def account_of(
+    config:TrainConfig, # Settled
+)->MemoryAccount:       # Of a single process
+    "Count the memory that a run will need."
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    return estimate_memory(
+        shape_of(config), max(1, config.batch_size // count),
+        config.precision or "float32", config.activation_checkpointing,
+        pieces=config.grad_accumulation, muon=config.muon_lr is not None, diary=True,
+        device=config.device or "cpu")
+
+def warn_of_slow_precision(
+    config:TrainConfig, # Settled
+)->None:
+    "Warn where half precision is far slower than float32."
+    precision = config.precision or "float32"
+    if precision == "float32" or config.device != "cpu": return
+    ratio = slowdown(precision)
+    if ratio < 4: return
+    warnings.warn(f"products in {precision} take {ratio:.0f} times as long as in "
+                  "float32 on this processor; take --precision float32", stacklevel=2)
+
 # %% ../../nbs/engine/run_config.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: module
 
@@ -253,10 +284,13 @@ def settle(
                          "name one by --tokenizer_path")
     for board in BOARDS:
         if getattr(config, board): import_board(board)
-    return replace(
+    settled = replace(
         settle_rates(config), device=str(device), tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device),
         vocab_size=find_vocab_size(config))
+    warn_of_slow_precision(settled)
+    check_memory(account_of(settled), device.type)
+    return settled
 
 # %% ../../nbs/engine/run_config.ipynb #read-ids
 def read_ids(
