@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.testing import assert_close
 
 # %% ../nbs/20_speed.ipynb #best-time
 def best_time(
@@ -61,7 +60,7 @@ class Limits:
     bytes:float      # A second, to and from memory
 
     def at(self,
-        intensity:float, # Operations for each byte that is moved
+        intensity:int|float, # Operations for each byte that is moved
     )->float: # Operations a second
         "The most that an operation can reach. Source: Williams et al. 2009."
         return min(self.operations, intensity * self.bytes)
@@ -100,5 +99,10 @@ def recompute(
 )->Tensor: # What it makes of `x`
     """Apply a layer, keep nothing but `x`, and compute it again in the backward pass.
 
+    Raises `RuntimeError` under autocast, which would be off the second time.
     Source: Chen et al. 2016."""
-    return _Recompute.apply(layer, x, *layer.parameters())
+    if torch.is_autocast_enabled(x.device.type):
+        raise RuntimeError("recompute would compute in another precision the second "
+                           "time; under autocast take torch.utils.checkpoint")
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    return _Recompute.apply(layer, x, *trained)
