@@ -1,5 +1,10 @@
 """Attention in tiles: the same values and gradients as the readable version, whatever the shapes, in memory that grows with the length."""
+import importlib.util
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +78,34 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="a tile needs at least 1 position"): flash_attention(*inputs, tile=0)
     out = flash_attention(*inputs)
     with pytest.raises(RuntimeError, match="second derivative"): torch.autograd.grad(out.sum(), inputs, create_graph=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("how", ["interpret", "compile"])
+def test_the_kernels_in_triton_give_the_same_and_compile_for_a_gpu(how, tmp_path):
+    script = Path(__file__).with_name("in_triton.py")
+    settings = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, env=settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [32, 48, 64, 128])
+def test_the_kernels_in_triton_give_the_same_on_a_gpu(d, dtype):
+    from llm_course.engine.flash_triton import flash_attention_triton
+    inputs = [torch.randn(2, heads, 300, d, device="cuda").to(dtype).requires_grad_() for heads in (4, 2, 2)]
+
+    def readable(q, k, v, causal): return attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), causal=causal)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    for a, b in zip(there_and_back(flash_attention_triton, inputs, True), there_and_back(readable, inputs, True), strict=True): assert_close(a, b, **close)
+
+
+def test_without_triton_the_reason_is_told(monkeypatch):
+    from llm_course.engine import flash_triton
+    inputs = [torch.randn(1, heads, 3, 8) for heads in (3, 2, 2)]
+    if flash_triton.triton is not None:
+        with pytest.raises(ValueError, match="must divide"): flash_triton.flash_attention_triton(*inputs)
+    monkeypatch.setattr(flash_triton, "triton", None)
+    with pytest.raises(ImportError, match="pip install triton"): flash_triton.flash_attention_triton(*inputs)
