@@ -180,7 +180,8 @@ def generation(setup: Setup) -> Measurements:
 
 def kernels(setup: Setup) -> Measurements:
     "AdamW, cross-entropy and attention, each beside torch's."
-    from llm_course.attention import attention, fused_attention
+    from llm_course.attention import attention
+    from llm_course.engine.attention_kernel import fused_attention
     from llm_course.engine.flash import flash_attention
     from llm_course.engine.flash_triton import flash_attention_triton
     from llm_course.loss import cross_entropy

@@ -22,9 +22,9 @@ from tyro.conf import Positional
 
 from bench.runner import root
 from llm_course import training
-from llm_course.attention import fused_attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine import diary
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.engine.commands import by_default, run_command, whole_file
 from llm_course.training import TrainConfig
 from llm_course.transformer import Transformer

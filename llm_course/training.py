@@ -41,8 +41,8 @@ from llm_course.engine.diary import (
     progress_bar, read_history, report, sample_text, speed, update_ratio,
     vital_signs, watched)   # what a run writes down and shows
 from .engine.processes import (
-    distribute, fast_forward, load_sharded, mean_over_processes, polite_stop,
-    processes, random_states_of_all)
+    distribute, fast_forward, leave_at_once, load_sharded, mean_over_processes,
+    polite_stop, processes, random_states_of_all)
 from .engine.run_config import (
     TrainConfig, account_of, find_checkpoint, learning_rate, no_number, optimizer_for,
     position_of, read_ids, schedule_of, set_rates, settle)
@@ -331,6 +331,7 @@ def main(
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)
         if run.done < config.iterations: raise KeyboardInterrupt
     run_command(TrainConfig, work, argv, "python -m llm_course.training")
+    leave_at_once()
 
 # %% ../nbs/17_training.ipynb #run-it
 if __name__ == "__main__" and "__file__" in globals(): main()   # no notebook

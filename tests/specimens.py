@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llm_course.attention import ScaledDotProductAttention, attention, fused_attention
+from llm_course.attention import ScaledDotProductAttention, attention
 from llm_course.embedding import Embedding
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.ffn import FFN, SiLu
 from llm_course.linear import Linear
 from llm_course.multihead import MultiHeadAttention, grouped_attention, new_cache

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from llm_course.attention import attention, causal_mask, fused_attention, join_masks
+from llm_course.attention import attention, causal_mask, join_masks
+from llm_course.engine.attention_kernel import fused_attention
 
 pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -10,8 +10,9 @@ import torch
 from conftest import stable_id
 
 import llm_course
-from llm_course.attention import attention, fused_attention
+from llm_course.attention import attention
 from llm_course.checks import CHECKS, Check, check_of, exercise, verify
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.multihead import MultiHeadAttention
 
 modules = [importlib.import_module(module.name) for module in pkgutil.walk_packages(llm_course.__path__, "llm_course.")

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -147,3 +148,9 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as caught, whole_file(path): raise OSError(errno.ENOSPC, "No space left on device")
     assert one_line(caught.value) == f"{path}: No space left on device"
     assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_programs_that_look_at_one_place_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(4) as all_of_them:
+        found = list(all_of_them.map(lambda _: output_path(tmp_path/"new", "--output", folder=True), range(400)))
+    assert set(found) == {tmp_path/"new"} and not list((tmp_path/"new").iterdir())

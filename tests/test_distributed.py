@@ -163,3 +163,15 @@ def test_one_process_ddp_and_fsdp_learn_the_same(count): in_processes(count, lea
 
 
 def test_muon_learns_the_same_on_shares(): in_processes(3, partial(learn_all_ways, muon=True))
+
+
+@pytest.mark.parametrize("number, left", [("0", [0]), (None, [])])
+def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, left):
+    "Where a gloo thread may want Python's lock; alone, Python's end is waited for as usual."
+    from llm_course.engine import processes
+    found = []
+    monkeypatch.setattr(processes.os, "_exit", found.append)
+    monkeypatch.delenv("RANK", raising=False)
+    if number: monkeypatch.setenv("RANK", number)
+    processes.leave_at_once()
+    assert found == left

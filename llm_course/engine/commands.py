@@ -21,6 +21,7 @@ from dataclasses import fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from textwrap import shorten
 from typing import IO, Any, TypeVar
 
@@ -216,9 +217,7 @@ def output_path(
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
-        probe = home/f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=home): pass   # can it be written to?
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):

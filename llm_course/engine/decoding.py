@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/engine/decoding.ipynb #imports-course
-from ..attention import fused_attention, join_masks
+from ..attention import join_masks
+from .attention_kernel import fused_attention
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention import attention, fused_attention, join_masks
+from ..attention import attention, join_masks
+from .attention_kernel import fused_attention
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
