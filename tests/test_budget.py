@@ -1,5 +1,6 @@
 """What a run will take is known before it starts: memory as measured, and a shape that cannot fit is refused."""
 import os
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -117,6 +118,16 @@ def test_a_model_that_computes_blocks_again_learns_the_same(asked):
     for p, q in zip(plain.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(p, q)
     assert plain.model.state_dict().keys() == again.model.state_dict().keys()
     assert [line["train_loss"] for line in plain.history] == [line["train_loss"] for line in again.history]
+
+
+def test_a_copy_of_a_model_computes_its_own_blocks_again():
+    model = Transformer(50, 8, 16, 2, 2, 24)
+    checkpoint_blocks(model)
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for p in copy.blocks.parameters(): p.zero_()
+    x = torch.randn(1, 8, 16)
+    assert torch.equal(copy.blocks[0](x), x) and not torch.equal(model.blocks[0](x), x)
 
 
 def words(asked): return ["--train_data", str(asked.train_data), "--val_data", str(asked.val_data), "--output", str(asked.output), "--device", "cpu",

@@ -11,6 +11,7 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -45,11 +46,8 @@ def checkpoint_blocks(
     model:Transformer, # Its blocks will forget what they computed; changed in place
 )->None:
     "Let each block keep only its input, and compute again for the backward pass."
-    for block in model.blocks:
-        forward = block.forward
-        def again(*inputs, _forward=forward):
-            return checkpoint(_forward, *inputs, use_reentrant=False)
-        block.forward = again
+    for block in model.blocks:   # a partial, so that a copy of the model has its own
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 # %% ../../nbs/engine/budget.ipynb #counts
 def count_parameters(
