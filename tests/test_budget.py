@@ -149,7 +149,7 @@ def test_what_cannot_fit_is_refused_in_a_line_before_memory_is_taken(asked, monk
     monkeypatch.setattr(training, "Transformer", None)   # no model may be made
     with pytest.raises(SystemExit) as stop: training.main(words(asked))
     error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and "needs 2.0" in error and "has 1 MB" in error and "\n" not in error
+    assert stop.value.code == 2 and "a training step takes 2.0" in error and "has 1 MB" in error and "\n" not in error
     assert not asked.output.exists()
     monkeypatch.setattr(budget, "machine_memory", lambda device: None)   # where that is unknown, nothing is refused
     settle(asked)

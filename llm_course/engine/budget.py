@@ -134,7 +134,7 @@ def estimate_memory(
     head = stream + tokens * (size*c.d_model + 21) + copies
     logits = size * tokens * c.vocab_size
 
-    always = weights + averages + measuring + 8 * tokens
+    always = weights + averages + measuring + (16*pieces - 8) * tokens   # the ids
     if pieces > 1: always += gradients   # those of the pieces before
     chunk = min(2**20, 4 * tokens * c.vocab_size) * (2 if size == 2 else 1)
     if not on_cpu: chunk = 4 * tokens * c.vocab_size * (2 if size == 2 else 1)
@@ -193,10 +193,12 @@ def check_memory(
     "Raise `ValueError` for a run that needs more memory than there is."
     there = machine_memory(device)
     if there is None or account.peak <= there: return
+    model = account.weights + account.gradients + account.optimizer
+    smaller = "--batch_size or --max_seq_len, or add --activation_checkpointing"
+    if 2 * model > account.peak: smaller = "--d_model, --num_layers or --vocab_size"
     raise ValueError(
-        f"a training step of this shape needs {_in_units(account.peak)} of memory, and "
-        f"{device} has {_in_units(there)}; take a smaller --batch_size with more "
-        "--grad_accumulation, --activation_checkpointing, or a smaller model")
+        f"there is not enough memory: a training step takes {_in_units(account.peak)}, "
+        f"and {device} has {_in_units(there)}; take a smaller {smaller}")
 
 # %% ../../nbs/engine/budget.ipynb #describe
 def describe(
