@@ -289,7 +289,8 @@ def settle(
         precision=config.precision or default_precision(device),
         vocab_size=find_vocab_size(config))
     warn_of_slow_precision(settled)
-    check_memory(account_of(settled), device.type)
+    counted = not config.compile and config.parallel != "fsdp"
+    if counted: check_memory(account_of(settled), device.type)
     return settled
 
 # %% ../../nbs/engine/run_config.ipynb #read-ids
