@@ -245,8 +245,7 @@ class BpeTokenizer:
     def load(cls, path:str|Path)->"BpeTokenizer":
         "Read a `tokenizer.json`, ours or another's. Raises `ValueError` if it cannot."
         data = read_json(path)
-        with errors_that_name(path): tokenizer = cls(**from_hf_dict(data))
-        return tokenizer
+        with errors_that_name(path): return cls(**from_hf_dict(data))
 
     @classmethod
     def from_hf(cls, path:str|Path)->"BpeTokenizer":
@@ -257,7 +256,8 @@ class BpeTokenizer:
     @classmethod
     def from_gpt2(cls, vocab_json:str|Path, merges_txt:str|Path)->"BpeTokenizer":
         "Read GPT-2's two files, by the names they are published under."
-        return cls(**read_gpt2(vocab_json, merges_txt))
+        read = read_gpt2(vocab_json, merges_txt)
+        with errors_that_name(vocab_json): return cls(**read)
 
     @classmethod
     def from_tiktoken(cls,
@@ -266,7 +266,8 @@ class BpeTokenizer:
         pattern:str=CL100K,                                       # The file holds none
     )->"BpeTokenizer":
         "Read a file of OpenAI's ranks."
-        return cls(**read_tiktoken(path, special_tokens, pattern))
+        read = read_tiktoken(path, special_tokens, pattern)
+        with errors_that_name(path): return cls(**read)
 
     def to_tiktoken(self, name:str="llm_course")->Any: # A `tiktoken.Encoding`
         "Raises `ValueError` if ids do not follow the order of the merges."

@@ -17,7 +17,6 @@ from io import IOBase
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -26,8 +25,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .engine.commands import input_file, output_path, run_command, whole_file
+from .engine.commands import (
+    input_file, lacks_memory, output_path, run_command, whole_file)
+from .engine.model_files import (
+    check_amount, check_archive, check_weights, empty_model, model_shape)
 from .engine.parts import own_parts, part_name, same_parts
+from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
 
 # %% ../nbs/16_checkpoint.ipynb #bare
@@ -120,22 +123,23 @@ def read_checkpoint(
     return _read_state(source, "this file", device)
 
 def _read_state(file, name, device):
-    "Check every checksum, then read tensors and plain values, and nothing else."
+    "Look for what may harm, then read tensors and plain values, and nothing else."
     def refusal(why):
         return ValueError(f"{name} is not a checkpoint of this course: {why}; "
                           "name a checkpoint.pt that the training command wrote")
     try:
-        damaged = ZipFile(file).testzip()
-        if damaged: raise ValueError(f"bad checksum in {damaged}")
-        file.seek(0)
+        size = check_archive(file)   # checksums; and nothing that grows
         state = torch.load(file, map_location=device, weights_only=True)
+        check_amount(state, size)
     except Exception as error:   # junk fails in a dozen ways
-        if "GLOBAL" in str(error):
+        if lacks_memory(error): raise
+        if "carries code" in str(error):
             raise refusal("it carries code, which is never run") from None
         raise refusal("it is damaged or of another kind") from None
     whole = isinstance(state, dict) and all(
         key in state and isinstance(state[key], kind) for key, kind in CONTENTS.items())
     if not whole: raise refusal(f"it lacks {', '.join(CONTENTS)}")
+    if not 0 <= state["iteration"] < 2**63: raise refusal("its steps are no number")
     return state
 
 # %% ../nbs/16_checkpoint.ipynb #to-config
@@ -155,7 +159,7 @@ def to_config(
             f"{name} was written by a newer version of this course: it has "
             f"{', '.join(sorted(map(str, unknown)))}; update llm_course")
     try:
-        return ModelConfig(**found)
+        return model_shape(found)
     except ValueError as error:
         raise ValueError(
             f"{name} does not hold the shape of a model: {error}") from None
@@ -172,14 +176,25 @@ def check_moments(
     states = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(states, dict):
         raise ValueError("the checkpoint's optimiser has no moments")
+    there, here = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in there] != [group["params"] for group in here]:
+        raise ValueError("the checkpoint's optimiser has other groups of parameters")
+    groups = []   # which group each parameter is in
+    for j, group in enumerate(optimizer.param_groups):
+        groups += [j] * len(group["params"])
+    usual:dict[int, dict] = {}   # the moments of each group's first parameter
     for i, moments in states.items():
         if (
-            not isinstance(i, int)
+            type(i) is not int
             or not 0 <= i < len(params)
             or not isinstance(moments, dict)):
             raise ValueError(
                 f"the checkpoint's optimiser has moments for a parameter {i!r}, "
                 f"and there are {len(params)} here")
+        look = {name: getattr(x, "ndim", 0) > 0 for name, x in moments.items()}
+        if usual.setdefault(groups[i], look) != look:
+            raise ValueError("the checkpoint's optimiser is damaged: parameter "
+                             f"{i} has other moments than its neighbours")
         shapes = torch.Size([]), params[i].shape
         for name, x in moments.items():
             if isinstance(x, int | float): x = torch.as_tensor(x)
@@ -207,6 +222,7 @@ def restore(
         if other:
             raise ValueError("the checkpoint is of another model: " + ", ".join(other))
         same_parts(state.get("parts"), model.parts, "the checkpoint")
+        check_weights("the checkpoint", model.config, state["model"], not model.parts)
     try:
         if optimizer is not None:
             check_moments(state["optimizer"], optimizer)
@@ -282,8 +298,8 @@ def read_safetensors(
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            return {"config": json.loads(about["config"]),
-                    "parts": json.loads(about.get("parts", "{}")),
+            return {"config": parse_json(about["config"], path),
+                    "parts": parse_json(about.get("parts", "{}"), path),
                     "model": {name: file.get_tensor(name) for name in file.keys()}}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is not a model of this course; "
@@ -297,14 +313,11 @@ def build(
     parts:Mapping[str, Callable]|None=None, # Those that are not ours; see `Transformer`
 )->Transformer:             # In float32, ready to evaluate
     "Make the model that a file describes."
-    shape = asdict(config) | {"parts": parts, "dtype": torch.float32}
     if parts:   # they may compute tables as they are made
+        shape = asdict(config) | {"parts": parts, "dtype": torch.float32}
         with torch.random.fork_rng(): model = Transformer(**shape, device=device)
-    else:       # nothing is drawn in vain
-        model = Transformer(**shape, device="meta").to_empty(device=device)
-    if config.tie:
-        model.head.weight = model.embedding.weight   # `to_empty` parts them
-        state = {"head.weight": state["embedding.weight"], **state}
+    else: model = empty_model(config, device)   # nothing is drawn in vain
+    if config.tie: state = {"head.weight": state["embedding.weight"], **state}
     restore({"config": None, "model": state}, model)
     return model.eval()
 
@@ -322,6 +335,7 @@ def load_model(
     else: saved = read_checkpoint(path)
     config = to_config(saved["config"], path)
     same_parts(saved.get("parts"), parts, path)
+    check_weights(path, config, saved["model"], not parts)
     try: return build(config, saved["model"], device, parts)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no whole model: {error}") from None

@@ -198,7 +198,7 @@ def load_ids(
         size = os.fstat(file.fileno()).st_size
     if magic == b"\x93NUMPY":
         try: ids = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, SyntaxError, OverflowError) as error:
+        except Exception as error:   # junk in its header fails in a dozen ways
             why = one_line(error)
             raise ValueError(f"{path} is not a whole .npy file ({why}); "
                              f"{remedy}") from None

@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'SMOLLM2', 'rename', 'to_halves', 'to_pairs', 'is_turned', '
 # %% ../nbs/23_pretrained.ipynb #imports
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +29,7 @@ from .engine.hf_folders import family_of, to_hf_config, write_folder
 from .engine.hub import open_pretrained
 from llm_course.engine.model_files import (
     Stored, check_every_tensor, check_sizes, empty_model, head_size, import_package,
-    row_blocks)
+    own_shapes, row_blocks)
 from .transformer import ModelConfig, Transformer
 
 # %% ../nbs/23_pretrained.ipynb #names
@@ -104,15 +104,9 @@ def wanted_shapes(
     config:ModelConfig, # The shape of a model
     words:str,          # Whose names are wanted; see `rename`
 )->dict[str, tuple[int, ...]]: # Every tensor that a file of it must hold
-    "List a model's tensors, from one block on torch's `meta` device, without numbers."
-    one = Transformer(**asdict(replace(config, num_layers=1)), device="meta")
-    shapes = {}
-    for name, parameter in one.named_parameters():
-        copies = config.num_layers if name.startswith("blocks.0.") else 1
-        for i in range(copies):
-            own = name.replace("blocks.0.", f"blocks.{i}.")
-            shapes[rename(own, words)] = tuple(parameter.shape)
-    return shapes
+    "List a model's tensors by others' names."
+    return {rename(name, words): shape for name, shape in own_shapes(config).items()}
+
 
 # %% ../nbs/23_pretrained.ipynb #fill
 @torch.no_grad()

@@ -40,6 +40,7 @@ from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
     progress_bar, read_history, report, sample_text, speed, update_ratio,
     vital_signs, watched)   # what a run writes down and shows
+from .engine.model_files import explain
 from .engine.processes import (
     distribute, fast_forward, leave_at_once, load_sharded, mean_over_processes,
     polite_stop, processes, random_states_of_all)
@@ -176,7 +177,7 @@ def resume(
     load_sharded(run.optimizer, saved["optimizer"])
     if saved["scaler"]: run.scaler.load_state_dict(saved["scaler"])   # else: no float16
     run.done, run.best = saved["iteration"], saved["best"]
-    run.pending = saved["pending"]
+    run.pending = [float(loss) for loss in saved["pending"]]
     states = saved["random"]
     set_random_states(states[run.rank] if run.rank < len(states) else states[0])
     run.history = read_history(run.config.output, run.done)
@@ -204,7 +205,8 @@ def start(
     saved = find_checkpoint(c, len(train_ids))
     torch.manual_seed(c.seed)
     model = Transformer(**asdict(shape_of(c)), parts=parts).to(c.device)
-    if saved: restore(saved, model)
+    path = c.output/"checkpoint.pt"
+    if saved: explain(path, restore, saved, model, kind="checkpoint")
     if c.activation_checkpointing: checkpoint_blocks(model)
     wrapped = distribute(model, c) if count > 1 else model
     optimizer = optimizer_for(model, c)
@@ -212,7 +214,7 @@ def start(
     scaler = torch.amp.GradScaler(torch.device(c.device or "cpu").type, enabled=half)
     run = Run(c, model, fast_forward(wrapped, c), optimizer, scaler, train_ids, val_ids,
               rank, count)
-    if saved: resume(run, saved)
+    if saved: explain(path, resume, run, saved, kind="checkpoint")
     if rank == 0: open_folder(c, run.history)
     run.clock = perf_counter()
     return run

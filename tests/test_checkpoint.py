@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import stat
+import zipfile
 from dataclasses import asdict
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.testing import assert_close
 from llm_course import checkpoint
 from llm_course.attention import attention as readable
 from llm_course.checkpoint import bare, load_checkpoint, load_model, pick_device, read_checkpoint, restore, save_checkpoint, save_model
+from llm_course.engine.model_files import LARGEST
 from llm_course.transformer import AdamW, SGDDecay, Transformer
 
 SHAPE = dict(vocab_size=20, max_seq_len=8, d_model=8, num_layers=2, num_heads=2, d_ff=12)
@@ -374,30 +376,79 @@ def test_foreign_files_are_refused(state, tmp_path):
 
 
 @pytest.mark.parametrize("config, message", [
-    ({**SHAPE, "sliding_window": 4, "flavour": 1}, "was written by a newer version of this course: it has flavour, sliding_window"),
-    ({**SHAPE, "d_model": "8"}, "d_model must be at least 1"),
-    ({**SHAPE, "num_heads": 3}, "num_heads must divide d_model"),
-    ({**SHAPE, "num_layers": 3}, "Missing key(s)"),
-    ({**SHAPE, "d_ff": 16}, "size mismatch"),
-])
-def test_a_shape_that_does_not_fit_its_file_is_refused(config, message, run, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "ModelConfig", unchecked(checkpoint.ModelConfig))
+    ({"sliding_window": 4, "flavour": 1}, "was written by a newer version of this course: it has flavour, sliding_window"),
+    ({"d_model": "8"}, "its d_model should be a int, but is a str"), ({"d_model": True}, "its d_model should be a int, but is a bool"), ({"tie": 1}, "its tie should be a bool"),
+    ({"num_heads": 3}, "num_heads must divide d_model"), ({"num_heads": ...}, "it lacks num_heads"), ({"rope_theta": ...}, "it lacks rope_theta"),
+    ({"num_layers": 3}, "lacks the tensor blocks.2.attention_norm.weight"), ({"num_layers": 1}, "holds the tensor blocks.1.attention.k_proj.weight and 8 more, for which"),
+    ({"d_ff": 16}, "holds blocks.0.ffn.w1.weight in the shape (12, 8), but its configuration asks for (16, 8)"), ({"tie": True}, "head.weight differs from embedding.weight"),
+    # what would take memory or time
+    ({"num_layers": 10**7}, "asks for 10,000,000 blocks, but holds 21 tensors"), ({"max_seq_len": 10**9}, "max_seq_len = 1,000,000,000, which no model has"),
+    ({"max_seq_len": LARGEST - 1}, "whose table of 67,108,860 angles is larger than the model"), ({"d_k": 10**8}, "d_k = 100,000,000, which no model has"), ({"d_k": LARGEST - 2}, "angles"),
+    ({"vocab_size": LARGEST - 1}, "in the shape"), ({"norm_eps": 1e300}, "norm_eps = 1e+300"), ({"norm_eps": 10**400}, "norm_eps = 10,000"), ({"rope_scaling": {"factor": "x"}}, "its factor should be a float"),
+    ({"rope_scaling": 3}, "its rope_scaling should be a RopeScaling"), ({"rope_scaling": {"factor": 8., "what": 1}}, "it has what"), ({"num_kv_heads": 2**63}, "which no model has")], ids=str)
+def test_a_shape_that_does_not_fit_its_file_is_refused(config, message, run, saved, tmp_path):
     state = read_checkpoint(saved)
+    config = {name: value for name, value in {**state["config"], **config}.items() if value is not ...}
     torch.save({**state, "config": config}, tmp_path/"odd.pt")
     save_file(run[0].state_dict(), tmp_path/"odd.safetensors", {"config": json.dumps(config)})
     for name in "odd.pt", "odd.safetensors": assert message in refused(load_model, tmp_path/name, "cpu")
 
-def unchecked(config):
-    "`ModelConfig`, whose own check of values comes before the check of types that pytest adds."
-    def made(**fields):
-        for name, value in fields.items():
-            if isinstance(value, str): raise ValueError(f"{name} must be at least 1, and whole, but is {value!r}")
-        return config(**fields)
-    made.__dataclass_fields__ = config.__dataclass_fields__
-    return made
+def repacked(data, change=lambda name, inside: inside, packing=zipfile.ZIP_STORED):
+    "A file of `torch.save` with other records, and checksums that fit them."
+    old, made = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
+    with zipfile.ZipFile(made, "w", packing) as new:
+        for info in old.infolist(): new.writestr(info.filename, change(info.filename, old.read(info)))
+    return made.getvalue()
+
+def laughs():
+    found = ["ha"]
+    for _ in range(40): found = [found, found]
+    return found
+
+BOMB = b"\x80\x02c__builtin__\nbytearray\nq\x00\x8a\x05\x00\xe4\x0bT\x02\x85q\x01Rq\x02."   # bytearray(10**10)
+
+@pytest.mark.parametrize("change", [
+    lambda state, data: repacked(data, packing=zipfile.ZIP_DEFLATED), lambda state, data: repacked(data, lambda name, inside: BOMB if name.endswith("data.pkl") else inside),
+    lambda state, data: state["config"].update(d_model=laughs()), lambda state, data: state.update(more=laughs()), lambda state, data: state["model"].update({"norm.weight": torch.zeros(1).expand(10**12)}),
+    lambda state, data: state.update(more=torch.ones(3).to_sparse()), lambda state, data: state.update(more=torch.ones(3, device="meta")), lambda state, data: state.update(iteration=-1),
+    lambda state, data: state.update(iteration=2**63)], ids=["packed", "bytearray", "laughs as a size", "laughs", "stride 0", "sparse", "meta", "before the first", "never"])
+def test_a_small_file_stays_small(change, saved):
+    "Every checksum is right, and nothing is code."
+    state = read_checkpoint(saved)
+    data = change(state, saved.read_bytes())
+    if data is None: torch.save(state, saved)
+    else: saved.write_bytes(data)
+    for read in read_checkpoint, lambda path: load_model(path, "cpu"), lambda path: load_checkpoint(path, make()[0]): assert "is not a checkpoint of this course" in refused(read, saved)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"config": "{"}, {"config": "[1]"}, {"config": "null"}], ids=str)
+@pytest.mark.parametrize("value, message", [
+    (lambda x: x > 0, "as torch.bool; weights are tensors of floating point"), (lambda x: x.int(), "as torch.int32"), (lambda x: x.to(torch.complex64), "as torch.complex64"), (lambda x: x.tolist(), "as list"),
+    (lambda x: x * torch.nan, "holds numbers in blocks.1.ffn.w2.weight that are not finite"), (lambda x: x.double() * 1e300, "not finite"), (lambda x: x[:0], "in the shape (0, 12)"),
+    (lambda x: x[:1, :1].clone().expand(8, 12), "holds fewer numbers|is damaged or of another kind")], ids=["bool", "integers", "complex", "a list", "nan", "beyond float32", "empty", "one for all"])
+def test_weights_are_numbers_to_compute_with(value, message, run, saved, tmp_path):
+    state, name = read_checkpoint(saved), "blocks.1.ffn.w2.weight"
+    state["model"][name] = value(state["model"][name])
+    torch.save(state, tmp_path/"odd.pt")
+    found = [refused(load_model, tmp_path/"odd.pt", "cpu"), refused(load_checkpoint, tmp_path/"odd.pt", make()[0])]
+    if isinstance(state["model"][name], torch.Tensor):
+        save_file({name: x.contiguous() for name, x in state["model"].items()}, tmp_path/"odd.safetensors", {"config": json.dumps(state["config"])})
+        if "fewer" not in message: found.append(refused(load_model, tmp_path/"odd.safetensors", "cpu"))
+    for said in found: assert any(part in said for part in message.split("|")), said
+
+
+def test_names_that_share_their_numbers_are_not_believed(saved, tmp_path):
+    "A hundred blocks of one matrix would take a hundred times what the file has."
+    model, _ = make(num_layers=1)
+    save_checkpoint(model, AdamW(model.parameters()), 0, saved)
+    state = read_checkpoint(saved)
+    state["config"]["num_layers"] = 100
+    for name in list(state["model"]):
+        for i in range(1, 100): state["model"][name.replace("blocks.0.", f"blocks.{i}.")] = state["model"][name]
+    torch.save(state, tmp_path/"odd.pt")
+    assert "odd.pt holds fewer numbers than its tensors have" in refused(load_model, tmp_path/"odd.pt", "cpu")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"config": "{"}, {"config": "[1]"}, {"config": "null"}, {"config": "[" * 100_000}, {"config": '{"d_ff": 1, "d_ff": 2}'}], ids=str)
 def test_safetensors_of_others_are_refused(metadata, run, tmp_path):
     save_file(run[0].state_dict(), tmp_path/"m.safetensors", metadata)
     assert "m.safetensors" in refused(load_model, tmp_path/"m.safetensors", "cpu")
@@ -422,7 +473,7 @@ def test_a_newer_checkpoint_is_refused_by_restore(run, saved):
 
 def test_an_older_checkpoint_gets_the_defaults_of_new_fields(run, saved, tmp_path):
     state = read_checkpoint(saved)
-    for newer in "num_kv_heads", "tie", "rope_theta": del state["config"][newer]
+    for newer in "norm_eps", "d_k", "qkv_bias", "qk_norm", "rope_scaling": del state["config"][newer]
     torch.save(state, tmp_path/"old.pt")
     assert load_model(tmp_path/"old.pt", "cpu").config == run[0].config
 

@@ -46,6 +46,19 @@ def test_a_new_page_is_made_whole():
     assert colab.prepare(made, "20_speed") == made
 
 
+def test_a_page_that_was_begun_in_colab_gets_ids():
+    "Colab writes nbformat 4.0, whose cells have none; so may a page to which Colab added some."
+    bare = {"nbformat": 4, "nbformat_minor": 0, "metadata": {"colab": {"provenance": []}}, "cells": [
+        {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": ["#| default_exp mine"]},
+        {"cell_type": "markdown", "metadata": {}, "source": "# Mine\n\n> A promise."},
+        {"cell_type": "code", "id": "cell-1", "metadata": {}, "outputs": [], "execution_count": None, "source": []}]}
+    made = colab.prepare(bare, "99_mine")
+    assert [cell["id"] for cell in made["cells"]] == ["cell-2", "cell-3", "colab", "cell-1"] and made["nbformat_minor"] == 5
+    assert colab.badge("99_mine") in "".join(made["cells"][1]["source"]) and "colab" not in made["metadata"]
+    assert colab.prepare(made, "99_mine") == made
+    with pytest.raises(ValueError, match="99_mine has no title"): colab.prepare(bare | {"cells": bare["cells"][:1]}, "99_mine")
+
+
 class Shell(InteractiveShell):
     "An IPython that notes what it is asked to install."
     def init_magics(self):

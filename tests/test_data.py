@@ -198,6 +198,21 @@ def test_anything_but_a_row_of_ids_is_refused(make, message, tmp_path):
     assert "x.bin" in str(refused.value) and "llm_course.data" in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_header_with_any_bit_flipped_is_read_or_refused(tmp_path):
+    np.save(tmp_path/"x.npy", np.arange(100))
+    whole, refused = (tmp_path/"x.npy").read_bytes(), 0
+    for place in range(8, 75):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            (tmp_path/"x.npy").write_bytes(damaged)
+            try: load_ids(tmp_path/"x.npy")
+            except ValueError as error:
+                assert "x.npy" in str(error) and "\n" not in str(error)
+                refused += 1
+    assert refused > 200
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     np.save(tmp_path/"x.npy", np.arange(1000))
     (tmp_path/"x.npy").write_bytes((tmp_path/"x.npy").read_bytes()[:-100])

@@ -1,4 +1,5 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
+import csv
 import json
 import subprocess
 import sys
@@ -226,6 +227,59 @@ def test_parts_are_found_in_modules_and_exported_cells(tmp_path):
         (["softmax", "merge"], []), (["silu"], []), (["perplexity"], ["c.ipynb, cell c1: ZeroDivisionError: division by zero"])]
 
 
+CELLS = {   # what IPython takes
+    "implicit continuation": "def silu(x):\n    i, n = 7, 3\n    return (i\n% n)", "a command": "!nvidia-smi\ndef silu(x): return x", "a magic over two lines": "%pip install \\\n    einops\ndef silu(x): return x",
+    "a captured command": "files = !ls\nn = len(files)\ndef silu(x): return x + n", "an if that holds a magic": "import sys\nif sys:\n    %pip install einops\ndef silu(x): return x",
+    "help": "silu?\ndef silu(x): return x", "help of a method": "?str.join\ndef silu(x): return x", "a timed cell": "%%time\ndef silu(x):\n    return x", "a captured cell": "%%capture out\n%pip install x\ndef silu(x): return x",
+    "a timed line": "%time silu = lambda x: x", "an assigned magic": "here = %pwd\ndef silu(x): return x", "a blank line first": "\n%matplotlib inline\ndef silu(x): return x", "Colab": "if 'google.colab' in str(get_ipython()):\n    %cd /content\ndef silu(x): return x",
+    "await": "import asyncio\nawait asyncio.sleep(0)\ndef silu(x): return x", "display": "display(3)\ndef silu(x): return x", "prompts": ">>> def silu(x):\n...     return x", "an indented cell": "    def silu(x): return x",
+    "a percent in a text": 'def silu(x):\n    """\n%d of these\n!\n"""\n    return x', "a modulo at the end": "def silu(x): return (7 %\n  3)"}
+
+@pytest.mark.parametrize("what", CELLS)
+def test_a_notebook_is_read_as_ipython_reads_it(tmp_path, what):
+    pytest.importorskip("IPython")
+    (tmp_path/"a.ipynb").write_text(notebook("%%bash\nls | wc -l", "pip install x", "%%writefile mine.py\nno python", CELLS[what], "%%html\n<b>", "rm = 3\nassert rm == 3"), "utf-8", newline="\n")
+    parts, troubles = load(tmp_path/"a.ipynb")
+    assert [*parts] == ["silu"] and not troubles and not (tmp_path/"mine.py").exists()
+
+
+def test_a_verdict_quotes_the_line_of_a_cell_with_magics(tmp_path):
+    pytest.importorskip("IPython")
+    for first in "%matplotlib inline", "%%time":
+        (tmp_path/"a.ipynb").write_text(notebook(f"{first}\ndef silu(x):\n    return {{}}[0]"), "utf-8", newline="\n")
+        parts, _ = load(tmp_path/"a.ipynb")
+        assert "line 3: return {}[0]" in grade("silu", parts["silu"]).why
+
+
+def test_a_future_statement_holds_for_later_cells(tmp_path):
+    (tmp_path/"a.ipynb").write_text(notebook("from __future__ import annotations", "def silu(x: Unknown): return x"), "utf-8", newline="\n")
+    assert [*load(tmp_path/"a.ipynb")[0]] == ["silu"]
+
+
+def test_a_cell_that_needs_ipython_says_so_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.core.inputtransformer2", None)
+    (tmp_path/"a.ipynb").write_text(notebook("%pip install x", "def silu(x): return x"), "utf-8", newline="\n")
+    parts, troubles = load(tmp_path/"a.ipynb")
+    assert [*parts] == ["silu"] and "pip install ipython" in troubles[0] and len(troubles) == 1
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.py", b"\xef\xbb\xbfdef silu(x): return x\n"), ("a.py", "# -*- coding: latin-1 -*-\né = 'ü'\ndef silu(x): return x\n".encode("latin-1")), ("a.py", b"def silu(x): return x\r\n"), ("a.py", b"get_ipython().system('ls')\ndef silu(x): return x"),
+    ("a.ipynb", b"\xef\xbb\xbf" + json.dumps({"cells": [{"cell_type": "code", "source": "def silu(x): return x"}], "nbformat": 4, "nbformat_minor": 0}).encode()),
+    ("a.ipynb", json.dumps({"cells": [{"cell_type": "code", "source": "def silu(x): return x"}]}).encode("utf-16")), ("a.ipynb", json.dumps({"worksheets": [{"cells": [{"cell_type": "code", "input": ["def silu(x): return x"]}]}]}).encode())])
+def test_a_file_is_read_in_its_own_encoding_and_format(tmp_path, name, content):
+    (tmp_path/name).write_bytes(content)
+    parts, troubles = load(tmp_path/name)
+    assert [*parts] == ["silu"] and not troubles
+
+
+def test_a_part_may_use_what_lies_beside_it(tmp_path):
+    (tmp_path/"my_helper.py").write_text("def double(x): return 2 * x", "utf-8")
+    (tmp_path/"a.py").write_text("from my_helper import double\ndef silu(x): return double(x)", "utf-8")
+    before = [*sys.path]
+    assert load(tmp_path/"a.py")[1] == [] and sys.path == before
+
+
 def test_the_command_prints_progress_and_ends_with_what_it_found(tmp_path, capsys):
     (tmp_path/"a.py").write_text(GOOD, "utf-8", newline="\n")
     main([str(tmp_path)])
@@ -249,6 +303,81 @@ def test_the_command_runs_as_a_module(tmp_path):
     (tmp_path/"a.py").write_text("import torch\ndef silu(x): return torch.relu(x)\n", "utf-8", newline="\n")
     done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(tmp_path)], capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 1 and "this is ReLU" in done.stdout and not done.stderr, done
+
+
+# ---- A class
+
+NEIGHBOURS = """
+import os, pathlib, socket
+home = pathlib.Path({home!r})
+def tried(f):
+    try: f()
+    except OSError: return "refused"
+    return "done"
+said = [tried(lambda: (home/"a.py").write_text("")), tried(lambda: socket.create_connection(("127.0.0.1", {port}), 5)), tried(lambda: pathlib.Path("own").write_text("")),
+        tried(lambda: (home/"=e.py").unlink()), "alone" if len([p for p in os.listdir("/proc") if p.isdigit()]) < 4 else "seen"]
+raise ValueError(" ".join(said))
+"""
+
+@pytest.fixture(scope="module")
+def a_class(tmp_path_factory):
+    "A folder of submissions, and what the command made of it."
+    import socket
+    folder = tmp_path_factory.mktemp("class")
+    (home := folder/"home").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        files = {"a.py": "def perplexity(nats): return 2.718281828459045**nats\n", "b.py": NEIGHBOURS.format(home=str(home), port=server.getsockname()[1]),
+                 "c/deep/c.py": "import os\ndef merge(ids, pair, new): os._exit(0)\ndef perplexity(nats): return 2.**nats\nprint('<b>')\n",
+                 "=e.py": "def perplexity(nats): raise NotImplementedError\nraise ValueError('<i>\\x1b[2J')\n"}
+        for name, text in files.items():
+            (home/name).parent.mkdir(parents=True, exist_ok=True)
+            (home/name).write_text(text, "utf-8", newline="\n")
+        (home/"link.py").symlink_to(home/"a.py")
+        done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(home), "--submissions", "--require", "perplexity", "--csv", str(folder/"t.csv"), "--html", str(folder/"t.html")],
+                              capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
+    return done, home, [*csv.DictReader((folder/"t.csv").open(encoding="utf-8"))], (folder/"t.html").read_text("utf-8")
+
+
+def test_a_class_gets_a_table_whatever_one_submission_does(a_class):
+    done, _, rows, page = a_class
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done
+    assert [(row["submission"], row["part"], row["result"]) for row in rows] == [
+        ("'=e.py", "", "cannot be run"), ("'=e.py", "perplexity", "not written"), ("a.py", "perplexity", "passes"), ("b.py", "", "cannot be run"), ("c", "merge", "cannot be run"), ("c", "perplexity", "fails")]
+    assert rows[5]["hint"] and done.stdout.count("is required, and missing") == 1 and done.stdout.count("is required, and not written") == 1
+    assert page.count("<h2") == 4 and "&lt;i&gt;" in page and "\x1b" not in page + done.stdout
+
+
+@pytest.mark.skipif(not grading.walls_stand(), reason="this system lets nobody build walls")
+def test_behind_walls_a_submission_sees_no_network_and_changes_no_other(a_class):
+    done, home, rows, _ = a_class
+    assert "refused refused done refused alone" in rows[3]["why"] and (home/"a.py").read_text("utf-8") and (home/"=e.py").exists() and not done.stderr, rows[3]
+
+
+def test_without_walls_a_submission_is_graded_as_it_was_handed_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grading, "walls_stand", lambda: False)
+    (tmp_path/"a.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path/'b.py')!r}).write_text('def perplexity(n): return 1.')", "utf-8")
+    (tmp_path/"b.py").write_text("def perplexity(nats): return 2.718281828459045**nats", "utf-8")
+    main([str(tmp_path), "--submissions"])
+    assert "✓ perplexity" in (shown := capsys.readouterr()).out and shown.err.startswith("note: this system gives a process no world of its own")
+
+
+def test_a_submission_ends_when_its_time_is_over():
+    submission = grading.grade_apart("slow", {"a.py": b"import threading\nthreading.Event().wait()"}, 3.)
+    assert "it was not done after" in next(iter(submission.found.values()))
+
+
+@pytest.mark.parametrize("words, said", [(["--submissions"], "wants a folder with a file or a folder for each student"), (["--require", "RMSNorm"], "did you mean RmsNorm"), (["--csv", "."], "--csv . is a folder")])
+def test_what_a_teacher_mistypes_is_refused_before_anything_runs(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as ended: main([str(tmp_path), *words])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_what_is_required_must_be_there(tmp_path, capsys):
+    (tmp_path/"a.py").write_text(GOOD, "utf-8", newline="\n")
+    main([str(tmp_path), "--require", "softmax"])
+    for required in "merge", "silu":
+        with pytest.raises(SystemExit) as ended: main([str(tmp_path), "--require", required])
+        assert ended.value.code == 1 and f"{required} " in capsys.readouterr().out
 
 
 # ---- The tools

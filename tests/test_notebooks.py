@@ -324,7 +324,7 @@ def tells_what_it_exported(page):
 # A figure in prose that no cell computes and no file holds will be wrong one day. These may be typed, for they were not measured.
 TYPED = {
     ("03_data", "63 %"): "1 - 1/e, derived below it", ("03_data", "30 % of this text"): "60 of 200 bytes, as the cell above has it", ("03_data", "99 %"): "asked for in an exercise",
-    ("06_rmsnorm", "256 times"): "counted, and printed above", ("06_rmsnorm", "7 % to 64 %"): "cited from the paper", ("12_loss", "2.40 to 2.75 nats"): "given in an exercise",
+    ("12_loss", "2.40 to 2.75 nats"): "given in an exercise",
     ("12_loss", "720 nats"): "300 tokens of 2.40 nats", ("12_loss", "0.047 bits per byte"): "the answer to that exercise, which a cell checks",
     ("engine/muon", "300 times longer"): "3 / 0.01", ("engine/model_files", "1.3 times the weights"): "the limit that the tests hold",
     ("grading/mistakes_text", "99 %"): "a supposed case",

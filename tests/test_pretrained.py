@@ -32,7 +32,7 @@ from llm_course.bpe import LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.data import fetch
-from llm_course.engine import exchange, hf_folders, llama2c
+from llm_course.engine import exchange, hf_folders, llama2c, model_files
 from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, Composed, SentencePiece
@@ -284,12 +284,12 @@ def test_other_models_are_refused_by_name(tokenizer, tmp_path, change, said):
 @pytest.mark.parametrize("change, said", [
     (dict(num_hidden_layers=10**9), "num_layers = 1,000,000,000, which no model has"), (dict(num_hidden_layers=10**6), "asks for 1,000,000 blocks, but holds 21 tensors"),
     (dict(max_position_embeddings=10**12), "max_seq_len = 1,000,000,000,000"), (dict(vocab_size=10**18), "vocab_size = "), (dict(hidden_size=1 << 40), "d_model = "),
-    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "real number"),
+    (dict(intermediate_size=1 << 23), "in the shape"), (dict(rms_norm_eps="x"), "norm_eps"), (dict(rope_theta=[]), "its rope_theta should be a float, but is a list"),
     (dict(max_position_embeddings=(1 << 24) - 1), "whose table of 268,435,440 angles is larger than the model; load it with a smaller max_seq_len"),
-    (dict(head_dim=10**8), "d_k = 100,000,000"), (dict(rms_norm_eps=1e300), r"norm_eps = 1e\+300"), (dict(num_key_value_heads=1 << 63), "num_kv_heads must divide"),
-    (dict(rope_scaling=LLAMA3_RULE | {"original_max_position_embeddings": 10**400}), "damaged, or made to do harm"), (dict(rope_scaling=LLAMA3_RULE | {"factor": 1e300}), "damaged, or made"),
-    (dict(rope_scaling=LLAMA3_RULE | {"factor": "x"}), "could not convert"), (dict(rope_scaling=LLAMA3_RULE | {"factor": []}), "real number"), (dict(rope_scaling=3), "scaling of RoPE is 3"),
-    (dict(rope_scaling="x"), "scaling of RoPE is 'x'"), (dict(rope_scaling={"rope_type": ["llama3"]}), "by the rule"), (dict(rope_theta=10**400), "too large")],
+    (dict(head_dim=10**8), "d_k = 100,000,000"), (dict(rms_norm_eps=1e300), r"norm_eps = 1e\+300"), (dict(num_key_value_heads=1 << 63), "num_kv_heads = 9,223"),
+    (dict(rope_scaling=LLAMA3_RULE | {"original_max_position_embeddings": 10**400}), "original_max_seq_len = 10,000"), (dict(rope_scaling=LLAMA3_RULE | {"factor": 1e300}), "damaged, or made"),
+    (dict(rope_scaling=LLAMA3_RULE | {"factor": "x"}), "its factor should be a float, but is a str"), (dict(rope_scaling=LLAMA3_RULE | {"factor": []}), "its factor should be a float, but is a list"), (dict(rope_scaling=3), "scaling of RoPE is 3"),
+    (dict(rope_scaling="x"), "scaling of RoPE is 'x'"), (dict(rope_scaling={"rope_type": ["llama3"]}), "by the rule"), (dict(rope_theta=10**400), "rope_theta = 10,000"), (dict(tie_word_embeddings="no"), "its tie should be a bool"), (dict(num_key_value_heads=True), "should be a int, but is a bool")],
     ids=lambda value: str(value)[:60])
 def test_absurd_sizes_are_refused_before_memory_is_taken(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
@@ -315,7 +315,7 @@ def test_shapes_are_counted_on_one_block(tokenizer, tmp_path, monkeypatch):
     def build(*args, num_layers, **more):
         built.append(num_layers)
         return Transformer(*args, num_layers=num_layers, **more)
-    monkeypatch.setattr(pretrained, "Transformer", build)
+    monkeypatch.setattr(model_files, "Transformer", build)
     with pytest.raises(ValueError, match=r"lacks the tensor model\.layers\.2\."): load_pretrained(tmp_path, "cpu")
     assert built == [1]
     config = random_model(num_layers=3, tie=True).config
@@ -1057,9 +1057,9 @@ def test_hub_refusals(hub):
     assert "it is of the family 'mistral'" in said and "\n" not in said
     assert not any("safetensors" in path for path in asked)   # refused before anything large was fetched
     said, _ = from_hub("someone/nobody", env)
-    assert said.startswith("refused: someone/nobody could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/nobody is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
     said, _ = from_hub("someone/unheard", env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert said.startswith("refused: someone/unheard could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/unheard is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
 
 
 # ---- Without the optional packages

@@ -2,6 +2,7 @@
 import configparser
 import json
 import re
+from itertools import count
 
 from book import name as name_of
 from book import pages, root
@@ -30,18 +31,27 @@ def install(name: str) -> str:
             f'    %pip install -q torch=={{version("torch")}} "llm_course{EXTRAS.get(name, "")} @ git+https://github.com/{repository}@{branch}"')
 
 
+def named(cells: list[dict]) -> list[dict]:
+    "The same cells, each with an id; a page that was begun in Colab has none."
+    taken = {cell.get("id") for cell in cells}
+    free = (f"cell-{number}" for number in count(1) if f"cell-{number}" not in taken)
+    return [cell if "id" in cell else cell | {"id": next(free)} for cell in cells]
+
+
 def prepare(notebook: dict, name: str) -> dict:
     "The same notebook, ready for Colab."
-    cells = [cell for cell in notebook["cells"] if cell["id"] != "colab"]
+    cells = [cell for cell in named(notebook["cells"]) if cell["id"] != "colab"]
     metadata = {key: value for key, value in notebook["metadata"].items() if key not in ("accelerator", "colab")}
-    title = next(at for at, cell in enumerate(cells) if cell["cell_type"] == "markdown")
+    title = next((at for at, cell in enumerate(cells) if cell["cell_type"] == "markdown"), None)
+    if title is None: raise ValueError(f"{name} has no title; give it a text cell that begins with \"# \"")
     text = "".join(cells[title]["source"])
     if "[![Open in Colab" in text: text = re.sub(r"^\[!\[Open in Colab.*$", badge(name), text, flags=re.M)
     else: text = re.sub(r"^> .+$", lambda promise: f"{promise[0]}\n\n{badge(name)}", text, count=1, flags=re.M)
     cells[title] = cells[title] | {"source": text.splitlines(keepends=True)}
     cell = {"cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [], "source": install(name).splitlines(keepends=True)}
     if name in GPU: metadata |= {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
-    return notebook | {"cells": [*cells[:title + 1], cell, *cells[title + 1:]], "metadata": dict(sorted(metadata.items()))}
+    parts = {"cells": [*cells[:title + 1], cell, *cells[title + 1:]], "metadata": dict(sorted(metadata.items()))}
+    return notebook | parts | {"nbformat_minor": max(5, notebook.get("nbformat_minor", 5))}   # from 5 on, cells have ids
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import join_masks
+from ..attention import attention, join_masks
+from .backward_passes import backward_serves
 
 # %% ../../nbs/engine/attention_kernel.ipynb #fused-attention
 def fused_attention(
@@ -24,6 +25,7 @@ def fused_attention(
     """Compute `attention` by torch's kernel, which need not store the weights.
 
     A NaN in a masked key makes the answer NaN. Source: Dao et al. 2022."""
+    if not backward_serves(q, k, v): return attention(q, k, v, mask, causal)
     t, s = q.shape[-2], k.shape[-2]
     half = v.dtype in (torch.bfloat16, torch.float16)
     if half and v.device.type == "cpu" and torch.is_grad_enabled():

@@ -117,7 +117,8 @@ def one_line(error:BaseException)->str: # Its message, on one line
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         if error.filename: text = f"{error.filename}: {text}"
-    return " ".join(text.split()) or type(error).__name__
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) < 600 else f"{line[:600]} …"   # a file's words may be long
 
 # %% ../../nbs/engine/commands.ipynb #with-dashes
 def with_dashes(

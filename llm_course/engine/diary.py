@@ -194,9 +194,13 @@ def sample_text(
 def _read_line(text:str)->dict|None:
     "A line of metrics; `None` for anything else, such as a line that was cut short."
     try: line = json.loads(text)
-    except json.JSONDecodeError: return None
-    if isinstance(line, dict) and isinstance(line.get("iteration"), int): return line
-    return None
+    except (ValueError, RecursionError): return None
+    if not isinstance(line, dict) or not isinstance(line.get("iteration"), int):
+        return None
+    for name, value in line.items():
+        if isinstance(value, int) and abs(value) >= 2**63: return None   # nor drawn
+        if not isinstance(value, str if name == "sample" else int | float): return None
+    return line
 
 def read_history(
     folder:Path, # Of a run

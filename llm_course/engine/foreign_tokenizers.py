@@ -8,6 +8,7 @@ __all__ = ['LONGEST_PIECE', 'SPACE_FIRST', 'SPACE_BACK', 'ROLES', 'QWEN', 'PRE_T
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 from ..bpe import GPT2, LLAMA3
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import merge_by_rank
-from .tokenizer_formats import SMOLLM, from_hf_dict
+from llm_course.engine.tokenizer_formats import (
+    SMOLLM, from_hf_dict, tokens_by_id)
 from .commands import whole_file
 from .model_files import explain, read_object
 
@@ -84,12 +86,14 @@ def from_scores(
 )->SentencePiece:
     """Make merges of scores: of all ways to part a piece in two, each is a merge.
 
-    Raises `ValueError` for a piece that is too long to be one."""
+    Raises `ValueError` for a piece that is too long to be one, or an odd score."""
     ids = {piece: id for id, piece in pieces.items()}
     found = []
     for id, piece in pieces.items():
         if len(piece) > LONGEST_PIECE:
             raise ValueError(f"its token {id} has {len(piece):,} letters")
+        if not math.isfinite(scores[id]):
+            raise ValueError(f"its token {id} has the score {scores[id]}")
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in ids and right in ids:
@@ -155,12 +159,8 @@ def from_hf_pieces(
     special = {token["content"]: token["id"] for token in added}
     byte_ids = [vocab[f"<0x{byte:02X}>"] for byte in range(256)]
     taken = {*special.values(), *byte_ids}
-    pieces:dict[int, str] = {}
-    for piece, id in vocab.items():
-        if type(id) is not int or id < 0:
-            raise ValueError("an id is not a whole number from 0")
-        if id in pieces: raise ValueError(f"{pieces[id]!r} and {piece!r} share id {id}")
-        if id not in taken: pieces[id] = piece
+    tokens_by_id(special, len(vocab))
+    pieces = {id: piece for id, piece in tokens_by_id(vocab).items() if id not in taken}
     merges = []
     for merge in data["model"]["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge

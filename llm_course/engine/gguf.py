@@ -27,7 +27,7 @@ from .foreign_tokenizers import (
     PRE_TOKENIZERS, Composed, SentencePiece, add_facts, from_scores, known_ids)
 from .hf_folders import FAMILIES, check_family_name, family_of
 from .model_files import (
-    Stored, explain, head_size, import_package, whole_path, without_copies)
+    Stored, explain, head_size, import_package, model_shape, whole_path, without_copies)
 from ..rope import RopeScaling
 from ..transformer import ModelConfig
 
@@ -182,7 +182,7 @@ def _shape_of(
         if of(name, d_k) != d_k:
             raise ValueError("it turns only a part of each head, "
                              "which the course's classes do not")
-    return ModelConfig(
+    return model_shape(dict(
         vocab_size=held["token_embd.weight"][0], max_seq_len=of("context_length"),
         d_model=d_model, num_layers=of("block_count"), num_heads=heads,
         d_ff=of("feed_forward_length"), rope_theta=theta,
@@ -190,7 +190,7 @@ def _shape_of(
         tie="output.weight" not in held,
         norm_eps=round_eps(of("attention.layer_norm_rms_epsilon")), d_k=d_k,
         rope_scaling=None if factors is None else scaling_of(factors, theta, d_k),
-        **family)
+        **family))
 
 # %% ../../nbs/engine/gguf.ipynb #scaling-of
 def scaling_of(
@@ -236,7 +236,9 @@ def _build_tokenizer(
     for id, (token, kind) in enumerate(zip(tokens, kinds)):
         if kind == _NORMAL: normal[id] = token
         elif kind == _BYTE: byte_ids.append(id)
-        elif kind in (_UNKNOWN, _CONTROL, _ADDED): special[token] = id
+        elif kind in (_UNKNOWN, _CONTROL, _ADDED):
+            if token in special: raise ValueError(f"it holds the token {token!r} twice")
+            special[token] = id
     model = said["tokenizer.ggml.model"]
     if model == "llama":
         scores = dict(enumerate(said["tokenizer.ggml.scores"]))

@@ -20,8 +20,9 @@ from torch import Tensor
 from ..bpe_tokenizer import BpeTokenizer
 from .commands import one_line, whole_file
 from .foreign_tokenizers import QWEN, load_tokenizer
-from .model_files import (
-    Stored, explain, head_size, read_object, whole_path, without_copies)
+from llm_course.engine.model_files import (
+    Stored, checked_fields, explain, head_size, model_shape, read_object, whole_path,
+    without_copies)
 from ..rope import RopeScaling
 from ..transformer import ModelConfig
 
@@ -66,16 +67,16 @@ def rope_of(
     "Read how positions are turned. Raises `ValueError` for a scaling not Llama 3's."
     said = found.get("rope_parameters") or found.get("rope_scaling") or {}
     if not isinstance(said, dict): raise ValueError(f"its scaling of RoPE is {said!r}")
-    theta = float(said.get("rope_theta", found.get("rope_theta", 10000)))
+    theta = said.get("rope_theta", found.get("rope_theta", 10000.0))
     kind = said.get("rope_type", said.get("type", "default"))
     if kind == "default": return {"rope_theta": theta}
     if kind != "llama3":
         raise ValueError(f"it scales RoPE by the rule {kind!r}, "
                          "and the course's classes know only 'llama3'")
-    scaling = RopeScaling(
-        float(said["factor"]), float(said["low_freq_factor"]),
-        float(said["high_freq_factor"]), int(said["original_max_position_embeddings"]))
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    rule = {name: said[name] for name in ("factor", "low_freq_factor",
+                                          "high_freq_factor")}
+    rule["original_max_seq_len"] = said["original_max_position_embeddings"]
+    return {"rope_theta": theta, "rope_scaling": checked_fields(RopeScaling, rule)}
 
 # %% ../../nbs/engine/hf_folders.ipynb #shape
 SHAPE = {   # ours: Hugging Face's
@@ -91,12 +92,14 @@ def from_hf_config(
     check_family(found)
     missing = [name for name in SHAPE.values() if name not in found]
     if missing: raise ValueError(f"it lacks {', '.join(missing)}")
-    family = found["model_type"]
-    shape = {ours: found[theirs] for ours, theirs in SHAPE.items()}
-    shape["num_kv_heads"] = found.get("num_key_value_heads") or shape["num_heads"]
-    shape["d_k"] = found.get("head_dim") or (128 if family == "qwen3" else None)
-    shape["tie"] = bool(found.get("tie_word_embeddings", False))
-    return ModelConfig(**shape, **rope_of(found), **FAMILIES[family])
+    family, shape = found["model_type"], rope_of(found)
+    for ours, theirs in SHAPE.items(): shape[ours] = found[theirs]
+    usual = {"num_key_value_heads": shape["num_heads"], "tie_word_embeddings": False,
+             "head_dim": 128 if family == "qwen3" else None}
+    said = usual | {name: found[name] for name in usual if found.get(name) is not None}
+    return model_shape(shape | FAMILIES[family] | {
+        "num_kv_heads": said["num_key_value_heads"], "d_k": said["head_dim"],
+        "tie": said["tie_word_embeddings"]})
 
 # %% ../../nbs/engine/hf_folders.ipynb #to-shape
 def family_of(

@@ -372,6 +372,7 @@ def find_checkpoint(
     lacking = []
     for name, kind in _KEPT.items():
         if not isinstance(saved.get(name), kind): lacking.append(name)
+    if not lacking and math.isnan(saved["best"]): lacking.append("best")
     if lacking:
         raise ValueError(f"{path} was not written by the training command: it lacks "
                          f"{', '.join(sorted(lacking))}; name another folder")
