@@ -7,6 +7,8 @@ __all__ = ['rank_merges', 'BpeTokenizer', 'visible', 'SplitView', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import html
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import chain
@@ -17,14 +19,14 @@ from .bpe import CL100K, GPT2, PATTERNS, learn_merges, pre_tokens
 from .checks import check_of
 from .engine.commands import run_command
 from .engine.fast_bpe import Remembering, merge_by_rank, special_pattern
-from .engine.files import batches, count_corpus, in_processes
-from .engine.streaming import final_parts
+from .engine.files import batches, blocks, count_corpus, in_processes
+from .engine.streaming import count_places, final_parts
 from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
 from llm_course.engine.tokenizer_formats import (
-    errors_that_name, from_hf_dict, read_gpt2, read_json, read_tiktoken, to_hf,
-    to_tiktoken, write_hf,
+    Rules, Unspelled, errors_that_name, from_hf_dict, read_gpt2, read_json,
+    read_tiktoken, to_hf, to_tiktoken, write_hf,
 )
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
@@ -63,42 +65,46 @@ def _allowed_tokens(
 def _place_special_tokens(
     tokens:Iterable[str]|Mapping[str, int], # Special tokens, with or without ids
     vocab:dict[int, bytes],                 # Gets those that are new
-    ids:dict[bytes, int],                   # Gets them too
+    ids:Mapping[bytes, int],                # The way back
 )->dict[str, int]:                          # The id of each special token
     "Give each special token the id that is named, or that its bytes have, or the next."
     if isinstance(tokens, str): tokens = [tokens]
     named = dict(tokens) if isinstance(tokens, Mapping) else {}
-    placed = {}
+    placed:dict[str, int] = {}
+    free = max(vocab, default=-1) + 1
     for token in tokens:
         if not isinstance(token, str) or not token:
             raise ValueError(f"a special token must be a text of some length, "
                              f"but is {token!r}")
         spelled = token.encode()
         if token in named: id = named[token]
-        elif spelled in ids: id = ids[spelled]
-        else: id = max(vocab, default=-1) + 1
+        else: id = placed.get(token, ids.get(spelled, free))
         if vocab.get(id, spelled) != spelled:
             raise ValueError(f"special token {token!r} cannot have id {id}, "
                              f"which is {vocab[id]!r}")
         vocab[id] = spelled
-        ids.setdefault(spelled, id)
         placed[token] = id
+        free = max(free, id + 1)
     return placed
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #bpe-tokenizer
 class BpeTokenizer:
     "Byte-pair encoding: learns tokens from text, encodes, decodes, loads and saves."
+    rules = Rules()
+
     def __init__(self,
         vocab:Mapping[int, bytes],            # The bytes of each id
         merges:Iterable[tuple[bytes, bytes]], # The pairs to join, first learnt first
         special_tokens:Iterable[str]|Mapping[str, int]|None=None, # One token each
         pattern:str=GPT2,             # A regular expression, or a name in `PATTERNS`
         *, ignore_merges:bool=False,  # Take a pre-token that is a token as it is?
+        rules:Rules|None=None,        # What else it does; `None` for its class's own
     ):
         self.vocab = dict(vocab)
         self.merges = [(left, right) for left, right in merges]
         self.pattern = PATTERNS.get(pattern, pattern)
         self.ignore_merges = ignore_merges
+        if rules is not None: self.rules = rules
         pre_tokens("", self.pattern)   # refuses what is no regular expression
         self.ids = {token: id for id, token in self.vocab.items()}   # the way back
         twice = len(self.vocab) - len(self.ids)
@@ -107,6 +113,9 @@ class BpeTokenizer:
         self.ranks, self.joined = rank_merges(self.merges, self.ids)
         self.special_tokens = _place_special_tokens(
             special_tokens or (), self.vocab, self.ids)
+        for id in (*self.rules.before, *self.rules.after):
+            if id in self.vocab: continue
+            raise ValueError(f"prompts need a token of id {id}, which is none")
 
     @property
     def vocab_size(self)->int: # The rows that an embedding needs
@@ -127,7 +136,8 @@ class BpeTokenizer:
         "Learn a vocabulary: ids 0 to 255 are bytes, then merges, then special tokens."
         special_tokens = tuple(special_tokens)
         room_for_merges(vocab_size, special_tokens)
-        words = count_corpus(source, special_tokens, pattern, num_processes, progress)
+        words = count_corpus(source, special_tokens, pattern, num_processes, progress,
+                             cls.rules.normalizer)
         return cls.learn(words, vocab_size, special_tokens, pattern, progress)
 
     @classmethod
@@ -146,9 +156,22 @@ class BpeTokenizer:
     # ---- encode
 
     @cached_property
+    def unknown_id(self)->int|None:
+        "The id of what is not in the vocabulary, if there is a token for it."
+        token = self.rules.unknown
+        if token is None: return None
+        return self.special_tokens.get(token, self.ids.get(token.encode()))
+
+    @cached_property
     def bytes_to_ids(self)->list[int|None]:
         "The id of each single byte."
-        return [self.ids.get(bytes([byte])) for byte in range(256)]
+        return [self.ids.get(bytes([byte]), self.unknown_id) for byte in range(256)]
+
+    @cached_property
+    def missing(self)->re.Pattern[bytes]|None:
+        "Finds bytes that have no id; `None` if all have one."
+        absent = bytes(i for i, id in enumerate(self.bytes_to_ids) if id is None)
+        return re.compile(b"[" + re.escape(absent) + b"]") if absent else None
 
     @cached_property
     def known(self)->dict[str, list[int]]:
@@ -161,36 +184,53 @@ class BpeTokenizer:
         if self.ignore_merges and spelled in self.ids: return [self.ids[spelled]]
         for byte in spelled:
             id = self.bytes_to_ids[byte]
-            if id is None:
-                raise ValueError(f"byte {byte:#04x} of {piece!r} "
-                                 "is not in the vocabulary")
+            if id is None: raise Unspelled(byte, piece, 0)
+            if self.rules.fuse and [id] == ids[-1:] == [self.unknown_id]: continue
             ids.append(id)
         return merge_by_rank(ids, self.ranks, self.joined)
+
+    def prepared(self,
+        text:str, # In which nothing is special
+        at:int=0, # Characters before it, for the message
+    )->str:       # What is to be cut
+        "Bring a text to its normal form. Raises `ValueError` for a byte without an id."
+        if self.rules.normalizer:
+            text = unicodedata.normalize(self.rules.normalizer, text)
+        found = self.missing and self.missing.search(data := text.encode())
+        if found:
+            place = len(data[:found.start()].decode(errors="ignore"))
+            raise Unspelled(found[0][0], text[place], at + place)
+        return text
 
     def _ids_of(self, pieces:Iterable[str])->Iterator[int]:
         "The ids of some pre-tokens."
         return chain.from_iterable(map(self.known.__getitem__, pieces))
 
-    def encode_ordinary(self, text:str)->list[int]:
-        "Encode text in which nothing is special."
-        return list(self._ids_of(pre_tokens(text, self.pattern)))
+    def encode_ordinary(self, text:str, at:int=0)->list[int]:
+        "Encode text in which nothing is special; see `prepared`."
+        return list(self._ids_of(pre_tokens(self.prepared(text, at), self.pattern)))
 
     def encode(self,
         text:str,       # Any text
         allowed_special:str|Iterable[str]="all", # "none", "none_raise", or some of them
     )->list[int]:       # Ids, of which `decode` makes the same text
         "Turn text into ids. Raises `ValueError` for a special token that is refused."
+        return self._encode(text, allowed_special, 0)
+
+    def _encode(self, text:str, allowed_special:str|Iterable[str], at:int)->list[int]:
+        text.encode()   # half a character is refused, with its place in all of the text
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
         special = special_pattern(tokens)
-        if special is None: return self.encode_ordinary(text)
+        if special is None: return self.encode_ordinary(text, at)
         ids = []
         for i, part in enumerate(special.split(text)):   # ordinary, special, ordinary
-            if i % 2 == 0: ids += self.encode_ordinary(part)
+            if i % 2 == 0: ids += self.encode_ordinary(part, at)
             elif allowed_special != "none_raise": ids.append(self.special_tokens[part])
             else:
                 raise ValueError(f"the text holds the special token {part!r}; allow "
                                  'it, or pass allowed_special="none" to read it as '
                                  "text")
+            at += len(part)
         return ids
 
     def encode_iterable(self,
@@ -200,6 +240,12 @@ class BpeTokenizer:
     )->Iterator[int]:          # The ids of `encode("".join(chunks))`
         "Encode a text that need not fit in memory."
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
+        chunks, at = count_places(chunks), 0
+        if self.rules.normalizer or self.missing:
+            for text in blocks(chunks, self.pattern, tokens, block):
+                yield from self._encode(text, allowed_special, at)
+                at += len(text)
+            return
         for text, pieces in final_parts(chunks, self.pattern, tokens, block):
             yield from self.encode(text, allowed_special)
             yield from self._ids_of(pieces)
@@ -239,7 +285,7 @@ class BpeTokenizer:
     def save(self, path:str|Path)->None:
         "Write a `tokenizer.json`, which Hugging Face's `tokenizers` reads too."
         write_hf(path, to_hf(self.vocab, self.merges, self.special_tokens, self.pattern,
-                             self.ignore_merges))
+                             self.ignore_merges, self.rules))
 
     @classmethod
     def load(cls, path:str|Path)->"BpeTokenizer":
@@ -270,9 +316,8 @@ class BpeTokenizer:
         with errors_that_name(path): return cls(**read)
 
     def to_tiktoken(self, name:str="llm_course")->Any: # A `tiktoken.Encoding`
-        "Raises `ValueError` if ids do not follow the order of the merges."
-        return to_tiktoken(self.vocab, self.joined, self.special_tokens,
-                           self.pattern, name)
+        "Raises `ValueError` where tiktoken would give other ids."
+        return to_tiktoken(self, name)
 
 def _encode_texts(tokenizer, allowed_special, texts):   # a process can be sent this
     return [tokenizer.encode(text, allowed_special) for text in texts]
@@ -332,7 +377,7 @@ def has_an_id_for_each_special_token(part):
     "A special token, the longest that fits, is one id and decodes to itself."
     names = ["<|end|>", "<|end|><|end|>", "END"]
     tokenizer = _toy(part, special_tokens=names)
-    one, two, word = (tokenizer.special_tokens[token] for token in names)
+    one, two, word = ([*tokenizer.encode(token)][-1] for token in names)
     known = {"a<|end|>b": [97, one, 98], "<|end|><|end|><|end|>": [two, one],
              "ENDEND": [word, word], "<|end": [*b"<|end"]}
     for text, wanted in known.items():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/23_pretrained.ipynb #imports-course
 from .bpe_tokenizer import BpeTokenizer
-from .checkpoint import bare, pick_device
+from .checkpoint import apart, bare, pick_device
 from .data import end_of_text
 from .engine.commands import output_path
 from .engine.foreign_tokenizers import add_facts
@@ -165,10 +165,10 @@ def named_tensors(
 )->dict[str, Tensor]:            # On the CPU; a tied head is left out
     """Name and lay out a model's parameters as others expect them.
 
-    Raises `ValueError` for foreign parts, for numbers that `dtype` cannot hold, and for
-    a tied head that is not its embedding."""
+    Raises `ValueError` for parts that its configuration does not know, for numbers that
+    `dtype` cannot hold, and for a tied head that is not its embedding."""
     tensors, d_k = {}, head_size(model.config)
-    embedding = model.get_parameter("embedding.weight")
+    embedding, shapes = model.get_parameter("embedding.weight"), {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         numbers = parameter.detach().to("cpu", dtype)
         if not numbers.isfinite().all():
@@ -180,10 +180,11 @@ def named_tensors(
                 raise ValueError("the model ties its head to its embedding, "
                                  "but the two differ")
             if model.config.tie: continue
-            if parameter is embedding: numbers = numbers.clone()   # two in the file
+        shapes[name] = tuple(numbers.shape)
         if halves and is_turned(name): numbers = to_halves(numbers, d_k)
         tensors[rename(name, to)] = numbers.contiguous()
-    return tensors
+    check_every_tensor("the model", shapes, wanted_shapes(model.config, "ours"))
+    return apart(tensors)   # what is shared without a word is written twice
 
 # %% ../nbs/23_pretrained.ipynb #as-transformers
 @torch.no_grad()

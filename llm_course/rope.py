@@ -36,6 +36,8 @@ def rope_turns(
         raise ValueError("max_seq_len and theta must be positive, "
                          f"but they are {max_seq_len} and {theta:g}")
     device = torch.empty(0, device=device).device
+    if device.type == "meta":   # nothing to compute; arange would load a compiler
+        return torch.empty(max_seq_len, d_k // 2, 2, device=device)
     made = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     even = torch.arange(0, d_k, 2, device=made, dtype=torch.float64)
     frequency = theta ** -(even / d_k)

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from llm_course import training
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_checkpoint, save_model
-from llm_course.data import write_ids
+from llm_course.data import load_ids, write_ids
 from llm_course.engine.commands import parse, run_command
 from llm_course.engine.exchange import open_model
 from llm_course.generating import generate
@@ -252,12 +252,10 @@ def digest(*parts):
 
 def of_model(model, tokenizer=None):
     "The parameters; the tokens; and a text, which NaN and ids out of range would stop."
-    parts = [asdict_text(model.config), *(p.detach().contiguous().float().numpy().tobytes() for p in model.parameters())]
+    parts = [repr(model.config), *(p.detach().contiguous().float().numpy().tobytes() for p in model.parameters())]
     if tokenizer is not None: parts += [sorted(tokenizer.vocab.items()), tokenizer.merges, tokenizer.special_tokens, tokenizer.pattern, vars(tokenizer).get("ends"), vars(tokenizer).get("roles"),
                                         generate(model, tokenizer, "the ", 3, temperature=0)]
     return digest(*parts)
-
-def asdict_text(config): return repr(config)
 
 def own(name):
     def read(folder):
@@ -273,15 +271,13 @@ def flags(folder):
     return [f"--train_data={folder/'ids.bin'}", f"--val_data={folder/'val.bin'}", "--cos_cycle_iters=3", "--warmup_iters=0", "--max_seq_len=8", "--d_model=16", "--num_layers=1", "--num_heads=2", "--d_ff=24",
             "--batch_size=2", "--iterations=3", "--val_batches=1", "--log_interval=1", "--checkpoint_interval=1", "--no-live_plot", "--device=cpu"]
 
-def trained(folder, *more, run="new"):
-    train_with(folder, *more, f"--output={folder/run}")
-    return digest(*(p.numpy().tobytes() for p in torch.load(folder/run/"checkpoint.pt", weights_only=True)["model"].values()))
-
 def train_with(folder, *more):
-    "As the command does, but for the words: what goes wrong is told by `run_command` around it."
-    training.train(parse(training.TrainConfig, [*flags(folder), *more]))
+    "As the command does; what goes wrong is told by `run_command` around it."
+    training.train(parse(training.TrainConfig, [*flags(folder), f"--output={folder/'run'}", *more]))
 
-def resumed(folder): return trained(folder, "--resume", "--iterations=4", run="run")
+def resumed(folder):
+    train_with(folder, "--resume", "--iterations=4")
+    return digest(*(p.numpy().tobytes() for p in torch.load(folder/"run"/"checkpoint.pt", weights_only=True)["model"].values()))
 
 KINDS = {
     "checkpoint.pt": Kind(["model.pt"], change_state, own("model.pt")),
@@ -291,7 +287,7 @@ KINDS = {
     "HF index.json": Kind(["shards/model.safetensors.index.json"], change_json, foreign("shards")),
     "HF tokenizer/generation files": Kind(["hf/tokenizer_config.json", "hf/generation_config.json"], change_json, foreign("hf")),
     "tokenizer.json": Kind(["hf/tokenizer.json"], change_json, lambda folder: of_tokenizer(BpeTokenizer.load(folder/"hf"/"tokenizer.json"))),
-    ".bin/.npy": Kind(["ids.bin"], change_npy, trained),
+    ".bin/.npy": Kind(["ids.bin"], change_npy, lambda folder: digest(load_ids(folder/"ids.bin", BpeTokenizer.load(folder/"tokenizer.json").vocab_size).tolist())),
     "GGUF": Kind(["model.gguf"], change_bytes, foreign("model.gguf")),
     "llama2.c": Kind(["c/model.bin"], change_bytes, foreign("c/model.bin")),
     "tokenizer.bin": Kind(["c/tokenizer.bin"], change_bytes, foreign("c/model.bin")),
@@ -333,7 +329,7 @@ def make(folder):
     ids = np.array(tokenizer.encode(TEXT))
     for name in "ids.bin", "val.bin":
         with open(folder/name, "wb") as file: write_ids(file, [ids], tokenizer.vocab_size)
-    child(lambda: train_with(folder, f"--output={folder/'run'}"), folder)   # a process that has trained has threads
+    child(lambda: train_with(folder), folder)   # a process that has trained has threads
 
 
 def write_llama2c(folder):

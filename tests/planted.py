@@ -90,7 +90,7 @@ class Part(nn.Module):
     ("EmbeddingPaddingZero", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient", "self.weight[ids]", "F.embedding(ids, self.weight, padding_idx=0)"),
     ("EmbeddingOffByOne", "off by one: looks up row id−1", "you read the row before the one that the id name", "[ids]", "[ids - 1]"),
     ("EmbeddingReadsData", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu", "self.weight[ids]", "self.weight.data[ids]"),
-    ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "it is right but for ids on one axis", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
+    ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "it is wrong for ids on one axis", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
     ("EmbeddingGradOverwritten", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o", "self.weight[ids]", "_Unique.apply(ids, self.weight)"))
 
 # ---------------------------------------------------------------- RmsNorm
@@ -196,7 +196,7 @@ class Part(nn.Module):
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
 """,
     ("SoftmaxNoMax", "no maximum subtracted: overflows", "nothing is subtracted before the exponential", " - h.amax(self.dim, keepdim=True)", ""),
-    ("SoftmaxLastAxis", "ignores dim: always the last axis", "it is right but along the first axis and along a", "(self.dim,", "(-1,"),
+    ("SoftmaxLastAxis", "ignores dim: always the last axis", "it is wrong along the first axis and along a", "(self.dim,", "(-1,"),
     ("SoftmaxGlobalMax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others", "the largest of all scores is subtracted", "h.amax(self.dim, keepdim=True)", "h.max()"),
     ("SoftmaxGlobalSum", "sums over all entries: shares of rows do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "e.sum()"),
     ("SoftmaxEpsInSum", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "(e.sum(self.dim, keepdim=True) + 1e-3)"),
@@ -204,7 +204,7 @@ class Part(nn.Module):
     ("SoftmaxShiftsByMin", "shift by the minimum instead of the maximum", "the smallest score is subtracted", "amax", "amin"),
     ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "float32 comes out whatever went in", ".to(x.dtype)", ""),
     ("SoftmaxBaseTwo", "base 2 instead of e", "these are powers of two", "torch.exp(", "torch.exp2("),
-    ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "what comes out is right", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
+    ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "the gradient is wrong", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
     ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
 
 # ---------------------------------------------------------------- ScaledDotProductAttention
@@ -652,7 +652,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr", "it is right but where parameters come in groups")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "it is wrong where parameters come in groups")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -937,7 +937,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     ("lr_zero_after", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way", ">= cos_cycle_iters: return lr_min", "> cos_cycle_iters: return 0."),
     ("lr_min_not_subtracted", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top", "(lr_max - lr_min)", "lr_max"),
     ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
-    ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "it is right but on the way down", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
+    ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "half of the way down", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
     ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero", "it < warmup_iters", "it <= warmup_iters"),
     ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
     ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
@@ -1103,7 +1103,7 @@ class ModelSkipsLast(_Model):
         for block in self.blocks[:-1]: x = block(x, token_positions)
         return self.head(self.norm(x))
 
-@fault("Transformer", "learned absolute positions added besides RoPE", "there is a parameter or buffer called positions.")
+@fault("Transformer", "learned absolute positions added besides RoPE", "there is a parameter or buffer positions.")
 class ModelAddsPositions(_Model):
     def __init__(self, vocab_size, max_seq_len, d_model, *rest, **kw):
         super().__init__(vocab_size, max_seq_len, d_model, *rest, **kw)
@@ -1841,7 +1841,7 @@ class TokByteIsId(_Tok):
 class TokIgnoresPattern(_Tok):
     def words(self, text): return regex.findall(GPT2, text)
 
-@fault("BpeTokenizer", "a special token already in the vocabulary gets a second id", "it is right but where a special token is in the ")
+@fault("BpeTokenizer", "a special token already in the vocabulary gets a second id", "it is wrong where a special token is in the ")
 class TokSpecialSecondId(_Tok):
     def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
         super().__init__(vocab, merges, None, pattern)

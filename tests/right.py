@@ -514,3 +514,56 @@ def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, 
     chosen = chance.choice(len(windows), batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
     both = torch.from_numpy(windows[chosen].astype(np.int64)).to(device)
     return both[:, :-1], both[:, 1:]
+
+
+# ---- As found in public student code, and once refused
+
+class NarrowNorm(nn.Module):
+    "It computes in float32, whatever comes in."
+    def __init__(self, d_model, eps=1e-5, device=None, dtype=None):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype)), eps
+    def forward(self, x):
+        kind, x = x.dtype, x.to(torch.float32)
+        return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(kind)
+
+def narrow_attention(q, k, v, mask=None):
+    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
+    if mask is not None: scores = scores.masked_fill(~mask, -math.inf)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True).clamp(min=-1e30))
+    return (weights / weights.sum(-1, keepdim=True).clamp(min=1e-30) @ v.float()).to(v.dtype)
+
+class NarrowMuon(torch.optim.Optimizer):
+    "Its polynomial runs in float32."
+    def __init__(self, params, lr=.02, momentum=.95, weight_decay=.01): super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad(): loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(m, group["momentum"]).float()
+                x = x / (x.norm() + 1e-7)
+                for _ in range(5):
+                    a = x @ x.mT
+                    x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_((group["lr"] * max(1, p.shape[0] / p.shape[1])**.5 * x).to(p.dtype))
+        return loss
+
+class PlainTokenizer:
+    "It has the three methods, and no attribute that anybody could know."
+    def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
+        from llm_course.bpe_tokenizer import BpeTokenizer
+        self._own = BpeTokenizer(vocab, merges, special_tokens, pattern)
+    def encode(self, text): return self._own.encode(text)
+    def decode(self, ids): return self._own.decode(ids)
+    def encode_iterable(self, chunks): yield from self._own.encode_iterable(chunks)
+
+RIGHT["RmsNorm"].append(NarrowNorm)
+RIGHT["ScaledDotProductAttention"].append(lambda: narrow_attention)
+RIGHT["Muon"].append(NarrowMuon)
+RIGHT["BpeTokenizer"].append(PlainTokenizer)

@@ -7,18 +7,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_course.bpe import (
-    GPT2,
-    MOST_MERGES,
-    PATTERNS,
-    Shelves,
-    _learn_slowly,
-    count_words,
-    index_pairs,
-    join_everywhere,
-    learn_merges,
-    pre_tokens,
-)
+from llm_course.bpe import GPT2, PATTERNS, _learn_slowly, count_words, learn_merges, pre_tokens
 from llm_course.engine.fast_bpe import (
     as_in_unicode_16,
     as_long_as,
@@ -28,6 +17,7 @@ from llm_course.engine.fast_bpe import (
     splitter,
     unassigned,
 )
+from llm_course.engine.incremental_bpe import MOST_MERGES, Shelves, index_pairs, join_everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 

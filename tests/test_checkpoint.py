@@ -169,7 +169,7 @@ def test_a_model_with_parts_of_ones_own_loads_with_them_and_not_without(file, tm
         assert torch.equal(back(ids), model(ids)) and not back.training
     needs = f"{path} needs parts that are not this course's own ("
     assert refused(load_model, path, device) == (f"{needs}norm: {__name__}.Twice, attend: llm_course.attention.attention); "
-                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}")
+                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}, or name a file that defines them by --parts")
     assert refused(load_model, path, device, {"norm": Twice}).startswith(f"{needs}attend: ")
     assert refused(load_model, path, device, {**OWN, "norm": elsewhere("Thrice")}).startswith(f"{needs}norm: ")
     assert "not with head: torch.nn.modules.linear.Linear; leave them out" in refused(load_model, path, device, {**OWN, "head": nn.Linear})
@@ -377,15 +377,15 @@ def test_foreign_files_are_refused(state, tmp_path):
 
 @pytest.mark.parametrize("config, message", [
     ({"sliding_window": 4, "flavour": 1}, "was written by a newer version of this course: it has flavour, sliding_window"),
-    ({"d_model": "8"}, "its d_model should be a int, but is a str"), ({"d_model": True}, "its d_model should be a int, but is a bool"), ({"tie": 1}, "its tie should be a bool"),
+    ({"d_model": "8"}, "its d_model should be of type int, but is of type str"), ({"d_model": True}, "its d_model should be of type int, but is of type bool"), ({"tie": 1}, "its tie should be of type bool"),
     ({"num_heads": 3}, "num_heads must divide d_model"), ({"num_heads": ...}, "it lacks num_heads"), ({"rope_theta": ...}, "it lacks rope_theta"),
     ({"num_layers": 3}, "lacks the tensor blocks.2.attention_norm.weight"), ({"num_layers": 1}, "holds the tensor blocks.1.attention.k_proj.weight and 8 more, for which"),
     ({"d_ff": 16}, "holds blocks.0.ffn.w1.weight in the shape (12, 8), but its configuration asks for (16, 8)"), ({"tie": True}, "head.weight differs from embedding.weight"),
     # what would take memory or time
     ({"num_layers": 10**7}, "asks for 10,000,000 blocks, but holds 21 tensors"), ({"max_seq_len": 10**9}, "max_seq_len = 1,000,000,000, which no model has"),
     ({"max_seq_len": LARGEST - 1}, "whose table of 67,108,860 angles is larger than the model"), ({"d_k": 10**8}, "d_k = 100,000,000, which no model has"), ({"d_k": LARGEST - 2}, "angles"),
-    ({"vocab_size": LARGEST - 1}, "in the shape"), ({"norm_eps": 1e300}, "norm_eps = 1e+300"), ({"norm_eps": 10**400}, "norm_eps = 10,000"), ({"rope_scaling": {"factor": "x"}}, "its factor should be a float"),
-    ({"rope_scaling": 3}, "its rope_scaling should be a RopeScaling"), ({"rope_scaling": {"factor": 8., "what": 1}}, "it has what"), ({"num_kv_heads": 2**63}, "which no model has")], ids=str)
+    ({"vocab_size": LARGEST - 1}, "in the shape"), ({"norm_eps": 1e300}, "norm_eps = 1e+300"), ({"norm_eps": 10**400}, "norm_eps = 10,000"), ({"rope_scaling": {"factor": "x"}}, "its factor should be of type float"),
+    ({"rope_scaling": 3}, "its rope_scaling should be of type RopeScaling"), ({"rope_scaling": {"factor": 8., "what": 1}}, "it has what"), ({"num_kv_heads": 2**63}, "which no model has")], ids=str)
 def test_a_shape_that_does_not_fit_its_file_is_refused(config, message, run, saved, tmp_path):
     state = read_checkpoint(saved)
     config = {name: value for name, value in {**state["config"], **config}.items() if value is not ...}

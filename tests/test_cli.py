@@ -75,6 +75,53 @@ def test_generating_without_a_model_uses_the_demo():
     assert run("generating", "--prompt", "ROMEO:", "--max_tokens", 8, "--seed", 0).stdout.startswith("ROMEO:")
 
 
+OWN_PARTS = """from torch import nn
+class Halved(nn.RMSNorm):
+    def forward(self, x): return super().forward(x) / 2
+parts = {"norm": Halved}
+"""
+
+
+def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tmp_path, capsys):
+    from llm_course import checkpoint, generating
+    from llm_course.engine.parts import read_parts
+    from llm_course.optim import AdamW
+    from llm_course.transformer import Transformer
+    (tmp_path/"own.py").write_text(OWN_PARTS, "utf-8", newline="\n")
+    model = Transformer(300, 16, 16, 1, 2, 24, parts=read_parts(tmp_path/"own.py"))
+    checkpoint.save_checkpoint(model, AdamW(model.parameters()), 0, tmp_path/"own.pt")
+    own = ["--parts", str(tmp_path/"own.py")]
+    checkpoint.main(["--checkpoint", str(tmp_path/"own.pt"), "--output", str(tmp_path/"own.safetensors"), "--dtype", "float32", *own])
+    said = set()
+    for file in "own.pt", "own.safetensors":
+        words = ["--model_path", str(tmp_path/file), "--tokenizer_path", str(made/"tokenizer.json"), "--max_tokens", "4", "--seed", "0", "--device", "cpu"]
+        capsys.readouterr()
+        generating.main([*words, *own])
+        said.add(capsys.readouterr().out)
+        with pytest.raises(SystemExit): generating.main(words)
+        assert "needs parts that are not this course's own (norm: own.Halved); " in (error := capsys.readouterr().err) and "--parts" in error
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("source, said", [
+    ("parts = 1/0", "cannot be run: ZeroDivisionError"), ("def", "cannot be run: SyntaxError"), ("part = {}", "must define a dictionary parts"), ("parts = {'nrom': print}", "no role 'nrom'"),
+    (None, "does not exist")], ids=str)
+def test_a_file_of_parts_that_is_none_is_refused(source, said, tmp_path, capsys):
+    from llm_course import generating
+    if source is not None: (tmp_path/"own.py").write_text(source, "utf-8", newline="\n")
+    with pytest.raises(SystemExit) as stop: generating.main(["--parts", str(tmp_path/"own.py")])
+    assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_prompt_is_not_repeated_where_that_is_not_wanted(capsys):
+    from llm_course import generating
+    words = ["--prompt", "ROMEO:", "--max_tokens", "4", "--seed", "0", "--device", "cpu"]
+    generating.main(words)
+    whole = capsys.readouterr().out
+    generating.main([*words, "--no_echo"])
+    assert "ROMEO:" + capsys.readouterr().out == whole
+
+
 def test_exported_model_gives_the_same_text(made, tmp_path):
     run("checkpoint", "--checkpoint", made/"run/checkpoint.pt", "--output", tmp_path/"model.safetensors", "--dtype", "float32")
     words = "--tokenizer_path", made/"tokenizer.json", "--prompt", "The", "--max_tokens", 4, "--temperature", 0

@@ -132,14 +132,15 @@ def test_a_folder_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_a_link_stays_a_link(tmp_path):
+def test_a_link_is_replaced_and_never_followed(tmp_path):
     (tmp_path/"far").mkdir()
     for name in "there.txt", "new.txt":   # the second one's target is not there yet
         if name == "there.txt": (tmp_path/"far"/name).write_text("old", "utf-8", newline="\n")
-        (tmp_path/name).symlink_to(tmp_path/"far"/name)
+        for link in name, f"{name}.partial": (tmp_path/link).symlink_to(tmp_path/"far"/name)
         with whole_file(tmp_path/name, "w") as file: file.write("new")
-        assert (tmp_path/name).is_symlink() and (tmp_path/"far"/name).read_text("utf-8") == "new"
-    assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path/"far").iterdir())) == 2
+        assert not (tmp_path/name).is_symlink() and (tmp_path/name).read_text("utf-8") == "new"
+    assert [(path.name, path.read_text("utf-8")) for path in (tmp_path/"far").iterdir()] == [("there.txt", "old")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "new.txt", "there.txt"]
 
 
 def test_a_full_disk_names_the_file(tmp_path):

@@ -53,7 +53,7 @@ def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, toke
     assert load_ids(out/"train.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[:1800])
     assert load_ids(out/"val.bin", tokenizer.vocab_size).tolist() == tokenizer.encode(text[1800:])
     assert (out/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
-    assert sorted(p.name for p in out.iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(p.name for p in out.iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin", "val.bin"]
     printed = capsys.readouterr().out
     assert re.search(r"train\.bin: [\d,]+ tokens, 1\.\d\d bytes per token", printed) and re.search(r"2,000 bytes in .* MB/s", printed)
 
@@ -100,7 +100,7 @@ def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept,
     assert "empty.py is empty" in refusal(capsys, *words)
     main([*words, "--bad_files", bad_files])
     assert np.load(tmp_path/"out"/"train.bin").tolist() == tokenizer.encode(kept) and note in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path/"out").iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(path.name for path in (tmp_path/"out").iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin", "val.bin"]
 
 
 def test_nothing_left_is_refused(tokenizer_file, tmp_path, capsys):

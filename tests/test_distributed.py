@@ -165,6 +165,39 @@ def test_one_process_ddp_and_fsdp_learn_the_same(count): in_processes(count, lea
 def test_muon_learns_the_same_on_shares(): in_processes(3, partial(learn_all_ways, muon=True))
 
 
+# ---- A rate that ruins the weights
+
+def ruin(rank, count, folder):
+    "A run that goes on at a rate of 1e20 until it is stopped, then at a small one from its last good checkpoint."
+    from dataclasses import replace
+
+    from llm_course.training import TrainConfig, advance, settle, start
+    for way, muon in ("ddp", None), ("fsdp", None), ("fsdp", .02):
+        asked = TrainConfig(train_data=folder/"ids.bin", val_data=folder/"ids.bin", output=folder/f"{way} {muon}", vocab_size=50, max_seq_len=8, d_model=16, num_layers=1, num_heads=2, d_ff=24,
+                            batch_size=4, iterations=9, log_interval=1, val_interval=1, val_batches=1, checkpoint_interval=1, warmup_iters=0, device="cpu", parallel=way, muon_lr=muon)
+        run = start(settle(asked), rank, count)
+        advance(run)
+        run = start(settle(replace(asked, resume=True, lr_max=1e20, muon_lr=muon and 1e20)), rank, count)
+        with pytest.raises(ValueError, match=r"checkpoint.pt is the last good checkpoint"):
+            while run.done < 9: advance(run)
+        torch.distributed.barrier()
+        run = start(settle(replace(asked, resume=True, lr_max=1e-5)), rank, count)
+        advance(run)
+        torch.distributed.barrier()
+
+
+def test_the_last_good_checkpoint_is_good_on_several_processes(tmp_path):
+    import numpy as np
+
+    from llm_course.checkpoint import read_checkpoint
+    (np.arange(900, dtype=np.uint16) % 50).tofile(tmp_path/"ids.bin")
+    in_processes(2, partial(ruin, folder=tmp_path))
+    for path in tmp_path.glob("*/*.pt"):
+        saved = read_checkpoint(path)
+        moments = [x for state in saved["optimizer"]["state"].values() for x in state.values()]
+        assert all(torch.as_tensor(x).isfinite().all() for x in [*saved["model"].values(), *moments]), path
+
+
 @pytest.mark.parametrize("number, left", [("0", [0]), (None, [])])
 def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, left):
     "Where a gloo thread may want Python's lock; alone, Python's end is waited for as usual."

@@ -175,7 +175,7 @@ def test_long_blocks_are_numbered_by_arrays_as_short_ones_are_by_strings(seed):
 def test_a_byte_without_a_token_is_named_and_the_table_goes_on():
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)} | {128: b"th"}, [(b"t", b"h")], ())
     table = PieceTable(tokenizer)
-    with pytest.raises(ValueError, match="byte 0xc3 of ' é' is not in the vocabulary"): encode_block("the é", table)
+    with pytest.raises(ValueError, match="byte 0xc3 of 'é' is not in the vocabulary; it stands at position 4"): encode_block("the é", table)
     assert encode_block("then the", table).tolist() == tokenizer.encode("then the")
 
 

@@ -512,7 +512,10 @@ def test_the_sort_is_spared_where_it_can_be_and_only_there():
     "Or the function above might return nothing, always, and pass; and of equals at the border the lower ids must win."
     clear = -torch.arange(1000.)[torch.randperm(1000)] / 100
     for k, p in (0, 1.), (0, .3), (50, 1.), (50, .9), (249, 1.), (2000, 1.): assert quick_probabilities(clear, k, p, 0.) is not None
-    assert (quick_probabilities(clear / 1e4, 0, .9, 0.) > 0).sum() == 900   # so level that the best 128 tokens are not enough
+    level = -torch.arange(3000.)[torch.randperm(3000)] / 1e6
+    for p in .1, .9:   # so level that the best 128 tokens are not enough, but 1,024 are; that only all are
+        quick = quick_probabilities(level, 0, p, 0.)
+        assert torch.equal(quick, softmax(keep_top_p(level, p))) and (quick > 0).sum() == pytest.approx(3000 * p, abs=3)
     for tied in torch.zeros(1000), torch.tensor([0., -1., -1.] + [-50.] * 997):
         assert quick_probabilities(tied, 2, 1., 0.) is None and quick_probabilities(tied, 0, .7, 0.) is None
     assert next_probabilities(torch.zeros(1000), NOTHING, Sampling(1., 1., top_k=2)).nonzero().flatten().tolist() == [0, 1]
@@ -543,6 +546,9 @@ def test_the_short_step_gives_the_models_scores_and_caches(chunks, padding, more
     with torch.inference_mode():
         for piece in ids.split(chunks, -1):
             want, got, at = model(piece, caches=pair[0]), step(piece), at + piece.shape[1]
+            for last in 1, 3, 99:
+                for cache in pair[1]: cache.length -= piece.shape[1]
+                assert_close(step(piece, last), got[:, -last:])
             for row, places in enumerate(padding or (0, 0, 0)):
                 first = max(0, places - (at - piece.shape[1]))
                 assert_close(got[row, first:], want[row, first:])
@@ -561,9 +567,10 @@ def test_the_short_step_in_half_precision(dtype):
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("add", [False, True])
-def test_a_bound_product_is_the_plain_one_in_whatever_parts(parts, bias, add):
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_bound_product_is_the_plain_one_in_whatever_parts(parts, bias, add, rows):
     torch.manual_seed(0)
-    layer, x, out = Linear(24, 40, bias), torch.empty(1, 24), torch.empty(1, 40)
+    layer, x, out = Linear(24, 40, bias), torch.empty(rows, 24), torch.empty(rows, 50)[:, :40]   # among others, as queries are
     with torch.inference_mode():
         product = bind_product(layer, x, out, add, parts)
         for _ in range(2):   # the memory stays; what is in it changes

@@ -3,11 +3,13 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import llm_course
 
+root = Path(__file__).parents[1]
 FACADE = """Transformer TransformerBlock MultiHeadAttention ScaledDotProductAttention FFN RoPE RmsNorm Embedding Linear Softmax
 CrossEntropyLoss AdamW SGDDecay cos_lr_scheduler gradient_clip""".split()
 
@@ -95,14 +97,61 @@ def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Transfomer'"): _ = llm_course.Transfomer
 
 
-def test_importing_the_package_is_cheap():
-    code = "import sys, llm_course; llm_course.__version__; print([m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
+CHEAP = {   # a line of Python: heavy modules that it has no need of
+    "import llm_course; llm_course.__version__": "torch numpy matplotlib tyro",
+    "import llm_course.bpe_tokenizer": "torch matplotlib",
+    "llm('--help')": "torch numpy matplotlib",
+    "llm('train', '--help')": "torch numpy matplotlib",
+    "llm('generate', '--help')": "torch numpy matplotlib",
+    "llm('train', '--d_modle', '8')": "torch numpy matplotlib",
+    "llm('generate', '--prompt', 'O', '--max_tokens', '1', '--device', 'cpu')": "matplotlib einx sympy torch._dynamo torch.fx.experimental.symbolic_shapes",
+}
 
 
-def test_tokenizer_needs_no_torch():
-    code = "import sys, llm_course.bpe_tokenizer; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "False"
+@pytest.mark.parametrize("line", CHEAP)
+def test_nothing_waits_for_what_it_does_not_need(line):
+    "Modules are counted, not seconds."
+    code = f"""import sys
+def llm(*words):
+    from llm_course.engine.commands import main
+    try: main([*words])
+    except SystemExit: pass
+{line}
+print(*[name for name in {CHEAP[line].split()} if name in sys.modules], file=sys.stderr)"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8").stderr.splitlines()[-1] == ""
+
+
+CLIENT = f"""# mypy: disallow-untyped-calls, disallow-any-generics, disallow-untyped-defs, warn-return-any, warn-unused-ignores, strict-equality
+from pathlib import Path
+from typing import assert_type
+from collections.abc import Iterator
+from llm_course import {', '.join(llm_course.__all__)}
+from llm_course import Nonsense  # type: ignore[attr-defined]
+import llm_course
+llm_course.generates  # type: ignore[attr-defined]
+model = load_model("checkpoint.pt")
+tokenizer = BpeTokenizer.load("tokenizer.json")
+assert_type(model, Transformer)
+assert_type(tokenizer.encode("a text"), list[int])
+assert_type(generate(model, tokenizer, "one"), str)
+assert_type(generate(model, tokenizer, ["one", "two"], top_k=3), list[str])
+assert_type(stream(model, tokenizer, "one"), Iterator[str])
+assert_type(stream(model, tokenizer, ["one"]), Iterator[list[str]])
+generate(model, tokenizer, 1)  # type: ignore[type-var]
+config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), iterations=3)
+assert_type(config.lr_max, float)
+TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), iterations="3")  # type: ignore[arg-type]
+assert_type(train(config).done, int)
+def best(n: int) -> float: return train(config).best
+"""
+
+
+def test_a_strict_type_checker_knows_every_name(tmp_path):
+    "Each comment is an error that mypy must find: an unused one is an error, too. It takes the project's settings, and so what it knows of the package already."
+    from mypy import api
+    (tmp_path/"client.py").write_text(CLIENT, "utf-8", newline="\n")
+    said, trouble, status = api.run(["--config-file", str(root/"pyproject.toml"), "--cache-dir", str(root/".mypy_cache"), str(tmp_path/"client.py")])
+    assert status == 0, said + trouble
 
 
 def test_version_comes_from_settings():

@@ -21,11 +21,13 @@ from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
-from llm_course.engine import commands, diary
+from llm_course.engine import commands, diary, run_config
 from llm_course.engine.commands import parse
 from llm_course.engine.diary import count_bytes, peak_flops, report, vital_signs
-from llm_course.engine.processes import fast_forward, polite_stop
-from llm_course.engine.run_config import PRECISIONS, default_precision, optimizer_for
+from llm_course.engine.flags import Dials
+from llm_course.engine.processes import fast_forward, moments_of, polite_stop
+from llm_course.engine.run_config import PRECISIONS, default_precision, optimizer_for, set_rates
+from llm_course.generating import Sampling
 from llm_course.loss import cross_entropy
 from llm_course.training import TrainConfig, evaluate, settle, train, train_step
 from llm_course.transformer import ModelConfig, Transformer
@@ -213,22 +215,82 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked,
     assert 0 < saved["iteration"] < 8 and all(x.isfinite().all() for x in saved["model"].values())
 
 
-def finite_after(path, asked):
-    "Are a checkpoint's weights numbers, and is what they say?"
-    model = load_model(path, asked.device)
-    return all(p.isfinite().all() for p in model.parameters()) and math.isfinite(evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device)]))
+def is_sound(path, asked):
+    "Are weights and moments numbers, and is what the model says?"
+    saved, model = read_checkpoint(path), load_model(path, asked.device)
+    moments = [x for state in saved["optimizer"]["state"].values() for x in state.values() if torch.is_tensor(x)]
+    loss = evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device)])
+    return all(x.isfinite().all() for x in [*model.parameters(), *moments]) and math.isfinite(loss)
 
 
-@pytest.mark.parametrize("rate", [1e4, 1e20, 1e30])
-def test_the_last_good_checkpoint_is_good_after_its_step(asked, rate):
-    "The loss of a step is taken before it, so a step that ruins the weights shows in the next one only."
-    train(replace(asked, iterations=3, checkpoint_interval=1))
-    wild = dict(iterations=20, checkpoint_interval=1, val_interval=100, lr_max=rate, warmup_iters=0, grad_clip=0., weight_decay=0.)
+@pytest.mark.parametrize("rate, change", [
+    (1e4, {}), (1e4, {"grad_clip": 0., "weight_decay": 0.}), (1e20, {}), (3e38, {}), (1e20, {"muon_lr": .02}), (1e20, {"precision": "float16"}),
+    (1e20, {"log_interval": 100, "val_interval": 100, "grad_clip": 0., "weight_decay": 0.})], ids=str)
+def test_the_last_good_checkpoint_is_good_after_its_step(asked, rate, change):
+    "The loss of a step is taken before it, so a step that ruins the weights shows in the next one only. A good checkpoint is one from which a run can go on."
+    asked = replace(asked, **dict(log_interval=1, val_interval=1, checkpoint_interval=1, val_batches=1, warmup_iters=0) | change)
+    train(replace(asked, iterations=2))
+    wild = dict(lr_max=rate, muon_lr=rate) if asked.muon_lr else dict(lr_max=rate)
     try:
         with pytest.warns(UserWarning, match="the schedule has changed"): train(replace(asked, resume=True, **wild))
-    except ValueError as error: assert "checkpoint.pt is the last good checkpoint" in str(error)
+    except ValueError as error: assert "checkpoint.pt is the last good checkpoint; try a lower --lr_max" in str(error)
     else: assert rate == 1e4   # such a run may live on
-    assert finite_after(asked.output/"checkpoint.pt", asked)
+    assert is_sound(asked.output/"checkpoint.pt", asked) and is_sound(asked.output/"best.pt", asked)
+    lines = (asked.output/"metrics.jsonl").read_text("utf-8").splitlines()
+    assert lines and all(json.loads(line, parse_constant=pytest.fail) for line in lines)   # JSON knows no NaN
+    done = read_checkpoint(asked.output/"checkpoint.pt")["iteration"]
+    with pytest.warns(UserWarning, match="the schedule has changed"): assert train(replace(asked, resume=True, iterations=done + 1, lr_max=1e-5)).done == done + 1
+
+
+def test_weights_that_no_batch_shows_are_looked_at(asked, monkeypatch):
+    "A row of the embedding for an id that never comes, and a moment."
+    def ruining(model, optimizer, *rest):
+        told = train_step(model, optimizer, *rest)
+        optimizer.state[run.model.embedding.weight]["exp_avg"][-1] = math.inf
+        return told
+    run = training.start(settle(replace(asked, vocab_size=60, checkpoint_interval=1)))
+    assert math.isfinite(training.trial(run))
+    run.model.embedding.weight.data[-1] = math.nan
+    assert math.isnan(training.trial(run))
+    run.model.embedding.weight.data[-1] = 0.
+    monkeypatch.setattr(training, "train_step", ruining)
+    with pytest.raises(ValueError, match="before iteration 2; there is no checkpoint yet"): training.advance(run)
+
+
+EXTREMES = "nan", "inf", "-inf", "1e308", "3e38", "-0.0", "1e-320", "-1"
+FLOATS = [f.name for f in fields(TrainConfig) if "float" in str(f.type)]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_an_extreme_number_trains_or_is_one_line(name, asked, capsys):
+    words = [f"--{f.name}={getattr(asked, f.name)}" for f in fields(asked) if f.name in ("train_data", "val_data", *shape, "batch_size", "val_batches", "device")]
+    for i, number in enumerate(EXTREMES):
+        output = asked.output.parent/f"run{i}"
+        try: training.main([*words, f"--output={output}", "--iterations=2", "--live_plot=False", f"--{name}={number}"])
+        except SystemExit as stop: assert stop.code == 2
+        else: assert load_model(output/"checkpoint.pt", asked.device).head.weight.isfinite().all()
+        errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("\r", "note: ")) and line.strip()]
+        assert len([line for line in errors if line.startswith("error: ")]) <= 1 and not any("Traceback" in line for line in errors)
+
+
+@pytest.mark.parametrize("change", [
+    {"batch_size": 10**9}, {"d_model": 10**7}, {"num_layers": 10**9}, {"d_ff": 10**12}, {"vocab_size": 10**12}, {"max_seq_len": 10**12}, {"grad_accumulation": 10**12},
+    {"d_model": 10**30}, {"batch_size": 10**30}, {"iterations": 10**30}, {"warmup_iters": 10**400}, {"num_threads": 10**9}], ids=lambda change: "".join(f"{name} 1e{len(str(size)) - 1}" for name, size in change.items()))
+def test_what_no_machine_holds_is_refused_before_memory_is_taken(asked, change, monkeypatch):
+    monkeypatch.setattr(run_config, "memory_of", lambda device: 16 * 10**9)
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"^--{name} |there is not enough memory: the .*; ask for a smaller .*--{name}"): settle(replace(asked, **change))
+    assert not asked.output.exists()
+
+
+def test_a_run_that_fits_is_not_refused(asked, monkeypatch):
+    "What is reckoned is no more than what is used."
+    monkeypatch.setattr(run_config, "memory_of", lambda device: None)
+    run = train(replace(asked, iterations=1))
+    used = sum(x.numel() * x.element_size() for x in [*run.model.parameters()] * 2 + moments_of(run.optimizer))
+    assert run_config.least_memory(run.config)["model"] <= used + 20_000
+    monkeypatch.undo()
+    assert run_config.memory_of(torch.device("cpu")) is None or run_config.memory_of(torch.device("cpu")) > 10**9
 
 
 def test_a_first_step_that_ruins_the_weights_is_not_saved(asked, monkeypatch):
@@ -335,7 +397,20 @@ def test_threads_are_set_where_asked(asked):
 
 def test_every_field_of_a_model_is_a_flag():
     foreign = {"norm_eps", "d_k", "qkv_bias", "qk_norm", "rope_scaling"}   # for models that others have trained
-    assert {f.name for f in fields(ModelConfig)} - foreign <= {f.name for f in fields(TrainConfig)}
+    defaults = {f.name: f.default for f in fields(ModelConfig)} | {"vocab_size": None}   # which the tokenizer decides
+    flags = {f.name: f.default for f in fields(TrainConfig) if f.name in defaults}
+    assert flags == {name: default for name, default in defaults.items() if name not in foreign}
+    assert {f.name: f.default for f in fields(Dials)} == {f.name: f.default for f in fields(Sampling)}
+
+
+def test_a_path_may_be_a_text():
+    "In a process of its own, since types are checked here."
+    code = """from pathlib import Path
+from llm_course import TrainConfig
+config = TrainConfig(train_data="t.bin", val_data="v.bin", output="run", tokenizer_path="t.json")
+assert config == TrainConfig(train_data=Path("t.bin"), val_data=Path("v.bin"), output=Path("run"), tokenizer_path=Path("t.json"))
+assert config.output/"x" == Path("run/x")"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu
@@ -508,6 +583,72 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
     with pytest.raises(ValueError, match=r"the number of ids in .*train.bin was 2000 when the run in .* began, and is 900 now"): train(replace(asked, resume=True))
 
 
+# Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
+RESUMED = {
+    "acts": dict(val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
+                 compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
+    "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0.),
+    "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, batch_size=4, grad_accumulation=2,
+                    order="epochs", seed=1, muon_lr=.02, parallel="ddp", wandb="course"),
+}
+
+
+@pytest.fixture(scope="module")
+def resumable(made_once):
+    "A run of eight steps with its data and a tokenizer, to be copied."
+    def make(folder):
+        ids = np.arange(2_000, dtype=np.uint16) % 50
+        for name in "train.bin", "val.bin": ids.tofile(folder/name)
+        BpeTokenizer({i: bytes([i]) for i in range(256)}, []).save(folder/"tokenizer.json")
+        train(resumable_in(folder))
+    return made_once("resumable", make)
+
+
+def resumable_in(folder):
+    return settle(TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", **shape | dict(vocab_size=None), batch_size=8, iterations=8,
+                              log_interval=4, val_interval=4, val_batches=2, checkpoint_interval=8, cos_cycle_iters=30, device="cpu", precision="float32"))
+
+
+def test_every_flag_has_its_place_on_resume():
+    assert sorted(name for flags in RESUMED.values() for name in flags) == sorted(f.name for f in fields(TrainConfig))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, flags in RESUMED.items() for name in flags])
+def test_a_flag_on_resume_acts_or_is_refused_or_noted(kind, name, resumable, tmp_path, monkeypatch, recwarn):
+    folder, value, compiled = tmp_path/"copy", RESUMED[kind][name], []
+    shutil.copytree(resumable, folder)
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(1) or model)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delenv("RANK", raising=False)
+    begun = resumable_in(folder)
+    if name in ("train_data", "val_data", "output", "tokenizer_path"): value = folder/value
+    config = replace(begun, **{"resume": True, "iterations": 9, name: value})
+    before = {path.name: path.read_bytes() for path in begun.output.iterdir()}
+    if kind == "refused":
+        with pytest.raises(ValueError, match=name): train(config)
+        assert {path.name: path.read_bytes() for path in begun.output.iterdir()} == before
+        return
+    run = train(config)
+    notes = [str(warning.message) for warning in recwarn if "has changed" in str(warning.message) or "from now on" in str(warning.message)]
+    assert run.done == 9 and len(notes) == (kind == "noted")
+    if kind == "noted" and "schedule" not in notes[0]: assert notes[0] == f"--{name} was {getattr(begun, name)}, and is {value} from now on"
+    said = json.loads((config.output/"config.json").read_text("utf-8"))
+    assert said == json.loads(json.dumps(asdict(settle(config)), default=str)) and said[name] == (str(value) if isinstance(value, Path) else value)
+    fresh = optimizer_for(run.model, run.config)   # the settings are those of the flags
+    set_rates(fresh, run.config, 9)
+    settings = [[{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups] for optimizer in (run.optimizer, fresh)]
+    assert settings[0] == settings[1] and len(compiled) == (name == "compile")
+
+
+def test_muon_goes_on_with_another_rate_but_cannot_go(asked):
+    asked = replace(asked, muon_lr=.02)
+    train(asked)
+    with pytest.raises(ValueError, match=r"--muon_lr was 0.02 when the run .* is left out now"): train(replace(asked, resume=True, iterations=9, muon_lr=None))
+    with pytest.warns(UserWarning, match="--muon_lr was 0.02, and is 0.03 from now on"): run = train(replace(settle(asked), resume=True, iterations=9, muon_lr=.03))
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(.03 / asked.lr_max * run.history[-1]["lr"])
+
+
 @pytest.mark.parametrize("harm, message", [
     (lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)), "optimiser is damaged: exp_avg of parameter 0 is"),
     (lambda s: s["optimizer"]["state"][1].update(exp_avg_sq=torch.full_like(s["optimizer"]["state"][1]["exp_avg_sq"], math.nan)), "must hold finite numbers"),
@@ -545,6 +686,33 @@ def test_compiled_and_uncompiled_go_on_from_each_other(asked, first):
         return [json.loads(line)["train_loss"] for line in (asked.output.parent/folder/"metrics.jsonl").read_text("utf-8").splitlines()]
     go("mixed", 4, *["--compile"]*first)
     np.testing.assert_allclose(go("mixed", 8, *["--compile"]*(not first)), go("plain", 8), rtol=1e-4)
+
+
+COMPILED = """import hashlib, sys, torch
+from llm_course.engine.flags import TrainConfig
+from llm_course.engine.processes import fast_forward
+from llm_course.loss import cross_entropy
+from llm_course.optim import AdamW
+from llm_course.transformer import Transformer
+def digest(threads):
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Transformer(300, 32, 64, 1, 4, 128)
+    forward, optimizer = fast_forward(model, TrainConfig(train_data="", val_data="", compile=True, precision="float32", device="cpu")), AdamW(model.parameters(), 1e-3)
+    for _ in range(12):
+        ids = torch.randint(300, (8, 33))
+        loss = cross_entropy(forward(ids[:, :-1]), ids[:, 1:])
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    return hashlib.md5(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+import torch._dynamo
+print(*{digest(threads) for threads in (1, 2, 2, 2, 2)})
+"""
+
+
+def test_compiled_training_is_the_same_on_one_thread_and_two():
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, encoding="utf-8", env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0 and len(done.stdout.split()) == 1, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that torch is imported once")

@@ -21,7 +21,7 @@ from dataclasses import fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile
 from textwrap import shorten
 from typing import IO, Any, TypeVar
 
@@ -218,7 +218,7 @@ def output_path(
     home = path if folder else path.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=home): pass   # can it be written to?
+        with NamedTemporaryFile(dir=home, prefix=".probe-"): pass
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
@@ -248,7 +248,6 @@ def whole_file(
     """Write beside `path`, and move there once all is on disk.
 
     If anything fails, `path` stays what it was."""
-    if os.path.islink(path): path = os.path.realpath(path)   # a link stays one
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no ordinary file, so it is not replaced; "
@@ -256,6 +255,7 @@ def whole_file(
     partial = path.with_name(path.name + ".partial")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
+        partial.unlink(missing_ok=True)   # of a run that was killed, or a link
         with open(partial, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
@@ -263,8 +263,8 @@ def whole_file(
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):
-            error.filename = str(path)   # a full disk names no file
+        if isinstance(error, OSError) and error.errno:   # a full disk names no file
+            if error.filename in (None, str(partial)): error.filename = str(path)
         raise
     sync_folder(path.parent)
 
@@ -313,6 +313,7 @@ def main(
 )->None:
     "The command `llm-course`, and `python -m llm_course`."
     from llm_course import __version__
+    from llm_course.engine.flags import FLAGS
     verb, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "help"): return print(overview())
     if verb in ("-V", "--version"): return print(__version__)
@@ -321,7 +322,12 @@ def main(
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
         print(f"error: there is no command {verb}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    module, _ = VERBS[verb]
+    prog = f"python -m llm_course.{module}"
     token = by_verb.set(True)
-    try: import_module(f"llm_course.{VERBS[verb][0]}").main(words)
+    try:
+        if verb in FLAGS:   # help and refusals need not wait for torch
+            run_command(FLAGS[verb], lambda flags: None, words, prog)
+        import_module(f"llm_course.{module}").main(words)
     except KeyboardInterrupt: raise SystemExit(130) from None   # while torch loads
     finally: by_verb.reset(token)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -21,10 +20,11 @@ from ..bpe_tokenizer import BpeTokenizer
 from .files import helpers_for
 from ..data import write_ids
 from .commands import (
-    by_default, input_file, one_line, output_path, run_command, whole_file)
+    by_default, input_file, one_line, output_path, run_command)
 from .corpora import end_of_text, fetch
 from .documents import ends_document, plain_files, split_documents
 from .encode_files import Span, encode_spans, read_span, whole
+from .whole_folders import check_folder, whole_folder
 
 # %% ../../nbs/engine/data_command.ipynb #config
 _unless_fetch = by_default("none; needed, unless --fetch is given")
@@ -106,6 +106,7 @@ def _check_texts(
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
         for path in paths:
             empty = not input_file(path, flag).stat().st_size
+            check_folder(Path(path), "texts")
             if empty and config.bad_files == "stop":
                 raise ValueError(f"{flag} {path} is empty; name a text with something "
                                  "in it, or let --bad_files skip it")
@@ -124,14 +125,15 @@ def write_texts(
         print(f"{corpus}: {corpus.stat().st_size:,} bytes")
         return
     parts = split_documents([corpus], config.val_fraction)
-    paths = output/"train.txt", output/"val.txt"
-    with whole_file(paths[0]) as train, whole_file(paths[1]) as val:
-        for file, spans in zip((train, val), parts):
-            for text in read_span(spans[0]): file.write(text.encode())
-    for path, (span,) in zip(paths, parts):
+    names = "train.txt", "val.txt"
+    with whole_folder(output, "texts", kept=False) as stage:   # they may be edited
+        for name, (span,) in zip(names, parts):
+            with open(stage/name, "wb") as file:
+                for text in read_span(span): file.write(text.encode())
+    for name, (span,) in zip(names, parts):
         size = span.end - span.begin
         share = size / corpus.stat().st_size
-        print(f"{path}: {size:,} bytes, {share:.1%} of {config.fetch}")
+        print(f"{output/name}: {size:,} bytes, {share:.1%} of {config.fetch}")
 
 # %% ../../nbs/engine/data_command.ipynb #load-tokenizer
 def _load_tokenizer(
@@ -178,21 +180,23 @@ def write_bins(
     given = Path(config.tokenizer or "")
     tokenizer, copy = _load_tokenizer(given), given.read_bytes()
     output = output_path(config.output, "--output", folder=True)
-    with TemporaryDirectory(dir=output, prefix=".texts-") as folder:
-        parts = _parts(config, folder)
-        _encode(tokenizer, copy, parts, output, config.num_processes)
+    with whole_folder(output, "data") as stage:
+        parts = _parts(config, stage/"texts")
+        (stage/"tokenizer.json").write_bytes(copy)
+        said = _encode(tokenizer, parts, stage, output, config.num_processes)
+    print(*said, sep="\n")
 
 def _parts(
     config:DataConfig, # The flags
-    folder:str,        # Where copies of packed files may be written
+    folder:Path,       # Where copies of packed files may be written
 )->list[list[Span]]:   # Of which files, to train on and to validate on
     "Find out what is for training and what for validation."
     groups = [(name, paths) for name, paths in
               [("corpus", config.corpus), ("val_corpus", config.val_corpus)] if paths]
     files = []
     for name, paths in groups:
-        copies = Path(folder, name)
-        copies.mkdir()
+        copies = folder/name
+        copies.mkdir(parents=True)
         files.append(plain_files(paths, copies, config.bad_files))
         if not files[-1]: raise ValueError(f"no file of --{name} is left; name others")
     if config.val_corpus: return [list(map(whole, paths)) for paths in files]
@@ -200,12 +204,12 @@ def _parts(
 
 def _encode(
     tokenizer:BpeTokenizer, # Turns text into ids
-    copy:bytes,             # Its file
     parts:list[list[Span]], # What to train on and what to validate on
-    output:Path,            # The folder to write to
+    stage:Path,             # The folder to write to
+    output:Path,            # Where it will be
     num_processes:int|None, # What the caller asked for
-)->None:
-    "Encode both parts, and let all files appear together."
+)->list[str]:               # What there is to tell
+    "Encode both parts."
     sizes = [sum(end - begin for _, begin, end in spans) for spans in parts]
     end = tokenizer.special_tokens.get(end_of_text)
     if end is None and max(map(len, parts)) > 1:
@@ -214,24 +218,21 @@ def _encode(
     began = perf_counter()
     processes = helpers_for(sum(sizes), num_processes)
     encoded = encode_spans(tokenizer, parts[0] + parts[1], processes)
-    paths, counts = [output/name for name in _BINS], []
-    with (whole_file(paths[0]) as train, whole_file(paths[1]) as val,
-          whole_file(output/"tokenizer.json") as beside,
-          tqdm(total=sum(sizes), desc="encoding", unit="B", unit_scale=True,
-               disable=None) as bar):
-        beside.write(copy)
-        for file, spans, path in zip((train, val), parts, paths):
+    said = []
+    with tqdm(total=sum(sizes), desc="encoding", unit="B", unit_scale=True,
+              disable=None) as bar:
+        for name, spans, size in zip(_BINS, parts, sizes):
             ids = _ids_of(encoded, spans, end, bar.update)
-            count = write_ids(file, ids, tokenizer.vocab_size)
+            with open(stage/name, "wb") as file:
+                count = write_ids(file, ids, tokenizer.vocab_size)
             if count < 2:
-                raise ValueError(f"{path} would hold {count} ids, but a model needs "
-                                 "two, one to read and one to say; use more text")
-            counts.append(count)
+                raise ValueError(f"{output/name} would hold {count} ids, but a model "
+                                 "needs two, one to read and one to say; use more text")
+            each = f"{count:,} tokens, {size / count:.2f} bytes per token"
+            said.append(f"{output/name}: {each}")
     seconds = perf_counter() - began
-    for path, count, size in zip(paths, counts, sizes):
-        print(f"{path}: {count:,} tokens, {size / count:.2f} bytes per token")
     speed = sum(sizes) / 1e6 / seconds
-    print(f"{sum(sizes):,} bytes in {seconds:.1f} s, {speed:.1f} MB/s")
+    return [*said, f"{sum(sizes):,} bytes in {seconds:.1f} s, {speed:.1f} MB/s"]
 
 # %% ../../nbs/engine/data_command.ipynb #main
 def _work(

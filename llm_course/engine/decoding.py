@@ -52,7 +52,7 @@ def count_parts(
     threads:int,    # Threads that torch may use
     mkl_slow:bool,  # Is a whole matrix slow here?
 )->int: # 1 for the whole matrix
-    "Say into how many parts a matrix is cut for its product with one vector."
+    "Say into how many parts a matrix is cut for its product with a few vectors."
     parts = 1
     while mkl_slow and 2 * parts <= max(2, threads) and rows % (2 * parts) == 0:
         parts *= 2
@@ -72,14 +72,15 @@ def bind_product(
     if parts is None:
         parts = 1
         on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if len(x) == 1 and on_cpu and weight.is_contiguous():
+        if on_cpu and weight.is_contiguous():
             parts = count_parts(len(weight), torch.get_num_threads(), _mkl_is_slow())
     beta = 1 if add or layer.bias is not None else 0   # keep what is there?
     if parts == 1: product = partial(out.addmm_, x, weight.mT, beta=beta)
     else:
         matrices = weight.unflatten(0, (parts, -1))
-        columns = x.mT.expand(parts, -1, 1)
-        product = partial(out.view(parts, -1, 1).baddbmm_, matrices, columns, beta=beta)
+        columns = x.mT.expand(parts, -1, -1)
+        outs = out.mT.unflatten(0, (parts, -1))
+        product = partial(outs.baddbmm_, matrices, columns, beta=beta)
     if layer.bias is None: return product
     bias = layer.bias.detach()
     def product_and_bias():
@@ -94,15 +95,15 @@ def _call_layer(layer:nn.Module, x:Tensor, out:Tensor, add:bool)->None:
 
 # %% ../../nbs/engine/decoding.ipynb #bind-norm
 def bind_norm(
-    layer:Any,                # An `RmsNorm`
-    x:Float[Tensor, "n d"],   # Where the vectors will be
-    out:Float[Tensor, "n d"], # Where the results go
+    layer:Any,                  # An `RmsNorm`
+    x:Float[Tensor, "... d"],   # Where the vectors will be
+    out:Float[Tensor, "... d"], # Where the results go
 )->Callable[[], None]: # Computes, whenever it is called
     "Prepare `out = layer(x)` in four calls."
-    d, dtype = x.shape[1], x.dtype
+    d, dtype = x.shape[-1], x.dtype
     gain = d**.5 * layer.weight.detach().float()
     eps = torch.full((), (d * layer.eps)**.5, device=x.device)
-    size = torch.empty(len(x), 1, device=x.device)
+    size = torch.empty(*x.shape[:-1], 1, device=x.device)
     def norm():
         torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32, out=size)
         size.hypot_(eps)
@@ -122,7 +123,7 @@ class Scratch:
         def rows(size): return torch.empty(b * t, size, device=device, dtype=dtype)
         self.t = t
         self.x, self.y = rows(d_model), rows(d_model)   # the stream; its norm
-        self.gate, self.up, self.opened = rows(d_ff), rows(d_ff), rows(d_ff)
+        self.gate, self.up = rows(d_ff), rows(d_ff)
         self.heard = rows(kv * group * d)
 
         heads = torch.empty(b, t, (group + 2) * kv, d, device=device, dtype=dtype)
@@ -179,8 +180,7 @@ def bind_block(
         ffn_norm()
         gate()
         up()
-        torch.sigmoid(s.gate, out=s.opened)
-        s.up.mul_(s.gate).mul_(s.opened)   # silu(gate) · up
+        s.up.mul_(s.gate).mul_(s.gate.sigmoid())   # silu(gate) · up
         down()
     return run
 
@@ -211,49 +211,57 @@ def _is_plain_block(block:Any)->bool:
 
 # %% ../../nbs/engine/decoding.ipynb #step
 class Step:
-    "Reads a few tokens behind those in the caches, as `model` does, in few calls."
+    """Reads a few tokens behind those in the caches, as `model` does, in few calls.
+
+    To be called in `torch.inference_mode()`."""
     def __init__(self,
         model:Any,            # A `Transformer` that `is_plain`
         caches:list[KVCache], # One for each block; their memory is put side by side
     ):
         a, c = model.blocks[0].attention, model.config
         self.model, self.caches = model, caches
-        self.bound:dict[tuple[int, int], tuple] = {}   # by texts and new tokens of each
+        self.embedding = model.embedding.weight.detach()
+        self.bound:dict[tuple[int, int, int], tuple] = {}   # by what `bind` takes
         self.group = a.num_heads // a.num_kv_heads
         self.sizes = a.num_kv_heads, self.group, a.d_k, c.d_model, c.d_ff
-        self.turns = torch.view_as_complex(a.rope.turns)
+        self.turns = torch.view_as_complex(a.rope.turns)[:, None]
         self.memory = torch.stack([cache.both for cache in caches])
         for i, cache in enumerate(caches): cache.both = self.memory[i]
+        self.halves = self.memory.flatten(0, 1)   # keys, values, keys, values, …
 
     def bind(self,
         b:int, t:int, # Texts; new tokens of each
+        last:int,     # How many of them are asked what comes next
     )->tuple:         # Where to work; the blocks; the head; where its scores are
         "Bind every layer to memory for so many tokens."
-        model, weight = self.model, self.model.embedding.weight
-        s = Scratch(b, t, *self.sizes, weight.device, weight.dtype)
-        logits = weight.new_empty(b * t, model.config.vocab_size)
-        norm = bind_norm(model.norm, s.x, s.y)
-        head = bind_product(model.head, s.y, logits)
+        model, like = self.model, self.embedding
+        s = Scratch(b, t, *self.sizes, like.device, like.dtype)
+        asked = s.x.view(b, t, -1)[:, -last:]
+        normed = like.new_empty(asked.shape)
+        logits = like.new_empty(b, last, model.config.vocab_size)
+        norm = bind_norm(model.norm, asked, normed)
+        head = bind_product(model.head, normed.flatten(0, 1), logits.flatten(0, 1))
         return s, [bind_block(block, s) for block in model.blocks], norm, head, logits
 
-    @torch.inference_mode()
     def __call__(self,
         ids:Int[Tensor, "b t"], # New tokens
-    )->Float[Tensor, "b t vocab"]: # Scores of the token after each
+        last:int|None=None,     # How many of them are asked; `None` for all
+    )->Float[Tensor, "b last vocab"]: # Scores of the token after each of the last ones
         b, t = ids.shape
+        shape = b, t, min(last or t, t)
+        if shape not in self.bound: self.bound[shape] = self.bind(*shape)
+        s, blocks, norm, head, logits = self.bound[shape]
         first = self.caches[0].length
-        if (b, t) not in self.bound: self.bound[b, t] = self.bind(b, t)
-        s, blocks, norm, head, logits = self.bound[b, t]
         for cache in self.caches: cache.length += t
         mask = join_masks(self.caches[0].mask(), True, t, first + t, ids.device)
         if t > 1 and mask is not None:   # the queries of a group stand in one row
             mask = torch.cat([mask] * self.group, -2)
-        turn = self.turns[first:first + t, None]
+        turn = self.turns.narrow(0, first, t)
         places = self.memory.narrow(-2, first, t).unbind()
-        read = self.memory.narrow(-2, 0, first + t).flatten(0, 1).unbind()
-        torch.index_select(self.model.embedding.weight, 0, ids.flatten(), out=s.x)
+        read = self.halves.narrow(-2, 0, first + t).unbind()
+        torch.index_select(self.embedding, 0, ids.flatten(), out=s.x)
         for i, block in enumerate(blocks):
             block(turn, places[i], read[2*i], read[2*i + 1], mask)
         norm()
         head()
-        return logits.view(b, t, -1).clone()   # the next step writes there again
+        return logits.clone()   # the next step writes there again

@@ -22,6 +22,7 @@ from .fast_bpe import code_points, free_mark, gpt2_starts
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import special_pattern
 from .files import in_processes, read_text, safe_cut
+from .tokenizer_formats import Unspelled
 
 # %% ../../nbs/engine/encode_files.ipynb #span
 class Span(NamedTuple):
@@ -162,7 +163,8 @@ class PieceTable(dict):
         self.dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))
         self.merger = Merger(tokenizer)
         has_all_bytes = (self.merger.bytes >= 0).all()
-        self.longest = 256 if has_all_bytes else 0   # bytes, to be merged with others
+        in_step = has_all_bytes and not tokenizer.rules.fuse
+        self.longest = 256 if in_step else 0   # bytes, to be merged with others
         self.forget()
 
     def forget(self)->None:
@@ -180,6 +182,8 @@ class PieceTable(dict):
         return number
 
 # %% ../../nbs/engine/encode_files.ipynb #learn
+_SPECIAL = "\ud800"   # stands before a special token; in no text it can be
+
 def _learn(
     table:PieceTable, # Has numbered what it does not know
     batch:int=1<<13,  # How many to encode in step
@@ -188,12 +192,12 @@ def _learn(
     tokenizer, parts, sizes = table.tokenizer, [table.flat], [np.diff(table.ends)]
     for at in range(0, len(table.new), batch):
         pieces = table.new[at : at + batch]
-        words = [piece.encode() for piece in pieces]
+        words = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
         alone = {}
         for i, (piece, word) in enumerate(zip(pieces, words)):
             is_token = tokenizer.ignore_merges and word in tokenizer.ids
-            if piece in tokenizer.special_tokens:
-                alone[i] = [tokenizer.special_tokens[piece]]
+            if piece[0] == _SPECIAL:
+                alone[i] = [tokenizer.special_tokens[piece[1:]]]
             elif len(word) > table.longest or is_token:
                 alone[i] = tokenizer.encode_piece(piece)
         for i in alone: words[i] = b""
@@ -304,6 +308,11 @@ def encode_block(
     pattern = table.tokenizer.pattern
     special = special_pattern(tuple(table.tokenizer.special_tokens))
     parts = special.split(text) if special else [text]   # ordinary, special, ...
+    at = 0
+    for i, part in enumerate(parts):
+        if i % 2: parts[i] = _SPECIAL + part
+        else: parts[i] = table.tokenizer.prepared(part, at)
+        at += len(part)
     mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
     if mark: numbers = _number_pieces(parts, mark, table)
     else:
@@ -327,7 +336,13 @@ def _encode_span(
     table:PieceTable, # What is known already
 )->tuple[int, np.ndarray]: # Its bytes, and its ids
     "Read a part of a file and encode it; raises `ValueError` where it is not UTF-8."
-    return span.end - span.begin, encode_block("".join(read_span(span)), table)
+    text = "".join(read_span(span))
+    try: return span.end - span.begin, encode_block(text, table)
+    except Unspelled as error:
+        byte, letter, at = error.args
+        place = span.begin + len(text[:at].encode())
+        raise ValueError(f"{span.path} holds {letter!r} at position {place}, whose "
+                         f"byte {byte:#04x} is not in the vocabulary") from None
 
 def encode_spans(
     tokenizer:BpeTokenizer, # Turns text into ids

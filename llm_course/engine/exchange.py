@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'NAME', 'open_model', 'open_both', 'ExportConfig', 'Check
 
 # %% ../../nbs/engine/exchange.ipynb #imports
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ def open_model(
     path:Path,                         # A model of this course, or of other people
     flag:str,                          # The flag that named it, for the messages
     device:str|torch.device|None=None, # Where it lives; `None` for the best there is
+    parts:Mapping[str, Callable]|None=None, # Those that are not the course's
 )->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if it brings one
     """Load any model that the course can read.
 
@@ -37,7 +39,8 @@ def open_model(
                          f"name {path/'best.pt'} or {path/'checkpoint.pt'}")
     others = path.suffix in (".gguf", ".bin") or not path.is_file()
     if path.suffix in (".pt", ".safetensors") or not others:
-        return load_model(input_file(path, flag), device), None
+        return load_model(input_file(path, flag), device, parts), None
+    if parts: raise ValueError(f"--parts are for models of this course, not for {path}")
     return load_pretrained(path.as_posix(), device)
 
 # %% ../../nbs/engine/exchange.ipynb #open-both
@@ -45,10 +48,11 @@ def open_both(
     path:Path,                 # As for `open_model`
     tokenizer_path:Path|None,  # A tokenizer.json; `None` for the model's own
     device:str|torch.device|None=None, # Where it lives; `None` for the best there is
+    parts:Mapping[str, Callable]|None=None, # Those that are not the course's
 )->tuple[Transformer, BpeTokenizer]: # A model, and the tokenizer to use with it
     "Load what `--model_path` and `--tokenizer_path` name."
     if tokenizer_path is not None: input_file(tokenizer_path, "--tokenizer_path")
-    model, tokenizer = open_model(path, "--model_path", device)
+    model, tokenizer = open_model(path, "--model_path", device, parts)
     if tokenizer_path is None and tokenizer is not None: return model, tokenizer
     beside = tokenizer_path or path.parent/"tokenizer.json"
     return model, BpeTokenizer.load(input_file(beside, "--tokenizer_path"))

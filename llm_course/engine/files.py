@@ -17,13 +17,15 @@ from functools import partial
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import regex
 from tqdm import tqdm
 
 from ..bpe import GPT2, PATTERNS, count_words
 from .fast_bpe import as_in_unicode_16, special_pattern
+from .streaming import final_part
 
 # %% ../../nbs/engine/files.ipynb #read-text
 def read_text(
@@ -70,6 +72,7 @@ def safe_cut(
         cut = place.start()
         letter = text[cut - 1]
         if as_in_unicode_16(letter) != letter: continue   # too new for a pattern
+        if normalize("NFC", letter) != letter: continue   # might not stay a letter
         near = text[max(0, cut - longest + 1):cut + longest - 1]
         if not special or not special.search(near): return cut
     return 0
@@ -79,17 +82,19 @@ def blocks(
     chunks:Iterable[str],     # A text in pieces
     pattern:str,              # How pre-tokens are cut
     tokens:tuple[str, ...],   # Special tokens
+    block:int=0,              # Characters to gather before each look
 )->Iterator[str]:             # The same text in other pieces
     "Cut a text into pieces that have the pre-tokens of the whole."
-    rest, enough = [], 0
+    rest, size, enough = [], 0, block
     for chunk in chunks:
         rest.append(chunk)
-        if sum(map(len, rest)) < enough: continue
+        size += len(chunk)
+        if size < enough: continue
         text = "".join(rest)
-        cut = safe_cut(text, pattern, tokens)
+        cut = safe_cut(text, pattern, tokens) or final_part(text, "", tokens)[0]
         if cut: yield text[:cut]
-        rest = [text[cut:]]
-        enough = 2 * len(rest[0])
+        rest, size = [text[cut:]], len(text) - cut
+        enough = max(block, 2 * size)
     yield "".join(rest)
 
 # %% ../../nbs/engine/files.ipynb #batches
@@ -111,10 +116,12 @@ def count_block(
     texts:list[str],          # Texts of their own
     pattern:str,              # How pre-tokens are cut
     tokens:tuple[str, ...],   # Special tokens: nothing is learnt from them
+    normalizer:Literal["", "NFC"]="", # Form of Unicode to bring texts to
 )->Counter[str]:              # How often each pre-token occurs
     "Count the pre-tokens between special tokens."
     special = special_pattern(tokens)
     if special: texts = [part for text in texts for part in special.split(text)[::2]]
+    if normalizer: texts = [normalize(normalizer, text) for text in texts]
     return count_words(texts, pattern)
 
 # %% ../../nbs/engine/files.ipynb #in-processes
@@ -240,12 +247,13 @@ def count_corpus(
     pattern:str=GPT2,                   # How pre-tokens are cut
     num_processes:int=1,   # In a script, several need `if __name__ == "__main__":`
     progress:bool=False,   # Show a bar?
+    normalizer:Literal["", "NFC"]="", # Form of Unicode to bring texts to
 )->Counter[str]:           # How often each pre-token occurs
     "Count pre-tokens, in memory that grows with the distinct ones alone."
     if num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, but is {num_processes}")
     pattern, tokens = PATTERNS.get(pattern, pattern), tuple(special_tokens)
-    work = partial(count_block, pattern=pattern, tokens=tokens)
+    work = partial(count_block, pattern=pattern, tokens=tokens, normalizer=normalizer)
     words, size = Counter(), _size_of(source) or None
     with tqdm(total=size, desc="reading", unit="B", unit_scale=True,
               disable=not progress) as bar:

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONGEST_PIECE', 'SPACE_FIRST', 'SPACE_BACK', 'ROLES', 'QWEN', 'PRE_TOKENIZERS', 'Composed', 'SentencePiece',
-           'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'add_facts', 'known_ids', 'load_tokenizer']
+           'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'add_facts', 'known_ids', 'say_unknown', 'load_tokenizer']
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports
-import json
 import math
-import unicodedata
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports-course
@@ -18,30 +17,20 @@ from ..bpe import GPT2, LLAMA3
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import merge_by_rank
 from llm_course.engine.tokenizer_formats import (
-    SMOLLM, from_hf_dict, tokens_by_id)
-from .commands import whole_file
+    ANYTHING, SMOLLM, Rules, added_tokens, around_prompts, check_added, check_hf,
+    errors_that_name, from_hf_dict, ids_around, read_json, tokens_by_id, unknown_keys,
+    write_hf)
 from .model_files import explain, read_object
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #nfc
 class Composed(BpeTokenizer):
     "A tokenizer that first composes each letter and its accents, as Qwen's does (NFC)."
-    def encode_ordinary(self, text:str)->list[int]:
-        return super().encode_ordinary(unicodedata.normalize("NFC", text))
-
-    def save(self, path:str|Path)->None:
-        "Write a `tokenizer.json` that composes letters as well."
-        super().save(path)
-        data = read_object(Path(path)) | {"normalizer": {"type": "NFC"}}
-        _write_json(path, data)
-
-def _write_json(path:str|Path, data:dict)->None:
-    "Write a JSON file as a whole."
-    with whole_file(path, "w") as file:
-        file.write(json.dumps(data, ensure_ascii=False, indent=1))
+    rules = Rules("NFC")
 
 def _plain(piece:str)->bytes:
     "The bytes of a piece in which a space is written as ▁."
     return piece.replace("▁", " ").encode()
+
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #llama-tokenizer
 class SentencePiece(BpeTokenizer):
@@ -51,14 +40,18 @@ class SentencePiece(BpeTokenizer):
         merges:list[tuple[str, str]],     # The pairs to join, first learnt first
         byte_ids:list[int],               # The id of each byte, for unknown letters
         special_tokens:Mapping[str, int], # Texts that are one token each
+        rules:Rules|None=None,            # What stands around a prompt
     ):
         if len(byte_ids) != 256:
             raise ValueError(f"it spells {len(byte_ids)} bytes, and there are 256")
         vocab = {id: _plain(piece) for id, piece in pieces.items()}
         pairs = [(_plain(left), _plain(right)) for left, right in merges]
-        super().__init__(vocab, pairs, special_tokens, "(?s:.+)")   # no cuts at all
+        super().__init__(   # no cuts at all
+            vocab, pairs, special_tokens, "(?s:.+)", rules=rules)
         self.byte_ids = byte_ids
         self.vocab |= {id: bytes([byte]) for byte, id in enumerate(byte_ids)}
+
+    missing = None   # bytes have ids of their own
 
     def encode_piece(self, piece:str)->list[int]:
         "Encode what stands between two special tokens, behind a space of its own."
@@ -73,7 +66,16 @@ class SentencePiece(BpeTokenizer):
 
     def save(self, path:str|Path)->None:
         "Write a `tokenizer.json`, which Hugging Face's `tokenizers` reads too."
-        _write_json(path, to_hf_pieces(self))
+        write_hf(path, to_hf_pieces(self))
+
+    @classmethod
+    def load(cls, path:str|Path)->"SentencePiece":
+        "Read what `save` writes, and what Llama 2 comes with."
+        data = read_json(path)
+        with errors_that_name(path): return from_hf_pieces(data)
+
+    def to_tiktoken(self, name:str="llm_course"):
+        raise ValueError("tiktoken cannot join letters across words, as Llama 2 does")
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #pieces-scores
 LONGEST_PIECE = 1024   # letters; real ones have 16 at most
@@ -135,13 +137,11 @@ def to_hf_pieces(
     tokenizer:SentencePiece, # What to write
 )->dict:                     # The contents of a `tokenizer.json`
     "Say a `SentencePiece` in the words of Hugging Face's `tokenizers`."
-    added = [
-        dict(id=id, content=token, single_word=False, lstrip=False, rstrip=False,
-             normalized=False, special=True)
-        for token, id in tokenizer.special_tokens.items()]
     return dict(
-        version="1.0", truncation=None, padding=None, added_tokens=added,
-        normalizer=SPACE_FIRST, pre_tokenizer=None, post_processor=None,
+        version="1.0", truncation=None, padding=None,
+        added_tokens=added_tokens(tokenizer.special_tokens, tokenizer.rules),
+        normalizer=SPACE_FIRST, pre_tokenizer=None,
+        post_processor=around_prompts(tokenizer.vocab, tokenizer.rules),
         decoder=SPACE_BACK, model=_hf_model(tokenizer))
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #pieces-read
@@ -151,6 +151,10 @@ def from_hf_pieces(
     """Read what `to_hf_pieces` writes, and what Llama 2 and TinyLlama come with.
 
     Raises `ValueError` for one that prepares texts otherwise, or names an id twice."""
+    check_hf(data)
+    if data["model"].get("ignore_merges"): raise ValueError("it ignores merges")
+    if data.get("decoder") not in (None, SPACE_BACK):
+        raise ValueError("it decodes texts otherwise than Llama 2")
     if data.get("normalizer") != SPACE_FIRST or data.get("pre_tokenizer"):
         raise ValueError("it prepares texts otherwise than Llama 2, "
                          "whose way is the one we know")
@@ -165,7 +169,10 @@ def from_hf_pieces(
     for merge in data["model"]["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         merges.append((left, right))
-    return SentencePiece(pieces, merges, byte_ids, special)
+    plain = frozenset(token["content"] for token in added if not token.get("special"))
+    before, after = ids_around(data.get("post_processor"))
+    rules = Rules(before=before, after=after, plain=plain)
+    return SentencePiece(pieces, merges, byte_ids, special, rules)
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #facts
 ROLES = "bos_token", "eos_token", "chat_template"   # the facts that we keep as `roles`
@@ -185,48 +192,143 @@ def known_ids(
     return {id for id in found if type(id) is int and id in tokenizer.vocab}
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #load-tokenizer
-def _build(
-    data:dict,      # The contents of a `tokenizer.json`
-)->BpeTokenizer:    # Of the kind that it needs
-    "Tell the three kinds apart."
-    if data["model"].get("byte_fallback"): return from_hf_pieces(data)
-    if (data.get("normalizer") or {}).get("type") == "NFC":
-        return Composed(**from_hf_dict(data | {"normalizer": None}))
-    return BpeTokenizer(**from_hf_dict(data))
+_TOKENS = tuple(f"{name}_token" for name in
+                ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_LISTS = "additional_special_tokens", "extra_special_tokens"   # of more tokens
+_CONFIG = {"split_special_tokens": (False,)} | dict.fromkeys((
+    *_TOKENS, *_LISTS, "added_tokens_decoder", "add_bos_token", "add_eos_token",
+    "add_prefix_space",
+    # of chats, of batches, or of the program that wrote it
+    "chat_template", "clean_up_tokenization_spaces", "spaces_between_special_tokens",
+    "model_max_length", "max_length", "padding_side", "truncation_side", "stride",
+    "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id", "legacy",
+    "model_input_names", "tokenizer_class", "errors", "backend", "is_local", "auto_map",
+    "name_or_path", "special_tokens_map_file", "sp_model_kwargs", "processor_class",
+    "use_default_system_prompt", "local_files_only"), ANYTHING)
+_GENERATION = dict.fromkeys((
+    "eos_token_id", "bos_token_id", "pad_token_id", "transformers_version",
+    "_from_model_config", "use_cache",   # and the dials, which are yours to turn
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "max_length", "max_new_tokens"), ANYTHING)
 
-def _read_roles(
-    folder:Path,        # With a `tokenizer_config.json`, perhaps
-)->dict[str, str]:
-    "Read which tokens begin and end a text, and the template of a chat."
-    said = {}
-    if (folder/"tokenizer_config.json").is_file():
-        said = read_object(folder/"tokenizer_config.json")
+def say_unknown(
+    path:Path,               # A file
+    said:Mapping,            # What it says
+    known:Mapping,           # What is understood; see `unknown_keys`
+)->None:
+    "Warn, in one line, of what a file says and we do not understand."
+    unknown = ", ".join(unknown_keys(said, known))
+    if unknown:
+        warnings.warn(f"{path} says what we do not heed: {unknown}", stacklevel=2)
+
+def _text_of(token)->str|None: # Tokens are texts, or texts with flags
+    "The text of a token; `None` for anything else."
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
+
+def _read_config(folder:Path)->dict:
+    "What the files beside a `tokenizer.json` say of it, where they are."
+    said, path = {}, folder/"tokenizer_config.json"
+    if path.is_file(): said = read_object(path)
+    say_unknown(path, said, _CONFIG)
+    older = folder/"special_tokens_map.json"   # heeded where the newer one is silent
+    if older.is_file() and "added_tokens_decoder" not in said:
+        said = said | read_object(older)
     template = folder/"chat_template.jinja"
     if template.is_file():
         said["chat_template"] = explain(template, template.read_text, "utf-8")
-    roles = {}
-    for name in ROLES:
-        text = said.get(name)
-        if isinstance(text, dict): text = text.get("content")
-        if isinstance(text, str): roles[name] = text
-    return roles
+    templates = said.get("chat_template")
+    if isinstance(templates, list):   # several, by their names
+        for each in templates:
+            if isinstance(each, dict) and each.get("name") == "default":
+                said["chat_template"] = each.get("template")
+    return said
+
+
+# %% ../../nbs/engine/foreign_tokenizers.ipynb #load-tokenizer-named
+def _named_tokens(said:dict)->Iterator[tuple[object, int|None]]:
+    "The tokens that a `tokenizer_config.json` names, and their ids where it says them."
+    decoder = said.get("added_tokens_decoder") or {}
+    for id in sorted(map(int, decoder)): yield decoder[str(id)], id
+    for name in _TOKENS: yield said.get(name), None
+    for name in _LISTS:
+        for token in said.get(name) or []: yield token, None
+
+def _add_named(
+    data:dict,      # The contents of a `tokenizer.json`
+    said:dict,      # What the files beside it say
+    size:int|None,  # Ids that the model knows, if that is known
+)->dict:            # The contents with the tokens that only those files name
+    "Give each such token the id that it has, or the next, as transformers does."
+    check_hf(data)
+    added, vocab = list(data.get("added_tokens") or []), data["model"]["vocab"]
+    known = {token["content"] for token in added}
+    free = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
+    for token, id in _named_tokens(said):
+        text, flags = _text_of(token), token if isinstance(token, dict) else {}
+        check_added([flags])
+        if text is None or text in known: continue
+        place = vocab.get(text, free)
+        if id not in (None, place):
+            raise ValueError(f"tokenizer_config.json gives {text!r} the id {id}, "
+                             f"but here it is {place}")
+        known.add(text)
+        if size is not None and place >= size:
+            warnings.warn(f"{text!r} is text to us: the model has no id for it",
+                          stacklevel=2)
+            continue
+        added.append({"special": True} | flags | {"content": text, "id": place})
+        free = max(free, place + 1)
+    return data | {"added_tokens": added}
+
+def _build(
+    data:dict,      # The contents of a `tokenizer.json`
+    said:dict,      # What the files beside it say
+    size:int|None,  # Ids that the model knows, if that is known
+)->BpeTokenizer:    # Of the kind that it needs
+    "Tell the kinds apart, and add what other files say of ids."
+    data = _add_named(data, said, size)
+    tokenizer:BpeTokenizer
+    if data["model"].get("byte_fallback"): tokenizer = from_hf_pieces(data)
+    elif said.get("add_prefix_space"):
+        raise ValueError("tokenizer_config.json asks for a space before each text, "
+                         "and we put none")
+    else: tokenizer = BpeTokenizer(**from_hf_dict(data))
+    rules = tokenizer.rules
+    for name, ids in ("add_bos_token", rules.before), ("add_eos_token", rules.after):
+        if bool(said.get(name, ids)) == bool(ids): continue
+        warnings.warn(f"tokenizer_config.json says {name} = {said[name]}, but "
+                      "tokenizer.json does not, and is heeded, as by transformers",
+                      stacklevel=2)
+    return tokenizer
+
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #load-tokenizer-2
 def load_tokenizer(
-    folder:Path,    # With a `tokenizer.json`
-)->BpeTokenizer:    # Of the kind that it needs, with its `roles` and `ends`
+    folder:Path,        # With a `tokenizer.json`
+    size:int|None=None, # Ids that the model knows, if that is known
+)->BpeTokenizer:        # Of the kind that it needs, with its `roles` and `ends`
     """Read a tokenizer of Hugging Face's, and what the folder says of it.
 
     Raises `ValueError`, which names the file, for a tokenizer of another kind."""
+    said = _read_config(folder)
     data = read_object(folder/"tokenizer.json")
-    tokenizer = explain(folder/"tokenizer.json", _build, data)
-    roles = _read_roles(folder)
-    ends = [tokenizer.special_tokens.get(roles.get("eos_token", ""))]
-    if (folder/"generation_config.json").is_file():
-        said = read_object(folder/"generation_config.json").get("eos_token_id")
-        ends += said if isinstance(said, list) else [said]
+    tokenizer = explain(folder/"tokenizer.json", _build, data, said, size)
+    roles = {}
+    for name in ROLES:
+        text = _text_of(said.get(name))
+        if text is not None: roles[name] = text
+    found = None
+    for name in "generation_config.json", "config.json":
+        if found is not None or not (folder/name).is_file(): continue
+        settings = read_object(folder/name)
+        found = settings.get("eos_token_id")
+        if name[0] == "g": say_unknown(folder/name, settings, _GENERATION)
+    ends = found if isinstance(found, list) else [found]
+    ends = [*ends, tokenizer.special_tokens.get(roles.get("eos_token", ""))]
     add_facts(tokenizer, roles=roles, ends=known_ids(tokenizer, ends))
     return tokenizer
+
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #patterns
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")   # digits one by one

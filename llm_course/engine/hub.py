@@ -23,7 +23,7 @@ from .model_files import Stored, explain, import_package, read_object
 FILES = (   # of a model on the hub, all that we read
     "config.json", "model.safetensors", "model.safetensors.index.json",
     "model-*.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "generation_config.json", "chat_template.jinja")
+    "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 def _download(hub, name:str, revision:str|None)->Path:
     "Fetch a model, or one GGUF file of it, unless it is in the cache."

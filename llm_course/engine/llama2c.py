@@ -19,6 +19,7 @@ from torch import Tensor
 # %% ../../nbs/engine/llama2c.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from .foreign_tokenizers import add_facts, from_scores, load_tokenizer
+from .tokenizer_formats import Rules
 from .model_files import LARGEST, Stored, explain
 from ..transformer import ModelConfig
 
@@ -172,6 +173,7 @@ def _parse_pieces(
     ordinary = {id: piece for id, piece in pieces.items() if id > 258}
     special = {"<unk>": 0, "<s>": 1, "</s>": 2}
     tokenizer = from_scores(ordinary, scores, [*range(3, 259)], special)
+    tokenizer.rules = Rules(before=(1,))   # as llama2.c's own program does
     roles = {"bos_token": "<s>", "eos_token": "</s>"}
     add_facts(tokenizer, roles=roles, ends={1, 2})   # <s> begins the next text
     return tokenizer
@@ -186,6 +188,6 @@ def read_pieces(
     path = folder/"tokenizer.bin"
     if path.is_file():
         return explain(path, _parse_pieces, path.read_bytes(), vocab_size)
-    if (folder/"tokenizer.json").is_file(): return load_tokenizer(folder)
+    if (folder/"tokenizer.json").is_file(): return load_tokenizer(folder, vocab_size)
     raise ValueError(f"{folder} lacks tokenizer.bin, without which a llama2.c model "
                      "cannot speak; put it beside the model")

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST', 'DEEPEST', 'T', 'BLOCK', 'Stored', 'checked_fields', 'model_shape', 'head_size', 'check_sizes',
            'own_shapes', 'check_every_tensor', 'check_weights', 'check_archive', 'check_amount', 'row_blocks',
-           'empty_model', 'without_copies', 'explain', 'read_object', 'import_package', 'whole_path']
+           'empty_model', 'without_copies', 'explain', 'read_object', 'import_package']
 
 # %% ../../nbs/engine/model_files.ipynb #imports
 import os
 import pickletools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib import import_module
 from math import prod
@@ -24,10 +23,8 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
-
 # %% ../../nbs/engine/model_files.ipynb #imports-course
 from .tokenizer_formats import errors_that_name, read_json
-from .commands import sync_folder
 from ..rope import RopeScaling
 from ..transformer import ModelConfig, Transformer
 
@@ -63,8 +60,8 @@ def checked_fields(
         if float in kinds: kinds = *kinds, int
         odd = type(value) is bool and bool not in kinds   # else it would be a number
         if odd or not isinstance(value, kinds):
-            raise ValueError(f"its {field.name} should be a {kinds[0].__name__}, "
-                             f"but is a {type(value).__name__}")
+            raise ValueError(f"its {field.name} should be of type {kinds[0].__name__}, "
+                             f"but is of type {type(value).__name__}")
         if not isinstance(value, int | float): continue
         if not abs(value) < _LIMITS.get(field.name, LARGEST):
             raise ValueError(f"it asks for {field.name} = {value:,}, "
@@ -238,8 +235,9 @@ def empty_model(
 )->Transformer:                      # Ready to be filled, and then to evaluate
     "Make a model whose parameters hold no numbers yet."
     model = Transformer(**asdict(config), device="meta", dtype=dtype)
-    model = model.to_empty(device=device)
-    if config.tie:   # `to_empty` parts them
+    # as `to_empty` does, whose `empty_like` would load torch's compiler
+    model._apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device=device))
+    if config.tie:   # that parts them
         shared = model.get_parameter("embedding.weight")
         model.get_submodule("head").register_parameter("weight", shared)
     return model.eval()
@@ -312,19 +310,3 @@ def import_package(
     except ImportError:
         raise ValueError(f"{what} needs the package {package}; "
                          f"install it with: pip install {package}") from None
-
-# %% ../../nbs/engine/model_files.ipynb #whole-path
-@contextmanager
-def whole_path(
-    path:Path,     # Where a file is to appear
-)->Iterator[Path]: # Where to write it
-    "As `whole_file`, for libraries that open files themselves."
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        with open(partial, "rb+") as file: os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

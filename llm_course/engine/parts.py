@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'part_name', 'own_parts', 'checked_part', 'Attend', 'parameters_of', 'make_attend', 'replace_linears',
-           'constructors', 'share_weight', 'same_parts']
+           'constructors', 'share_weight', 'same_parts', 'read_parts']
 
 # %% ../../nbs/engine/parts.ipynb #imports
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..attention import attention, join_masks
 from .attention_kernel import fused_attention
+from .commands import input_file, one_line
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
@@ -220,8 +222,26 @@ def same_parts(
         cure = ", ".join(f"{role!r}: {own_name(needed[role])}" for role in lacking)
         raise ValueError(
             f"{name} needs parts that are not this course's own ({roles}); "
-            f"build or load its model with parts={{{cure}}}")
+            f"build or load its model with parts={{{cure}}}, "
+            "or name a file that defines them by --parts")
     more = [f"{role}: {part}" for role, part in here.items() if role not in needed]
     if more:
         raise ValueError(f"{name} was saved with this course's own parts, "
                          f"not with {', '.join(more)}; leave them out of parts")
+
+# %% ../../nbs/engine/parts.ipynb #read-parts
+def read_parts(
+    path:Path|None, # A Python file that defines `parts`, a dictionary by role
+)->dict[str, Any]|None: # That dictionary; its roles are checked where it is used
+    "Run a file that the user has named for that. Raises `ValueError` where it fails."
+    if path is None: return None
+    source = input_file(path, "--parts").read_text("utf-8")
+    said:dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try: exec(compile(source, str(path), "exec"), said)
+    except Exception as error:
+        raise ValueError(f"--parts {path} cannot be run: "
+                         f"{type(error).__name__}: {one_line(error)}") from None
+    if not isinstance(said.get("parts"), dict):
+        raise ValueError(f"--parts {path} must define a dictionary parts, as it was "
+                         'given to train(), such as parts = {"norm": MyNorm}')
+    return said["parts"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fast_forward', 'processes', 'leave_at_once', 'distribute', 'mean_over_processes', 'random_states_of_all',
-           'load_sharded', 'polite_stop']
+           'moments_of', 'all_finite', 'load_sharded', 'polite_stop']
 
 # %% ../../nbs/engine/processes.ipynb #imports
 import os
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checkpoint import random_states
+from ..checkpoint import bare, random_states
+from .kernels import local_share
 from .run_config import PRECISIONS, TrainConfig
 from ..transformer import Transformer
 
@@ -29,7 +30,11 @@ def fast_forward(
     config:TrainConfig,          # Settled
 )->Callable[[Tensor], Tensor]:   # The same function of ids
     "Wrap what `--compile` and `--precision` ask for around a model."
-    fast = torch.compile(model) if config.compile else model
+    fast:Any = model
+    if config.compile:
+        embedding:Any = bare(model).embedding
+        embedding.forward = torch.compiler.disable(embedding.forward)
+        fast = torch.compile(model)
     dtype = PRECISIONS[config.precision or "float32"]
     if dtype is torch.float32: return fast
     kind = torch.device(config.device or "cpu").type
@@ -108,6 +113,20 @@ def random_states_of_all(
     return states
 
 # %% ../../nbs/engine/processes.ipynb #load-sharded
+def moments_of(
+    optimizer:Optimizer, # With or without steps
+)->list[Tensor]:         # All that it remembers of its parameters
+    "List the tensors of an optimiser's state."
+    states:dict[Any, dict] = optimizer.state
+    found = [x for state in states.values() for x in state.values()]
+    return [x for x in found if isinstance(x, Tensor)]
+
+def all_finite(
+    tensors:Iterable[Tensor], # Whole, or this process's shares
+)->bool:
+    "Are all of these numbers finite?"
+    return all(bool(local_share(x).isfinite().all()) for x in tensors)
+
 def load_sharded(
     optimizer:Optimizer, # Of whole or of sharded parameters
     state:dict,          # Of whole parameters

@@ -105,7 +105,7 @@ class Reader:
                              f"has {length} tokens; make a new Reader")
         self.seen += new.shape[-1]
         if not self.keeps: return self.model(ids[:, self.start:])[:, -last:]
-        if self.step and new.shape[-1] <= 16: return self.step(new)[:, -last:]
+        if self.step and new.shape[-1] <= 16: return self.step(new, last)
         found = []
         for piece in new.split(256, -1):   # a long text needs no long memory
             found.append(last_scores(self.model, piece, self.caches, last))

@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # %% ../../nbs/engine/sampling.ipynb #quick-probabilities
-FEW = 128   # of the best tokens to look at
+FEW = 128   # of the best tokens to look at first
 
 def waiting_is_free(
     x:Tensor, # Anything that is computed
 )->bool:      # May a value be asked for? Elsewhere that stops the queue of work
     "Say whether `x` is on the CPU, where a result is there when its call returns."
-    return x.device.type == "cpu"
+    return x.is_cpu
 
 def quick_probabilities(
     scores:Float[Tensor, "... vocab"], # At least float32; the highest of each row is 0
@@ -33,18 +33,19 @@ def quick_probabilities(
     cuts_to_k, cuts_to_p = 0 < top_k < vocab, top_p < 1
     if cuts_to_k or cuts_to_p:
         if 4 * top_k > vocab or not waiting_is_free(scores): return None
-        best, ids = scores.topk(min(max(FEW, top_k + 1), vocab))
-        everything = best.shape[-1] == vocab
+        few = max(FEW, top_k + 1)
+        best, ids = scores.topk(min(few, vocab))
     if cuts_to_k:
         lowest = best[..., top_k-1:top_k]
         if bool((lowest == best[..., top_k:top_k+1]).any()): return None
         powers = powers.masked_fill(scores < lowest, 0)
     if cuts_to_p:
-        shares = powers / powers.sum(-1, keepdim=True)
-        last = _last_place(shares, ids, top_p)
-        if int(last.max()) + 1 >= best.shape[-1] and not everything:
-            best, ids = scores.sort(descending=True)   # a level distribution
-            last = _last_place(shares, ids, top_p)
+        total = powers.sum(-1, keepdim=True)
+        last = _last_place(powers.gather(-1, ids) / total, top_p)
+        while few <= int(last.max()) + 1 < vocab:   # a level distribution
+            few *= 8
+            best, ids = scores.topk(min(few, vocab))
+            last = _last_place(powers.gather(-1, ids) / total, top_p)
         if int(last.max()) + 1 >= vocab: return None
         lowest = best.gather(-1, last)
         if bool((lowest == best.gather(-1, last + 1)).any()): return None
@@ -52,9 +53,9 @@ def quick_probabilities(
     if min_p > 0: powers = powers.masked_fill(scores < math.log(min_p), 0)
     return powers / powers.sum(-1, keepdim=True)
 
-def _last_place(shares, ids, top_p:float)->Tensor:
-    "The rank of the last token that top-p keeps; `ids` go by falling scores."
-    return (shares.gather(-1, ids).cumsum(-1) < top_p).sum(-1, keepdim=True)
+def _last_place(shares:Tensor, top_p:float)->Tensor:
+    "The rank of the last token that top-p keeps; the largest shares come first."
+    return (shares.cumsum(-1) < top_p).sum(-1, keepdim=True)
 
 # %% ../../nbs/engine/sampling.ipynb #draw
 def draw(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from ..bpe import PATTERNS
 from .commands import by_default, input_file, output_path
 from .files import count_corpus, helpers_for
+from .whole_folders import check_folder
 
 # %% ../../nbs/engine/tokenizer_command.ipynb #config
 _CORES = by_default("one, or all cores from 16 MB on")
@@ -58,6 +59,7 @@ def check_config(
     try: room_for_merges(config.vocab_size, config.special_tokens)
     except ValueError as error: raise ValueError(f"--{error}") from None
     files = [input_file(path, "--corpus") for path in config.corpus]
+    for path in files: check_folder(path, "texts")
     if not any(path.stat().st_size for path in files):
         names = " ".join(map(str, files))
         raise ValueError(f"--corpus {names} is empty; name a file of text")

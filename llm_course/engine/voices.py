@@ -15,6 +15,7 @@ from torch import Tensor
 # %% ../../nbs/engine/voices.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from .sampling import BROKEN, refuse_broken
+from .tokenizer_formats import Rules
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/voices.ipynb #release
@@ -93,12 +94,13 @@ def first_ids(
     if spare not in (0, -size % 64, getattr(tokenizer, "spare", 0)):
         raise ValueError(f"the model knows {known:,} ids and the tokenizer {size:,}; "
                          "use the tokenizer.json that lies beside the model")
-    ids = tokenizer.encode(prompt)
+    rules = getattr(tokenizer, "rules", Rules())   # a part of yours may have none
+    ids = [*rules.before, *tokenizer.encode(prompt), *rules.after]
     if ids: return ids
-    if END not in tokenizer.special_tokens:
-        raise ValueError(f"the prompt is empty, and this tokenizer has no {END} "
-                         "to begin with; give a --prompt")
-    return [tokenizer.special_tokens[END]]
+    for begin in getattr(tokenizer, "roles", {}).get("bos_token"), END:
+        if begin in tokenizer.special_tokens: return [tokenizer.special_tokens[begin]]
+    raise ValueError(f"the prompt is empty, and this tokenizer has no {END} "
+                     "to begin with; give a --prompt")
 
 # %% ../../nbs/engine/voices.ipynb #listen
 def listen(

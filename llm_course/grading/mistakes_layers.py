@@ -11,7 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, questions_of, reference, variants, row_moved, same, symptom
+from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom
+from ..multihead import KVCache
+from ..rmsnorm import RmsNorm
+from ..rope import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -24,6 +27,8 @@ def _ask_linear(part):
     yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
     yield "where outputs are as many as inputs", lambda: filled(part(4, 4))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
+    yield "in half precision", lambda: filled(part(4, 5)).bfloat16()(x.bfloat16())
+    yield from placed(lambda **more: part(4, 5, bias=True, **more))
     for d_in, d_out in (1024, 64), (64, 1024):
         yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round().div(4).exp2()   # one where it is 1/√d_in, to a tenth
     yield "in its fresh bias", lambda: torch.stack([part(4, 5, bias=True).bias.mean().sign().abs(), part(4, 5, bias=True).bias.std().sign()])
@@ -71,6 +76,9 @@ def _ask_embedding(part):
     yield "when there is one id", lambda: table()(torch.tensor(2))
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
+    yield "for ids in int32", lambda: table()(ids.int())
+    yield "in half precision", lambda: table().bfloat16()(ids)
+    yield from placed(lambda **more: part(6, 4, **more))
     for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2()
 
 def _an_embedding(find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False):
@@ -128,6 +136,7 @@ def _ask_rms_norm(part):
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
     yield "in bfloat16", lambda: filled(part(8)).bfloat16()(x.bfloat16())
     yield "for a vector of zeros", lambda: part(8)(0 * x)
+    yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
 
 def _a_norm(shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more):
@@ -215,6 +224,8 @@ def _ask_ffn(part):
     yield "when w2 turns the sign round", lambda: _gate(part, -1.)(torch.linspace(-6, 6, 13))
     yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
+    yield "in half precision", lambda: str(filled(part(4, 6)).bfloat16()(x.bfloat16()).dtype)
+    yield from placed(lambda **more: part(4, 6, **more))
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
 def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1))):
@@ -353,16 +364,18 @@ def _ask_attention(part):
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
     yield "for a single key", lambda: part()(q[..., :1, :], k[..., :1, :], v[..., :1, :])
     yield "in half precision", lambda: part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3)))
+    yield "in half precision", lambda: part()(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     yield "in the gradient of the queries", lambda: gradient(lambda x: part()(x, k, v, mask), q)
     yield "in the gradient of the keys", lambda: gradient(lambda x: part()(q, x, v, mask), k)
     yield "in the gradient of the values", lambda: gradient(lambda x: part()(q, k, x, mask), v)
     yield "in the gradient of a query that may look nowhere", lambda: gradient(lambda x: part()(x, k, v, nobody), q)
 
 def _attend(q, k, v, mask=None, scale=lambda d, keys: d**-.5, hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf),
-           weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.), after=lambda w, mask: w, mix=lambda w, v: w @ v, wide=True):
+           weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.), after=lambda w, mask: w, mix=lambda w, v: w @ v, wide=True,
+           turn=lambda k: k.mT):
     "Attention with something changed."
     kind = torch.float32 if wide else q.dtype
-    scores = q.to(kind) @ k.to(kind).mT * scale(q.shape[-1], k.shape[-2])
+    scores = q.to(kind) @ turn(k.to(kind)) * scale(q.shape[-1], k.shape[-2])
     weights = weigh(scores if mask is None else hide(scores, mask))
     return mix(after(weights, mask).to(v.dtype), v)
 
@@ -390,6 +403,8 @@ MISTAKES["ScaledDotProductAttention"] = variants(partial(_an_attention, weigh=_s
     "the scores are computed in the type of the input, and overflow float16": dict(wide=False),
     "no gradient flows through the weights: are they detached?": dict(after=lambda w, m: w.detach()),
     "one mask is used for all heads or sequences, though each was given its own": dict(hide=lambda s, m: s.masked_fill(~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf)),
+    "keys are transposed by axes counted from the front; the last two are meant":
+        dict(turn=lambda k: k.transpose(1, 2)),
     "the future is always hidden, even where no mask says so": dict(weigh=lambda s: _safe(s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf))),
     "sequences or heads are mixed: values are averaged over an axis that leads": dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v)),
 })
@@ -421,6 +436,10 @@ def _ask_rope(part):
     yield "without leading axes", lambda: part(8, 64)(x[0])
     yield "far out in half precision", lambda: part(2, 4096).bfloat16()(torch.tensor([[1., 0.]] * 4096).bfloat16())[4090:]
     yield "in half precision", lambda: part(8, 64)(x.half())
+    yield "in half precision, where positions are given", lambda: part(8, 64)(x.bfloat16(), far)
+    yield "where each sequence has positions of its own", lambda: part(8, 64)(x, torch.stack([far, far - 2]))
+    slow = RopeScaling(original_max_seq_len=32)
+    yield "with slower waves", lambda: part(8, 64, scaling=slow)(x, far)
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "in its gradient", lambda: gradient(lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x)
 
@@ -488,7 +507,8 @@ def _ask_multihead(part):
     x, places = given(2, 6, 24), torch.tensor([0, 1, 4, 9, 16, 25])
     yield "in the weights by which it attends", lambda: _weights(part)
     for kv in None, 2, 1:
-        layer = lambda: filled(part(24, 4, kv, max_seq_len=32))
+        sizes = (24, 4) if kv is None else (24, 4, kv)   # a part may do without kv
+        layer = lambda: filled(part(*sizes, max_seq_len=32))
         group = "with fewer heads of keys" * bool(kv)
         yield group, lambda: parameters_of(layer())
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
@@ -497,6 +517,20 @@ def _ask_multihead(part):
     yield "when there is one token", lambda: layer()(x[:, :1])
     yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
+    def made(**more): return filled(part(24, 4, max_seq_len=32, **more))
+    yield "with another theta", lambda: made(theta=100.)(x)
+    yield "with another way to attend", lambda: made(attend=lambda q, *more, **how: 0 * q)(x)
+    yield "with other positions", lambda: made(rope=lambda *more: Made(lambda s, x, *at: x))(x)
+    yield "with heads of another size", lambda: made(d_k=8)(x)
+    yield "with biases", lambda: made(qkv_bias=True)(x)
+    yield "with norms of its queries and keys", lambda: parameters_of(made(qk_norm=RmsNorm))
+    yield "with a cache", lambda: _by_pieces(made(), x)
+    yield from placed(lambda **more: part(24, 4, max_seq_len=32, **more))
+
+def _by_pieces(layer, x):
+    "What comes out where a cache keeps what came before."
+    cache = KVCache(len(x), 4, 32, 6)
+    return torch.cat([layer(piece, cache=cache) for piece in x.split([2, 3, 1], 1)], 1)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #a-multihead
 @torch.no_grad()
@@ -531,6 +565,9 @@ MISTAKES["MultiHeadAttention"] = variants(_a_multihead, {
     "the scores are divided by the root of the whole width; each head has its own, smaller size": dict(scale=lambda d, n: (4 * d)**-.5),
     "the scores are not divided by anything": dict(scale=lambda d, n: 1.),
     "a head takes every fourth feature; heads are slices of neighbours": dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
+    "heads are split and joined in one wrong way: a head takes neighbouring features":
+        dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3),
+             join=lambda x: x.movedim(-3, -1).flatten(-2)),
     "the heads are cut out by a reshape that mixes tokens: first unflatten the features, then swap two axes": dict(split=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
     "the heads are joined without swapping their axis back behind the tokens": dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
     "the features of the heads are interleaved when they are joined: one head is to lie behind the other": dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),

@@ -47,6 +47,23 @@ def _two_groups(part, **settings)->list[float]:
     kept = [] if slow.grad is None else [slow.grad.item()]
     return [p.item() for p in (slow, fast, idle)] + kept
 
+def _retuned(part, later, **settings)->list[float]:
+    "Where a number goes whose settings are changed after each step, as schedules do."
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer, found = part([p], lr=.1, **settings), []
+    for step, grad in enumerate((.5, -2., 1.), 1):
+        p.grad = torch.full_like(p, grad)
+        optimizer.step()
+        found.append(p.item())
+        for name, setting in later.items(): optimizer.param_groups[0][name] = setting(step)
+    return found
+
+def _settings(part, names, **settings): # Questions about each of them
+    "Ask what a setting does when it grows from step to step."
+    for name, by in names.items():
+        label = f"where {name} changes between steps"
+        yield label, lambda: _retuned(part, {name: lambda t: by * t}, **settings)
+
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim-2
 def _an_optimizer(rule, **defaults):
     "An optimiser that changes each parameter by `rule(p, gradient, its state, its group, step from 1)`."
@@ -70,6 +87,7 @@ def _ask_sgd(part):
     yield lambda: _moves(part, [1.] * 5, lr=1.)
     yield lambda: _moves(part, [.5, -2., 1., 3.], lr=.1)
     yield "where parameters come in groups", lambda: _two_groups(part)
+    yield from _settings(part, dict(lr=.1))
 
 def _a_descent(rate=lambda lr, t: lr / t**.5, change=lambda g, p, step: p.sub_(step * g), own=True, **more):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
@@ -109,6 +127,8 @@ def _ask_adamw(part):
     yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(0., .9), eps=1e-2, weight_decay=0.)
     yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(.9, 0.), eps=1e-2, weight_decay=0.)
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
+    grown = dict(lr=.1, eps=.1, weight_decay=.1)
+    yield from _settings(part, grown, weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
@@ -165,6 +185,7 @@ MISTAKES["AdamW"] = _means | variants(_an_adamw, {
     "decay is folded into the gradient (L2), so it passes through both means; it should act on the parameter alone": dict(l2=1.),
     "decay acts twice, through the gradient and on the parameter": dict(l2=1., twice=True),
     "decay takes wd times the parameter: the learning rate is missing": dict(shrink=lambda lr, wd, c: wd),
+    "decay takes the learning rate twice": dict(shrink=lambda lr, wd, c: lr * lr * wd),
     "there is no decay": dict(shrink=lambda lr, wd, c: 0.),
     "decay has the wrong sign: parameters grow": dict(shrink=lambda lr, wd, c: -lr * wd),
     "decay comes after the step, so the step itself shrinks too; take it from the old parameter": dict(last=True),
@@ -378,9 +399,11 @@ def _ask_schedule(part):
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
 
 def _a_schedule(climb=lambda it, w: it / w, wave=lambda u: (1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()) / 2, place=lambda it, w, c: (it - w) / (c - w),
-               after=lambda it, w, c, low, high: low, span=lambda low, high, y: low + (high - low) * y, strict=True, early=0):
+               after=lambda it, w, c, low, high: low, span=lambda low, high, y: low + (high - low) * y, strict=True, early=0,
+               taken=lambda *numbers: numbers):
     "A `cos_lr_scheduler` with something changed."
-    def part(it, w, c, low, high):
+    def part(it, *numbers):
+        w, c, low, high = taken(*numbers)
         if strict and w > c: raise ValueError("warm-up")
         if it < w + early: return high * climb(it, w)
         if after and it >= c: return after(it, w, c, low, high)
@@ -391,6 +414,12 @@ _cos = lambda x: torch.cos(torch.tensor(x, dtype=torch.float64)).item()
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule-2
 _schedules:dict[str, dict] = {
+    "warm-up and cycle have changed places among the arguments":
+        dict(taken=lambda w, c, low, high: (c, w, low, high), strict=False),
+    "the lowest and the highest rate have changed places among the arguments":
+        dict(taken=lambda w, c, low, high: (w, c, high, low)),
+    "the rates come before the steps among the arguments; here the steps come first":
+        dict(taken=lambda w, c, low, high: (low, high, c, w), strict=False),
     "the climb is one step ahead: step 0 has the rate 0": dict(climb=lambda it, w: (it + 1) / w),
     "the climb begins at lr_min instead of 0": dict(climb=lambda it, w: .1 + .9 * it / w),
     "the climb is one step ahead and one step longer, (it + 1)/(w + 1), as in nanoGPT: step 0 has the rate 0 here": dict(climb=lambda it, w: (it + 1) / (w + 1)),
@@ -444,6 +473,7 @@ def _ask_loss(part):
     yield "in half precision", lambda: part()(torch.tensor([[0., -6.]]).bfloat16(), torch.tensor([0])).float()
     yield "where targets are −100", lambda: part()(z, some)
     yield "where sequences have different numbers of targets −100", lambda: part()(z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
+    yield "where another target is ignored", lambda: part(ignore_index=2)(z, y)
     yield "where one row lies far above another", lambda: part()(torch.cat([z, z + 500]), torch.cat([y, y]))
     yield "in its gradient", lambda: gradient(lambda z: part()(z, y), z)
     yield "in its gradient where targets are −100", lambda: gradient(lambda z: part()(z, some), z)
@@ -596,6 +626,16 @@ _heeds = {"the parameter stays where it was: is it changed in place, or is a new
     "numbers of one parameter have a part in each other's steps: all is done number by number": _neighbours,
     "a saved state is not all that it knows: what is counted or remembered belongs into the state of a parameter, or into a group": _forgets,
     "the learning rate makes no difference": lambda part: _ignored(part, lr=(.1, .2))}
+
+def _same_path(part, **settings): # Does a matrix go one way for all values of a setting?
+    [(name, values)] = settings.items()
+    grads = list(given(3, 3, 3).double())
+    paths = [_turned(part, grads, **{name: value}) for value in values]
+    return torch.equal(*paths)
+
+SYMPTOMS["Muon"] = SYMPTOMS.get("Muon", {}) | {
+    f"{name} makes no difference": partial(_same_path, **{name: values})
+    for name, values in (("lr", (.1, .2)), ("momentum", (.5, .9)), ("weight_decay", (.1, .9)))}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-sgd
 def _fall(part): return (moves := _moves(part, [1.] * 16, lr=.1))[15] / moves[0]   # ¼, if by the root

@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..embedding import Embedding
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of, variants
+from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
 from ..transformer import Transformer, TransformerBlock
@@ -32,6 +34,14 @@ def _ask_block(part):
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
     yield "where positions are given", lambda: filled(part(16, 4, 24))(x, torch.tensor([3, 4, 9, 10, 30]))
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
+    def made(**more): return filled(part(16, 4, 24, **more))
+    yield "with another theta", lambda: made(theta=100.)(x)
+    yield "with other norms", lambda: made(norm=lambda d: _passing())(x)
+    yield "with another network", lambda: made(ffn=lambda *sizes: _passing())(x)
+    yield "with another attention", lambda: made(attention=lambda *sizes: _passing())(x)
+
+def _passing(): # A part that changes nothing
+    return Made(lambda s, x, *more, **how: x)
 
 @torch.no_grad()
 def _silenced(model, *names):
@@ -87,6 +97,11 @@ def _ask_model(part):
     yield "with fewer heads of keys", lambda: filled(part(11, 8, 16, 3, 4, 24, num_kv_heads=2))(ids)
     yield "where positions are given", lambda: small()(ids, torch.tensor([0, 1, 2, 5, 6, 7]))
     yield "with another theta", lambda: filled(part(11, 8, 16, 2, 4, 24, rope_theta=10.))(ids)
+    def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    yield "with another last norm", lambda: made(final_norm=lambda d: _passing())(ids)
+    yield "with another embedding", lambda: type(made(embedding=_Table).embedding).__name__
+    yield "with other blocks", lambda: made(block=lambda *sizes: _passing())(ids)
+    yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss():
         model, many = part(500, 32, 64, 4, 4, 128), torch.randint(500, (8, 33), generator=torch.Generator().manual_seed(3))
         return torch.nn.functional.cross_entropy(model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten())
@@ -96,6 +111,9 @@ def _ask_model(part):
 def _pulled(model, ids):
     model(ids).square().sum().backward()
     return model
+
+class _Table(Embedding): "An embedding by another name."
+class _Scores(Linear): "A head by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
 def _a_model(flow=None, change=lambda model: None):
@@ -155,9 +173,10 @@ def _ask_step(part):
         model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         model.table.grad = torch.full((5, 5), 7.)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
-        for _ in range(steps): found = part(model, optimizer, _scaler(scale), list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), max_norm)
+        scaler = _scaler(scale)
+        for _ in range(steps): found = part(model, optimizer, scaler, list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), max_norm)
         return [float(x) for x in found] if told else model.get_parameter("table").detach()
-    for label, settings in ("", {}), ("with several small batches", {"pieces": 2}), ("where it clips", {"max_norm": .1}), ("where it clips several small batches", {"pieces": 2, "max_norm": .1}), ("in later steps", {"steps": 3}), ("with a scaler", {"scale": 64.}), ("where it clips with a scaler", {"scale": 64., "max_norm": .1}):
+    for label, settings in ("", {}), ("with several small batches", {"pieces": 2}), ("where it clips", {"max_norm": .1}), ("where it clips several small batches", {"pieces": 2, "max_norm": .1}), ("in later steps", {"steps": 3}), ("in later steps with a scaler", {"steps": 3, "scale": 64.}), ("with a scaler", {"scale": 64.}), ("where it clips with a scaler", {"scale": 64., "max_norm": .1}):
         yield label, lambda: step(**settings)
         yield f"in the loss that it returns {label}".rstrip(), lambda: step(**settings, told=True)[0]
         yield f"in the length that it returns {label}".rstrip(), lambda: step(**settings, told=True)[1]
@@ -166,7 +185,8 @@ def _scaler(scale=1.): return torch.amp.GradScaler("cpu", init_scale=scale, enab
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-step-2
 def _a_step(clear=True, share=lambda loss, n: loss / n, clip=lambda ps, limit: gradient_clip(ps, limit or float("inf")), order="clip step", total=lambda losses: sum(losses) / len(losses),
-           told=lambda norm, limit: norm, score=lambda logits, y: cross_entropy(logits, y), late=False, used=slice(None), scaled="scale unscale"):
+           told=lambda norm, limit: norm, score=lambda logits, y: cross_entropy(logits, y), late=False, used=slice(None), scaled="scale unscale",
+            update=True):
     "A `train_step` with something changed."
     def part(model, optimizer, scaler, batches, max_norm):
         if clear: optimizer.zero_grad(set_to_none=True)
@@ -181,6 +201,7 @@ def _a_step(clear=True, share=lambda loss, n: loss / n, clip=lambda ps, limit: g
         if "unscale" in scaled: scaler.unscale_(optimizer)
         if "often" not in order: norm = clip(params, max_norm)
         if "step" in order: scaler.step(optimizer) if scaled else optimizer.step()
+        if scaled and update: scaler.update()
         if "again" in order: optimizer.step()
         if late: losses = [score(model(x), y) for x, y in batches]
         return total([x.detach() for x in losses]), told(norm, max_norm)
@@ -194,6 +215,7 @@ def _each(ps, limit):
 
 MISTAKES["train_step"] = variants(_a_step, {
     "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
+    "the scaler is not updated after the step, so a second step fails": dict(update=False),
     "gradients are cleared before each small batch, so that only the last one counts": dict(clear="each"),
     "the gradients of small batches are added up; they are to be averaged": dict(share=lambda loss, n: loss),
     "the gradient is divided by the number of batches twice": dict(share=lambda loss, n: loss / n**2),

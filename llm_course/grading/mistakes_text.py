@@ -25,6 +25,8 @@ from .grading import MISTAKES, SYMPTOMS, attempt, questions_of, variants
 def _ask_pre_tokens(part):
     for label, text in (("for an empty text", ""), ("for plain words", "a few plain words"), ("for spaces", " a"), ("for spaces", "x  "), ("for spaces", "go  home"), ("for spaces", "\t\ttab"), ("for lines", "a\n\n c\nd\n"), ("for digits", "a1 b22"), ("for signs", "what?! ok."),
                         ("for contractions", "I'll go, don't stop"), ("for capitals", "DON'T Stop"), ("for letters outside ASCII", "naïve 北京 ok")): yield label, lambda: list(part(text))
+    for text in "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x":
+        yield "for other alphabets", lambda: list(part(text))
     for text in "I'll go  home.", "naïve 北京!!! ok": yield "for a whole sentence", lambda: list(part(text))
     yield "with another pattern", lambda: list(part("x12345 y", LLAMA3))
     yield "with another pattern", lambda: list(part("x12345 y", O200K))
@@ -136,7 +138,7 @@ def _quietly(part):
     return call
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-learn-2
-def _a_learner(weight=lambda count: count, best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], p)), pairs_of=pairwise, again=True, glue=False, join=lambda p: b"".join(p), least=0, joined=merge, fewer=0, stale=False):
+def _a_learner(weight=lambda count: count, best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], p)), pairs_of=pairwise, again=True, glue=False, join=lambda p: b"".join(p), least=0, joined=merge, fewer=0, stale=False, order=list):
     "A `learn_merges` with something changed."
     def part(words, num_merges):
         spelled, merges, first = ([[bytes([b]) for b in word] for word in words], [], None)
@@ -152,7 +154,7 @@ def _a_learner(weight=lambda count: count, best=lambda pairs, made: max(pairs, k
             if not known or max(known.values()) <= least: break
             merges.append(pair := best(known, [b"".join(m) for m in merges]))
             spelled = [joined(pieces, pair, join(pair)) for pieces in spelled]
-        return merges
+        return order(merges)
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-learn
@@ -165,6 +167,10 @@ MISTAKES["learn_merges"] = variants(_a_learner, {
     "ties go to the pair whose first token is longer": dict(best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], len(p[0]), p))),
     "ties are broken by the second token first": dict(best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], p[::-1]))),
     "ties go to the longer token": dict(best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], len(b"".join(p)), p))),
+    "the merges come in the wrong order: what was learnt first comes first":
+        dict(order=lambda merges: merges[::-1]),
+    "each merge has its two halves in the wrong order":
+        dict(order=lambda merges: [(b, a) for a, b in merges]),
     "the rarest pair is joined": dict(best=lambda pairs, made: min(pairs, key=lambda p: (pairs[p], p))),
     "a word counts once, however often it occurs": dict(weight=lambda count: 1),
     "the pairs are counted once, at the start: joined words have new ones": dict(again=False),
@@ -211,12 +217,26 @@ def _ask_tokenizer(part):
     for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end": yield "for special tokens", lambda: list(special().encode(text))
     yield "for special tokens", lambda: list(made(special_tokens=["END"]).encode("aENDb"))
     yield "in decoding special tokens", lambda: special().decode(special().encode("a<|end|>b"))
-    yield "for a stream", lambda: list(special().encode_iterable(iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
+    yield "for a stream", lambda: list(with_end().encode_iterable(iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
     other = {255 - i: bytes([i]) for i in range(256)} | {400: b"an", 300: b"ban", 299: b"banana", 500: b"<|end|>"}
     yield "where the ids of bytes and merges are in another order", lambda: list(part(other, [(b"a", b"n"), (b"b", b"an")]).encode("ban an b"))
     yield "where a special token is in the vocabulary already", lambda: list(part(other, [(b"a", b"n"), (b"b", b"an")], special_tokens=["<|end|>"]).encode("<|end|>"))
     yield "where a word is in the vocabulary, but no merge leads to it", lambda: list(part(other, [(b"a", b"n"), (b"b", b"an")]).encode("banana"))
     yield "with another pattern", lambda: list(part({i: bytes([i]) for i in range(256)} | {256: b"12"}, [(b"1", b"2")], pattern=r"\p{N}|\P{N}+").encode("12"))
+    ranks = {i: bytes([i]) for i in range(256)} | {256: b"na", 257: b"an", 258: b"ban"}
+    learnt = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
+    yield "where what was learnt first has the higher id", lambda: list(part(ranks, learnt).encode("banana"))
+    yield "where merges are to be ignored", lambda: list(part(other, [(b"a", b"n"), (b"b", b"an")], ignore_merges=True).encode("banana"))
+    def with_end(): return part(ranks, learnt, special_tokens=["<|end|>"])
+    yield "where special tokens are text", lambda: with_end().encode("<|end|>", allowed_special="none")
+    yield "in a stream where special tokens are text", lambda: list(with_end().encode_iterable(["<|end|>"], allowed_special="none"))
+    for text, tokens in ("I'll we're  \n x", ()), ("a<|end|>x <|end|>", ("<|end|>", "<|end|>x")), ("é<|a|><|b|>", ("<|a|>", "<|a|><|b|>")):
+        yield "in a stream that is cut anywhere", lambda: _everywhere(part(ranks, learnt, special_tokens=[*tokens]), text)
+
+def _everywhere(tokenizer, text):
+    "The ids of a stream of two pieces, for each place where it may be cut."
+    cuts = [[text[:i], text[i:]] for i in range(len(text))]
+    return [list(tokenizer.encode_iterable(iter(cut))) for cut in [*cuts, list(text)]]
 
 # %% ../../nbs/grading/mistakes_text.ipynb #toy
 class _Toy:
@@ -266,11 +286,20 @@ def _in_order(self, piece):
     while known := [p for p in pairwise(pieces) if p in self.merges]: pieces = merge(pieces, known[0], b"".join(known[0]))
     return [self.ids[p] for p in pieces]
 
+def _by_id(self, piece):
+    pieces = self.bytes_of(piece)
+    while known := [p for p in pairwise(pieces) if p in self.merges]:
+        best = min(known, key=lambda p: self.ids[b"".join(p)])
+        pieces = merge(pieces, best, b"".join(best))
+    return self.to_ids(pieces)
+
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-tokenizer-2
 def _a_toy(**changed): return type("Toy", (_Toy,), changed)
 
 MISTAKES["BpeTokenizer"] = variants(_a_toy, {
     "pairs are joined from left to right as they come; the one that was learnt first goes first": dict(word=_in_order),
+    "the pair whose token has the lowest id goes first; the order of the merges decides":
+        dict(word=_by_id),
     "the pair that was learnt last is joined first": dict(pick=staticmethod(max)),
     "each merge is tried once, at its first place only; try again until none is left": dict(word=_once),
     "each time the longest token that fits is taken; merges are applied in the order they were learnt": dict(word=_greedy),
@@ -334,17 +363,19 @@ def _ask_batch(part):
     yield "in the order within a row", lambda: (lambda x: (x - x[:, :1]).float())(part(long, 8, 6, "cpu")[0])
     yield "in the first place that is drawn", lambda: starts().min().item()
     yield "in the last place that is drawn", lambda: starts().max().item()
+    yield "in the type of its targets", lambda: str(part(long, 8, 6, "cpu")[1].dtype)
     yield "in the type of the ids", lambda: str(part(long, 8, 6, "cpu")[0].dtype)
+    yield "on the device that is asked for", lambda: str(part(long, 8, 6, "meta")[0].device)
     first = lambda seed, i: part(long, 8, 4, "cpu", seed=seed, iteration=i)[0][:, 0].tolist()
     yield "in what seed and iteration change", lambda: [first(0, 5) == first(0, 5), first(0, 5) == first(0, 6), first(0, 5) == first(1, 5), first(0, 6) == first(1, 5), first(2, 5) == first(2, 6), first(0, 0) == first(3, 0)]
     yield "in what lies between rows", lambda: [len(set(first(0, 0))) > 1, not any(x % 4 for x in first(0, 0) + first(0, 1))]
 
-def _a_batch(low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [seed, i], step=lambda starts, t: starts, dtype=torch.int64, form=lambda x: x):
+def _a_batch(low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [seed, i], step=lambda starts, t: starts, dtype=torch.int64, form=lambda x: x, late=lambda y: y):
     "A `get_batch` with something changed."
     def part(ids, b, t, device="cpu", *, seed=0, iteration=0):
         starts = step(np.random.default_rng(chance(seed, iteration)).integers(low, high(len(ids), t), size=b), t)
         x, y = (torch.from_numpy(np.stack([np.asarray(ids).take(range(s + k, s + k + t), mode="wrap") for s in starts]).astype(np.int64)).to(dtype) for k in (0, target))
-        return form(x), form(y)
+        return form(x).to(device), late(form(y)).to(device)
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-batch-2
@@ -354,6 +385,7 @@ MISTAKES["get_batch"] = variants(_a_batch, {
     "the targets are one place earlier: the model would learn to look back": dict(target=-1),
     "the last legal start is never drawn: the upper end of the draw is exclusive": dict(high=lambda n, t: n - t - 1),
     "one start too many can be drawn: its last target lies behind the end": dict(high=lambda n, t: n - t + 1),
+    "the targets come in another type than int64": dict(late=lambda y: y.int()),
     "the first place is never drawn": dict(low=1),
     "rows begin at multiples of their length only": dict(step=lambda starts, t: starts // t * t),
     "the seed is ignored": dict(chance=lambda seed, i: [0, i]),
