@@ -182,6 +182,8 @@ def kernels(setup: Setup) -> Measurements:
     "AdamW, cross-entropy and attention, each beside torch's."
     from llm_course.attention import attention
     from llm_course.engine.attention_kernel import fused_attention
+    from llm_course.engine.flash import flash_attention
+    from llm_course.engine.flash_triton import flash_attention_triton
     from llm_course.loss import cross_entropy
     from llm_course.optim import AdamW
 
@@ -211,6 +213,9 @@ def kernels(setup: Setup) -> Measurements:
         return back(lambda q, k, v: ours(q, k, v, causal=True), q, k, v), back(theirs, q, k, v)
     yield "attention_fused", lambda: duel(setup, "Causal attention, there and back, by the fused kernel.", "F.scaled_dot_product_attention", lambda: beside(fused_attention))
     yield "attention_written_out", lambda: duel(setup, "Causal attention, there and back, written out.", "F.scaled_dot_product_attention", lambda: beside(attention))
+    yield "attention_tiles", lambda: duel(setup, "Causal attention, there and back, in tiles of plain PyTorch.", "F.scaled_dot_product_attention", lambda: beside(flash_attention))
+    if setup.device == "cuda":   # elsewhere Triton has only its interpreter
+        yield "attention_triton", lambda: duel(setup, "Causal attention, there and back, in Triton.", "F.scaled_dot_product_attention", lambda: beside(flash_attention_triton))
 
     def kernel(backend):
         from torch.nn.attention import sdpa_kernel
@@ -224,6 +229,7 @@ def kernels(setup: Setup) -> Measurements:
 
 def memory(setup: Setup) -> Measurements:
     "The peak of a training step against an estimate from a single row."
+    from llm_course.engine.budget import estimate_memory
     from llm_course.engine.diary import peak_memory
     from llm_course.loss import cross_entropy
     from llm_course.optim import AdamW
@@ -260,7 +266,8 @@ def memory(setup: Setup) -> Measurements:
         step(batch, nullcontext())
         step(batch, nullcontext())
         peak_mib = peak_memory(torch.device(setup.device))
-        return {"rows": setup.rows, "per_row_mib": round(per_row / 2**20, 1), "estimate_mib": round(estimate / 2**20), "peak_mib": peak_mib and round(peak_mib),
+        account = estimate_memory(model.config, setup.rows, setup.precision, device=setup.device).peak
+        return {"account_mib": round(account / 2**20), "peak_by_account": peak_mib and round(peak_mib * 2**20 / account, 3), "rows": setup.rows, "per_row_mib": round(per_row / 2**20, 1), "estimate_mib": round(estimate / 2**20), "peak_mib": peak_mib and round(peak_mib),
                 "peak_of": "the GPU's allocator" if setup.device == "cuda" else "the whole process", "peak_by_estimate": peak_mib and round(peak_mib * 2**20 / estimate, 3)}
     yield f"step_{setup.precision}", run
 

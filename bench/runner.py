@@ -49,6 +49,8 @@ class Config:
     "Time what the course builds beside what everyone uses.\n\nExample: python -m bench encode adamw --rounds 9"
     cases: Annotated[tuple[str, ...], Positional, by_default("every case")] = ()   # Which cases, as --list names them
     list: bool = False                        # Only list them
+    quick: bool = False                       # 3 short rounds for each case, kept only where --output is given: to see that all of it runs
+    resume: bool = False                      # Leave out what this commit has measured already in as many rounds, and go on from there
     rounds: int = 31                          # Rounds for each case
     seconds: float = 0.05                     # Seconds that each side runs in a round, at least
     device: str = "cpu"                       # Where: cpu, cuda or mps
@@ -71,10 +73,15 @@ def main(config: Config) -> None:
         return
     device = pick_device(config.device).type
     path = output_for(config, device)
-    if path: read(path)   # a file of another kind is refused before the work, and kept
+    found = read(path) if path else {}   # a file of another kind is refused before the work, and kept
+    rounds, seconds = (3, 0.002) if config.quick else (config.rounds, config.seconds)
     for c in chosen:
+        before = found.get(f"{c.name}/{device}", {})
+        if config.resume and (before.get("commit"), before.get("rounds")) == (commit(), rounds):
+            print(f"{c.name:16} measured already", flush=True)
+            continue
         torch.manual_seed(0)
-        result = race(c, device, config.rounds, config.seconds)
+        result = race(c, device, rounds, seconds)
         if path: merge(path, f"{c.name}/{device}", result)
         limit = f"   limit {show(result['limit'])}, of which we reach {result['share']['median']:.0%}" if c.limit else ""
         print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}{limit}", flush=True)
@@ -82,9 +89,9 @@ def main(config: Config) -> None:
 
 
 def output_for(config: Config, device: str) -> Path | None:
-    "Where results are kept: in the file that was asked for, or that of this kind of processor, which an imitation never fills."
+    "Where results are kept: in the file that was asked for, or that of this kind of processor, which neither an imitation nor a quick look ever fills."
     if config.output: return output_path(config.output, "--output")
-    return None if imitation() else kinds/f"{kind(device)}.json"
+    return None if imitation() or config.quick else kinds/f"{kind(device)}.json"
 
 
 def race(c: Case, device: str, rounds: int, seconds: float) -> dict:

@@ -8,6 +8,7 @@ __all__ = ['backward_all', 'train_step', 'evaluate', 'Run', 'advance', 'train', 
 
 # %% ../nbs/17_training.ipynb #imports
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from .optim import gradient_clip
 from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
+from .engine import budget
 from .engine.commands import one_line, run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
@@ -45,8 +47,8 @@ from .engine.processes import (
     all_finite, distribute, fast_forward, leave_at_once, load_sharded,
     mean_over_processes, moments_of, polite_stop, processes, random_states_of_all)
 from .engine.run_config import (
-    TrainConfig, changes, find_checkpoint, learning_rate, no_number, optimizer_for,
-    position_of, read_ids, schedule_of, set_rates, settle, shape_of)
+    TrainConfig, account_of, changes, find_checkpoint, learning_rate, no_number,
+    optimizer_for, position_of, read_ids, schedule_of, set_rates, settle, shape_of)
 
 # %% ../nbs/17_training.ipynb #step-2
 def backward_all(
@@ -250,6 +252,7 @@ def start(
     model = Transformer(**shape_of(c), parts=parts).to(c.device)
     path = c.output/"checkpoint.pt"
     if saved: explain(path, restore, saved, model, kind="checkpoint")
+    if c.activation_checkpointing: budget.checkpoint_blocks(model)
     wrapped = distribute(model, c) if count > 1 else model
     optimizer = optimizer_for(model, c)
     half = c.precision == "float16"
@@ -364,6 +367,15 @@ def main(
     from llm_course.health import diagnose
 
     def work(config):
+        config = settle(config)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(budget.describe(account_of(config)))
+        if config.dry_run:
+            print(budget.forecast(
+                budget.shape_of(config), config.batch_size, config.grad_accumulation,
+                config.iterations, config.precision, config.activation_checkpointing,
+                config.device))
+            return
         run = train(config)
         faults = diagnose(run.history)
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)

@@ -139,6 +139,26 @@ def test_the_table_has_a_column_for_each_kind(tmp_path, monkeypatch):
     assert "| encoding, one thread | tokenizers | 0.0040 | – |" in rows
 
 
+def test_a_run_goes_on_where_another_stopped(fake, tmp_path, monkeypatch, capsys):
+    path = tmp_path/"results.json"
+    words = "fake", "--rounds", 5, "--seconds", .01, "--resume", "--output", path
+    monkeypatch.setattr(runner, "commit", lambda: "one")
+    for told in "ratio 3.00", "measured already":
+        command(*words)
+        assert told in capsys.readouterr().out
+    monkeypatch.setattr(runner, "commit", lambda: "two")   # other code: measured anew
+    command(*words)
+    assert "ratio 3.00" in capsys.readouterr().out
+
+
+def test_a_quick_look_is_short_and_fills_no_kinds_file(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "kinds", tmp_path)
+    command("fake", "--quick")
+    assert "ratio 3.00" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    command("fake", "--quick", "--output", tmp_path/"quick.json")
+    assert json.loads((tmp_path/"quick.json").read_text("utf-8"))["fake/cpu"]["rounds"] == 3
+
+
 def test_listing_times_nothing(fake, tmp_path, capsys):
     command("--list", "--output", tmp_path/"results.json")
     assert "fake" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -161,14 +161,14 @@ def vital_signs(
     other = shown.clone()
     other[:, -1] = ids[:, :-3].roll(1, 0)[:, -1]   # the last token exchanged
     hook = model.get_submodule("norm").register_forward_pre_hook(watch)
-    try: logits, changed = model(shown).float(), model(other).float()
+    try: logits = model(shown).float()
     finally: hook.remove()
 
     signs = {"stream": sizes[0]}
     for k, name in enumerate(("present_loss", "next_loss", "skip_loss")):
         signs[name] = cross_entropy(logits[:, :-1], ids[:, k:t + k - 1]).item()
     signs["last_loss"] = cross_entropy(logits[:, -1:], ids[:, t:t + 1]).item()
-    moved = (logits - changed)[:, :-1].abs().mean()
+    moved = (logits - model(other).float())[:, :-1].abs_().mean()
     signs["peek"] = (moved / logits.std().clamp(min=1e-9)).item()
     return signs
 

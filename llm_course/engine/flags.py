@@ -46,6 +46,8 @@ class Machine:
     num_threads:Annotated[int|None, by_default("one per core")]=None
     # Let torch.compile rewrite the model: a slow start, then faster
     compile:bool=False
+    # Let the backward pass compute each block again: less memory, more time
+    activation_checkpointing:bool=False
     # Under torchrun: ddp copies the model to each process, fsdp cuts it up
     parallel:Annotated[str|None, by_default("ddp")]=None
 
@@ -82,6 +84,8 @@ class Watching:
     # Send them to this project of Weights & Biases too
     wandb:Annotated[str|None, by_default("they stay here")]=None
     live_plot:bool=True        # In a notebook, draw the losses as they come
+    # Print the memory, operations and time that the run will take, and end
+    dry_run:bool=False
 
 # %% ../../nbs/engine/flags.ipynb #learning
 @dataclass(frozen=True, kw_only=True)

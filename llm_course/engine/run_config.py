@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates', 'find_tokenizer',
            'find_vocab_size', 'check_types', 'check_flags', 'shape_of', 'least_memory', 'memory_of', 'check_memory',
-           'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
-           'find_checkpoint', 'no_number']
+           'account_of', 'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'optimizer_for', 'set_rates',
+           'position_of', 'schedule_of', 'changes', 'find_checkpoint', 'no_number']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
 import math
 import os
+import warnings
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,6 +26,8 @@ from torch.optim import Optimizer
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, read_checkpoint
 from ..data import ORDERS, load_ids
+from . import budget
+from .budget import MemoryAccount, estimate_memory, slowdown
 from .commands import input_file
 from .flags import TrainConfig
 from .muon import Muon, Together
@@ -202,6 +205,29 @@ def check_memory(
                      f"more, and {device} has {here / 1e9:,.0f} GB; ask for a smaller "
                      f"{_SMALLER[large]}")
 
+# %% ../../nbs/engine/run_config.ipynb #account
+def account_of(
+    config:TrainConfig, # Settled
+)->MemoryAccount:       # Of a single process
+    "Count the memory that a run will need."
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    return estimate_memory(
+        ModelConfig(**shape_of(config)), max(1, config.batch_size // count),
+        config.precision or "float32", config.activation_checkpointing,
+        pieces=config.grad_accumulation, muon=config.muon_lr is not None, diary=True,
+        device=config.device or "cpu")
+
+def warn_of_slow_precision(
+    config:TrainConfig, # Settled
+)->None:
+    "Warn where half precision is far slower than float32."
+    precision = config.precision or "float32"
+    if precision == "float32" or config.device != "cpu": return
+    ratio = slowdown(precision)
+    if ratio < 4: return
+    warnings.warn(f"products in {precision} take {ratio:.0f} times as long as in "
+                  "float32 on this processor; take --precision float32", stacklevel=2)
+
 # %% ../../nbs/engine/run_config.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: module
 
@@ -234,6 +260,9 @@ def settle(
         precision=config.precision or default_precision(device),
         vocab_size=find_vocab_size(config))
     check_memory(settled, device)
+    counted = not config.compile and config.parallel != "fsdp"
+    if counted: budget.check_memory(account_of(settled), device.type)
+    warn_of_slow_precision(settled)
     return settled
 
 # %% ../../nbs/engine/run_config.ipynb #read-ids

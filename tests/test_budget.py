@@ -1,0 +1,177 @@
+"""What a run will take is known before it starts: memory as measured, and a shape that cannot fit is refused."""
+import os
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llm_course import training
+from llm_course.engine import budget, run_config
+from llm_course.engine.budget import (
+    checkpoint_blocks,
+    count_parameters,
+    estimate_memory,
+    estimate_seconds,
+    memory_curve,
+    shape_of,
+    step_operations,
+)
+from llm_course.engine.diary import step_flops
+from llm_course.engine.run_config import account_of
+from llm_course.loss import cross_entropy
+from llm_course.optim import AdamW
+from llm_course.training import TrainConfig, settle, train
+from llm_course.transformer import ModelConfig, Transformer
+
+SHAPES = {   # each has its peak somewhere else
+    "vocabulary": (ModelConfig(1000, 64, 64, 4, 4, 176), 8),
+    "bytes": (ModelConfig(256, 64, 64, 4, 4, 176), 8),
+    "large vocabulary": (ModelConfig(4000, 32, 64, 2, 4, 176), 4),
+    "one row, tied": (ModelConfig(4000, 32, 64, 2, 4, 176, tie=True), 1),
+    "grouped heads": (ModelConfig(512, 64, 64, 4, 8, 176, num_kv_heads=2), 8),
+    "few tokens": (ModelConfig(512, 32, 128, 4, 8, 352), 2),
+    "one block, wide": (ModelConfig(300, 32, 64, 1, 4, 512), 32),
+    "one head of keys": (ModelConfig(512, 64, 128, 3, 8, 352, num_kv_heads=1), 8),
+    "long": (ModelConfig(2000, 256, 64, 3, 2, 176), 2),
+    "heads of their own size": (ModelConfig(400, 64, 64, 2, 4, 176, d_k=32), 8),
+    "norms and biases": (ModelConfig(400, 64, 64, 2, 4, 176, qkv_bias=True, qk_norm=True), 8)}
+
+
+def step_of(config, rows, precision="float32", checkpointing=False):
+    "A training step of a model that has taken one already."
+    model = Transformer(**asdict(config))
+    if checkpointing: checkpoint_blocks(model)
+    optimizer = AdamW(model.parameters())
+    ids = torch.randint(config.vocab_size, (rows, config.max_seq_len + 1))
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        inputs, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
+        with torch.autocast(ids.device.type, getattr(torch, precision), enabled=precision != "float32"): logits = model(inputs)
+        loss = cross_entropy(logits, targets)
+        del logits
+        loss.backward()
+        optimizer.step()
+    step()
+    optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_account_is_what_the_allocator_saw(name, precision, checkpointing):
+    config, rows = SHAPES[name]
+    step = step_of(config, rows, precision, checkpointing)
+    there = 12 * count_parameters(config)[2]
+    measured = max(memory_curve(step)[1])
+    account = estimate_memory(config, rows, precision, checkpointing)
+    assert account.peak == pytest.approx(there + measured, rel=0.1)
+    assert account.peak - there == pytest.approx(measured, rel=0.1)   # what was there before the step could hide an error
+    assert account.weights + account.optimizer == there
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_account_is_what_a_gpu_saw(precision, checkpointing):
+    config, rows = ModelConfig(8000, 512, 512, 6, 8, 1408), 16
+    with torch.device("cuda"): step = step_of(config, rows, precision, checkpointing)
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    assert estimate_memory(config, rows, precision, checkpointing, device="cuda").peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
+
+
+@pytest.fixture
+def asked(tmp_path):
+    "A run of two steps, both of which are logged and validated."
+    ids = np.random.default_rng(0).integers(0, 256, 4_000).astype(np.uint16)
+    for name in "train.bin", "val.bin": ids.tofile(tmp_path/name)
+    return TrainConfig(train_data=tmp_path/"train.bin", val_data=tmp_path/"val.bin", output=tmp_path/"run", vocab_size=256, max_seq_len=64, d_model=128,
+                       num_layers=2, num_heads=4, d_ff=352, batch_size=16, iterations=2, device="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("flags", [
+    {}, {"vocab_size": 2000, "batch_size": 2}, {"activation_checkpointing": True}, {"grad_accumulation": 3}, {"muon_lr": 0.02},
+    {"muon_lr": 0.02, "batch_size": 1, "max_seq_len": 8, "d_model": 256}, {"precision": "bfloat16", "batch_size": 64}], ids=str)
+def test_the_account_of_a_run_covers_its_diary(asked, flags):
+    config = settle(replace(asked, **flags))
+    most = max(memory_curve(lambda: train(config))[1])
+    assert account_of(config).peak == pytest.approx(most, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie": True}, {"num_kv_heads": 2}, {"d_k": 6, "qkv_bias": True, "qk_norm": True}], ids=str)
+def test_sizes_and_work_are_those_of_the_model(options):
+    config = ModelConfig(50, 8, 16, 3, 4, 24, **options)
+    model = Transformer(**asdict(config), device="meta")
+    assert count_parameters(config)[2] == sum(p.numel() for p in model.parameters())
+    assert count_parameters(config)[1] == sum(p.numel() for p in model.blocks[0].parameters())
+    if not options.keys() & {"d_k"}: assert step_operations(config, 100) == step_flops(model, 100)
+
+
+def test_a_model_that_computes_blocks_again_learns_the_same(asked):
+    plain, again = (train(replace(asked, output=asked.output/name, activation_checkpointing=name == "again")) for name in ("plain", "again"))
+    for p, q in zip(plain.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(p, q)
+    assert plain.model.state_dict().keys() == again.model.state_dict().keys()
+    assert [line["train_loss"] for line in plain.history] == [line["train_loss"] for line in again.history]
+
+
+def test_a_copy_of_a_model_computes_its_own_blocks_again():
+    model = Transformer(50, 8, 16, 2, 2, 24)
+    checkpoint_blocks(model)
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for p in copy.blocks.parameters(): p.zero_()
+    x = torch.randn(1, 8, 16)
+    assert torch.equal(copy.blocks[0](x), x) and not torch.equal(model.blocks[0](x), x)
+
+
+def words(asked): return ["--train_data", str(asked.train_data), "--val_data", str(asked.val_data), "--output", str(asked.output), "--device", "cpu",
+                          "--vocab_size", "256", "--d_model", "16", "--num_heads", "2", "--d_ff", "24", "--max_seq_len", "8"]
+
+
+def test_a_dry_run_tells_the_cost_and_leaves_nothing(asked, capsys):
+    training.main([*words(asked), "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["memory", "operations", "time"]
+    assert not asked.output.exists()
+    training.main([*words(asked), "--iterations", "1"])
+    assert capsys.readouterr().out.startswith("memory: ")
+    assert (asked.output/"checkpoint.pt").exists()
+
+
+def test_what_cannot_fit_is_refused_in_a_line_before_memory_is_taken(asked, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "machine_memory", lambda device: 10**6)
+    monkeypatch.setattr(training, "Transformer", None)   # no model may be made
+    with pytest.raises(SystemExit) as stop: training.main(words(asked))
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "a training step takes 2.0" in error and "has 1 MB" in error and "\n" not in error
+    assert not asked.output.exists()
+    monkeypatch.setattr(budget, "machine_memory", lambda device: None)   # where that is unknown, nothing is refused
+    settle(asked)
+
+
+def test_this_machine_has_memory():
+    there = budget.machine_memory("cpu")
+    if hasattr(os, "sysconf"): assert there is not None and 10**8 < there < 10**15
+
+
+@pytest.mark.parametrize("ratio, precision, warns", [(44., "float16", True), (.5, "bfloat16", False), (44., "float32", False)])
+def test_half_precision_that_is_slow_here_is_warned_of(asked, monkeypatch, recwarn, ratio, precision, warns):
+    monkeypatch.setattr(run_config, "slowdown", lambda precision: ratio)
+    settle(replace(asked, precision=precision))
+    assert ["44 times" in str(w.message) for w in recwarn] == [True] * warns
+
+
+def test_a_small_product_tells_which_precision_is_slow():
+    for precision in "bfloat16", "float16": assert 0 < budget.slowdown(precision) < 10**5
+
+
+def test_the_time_of_a_step_grows_with_what_is_asked():
+    config = ModelConfig(100, 32, 32, 2, 2, 64)
+    assert 0 < estimate_seconds(config, 2) < estimate_seconds(replace(config, d_model=256, d_ff=1024, num_layers=8), 64)
+    assert shape_of(TrainConfig(train_data=Path("a"), val_data=Path("b"), vocab_size=7, d_ff=9)).d_ff == 9
