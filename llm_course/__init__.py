@@ -15,7 +15,7 @@ _homes = {
     "training": ["TrainConfig", "train"],
     "generating": ["generate", "generate_ids", "stream"],
     "pretrained": ["export_pretrained", "load_pretrained"],
-    "evaluation": ["bits_per_byte", "paired", "wilson"],
+    "evaluation": ["paired", "text_bits_per_byte", "wilson"],
     "health": ["diagnose"],
     "grading": ["check"],
 }
@@ -31,6 +31,9 @@ if TYPE_CHECKING:   # the same names once more, for checkers and editors, which 
     from .data import fetch as fetch
     from .data import get_batch as get_batch
     from .engine.flags import TrainConfig as TrainConfig
+    from .evaluation import paired as paired
+    from .evaluation import text_bits_per_byte as text_bits_per_byte
+    from .evaluation import wilson as wilson
     from .generating import generate as generate
     from .generating import generate_ids as generate_ids
     from .generating import stream as stream

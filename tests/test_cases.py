@@ -50,7 +50,7 @@ def folder_of(made, path, model=None, **config):
     export_pretrained(model, BpeTokenizer({i: bytes([i]) for i in range(256)}, []), path)
     made.save(str(path/"tokenizer.json"))
     said = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
-    (path/"tokenizer_config.json").write_text(json.dumps(said), "utf-8")
+    (path/"tokenizer_config.json").write_text(json.dumps(said), "utf-8", newline="\n")
     return path
 
 
@@ -126,7 +126,7 @@ def test_a_token_that_only_the_other_file_names(tmp_path, say):
             "extra_special_tokens": [TURN], "additional_special_tokens": [TURN]}
     name = "eos_token" if say in ("as a dict", "special_tokens_map.json") else say
     folder = folder_of(made, tmp_path, **({name: more[say]} if say in more else {}))
-    if say not in more: (folder/"special_tokens_map.json").write_text(json.dumps({"eos_token": TURN}), "utf-8")
+    if say not in more: (folder/"special_tokens_map.json").write_text(json.dumps({"eos_token": TURN}), "utf-8", newline="\n")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     _, ours = load_pretrained(folder, "cpu")
     assert ours.encode(f"one{TURN}two") == theirs(f"one{TURN}two").input_ids
@@ -160,7 +160,7 @@ def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, 
         if name == "model": data["model"] |= value
         elif name == "added_tokens": data["added_tokens"][0] |= value
         else: data[name] = value
-    path.write_text(json.dumps(data), "utf-8")
+    path.write_text(json.dumps(data), "utf-8", newline="\n")
     if why:
         with pytest.raises(ValueError): load_tokenizer(tmp_path)
         with pytest.raises(ValueError): (BpeTokenizer if kind == "bytes" else SentencePiece).load(path)
@@ -173,7 +173,7 @@ def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, 
 def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):
     export_pretrained(random_model(), tokenizer, tmp_path)
     data = json.loads((tmp_path/"config.json").read_text("utf-8")) | said
-    (tmp_path/"config.json").write_text(json.dumps(data), "utf-8")
+    (tmp_path/"config.json").write_text(json.dumps(data), "utf-8", newline="\n")
     if told:
         with pytest.raises(ValueError, match=told): load_pretrained(tmp_path, "cpu")
     else:
@@ -182,12 +182,12 @@ def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):
 
 def test_what_a_generation_config_forbids_is_told_and_its_ends_are_kept(tokenizer, tmp_path):
     export_pretrained(random_model(), tokenizer, tmp_path)
-    (tmp_path/"generation_config.json").write_text(json.dumps({"suppress_tokens": [3], "temperature": .6, "eos_token_id": [7]}), "utf-8")
+    (tmp_path/"generation_config.json").write_text(json.dumps({"suppress_tokens": [3], "temperature": .6, "eos_token_id": [7]}), "utf-8", newline="\n")
     with pytest.warns(UserWarning, match=r"generation_config.json says what we do not heed: suppress_tokens = \[3\]$"): _, read = load_pretrained(tmp_path, "cpu")
     assert 7 in read.ends
     (tmp_path/"generation_config.json").unlink()
     data = json.loads((tmp_path/"config.json").read_text("utf-8")) | {"eos_token_id": [8, 9]}
-    (tmp_path/"config.json").write_text(json.dumps(data), "utf-8")
+    (tmp_path/"config.json").write_text(json.dumps(data), "utf-8", newline="\n")
     assert {8, 9} <= load_pretrained(tmp_path, "cpu")[1].ends
 
 
@@ -205,7 +205,7 @@ def test_an_unknown_byte_has_a_token(tmp_path, fuse):
     made.save(str(tmp_path/"tokenizer.json"))
     ours = BpeTokenizer.load(tmp_path/"tokenizer.json")
     ours.save(tmp_path/"again.json")
-    (tmp_path/"text").write_text("the öther\n öö end, 漢字 then" * 9, "utf-8")
+    (tmp_path/"text").write_text("the öther\n öö end, 漢字 then" * 9, "utf-8", newline="\n")
     for text in [*HARD, "the öther", "öö", "漢字漢", (tmp_path/"text").read_text("utf-8")]:
         ids = made.encode(text).ids
         assert ours.encode(text) == ids == list(ours.encode_iterable(iter(text), block=1)), text
@@ -213,7 +213,7 @@ def test_an_unknown_byte_has_a_token(tmp_path, fuse):
     assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")], block=64)]).tolist() == ids
     data = json.loads((tmp_path/"tokenizer.json").read_text("utf-8"))
     data["model"]["unk_token"] = "[NONE]"
-    (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8")
+    (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"unknown token '\[NONE\]' is not in"): BpeTokenizer.load(tmp_path/"tokenizer.json")
 
 
@@ -336,7 +336,7 @@ def test_letters_are_composed_for_learning_and_for_the_data_command(tmp_path, ca
 def test_a_special_token_that_composing_makes_is_ordinary(tmp_path):
     "It is looked for before."
     ours = Composed({i: bytes([i]) for i in range(256)}, [], ["é"])
-    (tmp_path/"text").write_text("e\u0301 é" * 2000, "utf-8")
+    (tmp_path/"text").write_text("e\u0301 é" * 2000, "utf-8", newline="\n")
     assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")])]).tolist() == ours.encode("e\u0301 é" * 2000)
     assert ours.encode("e\u0301") == [*"é".encode()]
 
@@ -416,7 +416,7 @@ def test_a_byte_without_an_id_is_found_in_the_whole_text(tmp_path):
     for work in (lambda: ours.encode(text), lambda: list(ours.encode_iterable([text[:9], text[9:]], block=2)), lambda: list(ours.encode_iterable(iter(text)))):
         with pytest.raises(ValueError, match=f"byte 0xc3 of '\u00e9' is not in the vocabulary; it stands at position {at}$"): work()
     path = tmp_path/"text.txt"
-    path.write_text("♠".replace("♠", "a. ") * 5000 + text, "utf-8")
+    path.write_text("♠".replace("♠", "a. ") * 5000 + text, "utf-8", newline="\n")
     for block in 64, 1 << 20:
         with pytest.raises(ValueError, match=f"text.txt holds '\u00e9' at position {15000 + at}, whose byte 0xc3"): list(encode_spans(ours, [whole(path)], block=block))
 

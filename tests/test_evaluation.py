@@ -15,7 +15,6 @@ from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
 from llm_course.engine.tasks import MADE, Question, Task, read_questions, turned, with_letters, write_questions
 from llm_course.evaluation import (
-    bits_per_byte,
     bootstrap,
     calibration,
     choice_scores,
@@ -28,6 +27,7 @@ from llm_course.evaluation import (
     paired,
     questions_needed,
     start_id,
+    text_bits_per_byte,
     wilson,
 )
 from llm_course.generating import DEMO, generate, load_demo
@@ -140,19 +140,19 @@ def test_a_model_without_opinions_is_never_right(demo):
 def test_bits_per_byte_counts_each_token_once_and_documents_apart(demo, sharp, stride):
     _, tokenizer = demo
     first, second = "To be, or not to be: that is the question.\n" * 8, "♥ Ünïcödé"
-    bits = [bits_per_byte(sharp, tokenizer, text, stride) for text in (first, second)]
+    bits = [text_bits_per_byte(sharp, tokenizer, text, stride) for text in (first, second)]
     sizes = [len(text.encode()) for text in (first, second)]
-    assert bits_per_byte(sharp, tokenizer, f"{first}<|endoftext|>{second}<|endoftext|>", stride) == pytest.approx(
+    assert text_bits_per_byte(sharp, tokenizer, f"{first}<|endoftext|>{second}<|endoftext|>", stride) == pytest.approx(
         (bits[0] * sizes[0] + bits[1] * sizes[1]) / sum(sizes), abs=1e-6)
     flat = Transformer(1024, 32, 8, 1, 1, 8)
     torch.nn.init.zeros_(flat.head.weight)
-    assert bits_per_byte(flat, tokenizer, first, stride) == pytest.approx(10 * len(tokenizer.encode(first)) / sizes[0], abs=1e-5)
+    assert text_bits_per_byte(flat, tokenizer, first, stride) == pytest.approx(10 * len(tokenizer.encode(first)) / sizes[0], abs=1e-5)
 
 
 def test_bits_per_byte_refuses_what_has_no_answer(demo, sharp):
     _, tokenizer = demo
     for text, stride, said in ("", None, "the text is empty"), ("a", 0, "stride must lie"), ("a", 49, "stride must lie"):
-        with pytest.raises(ValueError, match=said): bits_per_byte(sharp, tokenizer, text, stride)
+        with pytest.raises(ValueError, match=said): text_bits_per_byte(sharp, tokenizer, text, stride)
     with pytest.raises(ValueError, match=r"has no <\|endoftext\|>"): start_id(BpeTokenizer({0: b"a"}, [], {}))
 
 
@@ -252,7 +252,7 @@ BAD = ['{', '3', '[]', 'null', '{"answer": 0}', '{"prompt": 3, "answer": "x"}', 
 @pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
 def test_bad_lines_are_refused_in_one_line_that_names_them(line, tmp_path, capsys):
     path = tmp_path/"bad.jsonl"
-    path.write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n\n' + line + "\n", "utf-8")
+    path.write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n\n' + line + "\n", "utf-8", newline="\n")
     refused(["--tasks", path], capsys, f"error: {path}, line 3")
 
 
@@ -302,7 +302,7 @@ def test_benchmarks_are_read(name, kind, tmp_path, capsys):
     record, wanted = RECORDS[name]
     path = tmp_path/f"file.{kind}"
     def write(records):
-        if kind == "jsonl": path.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
+        if kind == "jsonl": path.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8", newline="\n")
         else:
             pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
             pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path)
@@ -324,7 +324,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path, capsys):
 def test_a_benchmark_is_fetched_by_its_name(tmp_path, monkeypatch, capsys):
     asked = []
     path = tmp_path/"piqa.jsonl"
-    path.write_text(json.dumps(RECORDS["piqa"][0]), "utf-8")
+    path.write_text(json.dumps(RECORDS["piqa"][0]), "utf-8", newline="\n")
     hub = types.ModuleType("huggingface_hub")
     hub.hf_hub_download = lambda *words, **more: asked.append((words, more)) or str(path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
@@ -340,14 +340,14 @@ def test_a_benchmark_is_fetched_by_its_name(tmp_path, monkeypatch, capsys):
 
 def test_the_command_tells_what_the_functions_give(tmp_path, capsys, demo):
     text = tmp_path/"text.txt"
-    text.write_text(tasks.HELD_OUT.read_text("utf-8")[:3000], "utf-8")
+    text.write_text(tasks.HELD_OUT.read_text("utf-8")[:3000], "utf-8", newline="\n")
     main(["--tasks", "agreement", "speaker", "--questions", "12", "--device", "cpu", "--output", str(tmp_path/"out.json"), "--text", str(text), "--train_text", str(text),
           "--against", str(DEMO/"model.safetensors")])
     shown, told = capsys.readouterr().out, json.loads((tmp_path/"out.json").read_text("utf-8"))
     wanted = evaluate(*demo, Task("speaker", tuple(MADE["speaker"](12)), "unconditioned"))
     assert told["tasks"]["speaker"]["right"] == wanted.right
     torch.testing.assert_close(torch.tensor(told["tasks"]["speaker"]["scores"]), torch.tensor(wanted.scores))
-    assert told["bits_per_byte"] == pytest.approx(bits_per_byte(*demo, text.read_text("utf-8"))) and f"{wanted.accuracy:.1%}" in shown
+    assert told["bits_per_byte"] == pytest.approx(text_bits_per_byte(*demo, text.read_text("utf-8"))) and f"{wanted.accuracy:.1%}" in shown
     assert shown.count("a difference is not shown") == 2 and shown.count("of them stand in") == 2
 
 

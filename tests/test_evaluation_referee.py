@@ -8,7 +8,7 @@ import pytest
 
 from llm_course.engine.scoring import Scorer
 from llm_course.engine.tasks import HELD_OUT, MADE, Question, Task, write_questions
-from llm_course.evaluation import bits_per_byte, choice_scores, evaluate
+from llm_course.evaluation import choice_scores, evaluate, text_bits_per_byte
 from llm_course.generating import generate, load_demo
 from llm_course.pretrained import export_pretrained
 
@@ -60,7 +60,7 @@ def written(folder):
 
 
 def rolling(folder):
-    (folder/"play.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
+    (folder/"play.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8", newline="\n")
     return task(folder, "play", output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}", metric_list=[{"metric": "bits_per_byte"}])
 
 
@@ -90,4 +90,4 @@ def test_the_same_is_written(theirs, demo):
 
 
 def test_bits_per_byte_are_the_same(theirs, demo):
-    assert bits_per_byte(*demo, "<|endoftext|>".join(TEXTS)) == pytest.approx(theirs["results"]["play"]["bits_per_byte,none"], abs=1e-4)
+    assert text_bits_per_byte(*demo, "<|endoftext|>".join(TEXTS)) == pytest.approx(theirs["results"]["play"]["bits_per_byte,none"], abs=1e-4)

@@ -85,7 +85,7 @@ def test_what_it_cannot_do_is_refused():
 def test_the_kernels_in_triton_give_the_same_and_compile_for_a_gpu(how, tmp_path):
     script = Path(__file__).with_name("in_triton.py")
     settings = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, env=settings)
+    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, env=settings, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

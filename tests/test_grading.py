@@ -275,8 +275,8 @@ def test_a_file_is_read_in_its_own_encoding_and_format(tmp_path, name, content):
 
 
 def test_a_part_may_use_what_lies_beside_it(tmp_path):
-    (tmp_path/"my_helper.py").write_text("def double(x): return 2 * x", "utf-8")
-    (tmp_path/"a.py").write_text("from my_helper import double\ndef silu(x): return double(x)", "utf-8")
+    (tmp_path/"my_helper.py").write_text("def double(x): return 2 * x", "utf-8", newline="\n")
+    (tmp_path/"a.py").write_text("from my_helper import double\ndef silu(x): return double(x)", "utf-8", newline="\n")
     before = [*sys.path]
     assert load(tmp_path/"a.py")[1] == [] and sys.path == before
 
@@ -356,8 +356,8 @@ def test_behind_walls_a_submission_sees_no_network_and_changes_no_other(a_class)
 
 def test_without_walls_a_submission_is_graded_as_it_was_handed_in(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grading, "walls_stand", lambda: False)
-    (tmp_path/"a.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path/'b.py')!r}).write_text('def perplexity(n): return 1.')", "utf-8")
-    (tmp_path/"b.py").write_text("def perplexity(nats): return 2.718281828459045**nats", "utf-8")
+    (tmp_path/"a.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path/'b.py')!r}).write_text('def perplexity(n): return 1.')", "utf-8", newline="\n")
+    (tmp_path/"b.py").write_text("def perplexity(nats): return 2.718281828459045**nats", "utf-8", newline="\n")
     main([str(tmp_path), "--submissions"])
     assert "✓ perplexity" in (shown := capsys.readouterr()).out and shown.err.startswith("note: this system gives a process no world of its own")
 
@@ -416,7 +416,7 @@ def test_a_part_that_lacks_an_argument_was_not_asked_about_it():
 # ---- Settings: each argument of each reference is dropped in turn
 
 UNSEEN = {   # arguments whose loss no answer can show (speed, a bar, a buffer's device), or which the exercise leaves open
-    "learn_merges..progress", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
+    "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
     "TransformerBlock.__init__.max_seq_len", "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure", "Transformer.__init__.parts",
     *(f"{name}.{argument}" for name in ("TransformerBlock", "Transformer") for argument in ("__init__.device", "__init__.dtype", "forward.cache", "forward.caches"))}
 

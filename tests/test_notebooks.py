@@ -211,6 +211,8 @@ def imports_stand_alone(page):
 def needs_only_its_own_dependencies(page):
     for cell in page.code:
         at_once = set(at_import(cell.tree))
+        for checkers in ast.walk(cell.tree):   # what only a type checker imports
+            if isinstance(checkers, ast.If) and ast.unparse(checkers.test) == "TYPE_CHECKING": checkers.body = []
         for node in ast.walk(cell.tree):
             allowed = importable | (interop if cell.is_export and node not in at_once else set())
             for name in imported(node):

@@ -204,7 +204,7 @@ shown = lambda name, kind: "".join(front[name]["outputs"][0]["data"][kind])
 
 def test_the_picture_of_the_machine_leads_to_every_chapter_that_builds_it():
     drawing = Links(shown("machine", "text/html"))
-    chapters = [path.name for path in book.parts()]
+    chapters = [path.name for path in book.parts() if book.number(path) < 20]   # 20 looks at it from outside
     assert set(drawing.targets) == set(chapters)
     named = re.findall(r'<a href="(\d\d)\w+.ipynb" aria-label="(.+?), chapter (\d\d)">.*?<text[^>]*>(.+?) <tspan[^>]*>(\d\d)</tspan>', shown("machine", "text/html"))
     assert len(named) == len(drawing.targets) and all(a == b == c and said == seen for a, said, b, seen, c in named)   # what is read out is what is seen

@@ -585,7 +585,7 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
 
 # Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
 RESUMED = {
-    "acts": dict(val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
+    "acts": dict(activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
                  compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
     "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0.),
     "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, batch_size=4, grad_accumulation=2,

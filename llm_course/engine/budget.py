@@ -175,7 +175,7 @@ def machine_memory(
     try: total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError): return None
     group = Path("/sys/fs/cgroup/memory.max")
-    try: limit = group.read_text()
+    try: limit = group.read_text("utf-8")
     except OSError: return total
     return min(total, int(limit)) if limit.strip().isdigit() else total
 

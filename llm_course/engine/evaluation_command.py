@@ -19,8 +19,9 @@ from .commands import (
     by_default, input_file, output_path, run_command, whole_file)
 from .exchange import open_both
 from .tasks import MADE, Task, read_questions, with_letters
-from ..evaluation import (
-    SCORES, Result, bits_per_byte, calibration, evaluate, ngrams, overlap, paired)
+from llm_course.evaluation import (
+    SCORES, Result, calibration, evaluate, ngrams, overlap, paired,
+    text_bits_per_byte)
 from ..generating import DEMO
 from ..transformer import Transformer
 
@@ -140,7 +141,7 @@ def run_evaluation(
     model, tokenizer = _open(config.model_path, config.tokenizer_path, config.device)
     told:dict[str, Any] = {"tasks": {}}
     if text:
-        told["bits_per_byte"] = bits_per_byte(model, tokenizer, text)
+        told["bits_per_byte"] = text_bits_per_byte(model, tokenizer, text)
         print(f"{config.text}: {told['bits_per_byte']:.4f} bits per byte")
     if tasks: print(HEAD)
     results = []

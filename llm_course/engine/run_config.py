@@ -184,7 +184,7 @@ def memory_of(
     if not hasattr(os, "sysconf"): return None
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")   # of a container
-    text = limit.read_text().strip() if limit.is_file() else ""
+    text = limit.read_text("utf-8").strip() if limit.is_file() else ""
     return min(found, int(text)) if text.isdigit() else found
 
 _SMALLER = {"model": "--d_model, --d_ff, --num_layers or --vocab_size",
@@ -332,6 +332,8 @@ def changes(
     step:int,           # The first one to come
 )->list[str]:           # Notes for the user
     "Say which flags will make a run go on in another way than it was begun."
+    unknown = before.keys() - {*_RATES, *_SETTINGS}
+    if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     notes = []
     rates = {name: before.get(name, getattr(config, name)) for name in _RATES}
     old = learning_rate(replace(config, **rates), step)
