@@ -211,9 +211,8 @@ def imports_stand_alone(page):
 def needs_only_its_own_dependencies(page):
     for cell in page.code:
         at_once = set(at_import(cell.tree))
-        for checkers in ast.walk(cell.tree):   # what only a type checker imports
-            if isinstance(checkers, ast.If) and ast.unparse(checkers.test) == "TYPE_CHECKING": checkers.body = []
-        for node in ast.walk(cell.tree):
+        for_checkers = {node for part in ast.walk(cell.tree) if isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING" for node in ast.walk(part)}
+        for node in set(ast.walk(cell.tree)) - for_checkers:
             allowed = importable | (interop if cell.is_export and node not in at_once else set())
             for name in imported(node):
                 if cell.runs and name.split(".")[0] not in allowed: yield f"{cell} imports {name}, which llm_course does not depend on"
