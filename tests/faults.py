@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -122,8 +123,7 @@ class Data(Kind):
 
 class Texts(Kind):
     def write(self, folder, which):
-        data_command.fetch = lambda *_: self.base/f"{which}.txt"
-        data.main(["--fetch", "shakespeare", "--output", str(folder)])
+        with patch.object(data_command, "fetch", lambda *_: self.base/f"{which}.txt"): data.main(["--fetch", "shakespeare", "--output", str(folder)])
     def read(self, folder):
         for name in "train.txt", "val.txt": check_folder(folder/name, "texts")   # as each command that reads a corpus does
         return [(folder/name).read_bytes() for name in ("train.txt", "val.txt")]

@@ -88,7 +88,7 @@ def test_sigterm_unwinds_the_work_and_is_put_back(tmp_path):
 def test_an_interrupt_while_a_command_is_being_loaded_ends_quietly(monkeypatch):
     def interrupted(name): raise KeyboardInterrupt
     monkeypatch.setattr(commands, "import_module", interrupted)
-    with pytest.raises(SystemExit) as stopped: commands.main(["train"])
+    with pytest.raises(SystemExit) as stopped: commands.main(["train", "--train_data", "a", "--val_data", "b"])
     assert stopped.value.code == 130 and not commands.by_verb.get()
 
 

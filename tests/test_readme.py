@@ -3,6 +3,7 @@ import importlib
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import book
@@ -11,8 +12,10 @@ from test_notebooks import figure
 
 from bench.table import table
 from llm_course import BpeTokenizer, TrainConfig
+from llm_course.engine.budget import describe
 from llm_course.engine.commands import parse
 from llm_course.engine.diary import report
+from llm_course.engine.run_config import account_of
 
 root = Path(__file__).parents[1]
 
@@ -91,7 +94,9 @@ def test_training_ends_as_the_readme_shows(capsys):
     said = re.search(r"python -m llm_course.training (.*?)\n```", texts["README.md"], re.S)[1].replace("\\\n", " ").split()
     config = parse(TrainConfig, said)
     report(config, [{"iteration": config.iterations, "whole_val_loss": nats, "bits_per_byte": bits}], config.iterations, best)
-    assert capsys.readouterr().out.replace("\\", "/") == shown
+    memory, _, end = shown.partition("\n")   # said before the run begins
+    assert memory == describe(account_of(replace(config, vocab_size=1024, precision="float32", device="cpu")))
+    assert capsys.readouterr().out.replace("\\", "/") == end
     bytes_per_token = float(re.search(r"val\.bin: .* (\d\.\d+) bytes per token", texts["README.md"])[1])
     assert nats / math.log(2) / bytes_per_token == pytest.approx(bits, rel=0.005)
 
