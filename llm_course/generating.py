@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model
 from .checks import check_of
+from .engine.flags import Dials
 from .engine.reader import Reader, pad_with_own, side_by_side
 from .engine.sampling import (
     BROKEN, draw, quick_probabilities, refuse_broken, waiting_is_free)
@@ -101,14 +102,8 @@ def penalise(
 
 # %% ../nbs/18_generating.ipynb #sampling
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Dials):   # the fields of `Dials`, as the command has them
     "How a token is drawn; penalty, temperature, top-k, top-p and min-p, in this order."
-    temperature:float=0.8   # 0 always takes the likeliest; 1 trusts the model
-    top_p:float=0.9         # Share of probability to draw from, between 0 and 1
-    top_k:int=0             # Number of tokens to draw from; 0 for all
-    min_p:float=0.          # Least probability, as a share of the highest
-    repetition_penalty:float=1.   # Above 1, discourages tokens that were said before
-
     def __post_init__(self):
         for name in "top_p", "min_p":
             value = getattr(self, name)

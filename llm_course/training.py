@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,6 +35,7 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
+from .engine.budget import shape_of
 from .engine.commands import run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
@@ -46,7 +47,7 @@ from .engine.processes import (
     mean_over_processes, polite_stop, processes, random_states_of_all)
 from .engine.run_config import (
     TrainConfig, account_of, changes, find_checkpoint, learning_rate, no_number,
-    optimizer_for, position_of, read_ids, schedule_of, set_rates, settle, shape_of)
+    optimizer_for, position_of, read_ids, schedule_of, set_rates, settle)
 from .engine.safe_steps import loss_of_next_step, rescue
 
 # %% ../nbs/17_training.ipynb #step-2
@@ -229,7 +230,7 @@ def start(
                          f"but is {c.batch_size}")
     saved = find_checkpoint(c, len(train_ids))
     torch.manual_seed(c.seed)
-    model = Transformer(**shape_of(c), parts=parts).to(c.device)
+    model = Transformer(**asdict(shape_of(c)), parts=parts).to(c.device)
     path = c.output/"checkpoint.pt"
     if saved: explain(path, restore, saved, model, kind="checkpoint")
     if c.activation_checkpointing: budget.checkpoint_blocks(model)
@@ -352,7 +353,7 @@ def main(
             print(budget.describe(account_of(config)))
         if config.dry_run:
             print(budget.forecast(
-                budget.shape_of(config), config.batch_size, config.grad_accumulation,
+                shape_of(config), config.batch_size, config.grad_accumulation,
                 config.iterations, config.precision, config.activation_checkpointing,
                 config.device))
             return
