@@ -169,6 +169,16 @@ def test_a_head_that_is_off_says_nothing(scripts, tmp_path):
     torch.testing.assert_close(torch.tensor(got), model(ids)[-1], rtol=0, atol=1e-4)
 
 
+def test_the_demo_has_the_heads_that_chapter_9_asks_for(scripts):
+    tokenizer = BpeTokenizer.load(DEMO/"tokenizer.json")
+    ids = tokenizer.encode("ROMEO:\nI know the king; he will not come.")
+    got = scripts.evaluate("""([file, ids]) => { const m = llm.readModel(unpack(file)); m.read(ids)
+      return [0, 1, 2].flatMap(block => [0, 1, 2, 3].map(head => m.shares(block, head).map(row => Array.from(row)))) }""", [packed(DEMO/"model.safetensors"), ids])
+    line = ids.index(tokenizer.encode("\n")[0])
+    mean = lambda rows, place: sum(row[place(i)] for i, row in enumerate(rows) if i > line + 1) / (len(ids) - line - 2)
+    assert max(mean(rows, lambda i: line) for rows in got) > 0.5 and max(mean(rows, lambda i: i - 1) for rows in got) > 0.4
+
+
 # ---- The draw
 
 HOW = [dict(), dict(temperature=0.0), dict(temperature=1.0, top_p=1.0), dict(top_k=3), dict(top_k=50, top_p=0.5), dict(top_p=0.0), dict(min_p=0.1, top_p=1.0), dict(temperature=1.7, top_k=9, top_p=0.8, min_p=0.05), dict(top_k=1), dict(min_p=1.0)]
@@ -351,3 +361,59 @@ def test_it_can_be_opened_without_a_script(browser, folder):
     window.goto((folder/"index.html").as_uri())
     assert "needs JavaScript" in window.locator("main").inner_text()
     window.close()
+
+
+# ---- The figures in the chapters
+
+FIGURES = {"01_bpe": "merges", "08_softmax": "temperature", "09_attention": "looks", "10_rope": "turning", "18_generating": "cuts"}
+
+
+@pytest.fixture(scope="module")
+def figures(browser, folder):
+    "All figures on a page like a chapter's."
+    divs = "".join(f'<div data-figure="{name}"></div>' for name in FIGURES.values())
+    inner = re.search(r"^if .*data-figure.*$", (root/"web"/"page.html").read_text("utf-8"), re.M)[0].replace("$root$/", "")
+    (folder.parent/"style.css").write_text((root/"web"/"style.css").read_text("utf-8"), "utf-8")
+    (folder.parent/"page.html").write_text(f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>t</title><link rel="stylesheet" href="style.css"><nav class="book" aria-label="b"></nav><main><h1>t</h1>{divs}</main><script>{inner}</script></html>', "utf-8")
+    window = browser.new_page(viewport=phone, color_scheme="dark")
+    window.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    window.troubles = []
+    window.on("pageerror", lambda error: window.troubles.append(str(error)))
+    window.goto((folder.parent/"page.html").as_uri())
+    expect(window.locator("[data-figure] > .try")).to_have_count(len(FIGURES))
+    yield window
+    window.close()
+
+
+def test_every_figure_has_its_place_in_a_chapter():
+    for page, name in FIGURES.items(): assert f'<div data-figure=\\"{name}\\"></div>' in (root/"nbs"/f"{page}.ipynb").read_text("utf-8")
+    assert "machine/figures.js" in (root/"_quarto.yml").read_text("utf-8")   # Quarto's pages ask for it as ours do
+
+
+def test_the_figures_live(figures):
+    part = lambda name: figures.locator(f"[data-figure={name}]")
+    part("merges").locator("textarea").fill("aaaa aaaa")
+    part("merges").locator("input").fill("2")
+    expect(part("merges")).to_contain_text("Merge 2 joins aa and aa, which stand side by side 2 times. 3 tokens, of which 2 are distinct.")
+    expect(part("temperature").locator(".amount").first).to_have_text("56 %")   # of the scores 3, 2.2, 1.6, 0.2, -1
+    part("temperature").locator("input").first.fill("0.05")
+    expect(part("temperature").locator(".amount").first).to_have_text("100 %")
+    score = part("turning").locator("strong").inner_text()
+    part("turning").get_by_role("button", name="Both one on").click()
+    assert part("turning").locator("output").all_inner_texts() == ["10", "5"] and part("turning").locator("strong").inner_text() == score
+    part("turning").locator("input").first.fill("20")
+    assert part("turning").locator("strong").inner_text() != score
+    part("looks").scroll_into_view_if_needed()
+    expect(part("looks")).to_contain_text("takes most from")
+    part("looks").locator("button.look").first.click()
+    expect(part("looks")).to_contain_text("(100 %)")   # the first token can look at itself alone
+    part("cuts").scroll_into_view_if_needed()
+    expect(part("cuts")).to_contain_text("1024 of 1024 tokens are kept")
+    part("cuts").locator("input").nth(1).fill("3")
+    expect(part("cuts")).to_contain_text("3 of 1024 tokens are kept")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in axe.Axe().run(figures, options={"resultTypes": ["violations"]}).response["violations"]]
+    assert figures.evaluate("document.scrollingElement.scrollWidth - innerWidth") <= 0 and not figures.troubles
+    figures.emulate_media(media="print")
+    assert not figures.locator(".try").first.is_visible()

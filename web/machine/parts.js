@@ -71,9 +71,10 @@ function strip(x, label, what = "feature") {   // a vector, cell by cell
   return canvas
 }
 
+// Roots of the shares, so that small ones can be told from none.
 function map(rows, label, words, chosen = -1) {   // of each token, how it shares its look back
   const canvas = make("canvas", {class: "map", role: "img", "aria-label": label})
-  paint(canvas, rows.length, rows.length, (row, column) => column > row ? undefined : chosen < 0 || row === chosen ? rows[row][column] : rows[row][column] * 0.5, 0.7)
+  paint(canvas, rows.length, rows.length, (row, column) => column > row ? undefined : Math.sqrt(rows[row][column]) * (chosen < 0 || row === chosen ? 1 : 0.6), 0.9)
   if (words) tells(canvas, (row, column) => column <= row && rows[row] ? words(row, column) : null)
   return canvas
 }
@@ -119,7 +120,7 @@ function choice(label, names, chosen, changed) {   // one of several, side by si
 choice.count = 0
 
 const SAMPLING = {
-  temperature: {label: "temperature", min: 0, max: 2, step: 0.05, value: 0.8, say: value => value ? value.toFixed(2) : "0: the likeliest"},
+  temperature: {label: "temperature", min: 0, max: 2, step: 0.05, value: 0.8, say: value => value ? value.toFixed(2) : "0, greedy"},
   top_k: {label: "top-k", min: 0, max: 50, step: 1, value: 0, say: value => value || "all"},
   top_p: {label: "top-p", min: 0, max: 1, step: 0.01, value: 0.9, say: value => value < 1 ? value.toFixed(2) : "all"},
   min_p: {label: "min-p", min: 0, max: 0.5, step: 0.01, value: 0, say: value => value ? value.toFixed(2) : "none"},

@@ -337,5 +337,5 @@ function* learnt(text, pattern = GPT2) {
 
 const bytesOf = letters => Uint8Array.from(letters, letter => BYTES.get(letter))
 
-globalThis.llm = {...globalThis.llm, Refused, Tokenizer, readTokenizer, translated, splitter, learnt, bytesOf}
+globalThis.llm = {...globalThis.llm, Refused, Tokenizer, readTokenizer, translated, splitter, learnt, bytesOf, GPT2}
 }
