@@ -144,6 +144,7 @@ async function writeOn() {
     }
   } catch (error) { failed(error) }
   stop()
+  refresh()
 }
 
 // ---- The boxes. Each has a place for what is alive in it, which is filled anew whenever the text or the token changes.
@@ -350,8 +351,10 @@ const refresh = llm.latest(async () => {
     state.seen = seen
     showTokens()
     showNext()
-    showFlow()
-    showPlan()
+    if (!state.writing || ids.length % 6 === 0) {   // while it writes, the boxes follow more slowly
+      showFlow()
+      showPlan()
+    }
     document.body.dataset.read = ids.length   // for whoever waits for it
   } catch (error) { failed(error) }
 })

@@ -113,30 +113,42 @@ function makeModel() {
   function linear(x, weight, bias = null) {
     const width = x.length, out = new Float32Array(weight.length / width)
     for (let row = 0, at = 0; row < out.length; row++) {
-      let a = 0, b = 0, i = 0   // two sums, which a processor can do side by side
-      for (; i + 1 < width; i += 2, at += 2) { a += weight[at] * x[i]; b += weight[at + 1] * x[i + 1] }
-      if (i < width) a += weight[at++] * x[i]
-      out[row] = a + b + (bias ? bias[row] : 0)
+      let a = 0, b = 0, c = 0, d = 0, i = 0   // four sums, which a processor can do side by side
+      for (; i + 3 < width; i += 4, at += 4) {
+        a += weight[at] * x[i]
+        b += weight[at + 1] * x[i + 1]
+        c += weight[at + 2] * x[i + 2]
+        d += weight[at + 3] * x[i + 3]
+      }
+      for (; i < width; i++) a += weight[at++] * x[i]
+      out[row] = a + b + c + d + (bias ? bias[row] : 0)
     }
     return out
   }
 
   function rmsNorm(x, gain, eps) {
+    const out = new Float32Array(x.length)
     let squares = 0
-    for (const value of x) squares += value * value
+    for (let i = 0; i < x.length; i++) squares += x[i] * x[i]
     const size = Math.sqrt(squares / x.length + eps)
-    return x.map((value, i) => value / size * gain[i])
+    for (let i = 0; i < x.length; i++) out[i] = x[i] / size * gain[i]
+    return out
   }
 
   const silu = z => z / (1 + Math.exp(-z))
-  const added = (x, y) => x.map((value, i) => value + y[i])
+  function added(x, y) {
+    const sum = new Float32Array(x.length)
+    for (let i = 0; i < x.length; i++) sum[i] = x[i] + y[i]
+    return sum
+  }
 
   function softmax(scores) {
+    const shares = new Float32Array(scores.length)
     let top = -Infinity, total = 0
-    for (const score of scores) if (score > top) top = score
-    const powers = Float32Array.from(scores, score => Math.exp(score - top))
-    for (const power of powers) total += power
-    return powers.map(power => power / total)
+    for (let i = 0; i < scores.length; i++) if (scores[i] > top) top = scores[i]
+    for (let i = 0; i < scores.length; i++) total += shares[i] = Math.exp(scores[i] - top)
+    for (let i = 0; i < scores.length; i++) shares[i] /= total
+    return shares
   }
 
   function frequencies(c) {   // radians for each token, one per pair
@@ -214,7 +226,8 @@ function makeModel() {
       const middle = added(x, found)
       const normed2 = rmsNorm(middle, part("ffn_norm.weight"), c.norm_eps)
       const gate = linear(normed2, part("ffn.w1.weight")), value = linear(normed2, part("ffn.w3.weight"))
-      const passed = value.map((v, j) => silu(gate[j]) * v)
+      const passed = new Float32Array(c.d_ff)
+      for (let j = 0; j < c.d_ff; j++) passed[j] = silu(gate[j]) * value[j]
       const thought = linear(passed, part("ffn.w2.weight"))
       const out = added(middle, thought)
       if (seen) Object.assign(seen, {before: x, normed, found, middle, normed2, gate: gate.map(silu), value, passed, thought, out})
@@ -245,10 +258,9 @@ function makeModel() {
           row[s] = sum / Math.sqrt(c.d_k)
         }
         const share = softmax(row)
-        if (!this.off.has(i * c.num_heads + head)) for (let j = 0; j < c.d_k; j++) {
-          let sum = 0
-          for (let s = 0; s <= position; s++) sum += share[s] * cache.values[s][from + j]
-          mixed[mine + j] = sum
+        if (!this.off.has(i * c.num_heads + head)) for (let s = 0; s <= position; s++) {
+          const value = cache.values[s]
+          for (let j = 0; j < c.d_k; j++) mixed[mine + j] += share[s] * value[from + j]
         }
         scores.push(row)
         shares.push(share)
@@ -272,25 +284,33 @@ function makeModel() {
     shares(block, head) { return this.cache[block].shares.slice(0, this.ids.length).map(row => row[head]) }   // of each token, how it shares its look back
   }
 
-  const best = (shares, n) => {   // the likeliest ids; of equals the lower ids
-    const order = ranked(shares).slice(0, n)
-    return Array.from(order, id => ({id, share: shares[id]}))
+  function best(shares, n) {   // the likeliest ids; of equals the lower ids
+    const found = []
+    for (let id = 0; id < shares.length; id++) {
+      if (found.length === n && !(shares[id] > shares[found[n - 1]])) continue
+      let place = Math.min(found.length, n - 1)
+      while (place > 0 && shares[id] > shares[found[place - 1]]) { found[place] = found[place - 1]; place-- }
+      found[place] = id
+    }
+    return found.map(id => ({id, share: shares[id]}))
   }
-  const ranked = scores => Uint32Array.from(scores, (_, id) => id).sort((a, b) => scores[b] - scores[a] || a - b)
+  const ranked = scores => new Uint32Array(scores.length).map((_, id) => id).sort((a, b) => scores[b] - scores[a] || a - b)
 
   // ---- The choice of the next token: temperature, top-k, top-p and min-p, in this order
 
   function nextProbabilities(logits, {temperature = 0.8, top_k = 0, top_p = 0.9, min_p = 0}) {
-    const order = ranked(logits), top = logits[order[0]], vocab = logits.length
+    const [{id: first, share: top}] = best(logits, 1), vocab = logits.length
     if (!Number.isFinite(top)) refuse("The scores of the next token are not finite.")
-    if (temperature === 0) return logits.map((_, id) => id === order[0] ? 1 : 0)
-    const scores = Float32Array.from(logits, score => (score - top) / temperature)
+    const scores = new Float32Array(vocab)
+    if (temperature === 0) { scores[first] = 1; return scores }
+    for (let id = 0; id < vocab; id++) scores[id] = (logits[id] - top) / temperature
+    const order = (top_k > 0 && top_k < vocab) || top_p < 1 ? ranked(logits) : []
     if (top_k > 0 && top_k < vocab) for (const id of order.slice(top_k)) scores[id] = -Infinity
     if (top_p < 1) {
       const shares = softmax(scores)
       let upto = 0
       for (const id of order) {
-        if (upto >= top_p && id !== order[0]) scores[id] = -Infinity
+        if (upto >= top_p && id !== first) scores[id] = -Infinity
         upto += shares[id]
       }
     }
