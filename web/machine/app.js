@@ -101,7 +101,7 @@ function showNext() {
   nextAbout.replaceChildren("After ", quoted(state.ids[state.position]), last ? "." : ", which ", ...(last ? [] : ["the text continues with ", quoted(follows), ` (${percent(plain[follows])}).`]))
   at("brief").replaceChildren("next: ", ...shown.slice(0, 3).map(({id}) => make("span", {}, quoted(id), ` ${percent(shares[id])}`)))
   nextBody.replaceChildren(
-    bars(shown.map(({id}) => ({label: token(id), share: shares[id], was: compared[id], kind: shares[id] ? "" : "out"}))),
+    bars(shown.map(({id}) => ({label: token(id), share: shares[id], was: compared[id], ...llm.cut(shares[id])}))),
     make("p", {class: "faint"}, `Filled: the shares to draw from, ${kept} of ${shares.length.toLocaleString("en")} tokens. Outlined: ${state.off.size && state.allOn ? "with all heads on." : "what the model says, at temperature 1 and uncut."}`))
   const drawn = state.drawn
   drawnBody.replaceChildren(

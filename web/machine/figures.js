@@ -165,7 +165,7 @@ function cuts() {
     if (!logits) return
     const shares = llm.nextProbabilities(logits, how), plain = llm.softmax(logits), name = id => visible(tokenizer.texts.get(id))
     const kept = shares.reduce((n, share) => n + (share > 0), 0), left = plain.reduce((sum, share, id) => sum + (shares[id] > 0 ? 0 : share), 0)
-    place.replaceChildren(llm.bars(llm.best(plain, 12).map(({id}) => ({label: name(id), share: shares[id], was: plain[id], kind: shares[id] ? "" : "out"}))), llm.lot(shares, null, "What is kept, on a line from 0 to 1"))
+    place.replaceChildren(llm.bars(llm.best(plain, 12).map(({id}) => ({label: name(id), share: shares[id], was: plain[id], ...llm.cut(shares[id])}))), llm.lot(shares, null, "What is kept, on a line from 0 to 1"))
     said.textContent = `${kept} of ${shares.length} tokens are kept; those that were cut had ${percent(left)} of the probability. Outlined: what the model says.`
   }
   async function wake(failed) {

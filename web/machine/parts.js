@@ -101,6 +101,8 @@ function bars(rows) {   // label, share, and perhaps another share to compare wi
     make("span", {class: "amount"}, note ?? percent(share)))))
 }
 
+const cut = share => share ? {} : {kind: "out", note: "cut"}
+
 function slider(label, {min, max, step, value, say = String}, changed) {
   const told = make("output", {}, say(value))
   const input = make("input", {type: "range", min, max, step, value, oninput: () => {
@@ -167,5 +169,5 @@ function latest(work) {   // run `work`, and again if it was asked for meanwhile
   }
 }
 
-globalThis.llm = {...globalThis.llm, make, percent, short, sizeOf, visible, spoken, strip, map, dials, colour, bars, slider, choice, samplers, lot, demoTokenizer, demoMachine, fetchOnce, latest}
+globalThis.llm = {...globalThis.llm, make, percent, short, sizeOf, visible, spoken, strip, map, dials, colour, bars, cut, slider, choice, samplers, lot, demoTokenizer, demoMachine, fetchOnce, latest}
 }
