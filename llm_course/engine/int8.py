@@ -23,7 +23,7 @@ from ..linear import Linear
 @functools.cache
 def compiled_product(
     bits:int, # 8 or 4
-)->Callable|None: # From numbers, scale, x, out, and whether to add; `None` without numba
+)->Callable|None: # Takes numbers, scale, x, out, whether to add; `None` without numba
     "Compile the product of rounded weights with a few vectors."
     try: import numba
     except ImportError: return None
@@ -63,7 +63,8 @@ def compiled_product(
     lock = threading.Lock()   # one of numba's ways to share work has a single team
     def run(*arguments):
         with lock:
-            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+            most = numba.config.NUMBA_NUM_THREADS
+            numba.set_num_threads(min(torch.get_num_threads(), most))
             product(*arguments)
     return run
 
