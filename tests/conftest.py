@@ -117,3 +117,17 @@ def data_refusal(capsys):
         assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
         return lines[0]
     return refusal
+
+
+PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the pages
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium, as the system has it."
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"))), None)
+    if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as play:
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
+        started.close()
