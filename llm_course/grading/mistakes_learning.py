@@ -796,8 +796,7 @@ MISTAKES["linear_lr_scheduler"] = variants(
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
     "without a warm-up there is a division by zero, or the first step has not the "
     "highest rate": (
-        lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0))
-        != 1
+        lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0)) != 1
         == part(4, 4, 12, 0.1, 1.0)
     ),
     "the rate falls below lr_min on its way": (

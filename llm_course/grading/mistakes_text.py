@@ -432,8 +432,7 @@ SYMPTOMS["learn_merges"] = {
                 {b"ab": 9, b"cd": 4, b"ecd": 4},
                 {b"ab": 100, b"cd": 40, b"ecd": 40, b"fcd": 40},
             )
-        ]
-        != [(b"a", b"b"), (b"c", b"d")]
+        ] != [(b"a", b"b"), (b"c", b"d")]
     ),
     "pairs that a merge has unmade are still counted": (
         lambda part: [tuple(p) for p in _quietly(part)({b"bcd": 3, b"bc": 2}, 2)]
@@ -753,8 +752,8 @@ def _torn(part)->str: # The pieces, or nothing
         (
             str(cut)
             for cut in cuts
-            if list(tokenizer.encode_iterable(iter(cut)))
-            != list(tokenizer.encode("".join(cut)))
+            if list(tokenizer.encode_iterable(iter(cut))) !=
+            list(tokenizer.encode("".join(cut)))
         ),
         "",
     )
@@ -907,8 +906,7 @@ SYMPTOMS["get_batch"] = {
     "for each place": (
         lambda part: [
             tuple(x.shape) for x in part(np.arange(99, dtype=np.uint16), 16, 6, "cpu")
-        ]
-        != [(16, 6), (16, 6)]
+        ] != [(16, 6), (16, 6)]
     ),
     "inputs and targets have changed places, or the targets are one place earlier": (
         lambda part: ((found := _rows_of_numbers(part))[0] - found[1] == 1).all()
