@@ -480,3 +480,20 @@ def test_a_model_that_cannot_chat_continues_what_is_written(browser, pair):
         window.wait_for_function("() => !document.getElementById('retry').disabled && turns.length == 2")
         assert "Who" + window.evaluate("turns[1].content") == generate(model, tokenizer, "Who", 5, 0.)
         window.close()
+
+
+# ---- The load test
+
+def test_the_load_test_counts_what_came(address):
+    import asyncio
+
+    from bench import serving
+    found, config = [], serving.Config(clients=3, max_tokens=3)
+    begin = time.perf_counter()
+    async def all_of_them(): await asyncio.gather(*(serving.client(address, i, config, begin + .1, found) for i in range(3)))
+    asyncio.run(all_of_them())
+    told = serving.summary(found, begin, 60)
+    assert told["errors"] == 0 and told["answers"] == len(found) >= 3 and told["tokens_per_second"] == round(sum(len(pieces) for _, pieces, _ in found) / 60, 1) > 0
+    made = serving.summary([(0, [.5, 1.], None), (1, [3., 9.], None), (2, [], "RuntimeError: status 429")], 0, 4)
+    assert made == {"answers": 2, "errors": 1, "kinds_of_errors": ["RuntimeError: status 429"], "tokens_per_second": .8,
+                    "first_token_ms": {"median": 1250., "95 %": 1925.}}
