@@ -15,6 +15,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine import decoding
 from llm_course.engine.decoding import Step, bind_product, count_parts, is_plain, processor_maker
 from llm_course.engine.int8 import Int8Linear, at_precision
+from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.reader import Reader, last_scores, side_by_side
 from llm_course.engine.sampling import draw, quick_probabilities
 from llm_course.engine.speaking import GenerateConfig, open_models
@@ -36,7 +37,6 @@ from llm_course.generating import (
     stream,
 )
 from llm_course.linear import Linear
-from llm_course.multihead import new_cache
 from llm_course.softmax import softmax
 from llm_course.transformer import Transformer
 

@@ -24,7 +24,8 @@ from .attention_kernel import fused_attention
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
-from ..multihead import KVCache, MultiHeadAttention
+from .kv_cache import KVCache
+from ..multihead import MultiHeadAttention
 from ..rmsnorm import RmsNorm
 from ..rope import RoPE
 from ..transformer import Transformer, TransformerBlock
