@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # %% ../../nbs/engine/batching.ipynb #imports-course
+from .kv_cache import KVCache
 from .reader import Reader
 from .sampling import BROKEN, refuse_broken
 from .voices import Voice
 from ..generating import Sampling, pick
-from ..multihead import KVCache
 
 # %% ../../nbs/engine/batching.ipynb #rows-cache
 class RowsCache(KVCache):
