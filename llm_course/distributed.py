@@ -114,11 +114,11 @@ def ring_all_reduce(
 # %% ../nbs/21_distributed.ipynb #buckets
 def fill_buckets(
     params:Iterable[Tensor], # In the order in which they are to be sent
-    size:float,              # Bytes that a bucket holds; a larger parameter is alone
+    size:int|float,          # Bytes that a bucket holds; a larger parameter is alone
 )->list[list[Tensor]]:       # Of one type each
     "Put neighbours together until a bucket is full."
     buckets:list[list[Tensor]] = []
-    room = 0.
+    room:int|float = 0
     for p in params:
         if not buckets or p.nbytes > room or p.dtype != buckets[-1][0].dtype:
             buckets.append([])
@@ -134,8 +134,8 @@ class DataParallel(nn.Module):
     They travel while the backward pass goes on. A parameter that took no part in it
     counts as zero. Source: Li et al. 2020."""
     def __init__(self,
-        module:nn.Module,         # The model; process 0's numbers are copied to all
-        bucket_size_mb:float=25., # Size of a bucket in 10⁶ bytes; 0 for no buckets
+        module:nn.Module, # The model; process 0's numbers are copied to all
+        bucket_size_mb:int|float=25, # Size of a bucket in 10⁶ bytes; 0 for no buckets
     ):
         super().__init__()
         self.module = module

@@ -7,23 +7,23 @@ __all__ = ['all_reduce_seconds', 'step_seconds']
 
 # %% ../../nbs/engine/clusters.ipynb #cost
 def all_reduce_seconds(
-    size:float,       # Bytes of the tensor
-    count:int,        # Processes
-    bandwidth:float,  # Bytes a second that each can send while it receives
-    latency:float=0., # Seconds that a message takes beside that
+    size:int|float,      # Bytes of the tensor
+    count:int,           # Processes
+    bandwidth:int|float, # Bytes a second that each can send while it receives
+    latency:int|float=0, # Seconds that a message takes beside that
 )->float:
     "Estimate the time of a ring all-reduce; see chapter 21."
     return 2 * (count - 1) * (latency + size / count / bandwidth)
 
 # %% ../../nbs/engine/clusters.ipynb #step-seconds
 def step_seconds(
-    parameters:float,   # Of the model, N
-    tokens:float,       # Of the whole batch, T
-    count:int,          # Processors
-    operations:float,   # A second that one processor reaches
-    bandwidth:float,    # Bytes a second between groups
-    group:int=1,        # Processors that share each layer (tensor parallel)
-    fast:float=1.,      # Bytes a second inside a group
+    parameters:int|float, # Of the model, P
+    tokens:int|float,     # Of the whole batch, T
+    count:int,            # Processors
+    operations:int|float, # A second that one processor reaches
+    bandwidth:int|float,  # Bytes a second between groups
+    group:int=1,          # Processors that share each layer (tensor parallel)
+    fast:int|float=1,     # Bytes a second inside a group
     layers:int=0, d_model:int=0, # Of the model; for groups only
 )->tuple[float, float]: # Seconds of computing, and of waiting for others
     "Estimate a step with 2 bytes a number; gradients hide behind the backward pass."
