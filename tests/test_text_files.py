@@ -19,9 +19,8 @@ DOCUMENTS = ["the moth", "Thé\nthin", "and then the thing"]
 def write_rows(path, documents, field="text"):
     "A file with a document in each row; what kind, its name says."
     if path.name.endswith(".parquet"):
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-        pyarrow.parquet.write_table(pyarrow.table({"id": [*range(len(documents))], field: documents}), path)
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"id": [*range(len(documents))], field: documents}), path)
         return
     lines = "".join(json.dumps({field: text}) + "\n" for text in documents).encode()
     path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
@@ -137,4 +136,4 @@ def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     for name in "pyarrow", "pyarrow.parquet": monkeypatch.setitem(sys.modules, name, None)
     (tmp_path/"a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="a.parquet needs the package pyarrow; install it with: pip install pyarrow"): plain_files([tmp_path/"a.parquet"], tmp_path)
+    with pytest.raises(ValueError, match=r"a\.parquet needs the package pyarrow; install it with: pip install pyarrow"): plain_files([tmp_path/"a.parquet"], tmp_path)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'Models', 'Questions', 'Texts', 'EvaluationConfig', 'open_task', 'line_of', 'compare', 'run_evaluation',
-           'main']
+           'main', 'examiner']
 
 # %% ../../nbs/engine/evaluation_command.ipynb #imports
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +19,13 @@ from ..checkpoint import pick_device
 from .benchmarks import BENCHMARKS, fetch_benchmark, read_benchmark
 from .commands import (
     by_default, output_path, run_command, whole_file)
+from .flags import TrainConfig
 from .exchange import open_both
 from .tasks import MADE, Task, read_questions, with_letters
 from .corpora import end_of_text
 from .text_files import Reading, list_texts, plain_files
 from llm_course.evaluation import (
-    SCORES, Result, calibration, evaluate, ngrams, overlap, paired,
+    SCORES, Result, calibration, evaluate, ngrams, overlap, paired, start_id,
     text_bits_per_byte)
 from ..generating import DEMO
 from ..transformer import Transformer
@@ -204,3 +206,21 @@ def main(
     "`python -m llm_course.evaluation`"
     run_command(EvaluationConfig, run_evaluation, argv,
                 "python -m llm_course.evaluation")
+
+# %% ../../nbs/engine/evaluation_command.ipynb #examiner
+def examiner(
+    config:TrainConfig,   # With its `eval_tasks` and its tokenizer
+)->Callable[[Transformer], dict[str, float]]|None: # Accuracies; `None` without tasks
+    "Make or read the tasks of a run. Raises `ValueError` for what cannot be asked."
+    if not config.eval_tasks: return None
+    if config.tokenizer_path is None:
+        raise ValueError("--eval_tasks needs a tokenizer to ask with; name one by "
+                         "--tokenizer_path")
+    tokenizer = BpeTokenizer.load(config.tokenizer_path)
+    start_id(tokenizer)   # refused if it has none
+    settings = EvaluationConfig(questions=config.eval_questions)
+    tasks = [open_task(word, settings) for word in config.eval_tasks]
+    def examine(model):
+        results = [evaluate(model, tokenizer, task) for task in tasks]
+        return {f"accuracy_{result.task}": result.accuracy for result in results}
+    return examine

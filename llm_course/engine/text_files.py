@@ -32,10 +32,11 @@ def _files_in(
     texts, left_out = [], Counter[str]()
     for path in sorted(folder.rglob("*")):
         if not path.is_file(): continue
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            left_out["hidden"] += 1
+            continue
         with open(path, "rb") as file: start = file.read(1 << 13)
-        if hidden: left_out["hidden"] += 1
-        elif not start: left_out["empty"] += 1
+        if not start: left_out["empty"] += 1
         elif path.suffix not in PACKED and b"\0" in start: left_out["binary"] += 1
         else: texts.append(path)
     if left_out:
