@@ -67,7 +67,7 @@ def learnt_from_hostile(): return BpeTokenizer.train([*hostile(2000)[:200], "the
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_ids_are_equal_on_hostile_texts(scripts, name, tmp_path):
-    texts, learnt = hostile(2000), learnt_from_hostile()
+    texts, learnt = hostile(2000)[:2000 if name == "gpt2" else 500], learnt_from_hostile()   # two thousand for our own pattern
     tokenizer = BpeTokenizer(learnt.vocab, learnt.merges, learnt.special_tokens, name)
     tokenizer.save(tmp_path/"tokenizer.json")
     got = scripts.evaluate("""([file, texts]) => { const t = llm.readTokenizer(file)
