@@ -77,6 +77,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "tokenizer":  ("bpe_tokenizer", "train a tokenizer"),
     "train":      ("training", "train a model"),
     "generate":   ("generating", "let a model continue a text"),
+    "serve":      ("engine.serve", "let programs and browsers talk to a model"),
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
     "pretrained": ("pretrained",
                    "export a model for other tools, and check what they gave"),
@@ -91,6 +92,7 @@ EXAMPLES = {   # what the help of each shows
         "--train_data data/train.bin --val_data data/val.bin "
         "--d_model 128 --num_layers 4",
     "python -m llm_course.generating": '--prompt "ROMEO:" --max_tokens 50',
+    "python -m llm_course.engine.serve": "--model_path smollm2-135m --port 8000",
     "python -m llm_course.checkpoint":
         "--checkpoint runs/latest/best.pt --output model.safetensors",
     "python -m llm_course.pretrained export":
