@@ -745,7 +745,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_no_checkpoint(asked, name, monke
 
 def refused_by_the_command(config, capsys):
     "The one line with which the training command ends."
-    words = [f"--{name}={value}" for name, value in asdict(config).items() if value is not None and not isinstance(value, bool)] + ["--resume"] * config.resume
+    words = [f"--{name}={value}" for name, value in asdict(config).items() if value not in (None, ()) and not isinstance(value, bool)] + ["--resume"] * config.resume
     with pytest.raises(SystemExit) as stopped: training.main(words)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == 2 and len(lines) == 1
