@@ -40,10 +40,12 @@ class LoraLinear(Linear):
         if not 1 <= rank <= min(d_in, d_out):
             raise ValueError(f"rank must lie between 1 and {min(d_in, d_out)}, the "
                              f"lesser side of the matrix, but is {rank}")
-        kind = {"device": base.weight.device, "dtype": base.weight.dtype}
+        device, dtype = base.weight.device, base.weight.dtype
         self.weight, self.bias = base.weight, base.bias
-        self.lora_A = nn.Parameter(truncated_normal(rank, d_in, std=d_in**-0.5, **kind))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **kind))
+        drawn = truncated_normal(
+            rank, d_in, std=d_in**-0.5, device=device, dtype=dtype)
+        zeros = torch.zeros(d_out, rank, device=device, dtype=dtype)
+        self.lora_A, self.lora_B = nn.Parameter(drawn), nn.Parameter(zeros)
         self.scale = alpha / rank
 
     def forward(self, x:Float[Tensor, "... d_in"])->Float[Tensor, "... d_out"]:
@@ -112,7 +114,8 @@ def merge_lora(
     model = bare(model)
     found = list(lora_layers(model))
     if not found:
-        raise ValueError("the model has no LoRA layers; perhaps they are merged already")
+        raise ValueError("the model has no LoRA layers; "
+                         "perhaps they are merged already")
     for name, layer in found:
         weight = (layer.weight.double() + layer.change()).to(layer.weight.dtype)
         _exchange(model, name, _plain(layer, nn.Parameter(weight)))
@@ -204,7 +207,7 @@ def load_adapter(
     model that has them in its weights already."""
     rank, alpha, tensors, share = _read_adapter(Path(folder))
     ours = cast(Transformer, bare(model))
-    layers = {_their_name(name): name for name, layer in ours.named_modules()
+    layers = {_their_name(name): (name, layer) for name, layer in ours.named_modules()
               if isinstance(layer, Linear)}
     ends = tuple(f".lora_{part}.weight" for part in "AB")
     held = {name.removesuffix(end) for name in tensors for end in ends
@@ -214,9 +217,8 @@ def load_adapter(
     if odd or not held:
         raise ValueError(f"{folder} does not fit the model: "
                          f"{odd[0] if odd else 'it holds no tensor'}")
-    shapes = {name: tuple(ours.get_submodule(layers[name]).weight.shape)
-              for name in held}
-    for name, (d_out, d_in) in shapes.items():
+    for name in sorted(held):
+        d_out, d_in = layers[name][1].weight.shape
         found = [tuple(tensors[name + end].shape) for end in ends]
         if found != [(rank, d_in), (d_out, rank)]:
             raise ValueError(f"{folder} holds {name} in the shapes {found}, but rank "
@@ -224,7 +226,7 @@ def load_adapter(
                              f"{(d_out, rank)}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{folder} holds numbers that are not finite")
-    add_lora(ours, rank, alpha, [layers[name] for name in sorted(held)])
+    add_lora(ours, rank, alpha, [layers[name][0] for name in sorted(held)])
     for name, layer in lora_layers(ours):
         a, b = (tensors[_their_name(name) + end] for end in ends)
         if is_turned(f"{name}.weight"): b = to_pairs(b, head_size(ours.config))
