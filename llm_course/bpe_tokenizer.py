@@ -7,8 +7,6 @@ __all__ = ['rank_merges', 'BpeTokenizer', 'visible', 'SplitView', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import html
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import chain
@@ -25,7 +23,7 @@ from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
 from llm_course.engine.tokenizer_formats import (
-    Rules, Unspelled, errors_that_name, from_hf_dict, read_gpt2, read_json,
+    Rules, Spelling, errors_that_name, from_hf_dict, read_gpt2, read_json,
     read_tiktoken, to_hf, to_tiktoken, write_hf,
 )
 
@@ -113,9 +111,7 @@ class BpeTokenizer:
         self.ranks, self.joined = rank_merges(self.merges, self.ids)
         self.special_tokens = _place_special_tokens(
             special_tokens or (), self.vocab, self.ids)
-        for id in (*self.rules.before, *self.rules.after):
-            if id in self.vocab: continue
-            raise ValueError(f"prompts need a token of id {id}, which is none")
+        self.rules.check(self.vocab)
 
     @property
     def vocab_size(self)->int: # The rows that an embedding needs
@@ -156,22 +152,9 @@ class BpeTokenizer:
     # ---- encode
 
     @cached_property
-    def unknown_id(self)->int|None:
-        "The id of what is not in the vocabulary, if there is a token for it."
-        token = self.rules.unknown
-        if token is None: return None
-        return self.special_tokens.get(token, self.ids.get(token.encode()))
-
-    @cached_property
-    def bytes_to_ids(self)->list[int|None]:
-        "The id of each single byte."
-        return [self.ids.get(bytes([byte]), self.unknown_id) for byte in range(256)]
-
-    @cached_property
-    def missing(self)->re.Pattern[bytes]|None:
-        "Finds bytes that have no id; `None` if all have one."
-        absent = bytes(i for i, id in enumerate(self.bytes_to_ids) if id is None)
-        return re.compile(b"[" + re.escape(absent) + b"]") if absent else None
+    def spelling(self)->Spelling:
+        "How a text becomes bytes, and bytes their first ids."
+        return Spelling(self.ids, self.special_tokens, self.rules)
 
     @cached_property
     def known(self)->dict[str, list[int]]:
@@ -180,35 +163,18 @@ class BpeTokenizer:
 
     def encode_piece(self, piece:str)->list[int]:
         "Encode one pre-token."
-        spelled, ids = piece.encode(), []
+        spelled = piece.encode()
         if self.ignore_merges and spelled in self.ids: return [self.ids[spelled]]
-        for byte in spelled:
-            id = self.bytes_to_ids[byte]
-            if id is None: raise Unspelled(byte, piece, 0)
-            if self.rules.fuse and [id] == ids[-1:] == [self.unknown_id]: continue
-            ids.append(id)
-        return merge_by_rank(ids, self.ranks, self.joined)
-
-    def prepared(self,
-        text:str, # In which nothing is special
-        at:int=0, # Characters before it, for the message
-    )->str:       # What is to be cut
-        "Bring a text to its normal form. Raises `ValueError` for a byte without an id."
-        if self.rules.normalizer:
-            text = unicodedata.normalize(self.rules.normalizer, text)
-        found = self.missing and self.missing.search(data := text.encode())
-        if found:
-            place = len(data[:found.start()].decode(errors="ignore"))
-            raise Unspelled(found[0][0], text[place], at + place)
-        return text
+        return merge_by_rank(self.spelling.first_ids(piece), self.ranks, self.joined)
 
     def _ids_of(self, pieces:Iterable[str])->Iterator[int]:
         "The ids of some pre-tokens."
         return chain.from_iterable(map(self.known.__getitem__, pieces))
 
     def encode_ordinary(self, text:str, at:int=0)->list[int]:
-        "Encode text in which nothing is special; see `prepared`."
-        return list(self._ids_of(pre_tokens(self.prepared(text, at), self.pattern)))
+        "Encode text in which nothing is special; `at` characters stand before it."
+        text = self.spelling.prepared(text, at)
+        return list(self._ids_of(pre_tokens(text, self.pattern)))
 
     def encode(self,
         text:str,       # Any text
@@ -241,7 +207,7 @@ class BpeTokenizer:
         "Encode a text that need not fit in memory."
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
         chunks, at = count_places(chunks), 0
-        if self.rules.normalizer or self.missing:
+        if not self.spelling.is_plain:
             for text in blocks(chunks, self.pattern, tokens, block):
                 yield from self._encode(text, allowed_special, at)
                 at += len(text)

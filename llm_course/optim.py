@@ -223,6 +223,7 @@ def goes_on_from_its_state(part):
         f"to {two.tolist()} instead of {one.tolist()}"))
 
 # %% ../nbs/13_optim.ipynb #checks-adamw
+#| code-fold: true
 def _adamw_path(part, grads, **settings):
     """Where a parameter that begins at one goes under some gradients, one after
     another, with another at its side."""

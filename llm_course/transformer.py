@@ -25,10 +25,12 @@ from .engine.parts import ROLES, constructors, own_parts, share_weight
 from .ffn import FFN, SiLu
 from .linear import Linear
 from .loss import CrossEntropyLoss
-from .multihead import KVCache, MultiHeadAttention
+from .engine.kv_cache import KVCache
+from .multihead import MultiHeadAttention
 from .optim import AdamW, SGDDecay, gradient_clip
 from .rmsnorm import RmsNorm
-from .rope import RoPE, RopeScaling
+from .engine.rope_tables import RopeScaling
+from .rope import RoPE
 from .schedule import cos_lr_scheduler
 from .softmax import Softmax
 

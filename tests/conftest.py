@@ -84,3 +84,17 @@ def site_folder(made_once):
     pytest.importorskip("nbdev")
     import render
     return made_once("site", lambda folder: render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs"))/"_docs"
+
+
+PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the pages
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium, as the system has it."
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"))), None)
+    if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as play:
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
+        started.close()

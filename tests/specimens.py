@@ -13,11 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_course.attention import ScaledDotProductAttention, attention
 from llm_course.embedding import Embedding
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.engine.kv_cache import new_cache
+from llm_course.engine.rope_tables import RopeScaling
 from llm_course.ffn import FFN, SiLu
 from llm_course.linear import Linear
-from llm_course.multihead import MultiHeadAttention, grouped_attention, new_cache
+from llm_course.multihead import MultiHeadAttention, grouped_attention
 from llm_course.rmsnorm import RmsNorm
-from llm_course.rope import RoPE, RopeScaling
+from llm_course.rope import RoPE
 from llm_course.softmax import Softmax
 
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -233,7 +233,7 @@ def test_long_words_take_the_long_way(tokenizer):
     word = "".join(random.Random(0).choice("abetho") for _ in range(3000))
     short = tokenizer.joined, tokenizer.ranks
     ids = tokenizer.encode(word)
-    assert tokenizer.decode(ids) == word and ids == merge_long([tokenizer.bytes_to_ids[b] for b in word.encode()], short[1], short[0])
+    assert tokenizer.decode(ids) == word and ids == merge_long([tokenizer.spelling.of_bytes[b] for b in word.encode()], short[1], short[0])
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

@@ -1,7 +1,5 @@
 """The pages that pandoc makes, opened in a real browser: Chromium, as the system has it. (What Quarto makes is not tested here.)"""
-import os
 import re
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,18 +8,14 @@ from pathlib import Path
 import book
 import pytest
 import render
+from conftest import PATIENCE
 
 pytest.importorskip("pypandoc")
-playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 root = Path(__file__).parents[1]
 
 pages = [*map(render.address, book.listed(book.config()))]
-browsers = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
 phone, desk = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
-
-
-PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the pages
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -35,15 +29,6 @@ def address(site_folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, browsers)), None)
-    if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as play:
-        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
-        started.close()
 
 
 @pytest.fixture(scope="module", params=[(phone, "light"), (desk, "dark")], ids=["phone", "desk"])
@@ -76,7 +61,7 @@ def violations(window):
     return axe.Axe().run(window, options=options).response["violations"]
 
 
-@pytest.mark.parametrize("page", pages)
+@pytest.mark.parametrize("page", [*pages, "machine/index.html"])
 def test_a_page_opens_fits_and_can_be_read_by_all(window, address, page):
     window.troubles.clear()
     window.goto(f"{address}/{page}", wait_until="load")

@@ -13,14 +13,13 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
-from llm_course.engine.tasks import MADE, Question, Task, read_questions, turned, with_letters, write_questions
+from llm_course.engine.tasks import MADE, Question, Task, is_right, read_questions, turned, with_letters, write_questions
 from llm_course.evaluation import (
     bootstrap,
     calibration,
     choice_scores,
     encode_pair,
     evaluate,
-    is_right,
     log_likelihoods,
     ngrams,
     overlap,

@@ -25,12 +25,12 @@ from llm_course.attention import attention
 from llm_course.checks import CHECKS
 from llm_course.embedding import Embedding, embedding
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.engine.rope_tables import rotate_complex
 from llm_course.ffn import FFN, silu, swiglu
 from llm_course.linear import Linear, linear
 from llm_course.loss import cross_entropy
 from llm_course.multihead import MultiHeadAttention, grouped_attention, split_heads
 from llm_course.rmsnorm import RmsNorm, rms_norm
-from llm_course.rope import rotate_complex
 from llm_course.softmax import softmax
 
 every = pytest.mark.parametrize("specimen", SPECIMENS, ids=str)

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.muon import Muon, Together
 from llm_course.loss import cross_entropy
-from llm_course.multihead import new_cache
 from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
 from llm_course.training import TrainConfig, evaluate, optimizer_for, train_step
 from llm_course.transformer import Transformer

@@ -10,9 +10,11 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention
 from llm_course.engine.attention_kernel import fused_attention
-from llm_course.multihead import KVCache, MultiHeadAttention, grouped_attention, head_weights, merge_heads, new_cache, split_heads
+from llm_course.engine.kv_cache import KVCache, new_cache
+from llm_course.engine.rope_tables import RopeScaling
+from llm_course.multihead import MultiHeadAttention, grouped_attention, head_weights, merge_heads, split_heads
 from llm_course.rmsnorm import RmsNorm
-from llm_course.rope import RoPE, RopeScaling
+from llm_course.rope import RoPE
 
 pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -39,6 +39,7 @@ from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentenceP
 from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
 from llm_course.engine.llama2c import read_pieces
 from llm_course.engine.model_files import row_blocks
+from llm_course.engine.rope_tables import RopeScaling
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.generating import generate, generate_ids
 from llm_course.generating import main as generating
@@ -54,7 +55,6 @@ from llm_course.pretrained import (
     to_halves,
     to_pairs,
 )
-from llm_course.rope import RopeScaling
 from llm_course.transformer import Transformer
 
 SHAPE = dict(vocab_size=320, max_seq_len=128, d_model=64, num_layers=2, num_heads=4, d_ff=96, num_kv_heads=2)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.rope import RoPE, RopeScaling, look_up, rope_turns, rotate, rotate_complex
+from llm_course.engine.rope_tables import RopeScaling, rotate_complex
+from llm_course.rope import RoPE, look_up, rope_turns, rotate
 
 pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -83,7 +84,7 @@ def test_a_change_of_type_leaves_the_table_exact(dtype):
 def test_meta_device_wakes_up_with_the_right_table(device):
     with torch.device("meta"): model = nn.Sequential(RoPE(8, 16, theta=500.))
     assert model[0].turns.is_meta
-    assert torch.equal(model.to_empty(device=device)[0].turns, rope_turns(8, 16, 500., device).float())
+    assert torch.equal(model.to_empty(device=device)[0].turns, rope_turns(8, 16, 500.).float().to(device))
 
 
 @pytest.mark.parametrize("inference", [False, True])

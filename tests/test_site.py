@@ -188,7 +188,7 @@ def test_every_chapter_has_its_number_and_its_badge(site):
 
 
 def test_every_page_is_made_and_every_picture_described(site):
-    assert site.keys() - {""} == {"index.html", *map(render.address, listed)}
+    assert site.keys() - {""} == {"index.html", "machine/index.html", *map(render.address, listed)}
     assert not [(page, links.blind) for page, links in site.items() if page and links.blind]
 
 

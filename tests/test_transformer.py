@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llm_course.attention import ScaledDotProductAttention, attention
+from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.parts import part_name
 from llm_course.linear import Linear
-from llm_course.multihead import MultiHeadAttention, new_cache
+from llm_course.multihead import MultiHeadAttention
 from llm_course.softmax import Softmax
 from llm_course.transformer import PARTS, ModelConfig, Transformer, TransformerBlock, start_small
 

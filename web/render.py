@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
@@ -74,7 +74,19 @@ def process(proc: Path) -> Path:
     config = book.config()
     api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
     card.draw(proc/config["website"]["image"], config["website"]["title"], config["website"]["description"])
+    machine(proc/"machine")
     return proc
+
+
+def machine(folder: Path) -> None:
+    """The page on which the demo model runs, with the model beside it.
+
+    The model is a script and not a file to fetch, so that the page may be forbidden every connection, and works from a disk, too."""
+    shutil.copytree(web/"machine", folder)
+    demo = root/"llm_course"/"demo"
+    tokenizer = json.dumps(json.loads((demo/"tokenizer.json").read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
+    (folder/"demo_tokenizer.js").write_text(f"llm.demo_tokenizer = {tokenizer}\n", "utf-8", newline="\n")
+    (folder/"demo_model.js").write_text(f'llm.demo_model = "{b64encode((demo/"model.safetensors").read_bytes()).decode()}"\n', "utf-8", newline="\n")
 
 
 def front_of(page: Path) -> dict:
@@ -232,6 +244,7 @@ def render_with_pandoc(proc: Path, output: Path) -> None:
         made = [pool.submit(render_page, page, proc, output, config, titles, pages) for page in ("index.qmd", *pages)]
         for page in tqdm(made, "pages"): page.result()
     for file in web/"style.css", proc/config["website"]["image"]: shutil.copy(file, output)
+    shutil.copytree(proc/"machine", output/"machine")
     sections = [found for page in pages for found in sections_of(address(page), titles[page], (output/address(page)).read_text("utf-8"))]
     (output/"search.js").write_text(f"window.course = {json.dumps(sections, ensure_ascii=False)}\n", "utf-8", newline="\n")
 

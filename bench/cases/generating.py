@@ -87,3 +87,28 @@ def generate(device):
 def generate_small(device):
     "128 tokens, greedily, by a model of 4 layers of width 128 with 1,024 tokens."
     return writers(device, 1024, 256, 128, 4, 4, 352)
+
+
+def rounded(precision, device):
+    "The same writer with rounded weights, beside itself in float32."
+    from copy import deepcopy
+
+    from llm_course.engine.int8 import at_precision
+    from llm_course.generating import generate_ids
+    from llm_course.transformer import Transformer
+    model = Transformer(10_000, 256, 512, 6, 8, 1344).eval().to(device)
+    ids = torch.randint(10_000, (1, 16), device=device)
+    small = at_precision(deepcopy(model), precision)
+    return lambda: generate_ids(small, ids, 128, temperature=0.), lambda: generate_ids(model, ids, 128, temperature=0.)
+
+
+@case(peer="float32", package="torch")
+def generate_int8(device):
+    "128 tokens by the model of width 512 whose weights are eight bits each."
+    return rounded("int8", device)
+
+
+@case(peer="float32", package="torch")
+def generate_int4(device):
+    "The same with four bits."
+    return rounded("int4", device)

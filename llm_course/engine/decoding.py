@@ -21,10 +21,12 @@ from torch.nn import functional as F
 # %% ../../nbs/engine/decoding.ipynb #imports-course
 from ..attention import join_masks
 from .attention_kernel import fused_attention
+from .int8 import RoundedLinear
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
-from ..multihead import KVCache, MultiHeadAttention
+from .kv_cache import KVCache
+from ..multihead import MultiHeadAttention
 from ..rmsnorm import RmsNorm
 from ..rope import RoPE
 from ..transformer import Transformer, TransformerBlock
@@ -67,6 +69,7 @@ def bind_product(
     parts:int|None=None,          # Parts of the matrix; `None` to choose
 )->Callable[[], object]: # Computes, whenever it is called
     "Prepare `out = layer(x)`, or `out += layer(x)`, for memory that stays in place."
+    if type(layer) is RoundedLinear: return layer.bind(x, out, add)
     if type(layer) is not Linear: return partial(_call_layer, layer, x, out, add)
     weight = layer.weight.detach()
     if parts is None:

@@ -104,7 +104,7 @@ class Merger:
         known = sorted((self._key(*pair), rank) for pair, rank in ranks)
         self.keys, self.ranks = np.array([*known, (_NEVER, 0)]).T.copy()
         self.joined = np.array(tokenizer.joined, np.int64)
-        ids = [-1 if id is None else id for id in tokenizer.bytes_to_ids]
+        ids = [-1 if id is None else id for id in tokenizer.spelling.of_bytes]
         self.bytes = np.array(ids)
 
     def _key(self, left, right): return left * (self.wall + 1) + right
@@ -311,7 +311,7 @@ def encode_block(
     at = 0
     for i, part in enumerate(parts):
         if i % 2: parts[i] = _SPECIAL + part
-        else: parts[i] = table.tokenizer.prepared(part, at)
+        else: parts[i] = table.tokenizer.spelling.prepared(part, at)
         at += len(part)
     mark = free_mark(text) if pattern == GPT2 and len(text) > 4000 else ""
     if mark: numbers = _number_pieces(parts, mark, table)

@@ -151,7 +151,7 @@ class Model:
     # perhaps sooner
     draft_path:Annotated[Path|None, by_default("none")]=None
     ahead:int=4              # Tokens that it guesses at a time
-    precision:str="float32"  # Of the weights: float32, bfloat16 or int8
+    precision:str="float32"  # Of the weights: float32, bfloat16, int8 or int4
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
 

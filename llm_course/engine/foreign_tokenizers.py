@@ -10,6 +10,7 @@ __all__ = ['LONGEST_PIECE', 'SPACE_FIRST', 'SPACE_BACK', 'ROLES', 'QWEN', 'PRE_T
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports-course
@@ -17,9 +18,9 @@ from ..bpe import GPT2, LLAMA3
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import merge_by_rank
 from llm_course.engine.tokenizer_formats import (
-    ANYTHING, SMOLLM, Rules, added_tokens, around_prompts, check_added, check_hf,
-    errors_that_name, from_hf_dict, ids_around, read_json, tokens_by_id, unknown_keys,
-    write_hf)
+    ANYTHING, SMOLLM, Rules, Spelling, added_tokens, around_prompts, check_added,
+    check_hf, errors_that_name, from_hf_dict, ids_around, read_json, tokens_by_id,
+    unknown_keys, write_hf)
 from .model_files import explain, read_object
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #nfc
@@ -51,7 +52,10 @@ class SentencePiece(BpeTokenizer):
         self.byte_ids = byte_ids
         self.vocab |= {id: bytes([byte]) for byte, id in enumerate(byte_ids)}
 
-    missing = None   # bytes have ids of their own
+    @cached_property
+    def spelling(self)->Spelling:   # bytes have ids of their own
+        ids = {bytes([byte]): id for byte, id in enumerate(self.byte_ids)}
+        return Spelling(ids, self.special_tokens, self.rules)
 
     def encode_piece(self, piece:str)->list[int]:
         "Encode what stands between two special tokens, behind a space of its own."

@@ -31,7 +31,7 @@ from .foreign_tokenizers import (
 from .hf_folders import FAMILIES, check_family_name, family_of
 from .model_files import (
     Stored, explain, head_size, import_package, model_shape, without_copies)
-from ..rope import RopeScaling
+from .rope_tables import RopeScaling
 from ..transformer import ModelConfig
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-reader

@@ -29,7 +29,7 @@ from llm_course.engine.model_files import (
     Stored, checked_fields, explain, head_size, model_shape, read_object,
     without_copies)
 from .whole_folders import check_folder, whole_folder
-from ..rope import RopeScaling
+from .rope_tables import RopeScaling
 from ..transformer import ModelConfig
 
 # %% ../../nbs/engine/hf_folders.ipynb #families

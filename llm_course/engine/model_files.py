@@ -25,7 +25,7 @@ from torch import Tensor
 
 # %% ../../nbs/engine/model_files.ipynb #imports-course
 from .tokenizer_formats import errors_that_name, read_json
-from ..rope import RopeScaling
+from .rope_tables import RopeScaling
 from ..transformer import ModelConfig, Transformer
 
 # %% ../../nbs/engine/model_files.ipynb #stored

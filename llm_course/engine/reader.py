@@ -15,7 +15,8 @@ from torch import Tensor
 
 # %% ../../nbs/engine/reader.ipynb #imports-course
 from .decoding import Step, is_plain
-from ..multihead import KVCache, MultiHeadAttention
+from .kv_cache import KVCache
+from ..multihead import MultiHeadAttention
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/reader.ipynb #last-scores

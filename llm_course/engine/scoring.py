@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .reader import last_scores
-from ..multihead import KVCache, MultiHeadAttention
+from .kv_cache import KVCache
+from ..multihead import MultiHeadAttention
 
 # %% ../../nbs/engine/scoring.ipynb #scorer
 class Scorer:

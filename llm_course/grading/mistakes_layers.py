@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom
-from ..multihead import KVCache
+from ..engine.kv_cache import KVCache
 from ..rmsnorm import RmsNorm
-from ..rope import RopeScaling
+from ..engine.rope_tables import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
