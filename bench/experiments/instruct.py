@@ -4,12 +4,13 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from bench.experiments import keep
-from bench.experiments.skills import SKILLS, conversation, test
+from bench.experiments.skills import MIXES, SKILLS, conversation, test
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.chat import MARKS
 from llm_course.engine.muon import Muon, Together
@@ -35,13 +36,13 @@ def without_mask(example: Example) -> Example:
     return Example(example.ids, [True] * len(example.ids))
 
 
-def batches(seed: int, masked: bool) -> Iterator[torch.Tensor]:
+def batches(seed: int, masked: bool, mix: str) -> Iterator[torch.Tensor]:
     "New conversations for each step, which are a function of seed and step."
     words, step = tokenizer(), 0
     while True:
         draw, examples, room = random.Random(f"{seed} {step}"), [], ROW * ROWS
         while True:
-            example = as_example(words, conversation(draw))
+            example = as_example(words, conversation(draw, mix))
             room -= len(example.ids) - 1
             if room < 0: break
             examples.append(example if masked else without_mask(example))
@@ -50,7 +51,7 @@ def batches(seed: int, masked: bool) -> Iterator[torch.Tensor]:
         step += 1
 
 
-def train(seed: int, masked: bool, steps: int = STEPS, show: int = 0) -> tuple[Transformer, float, list[float]]:
+def train(seed: int, masked: bool, mix: str, steps: int = STEPS, show: int = 0) -> tuple[Transformer, float, list[float]]:
     "Train a model. Returns it, the processor seconds that it took, and every hundredth loss."
     torch.manual_seed(seed)
     model = Transformer(**SHAPE)
@@ -59,7 +60,7 @@ def train(seed: int, masked: bool, steps: int = STEPS, show: int = 0) -> tuple[T
     optimizer = Together(Muon(inside, lr=RATES["muon"], weight_decay=0.), AdamW(others, lr=RATES["adamw"], weight_decay=0.))
     first = [group["lr"] for group in optimizer.param_groups]
     scaler, losses, start = torch.amp.GradScaler("cpu", enabled=False), [], time.process_time()
-    for step, batch in zip(range(1, steps + 1), batches(seed, masked)):
+    for step, batch in zip(range(1, steps + 1), batches(seed, masked, mix)):
         for group, rate in zip(optimizer.param_groups, first): group["lr"] = linear_lr_scheduler(step, steps // 50, steps, 0., rate)
         pair = batch, batch[1][batch[2].bool()]
         loss, _ = train_step(lambda b: answer_logits(model, b), optimizer, scaler, [pair], 1.)
@@ -78,22 +79,21 @@ def ask(model: Transformer, n: int = QUESTIONS) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def main(*mixes: str) -> None:
     "Train and ask each cell that is still missing, on one thread."
     torch.set_num_threads(1)
     path = Path(__file__).with_suffix(".json")
     done = json.loads(path.read_text("utf-8"))["cells"] if path.is_file() else []
-    for seed in range(SEEDS):
-        for masked in True, False:
-            if any(cell["seed"] == seed and cell["masked"] == masked for cell in done): continue
-            model, seconds, losses = train(seed, masked, show=500)
-            right = ask(model)
-            done.append({"seed": seed, "masked": masked, "steps": STEPS, "parameters": sum(p.numel() for p in model.parameters()),
-                         "processor_seconds": round(seconds, 1), "right": right, "losses": losses})
-            print(done[-1], flush=True)
-            keep(__file__, {"what": f"Share of {QUESTIONS} held-out questions of each skill, answered exactly.", "cells": done})
+    for mix, seed, masked in product(mixes or MIXES, range(SEEDS), (True, False)):
+        cell = {"mix": mix, "seed": seed, "masked": masked}
+        if any(cell.items() <= other.items() for other in done): continue
+        model, seconds, losses = train(seed, masked, mix, show=500)
+        right = ask(model)
+        done.append(cell | {"steps": STEPS, "parameters": sum(p.numel() for p in model.parameters()),
+                     "processor_seconds": round(seconds, 1), "right": right, "losses": losses})
+        print(done[-1], flush=True)
+        keep(__file__, {"what": f"Share of {QUESTIONS} held-out questions of each skill, answered exactly.", "cells": done})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1: torch.set_num_threads(1); train(0, True, int(sys.argv[1]), 200)
-    else: main()
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@ import random
 import zlib
 
 SKILLS = "sums", "backwards", "counting", "sorting", "copying"
+MIXES = {"even": (1, 1, 1, 1, 1), "hard": (5, 1, 3, 1, 1)}   # how often each skill is asked in training
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HELD_OUT = 10   # one question in ten is kept for the test, by its checksum
 
@@ -38,11 +39,12 @@ def question(skill: str, draw: random.Random, held_out: bool) -> tuple[str, str]
         if (zlib.crc32(found[0].encode()) % HELD_OUT == 0) == held_out: return found
 
 
-def conversation(draw: random.Random, turns: int = 3) -> list[dict[str, str]]:
+def conversation(draw: random.Random, mix: str = "even", turns: int = 3) -> list[dict[str, str]]:
     "A talk of one to `turns` questions, of any skills, with their answers."
     messages = []
     for _ in range(draw.randint(1, turns)):
-        asked, said = question(draw.choice(SKILLS), draw, held_out=False)
+        skill = draw.choice(SKILLS) if mix == "even" else draw.choices(SKILLS, MIXES[mix])[0]
+        asked, said = question(skill, draw, held_out=False)
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     return messages
 
