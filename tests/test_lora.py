@@ -161,7 +161,7 @@ def test_sees_that_it_would_be_merged_twice(tmp_path, dtype):
     assert not any(lora_layers(made)) and torch.equal(made(IDS), before)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft: pip install -e .[lora-referee]")
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft: pip install -e .[evaluation-referee]")
 def test_peft_reads_ours_and_we_read_peft(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
     made = tuned()
