@@ -90,8 +90,8 @@ def test_a_tokenizer_without_the_token_joins_files_and_says_so(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("bad_files, kept, note", [
-    ("skip", "the moth", "note: of 4 files 3 were skipped, and bytes were replaced in 0"),
-    ("replace", f"the moth{end_of_text}caf\ufffd", "note: of 4 files 2 were skipped, and bytes were replaced in 1")])
+    ("skip", "the moth", "note: of 4 files, skipped 3 (empty.py, latin.txt, torn.gz)"),
+    ("replace", f"the moth{end_of_text}caf\ufffd", "note: of 4 files, skipped 2 (empty.py, torn.gz) and replaced 1 (latin.txt)")])
 def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept, note, tokenizer, tokenizer_file, tmp_path, capsys):
     (tmp_path/"good.txt").write_text("the moth", "utf-8", newline="\n"); (tmp_path/"empty.py").touch()
     (tmp_path/"latin.txt").write_bytes("café".encode("latin-1")); (tmp_path/"torn.gz").write_bytes(gzip.compress(b"thin" * 999)[:-9])
@@ -161,7 +161,7 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
     (["--tokenizer", "{tmp}/none.json", "--corpus", "{corpus}"], "--tokenizer {tmp}/none.json does not exist"),
     (["--tokenizer", "{corpus}", "--corpus", "{corpus}"], "is not a tokenizer"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none.txt"], "--corpus {tmp}/none.txt does not exist"),
-    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}"], "--corpus {tmp} is a folder"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none"], "--corpus {tmp}/none holds no text"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/empty.txt"], "--corpus {tmp}/empty.txt is empty"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_corpus", "{tmp}/none.txt"], "--val_corpus {tmp}/none.txt does not exist"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/tiny.txt"], "tiny.txt is a single line"),
@@ -178,6 +178,7 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
 def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
     (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x", "utf-8", newline="\n"); (tmp_path/"two.txt").write_text("x\ny", "utf-8", newline="\n")
     (tmp_path/"latin.txt").write_bytes(corpus.read_bytes() + "café\n".encode("latin-1"))
+    (tmp_path/"none").mkdir()
     names = {"corpus": corpus, "tokenizer": tokenizer_file, "tmp": tmp_path}
     argv = [flag.format(**names) for flag in flags]
     if "--output" not in argv: argv += ["--output", str(tmp_path/"out")]

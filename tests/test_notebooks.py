@@ -21,7 +21,8 @@ root = Path(__file__).parents[1]
 project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
 distributions = lambda listed: {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in listed}
 importable = distributions(project["dependencies"]) | {"IPython", "llm_course", *sys.stdlib_module_names}
-interop = distributions(project["optional-dependencies"]["interop"])   # exported functions may import these when they are called
+extras = project["optional-dependencies"]
+interop = distributions(extras["interop"] + extras["parquet"] + extras["serve"])   # exported functions may import these when they are called
 own_path = re.compile(r"(?<![\w.])(?:/home/\w|/root/|/Users/\w|/tmp/\w|/content/\w)|[A-Z]:\\+Users|ipykernel_\d+|" + re.escape(str(root)))
 
 

@@ -96,13 +96,13 @@ def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
     assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
-@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint", "evaluate"])
+@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint", "evaluate", "serve"])
 def test_help_names_the_command_as_it_was_typed(command, verb):
     assert command(verb, "--help").startswith(f"usage: llm-course {verb} ")
 
 
 def test_extras_and_scripts_are_what_the_readme_says():
-    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "interop", "triton"} == project["optional-dependencies"].keys()
+    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "interop", "serve", "triton"} == project["optional-dependencies"].keys()
 
 
 def test_the_longest_pages_are_executed_first():

@@ -361,7 +361,7 @@ def test_ctrl_c_is_put_back_and_other_threads_are_left_alone():
 def test_settling_fills_in_what_was_left_open(asked):
     settled = settle(replace(asked, iterations=100, lr_max=1e-2))
     assert (settled.warmup_iters, settled.cos_cycle_iters, settled.lr_min) == (5, 100, 1e-3)
-    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr")}.values()
+    assert None not in {k: v for k, v in asdict(settled).items() if k not in ("tokenizer_path", "num_kv_heads", "num_threads", "parallel", "wandb", "muon_lr", "train_weights", "init_from", "ema", "patience")}.values()
     assert settle(settled) == settled
     assert settle(replace(asked, precision=None)).precision == ("float32" if asked.device != "cuda" else default_precision(torch.device("cuda")))
 
@@ -587,10 +587,10 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
 
 # Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
 RESUMED = {
-    "acts": dict(activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
+    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
                  compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
-    "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0.),
-    "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, batch_size=4, grad_accumulation=2,
+    "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0., ema=.9),
+    "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, dropout=.1, train_weights=(2.,), eval_tasks=("speaker",), batch_size=4, grad_accumulation=2,
                     order="epochs", seed=1, muon_lr=.02, parallel="ddp", wandb="course"),
 }
 
@@ -624,7 +624,7 @@ def test_a_flag_on_resume_acts_or_is_refused_or_noted(kind, name, resumable, tmp
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delenv("RANK", raising=False)
     begun = resumable_in(folder)
-    if name in ("train_data", "val_data", "output", "tokenizer_path"): value = folder/value
+    if name in ("train_data", "val_data", "output", "tokenizer_path", "init_from"): value = folder/value
     config = replace(begun, **{"resume": True, "iterations": 9, name: value})
     before = {path.name: path.read_bytes() for path in begun.output.iterdir()}
     if kind == "refused":
@@ -636,10 +636,10 @@ def test_a_flag_on_resume_acts_or_is_refused_or_noted(kind, name, resumable, tmp
     assert run.done == 9 and len(notes) == (kind == "noted")
     if kind == "noted" and "schedule" not in notes[0]: assert notes[0] == f"--{name} was {getattr(begun, name)}, and is {value} from now on"
     said = json.loads((config.output/"config.json").read_text("utf-8"))
-    assert said == json.loads(json.dumps(asdict(settle(config)), default=str)) and said[name] == (str(value) if isinstance(value, Path) else value)
+    assert said == json.loads(json.dumps(asdict(settle(config, run.model if name == "init_from" else None)), default=str)) and said[name] == (str(value) if isinstance(value, Path) else value)
     fresh = optimizer_for(run.model, run.config)   # the settings are those of the flags
     set_rates(fresh, run.config, 9)
-    settings = [[{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups] for optimizer in (run.optimizer, fresh)]
+    settings = [[{key: x for key, x in group.items() if key not in ("params", "averaged")} for group in optimizer.param_groups] for optimizer in (run.optimizer, fresh)]
     assert settings[0] == settings[1] and len(compiled) == (name == "compile")
 
 

@@ -64,7 +64,9 @@ def find_model(
     "Find a model, and fetch it if need be. Raises `ValueError` or `OSError`."
     path = Path(path_or_name)
     if path.exists(): return path
-    if path_or_name == "smollm2-135m": return fetch("smollm2-135m")
+    if path_or_name == "smollm2-135m":
+        import_package("gguf", "smollm2-135m, a GGUF file,")   # before it is fetched
+        return fetch("smollm2-135m")
     name = str(path_or_name)
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", name)
     is_file = len(path.parts) == 2 and path.suffix in _SUFFIXES
