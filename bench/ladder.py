@@ -10,19 +10,21 @@ from statistics import mean
 from typing import Annotated
 
 from bench.machine import machine
-from bench.nanogpt import MEANS, cut, run_side
+from bench.nanogpt import MEANS, VOCAB, cut, run_side
 from bench.runner import commit, merge, read
 from llm_course.engine.commands import by_default, input_file, output_path, run_command
 
 START = dict(num_layers=4, batch_size=12, iterations=1180, order="random", muon_lr=None, lr_max=1e-3, lr_min=1e-4, decay="cosine", weight_decay=0.1)
 RUNGS = {   # what each changes about the one before it
-    "the course's model, and tokens for characters": START,
+    "the course's model": dict(START, vocab_size=256, iterations=1380),   # of bytes, which are the characters of an ASCII text
+    "the course's model, and tokens for characters": dict(vocab_size=VOCAB, iterations=1180),
     "rate 0.001 → 0.006": dict(lr_max=6e-3, lr_min=6e-4),
     "rows dealt in epochs": dict(order="epochs"),
     "a straight line to zero": dict(decay="line", lr_min=0.),
     "decay 0.1 → 0.3": dict(weight_decay=0.3),
     "three layers, more steps": dict(num_layers=3, iterations=1600),
-    "Muon, fewer and larger steps": dict(muon_lr=0.02, lr_max=1.2e-2, batch_size=24, iterations=730),
+    "fewer and larger steps": dict(lr_max=1.2e-2, batch_size=24, iterations=780),
+    "Muon, fewer and larger steps": dict(muon_lr=0.02, iterations=730),
 }
 OTHERS = {   # what each changes about our recipe
     "four layers, fewer steps": dict(num_layers=4, iterations=550),
@@ -36,9 +38,10 @@ OTHERS = {   # what each changes about our recipe
 class Config:
     "Climb from nanoGPT's recipe to ours, one change at a time.\n\nExample: python -m bench.ladder --text tinyshakespeare.txt --seeds 0 --only Muon"
     text: Path                              # An English text in UTF-8
-    seeds: tuple[int, ...] = (0, 1)         # A run of each rung for each
+    seeds: tuple[int, ...] = (0, 1, 2)      # A run of each rung for each
     threads: int = 2                        # CPU threads
     only: Annotated[tuple[str, ...], by_default("all")] = ()   # Rungs whose names contain one of these words
+    resume: bool = False                    # Leave out the runs that the file has already
     output: Path = Path("bench/ladder.json")  # File that collects the results
 
     def __post_init__(self):
@@ -67,6 +70,7 @@ def main(config: Config) -> None:
         for seed in config.seeds:
             for place, (name, (kind, side, changes)) in enumerate(rungs().items()):
                 if name not in config.chosen: continue
+                if config.resume and seed in [r["seed"] for r in read(output).get(name, {}).get("runs", [])]: continue
                 run = run_side(side, seen, seed, config.threads, json.dumps(changes))
                 runs = [r for r in read(output).get(name, {}).get("runs", []) if r["seed"] != seed] + [run]
                 means = {key: round(mean(r[key] for r in runs), 4) for key in MEANS}

@@ -35,6 +35,7 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
+from .engine.budget import shape_of
 from .engine.commands import run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
@@ -371,7 +372,7 @@ def main(
             print(budget.describe(account_of(config)))
         if config.dry_run:
             print(budget.forecast(
-                budget.shape_of(config), config.batch_size, config.grad_accumulation,
+                shape_of(config), config.batch_size, config.grad_accumulation,
                 config.iterations, config.precision, config.activation_checkpointing,
                 config.device))
             return

@@ -15,7 +15,7 @@ import bench.cases  # noqa: F401  registers the cases
 from bench import experiments, four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
 from bench.cases.generating import llama
 from bench.cases.machine import built_in
-from bench.experiments import parts
+from bench.experiments import parts, warmup
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
 from llm_course.transformer import Transformer
@@ -275,6 +275,9 @@ def test_the_ladder_climbs_to_our_recipe_and_keeps_its_runs(text, tmp_path, monk
     results = json.loads((tmp_path/"out.json").read_text("utf-8"))
     assert results.keys() == rungs.keys() and [run["seed"] for run in results["Muon, fewer and larger steps"]["runs"]] == [0, 1]
     assert results["Muon, fewer and larger steps"]["nats_per_byte"] == 1.5 and len(results["nanoGPT's recipe"]["runs"]) == 1
+    before = len(seen)
+    command("--seeds", "0", "1", "--only", "Muon", "nanoGPT", "--resume")
+    assert len(seen) == before + 1   # of these four runs one was missing
 
 
 def test_a_dose_is_an_error_of_rounding():
@@ -434,11 +437,32 @@ def test_a_share_of_the_peak_is_told(large):
     assert gpu.share_of_peak(gpu.Setup("cpu", toy=True), 1e9, 2.)["share_of_peak"] == "unknown"
 
 
+@pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID)], ids=["parts", "warmup"])
+def test_every_run_of_an_experiment_is_there_once(script, grid):
+    found = json.loads(Path(script.__file__).with_suffix(".json").read_text("utf-8"))["runs"]
+    for settings in grid: assert sum(settings.items() <= run.items() for run in found) == 1, settings
+    assert len(found) == len(grid)
+
+
 def test_the_runs_of_the_parts_are_those_of_the_page():
-    "All variants and seeds are there, and the page's own functions give the same loss again, but for rounding."
-    page, found = parts.functions(), json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))
-    assert found["nats"].keys() == page["changes"].keys() and {len(losses) for losses in found["nats"].values()} == {parts.SEEDS}
-    assert abs(page["exchanged"]("no attention", seed=1) - found["nats"]["no attention"][1]) < .02, "run python -m bench.experiments.parts"
+    "The page's own functions give the same loss again, but for rounding."
+    settings = {"variant": "no attention", "blocks": 2, "rate": 0.01, "seed": 1}
+    kept, = (run["nats"] for run in json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))["runs"] if settings.items() <= run.items())
+    again = parts.functions()["exchanged"]("no attention", seed=1, lr=0.01, blocks=2)
+    assert abs(again - kept) < .02, "run python -m bench.experiments.parts"
+
+
+def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
+    asked, script, grid = [], str(tmp_path/"some.py"), [{"x": x, "seed": seed} for seed in (0, 1) for x in (2, 3)]
+    def run(x, seed):
+        asked.append((x, seed))
+        if len(asked) == 3: raise KeyboardInterrupt
+        return {"y": x + seed}
+    with pytest.raises(KeyboardInterrupt): experiments.resume(script, "Sums.", grid, run)
+    experiments.resume(script, "Sums.", grid, run)
+    assert asked == [(2, 0), (3, 0), (2, 1), (2, 1), (3, 1)]   # what was cut off is made again, and nothing else
+    kept = json.loads((tmp_path/"some.json").read_text("utf-8"))
+    assert kept["what"] == "Sums." and [run["y"] for run in kept["runs"]] == [2, 3, 3, 4]
 
 
 def test_an_experiment_takes_cells_that_are_there(tmp_path):

@@ -1,10 +1,11 @@
 """Longer runs of what a page shows in short. Each script takes the functions from the page's own cells, and its results lie beside it, for the page to read."""
 import datetime
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from bench.runner import commit, machine, root
+from bench.runner import commit, machine, read, root
 from llm_course.engine.commands import whole_file
 
 
@@ -20,3 +21,13 @@ def keep(script: str, found: dict) -> None:
     "Write what was found beside the script, with the machine, the code and the day."
     result = found | {"machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
     with whole_file(Path(script).with_suffix(".json"), "w") as file: file.write(json.dumps(result, indent=1) + "\n")
+
+
+def resume(script: str, what: str, grid: list[dict], run: Callable[..., dict]) -> None:
+    "Make each run of a grid that the script's file lacks, and keep each as soon as it is there."
+    for settings in grid:
+        runs = read(Path(script).with_suffix(".json")).get("runs", [])   # another process may have added to it
+        if any(settings.items() <= old.items() for old in runs): continue
+        runs.append(settings | run(**settings))
+        print(runs[-1], flush=True)
+        keep(script, {"what": what, "runs": runs})

@@ -38,12 +38,14 @@ class Files:
     # With --resume: let the flags that decide which ids come next be others than before
     override:bool=False
 
-    def __post_init__(self):   # from Python, a path may be a text
-        for name in "train_data", "val_data", "output", "tokenizer_path", "init_from":
-            path = getattr(self, name)
-            if isinstance(path, str): object.__setattr__(self, name, Path(path))
-            elif isinstance(path, list | tuple):
-                object.__setattr__(self, name, tuple(map(Path, path)))
+    def __post_init__(self):   # from Python a path may be a text, and lists are as good
+        paths = "train_data", "val_data", "output", "tokenizer_path", "init_from"
+        for name, value in vars(self).items():
+            if isinstance(value, list): value = tuple(value)
+            if name in paths and isinstance(value, str): value = Path(value)
+            elif name in paths and isinstance(value, tuple):
+                value = tuple(map(Path, value))
+            object.__setattr__(self, name, value)
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:

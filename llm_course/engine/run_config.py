@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
            'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'fit_shape', 'new_model',
-           'check_types', 'check_flags', 'shape_of', 'least_memory', 'memory_of', 'check_memory', 'account_of',
-           'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates',
-           'position_of', 'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'check_types', 'check_flags', 'account_of', 'check_memory', 'warn_of_slow_precision', 'import_board',
+           'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
+           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -31,7 +31,8 @@ from ..checkpoint import load_model, pick_device, read_checkpoint
 from ..data import ORDERS, load_ids
 from . import budget
 from .averages import average_weights
-from .budget import MemoryAccount, estimate_memory, slowdown
+from .budget import (
+    MemoryAccount, estimate_memory, shape_of, slowdown)
 from .commands import input_file
 from .flags import TrainConfig
 from .mixture import Mixture
@@ -39,7 +40,7 @@ from .muon import Muon, Together
 from .optimizers import CheckedOptimizer
 from ..optim import AdamW, params_for_decay
 from ..schedule import cos_lr_scheduler, linear_lr_scheduler
-from ..transformer import ModelConfig, Transformer
+from ..transformer import Transformer
 
 # %% ../../nbs/engine/run_config.ipynb #precision
 PRECISIONS = {
@@ -151,9 +152,9 @@ def fit_shape(
 )->TrainConfig:            # With the shape of the model, and its vocabulary
     "Find out the shape. Raises `ValueError` where flags and model, or data, disagree."
     if model is None: return replace(config, vocab_size=find_vocab_size(config))
-    found = asdict(model.config)
     defaults = {f.name: f.default for f in fields(TrainConfig)}
-    shape = {name: found[name] for name in shape_of(config) if name != "dropout"}
+    found = asdict(model.config).items()
+    shape = {name: x for name, x in found if name in defaults and name != "dropout"}
     for name, there in shape.items():
         asked = getattr(config, name)
         if name == "max_seq_len" and asked < there: shape[name] = asked
@@ -175,7 +176,7 @@ def new_model(
     "Make the model of a run: drawn by the seed, or the one to begin with."
     torch.manual_seed(config.seed)
     if model is None:
-        shape = shape_of(config)
+        shape = asdict(shape_of(config))
         return Transformer(**shape, parts=parts).to(config.device)
     if model.config.dropout != config.dropout:
         shape = asdict(replace(model.config, dropout=config.dropout))
@@ -240,72 +241,31 @@ def check_flags(
                          f"{config.muon_lr} and {config.lr_max}")
 
 # %% ../../nbs/engine/run_config.ipynb #memory
-def shape_of(
-    config:TrainConfig, # Settled
-)->dict[str, Any]:      # The arguments of `ModelConfig` that flags decide
-    "Pick the model's shape out of the flags."
-    names = [f.name for f in fields(ModelConfig) if hasattr(config, f.name)]
-    return {name: getattr(config, name) for name in names}
-
-def least_memory(
-    config:TrainConfig, # With a vocabulary
-    count:int=1,        # Processes
-)->dict[str, int]:      # Bytes for the model and for a batch, in each process
-    "Reckon what a run needs at the least."
-    shape = ModelConfig(**shape_of(config))
-    width, layers, vocab = shape.d_model, shape.num_layers, shape.vocab_size
-    kv = shape.num_kv_heads or shape.num_heads
-    block = 2 * width * width * (shape.num_heads + kv) // shape.num_heads
-    weights = layers * (block + 3 * width * shape.d_ff)
-    weights += vocab * width * (1 if shape.tie else 2)
-    rows = config.batch_size * config.max_seq_len // count
-    ids = 16 * rows * count * config.grad_accumulation   # inputs and targets
-    return {"model": 16 * weights // count + 20_000 * layers,   # Python's own objects
-            "batch": ids + 2 * rows * (vocab + width * layers)}   # in half precision
-
-def memory_of(
-    device:torch.device, # That is there
-)->int|None:             # Bytes in all; `None` where the system does not say
-    "Ask how much memory there is, in use or not."
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "mps": return torch.mps.recommended_max_memory()
-    if not hasattr(os, "sysconf"): return None
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")   # of a container
-    text = limit.read_text("utf-8").strip() if limit.is_file() else ""
-    return min(found, int(text)) if text.isdigit() else found
-
-_SMALLER = {"model": "--d_model, --d_ff, --num_layers or --vocab_size",
-            "batch": "--batch_size, --grad_accumulation or --max_seq_len"}
-
-def check_memory(
-    config:TrainConfig, # With a vocabulary
-    device:torch.device, # Where it will run
-)->None:
-    "Raise `ValueError` for a run that cannot fit."
-    here = memory_of(device)
-    if here is None: return
-    need = least_memory(config, int(os.environ.get("WORLD_SIZE", 1)))
-    if sum(need.values()) <= here: return
-    large = max(need, key=lambda what: need[what])
-    told = min(need[large], 10**18) / 1e9
-    raise ValueError(f"there is not enough memory: the {large} takes {told:,.0f} GB or "
-                     f"more, and {device} has {here / 1e9:,.0f} GB; ask for a smaller "
-                     f"{_SMALLER[large]}")
-
-# %% ../../nbs/engine/run_config.ipynb #account
 def account_of(
     config:TrainConfig, # Settled
 )->MemoryAccount:       # Of a single process
     "Count the memory that a run will need."
     count = int(os.environ.get("WORLD_SIZE", 1))
     return estimate_memory(
-        ModelConfig(**shape_of(config)), max(1, config.batch_size // count),
+        shape_of(config), max(1, config.batch_size // count),
         config.precision or "float32", config.activation_checkpointing,
         pieces=config.grad_accumulation, muon=config.muon_lr is not None, diary=True,
         device=config.device or "cpu")
 
+def check_memory(
+    config:TrainConfig,  # Settled
+    device:torch.device, # Where it will run
+)->None:
+    "Raise `ValueError` for a run that cannot fit."
+    account = account_of(config)
+    sharded = config.parallel == "fsdp"
+    if config.compile or sharded:   # what is needed in any case
+        model = account.weights + account.gradients + account.optimizer
+        if sharded: model //= int(os.environ.get("WORLD_SIZE", 1))
+        account = replace(account, peak=max(model, account.logits // 2))
+    budget.check_memory(account, device.type)
+
+# %% ../../nbs/engine/run_config.ipynb #account
 def warn_of_slow_precision(
     config:TrainConfig, # Settled
 )->None:
@@ -353,8 +313,6 @@ def settle(
         tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device))
     check_memory(settled, device)
-    counted = not config.compile and config.parallel != "fsdp"
-    if counted: budget.check_memory(account_of(settled), device.type)
     warn_of_slow_precision(settled)
     return settled
 
