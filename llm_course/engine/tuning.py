@@ -278,8 +278,8 @@ def instruct(
         raise ValueError(f"{base} has never seen the marks of a turn, and their rows "
                          "must learn; leave --lora_rank out")
     c = settle(config, model)
-    talks = Conversations(read_examples(c.train_data, tokenizer, c.max_seq_len),
-                          read_examples(c.val_data, tokenizer, c.max_seq_len), c)
+    talks = Conversations(read_examples(config.train_data, tokenizer, c.max_seq_len),
+                          read_examples(config.val_data, tokenizer, c.max_seq_len), c)
     torch.manual_seed(c.seed)
     if config.lora_rank:
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
