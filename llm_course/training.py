@@ -108,7 +108,6 @@ class Run:
     scaler:torch.amp.GradScaler        # Acts in float16 only
     train_ids:np.ndarray|Mixture       # Memory-mapped
     val_ids:np.ndarray                 # Memory-mapped
-    source:Any=None                    # Other batches than those of files
     rank:int=0                         # This process's number
     count:int=1                        # Processes
     done:int=0                         # Steps taken
@@ -118,6 +117,7 @@ class Run:
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
+    source:Any=None                    # Other batches than those of files
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
