@@ -117,7 +117,7 @@ class Run:
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
-    source:Any=None                    # Other batches than those of files
+    source:Any=None                    # Other batches than those of files: chapter 25
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
