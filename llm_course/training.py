@@ -261,9 +261,12 @@ def measure(
     "Take the loss on the run's validation batches, always the same ones."
     c = run.config
     size = c.batch_size, c.max_seq_len, c.device
-    batches = (get_batch(run.val_ids, *size, seed=0, iteration=i)
-               for i in range(c.val_batches))
-    return evaluate(run.forward, batches)
+    batches = []
+    for i in range(c.val_batches):
+        pair = get_batch(run.val_ids, *size, seed=0, iteration=i)
+        batches.append([x.chunk(run.count)[run.rank] for x in pair])   # our share
+    nats = evaluate(run.forward, batches)
+    return mean_over_processes([nats], c.device, run.count)[0]
 
 def measure_all(
     run:Run, # Usually at its end
