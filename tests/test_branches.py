@@ -28,17 +28,21 @@ def f(x):
     try: y = [i for i in range(3) if i != x]
     except TypeError: y = []
     return 1 if y else 0
+
+class C:
+    def __init__(self, x):
+        self.y = f(x) if x else None   # a name with two underscores would be read as the class's own
 '''
 
 
 def test_both_outcomes_of_each_condition_are_watched(monkeypatch):
     tree, found = load("sitecustomize", monkeypatch).conditions("m", SOURCE)
-    assert [text for _, text, _ in found] == ["x > 0", "x < -1", "i != x", "except TypeError", "y"] and {where for where, _, _ in found} == {"f"}
+    assert [text for _, text, _ in found] == ["x > 0", "x < -1", "i != x", "except TypeError", "y", "x"] and {where for where, _, _ in found} == {"f", "C.__init__"}
     seen = set()
-    space = {"__branch": lambda place, value: seen.add((place, bool(value))) or value}
+    space = {"__branch__": lambda place, value: seen.add((place, bool(value))) or value}
     exec(compile(tree, "m.py", "exec"), space)
-    assert [space["f"](x) for x in (1, -3, 0)] == [1, 1, 1]
-    assert seen == {("m 0", True), ("m 0", False), ("m 1", True), ("m 1", False), ("m 2", True), ("m 2", False), ("m 4", True)}
+    assert [space["f"](x) for x in (1, -3, 0)] == [1, 1, 1] and space["C"](1).y == 1
+    assert seen == {("m 0", True), ("m 0", False), ("m 1", True), ("m 1", False), ("m 2", True), ("m 2", False), ("m 4", True), ("m 5", True)}
 
 
 def test_a_process_writes_what_it_saw_and_what_is_missing_is_told(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ class Conditions(ast.NodeTransformer):
         text = " ".join(ast.unparse(what).split()) if what else at
         self.found.append((".".join(self.names) or "module", text, what is not None))
         arguments = [ast.Constant(f"{self.module} {len(self.found) - 1}"), what or ast.Constant(True)]
-        return ast.Call(ast.Name("__branch", ast.Load()), arguments, [])
+        return ast.Call(ast.Name("__branch__", ast.Load()), arguments, [])
 
     def inside(self, node):
         self.names.append(node.name)
@@ -84,7 +84,7 @@ def install(folder):
             seen.add((place, outcome))
             os.write(file, f"{place} {outcome}\n".encode())
         return outcome
-    builtins.__dict__["__branch"] = branch
+    builtins.__dict__["__branch__"] = branch
     sys.meta_path.insert(0, Finder)
 
 
