@@ -8,7 +8,7 @@ import torch
 from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
-from llm_course.engine.diary import probe_rows, report, update_ratio
+from llm_course.engine.diary import probe_rows, report, update_ratio, update_ratios
 from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
 from llm_course.training import TrainConfig, train
 from llm_course.transformer import Transformer
@@ -111,8 +111,15 @@ def test_activation_sizes_are_those_of_the_stream(device):
 
 
 def test_a_step_is_measured_by_the_length_it_starts_from():
-    before = [torch.tensor([[3., 0.]]), torch.tensor([[0.], [4.]])]   # 5 long together
-    assert update_ratio(before, [before[0] + 1, before[1]]) == pytest.approx(2**.5 / 5)
+    before = [torch.tensor([[3., 4.]]), torch.tensor([[0.], [400.]]), torch.tensor([[2., 0.]]), torch.zeros(1, 1)]
+    after = [before[0] + torch.tensor([[0., .5]]), before[1], before[2] + 1, before[3] + 1]
+    assert update_ratios(before, after) == pytest.approx([.1, 0, .5**.5, math.inf])
+    assert update_ratio(before[:3], after[:3]) == pytest.approx(.1)   # the middle one: the large matrix that stays does not hide the others
+
+
+def test_leaving_out_the_warm_up_is_no_fault():
+    cold = [t for t in traces if t["fault"] == "no warm-up"]
+    assert cold and all(first(t) == "none" for t in cold)
 
 
 def test_the_rows_that_are_watched_reach_from_end_to_end():
