@@ -18,7 +18,7 @@ from llm_course.bpe import PATTERNS, learn_merges, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.generating import DEMO, Sampling, load_demo, next_probabilities
-from llm_course.transformer import Transformer
+from llm_course.transformer import ModelConfig, Transformer
 
 expect = pytest.importorskip("playwright.sync_api").expect
 root = Path(__file__).parents[1]
@@ -127,8 +127,12 @@ def test_merges_are_learnt_as_in_chapter_1(scripts):
 
 # ---- The model
 
+def test_it_knows_every_field_of_a_models_shape():
+    assert not [name for name in asdict(ModelConfig()) if name not in (root/"web"/"machine"/"model.js").read_text("utf-8")]
+
+
 SHAPES = {
-    "grouped": dict(num_kv_heads=2), "tied": dict(tie=True), "biases": dict(qkv_bias=True), "normed": dict(qk_norm=True, num_kv_heads=1, norm_eps=1e-3), "wide heads": dict(d_k=10, rope_theta=500.0),
+    "grouped": dict(num_kv_heads=2, dropout=0.1), "tied": dict(tie=True), "biases": dict(qkv_bias=True), "normed": dict(qk_norm=True, num_kv_heads=1, norm_eps=1e-3), "wide heads": dict(d_k=10, rope_theta=500.0),
     "long": dict(rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)), "all": dict(num_kv_heads=2, tie=True, qkv_bias=True, qk_norm=True, d_k=6)}
 LOGITS = """([file, ids]) => { const m = llm.readModel(unpack(file)); m.read(ids); const rows = ids.map((_, i) => Array.from(m.look(i).logits)); m.read(ids.slice(0, 3)); m.read(ids)
   return {rows, again: Array.from(m.look(ids.length - 1).logits), shares: m.shares(0, 0).map(row => Array.from(row)), count: m.count} }"""
