@@ -107,78 +107,141 @@ def learn_merges(
 #| code-fold: true
 @check_of("pre_tokens")
 def cuts_as_known_by_hand(part):
-    "Contractions, a word with the space before it, digits, signs and runs of spaces are pieces of their own."
-    for text, wanted in ("I'll go  home.", ["I", "'ll", " go", " ", " home", "."]), ("a1 b22\n\n c", ["a", "1", " b", "22", "\n\n", " c"]), ("x  ", ["x", "  "]), ("to be unquestionably to be", ["to", " be", " unquestionably", " to", " be"]), ("can't! DON'T!!", ["can", "'t", "!", " DON", "'", "T", "!!"]):
+    """Contractions, a word with the space before it, digits, signs and runs of spaces
+    are pieces of their own."""
+    for text, wanted in (
+        ("I'll go  home.", ["I", "'ll", " go", " ", " home", "."]),
+        ("a1 b22\n\n c", ["a", "1", " b", "22", "\n\n", " c"]),
+        ("x  ", ["x", "  "]),
+        ("to be unquestionably to be", ["to", " be", " unquestionably", " to", " be"]),
+        ("can't! DON'T!!", ["can", "'t", "!", " DON", "'", "T", "!!"]),
+    ):
         got = part(text)
-        assert list(got) == wanted, f"{text!r} must be cut into {wanted}, but came as {list(got)}"
+        assert (
+            list(got) == wanted
+        ), f"{text!r} must be cut into {wanted}, but came as {list(got)}"
 
 @check_of("pre_tokens")
 def loses_nothing(part):
     "Joined again, the pieces are the text: every space, newline and odd sign is there."
-    for text in "", " ", "\r\n\t x", "naïve café 北京 👩‍👩‍👧 ﷺ", "don't DON'T", "a_b __", "a\u00a0b  \n  c ":
+    for text in (
+        "",
+        " ",
+        "\r\n\t x",
+        "naïve café 北京 👩‍👩‍👧 ﷺ",
+        "don't DON'T",
+        "a_b __",
+        "a\u00a0b  \n  c ",
+    ):
         got = part(text)
-        assert "".join(got) == text, f"joined again, the pieces of {text!r} give {''.join(got)!r}"
+        assert (
+            "".join(got) == text
+        ), f"joined again, the pieces of {text!r} give {''.join(got)!r}"
         assert all(got), f"{text!r} gives an empty piece: {list(got)}"
 
 @check_of("pre_tokens")
 def follows_the_pattern_it_is_given(part):
     "With another pattern it cuts otherwise: Llama 3's takes digits by three."
     got = list(part("x12345 y", LLAMA3))
-    assert got == ["x", "123", "45", " y"], f"by Llama 3's pattern 'x12345 y' must be cut into ['x', '123', '45', ' y'], but came as {got}"
+    assert got == ["x", "123", "45", " y"], (
+        "by Llama 3's pattern 'x12345 y' must be cut into ['x', '123', '45', ' y'],"
+        f" but came as {got}"
+    )
 
 # %% ../nbs/01_bpe.ipynb #checks-merge
 #| code-fold: true
 @check_of("merge")
 def joins_as_known_by_hand(part):
-    "Every pair of these neighbours becomes one, and the rest stays: b, a, n, a, n, a with a and n joined is b, an, an, a."
+    """Every pair of these neighbours becomes one, and the rest stays: b, a, n, a, n, a
+    with a and n joined is b, an, an, a."""
     got = list(part([98, 97, 110, 97, 110, 97], (97, 110), 256))
-    assert got == [98, 256, 256, 97], f"[98, 97, 110, 97, 110, 97] with (97, 110) joined to 256 must give [98, 256, 256, 97], but gave {got}"
+    assert got == [98, 256, 256, 97], (
+        "[98, 97, 110, 97, 110, 97] with (97, 110) joined to 256 must give [98, 256,"
+        f" 256, 97], but gave {got}"
+    )
 
 @check_of("merge")
 def reads_from_the_left_without_overlap(part):
     "Three equal ids hold one pair, the left one: what was joined is not joined again."
     for ids, wanted in ([7, 7, 7], [8, 7]), ([7, 7, 7, 7], [8, 8]), ([7, 7], [8]):
-        assert (got := list(part(ids, (7, 7), 8))) == wanted, f"{ids} with (7, 7) joined to 8 must give {wanted}, but gave {got}"
+        assert (
+            got := list(part(ids, (7, 7), 8))
+        ) == wanted, f"{ids} with (7, 7) joined to 8 must give {wanted}, but gave {got}"
 
 @check_of("merge")
 def minds_order_and_edges(part):
-    "The pair counts in its order only, at the beginning and at the end as well; without it nothing changes."
-    for ids, wanted in ([2, 1, 2, 1], [2, 9, 1]), ([1, 2, 3], [9, 3]), ([3, 1, 2], [3, 9]), ([3, 1], [3, 1]), ([5, 2, 1], [5, 2, 1]), ([1, 3, 2], [1, 3, 2]), ([11, 2, 13], [11, 2, 13]), ([1], [1]), ([], []):
+    """The pair counts in its order only, at the beginning and at the end as well;
+    without it nothing changes."""
+    for ids, wanted in (
+        ([2, 1, 2, 1], [2, 9, 1]),
+        ([1, 2, 3], [9, 3]),
+        ([3, 1, 2], [3, 9]),
+        ([3, 1], [3, 1]),
+        ([5, 2, 1], [5, 2, 1]),
+        ([1, 3, 2], [1, 3, 2]),
+        ([11, 2, 13], [11, 2, 13]),
+        ([1], [1]),
+        ([], []),
+    ):
         given = list(ids)
-        assert (got := list(part(given, (1, 2), 9))) == wanted, f"{ids} with (1, 2) joined to 9 must give {wanted}, but gave {got}"
-        assert given == ids, f"the list it was given was {ids} and is now {given}; make a new one"
+        assert (
+            got := list(part(given, (1, 2), 9))
+        ) == wanted, f"{ids} with (1, 2) joined to 9 must give {wanted}, but gave {got}"
+        assert (
+            given == ids
+        ), f"the list it was given was {ids} and is now {given}; make a new one"
 
 # %% ../nbs/01_bpe.ipynb #checks-learn
 #| code-fold: true
 @check_of("learn_merges")
 def learns_what_can_be_counted_by_hand(part):
-    "Of three times low and twice lowest, (l, o) and (o, w) come five times each; the greater, (o, w), is joined first."
+    """Of three times low and twice lowest, (l, o) and (o, w) come five times each; the
+    greater, (o, w), is joined first."""
     got = part({b"low": 3, b"lowest": 2}, 2)
-    assert list(map(tuple, got)) == [(b"o", b"w"), (b"l", b"ow")], f"the first two merges must be (o, w) and (l, ow), but are {got}"
+    assert list(map(tuple, got)) == [
+        (b"o", b"w"),
+        (b"l", b"ow"),
+    ], f"the first two merges must be (o, w) and (l, ow), but are {got}"
 
 @check_of("learn_merges")
 def weighs_each_word_by_its_count(part):
     "A pair in one frequent word beats a pair in many rare ones."
     got = part({b"xy": 10, b"ab": 1, b"cab": 1, b"abd": 1}, 1)
-    assert list(map(tuple, got)) == [(b"x", b"y")], f"xy comes ten times and ab three: the first merge must be (x, y), but is {got}"
+    assert list(map(tuple, got)) == [
+        (b"x", b"y")
+    ], f"xy comes ten times and ab three: the first merge must be (x, y), but is {got}"
 
 @check_of("learn_merges")
 def breaks_ties_by_the_bytes(part):
-    "Of equally frequent pairs the greater pair of byte strings is joined, whatever the order of the words."
+    """Of equally frequent pairs the greater pair of byte strings is joined, whatever
+    the order of the words."""
     for words in {b"ab": 2, b"cd": 2, b"ca": 2}, {b"ca": 2, b"cd": 2, b"ab": 2}:
         got = part(words, 1)
-        assert list(map(tuple, got)) == [(b"c", b"d")], f"of ab, ca and cd, twice each in the order {[*words]}, the first merge must be (c, d), but is {got}"
+        assert list(map(tuple, got)) == [(b"c", b"d")], (
+            f"of ab, ca and cd, twice each in the order {[*words]}, the first merge"
+            f" must be (c, d), but is {got}"
+        )
     got = part({b"\xffz": 1, b"za": 1}, 1)
-    assert list(map(tuple, got)) == [(b"\xff", b"z")], f"bytes count from 0 to 255, so of (255, z) and (z, a) the first is the greater, but the merge is {got}"
+    assert list(map(tuple, got)) == [(b"\xff", b"z")], (
+        "bytes count from 0 to 255, so of (255, z) and (z, a) the first is the"
+        f" greater, but the merge is {got}"
+    )
     got = part({b"ab": 10, b"aba": 2, b"az": 2}, 2)
-    assert list(map(tuple, got)) == [(b"a", b"b"), (b"ab", b"a")], f"of (ab, a) and (a, z), twice each, the greater pair is (ab, a), as ab is greater than a, but the merges are {got}"
+    assert list(map(tuple, got)) == [(b"a", b"b"), (b"ab", b"a")], (
+        "of (ab, a) and (a, z), twice each, the greater pair is (ab, a), as ab is"
+        f" greater than a, but the merges are {got}"
+    )
 
 @check_of("learn_merges")
 def counts_again_after_each_merge(part):
-    "A merge makes new pairs and unmakes old ones; the next is chosen by the new counts."
+    """A merge makes new pairs and unmakes old ones; the next is chosen by the new
+    counts."""
     got = part({b"abc": 4, b"bcd": 3, b"ab": 2}, 3)
     wanted = [(b"b", b"c"), (b"a", b"bc"), (b"bc", b"d")]
-    assert list(map(tuple, got)) == wanted, f"abc four times, bcd three times, ab twice: the merges must be {wanted}, but are {got}"
+    assert list(map(tuple, got)) == wanted, (
+        f"abc four times, bcd three times, ab twice: the merges must be {wanted}, but"
+        f" are {got}"
+    )
 
 # %% ../nbs/01_bpe.ipynb #checks-learn-2
 #| code-fold: true
@@ -188,26 +251,48 @@ def stays_within_words(part):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = part({b"a": 50, b"b": 50, b"xy": 1}, 5)
-    assert list(map(tuple, got)) == [(b"x", b"y")], f"from a and b, fifty times each, and xy once, (x, y) can be learnt and nothing more, but {got} was"
+    assert list(map(tuple, got)) == [(b"x", b"y")], (
+        "from a and b, fifty times each, and xy once, (x, y) can be learnt and nothing"
+        f" more, but {got} was"
+    )
 
 @check_of("learn_merges")
 def agrees_with_a_slow_reference(part):
     "On random words it learns what counting everything anew each time would learn."
     chance = random.Random(0)
     for _ in range(20):
-        words = {bytes(chance.choices(b"abc", k=chance.randint(1, 9))): chance.randint(1, 5) for _ in range(8)}
+        words = {
+            bytes(chance.choices(b"abc", k=chance.randint(1, 9))): chance.randint(1, 5)
+            for _ in range(8)
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            got, wanted = list(map(tuple, part(dict(words), 6))), _learn_slowly(words, 6)
-        first = next((i for i, (a, b) in enumerate(zip_longest(got, wanted)) if a != b), None)
-        assert first is None, f"words {words}: merge {first} must be {wanted[first:first + 1]}, but is {got[first:first + 1]}"
+            got, wanted = list(map(tuple, part(dict(words), 6))), _learn_slowly(
+                words, 6
+            )
+        first = next(
+            (i for i, (a, b) in enumerate(zip_longest(got, wanted)) if a != b), None
+        )
+        assert first is None, (
+            f"words {words}: merge {first} must be {wanted[first:first + 1]}, but is"
+            f" {got[first:first + 1]}"
+        )
 
 def _learn_slowly(words, num_merges):
     "Pieces instead of ids, and everything counted anew for each merge."
     spelled, merges = {word: [bytes([byte]) for byte in word] for word in words}, []
     while len(merges) < num_merges:
-        pairs = Counter(pair for word, pieces in spelled.items() for pair in pairwise(pieces) for _ in range(words[word]))
-        if not pairs: break
+        pairs = Counter(
+            pair
+            for word, pieces in spelled.items()
+            for pair in pairwise(pieces)
+            for _ in range(words[word])
+        )
+        if not pairs:
+            break
         merges.append(best := max(pairs, key=lambda pair: (pairs[pair], pair)))
-        spelled = {word: merge(pieces, best, b"".join(best)) for word, pieces in spelled.items()}
+        spelled = {
+            word: merge(pieces, best, b"".join(best))
+            for word, pieces in spelled.items()
+        }
     return merges

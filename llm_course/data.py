@@ -8,6 +8,7 @@ __all__ = ['ORDERS', 'Draw', 'batch_starts', 'epoch_starts', 'as_tensors', 'get_
 
 # %% ../nbs/03_data.ipynb #imports
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -232,7 +233,9 @@ def main(
     data_command.main(argv)
 
 # %% ../nbs/03_data.ipynb #run
-if __name__ == "__main__" and "__file__" in globals(): main()   # not in a notebook
+if __name__ == "__main__" and "__file__" in globals():   # a notebook has no __file__
+    sys.modules["llm_course.data"] = sys.modules["__main__"]   # not run twice
+    main()
 
 # %% ../nbs/03_data.ipynb #checks-batch
 #| code-fold: true

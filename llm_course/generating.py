@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model
 from .checks import check_of
+from .engine.flags import Dials
 from .engine.reader import Reader, pad_with_own, side_by_side
 from .engine.sampling import (
     BROKEN, draw, quick_probabilities, refuse_broken, waiting_is_free)
@@ -101,14 +102,8 @@ def penalise(
 
 # %% ../nbs/18_generating.ipynb #sampling
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Dials):   # the fields of `Dials`, as the command has them
     "How a token is drawn; penalty, temperature, top-k, top-p and min-p, in this order."
-    temperature:float=0.8   # 0 always takes the likeliest; 1 trusts the model
-    top_p:float=0.9         # Share of probability to draw from, between 0 and 1
-    top_k:int=0             # Number of tokens to draw from; 0 for all
-    min_p:float=0.          # Least probability, as a share of the highest
-    repetition_penalty:float=1.   # Above 1, discourages tokens that were said before
-
     def __post_init__(self):
         for name in "top_p", "min_p":
             value = getattr(self, name)
@@ -296,43 +291,95 @@ def _kept(logits): return logits.isfinite().nonzero()[:, -1].tolist()
 
 @check_of("keep_top_k")
 def keeps_the_k_likeliest(part):
-    "Of chances 0.5, 0.3, 0.15 and 0.05, the first k stay as they are, and the others fall to minus infinity; 0 keeps all."
-    for k, wanted in (1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3]), (0, [0, 1, 2, 3]):
+    """Of chances 0.5, 0.3, 0.15 and 0.05, the first k stay as they are, and the others
+    fall to minus infinity; 0 keeps all."""
+    for k, wanted in (
+        (1, [0]),
+        (2, [0, 1]),
+        (4, [0, 1, 2, 3]),
+        (9, [0, 1, 2, 3]),
+        (0, [0, 1, 2, 3]),
+    ):
         got = part(_four(), k)
-        assert _kept(got) == wanted, f"k = {k} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), f"k = {k}: the scores of those kept must stay {_four()[wanted].tolist()}, but are {got[wanted].tolist()}"
-    assert _kept(part(_four().flip(0), 1)) == [3], "the likeliest token stands last, and is to be kept"
+        assert (
+            _kept(got) == wanted
+        ), f"k = {k} must keep the tokens {wanted}, but keeps {_kept(got)}"
+        assert torch.equal(got[wanted], _four()[wanted]), (
+            f"k = {k}: the scores of those kept must stay {_four()[wanted].tolist()},"
+            f" but are {got[wanted].tolist()}"
+        )
+    last = _kept(part(_four().flip(0), 1))
+    assert last == [3], "the likeliest token stands last, and is to be kept"
 
 @check_of("keep_top_p")
 def keeps_the_fewest_that_hold_p(part):
-    "Of chances 0.5, 0.3, 0.15 and 0.05, the fewest that hold at least p: the token that crosses p is in."
-    for p, wanted in (.4, [0]), (.6, [0, 1]), (.79, [0, 1]), (.9, [0, 1, 2]), (.99, [0, 1, 2, 3]), (1., [0, 1, 2, 3]), (0., [0]):
+    """Of chances 0.5, 0.3, 0.15 and 0.05, the fewest that hold at least p: the token
+    that crosses p is in."""
+    for p, wanted in (
+        (0.4, [0]),
+        (0.6, [0, 1]),
+        (0.79, [0, 1]),
+        (0.9, [0, 1, 2]),
+        (0.99, [0, 1, 2, 3]),
+        (1.0, [0, 1, 2, 3]),
+        (0.0, [0]),
+    ):
         got = part(_four(), p)
-        assert _kept(got) == wanted, f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), f"p = {p}: the scores of those kept must stay what they were, but are {got[wanted].tolist()}"
+        assert (
+            _kept(got) == wanted
+        ), f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
+        assert torch.equal(got[wanted], _four()[wanted]), (
+            f"p = {p}: the scores of those kept must stay what they were, but are"
+            f" {got[wanted].tolist()}"
+        )
 
     long = torch.linspace(0, -40, 50)
-    assert (n := len(_kept(part(long, 1.)))) == 50, f"p = 1 must keep all 50 tokens, the last of which has the share e^−40, but keeps {n}"
+    assert (n := len(_kept(part(long, 1.0)))) == 50, (
+        "p = 1 must keep all 50 tokens, the last of which has the share e^−40, but"
+        f" keeps {n}"
+    )
 
 # %% ../nbs/18_generating.ipynb #checks-min-p
 #| code-fold: true
 @check_of("keep_min_p")
 def keeps_what_is_p_times_as_likely_as_the_best(part):
-    "Of chances 0.5, 0.3, 0.15 and 0.05, those at least p times 0.5; 0 keeps all, 1 the best alone."
-    for p, wanted in (.05, [0, 1, 2, 3]), (.2, [0, 1, 2]), (.5, [0, 1]), (.7, [0]), (1., [0]), (0., [0, 1, 2, 3]):
+    """Of chances 0.5, 0.3, 0.15 and 0.05, those at least p times 0.5; 0 keeps all, 1
+    the best alone."""
+    for p, wanted in (
+        (0.05, [0, 1, 2, 3]),
+        (0.2, [0, 1, 2]),
+        (0.5, [0, 1]),
+        (0.7, [0]),
+        (1.0, [0]),
+        (0.0, [0, 1, 2, 3]),
+    ):
         got = part(_four(), p)
-        assert _kept(got) == wanted, f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), f"p = {p}: the scores of those kept must stay what they were, but are {got[wanted].tolist()}"
+        assert (
+            _kept(got) == wanted
+        ), f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
+        assert torch.equal(got[wanted], _four()[wanted]), (
+            f"p = {p}: the scores of those kept must stay what they were, but are"
+            f" {got[wanted].tolist()}"
+        )
 
 # %% ../nbs/18_generating.ipynb #checks-cuts-2
 #| code-fold: true
 def _rows(part, setting):
-    "Is each row cut by itself, whatever axes lead, and are ids told apart by their scores, not their places?"
+    """Is each row cut by itself, whatever axes lead, and are ids told apart by their
+    scores, not their places?"""
     logits = torch.randn(2, 3, 7)
-    got, alone = part(logits, setting), torch.stack([torch.stack([part(row, setting) for row in rows]) for rows in logits])
-    assert torch.equal(got, alone), f"logits of shape (2, 3, 7): {int((got != alone).sum())} scores are not what each row gets by itself"
+    got, alone = part(logits, setting), torch.stack(
+        [torch.stack([part(row, setting) for row in rows]) for rows in logits]
+    )
+    assert torch.equal(got, alone), (
+        f"logits of shape (2, 3, 7): {int((got != alone).sum())} scores are not what"
+        " each row gets by itself"
+    )
     order = torch.randperm(7)
-    assert torch.equal(part(logits[..., order], setting), got[..., order]), "7 tokens a row, shuffled, must be kept or dropped as before: what is found by rank belongs back to the ids"
+    assert torch.equal(part(logits[..., order], setting), got[..., order]), (
+        "7 tokens a row, shuffled, must be kept or dropped as before: what is found by"
+        " rank belongs back to the ids"
+    )
 
 @check_of("keep_top_k")
 def cuts_each_row_to_k(part):
@@ -348,59 +395,107 @@ def cuts_each_row_to_p(part):
 def cuts_each_row_by_its_best(part):
     "Each row of a batch is cut by itself, whatever the order of its tokens."
     _rows(part, .3)
-    assert (got := _kept(part(torch.tensor([.6, .2, .1, .1]).log(), .2))) == [0, 1], f"of chances 0.6, 0.2, 0.1 and 0.1, p = 0.2 must keep those of at least 0.12, the tokens 0 and 1, but keeps {got}"
+    got = _kept(part(torch.tensor([0.6, 0.2, 0.1, 0.1]).log(), 0.2))
+    assert got == [0, 1], (
+        "of chances 0.6, 0.2, 0.1 and 0.1, p = 0.2 must keep those of at least 0.12,"
+        f" the tokens 0 and 1, but keeps {got}"
+    )
 
 # %% ../nbs/18_generating.ipynb #checks-ties
 #| code-fold: true
 @check_of("keep_top_k")
 def breaks_ties_by_the_id(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], f"of 64 equal scores, cut to 2, tokens 0 and 1 must stay (a stable sort keeps equals in their order), but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 2))) == [0, 1], (
+        "of 64 equal scores, cut to 2, tokens 0 and 1 must stay (a stable sort keeps"
+        f" equals in their order), but {got} do"
+    )
 
 @check_of("keep_top_p")
 def prefers_the_lower_of_equals(part):
     "Of equally likely tokens those with the lower ids stay."
-    assert (got := _kept(part(torch.zeros(64), 1/32))) == [0, 1], f"of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, which hold just that (a stable sort keeps equals in their order), but {got} do"
+    assert (got := _kept(part(torch.zeros(64), 1 / 32))) == [0, 1], (
+        "of 64 equal scores, cut to a share of 1/32, tokens 0 and 1 must stay, which"
+        f" hold just that (a stable sort keeps equals in their order), but {got} do"
+    )
 
 # %% ../nbs/18_generating.ipynb #checks-penalty
 #| code-fold: true
 @check_of("penalise")
 def lowers_what_was_said(part):
-    "Scores 2, 1, 0 and −2, of which 0 and 3 were said, under a penalty of 2: 1, 1, 0 and −4."
+    """Scores 2, 1, 0 and −2, of which 0 and 3 were said, under a penalty of 2: 1, 1, 0
+    and −4."""
     got = part(torch.tensor([2., 1., 0., -2.]), torch.tensor([0, 3, 3]), 2.)
-    assert got.tolist() == [1, 1, 0, -4], f"a positive score is divided and a negative one multiplied: [1, 1, 0, -4], but {got.tolist()} came"
+    assert got.tolist() == [1, 1, 0, -4], (
+        "a positive score is divided and a negative one multiplied: [1, 1, 0, -4], but"
+        f" {got.tolist()} came"
+    )
 
 @check_of("penalise")
 def does_nothing_at_one_or_before_a_word(part):
-    "A penalty of one changes nothing, nor does any when nothing was said; each row is judged by its own text."
+    """A penalty of one changes nothing, nor does any when nothing was said; each row
+    is judged by its own text."""
     logits = torch.tensor([[2., 1., -1.], [2., 1., -1.]])
-    assert torch.equal(part(logits, torch.tensor([[0, 2], [1, 1]]), 1.), logits), "a penalty of 1 must change nothing"
-    assert torch.equal(part(logits, torch.zeros(2, 0, dtype=torch.int64), 3.), logits), "nothing was said, so nothing may change"
+    assert torch.equal(
+        part(logits, torch.tensor([[0, 2], [1, 1]]), 1.0), logits
+    ), "a penalty of 1 must change nothing"
+    assert torch.equal(
+        part(logits, torch.zeros(2, 0, dtype=torch.int64), 3.0), logits
+    ), "nothing was said, so nothing may change"
     got = part(logits, torch.tensor([[0, 2], [1, 1]]), 2.)
-    assert logits.tolist() == [[2, 1, -1]] * 2, f"the scores that were given have been changed to {logits.tolist()}; make new ones"
-    assert got.tolist() == [[1, 1, -2], [2, .5, -1]], f"row 0 said tokens 0 and 2, row 1 said 1: [[1, 1, -2], [2, 0.5, -1]], but {got.tolist()} came"
+    assert logits.tolist() == [[2, 1, -1]] * 2, (
+        f"the scores that were given have been changed to {logits.tolist()}; make new"
+        " ones"
+    )
+    assert got.tolist() == [[1, 1, -2], [2, 0.5, -1]], (
+        "row 0 said tokens 0 and 2, row 1 said 1: [[1, 1, -2], [2, 0.5, -1]], but"
+        f" {got.tolist()} came"
+    )
 
 # %% ../nbs/18_generating.ipynb #checks-next
 #| code-fold: true
 def _by_hand(logits, said, how):
     "The same for one row, token by token."
     z = logits.tolist()
-    for i in set(said.tolist()): z[i] = z[i] / how.repetition_penalty if z[i] > 0 else z[i] * how.repetition_penalty
+    for i in set(said.tolist()):
+        z[i] = (
+            z[i] / how.repetition_penalty if z[i] > 0 else z[i] * how.repetition_penalty
+        )
     ranked = sorted(range(len(z)), key=lambda i: -z[i])
     if how.temperature == 0: return torch.eye(len(z))[ranked[0]]
     power = [math.exp((x - max(z)) / how.temperature) for x in z]
     kept = ranked[:how.top_k or len(z)]
     total, run = sum(power[i] for i in kept), 0.
     for last in range(len(kept)):
-        if (run := run + power[kept[last]] / total) >= how.top_p and how.top_p < 1: break
+        if (run := run + power[kept[last]] / total) >= how.top_p and how.top_p < 1:
+            break
     kept = [i for i in kept[:last + 1] if power[i] >= how.min_p * power[ranked[0]]]
     total = sum(power[i] for i in kept)
     return torch.tensor([power[i] / total if i in kept else 0. for i in range(len(z))])
 
 @check_of("next_probabilities")
 def applies_everything_in_its_order(part):
-    "Penalty, temperature, top-k, top-p, min-p, then shares of what is left: they add up to one."
+    """Penalty, temperature, top-k, top-p, min-p, then shares of what is left: they add
+    up to one."""
     logits, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
-    for how in Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., .75), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(0., 1.):
+    for how in (
+        Sampling(1.0, 1.0),
+        Sampling(0.5, 1.0),
+        Sampling(2.0, 0.75),
+        Sampling(1.0, 1.0, top_k=2),
+        Sampling(1.0, 1.0, min_p=0.2),
+        Sampling(1.0, 0.9, 3, 0.05, 2.0),
+        Sampling(1.0, 0.9, min_p=0.05),
+        Sampling(1.0, 0.9, 3),
+        Sampling(0.0, 1.0),
+    ):
         got, wanted = part(logits, said, how), _by_hand(logits, said, how)
-        assert_close(got, wanted, msg=f"scores 3, 2, 1, 0, −1, of which the first was said, {how}: {[round(x, 3) for x in wanted.tolist()]} are wanted, but {[round(x, 3) for x in got.tolist()]} came")
+        assert_close(
+            got,
+            wanted,
+            msg=(
+                f"scores 3, 2, 1, 0, −1, of which the first was said, {how}:"
+                f" {[round(x, 3) for x in wanted.tolist()]} are wanted, but"
+                f" {[round(x, 3) for x in got.tolist()]} came"
+            ),
+        )

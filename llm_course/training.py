@@ -35,18 +35,21 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
+from .engine.budget import shape_of
 from .engine.commands import run_command
 from llm_course.engine.diary import (
-    append_line, count_bytes, draw_losses, matrices, open_folder, probe_rows,
-    progress_bar, read_history, report, run_folder, sample_text, speed, update_ratio,
-    vital_signs, watched)   # what a run writes down and shows
+    append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
+    read_history, report, run_folder, sample_text, speed, update_ratio, vital_signs,
+    watched, write_beside)   # what a run writes down and shows
+from .engine.mixture import Mixture, draw_batch
 from .engine.model_files import explain
 from .engine.processes import (
     distribute, fast_forward, leave_at_once, load_sharded,
     mean_over_processes, polite_stop, processes, random_states_of_all)
 from .engine.run_config import (
-    TrainConfig, account_of, changes, find_checkpoint, learning_rate, no_number,
-    optimizer_for, position_of, read_ids, schedule_of, set_rates, settle, shape_of)
+    TrainConfig, account_of, changes, find_checkpoint, is_over, learning_rate,
+    new_model, no_number, optimizer_for, own_start, position_of, read_ids, read_sets,
+    schedule_of, set_rates, settle)
 from .engine.safe_steps import loss_of_next_step, rescue
 
 # %% ../nbs/17_training.ipynb #step-2
@@ -103,7 +106,7 @@ class Run:
     forward:Callable[[Tensor], Tensor] # The model, as fast as the flags allow
     optimizer:CheckedOptimizer         # Its moments
     scaler:torch.amp.GradScaler        # Acts in float16 only
-    train_ids:np.ndarray               # Memory-mapped
+    train_ids:np.ndarray|Mixture       # Memory-mapped
     val_ids:np.ndarray                 # Memory-mapped
     rank:int=0                         # This process's number
     count:int=1                        # Processes
@@ -113,6 +116,7 @@ class Run:
     pending:list[Tensor|float]=field(default_factory=list) # Losses since the last line
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
+    examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
@@ -135,16 +139,22 @@ def advance(
 def train(
     config:TrainConfig, # What to learn from, what to build, how to learn
     parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours
+    model:Transformer|None=None,           # To begin with; it is trained in place
+    examine:Callable[[Transformer], dict]|None=None, # Numbers for the diary
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
     Raises `ValueError` for flags that cannot work, and for a loss that is no number."""
     with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
-        config = settle(config)
+        if model is None: model = own_start(config, parts)
+        if config.eval_tasks and examine is None:
+            raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
+        config = settle(config, model)
         with run_folder(config, rank):
-            run = start(config, rank, count, parts)
+            run = start(config, rank, count, parts, model)
+            run.examine = examine
             with watched(config, run.history, run.done, rank) as show:
-                while run.done < config.iterations and not stop.is_set():
+                while not (is_over(config, run.done, run.history) or stop.is_set()):
                     show(advance(run, stop.is_set))
     return run
 
@@ -154,7 +164,7 @@ def batches_of(
 )->list[tuple[Tensor, Tensor]]: # This process's share of the batches of that step
     "Draw the batches of a step: the same ones for any number of processes or restarts."
     c = run.config
-    inputs, targets = get_batch(
+    inputs, targets = draw_batch(
         run.train_ids, c.batch_size * c.grad_accumulation, c.max_seq_len, c.device,
         seed=c.seed, iteration=run.done, order=c.order)
     batches = []
@@ -219,17 +229,17 @@ def start(
     rank:int=0,         # This process's number
     count:int=1,        # Processes
     parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours
+    model:Transformer|None=None,           # To begin with
 )->Run:                 # New, or restored from its checkpoint
     "Read the data, build model and optimiser or fetch them back, open the folder."
     c = config
     if c.num_threads: torch.set_num_threads(c.num_threads)
-    train_ids, val_ids = read_ids(c.train_data, c), read_ids(c.val_data, c)
+    train_ids, val_ids = read_sets(c), read_ids(c.val_data, c)
     if c.batch_size % count:
         raise ValueError(f"--batch_size must be a multiple of the {count} processes, "
                          f"but is {c.batch_size}")
     saved = find_checkpoint(c, len(train_ids))
-    torch.manual_seed(c.seed)
-    model = Transformer(**shape_of(c), parts=parts).to(c.device)
+    model = new_model(c, model, parts)   # drawn by the seed, or the one given
     path = c.output/"checkpoint.pt"
     if saved: explain(path, restore, saved, model, kind="checkpoint")
     if c.activation_checkpointing: budget.checkpoint_blocks(model)
@@ -316,6 +326,8 @@ def record(
     if sampling and c.tokenizer_path:
         tokenizer = BpeTokenizer.load(c.tokenizer_path)
         line["sample"] = sample_text(run.model, tokenizer, c.sample_prompt, seed=c.seed)
+    if run.examine and (step % c.eval_interval == 0 or last):
+        line |= run.examine(run.model)
     for name, value in list(line.items()):   # JSON has no word for infinity
         if isinstance(value, float) and not math.isfinite(value): del line[name]
     return {"iteration": step, **line} if line else {}
@@ -335,31 +347,35 @@ def write_down(
     if line.get("val_loss", math.inf) < run.best:
         run.best = line["val_loss"]
         save(run, "best.pt")
-    if stopping or run.done % c.checkpoint_interval == 0 or run.done == c.iterations:
+    last = stopping or is_over(c, run.done, run.history)
+    if last or run.done % c.checkpoint_interval == 0:
         save(run, "checkpoint.pt")
-        if run.rank == 0: draw_losses(c.output, run.history)
+        write_beside(c, run.model, run.optimizer, run.history, run.done, run.rank)
 
 # %% ../nbs/17_training.ipynb #report
 def main(
     argv:list[str]|None=None, # The words of the command line; `None`: the process's own
 )->None:
     "`python -m llm_course.training`"
+    from llm_course.engine.evaluation_command import examiner
+    from llm_course.engine.exchange import open_start
     from llm_course.health import diagnose
 
     def work(config):
-        config = settle(config)
+        model = open_start(config)
+        config = settle(config, model)
         if int(os.environ.get("RANK", 0)) == 0:
             print(budget.describe(account_of(config)))
         if config.dry_run:
             print(budget.forecast(
-                budget.shape_of(config), config.batch_size, config.grad_accumulation,
+                shape_of(config), config.batch_size, config.grad_accumulation,
                 config.iterations, config.precision, config.activation_checkpointing,
                 config.device))
             return
-        run = train(config)
+        run = train(config, model=model, examine=examiner(config))
         faults = diagnose(run.history)
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)
-        if run.done < config.iterations: raise KeyboardInterrupt
+        if not is_over(config, run.done, run.history): raise KeyboardInterrupt
     run_command(TrainConfig, work, argv, "python -m llm_course.training")
     leave_at_once()
 

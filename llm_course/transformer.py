@@ -148,6 +148,7 @@ class ModelConfig:
     qkv_bias:bool=False   # Add a learned vector to queries, keys, values, as in Qwen2?
     qk_norm:bool=False          # Normalise each query and key, as in Qwen3?
     rope_scaling:RopeScaling|dict|None=None # Slower pairs, for longer texts (Llama 3.1)
+    dropout:float=0.            # Share of each branch to leave out while learning
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):
@@ -179,6 +180,8 @@ def _check_shape(config):
     if not isinstance(kv, int) or kv < 1 or heads % kv:
         raise ValueError(
             f"num_kv_heads must divide num_heads, but {kv!r} does not divide {heads}")
+    if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), but is {config.dropout!r}")
     for name in "rope_theta", "norm_eps":
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 < value < math.inf:

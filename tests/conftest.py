@@ -86,6 +86,39 @@ def site_folder(made_once):
     return made_once("site", lambda folder: render.render_with_pandoc(render.process(folder/"_proc"), folder/"_docs"))/"_docs"
 
 
+# ---- A small corpus, for the tests that write data
+
+@pytest.fixture
+def tokenizer():
+    "Bytes, one merge, and the end-of-text token."
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: b"<|endoftext|>"}
+    return BpeTokenizer(vocab, [(b"t", b"h")], ["<|endoftext|>"])
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    "Twenty documents of 100 bytes."
+    path, end = tmp_path/"corpus.txt", "<|endoftext|>"
+    path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end)] + "\n" + end for i in range(20)), "utf-8", newline="\n")
+    assert path.stat().st_size == 2000
+    return path
+
+
+@pytest.fixture
+def data_refusal(capsys):
+    "The one line with which the command that writes data refuses some words."
+    from llm_course.data import main
+    def refusal(*argv):
+        with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2 and "Traceback" not in printed.err
+        lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
+        return lines[0]
+    return refusal
+
+
 PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the pages
 
 

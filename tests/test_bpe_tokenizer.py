@@ -486,7 +486,7 @@ def test_training_refuses(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    ("--corpus {tmp}/none.txt", "--corpus {tmp}/none.txt does not exist"), ("--corpus {tmp}", "is a folder"), ("--corpus {tmp}/empty.txt", "is empty"),
+    ("--corpus {tmp}/none.txt", "--corpus {tmp}/none.txt does not exist"), ("--corpus {tmp}/none", "none does not exist"), ("--corpus {tmp}/empty.txt", "is empty"),
     ("--corpus {tmp}/c.txt --vocab_size 200", "--vocab_size must be at least 257"), ("--corpus {tmp}/c.txt --pattern gpt5", "--pattern must be one of gpt2"),
     ("--corpus {tmp}/c.txt --output {tmp}", "is a folder"), ("--corpus {tmp}/c.txt --output {tmp}/c.txt", "is the corpus itself"),
     ("--corpus {tmp}/c.txt --num_processes 0", "--num_processes must be at least 1"),

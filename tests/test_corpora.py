@@ -17,17 +17,6 @@ from llm_course.engine.corpora import convert_play, end_of_text, interleave
 from llm_course.engine.documents import split_documents
 from llm_course.engine.package_index import sha256
 
-
-def refusal(capsys, *argv):
-    "The one line with which a command refuses."
-    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2 and "Traceback" not in printed.err
-    lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
-    assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
-    return lines[0]
-
-
 # ---------------------------------------------------------------- Shakespeare
 
 def say(*speeches): return "\n\n".join(speeches) + "\n"
@@ -223,9 +212,9 @@ def test_halves_that_do_not_fit_are_thrown_away(kept, server, tmp_path):
     assert fetch("here", tmp_path).read_bytes() == Corpus.text and server.handler.asked == 2 and names(tmp_path) == ["here.txt"]
 
 
-def test_a_text_with_another_hash_is_refused(server, tmp_path, capsys):
+def test_a_text_with_another_hash_is_refused(server, tmp_path, data_refusal):
     server.handler.text = b"something else"
-    said = refusal(capsys, "--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
+    said = data_refusal("--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
     assert said == f"error: what {server.url} sends is not here: its sha256 is not {sha256(Corpus.text)}; name a copy with --path"
     assert server.handler.asked == 2 and not names(tmp_path/"cache") and not names(tmp_path/"out")
 
@@ -243,21 +232,21 @@ def test_a_copy_serves_instead_of_the_network(server, tmp_path):
     assert not server.handler.asked
 
 
-def test_a_copy_of_something_else_is_refused(server, tmp_path, capsys):
+def test_a_copy_of_something_else_is_refused(server, tmp_path, data_refusal):
     (tmp_path/"mine.txt").write_text("something else", "utf-8", newline="\n")
     words = ["--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache"]
-    assert f"mine.txt is not here: its sha256 is {sha256(b'something else')}, not" in refusal(capsys, *words, "--path", tmp_path/"mine.txt")
-    assert "none.txt does not exist" in refusal(capsys, *words, "--path", tmp_path/"none.txt")
-    assert "--path names a copy of what --fetch would get" in refusal(capsys, "--path", tmp_path/"mine.txt")
+    assert f"mine.txt is not here: its sha256 is {sha256(b'something else')}, not" in data_refusal(*words, "--path", tmp_path/"mine.txt")
+    assert "none.txt does not exist" in data_refusal(*words, "--path", tmp_path/"none.txt")
+    assert "--path names a copy of what --fetch would get" in data_refusal("--path", tmp_path/"mine.txt")
     assert not names(tmp_path/"cache")
 
 
-def test_offline_is_one_line_that_helps(tmp_path, monkeypatch, capsys):
+def test_offline_is_one_line_that_helps(tmp_path, monkeypatch, data_refusal):
     with socket.socket() as free:   # a port at which nobody listens
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(corpora, "corpora", {"here": (f"http://127.0.0.1:{free.getsockname()[1]}/x.txt", "0" * 64)})
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    said = refusal(capsys, "--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
+    said = data_refusal("--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
     assert "here could not be fetched" in said and "connect to the internet" in said
     assert not list((tmp_path/"out").iterdir())
 

@@ -15,36 +15,9 @@ from llm_course.engine.data_command import DataConfig
 
 
 @pytest.fixture
-def tokenizer():
-    "Bytes, one merge, and the end-of-text token."
-    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: end_of_text.encode()}
-    return BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text])
-
-
-@pytest.fixture
 def tokenizer_file(tokenizer, tmp_path):
     tokenizer.save(tmp_path/"tok.json")
     return tmp_path/"tok.json"
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    "Twenty documents of 100 bytes."
-    path = tmp_path/"corpus.txt"
-    path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end_of_text)] + "\n" + end_of_text
-                            for i in range(20)), "utf-8", newline="\n")
-    assert path.stat().st_size == 2000
-    return path
-
-
-def refusal(capsys, *argv):
-    "The one line with which a command refuses."
-    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2 and "Traceback" not in printed.err
-    lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
-    assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
-    return lines[0]
 
 
 def test_the_command_writes_both_files_and_the_tokenizer(corpus, tokenizer, tokenizer_file, tmp_path, capsys):
@@ -90,22 +63,22 @@ def test_a_tokenizer_without_the_token_joins_files_and_says_so(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("bad_files, kept, note", [
-    ("skip", "the moth", "note: of 4 files 3 were skipped, and bytes were replaced in 0"),
-    ("replace", f"the moth{end_of_text}caf\ufffd", "note: of 4 files 2 were skipped, and bytes were replaced in 1")])
-def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept, note, tokenizer, tokenizer_file, tmp_path, capsys):
+    ("skip", "the moth", "note: of 4 files, skipped 3 (empty.py, latin.txt, torn.gz)"),
+    ("replace", f"the moth{end_of_text}caf\ufffd", "note: of 4 files, skipped 2 (empty.py, torn.gz) and replaced 1 (latin.txt)")])
+def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept, note, tokenizer, tokenizer_file, tmp_path, capsys, data_refusal):
     (tmp_path/"good.txt").write_text("the moth", "utf-8", newline="\n"); (tmp_path/"empty.py").touch()
     (tmp_path/"latin.txt").write_bytes("café".encode("latin-1")); (tmp_path/"torn.gz").write_bytes(gzip.compress(b"thin" * 999)[:-9])
     corpus = [str(tmp_path/name) for name in ("good.txt", "empty.py", "latin.txt", "torn.gz")]
     words = ["--tokenizer", str(tokenizer_file), "--corpus", *corpus, "--val_corpus", str(tmp_path/"good.txt"), "--output", str(tmp_path/"out")]
-    assert "empty.py is empty" in refusal(capsys, *words)
+    assert "empty.py is empty" in data_refusal(*words)
     main([*words, "--bad_files", bad_files])
     assert np.load(tmp_path/"out"/"train.bin").tolist() == tokenizer.encode(kept) and note in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path/"out").iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin", "val.bin"]
 
 
-def test_nothing_left_is_refused(tokenizer_file, tmp_path, capsys):
+def test_nothing_left_is_refused(tokenizer_file, tmp_path, data_refusal):
     (tmp_path/"empty.txt").touch()
-    said = refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", tmp_path/"empty.txt", "--bad_files", "skip", "--output", tmp_path/"out")
+    said = data_refusal("--tokenizer", tokenizer_file, "--corpus", tmp_path/"empty.txt", "--bad_files", "skip", "--output", tmp_path/"out")
     assert said == "error: no file of --corpus is left; name others" and not list((tmp_path/"out").iterdir())
 
 
@@ -125,9 +98,9 @@ def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_
     ("x.gz", gzip.compress(b"\xff", mtime=0), "x.gz is not UTF-8"), ("x.gz", gzip.compress(b"", mtime=0), "x.gz has no text in it"),
     ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 of "), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
     ("x.jsonl", b'{"text": "a"', "is not a JSON object such as"), ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl is not UTF-8")])
-def test_broken_files_of_other_kinds_end_in_one_line(name, content, message, corpus, tokenizer_file, tmp_path, capsys):
+def test_broken_files_of_other_kinds_end_in_one_line(name, content, message, corpus, tokenizer_file, tmp_path, data_refusal):
     (tmp_path/name).write_bytes(content)
-    assert message in refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", tmp_path/name, "--val_corpus", corpus, "--output", tmp_path/"out")
+    assert message in data_refusal("--tokenizer", tokenizer_file, "--corpus", tmp_path/name, "--val_corpus", corpus, "--output", tmp_path/"out")
     assert not list((tmp_path/"out").iterdir())
 
 
@@ -161,7 +134,7 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
     (["--tokenizer", "{tmp}/none.json", "--corpus", "{corpus}"], "--tokenizer {tmp}/none.json does not exist"),
     (["--tokenizer", "{corpus}", "--corpus", "{corpus}"], "is not a tokenizer"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none.txt"], "--corpus {tmp}/none.txt does not exist"),
-    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}"], "--corpus {tmp} is a folder"),
+    (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/none"], "--corpus {tmp}/none holds no text"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/empty.txt"], "--corpus {tmp}/empty.txt is empty"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{corpus}", "--val_corpus", "{tmp}/none.txt"], "--val_corpus {tmp}/none.txt does not exist"),
     (["--tokenizer", "{tokenizer}", "--corpus", "{tmp}/tiny.txt"], "tiny.txt is a single line"),
@@ -175,23 +148,24 @@ def test_the_module_shares_its_work_between_processes(tokenizer_file, tokenizer,
     (["--fetch", "shakespear"], "there is no corpus shakespear; choose shakespeare, smollm2-135m"),
     (["--fetch", "shakespeare", "--val_fraction", "0"], "--val_fraction must lie between 0 and 1"),
 ])
-def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, capsys):
+def test_bad_input_ends_in_one_line(flags, message, corpus, tokenizer_file, tmp_path, data_refusal):
     (tmp_path/"empty.txt").touch(); (tmp_path/"tiny.txt").write_text("x", "utf-8", newline="\n"); (tmp_path/"two.txt").write_text("x\ny", "utf-8", newline="\n")
     (tmp_path/"latin.txt").write_bytes(corpus.read_bytes() + "café\n".encode("latin-1"))
+    (tmp_path/"none").mkdir()
     names = {"corpus": corpus, "tokenizer": tokenizer_file, "tmp": tmp_path}
     argv = [flag.format(**names) for flag in flags]
     if "--output" not in argv: argv += ["--output", str(tmp_path/"out")]
-    assert message.format(**names) in refusal(capsys, *argv)
+    assert message.format(**names) in data_refusal(*argv)
     assert not list((tmp_path/"out").glob("*"))   # nothing half-written
 
 
-def test_a_failure_leaves_the_old_files_as_they_were(corpus, tokenizer_file, tmp_path, capsys):
+def test_a_failure_leaves_the_old_files_as_they_were(corpus, tokenizer_file, tmp_path, data_refusal):
     out = tmp_path/"out"
     out.mkdir()
     for name in "train.bin", "val.bin", "tokenizer.json": (out/name).write_text("old", "utf-8", newline="\n")
     bad = tmp_path/"bad.txt"
     bad.write_bytes(b"\xff")
-    refusal(capsys, "--tokenizer", tokenizer_file, "--corpus", corpus, "--val_corpus", bad, "--output", out)
+    data_refusal("--tokenizer", tokenizer_file, "--corpus", corpus, "--val_corpus", bad, "--output", out)
     assert [p.read_text("utf-8") for p in sorted(out.iterdir())] == ["old"] * 3
 
 

@@ -25,23 +25,6 @@ from llm_course.engine.encode_files import (
 few = settings(max_examples=40, deadline=None)
 
 
-@pytest.fixture
-def tokenizer():
-    "Bytes, one merge, and the end-of-text token."
-    vocab = {i: bytes([i]) for i in range(256)} | {256: b"th", 257: end_of_text.encode()}
-    return BpeTokenizer(vocab, [(b"t", b"h")], [end_of_text])
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    "Twenty documents of 100 bytes."
-    path = tmp_path/"corpus.txt"
-    path.write_text("".join((f"{i:02} the thin moth\n" + "th " * 40)[:99 - len(end_of_text)] + "\n" + end_of_text
-                            for i in range(20)), "utf-8", newline="\n")
-    assert path.stat().st_size == 2000
-    return path
-
-
 def contents(spans): return b"".join(path.read_bytes()[begin:end] for path, begin, end in spans)
 
 

@@ -273,7 +273,7 @@ def test_files_that_are_no_tasks_are_refused(content, said, tmp_path, capsys):
 @pytest.mark.parametrize("words, begins", [
     (["--tasks", "sum"], "error: there is no task sum; choose sums,"), (["--questions", "0"], "error: --questions must be 1 or more"), (["--score", "x"], "error: --score x is none of"),
     (["--text", "nowhere.txt"], "error: --text nowhere.txt does not exist"), (["--model_path", "nowhere.pt"], "error: --model_path nowhere.pt does not exist"),
-    (["--tasks", "agreement", "--train_text", "."], "error: --train_text . is a folder")])
+    (["--tasks", "agreement", "--train_text", "none"], "error: --train_text none does not exist")])
 def test_bad_flags_are_refused(words, begins, capsys): refused(words, capsys, begins)
 
 

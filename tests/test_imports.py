@@ -3,12 +3,10 @@
 Imports inside functions count, too, but for a door: a function called `main` may lead from a lesson up to the command behind it."""
 import ast
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import book
 import pytest
 
-root = Path(__file__).parents[1]
 ABOVE:set[tuple[str, str]] = set()   # still to be turned round: this list may only shrink
 
 
@@ -43,9 +41,16 @@ def complaints(graph, numbers):
         if (needed := highest(module, graph, numbers)) >= number: yield f"{module} is lesson {number} and needs lesson {needed}"
 
 
+def exported(path):
+    "The code that a page exports. (In the package's own files imports are relative, which says less.)"
+    sources = ["".join(cell["source"]) for cell in book.cells(path) if cell["cell_type"] == "code"]
+    return "\n".join(source for source in sources if source.startswith(("#| export", "#|export")))
+
+
 pages = {book.module(path): path for path in book.pages() if book.module(path)}
+sources = {module: exported(path) for module, path in pages.items()}
 numbers = {module: book.number(path) for module, path in pages.items() if book.room(path) == "lesson"}
-graph = {module: imports_of((root/"llm_course"/f"{module.replace('.', '/')}.py").read_text("utf-8"), pages) - {module} for module in pages}
+graph = {module: imports_of(source, pages) - {module} for module, source in sources.items()}
 settled = {module: {name for name in needed if (module, name) not in ABOVE} for module, needed in graph.items()}
 
 
@@ -73,3 +78,30 @@ def test_imports_are_found_wherever_they_stand_but_behind_a_door():
     assert not imports_of(source, ["door"])
     source = "from llm_course.a import f\nimport llm_course.b\ndef g():\n    from llm_course.engine import c\n    from llm_course.grading import check\n    import torch"
     assert imports_of(source, ["a", "b", "engine.c", "grading.grading"]) == {"a", "b", "engine.c", "grading.grading"}
+
+
+def needed_by(names, graph):
+    "All modules that some modules need, themselves included."
+    found, todo = set(), list(names)
+    while todo:
+        if (name := todo.pop()) in found: continue
+        found.add(name)
+        todo += graph[name]
+    return found
+
+
+COMMANDS = [name for name, source in sources.items() if 'if __name__ == "__main__"' in source and "\ndef main" in source]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_not_read_twice(name):
+    "A module that runs as `__main__`, and is imported by what it runs, would have two of each of its classes."
+    door = next(node for node in ast.parse(sources[name]).body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    door.name = "opened"   # `imports_of` passes by doors
+    behind = (imports_of(ast.unparse(door), pages) | graph[name]) - {name}
+    again = name in needed_by(behind, graph)
+    assert again == (f'sys.modules["llm_course.{name}"] = sys.modules["__main__"]' in sources[name])
+
+
+def test_the_graph_knows_what_lessons_need():
+    assert {"linear", "softmax"} <= needed_by(["transformer"], graph) and "transformer" in needed_by(["engine.run_config"], graph)

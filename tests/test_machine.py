@@ -67,7 +67,7 @@ def learnt_from_hostile(): return BpeTokenizer.train([*hostile(2000)[:200], "the
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_ids_are_equal_on_hostile_texts(scripts, name, tmp_path):
-    texts, learnt = hostile(2000), learnt_from_hostile()
+    texts, learnt = hostile(2000)[:2000 if name == "gpt2" else 500], learnt_from_hostile()   # two thousand for our own pattern
     tokenizer = BpeTokenizer(learnt.vocab, learnt.merges, learnt.special_tokens, name)
     tokenizer.save(tmp_path/"tokenizer.json")
     got = scripts.evaluate("""([file, texts]) => { const t = llm.readTokenizer(file)
@@ -91,7 +91,7 @@ def test_what_foreign_files_ask_for_is_done(scripts, tmp_path):
     data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
     data["model"] |= {"unk_token": "<s>", "fuse_unk": True, "ignore_merges": True}
     data["model"]["merges"] = data["model"]["merges"][:2]
-    (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8")
+    (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8", newline="\n")
     texts = ["zzzazz", "e\u0301", "aaaa bbbb", "<s>z"]
     want = [BpeTokenizer.load(tmp_path/"tokenizer.json").encode(text) for text in texts]
     assert scripts.evaluate("([file, texts]) => { const t = llm.readTokenizer(file); return texts.map(text => t.encode(text)) }", [json.dumps(data), texts]) == want
@@ -306,10 +306,10 @@ def test_a_head_can_be_switched_off(page):
     before = page.locator("#head .bars").inner_text()
     for head in range(4): page.locator("#heads input[type=checkbox]").nth(head).click()
     expect(page.locator("#attention")).to_contain_text("This head is off")
-    assert "with all heads on" in page.locator("#next").inner_text() and page.locator("#head .bars").inner_text() != before
+    expect(page.locator("#head .bars")).not_to_have_text(before, use_inner_text=True)
+    assert "with all heads on" in page.locator("#next").inner_text()
     for head in range(4): page.locator("#heads input[type=checkbox]").nth(head).click()
-    expect(page.locator("#attention")).not_to_contain_text("This head is off")
-    assert page.locator("#head .bars").inner_text() == before
+    expect(page.locator("#head .bars")).to_have_text(before, use_inner_text=True)
 
 
 def test_every_box_of_the_plan_is_there_and_leads_to_its_chapter(page):
@@ -373,8 +373,8 @@ def figures(browser, folder):
     "All figures on a page like a chapter's."
     divs = "".join(f'<div data-figure="{name}"></div>' for name in FIGURES.values())
     inner = re.search(r"^if .*data-figure.*$", (root/"web"/"page.html").read_text("utf-8"), re.M)[0].replace("$root$/", "")
-    (folder.parent/"style.css").write_text((root/"web"/"style.css").read_text("utf-8"), "utf-8")
-    (folder.parent/"page.html").write_text(f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>t</title><link rel="stylesheet" href="style.css"><nav class="book" aria-label="b"></nav><main><h1>t</h1>{divs}</main><script>{inner}</script></html>', "utf-8")
+    (folder.parent/"style.css").write_text((root/"web"/"style.css").read_text("utf-8"), "utf-8", newline="\n")
+    (folder.parent/"page.html").write_text(f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>t</title><link rel="stylesheet" href="style.css"><nav class="book" aria-label="b"></nav><main><h1>t</h1>{divs}</main><script>{inner}</script></html>', "utf-8", newline="\n")
     window = browser.new_page(viewport=phone, color_scheme="dark")
     window.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)

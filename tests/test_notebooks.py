@@ -22,7 +22,7 @@ project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
 distributions = lambda listed: {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in listed}
 importable = distributions(project["dependencies"]) | {"IPython", "llm_course", *sys.stdlib_module_names}
 extras = project["optional-dependencies"]
-interop = distributions(extras["interop"] + extras["serve"])   # exported functions may import these when they are called
+interop = distributions(extras["interop"] + extras["parquet"] + extras["serve"])   # exported functions may import these when they are called
 own_path = re.compile(r"(?<![\w.])(?:/home/\w|/root/|/Users/\w|/tmp/\w|/content/\w)|[A-Z]:\\+Users|ipykernel_\d+|" + re.escape(str(root)))
 
 
@@ -153,21 +153,13 @@ def folds_its_checks(page):
             yield f"{cell} holds checks: let it begin with '#| exporti' and '#| code-fold: true'; what they claim is shown by verify"
 
 
-# What is longer is cut at the right of a page. Ruff looks for it, too; pyproject.toml lists the pages that are still to be mended, and the list may only shrink.
-IGNORED = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]["per-file-ignores"]
-WIDE = {path.removeprefix("nbs/").removesuffix(".ipynb") for path, rules in IGNORED.items() if path.startswith("nbs/") and "E501" in rules}
-
-
-def wide(page):
+# What is longer is cut at the right of a page; ruff looks for it, too.
+@check
+def lines_fit_a_page(page):
     "Each line of code that is too long, but for directives and the cell that Colab runs."
     for cell in page.code:
         for line in cell.source.splitlines() if cell.raw.get("id") != "colab" else ():
             if len(line) > 88 and not line.startswith("#|"): yield f"{cell} has a line of {len(line)} characters; 88 fit on a page: {line[:60]}…"
-
-
-@check
-def lines_fit_a_page(page):
-    if page.name not in WIDE or page._exported: yield from wide(page)   # the pages made up below are excused from nothing
 
 
 @check
@@ -405,10 +397,6 @@ def test_lessons_are_numbered_in_reading_order_without_gaps_but_for_chapters_to_
     numbers = [page.number for page in pages.values() if page.number]
     assert numbers == sorted(set(numbers)) and set(range(1, max(numbers))) - set(numbers) <= {20, 21, 22}
     assert not [page.name for page in pages.values() if (page.number is None) != (page.room != "lesson" or page.name == "index")]
-
-
-def test_pages_that_fit_are_not_excused():
-    assert WIDE <= pages.keys() and not [name for name in WIDE if not list(wide(pages[name]))]
 
 
 @pytest.mark.parametrize(("line", "found"), [("x = 1" + " + 1"*30, True), ("x = 1" + " + 1"*20 + "  # why", True), ('#| fig-cap: "' + "a "*50 + '"', False), ("x = 1", False)])

@@ -36,7 +36,7 @@ SIGNATURES = {
     "checkpoint.save_checkpoint": "model optimizer iteration out ...",
     "checkpoint.load_checkpoint": "source model optimizer=None",
     "checkpoint.load_model": "path device=None parts=None",
-    "training.train": "config parts=None",
+    "training.train": "config parts=None model=None examine=None",
     "data.get_batch": "dataset batch_size max_seq_len device ...",
     "data.fetch": "name ...",
     "generating.generate_ids": "model ids max_tokens temperature top_p ...",

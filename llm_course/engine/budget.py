@@ -194,8 +194,10 @@ def check_memory(
     there = machine_memory(device)
     if there is None or account.peak <= there: return
     model = account.weights + account.gradients + account.optimizer
-    smaller = "--batch_size or --max_seq_len, or add --activation_checkpointing"
-    if 2 * model > account.peak: smaller = "--d_model, --num_layers or --vocab_size"
+    smaller = ("--batch_size, --grad_accumulation or --max_seq_len, or add "
+               "--activation_checkpointing")
+    if 2 * model > account.peak:
+        smaller = "--d_model, --d_ff, --num_layers or --vocab_size"
     raise ValueError(
         f"there is not enough memory: a training step takes {_in_units(account.peak)}, "
         f"and {device} has {_in_units(there)}; take a smaller {smaller}")

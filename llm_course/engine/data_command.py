@@ -8,10 +8,10 @@ __all__ = ['Texts', 'Fetching', 'Written', 'DataConfig', 'check_config', 'write_
 # %% ../../nbs/engine/data_command.ipynb #imports
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,9 @@ from ..data import write_ids
 from .commands import (
     by_default, input_file, one_line, output_path, run_command)
 from .corpora import end_of_text, fetch
-from .documents import ends_document, plain_files, split_documents
+from .documents import ends_document, split_documents
 from .encode_files import Span, encode_spans, read_span, whole
+from .text_files import STDIN, Reading, list_texts, plain_files
 from .whole_folders import check_folder, whole_folder
 
 # %% ../../nbs/engine/data_command.ipynb #config
@@ -32,18 +33,13 @@ _Tokenizer = Annotated[str|None, _unless_fetch]
 _Corpus = Annotated[tuple[str, ...], _unless_fetch]
 _ValCorpus = Annotated[tuple[str, ...], by_default("the last documents of --corpus")]
 _Processes = Annotated[int|None, by_default("one, or all cores from 16 MB on")]
-_BadFiles = Literal["stop", "skip", "replace"]
 
 @dataclass(frozen=True)
 class Texts:
-    """What is turned into ids.
-
-    Each file is a document, or several. A file is a text in UTF-8, or .jsonl with a
-    {"text": …} on each line; either may be packed as .gz."""
+    "What is turned into ids. Each file is a document, or several."
     tokenizer:_Tokenizer=None # The tokenizer.json that llm_course.bpe_tokenizer made
-    corpus:_Corpus=() # Texts to train on; documents in them end in <|endoftext|>
+    corpus:_Corpus=() # Texts to train on; documents in a text end in <|endoftext|>
     val_corpus:_ValCorpus=() # Texts to validate on
-    bad_files:_BadFiles="stop" # What to do with a file that is empty or not UTF-8
     num_processes:_Processes=None # Processes to encode with
 
 _Name = Annotated[str|None, by_default("nothing")]
@@ -67,7 +63,7 @@ class Written:
     val_fraction:float=0.1 # Part held back to validate on, unless --val_corpus is given
 
 @dataclass(frozen=True)
-class DataConfig(Texts, Fetching, Written):
+class DataConfig(Texts, Reading, Fetching, Written):
     "Turn texts into token ids on disk, or fetch a corpus."
 
 # %% ../../nbs/engine/data_command.ipynb #check-config
@@ -75,7 +71,7 @@ _BINS = "train.bin", "val.bin"
 
 def check_config(
     config:DataConfig, # The flags
-)->None:
+)->DataConfig:         # The same, with the files of each folder for the folder
     "Refuse flags that make no sense, before the work begins."
     if not config.val_corpus and not 0 < config.val_fraction < 1:
         raise ValueError("--val_fraction must lie between 0 and 1, but it is "
@@ -86,14 +82,15 @@ def check_config(
     if config.path and not config.fetch:
         raise ValueError("--path names a copy of what --fetch would get; add --fetch, "
                          "or use --corpus for a text of your own")
-    if config.fetch is None: _check_texts(config)
-    elif config.tokenizer or config.corpus or config.val_corpus:
+    if config.fetch is None: return _check_texts(config)
+    if config.tokenizer or config.corpus or config.val_corpus:
         raise ValueError("--fetch only writes texts; run it alone, then again with "
                          "--tokenizer and --corpus")
+    return config
 
 def _check_texts(
     config:DataConfig, # The flags
-)->None:
+)->DataConfig:         # The same, with the files of each folder for the folder
     "Refuse texts that cannot be turned into ids, or would be written over."
     if not config.tokenizer:
         raise ValueError("--tokenizer is missing; make one with "
@@ -103,16 +100,22 @@ def _check_texts(
                          "--fetch shakespeare")
     input_file(config.tokenizer, "--tokenizer")
     outputs = [Path(config.output)/name for name in (*_BINS, "tokenizer.json")]
+    files = {}
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
-        for path in paths:
-            empty = not input_file(path, flag).stat().st_size
-            check_folder(Path(path), "texts")
-            if empty and config.bad_files == "stop":
+        files[flag] = list_texts(paths, flag)
+        for path in files[flag]:
+            if path == STDIN: continue
+            check_folder(path, "texts")
+            if not path.stat().st_size and config.bad_files == "stop":
                 raise ValueError(f"{flag} {path} is empty; name a text with something "
                                  "in it, or let --bad_files skip it")
             if any(out.exists() and out.samefile(path) for out in outputs):
                 raise ValueError(f"{flag} {path} would be written over; name another "
                                  "--output")
+    corpus, val_corpus = (tuple(map(str, paths)) for paths in files.values())
+    if (corpus + val_corpus).count(str(STDIN)) > 1:
+        raise ValueError("standard input can be read once; name it by one - only")
+    return replace(config, corpus=corpus, val_corpus=val_corpus)
 
 # %% ../../nbs/engine/data_command.ipynb #write-texts
 def write_texts(
@@ -181,7 +184,8 @@ def write_bins(
     tokenizer, copy = _load_tokenizer(given), given.read_bytes()
     output = output_path(config.output, "--output", folder=True)
     with whole_folder(output, "data") as stage:
-        parts = _parts(config, stage/"texts")
+        end = end_of_text if end_of_text in tokenizer.special_tokens else "\n"
+        parts = _parts(config, stage/"texts", end)
         (stage/"tokenizer.json").write_bytes(copy)
         said = _encode(tokenizer, parts, stage, output, config.num_processes)
     print(*said, sep="\n")
@@ -189,6 +193,7 @@ def write_bins(
 def _parts(
     config:DataConfig, # The flags
     folder:Path,       # Where copies of packed files may be written
+    end:str,           # What stands behind each document of a file with rows
 )->list[list[Span]]:   # Of which files, to train on and to validate on
     "Find out what is for training and what for validation."
     groups = [(name, paths) for name, paths in
@@ -197,7 +202,7 @@ def _parts(
     for name, paths in groups:
         copies = folder/name
         copies.mkdir(parents=True)
-        files.append(plain_files(paths, copies, config.bad_files))
+        files.append(plain_files(paths, copies, config, end))
         if not files[-1]: raise ValueError(f"no file of --{name} is left; name others")
     if config.val_corpus: return [list(map(whole, paths)) for paths in files]
     return list(split_documents(files[0], config.val_fraction))
@@ -239,7 +244,7 @@ def _work(
     config:DataConfig, # The flags
 )->None:
     "Fetch a corpus, or turn texts into ids."
-    check_config(config)
+    config = check_config(config)
     if config.fetch is None: write_bins(config)
     else: write_texts(config)
 

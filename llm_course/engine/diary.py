@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PEAKS', 'RUN_FILES', 'step_flops', 'peak_flops', 'peak_memory', 'speed', 'count_bytes', 'matrices', 'update_ratios',
            'update_ratio', 'probe_rows', 'vital_signs', 'sample_text', 'read_history', 'run_folder', 'open_folder',
-           'append_line', 'losses_as_svg', 'draw_losses', 'to_tensorboard', 'boards', 'in_notebook', 'live_picture',
-           'progress_bar', 'watched', 'report']
+           'append_line', 'losses_as_svg', 'draw_losses', 'keep_checkpoint', 'write_beside', 'to_tensorboard', 'boards',
+           'in_notebook', 'live_picture', 'progress_bar', 'watched', 'report']
 
 # %% ../../nbs/engine/diary.ipynb #imports
 import io
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,13 +28,16 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/diary.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import gathered
 from .commands import output_path, whole_file
-from .run_config import BOARDS, TrainConfig, import_board
+from .averages import save_average
+from .run_config import (
+    BOARDS, TrainConfig, import_board, out_of_patience)
 from .whole_folders import sole_writer
 from ..loss import cross_entropy
 from ..softmax import softmax
@@ -242,7 +246,7 @@ def run_folder(
             with suppress(OSError): folder.rmdir()   # empty: flags were refused
 
 RUN_FILES = ("config.json", "metrics.jsonl", "loss.svg", "tokenizer.json",
-             "checkpoint.pt", "best.pt")
+             "checkpoint.pt", "best.pt", "average.safetensors")
 
 def open_folder(
     config:TrainConfig,  # Settled
@@ -301,6 +305,39 @@ def draw_losses(
 )->None:
     "Write the picture of the losses, loss.svg, into a run folder."
     with whole_file(folder/"loss.svg") as file: file.write(losses_as_svg(history))
+
+# %% ../../nbs/engine/diary.ipynb #beside-checkpoint
+def keep_checkpoint(
+    folder:Path, # Of a run; holds a checkpoint.pt
+    step:int,    # When that was written
+    count:int,   # How many to keep
+)->None:
+    "Give the checkpoint a name of its own, and remove the oldest beyond `count`."
+    if not count: return
+    copy = folder/f"checkpoint_{step}.pt"
+    copy.unlink(missing_ok=True)
+    try: os.link(folder/"checkpoint.pt", copy)
+    except OSError: shutil.copyfile(folder/"checkpoint.pt", copy)
+    kept = {}
+    for path in folder.glob("checkpoint_*.pt"):
+        number = path.stem.removeprefix("checkpoint_")
+        if number.isdigit(): kept[int(number)] = path
+    for old in sorted(kept)[:-count]: kept[old].unlink()
+
+def write_beside(
+    config:TrainConfig,  # Settled
+    model:nn.Module,     # Of the run
+    optimizer:Optimizer, # Of the model
+    history:list[dict],  # Lines of metrics.jsonl
+    step:int,            # When checkpoint.pt was written
+    rank:int=0,          # This process's number; the first alone writes
+)->None:
+    "Write what belongs to a checkpoint: a picture, the mean of the weights, a copy."
+    average = config.output/"average.safetensors" if rank == 0 else None
+    if config.ema is not None: save_average(model, optimizer, average)
+    if rank > 0: return
+    draw_losses(config.output, history)
+    keep_checkpoint(config.output, step, config.keep_checkpoints)
 
 # %% ../../nbs/engine/diary.ipynb #boards
 def to_tensorboard(
@@ -406,7 +443,10 @@ def report(
 )->None:
     "Say what a run has reached, and what can be done with it."
     line = history[-1] if history else {}
-    if done < config.iterations:
+    if done < config.iterations and out_of_patience(config, history):
+        print(f"stopped after {done:,} of {config.iterations:,} steps: the validation "
+              f"loss has not fallen for {config.patience} measurements")
+    elif done < config.iterations:
         print(f"stopped after {done:,} of {config.iterations:,} steps; "
               "the same command with --resume goes on from there")
     whole = "whole validation split:"
@@ -416,7 +456,10 @@ def report(
         print(f"{whole} {line['bits_per_byte']:.4f} bits per byte")
     for fault, why in (faults or {}).items():
         print(f"something is wrong, perhaps: {fault}: {why}")
+    mean = "average.safetensors (the mean of the weights), "
+    if config.ema is None: mean = ""
     saved = f"best.pt (lowest validation loss {best:.4f}), " if best < math.inf else ""
-    print(f"{config.output}: checkpoint.pt (the last), {saved}loss.svg, metrics.jsonl")
+    print(f"{config.output}: checkpoint.pt (the last), {saved}{mean}loss.svg, "
+          "metrics.jsonl")
     path = config.output/"checkpoint.pt"
     print(f"to hear it: python -m llm_course.generating --model_path {path}")

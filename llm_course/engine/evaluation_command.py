@@ -4,23 +4,28 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'Models', 'Questions', 'Texts', 'EvaluationConfig', 'open_task', 'line_of', 'compare', 'run_evaluation',
-           'main']
+           'main', 'examiner']
 
 # %% ../../nbs/engine/evaluation_command.ipynb #imports
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device
 from .benchmarks import BENCHMARKS, fetch_benchmark, read_benchmark
 from .commands import (
-    by_default, input_file, output_path, run_command, whole_file)
+    by_default, output_path, run_command, whole_file)
+from .flags import TrainConfig
 from .exchange import open_both
 from .tasks import MADE, Task, read_questions, with_letters
+from .corpora import end_of_text
+from .text_files import Reading, list_texts, plain_files
 from llm_course.evaluation import (
-    SCORES, Result, calibration, evaluate, ngrams, overlap, paired,
+    SCORES, Result, calibration, evaluate, ngrams, overlap, paired, start_id,
     text_bits_per_byte)
 from ..generating import DEMO
 from ..transformer import Transformer
@@ -54,15 +59,15 @@ class Questions:
 @dataclass(frozen=True)
 class Texts:
     "What is read and written besides."
-    # A text whose bits per byte are counted
-    text:Annotated[Path|None, by_default("none")]=None
-    # The text that the model was trained on, to look for the questions in it
-    train_text:Annotated[Path|None, by_default("none")]=None
+    # Texts whose bits per byte are counted, for each file and for all
+    text:Annotated[tuple[Path, ...], by_default("none")]=()
+    # Texts that the model was trained on, to look for the questions in them
+    train_text:Annotated[tuple[Path, ...], by_default("none")]=()
     # A .json file for all scores of all questions
     output:Annotated[Path|None, by_default("none")]=None
 
 @dataclass(frozen=True)
-class EvaluationConfig(Models, Questions, Texts):
+class EvaluationConfig(Models, Questions, Texts, Reading):
     "Ask a model questions, and say how far the count can be trusted."
 
 # %% ../../nbs/engine/evaluation_command.ipynb #open-task
@@ -133,16 +138,15 @@ def run_evaluation(
     if config.score is not None and config.score not in SCORES:
         raise ValueError(f"--score {config.score} is none of {', '.join(SCORES)}")
     if config.output is not None: output_path(config.output, "--output")
-    text = _text(config.text, "--text")
-    seen = ngrams(_text(config.train_text, "--train_text"))
+    texts = _texts(config.text, "--text", config)
+    trained = _texts(config.train_text, "--train_text", config)
+    seen = ngrams(end_of_text.join(trained.values()))
     names = config.tasks
-    if not names and config.text is None: names = tuple(MADE)
+    if not names and not texts: names = tuple(MADE)
     tasks = [open_task(word, config) for word in names]
     model, tokenizer = _open(config.model_path, config.tokenizer_path, config.device)
     told:dict[str, Any] = {"tasks": {}}
-    if text:
-        told["bits_per_byte"] = text_bits_per_byte(model, tokenizer, text)
-        print(f"{config.text}: {told['bits_per_byte']:.4f} bits per byte")
+    if texts: told |= _read(model, tokenizer, texts)
     if tasks: print(HEAD)
     results = []
     for task in tasks:
@@ -151,7 +155,7 @@ def run_evaluation(
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
             found = sum(overlap(q.prompt, seen) > .5 for q in task.questions)
-            print(f"{'':16} {found:9,} of them stand in {config.train_text}")
+            print(f"{'':16} {found:9,} of them stand in {', '.join(trained)}")
     if config.against is not None:
         other, its_tokenizer = _open(config.against, None, config.device)
         print(f"\nthe first model less {config.against}")
@@ -165,14 +169,36 @@ def _open(path, tokenizer_path, device)->tuple[Transformer, BpeTokenizer]:
     return open_both(path or DEMO/"model.safetensors", tokenizer_path,
                      pick_device(device))
 
-def _text(path:Path|None, flag:str)->str:
-    "Read a text; nothing where none was named."
-    if path is None: return ""
-    try: text = input_file(path, flag).read_text("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{flag} {path} is not UTF-8 text") from None
-    if not text: raise ValueError(f"{flag} {path} is empty")
-    return text
+def _texts(
+    paths:tuple[Path, ...], # Files, folders, or standard input
+    flag:str,               # The flag they came by
+    config:EvaluationConfig, # How to read them
+)->dict[str, str]:          # The text of each file, by its name
+    "Read texts. Raises `ValueError` for one that is empty or cannot be read."
+    files, found = list_texts(paths, flag), {}
+    with TemporaryDirectory() as folder:
+        for path in files:
+            for plain in plain_files([path], folder, config):
+                try: found[str(path)] = plain.read_bytes().decode()
+                except UnicodeDecodeError:
+                    raise ValueError(f"{flag} {path} is not UTF-8 text") from None
+                if not found[str(path)]: raise ValueError(f"{flag} {path} is empty")
+    return found
+
+def _read(
+    model:Transformer,      # What predicts
+    tokenizer:BpeTokenizer, # Its tokenizer
+    texts:dict[str, str],   # By name
+)->dict[str, Any]:          # Bits per byte of each text, and of all
+    "Count what each text costs, and print it."
+    bits, sizes = {}, {}
+    for name, text in texts.items():
+        bits[name] = text_bits_per_byte(model, tokenizer, text)
+        sizes[name] = len(text.replace(end_of_text, "").encode())
+        print(f"{name}: {bits[name]:.4f} bits per byte", flush=True)
+    total = sum(bits[name] * sizes[name] for name in texts) / sum(sizes.values())
+    if len(texts) > 1: print(f"all {len(texts)} texts: {total:.4f} bits per byte")
+    return {"bits_per_byte": total, "texts": bits}
 
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
@@ -180,3 +206,21 @@ def main(
     "`python -m llm_course.evaluation`"
     run_command(EvaluationConfig, run_evaluation, argv,
                 "python -m llm_course.evaluation")
+
+# %% ../../nbs/engine/evaluation_command.ipynb #examiner
+def examiner(
+    config:TrainConfig,   # With its `eval_tasks` and its tokenizer
+)->Callable[[Transformer], dict[str, float]]|None: # Accuracies; `None` without tasks
+    "Make or read the tasks of a run. Raises `ValueError` for what cannot be asked."
+    if not config.eval_tasks: return None
+    if config.tokenizer_path is None:
+        raise ValueError("--eval_tasks needs a tokenizer to ask with; name one by "
+                         "--tokenizer_path")
+    tokenizer = BpeTokenizer.load(config.tokenizer_path)
+    start_id(tokenizer)   # refused if it has none
+    settings = EvaluationConfig(questions=config.eval_questions)
+    tasks = [open_task(word, settings) for word in config.eval_tasks]
+    def examine(model):
+        results = [evaluate(model, tokenizer, task) for task in tasks]
+        return {f"accuracy_{result.task}": result.accuracy for result in results}
+    return examine

@@ -17,8 +17,12 @@ from .commands import by_default
 @dataclass(frozen=True, kw_only=True)
 class Files:
     "What a run reads, and where it writes."
-    # Token ids to learn from: a .bin that llm_course.data wrote, or nanoGPT's
-    train_data:Path
+    # Token ids to learn from: a .bin that llm_course.data wrote, or nanoGPT's; or
+    # several, from which rows are drawn in the proportions of --train_weights
+    train_data:Path|tuple[Path, ...]
+    # A number for each of them; 3 1 takes three rows of the first to one of the second
+    train_weights:Annotated[
+        tuple[float, ...]|None, by_default("as many as they have ids")]=None
     # Token ids held out, to measure by
     val_data:Path
     # Run folder: config.json, metrics.jsonl, loss.svg, checkpoint.pt, best.pt
@@ -26,13 +30,22 @@ class Files:
     # A tokenizer.json, to be copied into the run folder and to count bytes with
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the training data")]=None
+    # Begin with the weights of this model, which also decides the shape: a checkpoint
+    # or run folder, or a model of other people as for llm_course.generating
+    init_from:Annotated[Path|None, by_default("random weights")]=None
     # Go on from checkpoint.pt in the run folder, if there is one
     resume:bool=False
+    # With --resume: let the flags that decide which ids come next be others than before
+    override:bool=False
 
-    def __post_init__(self):   # from Python, a path may be a text
-        for name in "train_data", "val_data", "output", "tokenizer_path":
-            path = getattr(self, name)
-            if isinstance(path, str): object.__setattr__(self, name, Path(path))
+    def __post_init__(self):   # from Python a path may be a text, and lists are as good
+        paths = "train_data", "val_data", "output", "tokenizer_path", "init_from"
+        for name, value in vars(self).items():
+            if isinstance(value, list): value = tuple(value)
+            if name in paths and isinstance(value, str): value = Path(value)
+            elif name in paths and isinstance(value, tuple):
+                value = tuple(map(Path, value))
+            object.__setattr__(self, name, value)
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -67,6 +80,8 @@ class Shape:
     num_kv_heads:Annotated[
         int|None, by_default("as many as --num_heads")]=None
     tie:bool=False         # Use one matrix for embedding and logits?
+    # Share of what embedding and branches hand on that is left out while learning
+    dropout:float=0.
 
 @dataclass(frozen=True, kw_only=True)
 class Watching:
@@ -76,9 +91,14 @@ class Watching:
     # Batches in each of them, always the same ones; the end measures on the whole split
     val_batches:int=20
     checkpoint_interval:int=500  # Between checkpoints
+    keep_checkpoints:int=0     # Of older ones, as checkpoint_STEP.pt: the last so many
     sample_interval:int=0      # Between texts that the model writes meanwhile; 0: none
     # What those texts begin with
     sample_prompt:Annotated[str, by_default("a line break")]="\n"
+    # Tasks of llm_course.evaluation to ask meanwhile, such as speaker cloze
+    eval_tasks:Annotated[tuple[str, ...], by_default("none")]=()
+    eval_interval:int=1000     # Between such examinations; the end is always one
+    eval_questions:int=100     # Asked of each task, at most
     # Show the numbers in TensorBoard too, from files in the run folder
     tensorboard:bool=False
     # Send them to this project of Weights & Biases too
@@ -114,6 +134,11 @@ class Learning:
     # AdamW: share of the matrices that a step takes off, at learning rate 1
     weight_decay:float=0.1
     grad_clip:float=1.0      # Longest gradient that passes unshortened; 0: all pass
+    # Share of a running mean of the weights that outlives a step, such as 0.999; the
+    # mean is a model of its own, average.safetensors
+    ema:Annotated[float|None, by_default("no mean is kept")]=None
+    # Stop once the validation loss has not fallen for so many measurements
+    patience:Annotated[int|None, by_default("take all steps")]=None
     seed:int=0               # Decides the first weights and every batch
 
 @dataclass(frozen=True, kw_only=True)

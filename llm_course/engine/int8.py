@@ -60,10 +60,10 @@ def compiled_product(
     rows, out = numba.float32[:, ::1], numba.float32[:, :]
     kind = numba.void(whole, rows, rows, out, numba.boolean)
     product = njit(kind, parallel=True, fastmath=few, cache=True)(plain)
+    most = numba.get_num_threads()
     lock = threading.Lock()   # one of numba's ways to share work has a single team
     def run(*arguments):
         with lock:
-            most = numba.config.NUMBA_NUM_THREADS
             numba.set_num_threads(min(torch.get_num_threads(), most))
             product(*arguments)
     return run

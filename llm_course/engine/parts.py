@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'part_name', 'own_parts', 'checked_part', 'Attend', 'parameters_of', 'make_attend', 'replace_linears',
-           'constructors', 'share_weight', 'same_parts', 'read_parts']
+           'dropping', 'constructors', 'share_weight', 'same_parts', 'read_parts']
 
 # %% ../../nbs/engine/parts.ipynb #imports
 import re
@@ -14,7 +14,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from ..attention import attention, join_masks
 from .attention_kernel import fused_attention
@@ -147,6 +149,28 @@ def replace_linears(
             if layer.bias is None: setattr(owner, name, build(d_in, d_out))
             else: setattr(owner, name, build(d_in, d_out, True))
 
+# %% ../../nbs/engine/parts.ipynb #dropping
+def _drop(
+    share:float,      # Of the numbers to be set to zero
+    layer:nn.Module,  # Whose output this is
+    inputs:tuple,     # What it was called with
+    output:Tensor,    # What it hands on
+)->Tensor:
+    "Set some numbers to zero while the model learns."
+    return dropout(output, share, layer.training and torch.is_grad_enabled())
+
+def dropping(
+    build:Callable[..., nn.Module], # Builds a layer
+    share:float,                    # Of its output to be set to zero
+)->Callable[..., nn.Module]:        # Builds the same layer, with dropout behind it
+    "Let what a layer hands on pass through dropout. Source: Srivastava et al. 2014."
+    if not share: return build
+    def built(*shape, **options):
+        layer = build(*shape, **options)
+        layer.register_forward_hook(partial(_drop, share))
+        return layer
+    return built
+
 # %% ../../nbs/engine/parts.ipynb #constructors
 def constructors(
     ours:Mapping[str, Callable],  # The course's part for each role, `block` included
@@ -179,8 +203,10 @@ def constructors(
 
     inside:dict[str, Callable] = {}   # what the block is told: only what is not usual
     if "norm" in parts or norm_options: inside["norm"] = norm
-    if "attention" in parts or options or attends: inside["attention"] = build_attention
-    if "ffn" in parts: inside["ffn"] = build["ffn"]
+    drops = config.dropout
+    if "attention" in parts or options or attends or drops:
+        inside["attention"] = dropping(build_attention, drops)
+    if "ffn" in parts or drops: inside["ffn"] = dropping(build["ffn"], drops)
     def build_block(*shape):
         block = build["block"](*shape, **inside)
         if "linear" in parts: replace_linears(block, build["linear"])
@@ -188,7 +214,7 @@ def constructors(
 
     head = build["head"]
     if "linear" in parts and "head" not in parts: head = build["linear"]
-    return build["embedding"], build_block, final_norm, head
+    return dropping(build["embedding"], drops), build_block, final_norm, head
 
 # %% ../../nbs/engine/parts.ipynb #share
 def share_weight(

@@ -9,6 +9,7 @@ __all__ = ['MAX_BODY', 'BODY_SECONDS', 'LOOPBACK', 'Refused', 'Wish', 'read_wish
 # %% ../../nbs/engine/serve.ipynb #imports
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
@@ -390,7 +391,8 @@ def open_socket(
     "Take a port. Raises `ValueError` where somebody else has it."
     taken = socket.socket()
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":   # there it would take a port that is in use
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, port))
     except (OSError, OverflowError) as error:
         taken.close()

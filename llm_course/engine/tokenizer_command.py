@@ -10,20 +10,25 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from ..bpe import PATTERNS
-from .commands import by_default, input_file, output_path
+from .commands import by_default, output_path
 from .files import count_corpus, helpers_for
+from .text_files import STDIN, Reading, list_texts, plain_files
 from .whole_folders import check_folder
 
 # %% ../../nbs/engine/tokenizer_command.ipynb #config
 _CORES = by_default("one, or all cores from 16 MB on")
 
 @dataclass(frozen=True)
-class TokenizerConfig:
-    "Train a tokenizer on text files and write it as a tokenizer.json."
-    corpus:tuple[Path, ...]     # Text files in UTF-8
+class TokenizerConfig(Reading):
+    """Train a tokenizer on texts and write it as a tokenizer.json.
+
+    A path is a file, a folder with all texts in it, or - for standard input. Files are
+    UTF-8; .jsonl and .parquet hold a document in each row; .gz is unpacked."""
+    corpus:tuple[Path, ...]     # Texts to learn from
     vocab_size:int=10_000       # Tokens: 256 bytes, merges and special tokens together
     output:Path=Path("tokenizer.json")                   # Where to write the tokenizer
     special_tokens:tuple[str, ...]=("<|endoftext|>",)    # Texts that are one token each
@@ -58,12 +63,13 @@ def check_config(
                          f"but is {config.num_processes}")
     try: room_for_merges(config.vocab_size, config.special_tokens)
     except ValueError as error: raise ValueError(f"--{error}") from None
-    files = [input_file(path, "--corpus") for path in config.corpus]
-    for path in files: check_folder(path, "texts")
-    if not any(path.stat().st_size for path in files):
+    files = list_texts(config.corpus, "--corpus")
+    named = [path for path in files if path != STDIN]
+    for path in named: check_folder(path, "texts")
+    if named == files and not any(path.stat().st_size for path in files):
         names = " ".join(map(str, files))
         raise ValueError(f"--corpus {names} is empty; name a file of text")
-    if any(config.output.exists() and config.output.samefile(path) for path in files):
+    if config.output.exists() and any(map(config.output.samefile, named)):
         raise ValueError(f"--output {config.output} is the corpus itself; "
                          "name another file")
     return files
@@ -98,11 +104,13 @@ def train_tokenizer(
     "Check, count, learn, write, and say what came out."
     files = check_config(config)
     output = output_path(config.output, "--output")
-    size = sum(path.stat().st_size for path in files)
-    num_processes = helpers_for(size, config.num_processes)
     began = time.perf_counter()
-    words = count_corpus(files, config.special_tokens, config.pattern, num_processes,
-                         progress=True)
+    with TemporaryDirectory(dir=output.parent, prefix=".texts-") as folder:
+        texts = plain_files(files, folder, config)
+        size = sum(path.stat().st_size for path in texts)
+        words = count_corpus(
+            texts, config.special_tokens, config.pattern,
+            helpers_for(size, config.num_processes), progress=True)
     if not words:
         names = " ".join(map(str, files))
         raise ValueError(f"--corpus {names} holds only special tokens; "

@@ -11,7 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .grading import MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle, parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom
+from llm_course.grading.grading import (
+    MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle,
+    parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
+)
 from ..engine.kv_cache import KVCache
 from ..rmsnorm import RmsNorm
 from ..engine.rope_tables import RopeScaling
@@ -30,36 +33,80 @@ def _ask_linear(part):
     yield "in half precision", lambda: filled(part(4, 5)).bfloat16()(x.bfloat16())
     yield from placed(lambda **more: part(4, 5, bias=True, **more))
     for d_in, d_out in (1024, 64), (64, 1024):
-        yield "in the spread of its fresh weights", lambda: (part(d_in, d_out).weight.std() * d_in**.5).log2().mul(4).round().div(4).exp2()   # one where it is 1/√d_in, to a tenth
-    yield "in its fresh bias", lambda: torch.stack([part(4, 5, bias=True).bias.mean().sign().abs(), part(4, 5, bias=True).bias.std().sign()])
+        yield (
+            "in the spread of its fresh weights",
+            lambda: (part(d_in, d_out).weight.std() * d_in**0.5)
+            .log2()
+            .mul(4)
+            .round()
+            .div(4)
+            .exp2(),
+        )  # one where it is 1/√d_in, to a tenth
+    yield "in its fresh bias", lambda: torch.stack([
+        part(4, 5, bias=True).bias.mean().sign().abs(),
+        part(4, 5, bias=True).bias.std().sign(),
+    ])
 
-def _a_linear(compute=lambda w, b, x: x @ w.mT + (0 if b is None else b), spread=lambda i, o: i**-.5, turned=False, bias_of=lambda wanted: wanted, start=torch.zeros):
+
+def _a_linear(
+    compute=lambda w, b, x: x @ w.mT + (0 if b is None else b),
+    spread=lambda i, o: i**-0.5, turned=False, bias_of=lambda wanted: wanted,
+    start=torch.zeros,
+):
     "A `Linear` with something changed."
     def part(i, o, bias=False):
         weight = torch.randn((i, o) if turned else (o, i)) * spread(i, o)
-        return Made(lambda s, x: compute(s.weight.mT if turned else s.weight, getattr(s, "bias", None), x), weight=weight, **({"bias": start(o)} if bias_of(bias) else {}))
+        return Made(
+            lambda s, x: compute(
+                s.weight.mT if turned else s.weight, getattr(s, "bias", None), x
+            ),
+            weight=weight,
+            **({"bias": start(o)} if bias_of(bias) else {})
+        )
     return part
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-linear
 MISTAKES["Linear"] = {
-    "the weight is stored the other way round: it has a row for each output": _a_linear(turned=True),
-    "there is a bias even where none was asked for": _a_linear(bias_of=lambda wanted: True),
+    "the weight is stored the other way round: it has a row for each output":
+        _a_linear(turned=True),
+    "there is a bias even where none was asked for":
+        _a_linear(bias_of=lambda wanted: True),
     "there is no bias where one was asked for": _a_linear(bias_of=lambda wanted: False),
     "the bias is there, but never added": _a_linear(lambda w, b, x: x @ w.mT),
-    "the bias is subtracted": _a_linear(lambda w, b, x: x @ w.mT - (0 if b is None else b)),
-    "the bias begins with random numbers; zeros are expected": _a_linear(start=torch.randn),
+    "the bias is subtracted":
+        _a_linear(lambda w, b, x: x @ w.mT - (0 if b is None else b)),
+    "the bias begins with random numbers; zeros are expected":
+        _a_linear(start=torch.randn),
     "the bias begins with a number other than zero": _a_linear(start=torch.ones),
-    "fresh weights have the spread one, whatever the number of inputs: sums of many terms grow": _a_linear(spread=lambda i, o: 1.),
-    "the spread of fresh weights follows the number of outputs, but an output sums over the inputs": _a_linear(spread=lambda i, o: o**-.5),
-    "the variance of fresh weights is right for their spread: is a square root missing?": _a_linear(spread=lambda i, o: 1 / i),
-    "fresh weights have a small fixed spread, such as 0.02, whatever the number of inputs": _a_linear(spread=lambda i, o: .02),
-    "the spread of fresh weights is 1/√(3 d_in), as in torch's own layer: a uniform draw between ±1/√d_in is narrower than its limits": _a_linear(spread=lambda i, o: (3 * i)**-.5),
-    "the spread of fresh weights counts inputs and outputs (Xavier); here only the inputs count": _a_linear(spread=lambda i, o: (2 / (i + o))**.5),
-    "fresh weights have the spread √(2/d_in), which is meant for ReLU behind them": _a_linear(spread=lambda i, o: (2 / i)**.5),
-    "fresh weights are all zero, so that nothing comes through": _a_linear(spread=lambda i, o: 0.),
-    "a bend (such as ReLU) sits behind the product; a linear layer has none": _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).relu()),
-    "only inputs with one leading axis are served": _a_linear(lambda w, b, x: torch.einsum("bi,oi->bo", x, w) + (0 if b is None else b)),
-    "the leading axes are flattened and not put back": _a_linear(lambda w, b, x: x.flatten(0, -2) @ w.mT + (0 if b is None else b)),
+    "fresh weights have the spread one, whatever the number of inputs: sums of many "
+    "terms grow":
+        _a_linear(spread=lambda i, o: 1.0),
+    "the spread of fresh weights follows the number of outputs, but an output sums "
+    "over the inputs":
+        _a_linear(spread=lambda i, o: o**-0.5),
+    "the variance of fresh weights is right for their spread: is a square "
+    "root missing?":
+        _a_linear(spread=lambda i, o: 1 / i),
+    "fresh weights have a small fixed spread, such as 0.02, whatever the number of "
+    "inputs":
+        _a_linear(spread=lambda i, o: 0.02),
+    "the spread of fresh weights is 1/√(3 d_in), as in torch's own layer: a uniform "
+    "draw between ±1/√d_in is narrower than its limits":
+        _a_linear(spread=lambda i, o: (3 * i) ** -0.5),
+    "the spread of fresh weights counts inputs and outputs (Xavier); here only the "
+    "inputs count":
+        _a_linear(spread=lambda i, o: (2 / (i + o)) ** 0.5),
+    "fresh weights have the spread √(2/d_in), which is meant for ReLU behind them":
+        _a_linear(spread=lambda i, o: (2 / i) ** 0.5),
+    "fresh weights are all zero, so that nothing comes through":
+        _a_linear(spread=lambda i, o: 0.0),
+    "a bend (such as ReLU) sits behind the product; a linear layer has none":
+        _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).relu()),
+    "only inputs with one leading axis are served": _a_linear(
+        lambda w, b, x: torch.einsum("bi,oi->bo", x, w) + (0 if b is None else b)
+    ),
+    "the leading axes are flattened and not put back":
+        _a_linear(lambda w, b, x: x.flatten(0, -2) @ w.mT + (0 if b is None else b)),
 }
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-embedding
@@ -79,48 +126,93 @@ def _ask_embedding(part):
     yield "for ids in int32", lambda: table()(ids.int())
     yield "in half precision", lambda: table().bfloat16()(ids)
     yield from placed(lambda **more: part(6, 4, **more))
-    for vocab, d in (2000, 256), (100, 4096): yield "in the spread of its fresh vectors", lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2()
+    for vocab, d in (2000, 256), (100, 4096):
+        yield (
+            "in the spread of its fresh vectors",
+            lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2(),
+        )
 
 def _an_embedding(find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False):
     "An `Embedding` with something changed."
-    return lambda v, d: Made(lambda s, ids: find(s.weight, ids), weight=torch.randn((d, v) if turned else (v, d)) * spread(v, d))
+    return lambda v, d: Made(
+        lambda s, ids: find(s.weight, ids),
+        weight=torch.randn((d, v) if turned else (v, d)) * spread(v, d),
+    )
 
-def _one_at_a_time(w, ids): return w.detach()[ids] + (w - w.detach())[ids] / (ids.flatten()[:, None] == ids.flatten()).sum(-1).view(*ids.shape, 1)
+
+def _one_at_a_time(w, ids):
+    return w.detach()[ids] + (w - w.detach())[ids] / (
+        ids.flatten()[:, None] == ids.flatten()
+    ).sum(-1).view(*ids.shape, 1)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-embedding-2
 MISTAKES["Embedding"] = {
-    "the table is stored with a column for each token; a row is expected": _an_embedding(lambda w, ids: w.T[ids], turned=True),
-    "you read the row behind the one that the id names: ids count from zero": _an_embedding(lambda w, ids: w[(ids + 1) % len(w)]),
-    "you read the row before the one that the id names: ids count from zero": _an_embedding(lambda w, ids: w[ids - 1]),
-    "the vectors are multiplied by √d, as in the first Transformer; here a row comes out as it is": _an_embedding(lambda w, ids: w[ids] * w.shape[1]**.5),
-    "the vectors are brought to length one; a row must come out as it is": _an_embedding(lambda w, ids: torch.nn.functional.normalize(w[ids], dim=-1)),
-    "the axes of the ids are flattened and not put back": _an_embedding(lambda w, ids: w[ids.flatten()]),
-    "no gradient reaches the table: is it detached, or its data taken?": _an_embedding(lambda w, ids: w.detach()[ids] + 0 * w.sum()),
-    "a token that occurs several times gets the gradient of one occurrence, not the sum of all": _an_embedding(_one_at_a_time),
-    "fresh vectors are too small: they should have features of spread one": _an_embedding(spread=lambda v, d: .02),
-    "the spread of fresh vectors shrinks with their size; one is expected for any": _an_embedding(spread=lambda v, d: d**-.5),
-    "the spread of fresh vectors depends on the vocabulary; one is expected for any": _an_embedding(spread=lambda v, d: v**-.5),
-    "all fresh vectors are zero, so that no token differs from another": _an_embedding(spread=lambda v, d: 0.),
+    "the table is stored with a column for each token; a row is expected":
+        _an_embedding(lambda w, ids: w.T[ids], turned=True),
+    "you read the row behind the one that the id names: ids count from zero":
+        _an_embedding(lambda w, ids: w[(ids + 1) % len(w)]),
+    "you read the row before the one that the id names: ids count from zero":
+        _an_embedding(lambda w, ids: w[ids - 1]),
+    "the vectors are multiplied by √d, as in the first Transformer; here a row comes "
+    "out as it is":
+        _an_embedding(lambda w, ids: w[ids] * w.shape[1] ** 0.5),
+    "the vectors are brought to length one; a row must come out as it is":
+        _an_embedding(lambda w, ids: torch.nn.functional.normalize(w[ids], dim=-1)),
+    "the axes of the ids are flattened and not put back":
+        _an_embedding(lambda w, ids: w[ids.flatten()]),
+    "no gradient reaches the table: is it detached, or its data taken?":
+        _an_embedding(lambda w, ids: w.detach()[ids] + 0 * w.sum()),
+    "a token that occurs several times gets the gradient of one occurrence, not the "
+    "sum of all":
+        _an_embedding(_one_at_a_time),
+    "fresh vectors are too small: they should have features of spread one":
+        _an_embedding(spread=lambda v, d: 0.02),
+    "the spread of fresh vectors shrinks with their size; one is expected for any":
+        _an_embedding(spread=lambda v, d: d**-0.5),
+    "the spread of fresh vectors depends on the vocabulary; one is expected for any":
+        _an_embedding(spread=lambda v, d: v**-0.5),
+    "all fresh vectors are zero, so that no token differs from another":
+        _an_embedding(spread=lambda v, d: 0.0),
 }
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms
 _idle = "nothing that comes out depends on"
 
-SYMPTOMS["Linear"] = {"vectors are not worked on one by one: the others of a batch change what comes out": lambda part: row_moved(part(4, 5), given(3, 4), 1, lambda x: x + 5) > 1e-5,
-    _idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)), "something is added even without a bias: zeros in must give zeros out": lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
+SYMPTOMS["Linear"] = {
+    "vectors are not worked on one by one: the others of a batch change what comes "
+    "out":
+        lambda part: row_moved(part(4, 5), given(3, 4), 1, lambda x: x + 5) > 1e-5,
+    _idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)),
+    "something is added even without a bias: zeros in must give zeros out":
+        lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any(),
+}
 SYMPTOMS["Embedding"] = {
-    "the row of one id gets no gradient: is it treated as padding?": lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any() and not (_pull(part(6, 4), range(6)) == 0).all(),
-    "a token that occurs twice gets the gradient of one place only; both are to be added": lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0 and min(abs(found - 4), abs(found - 8)) < 1e-4,
-    "rows are found, but not the right ones: id v stands for row v": lambda part: _wrong_rows(filled(part(6, 4)))}
+    "the row of one id gets no gradient: is it treated as padding?": (
+        lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any()
+        and not (_pull(part(6, 4), range(6)) == 0).all()
+    ),
+    "a token that occurs twice gets the gradient of one place only; both are to be "
+    "added": (
+        lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0
+        and min(abs(found - 4), abs(found - 8)) < 1e-4
+    ),
+    "rows are found, but not the right ones: id v stands "
+    "for row v":
+        lambda part: _wrong_rows(filled(part(6, 4))),
+}
 
 def _pull(layer, ids):
     "The gradient of the table when the places 0, 1, … ask for 1, 2, …."
-    (layer(torch.tensor(list(ids))) * torch.arange(1., len(ids) + 1)[:, None]).sum().backward()
+    (
+        layer(torch.tensor(list(ids))) * torch.arange(1.0, len(ids) + 1)[:, None]
+    ).sum().backward()
     return layer.weight.grad
 
 def _wrong_rows(layer):
     rows = layer(torch.arange(6))
-    return any(torch.equal(a, b) for a in rows for b in layer.weight) and not torch.equal(rows, layer.weight)
+    return any(
+        torch.equal(a, b) for a in rows for b in layer.weight
+    ) and not torch.equal(rows, layer.weight)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-rmsnorm
 @questions_of("RmsNorm")
@@ -130,7 +222,9 @@ def _ask_rms_norm(part):
     yield lambda: part(8)(x)
     yield "for a vector without leading axes", lambda: part(8)(x[0, 0])
     yield "where the gain is not one", lambda: filled(part(8))(x)
-    yield "when a vector has the size one already", lambda: part(8)(torch.tensor([1., -1.] * 4))
+    yield "when a vector has the size one already", lambda: part(8)(
+        torch.tensor([1.0, -1.0] * 4)
+    )
     yield "with another eps", lambda: part(8, eps=5.)(x)
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
@@ -139,12 +233,20 @@ def _ask_rms_norm(part):
     yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
 
-def _a_norm(shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more):
+
+def _a_norm(
+    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more
+):
     "An `RmsNorm` that computes `gained(shrink(x, eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
-        return Made(lambda s, x: gained(shrink(x, eps), s.weight), weight=start(d), **{name: made(d) for name, made in more.items()})
+        return Made(
+            lambda s, x: gained(shrink(x, eps), s.weight),
+            weight=start(d),
+            **{name: made(d) for name, made in more.items()}
+        )
     return part
+
 
 def _rms(x, eps, dim=-1, mean=torch.mean, root=torch.sqrt, wide=True, keepdim=True):
     y = x.float() if wide else x
@@ -152,30 +254,73 @@ def _rms(x, eps, dim=-1, mean=torch.mean, root=torch.sqrt, wide=True, keepdim=Tr
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rmsnorm
 MISTAKES["RmsNorm"] = {
-    "the mean is subtracted first, as LayerNorm does": _a_norm(lambda x, eps: _rms(x - x.mean(-1, keepdim=True), eps)),
-    "you divide by the standard deviation, which measures from the mean; the root mean square measures from zero": _a_norm(
-        lambda x, eps: x / (x.float().var(-1, keepdim=True, unbiased=False) + eps).sqrt().to(x.dtype)),
-    "the squares are added up where their mean is wanted": _a_norm(partial(_rms, mean=torch.sum)),
-    "the mean is squared; the mean of the squares is wanted": _a_norm(lambda x, eps: (x.float() / (x.float().mean(-1, keepdim=True).square() + eps).sqrt()).to(x.dtype)),
+    "the mean is subtracted first, as LayerNorm does":
+        _a_norm(lambda x, eps: _rms(x - x.mean(-1, keepdim=True), eps)),
+    "you divide by the standard deviation, which measures from the mean; the root mean "
+    "square measures from zero": _a_norm(
+        lambda x, eps: x
+        / (x.float().var(-1, keepdim=True, unbiased=False) + eps).sqrt().to(x.dtype)
+    ),
+    "the squares are added up where their mean is wanted":
+        _a_norm(partial(_rms, mean=torch.sum)),
+    "the mean is squared; the mean of the squares is wanted": _a_norm(
+        lambda x, eps: (
+            x.float() / (x.float().mean(-1, keepdim=True).square() + eps).sqrt()
+        ).to(x.dtype)
+    ),
     "the square root is missing": _a_norm(partial(_rms, root=lambda m: m)),
-    "you divide by the mean of the sizes, not by the root of the mean of the squares": _a_norm(lambda x, eps: (x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype)),
-    "eps stands outside the root": _a_norm(lambda x, eps: (x.float() / (x.float().square().mean(-1, keepdim=True).sqrt() + eps)).to(x.dtype)),
-    "eps is fixed in the code: the one that is asked for is ignored": _a_norm(_rms, fixed=1e-5),
-    "there is no eps: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.),
-    "the mean runs over the whole batch, so that one vector depends on the others": _a_norm(partial(_rms, dim=None)),
-    "the mean runs over the tokens instead of the features": _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
-    "the squares are taken in the type of the input, and 300² does not fit into float16": _a_norm(partial(_rms, wide=False)),
+    "you divide by the mean of the sizes, not by the root of the mean of the squares": (
+        _a_norm(
+            lambda x, eps: (
+                x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)
+            ).to(x.dtype)
+        )
+    ),
+    "eps stands outside the root": _a_norm(
+        lambda x, eps: (
+            x.float() / (x.float().square().mean(-1, keepdim=True).sqrt() + eps)
+        ).to(x.dtype)
+    ),
+    "eps is fixed in the code: the one that is asked for is ignored":
+        _a_norm(_rms, fixed=1e-5),
+    "there is no eps: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
+    "the mean runs over the whole batch, so that one vector depends on the others":
+        _a_norm(partial(_rms, dim=None)),
+    "the mean runs over the tokens instead of the features":
+        _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
+    "the squares are taken in the type of the input, and 300² does not fit "
+    "into float16":
+        _a_norm(partial(_rms, wide=False)),
     "the gain is never applied": _a_norm(_rms, gained=lambda y, gain: y + 0 * gain),
-    "the gain is added instead of multiplied": _a_norm(_rms, gained=lambda y, gain: y + gain),
+    "the gain is added instead of multiplied":
+        _a_norm(_rms, gained=lambda y, gain: y + gain),
     "the gain begins at zero; one is expected": _a_norm(_rms, start=torch.zeros),
-    "the gain begins with random numbers; ones are expected": _a_norm(_rms, start=torch.randn),
-    "one is added to a gain that begins at one": _a_norm(_rms, gained=lambda y, gain: y * (1 + gain)),
-    "one is added to a gain that begins at zero, as in Gemma; here the gain itself begins at one": _a_norm(_rms, gained=lambda y, gain: y * (1 + gain), start=torch.zeros),
-    "the vectors are brought to length one: the root of the size is missing": _a_norm(lambda x, eps: torch.nn.functional.normalize(x.float(), dim=-1, eps=eps).to(x.dtype)),
-    "the result is multiplied by the size instead of divided": _a_norm(lambda x, eps: (x.float() * (x.float().square().mean(-1, keepdim=True) + eps).sqrt()).to(x.dtype)),
+    "the gain begins with random numbers; ones are expected":
+        _a_norm(_rms, start=torch.randn),
+    "one is added to a gain that begins at one":
+        _a_norm(_rms, gained=lambda y, gain: y * (1 + gain)),
+    "one is added to a gain that begins at zero, as in Gemma; here the gain itself "
+    "begins at one":
+        _a_norm(_rms, gained=lambda y, gain: y * (1 + gain), start=torch.zeros),
+    "the vectors are brought to length one: the root of the size is missing": _a_norm(
+        lambda x, eps: torch.nn.functional.normalize(x.float(), dim=-1, eps=eps).to(
+            x.dtype
+        )
+    ),
+    "the result is multiplied by the size instead of divided": _a_norm(
+        lambda x, eps: (
+            x.float() * (x.float().square().mean(-1, keepdim=True) + eps).sqrt()
+        ).to(x.dtype)
+    ),
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
-    "float32 comes out whatever went in: return to the type of the input": _a_norm(lambda x, eps: _rms(x.float(), eps)),
-    "no gradient flows through the size that you divide by: is it detached?": _a_norm(lambda x, eps: (x.float() / (x.detach().float().square().mean(-1, keepdim=True) + eps).sqrt()).to(x.dtype)),
+    "float32 comes out whatever went in: return to the type of the input":
+        _a_norm(lambda x, eps: _rms(x.float(), eps)),
+    "no gradient flows through the size that you divide by: is it detached?": _a_norm(
+        lambda x, eps: (
+            x.float()
+            / (x.detach().float().square().mean(-1, keepdim=True) + eps).sqrt()
+        ).to(x.dtype)
+    ),
 }
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-ffn
@@ -183,34 +328,53 @@ MISTAKES["RmsNorm"] = {
 def _ask_silu(part):
     x = torch.linspace(-6, 6, 13)
     yield lambda: part()(x)
-    yield "in what its gate is computed from", lambda: (part()(x) / x)[x != 0].double().logit(1e-9)
+    yield "in what its gate is computed from", lambda: (part()(x) / x)[
+        x != 0
+    ].double().logit(1e-9)
     yield "in half precision", lambda: part()(x.half())
     yield "far from zero", lambda: part()(torch.tensor([-200., 200.]))
-    yield "far from zero in half precision", lambda: part()(torch.tensor([-6e4, 6e4]).half())
+    yield "far from zero in half precision", lambda: part()(
+        torch.tensor([-6e4, 6e4]).half()
+    )
     yield "in its gradient", lambda: gradient(part(), x)
-    yield "in its gradient far from zero", lambda: gradient(part(), torch.tensor([-200., 200.]))
+    yield "in its gradient far from zero", lambda: gradient(
+        part(), torch.tensor([-200.0, 200.0])
+    )
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-silu
-MISTAKES["SiLu"] = {hint: partial(lambda f: lambda x: f(x), f) for hint, f in {
-    "this is ReLU": torch.relu,
-    "this is the sigmoid alone: it gates nothing": torch.sigmoid,
-    "this is GELU": torch.nn.functional.gelu,
-    "this is the approximation of GELU by a hyperbolic tangent": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "this is the hyperbolic tangent": torch.tanh,
-    "this is softplus": torch.nn.functional.softplus,
-    "the sigmoid is mirrored: look at the sign in the exponent": lambda x: x * torch.sigmoid(-x),
-    "the input of the sigmoid is scaled, as in x · σ(1.702 x)": lambda x: x * torch.sigmoid(1.702 * x),
-    "the gate is squared: x meets σ(x) twice": lambda x: x * torch.sigmoid(x)**2,
-    "the exponential overflows far from zero: of e^x and e^−x take the one that is small": lambda x: x * x.exp() / (1 + x.exp()),
-    "no gradient flows through the gate: is it detached?": lambda x: x * torch.sigmoid(x).detach(),
-    "no gradient flows through the value: is it detached?": lambda x: x.detach() * torch.sigmoid(x),
-    "the sigmoid is added to its input, not multiplied with it": lambda x: x + torch.sigmoid(x),
-    "the gate is a hyperbolic tangent; a sigmoid is wanted": lambda x: x * torch.tanh(x),
-    "this is the slope of SiLU": lambda x: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))),
-    "this is ReLU, gated once more": lambda x: torch.relu(x) * torch.sigmoid(x),
-    "this is Mish: the gate is the tangent of a softplus": torch.nn.functional.mish,
-    "the gate is a piecewise line, as in hard swish": torch.nn.functional.hardswish,
-}.items()}
+MISTAKES["SiLu"] = {
+    hint: partial(lambda f: lambda x: f(x), f)
+    for hint, f in {
+        "this is ReLU": torch.relu,
+        "this is the sigmoid alone: it gates nothing": torch.sigmoid,
+        "this is GELU": torch.nn.functional.gelu,
+        "this is the approximation of GELU by a hyperbolic tangent":
+            lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        "this is the hyperbolic tangent": torch.tanh,
+        "this is softplus": torch.nn.functional.softplus,
+        "the sigmoid is mirrored: look at the sign in the exponent":
+            lambda x: x * torch.sigmoid(-x),
+        "the input of the sigmoid is scaled, as in x · σ(1.702 x)":
+            lambda x: x * torch.sigmoid(1.702 * x),
+        "the gate is squared: x meets σ(x) twice": lambda x: x * torch.sigmoid(x) ** 2,
+        "the exponential overflows far from zero: of e^x and e^−x take the one that is "
+        "small":
+            lambda x: x * x.exp() / (1 + x.exp()),
+        "no gradient flows through the gate: is it detached?":
+            lambda x: x * torch.sigmoid(x).detach(),
+        "no gradient flows through the value: is it detached?":
+            lambda x: x.detach() * torch.sigmoid(x),
+        "the sigmoid is added to its input, not multiplied with it":
+            lambda x: x + torch.sigmoid(x),
+        "the gate is a hyperbolic tangent; a sigmoid is wanted":
+            lambda x: x * torch.tanh(x),
+        "this is the slope of SiLU":
+            lambda x: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))),
+        "this is ReLU, gated once more": lambda x: torch.relu(x) * torch.sigmoid(x),
+        "this is Mish: the gate is the tangent of a softplus": torch.nn.functional.mish,
+        "the gate is a piecewise line, as in hard swish": torch.nn.functional.hardswish,
+    }.items()
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-ffn-2
 @questions_of("FFN")
@@ -220,27 +384,48 @@ def _ask_ffn(part):
     yield lambda: filled(part(4, 6))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 6))(x[0, 0])
     yield lambda: filled(part(4, 6))(-3 * x)
-    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(torch.linspace(-6, 6, 13))
-    yield "when w2 turns the sign round", lambda: _gate(part, -1.)(torch.linspace(-6, 6, 13))
+    yield "when w2 and w3 pass on what they get", lambda: _gate(part)(
+        torch.linspace(-6, 6, 13)
+    )
+    yield "when w2 turns the sign round", lambda: _gate(part, -1.0)(
+        torch.linspace(-6, 6, 13)
+    )
     yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
-    yield "in half precision", lambda: str(filled(part(4, 6)).bfloat16()(x.bfloat16()).dtype)
+    yield "in half precision", lambda: str(
+        filled(part(4, 6)).bfloat16()(x.bfloat16()).dtype
+    )
     yield from placed(lambda **more: part(4, 6, **more))
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
 
-def _a_network(compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1))):
+
+def _a_network(
+    compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1))
+):
     "An `FFN` that computes `compute(x, w1, w2, w3)`."
     def part(d_model, d_ff):
         d = d_model, d_ff
-        layers = {name: _a_linear(spread=lambda i, o: i**-.5)(d[i], d[o], bias=bias) for name, (i, o) in zip(called, sizes)}
-        return Made(lambda s, x: compute(x, *(getattr(s, name) for name in called)), **layers)
+        layers = {
+            name: _a_linear(spread=lambda i, o: i**-0.5)(d[i], d[o], bias=bias)
+            for name, (i, o) in zip(called, sizes)
+        }
+        return Made(
+            lambda s, x: compute(x, *(getattr(s, name) for name in called)), **layers
+        )
     return part
+
 
 @torch.no_grad()
 def _gate(part, sign=1.):
-    "What the gate does to a number: w1 reads it, w3 reads a one that stands beside it, and w2 passes their product on."
+    """What the gate does to a number: w1 reads it, w3 reads a one that stands beside
+    it, and w2 passes their product on."""
     layer = part(2, 1)
-    for name, p in layer.named_parameters(): p.copy_(torch.tensor([[0., 1.]] if "w3" in name else [[sign if "w2" in name else 1., 0.]]).view(p.shape))
+    for name, p in layer.named_parameters():
+        p.copy_(
+            torch.tensor(
+                [[0.0, 1.0]] if "w3" in name else [[sign if "w2" in name else 1.0, 0.0]]
+            ).view(p.shape)
+        )
     return lambda x: layer(torch.stack([x, torch.ones_like(x)], -1))[..., 0]
 
 def _silu(x): return x * torch.sigmoid(x)
@@ -248,55 +433,135 @@ def _swiglu(x, w1, w2, w3): return w2(_silu(w1(x)) * w3(x))
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-ffn-2-2
 MISTAKES["FFN"] = {
-    "gate and value have changed places: w1 feeds the SiLU, w3 does not": _a_network(lambda x, w1, w2, w3: w2(w1(x) * _silu(w3(x)))),
-    "nothing is gated: w3 takes no part": _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)))),
-    "gate and value are added; they are to be multiplied": _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) + w3(x))),
-    "the gate is bent by ReLU": _a_network(lambda x, w1, w2, w3: w2(w1(x).relu() * w3(x))),
-    "the gate is bent by GELU": _a_network(lambda x, w1, w2, w3: w2(torch.nn.functional.gelu(w1(x)) * w3(x))),
-    "the gate is a sigmoid alone, as in the first gated units": _a_network(lambda x, w1, w2, w3: w2(torch.sigmoid(w1(x)) * w3(x))),
+    "gate and value have changed places: w1 feeds the SiLU, w3 does not":
+        _a_network(lambda x, w1, w2, w3: w2(w1(x) * _silu(w3(x)))),
+    "nothing is gated: w3 takes no part":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)))),
+    "gate and value are added; they are to be multiplied":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) + w3(x))),
+    "the gate is bent by ReLU":
+        _a_network(lambda x, w1, w2, w3: w2(w1(x).relu() * w3(x))),
+    "the gate is bent by GELU":
+        _a_network(lambda x, w1, w2, w3: w2(torch.nn.functional.gelu(w1(x)) * w3(x))),
+    "the gate is a sigmoid alone, as in the first gated units":
+        _a_network(lambda x, w1, w2, w3: w2(torch.sigmoid(w1(x)) * w3(x))),
     "the gate isn't bent at all": _a_network(lambda x, w1, w2, w3: w2(w1(x) * w3(x))),
-    "the bend sits on the product of gate and value; it belongs to the gate": _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x) * w3(x)))),
-    "gate and value are both bent": _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) * _silu(w3(x)))),
-    "what comes out is bent once more": _a_network(lambda x, w1, w2, w3: _silu(_swiglu(x, w1, w2, w3))),
-    "the input is added: that is the block's work, not this layer's": _a_network(lambda x, *w: x + _swiglu(x, *w)),
+    "the bend sits on the product of gate and value; it belongs to the gate":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x) * w3(x)))),
+    "gate and value are both bent":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) * _silu(w3(x)))),
+    "what comes out is bent once more":
+        _a_network(lambda x, w1, w2, w3: _silu(_swiglu(x, w1, w2, w3))),
+    "the input is added: that is the block's work, not this layer's":
+        _a_network(lambda x, *w: x + _swiglu(x, *w)),
     "the matrices have biases; they are to have none": _a_network(_swiglu, bias=True),
-    "the matrices bear other names than w1, w2 and w3": _a_network(_swiglu, called=("gate", "down", "up")),
-    "w2 and w3 have changed their roles: w2 is the way back": _a_network(lambda x, w1, w3, w2: _swiglu(x, w1, w2, w3), sizes=((0, 1), (0, 1), (1, 0))),
-    "tokens are mixed: each must be worked on by itself": _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) * w3(x.mean(-2, keepdim=True)) if x.ndim > 1 else _silu(w1(x)) * w3(x))),
+    "the matrices bear other names than w1, w2 and w3":
+        _a_network(_swiglu, called=("gate", "down", "up")),
+    "w2 and w3 have changed their roles: w2 is the way back": _a_network(
+        lambda x, w1, w3, w2: _swiglu(x, w1, w2, w3), sizes=((0, 1), (0, 1), (1, 0))
+    ),
+    "tokens are mixed: each must be worked on by itself": _a_network(
+        lambda x, w1, w2, w3: w2(
+            _silu(w1(x)) * w3(x.mean(-2, keepdim=True))
+            if x.ndim > 1
+            else _silu(w1(x)) * w3(x)
+        )
+    ),
 }
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-norm
-def _near_zero(part): return abs(part()(torch.ones(1)) - .7311) < 1e-3   # is it right there?
+def _near_zero(part):
+    return abs(part()(torch.ones(1)) - 0.7311) < 1e-3  # is it right there?
+
 
 @torch.no_grad()
 def _hidden(part, other=1.):
-    "A network of two hidden features that go their own ways, the second one as large as is said."
+    """A network of two hidden features that go their own ways, the second one as large
+    as is said."""
     layer = filled(part(2, 2))
     for p in layer.parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
     return layer
 
 SYMPTOMS["RmsNorm"] = {
     _idle: lambda part: idle(filled(part(8)), given(3, 8)),
-    "one vector's result depends on the others": lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
-    "the squares are taken in the type of the input, and 300² does not fit into float16": lambda part: not (y := part(2).half()(torch.tensor([300., 400.]).half())).isfinite().all() or y.sum() < 1}
+    "one vector's result depends on the others":
+        lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
+    "the squares are taken in the type of the input, and 300² does not fit into "
+    "float16": (
+        lambda part: not (y := part(2).half()(torch.tensor([300.0, 400.0]).half()))
+        .isfinite()
+        .all()
+        or y.sum() < 1
+    ),
+}
 SYMPTOMS["SiLu"] = {
-    "it is put together from straight lines, as ReLU and its kin": lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum() > 4,
-    "what x is multiplied with is no share between 0 and 1": lambda part: ((y := part()(torch.tensor([-3., -1., 1., 3.])) / torch.tensor([-3., -1., 1., 3.])) < 0).any() or (y > 1.001).any(),
-    "the input of the sigmoid is scaled: it should be x itself": lambda part: ((y := part()(torch.tensor([1., 2.])) / torch.tensor([1., 2.])).logit()[0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0 and abs(y.logit()[0] - 1) > .01,
-    "its gradient is not a number far from zero: an exponential overflows there on the way back": lambda part: _near_zero(part) and not gradient(part(), torch.tensor([-200., 200.])).isfinite().all() and part()(torch.tensor([-200., 200.])).isfinite().all(),
-    "far from zero an exponential overflows: of e^x and e^−x take the one that is small": lambda part: _near_zero(part) and not part()(torch.tensor([-200., 200.])).isfinite().all()}
+    "it is put together from straight lines, as ReLU and its kin": (
+        lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum()
+        > 4
+    ),
+    "what x is multiplied with is no share between 0 and 1": (
+        lambda part: (
+            (
+                y := part()(torch.tensor([-3.0, -1.0, 1.0, 3.0]))
+                / torch.tensor([-3.0, -1.0, 1.0, 3.0])
+            )
+            < 0
+        ).any()
+        or (y > 1.001).any()
+    ),
+    "the input of the sigmoid is scaled: it should be x itself": (
+        lambda part: (
+            (y := part()(torch.tensor([1.0, 2.0])) / torch.tensor([1.0, 2.0])).logit()[
+                0
+            ]
+            * 2
+            - y.logit()[1]
+        ).abs()
+        < 1e-4
+        and y.logit()[0] > 0
+        and abs(y.logit()[0] - 1) > 0.01
+    ),
+    "its gradient is not a number far from zero: an exponential overflows there on the "
+    "way back": (
+        lambda part: _near_zero(part)
+        and not gradient(part(), torch.tensor([-200.0, 200.0])).isfinite().all()
+        and part()(torch.tensor([-200.0, 200.0])).isfinite().all()
+    ),
+    "far from zero an exponential overflows: of e^x and e^−x take the one that is "
+    "small": (
+        lambda part: _near_zero(part)
+        and not part()(torch.tensor([-200.0, 200.0])).isfinite().all()
+    ),
+}
 SYMPTOMS["FFN"] = {
     _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
-    "hidden features have a part in each other: the bend works on each number by itself": lambda part: _hidden(part)(given(2, 2))[:, 0].sub(_hidden(part, 9.)(given(2, 2))[:, 0]).abs().max() > 1e-5,
-    "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")[0] or symptom(lambda: _gate(part), "SiLu"),
-    "tokens are mixed: each must be worked on by itself": lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5) > 1e-5,
-    "something is added on the way: zeros in must give zeros out": lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
+    "hidden features have a part in each other: the bend works on each number by "
+    "itself": (
+        lambda part: _hidden(part)(given(2, 2))[:, 0]
+        .sub(_hidden(part, 9.0)(given(2, 2))[:, 0])
+        .abs()
+        .max()
+        > 1e-5
+    ),
+    "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": (
+        lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")[0]
+        or symptom(lambda: _gate(part), "SiLu")
+    ),
+    "tokens are mixed: each must be worked on by itself": (
+        lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5)
+        > 1e-5
+    ),
+    "something is added on the way: zeros in must give zeros out":
+        lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any(),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-softmax
 @questions_of("Softmax")
 def _ask_softmax(part):
     x = 2 * given(2, 3, 3)
-    hidden = torch.cat([x[..., :1], x[..., 1:].masked_fill(x[..., 1:] > 1, -torch.inf)], -1)
+    hidden = torch.cat(
+        [x[..., :1], x[..., 1:].masked_fill(x[..., 1:] > 1, -torch.inf)], -1
+    )
     yield lambda: part()(x)
     yield "along the first axis", lambda: part(dim=0)(x)
     yield "along a middle axis", lambda: part(dim=1)(x)
@@ -306,44 +571,103 @@ def _ask_softmax(part):
     yield "for large scores", lambda: part()(1e4 * x)
     yield "for scores far below zero", lambda: part()(x - 1e3)
     yield "where a score is minus infinity", lambda: part()(hidden)
-    yield "where one row lies far above another", lambda: part()(torch.cat([x, x + 500]))
+    yield "where one row lies far above another", lambda: part()(
+        torch.cat([x, x + 500])
+    )
     yield "in its gradient", lambda: gradient(part(), x)
 
 def _a_softmax(share): return lambda dim=-1: lambda x: share(x, dim)
 
-def _powers(x, dim, shift=lambda x, dim: x.amax(dim, keepdim=True).clamp(min=-1e30), base=torch.exp): return base(x - shift(x, dim))
+
+def _powers(
+    x, dim, shift=lambda x, dim: x.amax(dim, keepdim=True).clamp(min=-1e30),
+    base=torch.exp,
+):
+    return base(x - shift(x, dim))
+
+
 def _parts(powers, dim): return powers / powers.sum(dim, keepdim=True)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-softmax-2
 MISTAKES["Softmax"] = {
-    "nothing is subtracted before the exponential, so large scores overflow": _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
-    "the largest of all scores is subtracted; a row far below it turns to zeros": _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
-    "the mean is subtracted; only the largest keeps every exponential at most one": _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, dim: x.mean(dim, keepdim=True)), dim)),
-    "the smallest score is subtracted; subtract the largest": _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, dim: x.amin(dim, keepdim=True)), dim)),
-    "the largest score is added instead of subtracted": _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim)),
-    "the axis is always the last one: `dim` is ignored": _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
-    "the axis is always the first one: `dim` is ignored, or its default is": _a_softmax(lambda x, dim: _parts(_powers(x, 0), 0)),
-    "the shares add up to one over the whole tensor; each row has its own sum": _a_softmax(lambda x, dim: _powers(x, dim, lambda x, _: x.max()) / _powers(x, dim, lambda x, _: x.max()).sum()),
+    "nothing is subtracted before the exponential, so large scores overflow":
+        _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
+    "the largest of all scores is subtracted; a row far below it turns to zeros":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
+    "the mean is subtracted; only the largest keeps every exponential at most one": (
+        _a_softmax(
+            lambda x, dim: _parts(
+                _powers(x, dim, lambda x, dim: x.mean(dim, keepdim=True)), dim
+            )
+        )
+    ),
+    "the smallest score is subtracted; subtract the largest": _a_softmax(
+        lambda x, dim: _parts(
+            _powers(x, dim, lambda x, dim: x.amin(dim, keepdim=True)), dim
+        )
+    ),
+    "the largest score is added instead of subtracted": _a_softmax(
+        lambda x, dim: _parts(
+            _powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim
+        )
+    ),
+    "the axis is always the last one: `dim` is ignored":
+        _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
+    "the axis is always the first one: `dim` is ignored, or its default is":
+        _a_softmax(lambda x, dim: _parts(_powers(x, 0), 0)),
+    "the shares add up to one over the whole tensor; each row has its own sum": (
+        _a_softmax(
+            lambda x, dim: _powers(x, dim, lambda x, _: x.max())
+            / _powers(x, dim, lambda x, _: x.max()).sum()
+        )
+    ),
     "nothing is divided: the exponentials are not shares yet": _a_softmax(_powers),
-    "these are powers of two, not of e": _a_softmax(lambda x, dim: _parts(_powers(x, dim, base=torch.exp2), dim)),
-    "the exponential is missing: scores are divided by their sum": _a_softmax(lambda x, dim: _parts(x, dim)),
-    "this is the logarithm of the shares": _a_softmax(lambda x, dim: torch.log_softmax(x, dim)),
-    "all goes to the largest score: that is the hard maximum": _a_softmax(lambda x, dim: torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1.)),
-    "the sign of the scores is turned round": _a_softmax(lambda x, dim: torch.softmax(-x, dim)),
-    "no gradient flows through the sum that you divide by: is it detached?": _a_softmax(lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(dim, keepdim=True).detach()),
-    "float32 comes out whatever went in: return to the type of the input": _a_softmax(lambda x, dim: torch.softmax(x.float(), dim)),
-    "scores far below the best are lifted: something is clamped": _a_softmax(lambda x, dim: torch.softmax((x - x.amax(dim, keepdim=True)).clamp(min=-10), dim)),
-    "the sum runs over the last axis, whatever `dim` is": _a_softmax(lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(-1, keepdim=True)),
-    "a score of minus infinity is replaced by a number, and so gets a share": _a_softmax(lambda x, dim: torch.softmax(x.nan_to_num(neginf=-1.), dim)),
+    "these are powers of two, not of e":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim, base=torch.exp2), dim)),
+    "the exponential is missing: scores are divided by their sum":
+        _a_softmax(lambda x, dim: _parts(x, dim)),
+    "this is the logarithm of the shares":
+        _a_softmax(lambda x, dim: torch.log_softmax(x, dim)),
+    "all goes to the largest score: that is the hard maximum": _a_softmax(
+        lambda x, dim: torch.zeros_like(x).scatter(
+            dim, x.argmax(dim, keepdim=True), 1.0
+        )
+    ),
+    "the sign of the scores is turned round":
+        _a_softmax(lambda x, dim: torch.softmax(-x, dim)),
+    "no gradient flows through the sum that you divide by: is it detached?": _a_softmax(
+        lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(dim, keepdim=True).detach()
+    ),
+    "float32 comes out whatever went in: return to the type of the input":
+        _a_softmax(lambda x, dim: torch.softmax(x.float(), dim)),
+    "scores far below the best are lifted: something is clamped": _a_softmax(
+        lambda x, dim: torch.softmax(
+            (x - x.amax(dim, keepdim=True)).clamp(min=-10), dim
+        )
+    ),
+    "the sum runs over the last axis, whatever `dim` is": _a_softmax(
+        lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(-1, keepdim=True)
+    ),
+    "a score of minus infinity is replaced by a number, and so gets a "
+    "share":
+        _a_softmax(lambda x, dim: torch.softmax(x.nan_to_num(neginf=-1.0), dim)),
 }
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-softmax
 SYMPTOMS["Softmax"] = {
-    "some shares are negative, or greater than one": lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
-    "the shares of a row do not add up to one": lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
-    "rows are not independent: the scores of one change the shares of another": lambda part: row_moved(part(), given(3, 5), 1, lambda x: x * 3) > 1e-5,
-    "a score far below the best gets too much: is something clamped, or added before the division?": lambda part: part()(torch.tensor([0., -40.]))[1] > 1e-9,
-    "the largest score gets nan or nothing once scores are large: what is subtracted before the exponential?": lambda part: not part()(1e3 * given(3, 5)).isfinite().all()}
+    "some shares are negative, or greater than one":
+        lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
+    "the shares of a row do not add up to one":
+        lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
+    "rows are not independent: the scores of one change the shares of another":
+        lambda part: row_moved(part(), given(3, 5), 1, lambda x: x * 3) > 1e-5,
+    "a score far below the best gets too much: is something clamped, or added before "
+    "the division?":
+        lambda part: part()(torch.tensor([0.0, -40.0]))[1] > 1e-9,
+    "the largest score gets nan or nothing once scores are large: what is subtracted "
+    "before the exponential?":
+        lambda part: not part()(1e3 * given(3, 5)).isfinite().all(),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-attention
 @questions_of("ScaledDotProductAttention")
@@ -354,7 +678,9 @@ def _ask_attention(part):
     nobody[2] = False
     each = (given(2, 3, 4, 6, seed=4) < .5) | torch.eye(4, 6).bool()
     yield "when all scores are zero", lambda: part()(0 * q, k, v)
-    yield lambda: part()(q, k, torch.eye(6).expand(2, 3, 6, 6))   # the weights themselves
+    yield lambda: part()(
+        q, k, torch.eye(6).expand(2, 3, 6, 6)
+    )  # the weights themselves
     yield lambda: part()(q, k, v)
     yield lambda: part()(4 * q, k, v)
     yield "where a mask is given", lambda: part()(q, k, v, mask)
@@ -362,17 +688,35 @@ def _ask_attention(part):
     yield "where each head has a mask of its own", lambda: part()(q, k, v, each)
     yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
-    yield "for a single key", lambda: part()(q[..., :1, :], k[..., :1, :], v[..., :1, :])
-    yield "in half precision", lambda: part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3)))
-    yield "in half precision", lambda: part()(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
-    yield "in the gradient of the queries", lambda: gradient(lambda x: part()(x, k, v, mask), q)
-    yield "in the gradient of the keys", lambda: gradient(lambda x: part()(q, x, v, mask), k)
-    yield "in the gradient of the values", lambda: gradient(lambda x: part()(q, k, x, mask), v)
-    yield "in the gradient of a query that may look nowhere", lambda: gradient(lambda x: part()(x, k, v, nobody), q)
+    yield "for a single key", lambda: part()(
+        q[..., :1, :], k[..., :1, :], v[..., :1, :]
+    )
+    yield "in half precision", lambda: part()(
+        *(torch.full((1, 4, 64), 300.0).half() for _ in range(3))
+    )
+    yield "in half precision", lambda: part()(
+        q.bfloat16(), k.bfloat16(), v.bfloat16(), mask
+    )
+    yield "in the gradient of the queries", lambda: gradient(
+        lambda x: part()(x, k, v, mask), q
+    )
+    yield "in the gradient of the keys", lambda: gradient(
+        lambda x: part()(q, x, v, mask), k
+    )
+    yield "in the gradient of the values", lambda: gradient(
+        lambda x: part()(q, k, x, mask), v
+    )
+    yield "in the gradient of a query that may look nowhere", lambda: gradient(
+        lambda x: part()(x, k, v, nobody), q
+    )
 
-def _attend(q, k, v, mask=None, scale=lambda d, keys: d**-.5, hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf),
-           weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.), after=lambda w, mask: w, mix=lambda w, v: w @ v, wide=True,
-           turn=lambda k: k.mT):
+
+def _attend(
+    q, k, v, mask=None, scale=lambda d, keys: d**-0.5,
+    hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf),
+    weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.0), after=lambda w, mask: w,
+    mix=lambda w, v: w @ v, wide=True, turn=lambda k: k.mT,
+):
     "Attention with something changed."
     kind = torch.float32 if wide else q.dtype
     scores = q.to(kind) @ turn(k.to(kind)) * scale(q.shape[-1], k.shape[-2])
@@ -382,51 +726,129 @@ def _attend(q, k, v, mask=None, scale=lambda d, keys: d**-.5, hide=lambda scores
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-attention
 def _an_attention(**changed): return lambda: partial(_attend, **changed)
 
-def _safe(s): return torch.softmax(s.clamp(min=-1e30), -1) * (s > -torch.inf).any(-1, keepdim=True)
 
-MISTAKES["ScaledDotProductAttention"] = variants(partial(_an_attention, weigh=_safe), {
-    "the scores are not divided by anything": dict(scale=lambda d, n: 1.),
-    "the scores are divided by d, not by its root": dict(scale=lambda d, n: 1 / d),
-    "the scores are multiplied by √d; they are to be divided": dict(scale=lambda d, n: d**.5),
-    "the scores are divided by the root of the number of keys; it is the size of a key that makes them grow": dict(scale=lambda d, n: n**-.5),
-    "the mask is read the other way round: true means that one may look": dict(hide=lambda s, m: s.masked_fill(m, -torch.inf)),
-    "the mask is ignored": dict(hide=lambda s, m: s),
-    "the mask is off by one place: one key too many can be seen": dict(hide=lambda s, m: s.masked_fill(~(m | m.roll(1, -1)), -torch.inf)),
-    "the mask is applied after the softmax, so that hidden keys take their share all the same": dict(hide=lambda s, m: s, after=lambda w, m: w if m is None else w * m),
-    "hidden scores become zero, which is a score like any other": dict(hide=lambda s, m: s * m),
-    "the mask is added as ones and zeros; hidden scores must fall to minus infinity": dict(hide=lambda s, m: s + m),
-    "hidden scores are a great negative number: where nobody may be seen, everybody is": dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
-    "a query that may look nowhere gets nan: minus infinity less minus infinity": dict(weigh=lambda s: torch.softmax(s, -1)),
-    "the softmax runs over the queries; each query shares out its own row": dict(weigh=lambda s: _safe(s.mT).mT),
-    "there is no softmax": dict(weigh=lambda s: s, hide=lambda s, m: s * m),
-    "the weights are not divided by their sum": dict(weigh=lambda s: (s - s.amax(-1, keepdim=True).clamp(min=-1e30)).exp()),
-    "the scores are computed in the type of the input, and overflow float16": dict(wide=False),
-    "no gradient flows through the weights: are they detached?": dict(after=lambda w, m: w.detach()),
-    "one mask is used for all heads or sequences, though each was given its own": dict(hide=lambda s, m: s.masked_fill(~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf)),
-    "keys are transposed by axes counted from the front; the last two are meant":
-        dict(turn=lambda k: k.transpose(1, 2)),
-    "the future is always hidden, even where no mask says so": dict(weigh=lambda s: _safe(s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf))),
-    "sequences or heads are mixed: values are averaged over an axis that leads": dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v)),
-})
+def _safe(s):
+    return torch.softmax(s.clamp(min=-1e30), -1) * (s > -torch.inf).any(
+        -1, keepdim=True
+    )
+
+
+MISTAKES["ScaledDotProductAttention"] = variants(
+    partial(_an_attention, weigh=_safe),
+    {
+        "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
+        "the scores are divided by d, not by its root": dict(scale=lambda d, n: 1 / d),
+        "the scores are multiplied by √d; they are to be divided":
+            dict(scale=lambda d, n: d**0.5),
+        "the scores are divided by the root of the number of keys; it is the size of a "
+        "key that makes them grow":
+            dict(scale=lambda d, n: n**-0.5),
+        "the mask is read the other way round: true means that one may look":
+            dict(hide=lambda s, m: s.masked_fill(m, -torch.inf)),
+        "the mask is ignored": dict(hide=lambda s, m: s),
+        "the mask is off by one place: one key too many can be seen":
+            dict(hide=lambda s, m: s.masked_fill(~(m | m.roll(1, -1)), -torch.inf)),
+        "the mask is applied after the softmax, so that hidden keys take their share "
+        "all the same":
+            dict(hide=lambda s, m: s, after=lambda w, m: w if m is None else w * m),
+        "hidden scores become zero, which is a score like any other":
+            dict(hide=lambda s, m: s * m),
+        "the mask is added as ones and zeros; hidden scores must fall to minus "
+        "infinity":
+            dict(hide=lambda s, m: s + m),
+        "hidden scores are a great negative number: where nobody may be seen, "
+        "everybody is":
+            dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
+        "a query that may look nowhere gets nan: minus infinity less minus infinity":
+            dict(weigh=lambda s: torch.softmax(s, -1)),
+        "the softmax runs over the queries; each query shares out its own row":
+            dict(weigh=lambda s: _safe(s.mT).mT),
+        "there is no softmax": dict(weigh=lambda s: s, hide=lambda s, m: s * m),
+        "the weights are not divided by their sum":
+            dict(weigh=lambda s: (s - s.amax(-1, keepdim=True).clamp(min=-1e30)).exp()),
+        "the scores are computed in the type of the input, and overflow float16":
+            dict(wide=False),
+        "no gradient flows through the weights: are they detached?":
+            dict(after=lambda w, m: w.detach()),
+        "one mask is used for all heads or sequences, though each was given its own": (
+            dict(
+                hide=lambda s, m: s.masked_fill(
+                    ~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf
+                )
+            )
+        ),
+        "keys are transposed by axes counted from the front; the last two are meant":
+            dict(turn=lambda k: k.transpose(1, 2)),
+        "the future is always hidden, even where no mask says so": dict(
+            weigh=lambda s: _safe(
+                s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf)
+            )
+        ),
+        "sequences or heads are mixed: values are averaged over an axis that "
+        "leads":
+            dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v)),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-attention
 _q, _k, _v = given(2, 4, 8), given(2, 4, 8, seed=1), given(2, 4, 8, seed=2)
 _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
 SYMPTOMS["ScaledDotProductAttention"] = {
-    "the scores overflow float16: compute them in float32": lambda part: same(part()(_q, _k, _v, _tril), reference("ScaledDotProductAttention")()(_q, _k, _v, _tril)) and not part()(*(torch.full((1, 4, 64), 300.).half() for _ in range(3))).isfinite().all(),
-    "the answer depends on where a key stands; attention knows no places": lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v)).abs().max() > 1e-4,
-    "the future leaks: under a causal mask an answer depends on a later key or value": lambda part: same(part()(_q, _k, _v), reference("ScaledDotProductAttention")()(_q, _k, _v)) and (part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril) - part()(_q, _k, _v, _tril))[:, :3].abs().max() > 1e-6,
-    "sequences of a batch are mixed": lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9) > 1e-5,
-    "a query that may look nowhere must get zeros": lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
-    "each sequence or head was given a mask of its own, and another one was used": lambda part: (
-        part()(_q, _k, _v, torch.stack([_tril, _tril.mT])) - torch.stack([part()(_q, _k, _v, m)[i] for i, m in enumerate((_tril, _tril.mT))])).abs().max() > 1e-5}
+    "the scores overflow float16: compute them in float32": (
+        lambda part: same(
+            part()(_q, _k, _v, _tril),
+            reference("ScaledDotProductAttention")()(_q, _k, _v, _tril),
+        )
+        and not part()(*(torch.full((1, 4, 64), 300.0).half() for _ in range(3)))
+        .isfinite()
+        .all()
+    ),
+    "the answer depends on where a key stands; attention knows no places": (
+        lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v))
+        .abs()
+        .max()
+        > 1e-4
+    ),
+    "the future leaks: under a causal mask an answer depends on a later key or value": (
+        lambda part: same(
+            part()(_q, _k, _v), reference("ScaledDotProductAttention")()(_q, _k, _v)
+        )
+        and (
+            part()(_q, _k, torch.cat([_v[:, :3], _v[:, 3:] + 9], 1), _tril)
+            - part()(_q, _k, _v, _tril)
+        )[:, :3]
+        .abs()
+        .max()
+        > 1e-6
+    ),
+    "sequences of a batch are mixed": (
+        lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9)
+        > 1e-5
+    ),
+    "a query that may look nowhere must get zeros":
+        lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
+    "each sequence or head was given a mask of its own, and another one was used": (
+        lambda part: (
+            part()(_q, _k, _v, torch.stack([_tril, _tril.mT]))
+            - torch.stack(
+                [part()(_q, _k, _v, m)[i] for i, m in enumerate((_tril, _tril.mT))]
+            )
+        )
+        .abs()
+        .max()
+        > 1e-5
+    ),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-rope
 @questions_of("RoPE")
 def _ask_rope(part):
     x, far = given(2, 5, 8), torch.tensor([2, 3, 7, 20, 63])
-    yield "in the angles by which it turns", lambda: _angles(part(8, 64))[:, 1:]   # slow enough for no full turns
+    yield (
+        "in the angles by which it turns",
+        lambda: _angles(part(8, 64))[:, 1:],
+    )  # slow enough for no full turns
     yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
     yield lambda: part(2, 64)(x[..., :2])
@@ -434,26 +856,53 @@ def _ask_rope(part):
     yield "where positions are given", lambda: part(8, 64)(x, far)
     yield lambda: part(8, 64)(x[:, :1])
     yield "without leading axes", lambda: part(8, 64)(x[0])
-    yield "far out in half precision", lambda: part(2, 4096).bfloat16()(torch.tensor([[1., 0.]] * 4096).bfloat16())[4090:]
+    yield (
+        "far out in half precision",
+        lambda: part(2, 4096).bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())[
+            4090:
+        ],
+    )
     yield "in half precision", lambda: part(8, 64)(x.half())
-    yield "in half precision, where positions are given", lambda: part(8, 64)(x.bfloat16(), far)
-    yield "where each sequence has positions of its own", lambda: part(8, 64)(x, torch.stack([far, far - 2]))
+    yield "in half precision, where positions are given", lambda: part(8, 64)(
+        x.bfloat16(), far
+    )
+    yield "where each sequence has positions of its own", lambda: part(8, 64)(
+        x, torch.stack([far, far - 2])
+    )
     slow = RopeScaling(original_max_seq_len=32)
     yield "with slower waves", lambda: part(8, 64, scaling=slow)(x, far)
     yield "in what it saves", lambda: parameters_of(part(8, 64))
-    yield "in its gradient", lambda: gradient(lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x)
+    yield "in its gradient", lambda: gradient(
+        lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x
+    )
 
 def _angles(rope):
     "By how much each pair is turned at positions 1 to 3, if neighbours are pairs."
-    a, b = rope(torch.tensor([1., 0.] * 4).expand(4, 8)).unflatten(-1, (-1, 2)).double()[1:].unbind(-1)
+    a, b = (
+        rope(torch.tensor([1.0, 0.0] * 4).expand(4, 8))
+        .unflatten(-1, (-1, 2))
+        .double()[1:]
+        .unbind(-1)
+    )
     return torch.atan2(b, a)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #a-rope
-def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1), join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
-           speed=lambda i, d, theta: theta**(-i / d), place=lambda n: n, heed=lambda p, t: torch.arange(t) if p is None else p, kind=torch.float64, saved=False):
+def _a_rope(
+    turn=lambda a, b, c, s: (a * c - b * s, a * s + b * c),
+    pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1),
+    join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
+    speed=lambda i, d, theta: theta ** (-i / d),
+    place=lambda n: n,
+    heed=lambda p, t: torch.arange(t) if p is None else p,
+    kind=torch.float64,
+    saved=False,
+):
     "A `RoPE` with something changed."
     def rope(s, x, positions=None):
-        angle = torch.outer(place(torch.arange(s.length)).to(kind), speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta))[heed(positions, x.shape[-2])]
+        angle = torch.outer(
+            place(torch.arange(s.length)).to(kind),
+            speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta),
+        )[heed(positions, x.shape[-2])]
         return join(*turn(*pair(x.to(kind)), angle.cos(), angle.sin())).to(x.dtype)
     def part(d, length, theta=10000.):
         made = Made(rope)
@@ -465,41 +914,97 @@ def _a_rope(turn=lambda a, b, c, s: (a*c - b*s, a*s + b*c), pair=lambda x: x.unf
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rope
 _halves = dict(pair=lambda x: x.chunk(2, -1), join=lambda a, b: torch.cat([a, b], -1))
 
-MISTAKES["RoPE"] = variants(_a_rope, {
-    "feature i is paired with feature i + d/2, as Hugging Face's Llama does; here neighbours are pairs": _halves,
-    "the pairs are right on the way in, but come out as halves": dict(join=lambda a, b: torch.cat([a, b], -1)),
-    "it turns backwards: look at the sign of the sine": dict(turn=lambda a, b, c, s: (a*c + b*s, b*c - a*s)),
-    "this is no rotation: the two sines need opposite signs": dict(turn=lambda a, b, c, s: (a*c + b*s, a*s + b*c)),
-    "sine and cosine have changed places": dict(turn=lambda a, b, c, s: (a*s - b*c, a*c + b*s)),
-    "the second feature of a pair is turned with the first one's new value: keep the old one": dict(turn=lambda a, b, c, s: (a*c - b*s, (a*c - b*s)*s + b*c)),
-    "only the cosine is applied": dict(turn=lambda a, b, c, s: (a*c, b*c)),
-    "angles are added to the features, as sinusoidal positions are; here they turn them": dict(turn=lambda a, b, c, s: (a + s, b + c)),
-    "all pairs turn at one speed": dict(speed=lambda i, d, theta: torch.ones_like(i)),
-    "the exponent is half of what it should be: it goes from 0 to nearly 1 over the pairs": dict(speed=lambda i, d, theta: theta**(-i / (2 * d))),
-    "the exponent is twice what it should be: it counts pairs, 2i/d with i = 0, 1, 2": dict(speed=lambda i, d, theta: theta**(-2 * i / d)),
-    "the speeds grow with the pairs: the sign of the exponent is wrong": dict(speed=lambda i, d, theta: theta**(i / d)),
-    "the speeds come in the wrong order: the first pair is the fastest": dict(speed=lambda i, d, theta: (theta**(-i / d)).flip(0)),
-    "the exponent counts from 2: the first pair should turn by one radian a position": dict(speed=lambda i, d, theta: theta**(-(i + 2) / d)),
-    "theta is fixed in the code: the one that is asked for is ignored": dict(speed=lambda i, d, theta: 10000.**(-i / d)),
-    "positions are counted from one": dict(place=lambda n: n + 1),
-    "the positions that are given are ignored": dict(heed=lambda p, t: torch.arange(t)),
-    "the positions that are given are counted from the first of them; they are places in the text": dict(heed=lambda p, t: torch.arange(t) if p is None else p - p[0]),
-    "the angles are computed in half precision, which cannot tell 4,090 from 4,096": dict(kind=torch.bfloat16),
-    "the table lies in the state: it is computed, so it need not be saved": dict(saved=True),
-    "positions are counted from the last token": dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
-    "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b)),
-})
+MISTAKES["RoPE"] = variants(
+    _a_rope,
+    {
+        "feature i is paired with feature i + d/2, as Hugging Face's Llama does; here "
+        "neighbours are pairs":
+            _halves,
+        "the pairs are right on the way in, but come out as halves":
+            dict(join=lambda a, b: torch.cat([a, b], -1)),
+        "it turns backwards: look at the sign of the sine":
+            dict(turn=lambda a, b, c, s: (a * c + b * s, b * c - a * s)),
+        "this is no rotation: the two sines need opposite signs":
+            dict(turn=lambda a, b, c, s: (a * c + b * s, a * s + b * c)),
+        "sine and cosine have changed places":
+            dict(turn=lambda a, b, c, s: (a * s - b * c, a * c + b * s)),
+        "the second feature of a pair is turned with the first one's new value: keep "
+        "the old one":
+            dict(turn=lambda a, b, c, s: (a * c - b * s, (a * c - b * s) * s + b * c)),
+        "only the cosine is applied": dict(turn=lambda a, b, c, s: (a * c, b * c)),
+        "angles are added to the features, as sinusoidal positions are; here they turn "
+        "them":
+            dict(turn=lambda a, b, c, s: (a + s, b + c)),
+        "all pairs turn at one speed":
+            dict(speed=lambda i, d, theta: torch.ones_like(i)),
+        "the exponent is half of what it should be: it goes from 0 to nearly 1 over "
+        "the pairs":
+            dict(speed=lambda i, d, theta: theta ** (-i / (2 * d))),
+        "the exponent is twice what it should be: it counts pairs, 2i/d with i = 0, 1, "
+        "2":
+            dict(speed=lambda i, d, theta: theta ** (-2 * i / d)),
+        "the speeds grow with the pairs: the sign of the exponent is wrong":
+            dict(speed=lambda i, d, theta: theta ** (i / d)),
+        "the speeds come in the wrong order: the first pair is the fastest":
+            dict(speed=lambda i, d, theta: (theta ** (-i / d)).flip(0)),
+        "the exponent counts from 2: the first pair should turn by one radian a "
+        "position":
+            dict(speed=lambda i, d, theta: theta ** (-(i + 2) / d)),
+        "theta is fixed in the code: the one that is asked for is ignored":
+            dict(speed=lambda i, d, theta: 10000.0 ** (-i / d)),
+        "positions are counted from one": dict(place=lambda n: n + 1),
+        "the positions that are given are ignored":
+            dict(heed=lambda p, t: torch.arange(t)),
+        "the positions that are given are counted from the first of them; they are "
+        "places in the text":
+            dict(heed=lambda p, t: torch.arange(t) if p is None else p - p[0]),
+        "the angles are computed in half precision, which cannot tell 4,090 "
+        "from 4,096":
+            dict(kind=torch.bfloat16),
+        "the table lies in the state: it is computed, so it need not be saved":
+            dict(saved=True),
+        "positions are counted from the last token":
+            dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
+        "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b)),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-rope
 SYMPTOMS["RoPE"] = {
-    "the angles are computed in half precision, which cannot tell 4,090 from 4,096": lambda part: (
-        part(2, 4096).bfloat16()(torch.tensor([[1., 0.]] * 4096).bfloat16()).float() - part(2, 4096)(torch.tensor([[1., 0.]] * 4096))).abs().max() > .05,
-    "something is saved with the model: the table is computed, so it needs no place in the state": lambda part: len(part(8, 32).state_dict()) > 0,
-    "vectors that stand at one position of different sequences are turned differently: positions run along the axis before the last": lambda part: (
-        (y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y).abs().max() > 1e-4,
-    "a turn changes the length of a vector: it is no rotation": lambda part: (part(8, 32)(given(9, 8)).norm(dim=-1) - given(9, 8).norm(dim=-1)).abs().max() > 1e-3,
-    "at position 0 something turns already, features change places, or positions do not run along the axis before the last": lambda part: (part(8, 32)(given(1, 8)) - given(1, 8)).abs().max() > 1e-4,
-    "the positions that are given make no difference": lambda part: torch.equal(part(8, 32)(given(3, 8), torch.tensor([4, 9, 2])), part(8, 32)(given(3, 8)))}
+    "the angles are computed in half precision, which cannot tell 4,090 from 4,096": (
+        lambda part: (
+            part(2, 4096)
+            .bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())
+            .float()
+            - part(2, 4096)(torch.tensor([[1.0, 0.0]] * 4096))
+        )
+        .abs()
+        .max()
+        > 0.05
+    ),
+    "something is saved with the model: the table is computed, so it needs no place in "
+    "the state":
+        lambda part: len(part(8, 32).state_dict()) > 0,
+    "vectors that stand at one position of different sequences are turned differently: "
+    "positions run along the axis before the last": (
+        lambda part: ((y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y)
+        .abs()
+        .max()
+        > 1e-4
+    ),
+    "a turn changes the length of a vector: it is no rotation": (
+        lambda part: (part(8, 32)(given(9, 8)).norm(dim=-1) - given(9, 8).norm(dim=-1))
+        .abs()
+        .max()
+        > 1e-3
+    ),
+    "at position 0 something turns already, features change places, or positions do "
+    "not run along the axis before the last":
+        lambda part: (part(8, 32)(given(1, 8)) - given(1, 8)).abs().max() > 1e-4,
+    "the positions that are given make no difference": lambda part: torch.equal(
+        part(8, 32)(given(3, 8), torch.tensor([4, 9, 2])), part(8, 32)(given(3, 8))
+    ),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-multihead
 @questions_of("MultiHeadAttention")
@@ -519,11 +1024,17 @@ def _ask_multihead(part):
     yield "in its gradient", lambda: gradient(layer(), x)
     def made(**more): return filled(part(24, 4, max_seq_len=32, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
-    yield "with another way to attend", lambda: made(attend=lambda q, *more, **how: 0 * q)(x)
-    yield "with other positions", lambda: made(rope=lambda *more: Made(lambda s, x, *at: x))(x)
+    yield "with another way to attend", lambda: made(
+        attend=lambda q, *more, **how: 0 * q
+    )(x)
+    yield "with other positions", lambda: made(
+        rope=lambda *more: Made(lambda s, x, *at: x)
+    )(x)
     yield "with heads of another size", lambda: made(d_k=8)(x)
     yield "with biases", lambda: made(qkv_bias=True)(x)
-    yield "with norms of its queries and keys", lambda: parameters_of(made(qk_norm=RmsNorm))
+    yield "with norms of its queries and keys", lambda: parameters_of(
+        made(qk_norm=RmsNorm)
+    )
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield from placed(lambda **more: part(24, 4, max_seq_len=32, **more))
 
@@ -539,86 +1050,203 @@ def _without(layer, *names):
     for name in names: layer.get_parameter(f"{name}.weight").zero_()
     return layer
 
-def _a_multihead(split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk", shared="kv",
-                share=lambda x, n: x.repeat_interleave(n, -3), heed=lambda p, t: torch.arange(t) if p is None else p, back=lambda y, out, x: out(y), every=False, whole=False, **changed):
-    "A `MultiHeadAttention` with something changed; what is not named here changes `attend`."
+
+def _a_multihead(
+    split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2),
+    join=lambda x: x.transpose(-3, -2).flatten(-2),
+    turned="qk",
+    shared="kv",
+    share=lambda x, n: x.repeat_interleave(n, -3),
+    heed=lambda p, t: torch.arange(t) if p is None else p,
+    back=lambda y, out, x: out(y),
+    every=False,
+    whole=False,
+    **changed,
+):
+    """A `MultiHeadAttention` with something changed; what is not named here changes
+    `attend`."""
     def part(d_model, h, kv=None, max_seq_len=2048):
         kv, d, layer = (h if every or kv is None else kv), d_model // h, _a_linear()
         def heads(s, x, positions=None):
-            at, parts = heed(positions, x.shape[-2]), {"q": split(s.q_proj(x), h), "k": split(s.k_proj(x), kv), "v": split(s.v_proj(x), kv)}
-            q, k, v = (turn(y, at) if name in turned else y for name, y in parts.items())
+            at, parts = heed(positions, x.shape[-2]), {
+                "q": split(s.q_proj(x), h),
+                "k": split(s.k_proj(x), kv),
+                "v": split(s.v_proj(x), kv),
+            }
+            q, k, v = (
+                turn(y, at) if name in turned else y for name, y in parts.items()
+            )
             k, v = (share(y, h // kv) for y in (k, v))
             mask = torch.ones(x.shape[-2], x.shape[-2]).tril().bool()
-            return back(join(_attend(q, k, v, changed.get("mask", lambda m: m)(mask), **{k: f for k, f in changed.items() if k != "mask"})), s.output_proj, x)
+            return back(
+                join(
+                    _attend(
+                        q,
+                        k,
+                        v,
+                        changed.get("mask", lambda m: m)(mask),
+                        **{k: f for k, f in changed.items() if k != "mask"},
+                    )
+                ),
+                s.output_proj,
+                x,
+            )
         rope = _a_rope()(d, max_seq_len)
         def turn(y, at):   # heads apart, or side by side as one long vector
-            return split(_a_rope()(d * y.shape[-3], max_seq_len)(join(y), at), y.shape[-3]) if whole else rope(y, at)
-        return Made(heads, q_proj=layer(d_model, h * d), k_proj=layer(d_model, kv * d), v_proj=layer(d_model, kv * d), output_proj=layer(h * d, d_model))
+            return (
+                split(_a_rope()(d * y.shape[-3], max_seq_len)(join(y), at), y.shape[-3])
+                if whole
+                else rope(y, at)
+            )
+        return Made(
+            heads,
+            q_proj=layer(d_model, h * d),
+            k_proj=layer(d_model, kv * d),
+            v_proj=layer(d_model, kv * d),
+            output_proj=layer(h * d, d_model),
+        )
     return part
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-multihead
-MISTAKES["MultiHeadAttention"] = variants(_a_multihead, {
-    "there is no causal mask: every token sees the future": dict(mask=lambda m: torch.ones_like(m)),
-    "the mask is turned round: every token sees the future alone": dict(mask=lambda m: m.mT),
-    "a token may not look at itself": dict(mask=lambda m: m.tril(-1)),
-    "the mask lets a token see the next one: it is off by one": dict(mask=lambda m: torch.ones_like(m).tril(1)),
-    "the scores are divided by the root of the whole width; each head has its own, smaller size": dict(scale=lambda d, n: (4 * d)**-.5),
-    "the scores are not divided by anything": dict(scale=lambda d, n: 1.),
-    "a head takes every fourth feature; heads are slices of neighbours": dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
-    "heads are split and joined in one wrong way: a head takes neighbouring features":
-        dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3),
-             join=lambda x: x.movedim(-3, -1).flatten(-2)),
-    "the heads are cut out by a reshape that mixes tokens: first unflatten the features, then swap two axes": dict(split=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
-    "the heads are joined without swapping their axis back behind the tokens": dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
-    "the features of the heads are interleaved when they are joined: one head is to lie behind the other": dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
-    "the mask is applied after the softmax, so that the shares no longer add up to one": dict(hide=lambda s, m: s, after=lambda w, m: w * m),
-    "hidden scores become zero, which is a score like any other": dict(hide=lambda s, m: s * m),
-    "the softmax runs over the queries; each query shares among the keys": dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.)),
-    "groups are strided: query head i uses key head i mod n; neighbours are to share one": dict(share=lambda x, n: torch.cat([x] * n, -3)),
-    "every query head has keys of its own: num_kv_heads is ignored": dict(every=True),
-    "the positions that are given are ignored": dict(heed=lambda p, t: torch.arange(t)),
-    "no positions at all: queries and keys are never turned": dict(turned=""),
-    "the values are turned as well; only scores need positions": dict(turned="qkv"),
-    "the queries are turned and the keys are not": dict(turned="q"),
-    "the keys are turned and the queries are not": dict(turned="k"),
-    "the last projection is missing": dict(back=lambda y, out, x: y),
-    "the input is added: that is the block's work": dict(back=lambda y, out, x: x + out(y)),
-    "queries and keys are turned before the heads are cut out: each head is to begin with the fastest pair": dict(whole=True),
-    "positions count from the end": dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p),
-})
+MISTAKES["MultiHeadAttention"] = variants(
+    _a_multihead,
+    {
+        "there is no causal mask: every token sees the future":
+            dict(mask=lambda m: torch.ones_like(m)),
+        "the mask is turned round: every token sees the future alone":
+            dict(mask=lambda m: m.mT),
+        "a token may not look at itself": dict(mask=lambda m: m.tril(-1)),
+        "the mask lets a token see the next one: it is off by one":
+            dict(mask=lambda m: torch.ones_like(m).tril(1)),
+        "the scores are divided by the root of the whole width; each head has its own, "
+        "smaller size":
+            dict(scale=lambda d, n: (4 * d) ** -0.5),
+        "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
+        "a head takes every fourth feature; heads are slices of neighbours":
+            dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
+        "heads are split and joined in one wrong way: a head takes neighbouring "
+        "features": dict(
+            split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3),
+            join=lambda x: x.movedim(-3, -1).flatten(-2),
+        ),
+        "the heads are cut out by a reshape that mixes tokens: first unflatten the "
+        "features, then swap two axes":
+            dict(split=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
+        "the heads are joined without swapping their axis back behind the tokens":
+            dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
+        "the features of the heads are interleaved when they are joined: one head is "
+        "to lie behind the other":
+            dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
+        "the mask is applied after the softmax, so that the shares no longer add up to "
+        "one":
+            dict(hide=lambda s, m: s, after=lambda w, m: w * m),
+        "hidden scores become zero, which is a score like any other":
+            dict(hide=lambda s, m: s * m),
+        "the softmax runs over the queries; each query shares among the keys":
+            dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.0)),
+        "groups are strided: query head i uses key head i mod n; neighbours are to "
+        "share one":
+            dict(share=lambda x, n: torch.cat([x] * n, -3)),
+        "every query head has keys of its own: num_kv_heads is ignored":
+            dict(every=True),
+        "the positions that are given are ignored":
+            dict(heed=lambda p, t: torch.arange(t)),
+        "no positions at all: queries and keys are never turned": dict(turned=""),
+        "the values are turned as well; only scores need positions": dict(turned="qkv"),
+        "the queries are turned and the keys are not": dict(turned="q"),
+        "the keys are turned and the queries are not": dict(turned="k"),
+        "the last projection is missing": dict(back=lambda y, out, x: y),
+        "the input is added: that is the block's work":
+            dict(back=lambda y, out, x: x + out(y)),
+        "queries and keys are turned before the heads are cut out: each head is to "
+        "begin with the fastest pair":
+            dict(whole=True),
+        "positions count from the end":
+            dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-multihead
 @torch.no_grad()
 def _seen_by(part)->Tensor: # A row for each token, a column for each that it may see
-    "Read the mask off: with queries of zero all that is seen counts alike, and the values pass unchanged."
+    """Read the mask off: with queries of zero all that is seen counts alike, and the
+    values pass unchanged."""
     layer = part(8, 1, max_seq_len=32)
-    for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else torch.zeros(8, 8))
+    for name, p in layer.named_parameters():
+        p.copy_(
+            torch.eye(8) if name.startswith(("v_", "output")) else torch.zeros(8, 8)
+        )
     return layer(torch.eye(8)[None, :6])[0, :, :6]
 
 @torch.no_grad()
 def _weights(part)->Tensor: # The same, for scores of many sizes
     "The weights of a single head: what stands in the values comes out as it is."
     layer = part(8, 1, max_seq_len=32)
-    for name, p in layer.named_parameters(): p.copy_(torch.eye(8) if name.startswith(("v_", "output")) else given(8, 8, seed=len(name)))
+    for name, p in layer.named_parameters():
+        p.copy_(
+            torch.eye(8)
+            if name.startswith(("v_", "output"))
+            else given(8, 8, seed=len(name))
+        )
     return layer(torch.eye(8)[None, :6])[0, :, :6]
 
 SYMPTOMS["MultiHeadAttention"] = {
     _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
-    "it would be right if two of its matrices changed places:": lambda part: _swapped(part),
-    "a token may not look at itself": lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
-    "the first tokens are forgotten: a token is to see all before it": lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
-    "the future leaks: an answer depends on a later token": lambda part: (
-        (layer := filled(part(16, 4, max_seq_len=32)))(given(1, 6, 16)) [:, :4] - layer(torch.cat([given(1, 6, 16)[:, :4], given(1, 2, 16, seed=7)], 1))[:, :4]).abs().max() > 1e-5,
-    "sequences of a batch are mixed": lambda part: row_moved(filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1) > 1e-5,
-    "the answers change when the whole text moves on by 20 positions: are queries and keys turned by the same positions?": lambda part: (
-        (layer := filled(part(16, 4, max_seq_len=64)))(given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs().max() > 1e-3}
+    "it would be right if two of its matrices changed places:":
+        lambda part: _swapped(part),
+    "a token may not look at itself":
+        lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
+    "the first tokens are forgotten: a token is to see all before it":
+        lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
+    "the future leaks: an answer depends on a later token": (
+        lambda part: (
+            (layer := filled(part(16, 4, max_seq_len=32)))(given(1, 6, 16))[:, :4]
+            - layer(torch.cat([given(1, 6, 16)[:, :4], given(1, 2, 16, seed=7)], 1))[
+                :, :4
+            ]
+        )
+        .abs()
+        .max()
+        > 1e-5
+    ),
+    "sequences of a batch are mixed": (
+        lambda part: row_moved(
+            filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1
+        )
+        > 1e-5
+    ),
+    "the answers change when the whole text moves on by 20 positions: are queries and "
+    "keys turned by the same positions?": (
+        lambda part: (
+            (layer := filled(part(16, 4, max_seq_len=64)))(
+                given(1, 6, 16), torch.arange(20, 26)
+            )
+            - layer(given(1, 6, 16))
+        )
+        .abs()
+        .max()
+        > 1e-3
+    ),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-swapped
 def _swapped(part)->str: # The names of two matrices, or nothing
     "Look whether a part does what it should with its matrices in other places."
-    right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(given(1, 6, 16))
-    for a, b in ("q_proj", "k_proj"), ("q_proj", "v_proj"), ("k_proj", "v_proj"), ("v_proj", "output_proj"):
+    right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(
+        given(1, 6, 16)
+    )
+    for a, b in (
+        ("q_proj", "k_proj"),
+        ("q_proj", "v_proj"),
+        ("k_proj", "v_proj"),
+        ("v_proj", "output_proj"),
+    ):
         weights = (layer := filled(part(16, 4, max_seq_len=32))).state_dict()
-        layer.load_state_dict(weights | {f"{a}.weight": weights[f"{b}.weight"].clone(), f"{b}.weight": weights[f"{a}.weight"].clone()})
+        layer.load_state_dict(
+            weights | {
+                f"{a}.weight": weights[f"{b}.weight"].clone(),
+                f"{b}.weight": weights[f"{a}.weight"].clone(),
+            }
+        )
         if same(layer(given(1, 6, 16)), right): return f"{a} and {b}"
     return ""

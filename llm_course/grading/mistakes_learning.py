@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .grading import MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants
+from llm_course.grading.grading import (
+    MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants,
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim
 def _path(part, grads, start=1., **settings)->list[float]:
@@ -28,7 +30,9 @@ def _path(part, grads, start=1., **settings)->list[float]:
 
 def _moves(part, grads, **settings)->torch.Tensor:
     "How far a number moves at each of some gradients."
-    return torch.tensor([1., *_path(part, grads, **settings)], dtype=torch.float64).diff()
+    return torch.tensor(
+        [1.0, *_path(part, grads, **settings)], dtype=torch.float64
+    ).diff()
 
 def _first_moves(part, grads, **settings)->torch.Tensor:
     "How far as many numbers move at their first gradients, all at once."
@@ -39,8 +43,12 @@ def _first_moves(part, grads, **settings)->torch.Tensor:
 
 def _two_groups(part, **settings)->list[float]:
     "Where two groups go, one with a rate of its own."
-    slow, fast, idle = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))
-    optimizer = part([{"params": [slow, idle]}, {"params": [fast], "lr": .5}], lr=.1, **settings)
+    slow, fast, idle = (
+        nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3)
+    )
+    optimizer = part(
+        [{"params": [slow, idle]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings
+    )
     for _ in range(3):
         for p in slow, fast: p.grad = torch.ones_like(p)
         optimizer.step()
@@ -55,7 +63,8 @@ def _retuned(part, later, **settings)->list[float]:
         p.grad = torch.full_like(p, grad)
         optimizer.step()
         found.append(p.item())
-        for name, setting in later.items(): optimizer.param_groups[0][name] = setting(step)
+        for name, setting in later.items():
+            optimizer.param_groups[0][name] = setting(step)
     return found
 
 def _settings(part, names, **settings): # Questions about each of them
@@ -66,9 +75,13 @@ def _settings(part, names, **settings): # Questions about each of them
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim-2
 def _an_optimizer(rule, **defaults):
-    "An optimiser that changes each parameter by `rule(p, gradient, its state, its group, step from 1)`."
+    """An optimiser that changes each parameter by `rule(p, gradient, its state, its
+    group, step from 1)`."""
     class Part(Optimizer):
-        def __init__(self, params, **settings): super().__init__(params, defaults | settings)
+
+        def __init__(self, params, **settings):
+            super().__init__(params, defaults | settings)
+
         @torch.no_grad()
         def step(self, closure=None):
             for group in self.param_groups:
@@ -76,7 +89,13 @@ def _an_optimizer(rule, **defaults):
                     if p.grad is None and not defaults.get("everybody"): continue
                     state = self.state[p]
                     state["t"] = state.get("t", 0) + 1
-                    rule(p, torch.zeros_like(p) if p.grad is None else p.grad, state, group, state["t"])
+                    rule(
+                        p,
+                        torch.zeros_like(p) if p.grad is None else p.grad,
+                        state,
+                        group,
+                        state["t"],
+                    )
     return Part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-sgd
@@ -89,58 +108,133 @@ def _ask_sgd(part):
     yield "where parameters come in groups", lambda: _two_groups(part)
     yield from _settings(part, dict(lr=.1))
 
-def _a_descent(rate=lambda lr, t: lr / t**.5, change=lambda g, p, step: p.sub_(step * g), own=True, **more):
+
+def _a_descent(
+    rate=lambda lr, t: lr / t**0.5,
+    change=lambda g, p, step: p.sub_(step * g),
+    own=True,
+    **more
+):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
-    return _an_optimizer(lambda p, g, state, group, t: change(g, p, rate(group["lr"] if own else .1, t)), lr=1e-3, **more)
+    return _an_optimizer(
+        lambda p, g, state, group, t: change(
+            g, p, rate(group["lr"] if own else 0.1, t)
+        ),
+        lr=1e-3,
+        **more
+    )
+
 
 def _spoils(g, p, step): p.sub_(g.mul_(step))
 
-MISTAKES["SGDDecay"] = variants(_a_descent, {
-    "the rate never falls": dict(rate=lambda lr, t: lr),
-    "the rate falls like 1/(t + 1): the root is missing": dict(rate=lambda lr, t: lr / t),
-    "t is counted from one, so the first step is too short already": dict(rate=lambda lr, t: lr / (t + 1)**.5),
-    "t stays what it was: the first step's rate is used twice, or the count lags": dict(rate=lambda lr, t: lr / max(t - 1, 1)**.5),
-    "the rate is divided anew at each step, so that the roots pile up": dict(rate=lambda lr, t: lr / torch.arange(1., t + 1).sqrt().prod().item()),
-    "it walks uphill: the gradient is subtracted": dict(rate=lambda lr, t: -lr / t**.5),
-    "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
-    "the gradient is changed: it is to be read only": dict(change=_spoils),
-    "a parameter without a gradient moves": dict(everybody=True, change=lambda g, p, step: p.sub_(step * g + (.01 if not g.any() else 0))),
-    "only the sign of the gradient counts": dict(change=lambda g, p, step: p.sub_(step * g.sign())),
-})
+MISTAKES["SGDDecay"] = variants(
+    _a_descent,
+    {
+        "the rate never falls": dict(rate=lambda lr, t: lr),
+        "the rate falls like 1/(t + 1): the root is missing":
+            dict(rate=lambda lr, t: lr / t),
+        "t is counted from one, so the first step is too short already":
+            dict(rate=lambda lr, t: lr / (t + 1) ** 0.5),
+        "t stays what it was: the first step's rate is used twice, or the count lags":
+            dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
+        "the rate is divided anew at each step, so that the roots pile up":
+            dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
+        "it walks uphill: the gradient is subtracted":
+            dict(rate=lambda lr, t: -lr / t**0.5),
+        "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
+        "the gradient is changed: it is to be read only": dict(change=_spoils),
+        "a parameter without a gradient moves": dict(
+            everybody=True,
+            change=lambda g, p, step: p.sub_(step * g + (0.01 if not g.any() else 0)),
+        ),
+        "only the sign of the gradient counts":
+            dict(change=lambda g, p, step: p.sub_(step * g.sign())),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw
 @questions_of("AdamW")
 def _ask_adamw(part):
     some = [.5, -2., 1., 3., .1, -1.]
-    yield "when gradients and decay are zero", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=0.)
-    yield "when one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, weight_decay=0.)
-    yield "when β₁ is 0 and one step is taken", lambda: _first_moves(part, [1e3, -2., .5], lr=.1, betas=(0., .9), weight_decay=0.)
+    yield "when gradients and decay are zero", lambda: _moves(
+        part, [0.0] * 4, lr=0.1, weight_decay=0.0
+    )
+    yield "when one step is taken", lambda: _first_moves(
+        part, [1e3, -2.0, 0.5], lr=0.1, weight_decay=0.0
+    )
+    yield "when β₁ is 0 and one step is taken", lambda: _first_moves(
+        part, [1e3, -2.0, 0.5], lr=0.1, betas=(0.0, 0.9), weight_decay=0.0
+    )
     yield lambda: _moves(part, [1e3] * 4, lr=.1, weight_decay=0.)
     yield lambda: _moves(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
     yield "in its decay", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=.5)
-    yield "where eps counts", lambda: _moves(part, [1e-3], lr=.1, eps=1e-3, weight_decay=0.)
+    yield "where eps counts", lambda: _moves(
+        part, [1e-3], lr=0.1, eps=1e-3, weight_decay=0.0
+    )
     yield lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=0.)
-    yield "in its decay", lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=.2)
-    yield "when β₁ is 0", lambda: _moves(part, some, lr=.1, betas=(0., .9), eps=1e-8, weight_decay=0.)
-    yield "when β₂ is 0", lambda: _moves(part, some, lr=.1, betas=(.9, 0.), eps=1e-8, weight_decay=0.)
-    yield "when both β are 0", lambda: _moves(part, some, lr=.1, betas=(0., 0.), eps=1e-8, weight_decay=0.)
-    yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(0., .9), eps=1e-2, weight_decay=0.)
-    yield "where eps counts", lambda: _moves(part, some, lr=.1, betas=(.9, 0.), eps=1e-2, weight_decay=0.)
+    yield "in its decay", lambda: _moves(
+        part, some, lr=0.1, betas=(0.5, 0.9), eps=1e-8, weight_decay=0.2
+    )
+    yield "when β₁ is 0", lambda: _moves(
+        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-8, weight_decay=0.0
+    )
+    yield "when β₂ is 0", lambda: _moves(
+        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-8, weight_decay=0.0
+    )
+    yield "when both β are 0", lambda: _moves(
+        part, some, lr=0.1, betas=(0.0, 0.0), eps=1e-8, weight_decay=0.0
+    )
+    yield "where eps counts", lambda: _moves(
+        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-2, weight_decay=0.0
+    )
+    yield "where eps counts", lambda: _moves(
+        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-2, weight_decay=0.0
+    )
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
-def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, square=lambda g, m: g * g, new=lambda b: 1 - b, new1=None, new2=None, keep=lambda b: b, mixed=False,
-             begin=lambda g: 0 * g, first=lambda m: m, ahead=lambda m, g, b: m, stored=False, peak=False, plain=False, floor=lambda v, eps, c: v.sqrt() + eps,
-             shrink=lambda lr, wd, c: lr * wd, betas=lambda b1, b2: (b1, b2), l2=0., twice=False, last=False, own=True, grow=lambda g: g, sign=1, **more):
+def _an_adamw(
+    correct1=lambda b, t: 1 - b**t,
+    correct2=lambda b, t: 1 - b**t,
+    square=lambda g, m: g * g,
+    new=lambda b: 1 - b,
+    new1=None,
+    new2=None,
+    keep=lambda b: b,
+    mixed=False,
+    begin=lambda g: 0 * g,
+    first=lambda m: m,
+    ahead=lambda m, g, b: m,
+    stored=False,
+    peak=False,
+    plain=False,
+    floor=lambda v, eps, c: v.sqrt() + eps,
+    shrink=lambda lr, wd, c: lr * wd,
+    betas=lambda b1, b2: (b1, b2),
+    l2=0.0,
+    twice=False,
+    last=False,
+    own=True,
+    grow=lambda g: g,
+    sign=1,
+    **more,
+):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
-        (b1, b2), lr, eps, wd = betas(*group["betas"]), group["lr"] if own else .1, group["eps"], group["weight_decay"]
+        (b1, b2), lr, eps, wd = (
+            betas(*group["betas"]),
+            group["lr"] if own else 0.1,
+            group["eps"],
+            group["weight_decay"],
+        )
         g = grow(g) + l2 * wd * p
         m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
-        v = (b1 if mixed else keep(b2)) * (old := state.get("v", begin(square(g, m)))) + (new2 or new)(b2) * square(g, m)
+        v = (b1 if mixed else keep(b2)) * (
+            old := state.get("v", begin(square(g, m)))
+        ) + (new2 or new)(b2) * square(g, m)
         if peak: v = torch.maximum(b2 * old, square(g, m))
         if plain: m = g * correct1(b1, t)
         c1, c2 = correct1(b1, t), correct2(b2, t)
@@ -148,60 +242,141 @@ def _an_adamw(correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t, sq
         if not last and (twice or not l2): p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
         p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
-    return _an_optimizer(rule, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=.01, **more)
+    return _an_optimizer(
+        rule, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **more
+    )
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-2
 _none = lambda b, t: 1.
 
-_means = variants(_an_adamw, {
-    "bias correction seems to be missing: both means begin at zero and are too small at first": dict(correct1=_none, correct2=_none),
-    "the mean of the gradients is not corrected for its start at zero": dict(correct1=_none),
-    "the mean of the squares is not corrected for its start at zero": dict(correct2=_none),
-    "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(correct1=lambda b, t: max(1 - b**(t - 1), 1e-30), correct2=lambda b, t: max(1 - b**(t - 1), 1e-30)),
-    "the correction is one step ahead: the first step is step 1": dict(correct1=lambda b, t: 1 - b**(t + 1), correct2=lambda b, t: 1 - b**(t + 1)),
-    "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
-    "the corrections take t times β, not its t-th power": dict(correct1=lambda b, t: abs(1 - b * t) + 1e-30, correct2=lambda b, t: abs(1 - b * t) + 1e-30),
-    "β₁ and β₂ have changed places in the corrections": dict(correct1=lambda b, t: 1 - (.999 if b == .9 else .9)**t, correct2=lambda b, t: 1 - (.9 if b == .999 else .999)**t),
-    "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
-    "β₁ serves both means; the squares have β₂": dict(betas=lambda b1, b2: (b1, b1)),
-    "β₂ serves both means; the gradients have β₁": dict(betas=lambda b1, b2: (b2, b2)),
-    "the means begin at the first gradient; they begin at zero, and are corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
-    "the corrected means are stored, and corrected once more at the next step": dict(stored=True),
-    "the sizes of the gradients are averaged, not their squares": dict(square=lambda g, m: g.abs()),
-    "the mean is squared; the squares of the gradients are to be averaged": dict(square=lambda g, m: m * m),
-    "what is squared is the gradient's distance from its mean, as in AdaBelief": dict(square=lambda g, m: (g - m)**2),
-    "the mean of the squares forgets by β₁ and takes in by 1 − β₂": dict(mixed=True),
-    "gradients enter the means at full weight: (1 − β) is missing": dict(new=lambda b: 1.),
-    "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(new1=lambda b: 1.),
-    "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(new2=lambda b: 1.),
-    "the means forget too fast: β and 1 − β have changed places": dict(keep=lambda b: 1 - b, new=lambda b: b),
-    "the root is taken of both means": dict(first=lambda m: m.abs().sqrt() * m.sign()),
-    "the mean takes no part: the step follows the newest gradient": dict(plain=True),
-    "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(ahead=lambda m, g, b: b * m + (1 - b) * g),
-})
+_means = variants(
+    _an_adamw,
+    {
+        "bias correction seems to be missing: both means begin at zero and are too "
+        "small at first": dict(
+            correct1=_none, correct2=_none
+        ),
+        "the mean of the gradients is not corrected for its start at zero": dict(
+            correct1=_none
+        ),
+        "the mean of the squares is not corrected for its start at zero": dict(
+            correct2=_none
+        ),
+        "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(
+            correct1=lambda b, t: max(1 - b ** (t - 1), 1e-30),
+            correct2=lambda b, t: max(1 - b ** (t - 1), 1e-30),
+        ),
+        "the correction is one step ahead: the first step is step 1": dict(
+            correct1=lambda b, t: 1 - b ** (t + 1),
+            correct2=lambda b, t: 1 - b ** (t + 1),
+        ),
+        "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(
+            correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b
+        ),
+        "the corrections take t times β, not its t-th power": dict(
+            correct1=lambda b, t: abs(1 - b * t) + 1e-30,
+            correct2=lambda b, t: abs(1 - b * t) + 1e-30,
+        ),
+        "β₁ and β₂ have changed places in the corrections": dict(
+            correct1=lambda b, t: 1 - (0.999 if b == 0.9 else 0.9) ** t,
+            correct2=lambda b, t: 1 - (0.9 if b == 0.999 else 0.999) ** t,
+        ),
+        "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
+        "β₁ serves both means; the squares have β₂": dict(
+            betas=lambda b1, b2: (b1, b1)
+        ),
+        "β₂ serves both means; the gradients have β₁": dict(
+            betas=lambda b1, b2: (b2, b2)
+        ),
+        "the means begin at the first gradient; they begin at zero, and are corrected "
+        "for it": dict(
+            begin=lambda g: g, correct1=_none, correct2=_none
+        ),
+        "the corrected means are stored, and corrected once more at the next step": (
+            dict(stored=True)
+        ),
+        "the sizes of the gradients are averaged, not their squares": dict(
+            square=lambda g, m: g.abs()
+        ),
+        "the mean is squared; the squares of the gradients are to be averaged": dict(
+            square=lambda g, m: m * m
+        ),
+        "what is squared is the gradient's distance from its mean, as in AdaBelief": (
+            dict(square=lambda g, m: (g - m) ** 2)
+        ),
+        "the mean of the squares forgets by β₁ and takes in by 1 − β₂": dict(
+            mixed=True
+        ),
+        "gradients enter the means at full weight: (1 − β) is missing": dict(
+            new=lambda b: 1.0
+        ),
+        "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(
+            new1=lambda b: 1.0
+        ),
+        "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(
+            new2=lambda b: 1.0
+        ),
+        "the means forget too fast: β and 1 − β have changed places": dict(
+            keep=lambda b: 1 - b, new=lambda b: b
+        ),
+        "the root is taken of both means": dict(
+            first=lambda m: m.abs().sqrt() * m.sign()
+        ),
+        "the mean takes no part: the step follows the newest gradient": dict(
+            plain=True
+        ),
+        "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
+            ahead=lambda m, g, b: b * m + (1 - b) * g
+        ),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-3
-MISTAKES["AdamW"] = _means | variants(_an_adamw, {
-    "decay is folded into the gradient (L2), so it passes through both means; it should act on the parameter alone": dict(l2=1.),
-    "decay acts twice, through the gradient and on the parameter": dict(l2=1., twice=True),
-    "decay takes wd times the parameter: the learning rate is missing": dict(shrink=lambda lr, wd, c: wd),
-    "decay takes the learning rate twice": dict(shrink=lambda lr, wd, c: lr * lr * wd),
-    "there is no decay": dict(shrink=lambda lr, wd, c: 0.),
-    "decay has the wrong sign: parameters grow": dict(shrink=lambda lr, wd, c: -lr * wd),
-    "decay comes after the step, so the step itself shrinks too; take it from the old parameter": dict(last=True),
-    "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
-    "eps is added before the mean of the squares is corrected, so that it weighs more in the first steps": dict(floor=lambda v, eps, c: v.sqrt() + eps / c**.5),
-    "decay takes the corrected rate of the step; it takes the rate as it was given": dict(shrink=lambda lr, wd, c: lr * wd * c),
-    "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
-    "the root is missing: the step divides by the mean square": dict(floor=lambda v, eps, c: v + eps),
-    "nothing is divided by the root of the mean square: this is descent with momentum": dict(floor=lambda v, eps, c: 1.),
-    "the largest gradient stands where the mean square should (AdaMax)": dict(square=lambda g, m: g.abs(), peak=True, correct2=_none, floor=lambda v, eps, c: v + eps),
-    "only the sign of the mean is taken, so that all steps are of one length": dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.),
-    "it walks uphill: the step is subtracted": dict(sign=-1),
-    "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
-    "the gradient is changed: it is to be read only": dict(grow=lambda g: g.mul_(1.1)),
-    "a parameter without a gradient moves: leave it alone, its decay too": dict(everybody=True),
-})
+MISTAKES["AdamW"] = _means | variants(
+    _an_adamw,
+    {
+        "decay is folded into the gradient (L2), so it passes through both means; it "
+        "should act on the parameter alone":
+            dict(l2=1.0),
+        "decay acts twice, through the gradient and on the parameter":
+            dict(l2=1.0, twice=True),
+        "decay takes wd times the parameter: the learning rate is missing":
+            dict(shrink=lambda lr, wd, c: wd),
+        "decay takes the learning rate twice":
+            dict(shrink=lambda lr, wd, c: lr * lr * wd),
+        "there is no decay": dict(shrink=lambda lr, wd, c: 0.0),
+        "decay has the wrong sign: parameters grow":
+            dict(shrink=lambda lr, wd, c: -lr * wd),
+        "decay comes after the step, so the step itself shrinks too; take it from the "
+        "old parameter":
+            dict(last=True),
+        "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
+        "eps is added before the mean of the squares is corrected, so that it weighs "
+        "more in the first steps":
+            dict(floor=lambda v, eps, c: v.sqrt() + eps / c**0.5),
+        "decay takes the corrected rate of the step; it takes the rate as it "
+        "was given":
+            dict(shrink=lambda lr, wd, c: lr * wd * c),
+        "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
+        "the root is missing: the step divides by the mean square":
+            dict(floor=lambda v, eps, c: v + eps),
+        "nothing is divided by the root of the mean square: this is descent with "
+        "momentum":
+            dict(floor=lambda v, eps, c: 1.0),
+        "the largest gradient stands where the mean square should (AdaMax)": dict(
+            square=lambda g, m: g.abs(), peak=True, correct2=_none,
+            floor=lambda v, eps, c: v + eps,
+        ),
+        "only the sign of the mean is taken, so that all steps are of one length":
+            dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
+        "it walks uphill: the step is subtracted": dict(sign=-1),
+        "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
+        "the gradient is changed: it is to be read only":
+            dict(grow=lambda g: g.mul_(1.1)),
+        "a parameter without a gradient moves: leave it alone, its decay too":
+            dict(everybody=True),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon
 def _turned(part, grads, **settings):
@@ -223,14 +398,20 @@ def _ask_muon(part):
     yield lambda: _turned(part, list(100 * wide), lr=.1, momentum=.8, weight_decay=0.)
     yield lambda: _turned(part, list(wide), lr=.1, momentum=0., weight_decay=0.)
 
-def _a_muon(turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g, ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c)**.5,
-           shrink=lambda lr, wd: lr * wd, l2=0., sign=1):
+
+def _a_muon(
+    turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g,
+    ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** 0.5,
+    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1,
+):
     "A `Muon` with something changed."
     def rule(p, g, state, group, t):
         lr, b, wd = group["lr"], group["momentum"], group["weight_decay"]
         g = g + l2 * wd * p
         m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
-        p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(sign * lr * size(*p.shape) * turn(ahead(m, g, b), n))
+        p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(
+            sign * lr * size(*p.shape) * turn(ahead(m, g, b), n)
+        )
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
@@ -240,24 +421,39 @@ def _orthogonal(x, n, start=lambda x: x / x.norm(), numbers=(3.4445, -4.775, 2.0
     return x
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-list
-MISTAKES["Muon"] = variants(_a_muon, {
-    "nothing is made orthogonal: this is plain descent with momentum": dict(turn=lambda x, n: x),
-    "the gradient is brought to length one, but its directions keep their sizes": dict(turn=lambda x, n: x / x.norm()),
-    "the matrix isn't divided by its length before the iteration, which diverges from large values": dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
-    "there is one round of the iteration too few": dict(n=4),
-    "there is one round of the iteration too many": dict(n=6),
-    "the polynomial is the gentle one, 1.5 x − 0.5 x³": dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -.5, 0.))),
-    "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
-    "the gradient is orthogonalised, not its mean: momentum has no effect": dict(ahead=lambda m, g, b: g),
-    "the mean alone is orthogonalised; the newest gradient is to be mixed in once more (Nesterov)": dict(ahead=lambda m, g, b: m),
-    "tall matrices are not given the longer step, √(rows/columns)": dict(size=lambda r, c: 1.),
-    "wide matrices are given a shorter step; only tall ones are treated apart": dict(size=lambda r, c: (r / c)**.5),
-    "the step is scaled by the longer side, as in other versions of Muon": dict(size=lambda r, c: .2 * max(r, c)**.5),
-    "decay takes wd times the parameter: the learning rate is missing": dict(shrink=lambda lr, wd: wd),
-    "there is no decay": dict(shrink=lambda lr, wd: 0.),
-    "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.),
-    "it walks uphill": dict(sign=-1),
-})
+MISTAKES["Muon"] = variants(
+    _a_muon,
+    {
+        "nothing is made orthogonal: this is plain descent with momentum":
+            dict(turn=lambda x, n: x),
+        "the gradient is brought to length one, but its directions keep their sizes":
+            dict(turn=lambda x, n: x / x.norm()),
+        "the matrix isn't divided by its length before the iteration, which diverges "
+        "from large values":
+            dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
+        "there is one round of the iteration too few": dict(n=4),
+        "there is one round of the iteration too many": dict(n=6),
+        "the polynomial is the gentle one, 1.5 x − 0.5 x³":
+            dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -0.5, 0.0))),
+        "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
+        "the gradient is orthogonalised, not its mean: momentum has no effect":
+            dict(ahead=lambda m, g, b: g),
+        "the mean alone is orthogonalised; the newest gradient is to be mixed in once "
+        "more (Nesterov)":
+            dict(ahead=lambda m, g, b: m),
+        "tall matrices are not given the longer step, √(rows/columns)":
+            dict(size=lambda r, c: 1.0),
+        "wide matrices are given a shorter step; only tall ones are treated apart":
+            dict(size=lambda r, c: (r / c) ** 0.5),
+        "the step is scaled by the longer side, as in other versions of Muon":
+            dict(size=lambda r, c: 0.2 * max(r, c) ** 0.5),
+        "decay takes wd times the parameter: the learning rate is missing":
+            dict(shrink=lambda lr, wd: wd),
+        "there is no decay": dict(shrink=lambda lr, wd: 0.0),
+        "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.0),
+        "it walks uphill": dict(sign=-1),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip
 @questions_of("gradient_clip")
@@ -267,10 +463,16 @@ def _ask_clip(part):
         params = [nn.Parameter(torch.full((len(g),), 2.)) for g in grads]
         for p, g in zip(params, grads): p.grad = torch.tensor(g) if g else None
         norm = part(params, limit)
-        return [float(norm)] if told else [x for p in params if p.grad is not None for x in p.grad.tolist()]
+        return (
+            [float(norm)]
+            if told
+            else [x for p in params if p.grad is not None for x in p.grad.tolist()]
+        )
     for told in False, True:
         label = "in the length that it returns" * told
-        yield label or "where nothing is to be clipped", lambda: clipped([[3., 0.], [0., 4.]], 100.)
+        yield label or "where nothing is to be clipped", lambda: clipped(
+            [[3.0, 0.0], [0.0, 4.0]], 100.0
+        )
         yield label or "when there is one tensor", lambda: clipped([[30., 40.]], 5.)
         yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
@@ -279,39 +481,74 @@ def _ask_clip(part):
     def lent(params):
         part(params, 1.)
         return len([p for p in params if p.grad is not None])
-    yield "where a parameter has no gradient", lambda: lent([nn.Parameter(torch.ones(2))])
+    yield "where a parameter has no gradient", lambda: lent(
+        [nn.Parameter(torch.ones(2))]
+    )
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #a-clip
-def _a_clip(scale=lambda n, limit: min(1., limit / (n + 1e-6)), norm=lambda gs: torch.cat(gs).norm().item(), gives=lambda n, limit: n, single=False, lend=False, act=True, cut=False, own=False):
+def _a_clip(
+    scale=lambda n, limit: min(1.0, limit / (n + 1e-6)),
+    norm=lambda gs: torch.cat(gs).norm().item(),
+    gives=lambda n, limit: n,
+    single=False,
+    lend=False,
+    act=True,
+    cut=False,
+    own=False,
+):
     "A `gradient_clip` with something changed."
     def part(params, limit):
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
-        n = norm([p.detach() for p in params if p.grad is not None] if own else grads) if grads else 0.
-        for g in grads if act else (): g.clamp_(-limit, limit) if cut else g.mul_(scale(norm([g]) if single else n, limit))
+        n = (
+            norm([p.detach() for p in params if p.grad is not None] if own else grads)
+            if grads
+            else 0.0
+        )
+        for g in grads if act else ():
+            (
+                g.clamp_(-limit, limit)
+                if cut
+                else g.mul_(scale(norm([g]) if single else n, limit))
+            )
         return gives(n, limit)
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip-2
-MISTAKES["gradient_clip"] = variants(_a_clip, {
-    "each tensor is clipped by itself; all gradients together have one length": dict(single=True),
-    "short gradients are stretched to the limit": dict(scale=lambda n, limit: limit / (n + 1e-6)),
-    "the length after clipping is returned; before is wanted": dict(gives=lambda n, limit: min(n, limit)),
-    "nothing is returned of the length": dict(gives=lambda n, limit: limit),
-    "nothing is scaled": dict(act=False),
-    "the gradients are divided by the square of their length: a root is missing": dict(scale=lambda n, limit: min(1., limit / (n * n + 1e-6))),
-    "the squared length is returned and used: a root is missing": dict(norm=lambda gs: torch.cat(gs).square().sum().item()),
-    "the length is a sum of sizes, not the root of a sum of squares": dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
-    "the largest number counts as the length": dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
-    "the lengths of the tensors are added up; their squares are to be": dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
-    "every number is cut off at the limit by itself, which turns the direction": dict(cut=True),
-    "a parameter without a gradient is given one": dict(lend=True),
-    "they are brought to length one, whatever the limit": dict(scale=lambda n, limit: 1 / n if n > limit else 1.),
-    "the parameters are measured, not their gradients": dict(own=True),
-    "they are divided by their length once more than needed, or twice": dict(scale=lambda n, limit: min(1., limit / (n + 1e-6))**2),
-    "the mean of the squares is taken for their sum": dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item()),
-})
+MISTAKES["gradient_clip"] = variants(
+    _a_clip,
+    {
+        "each tensor is clipped by itself; all gradients together have one length":
+            dict(single=True),
+        "short gradients are stretched to the limit":
+            dict(scale=lambda n, limit: limit / (n + 1e-6)),
+        "the length after clipping is returned; before is wanted":
+            dict(gives=lambda n, limit: min(n, limit)),
+        "nothing is returned of the length": dict(gives=lambda n, limit: limit),
+        "nothing is scaled": dict(act=False),
+        "the gradients are divided by the square of their length: a root is missing":
+            dict(scale=lambda n, limit: min(1.0, limit / (n * n + 1e-6))),
+        "the squared length is returned and used: a root is missing":
+            dict(norm=lambda gs: torch.cat(gs).square().sum().item()),
+        "the length is a sum of sizes, not the root of a sum of squares":
+            dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
+        "the largest number counts as the length":
+            dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
+        "the lengths of the tensors are added up; their squares are to be":
+            dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
+        "every number is cut off at the limit by itself, which turns the direction":
+            dict(cut=True),
+        "a parameter without a gradient is given one": dict(lend=True),
+        "they are brought to length one, whatever the limit":
+            dict(scale=lambda n, limit: 1 / n if n > limit else 1.0),
+        "the parameters are measured, not their gradients": dict(own=True),
+        "they are divided by their length once more than needed, or twice":
+            dict(scale=lambda n, limit: min(1.0, limit / (n + 1e-6)) ** 2),
+        "the mean of the squares is taken for their sum":
+            dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item()),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-rest
 def _clipped(part, *grads, limit=1.):
@@ -327,80 +564,160 @@ def _spent(part):
     return p.grad == 4 and _clipped(part, 4.)[0] < 2
 
 def _trips(part):
-    try: _clipped(part, 3., None)
+    try:_clipped(part, 3., None)
     except (AttributeError, TypeError): return True
 
 SYMPTOMS["gradient_clip"] = {
-    "gradients that are cut come out at another length than the limit": lambda part: abs(sum(g**2 for g in _clipped(part, 30., 40., limit=5.))**.5 - 5) > .01 and abs(_clipped(part, 30., 40., limit=5.)[0] / 30 - 1) > 1e-6,
-    "a parameter without a gradient is given one": lambda part: _clipped(part, 3., None)[1] is not None,
+    "gradients that are cut come out at another length than the limit": (
+        lambda part: abs(
+            sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5
+        )
+        > 0.01
+        and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6
+    ),
+    "a parameter without a gradient is given one":
+        lambda part: _clipped(part, 3.0, None)[1] is not None,
     "a parameter without a gradient is not passed over": _trips,
-    "short gradients are stretched": lambda part: _clipped(part, .1)[0] > .1,
-    "parameters may come one by one, as model.parameters() gives them, and then they can be walked through only once": lambda part: _spent(part),
-    "the direction changes: all gradients must shrink by one factor": lambda part: abs((found := _clipped(part, 3., 4.))[0] / found[1] - .75) > 1e-3}
+    "short gradients are stretched": lambda part: _clipped(part, 0.1)[0] > 0.1,
+    "parameters may come one by one, as model.parameters() gives them, and then they "
+    "can be walked through only once":
+        lambda part: _spent(part),
+    "the direction changes: all gradients must shrink by one factor": (
+        lambda part: abs((found := _clipped(part, 3.0, 4.0))[0] / found[1] - 0.75)
+        > 1e-3
+    ),
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-decay
 @questions_of("params_for_decay")
 def _ask_decay(part):
     def told(model):
         known = {id(p): name for name, p in model.named_parameters()}
-        return str(sorted((known[id(p)], group["weight_decay"]) for group in part(model, .3) for p in group["params"]))
+        return str(
+            sorted(
+                (known[id(p)], group["weight_decay"])
+                for group in part(model, 0.3)
+                for p in group["params"]
+            )
+        )
     def frozen():
         model = nn.ModuleList([Made(len, weight=torch.ones(3, 2), bias=torch.ones(3))])
         model[0].weight.requires_grad_(False)
         return model
-    yield lambda: told(nn.ModuleList([torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)), torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3))]))
+    yield lambda: told(
+        nn.ModuleList([
+            torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)),
+            torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
+        ])
+    )
     yield "where a parameter is frozen", lambda: told(frozen())
 
-def _a_sorting(decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_grad, first=lambda wd: wd, second=(("weight_decay", 0.),), groups=2, walk=lambda model: model.named_parameters()):
+
+def _a_sorting(
+    decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_grad,
+    first=lambda wd: wd, second=(("weight_decay", 0.0),), groups=2,
+    walk=lambda model: model.named_parameters(),
+):
     "A `params_for_decay` with something changed."
     def part(model, weight_decay=.01):
         params = [(name, p) for name, p in walk(model) if there(p)]
-        return [{"params": [p for name, p in params if decays(name, p)], "weight_decay": first(weight_decay)},
-                {"params": [p for name, p in params if not decays(name, p)]} | dict(second)][:groups]
+        return [
+            {
+                "params": [p for name, p in params if decays(name, p)],
+                "weight_decay": first(weight_decay),
+            },
+            {"params": [p for name, p in params if not decays(name, p)]} | dict(second),
+        ][:groups]
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-decay
-MISTAKES["params_for_decay"] = variants(_a_sorting, {
-    "everything decays, gains and biases too": dict(decays=lambda name, p: True),
-    "nothing decays": dict(decays=lambda name, p: False),
-    "the groups have changed places: gains and biases decay, matrices don't": dict(decays=lambda name, p: p.ndim <= 1),
-    "frozen parameters are in a group": dict(there=lambda p: True),
-    "only parameters called weight decay; go by their dimensions": dict(decays=lambda name, p: name.endswith("weight")),
-    "only what is not called bias decays, gains included; go by their dimensions": dict(decays=lambda name, p: not name.endswith("bias")),
-    "the decay that is given is ignored": dict(first=lambda wd: .01),
-    "gains and biases are in no group, so that they are never stepped": dict(groups=1),
-    "the second group has no weight_decay of its own, and so gets the optimiser's": dict(second=()),
-    "parameters come more than once: each module lists those of its own modules, too": dict(walk=lambda model: [pair for m in model.modules() for pair in m.named_parameters()]),
-    "embeddings are left out of the decay; here every matrix decays": dict(decays=lambda name, p: p.ndim > 1 and not name.startswith("2")),
-})
+MISTAKES["params_for_decay"] = variants(
+    _a_sorting,
+    {
+        "everything decays, gains and biases too": dict(decays=lambda name, p: True),
+        "nothing decays": dict(decays=lambda name, p: False),
+        "the groups have changed places: gains and biases decay, matrices don't":
+            dict(decays=lambda name, p: p.ndim <= 1),
+        "frozen parameters are in a group": dict(there=lambda p: True),
+        "only parameters called weight decay; go by their dimensions":
+            dict(decays=lambda name, p: name.endswith("weight")),
+        "only what is not called bias decays, gains included; go by their dimensions":
+            dict(decays=lambda name, p: not name.endswith("bias")),
+        "the decay that is given is ignored": dict(first=lambda wd: 0.01),
+        "gains and biases are in no group, so that they are never stepped":
+            dict(groups=1),
+        "the second group has no weight_decay of its own, and so gets the "
+        "optimiser's":
+            dict(second=()),
+        "parameters come more than once: each module lists those of its own modules, "
+        "too": dict(
+            walk=lambda model: [
+                pair for m in model.modules() for pair in m.named_parameters()
+            ]
+        ),
+        "embeddings are left out of the decay; here every matrix decays":
+            dict(decays=lambda name, p: p.ndim > 1 and not name.startswith("2")),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-decay
 def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
-    "How many parameters a model has, which of them are in the groups, and how these decay."
-    model = nn.ModuleList([torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)), torch.nn.Embedding(4, 2), Made(len, table=torch.ones(2, 2))])
+    """How many parameters a model has, which of them are in the groups, and how these
+    decay."""
+    model = nn.ModuleList([
+        torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)), torch.nn.Embedding(4, 2),
+        Made(len, table=torch.ones(2, 2)),
+    ])
     groups = part(model, decay)
-    return len(list(model.parameters())), [id(p) for group in groups for p in group["params"]], [group["weight_decay"] for group in groups]
+    return (
+        len(list(model.parameters())),
+        [id(p) for group in groups for p in group["params"]],
+        [group["weight_decay"] for group in groups],
+    )
 
 SYMPTOMS["params_for_decay"] = {
-    "a parameter is in no group: whatever learns must be in one, of whatever module it is": lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
-    "a parameter is in two groups, or twice in one": lambda part: len((found := _sorted_by(part))[1]) > found[0],
-    "the decay that is given is ignored": lambda part: .3 not in _sorted_by(part)[2] and .7 not in _sorted_by(part, .7)[2],
-    "what should not decay decays a little": lambda part: 0 < min(_sorted_by(part)[2]) < .3}
+    "a parameter is in no group: whatever learns must be in one, of whatever module it "
+    "is":
+        lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
+    "a parameter is in two groups, or twice in one":
+        lambda part: len((found := _sorted_by(part))[1]) > found[0],
+    "the decay that is given is ignored": (
+        lambda part: 0.3 not in _sorted_by(part)[2]
+        and 0.7 not in _sorted_by(part, 0.7)[2]
+    ),
+    "what should not decay decays a little":
+        lambda part: 0 < min(_sorted_by(part)[2]) < 0.3,
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule
 @questions_of("linear_lr_scheduler")
 @questions_of("cos_lr_scheduler")
 def _ask_schedule(part):
-    for label, steps in ("at step 0", [0]), ("in the climb", [1, 3]), ("at the top, where the climb has ended", [4]), ("on the way down", [5, 8, 11]), ("at the end of the cycle", [12]), ("after the cycle", [13, 20, 1000]):
+    for label, steps in (
+        ("at step 0", [0]), ("in the climb", [1, 3]),
+        ("at the top, where the climb has ended", [4]), ("on the way down", [5, 8, 11]),
+        ("at the end of the cycle", [12]), ("after the cycle", [13, 20, 1000]),
+    ):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
 
-def _a_schedule(climb=lambda it, w: it / w, wave=lambda u: (1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()) / 2, place=lambda it, w, c: (it - w) / (c - w),
-               after=lambda it, w, c, low, high: low, span=lambda low, high, y: low + (high - low) * y, strict=True, early=0,
-               taken=lambda *numbers: numbers):
+
+def _a_schedule(
+    climb=lambda it, w: it / w,
+    wave=lambda u: (
+        1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()
+    )
+    / 2,
+    place=lambda it, w, c: (it - w) / (c - w),
+    after=lambda it, w, c, low, high: low,
+    span=lambda low, high, y: low + (high - low) * y,
+    strict=True,
+    early=0,
+    taken=lambda *numbers: numbers,
+):
     "A `cos_lr_scheduler` with something changed."
     def part(it, *numbers):
         w, c, low, high = taken(*numbers)
@@ -410,130 +727,299 @@ def _a_schedule(climb=lambda it, w: it / w, wave=lambda u: (1 + torch.cos(torch.
         return span(low, high, wave(place(it, w, c)))
     return part
 
+
 _cos = lambda x: torch.cos(torch.tensor(x, dtype=torch.float64)).item()
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule-2
-_schedules:dict[str, dict] = {
+_schedules: dict[str, dict] = {
     "warm-up and cycle have changed places among the arguments":
         dict(taken=lambda w, c, low, high: (c, w, low, high), strict=False),
     "the lowest and the highest rate have changed places among the arguments":
         dict(taken=lambda w, c, low, high: (w, c, high, low)),
     "the rates come before the steps among the arguments; here the steps come first":
         dict(taken=lambda w, c, low, high: (low, high, c, w), strict=False),
-    "the climb is one step ahead: step 0 has the rate 0": dict(climb=lambda it, w: (it + 1) / w),
-    "the climb begins at lr_min instead of 0": dict(climb=lambda it, w: .1 + .9 * it / w),
-    "the climb is one step ahead and one step longer, (it + 1)/(w + 1), as in nanoGPT: step 0 has the rate 0 here": dict(climb=lambda it, w: (it + 1) / (w + 1)),
-    "there is no climb: the highest rate comes at once": dict(climb=lambda it, w: 1.),
-    "the climb is a cosine, too; it is to be a straight line": dict(climb=lambda it, w: (1 - _cos(torch.pi * it / w)) / 2),
-    "the climb reaches the highest rate one step late: it <= w is still the climb": dict(early=1, climb=lambda it, w: it / (w + 1)),
-    "the cosine climbs: low and high have changed places": dict(wave=lambda u: (1 - _cos(torch.pi * u)) / 2),
-    "the angle is counted in half turns of the wrong size: π is missing": dict(wave=lambda u: (1 + _cos(u)) / 2),
-    "the half is missing: one plus the cosine reaches two": dict(wave=lambda u: 1 + _cos(torch.pi * u)),
-    "the climb takes one step more than it should": dict(climb=lambda it, w: it / (w + 1)),
-    "the climb has its highest rate at the last step of warm-up already": dict(climb=lambda it, w: it / max(w - 1, 1)),
-    "the way down goes up again before the end of the cycle": dict(wave=lambda u: (1 + _cos(2 * torch.pi * u)) / 2),
-    "the way down is a quarter of a cosine: it leaves the top slowly and arrives at full speed": dict(wave=lambda u: _cos(torch.pi * u / 2)),
-    "the way down is counted from step 0, not from the end of the warm-up": dict(place=lambda it, w, c: it / c),
-    "the way down is as long as the whole cycle: the warm-up is part of it": dict(place=lambda it, w, c: (it - w) / c),
-    "the way down is one step ahead": dict(place=lambda it, w, c: (it + 1 - w) / (c - w)),
+    "the climb is one step ahead: step 0 has the rate 0":
+        dict(climb=lambda it, w: (it + 1) / w),
+    "the climb begins at lr_min instead of 0":
+        dict(climb=lambda it, w: 0.1 + 0.9 * it / w),
+    "the climb is one step ahead and one step longer, (it + 1)/(w + 1), as in nanoGPT: "
+    "step 0 has the rate 0 here":
+        dict(climb=lambda it, w: (it + 1) / (w + 1)),
+    "there is no climb: the highest rate comes at once": dict(climb=lambda it, w: 1.0),
+    "the climb is a cosine, too; it is to be a straight line":
+        dict(climb=lambda it, w: (1 - _cos(torch.pi * it / w)) / 2),
+    "the climb reaches the highest rate one step late: it <= w is still the climb":
+        dict(early=1, climb=lambda it, w: it / (w + 1)),
+    "the cosine climbs: low and high have changed places":
+        dict(wave=lambda u: (1 - _cos(torch.pi * u)) / 2),
+    "the angle is counted in half turns of the wrong size: π is missing":
+        dict(wave=lambda u: (1 + _cos(u)) / 2),
+    "the half is missing: one plus the cosine reaches two":
+        dict(wave=lambda u: 1 + _cos(torch.pi * u)),
+    "the climb takes one step more than it should":
+        dict(climb=lambda it, w: it / (w + 1)),
+    "the climb has its highest rate at the last step of warm-up already":
+        dict(climb=lambda it, w: it / max(w - 1, 1)),
+    "the way down goes up again before the end of the cycle":
+        dict(wave=lambda u: (1 + _cos(2 * torch.pi * u)) / 2),
+    "the way down is a quarter of a cosine: it leaves the top slowly and arrives at "
+    "full speed":
+        dict(wave=lambda u: _cos(torch.pi * u / 2)),
+    "the way down is counted from step 0, not from the end of the warm-up":
+        dict(place=lambda it, w, c: it / c),
+    "the way down is as long as the whole cycle: the warm-up is part of it":
+        dict(place=lambda it, w, c: (it - w) / c),
+    "the way down is one step ahead":
+        dict(place=lambda it, w, c: (it + 1 - w) / (c - w)),
     "after the cycle the curve goes on, and does not stay at lr_min": dict(after=None),
-    "after the cycle the rate is zero; it should stay at lr_min": dict(after=lambda it, w, c, low, high: 0.),
-    "after the cycle the rate is high again": dict(after=lambda it, w, c, low, high: high),
-    "the way down ends at zero: lr_min takes no part": dict(span=lambda low, high, y: high * y),
-    "lr_min is added on top: the highest rate is exceeded": dict(span=lambda low, high, y: low + high * y),
+    "after the cycle the rate is zero; it should stay at lr_min":
+        dict(after=lambda it, w, c, low, high: 0.0),
+    "after the cycle the rate is high again":
+        dict(after=lambda it, w, c, low, high: high),
+    "the way down ends at zero: lr_min takes no part":
+        dict(span=lambda low, high, y: high * y),
+    "lr_min is added on top: the highest rate is exceeded":
+        dict(span=lambda low, high, y: low + high * y),
     "a warm-up longer than the cycle is taken without a word": dict(strict=False),
 }
-MISTAKES["cos_lr_scheduler"] = variants(_a_schedule, {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
-MISTAKES["linear_lr_scheduler"] = variants(partial(_a_schedule, wave=lambda u: 1 - u), {
-    "the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)} | _schedules)
+MISTAKES["cos_lr_scheduler"] = variants(
+    _a_schedule,
+    {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules,
+)
+MISTAKES["linear_lr_scheduler"] = variants(
+    partial(_a_schedule, wave=lambda u: 1 - u),
+    {"the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)}
+    | _schedules,
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
-    "without a warm-up there is a division by zero, or the first step has not the highest rate": lambda part: attempt(lambda: part(0, 0, 10, .1, 1.)) != 1 == part(4, 4, 12, .1, 1.),
-    "the rate falls below lr_min on its way": lambda part: min(part(it, 4, 12, .1, 1.) for it in range(4, 40)) < .1 - 1e-9,
-    "the rate rises above lr_max": lambda part: max(part(it, 4, 12, .1, 1.) for it in range(40)) > 1 + 1e-9,
-    "the climb is no straight line from 0 to the highest rate": lambda part: any(abs(part(it, 4, 12, .1, 1.) - it / 4) > 1e-6 for it in range(4)) and part(4, 4, 12, .1, 1.) == 1,
-    "half of the way down the rate should lie midway between the highest and the lowest": lambda part: abs(part(8, 4, 12, .1, 1.) - .55) > 1e-6,
-    "the rate jumps: the climb and the way down do not meet": lambda part: max(abs(part(i + 1, 50, 1000, .1, 1.) - part(i, 50, 1000, .1, 1.)) for i in range(1100)) > .05}
-SYMPTOMS["perplexity"] = {"at a loss of zero the perplexity is one": lambda part: part(0.) != 1}
-SYMPTOMS["bits_per_byte"] = {"twice as many tokens, each half as surprising, must cost the same": lambda part: abs(part(2., 10, 40) - part(1., 20, 40)) > 1e-9}
+    "without a warm-up there is a division by zero, or the first step has not the "
+    "highest rate": (
+        lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0)) != 1
+        == part(4, 4, 12, 0.1, 1.0)
+    ),
+    "the rate falls below lr_min on its way": (
+        lambda part: min(part(it, 4, 12, 0.1, 1.0) for it in range(4, 40)) < 0.1 - 1e-9
+    ),
+    "the rate rises above lr_max": (
+        lambda part: max(part(it, 4, 12, 0.1, 1.0) for it in range(40)) > 1 + 1e-9
+    ),
+    "the climb is no straight line from 0 to the highest rate": (
+        lambda part: any(
+            abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4)
+        )
+        and part(4, 4, 12, 0.1, 1.0) == 1
+    ),
+    "half of the way down the rate should lie midway between the highest and the "
+    "lowest": (
+        lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6
+    ),
+    "the rate jumps: the climb and the way down do not meet": (
+        lambda part: max(
+            abs(part(i + 1, 50, 1000, 0.1, 1.0) - part(i, 50, 1000, 0.1, 1.0))
+            for i in range(1100)
+        )
+        > 0.05
+    ),
+}
+SYMPTOMS["perplexity"] = {
+    "at a loss of zero the perplexity is one": lambda part: part(0.0) != 1
+}
+SYMPTOMS["bits_per_byte"] = {
+    "twice as many tokens, each half as surprising, must cost the same": (
+        lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9
+    )
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
 @questions_of("CrossEntropyLoss")
 def _ask_loss(part):
     z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
-    yield "when there is one place", lambda: torch.stack([part()(z[0, :1], torch.tensor([i])) for i in range(5)])   # each id in turn
+    yield "when there is one place", lambda: torch.stack(
+        [part()(z[0, :1], torch.tensor([i])) for i in range(5)]
+    )  # each id in turn
     yield "for several places", lambda: part()(z[0], y[0])
     yield "for several sequences", lambda: part()(z, y)
     yield "for several sequences", lambda: part()(z + 3, y)
     yield "for large logits", lambda: part()(1e4 * z, y)
-    yield "for large logits", lambda: part()(torch.tensor([[1e4, -1e4, 0.]]), torch.tensor([1]))
-    yield "in half precision", lambda: part()(torch.tensor([[1e4, -1e4, 0.]]).half(), torch.tensor([0])).bfloat16()
-    yield "in half precision", lambda: part()(torch.tensor([[0., -6.]]).bfloat16(), torch.tensor([0])).bfloat16()
+    yield "for large logits", lambda: part()(
+        torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1])
+    )
+    yield (
+        "in half precision",
+        lambda: part()(
+            torch.tensor([[1e4, -1e4, 0.0]]).half(), torch.tensor([0])
+        ).bfloat16(),
+    )
+    yield (
+        "in half precision",
+        lambda: part()(
+            torch.tensor([[0.0, -6.0]]).bfloat16(), torch.tensor([0])
+        ).bfloat16(),
+    )
     yield "where targets are −100", lambda: part()(z, some)
-    yield "where sequences have different numbers of targets −100", lambda: part()(z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
+    yield "where sequences have different numbers of targets −100", lambda: part()(
+        z, torch.tensor([[0, -100, -100], [3, 3, 1]])
+    )
     yield "where another target is ignored", lambda: part(ignore_index=2)(z, y)
-    yield "where one row lies far above another", lambda: part()(torch.cat([z, z + 500]), torch.cat([y, y]))
+    yield "where one row lies far above another", lambda: part()(
+        torch.cat([z, z + 500]), torch.cat([y, y])
+    )
     yield "in its gradient", lambda: gradient(lambda z: part()(z, y), z)
-    yield "in its gradient where targets are −100", lambda: gradient(lambda z: part()(z, some), z)
+    yield "in its gradient where targets are −100", lambda: gradient(
+        lambda z: part()(z, some), z
+    )
 
-def _a_loss(surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y), reduce=lambda losses, counts: losses[counts].mean()):
+
+def _a_loss(
+    surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y),
+    reduce=lambda losses, counts: losses[counts].mean(),
+):
     "A `CrossEntropyLoss` with something changed."
     def loss(z, y):
         z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
         return reduce(surprise(z, y.clamp(min=0)), y >= 0)
     return lambda: loss
 
+
 def _pick(z, y): return z.gather(-1, y[:, None])[:, 0]
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-loss
-MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
-    "nothing is subtracted before the exponential, so large logits overflow": dict(surprise=lambda z, y: z.exp().sum(-1).log() - _pick(z, y)),
-    "the logarithm is taken of a probability that has been rounded to zero: take it before you divide": dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
-    "a small number is added inside the logarithm, or the probability is clamped, so that surprise has a ceiling": dict(
-        surprise=lambda z, y: -(_pick(torch.softmax(z.float(), -1), y) + 1e-9).log()),
-    "the largest logit of all rows is subtracted; each row needs its own": dict(surprise=lambda z, y: (z - z.max()).float().exp().sum(-1).log() - _pick((z - z.max()).float(), y)),
-    "the softmax is applied twice: the loss wants logits, not probabilities": dict(surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1) - _pick(torch.softmax(z.float(), -1), y)),
-    "the logarithm is missing": dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
-    "the sign is turned round: the loss falls as the model gets worse": dict(surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)),
-    "only the target's logit counts: the logarithm of the sum is missing": dict(surprise=lambda z, y: -_pick(z.float(), y)),
-    "the logarithm has the base two: these are bits, not nats": dict(surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y)) / .6931472),
-    "the losses are added up; their mean is wanted": dict(reduce=lambda losses, counts: losses[counts].sum()),
-    "the sum is divided by all positions, those that are ignored included": dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
-    "positions with the target −100 are counted as if it were an id": dict(reduce=lambda losses, counts: losses.mean()),
-    "the sum is divided by the number of sequences, not of positions": dict(reduce=lambda losses, counts: losses[counts].sum() / max(1, len(counts) // 3)),
-    "the softmax runs over the positions; each position has its own distribution": dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
-    "the logits are shared out in half precision: the exponentials and their sum need float32": dict(
-        surprise=lambda z, y: ((z - z.amax(-1, keepdim=True)).exp().sum(-1).log() - _pick(z - z.amax(-1, keepdim=True), y)).float()),
-    "the mean is taken over the vocabulary as well, so that the loss is V times too small": dict(surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y)) / z.shape[-1]),
-    "some of the target's share is given to all others: label smoothing of a tenth": dict(surprise=lambda z, y: torch.nn.functional.cross_entropy(z.float(), y, reduction="none", label_smoothing=.1)),
-    "the squared distance to one is taken, not the surprise": dict(surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y))**2),
-    "the likeliest token's surprise is taken, not the target's": dict(surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
-    "no gradient flows through the logarithm of the sum: is it detached?": dict(surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1) - _pick(z.float(), y)),
-})
+MISTAKES["CrossEntropyLoss"] = variants(
+    _a_loss,
+    {
+        "nothing is subtracted before the exponential, so large logits overflow":
+            dict(surprise=lambda z, y: z.exp().sum(-1).log() - _pick(z, y)),
+        "the logarithm is taken of a probability that has been rounded to zero: take "
+        "it before you divide":
+            dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
+        "a small number is added inside the logarithm, or the probability is clamped, "
+        "so that surprise has a ceiling": dict(
+            surprise=lambda z, y: -(_pick(torch.softmax(z.float(), -1), y) + 1e-9).log()
+        ),
+        "the largest logit of all rows is subtracted; each row needs its own": dict(
+            surprise=lambda z, y: (z - z.max()).float().exp().sum(-1).log()
+            - _pick((z - z.max()).float(), y)
+        ),
+        "the softmax is applied twice: the loss wants logits, not probabilities": dict(
+            surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1)
+            - _pick(torch.softmax(z.float(), -1), y)
+        ),
+        "the logarithm is missing":
+            dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
+        "the sign is turned round: the loss falls as the model gets worse": dict(
+            surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)
+        ),
+        "only the target's logit counts: the logarithm of the sum is missing":
+            dict(surprise=lambda z, y: -_pick(z.float(), y)),
+        "the logarithm has the base two: these are bits, not nats": dict(
+            surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
+            / 0.6931472
+        ),
+        "the losses are added up; their mean is wanted":
+            dict(reduce=lambda losses, counts: losses[counts].sum()),
+        "the sum is divided by all positions, those that are ignored included":
+            dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
+        "positions with the target −100 are counted as if it were an id":
+            dict(reduce=lambda losses, counts: losses.mean()),
+        "the sum is divided by the number of sequences, not of positions": dict(
+            reduce=lambda losses, counts: losses[counts].sum()
+            / max(1, len(counts) // 3)
+        ),
+        "the softmax runs over the positions; each position has its own distribution":
+            dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
+        "the logits are shared out in half precision: the exponentials and their sum "
+        "need float32": dict(
+            surprise=lambda z, y: (
+                (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
+                - _pick(z - z.amax(-1, keepdim=True), y)
+            ).float()
+        ),
+        "the mean is taken over the vocabulary as well, so that the loss is V times "
+        "too small": dict(
+            surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
+            / z.shape[-1]
+        ),
+        "some of the target's share is given to all others: label smoothing of "
+        "a tenth": dict(
+            surprise=lambda z, y: torch.nn.functional.cross_entropy(
+                z.float(), y, reduction="none", label_smoothing=0.1
+            )
+        ),
+        "the squared distance to one is taken, not the surprise": dict(
+            surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2
+        ),
+        "the likeliest token's surprise is taken, not the target's": dict(
+            surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)
+        ),
+        "no gradient flows through the logarithm of the sum: is it detached?": dict(
+            surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1)
+            - _pick(z.float(), y)
+        ),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-learning
-def _loss(part, *rows, target=0): return part()(torch.tensor(rows), torch.full((len(rows),), target))
+def _loss(part, *rows, target=0):
+    return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
-def _loss_of(part, order): return part()(given(3, 4)[order], torch.tensor([0, 1, 3])[order])
+
+def _loss_of(part, order):
+    return part()(given(3, 4)[order], torch.tensor([0, 1, 3])[order])
+
 
 def _steepness(part):
     step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
     return f"{step:.3g}" * (abs(step - 10) > .01)
 
 SYMPTOMS["CrossEntropyLoss"] = {
-    "a large surprise is cut off: something is clamped, or a small number is added inside the logarithm": lambda part: _loss(part, [0., 40.]) < 39 and _loss(part, [0., 3.]) > 3,
-    "the largest logit of all rows is subtracted; each row needs its own": lambda part: _loss(part, [1e4, 0.]).isfinite() and not _loss(part, [1e4, 0.], [0., 1.]).isfinite(),
-    "a target that is certain still costs something: is some of its share given to the others?": lambda part: 1e-3 < _loss(part, [30., 0., 0.]) < .5,
-    "twice the same rows cost something else than once: the mean is to be over all rows": lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.])) > 1e-3,
-    "nothing is subtracted before the exponential, so large logits overflow": lambda part: not _loss(part, [1e4, 0.]).isfinite() and _loss(part, [1., 0.]).isfinite(),
+    "a large surprise is cut off: something is clamped, or a small number is added "
+    "inside the logarithm":
+        lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
+    "the largest logit of all rows is subtracted; each row needs its own": (
+        lambda part: _loss(part, [1e4, 0.0]).isfinite()
+        and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()
+    ),
+    "a target that is certain still costs something: is some of its share given to the "
+    "others?":
+        lambda part: 1e-3 < _loss(part, [30.0, 0.0, 0.0]) < 0.5,
+    "twice the same rows cost something else than once: the mean is to be over all "
+    "rows": (
+        lambda part: abs(_loss(part, [1.0, 0.0], [1.0, 0.0]) - _loss(part, [1.0, 0.0]))
+        > 1e-3
+    ),
+    "nothing is subtracted before the exponential, so large logits overflow": (
+        lambda part: not _loss(part, [1e4, 0.0]).isfinite()
+        and _loss(part, [1.0, 0.0]).isfinite()
+    ),
     "a surprise that is larger by 10 costs more by": _steepness,
-    "a number that is added to all logits of a row changes the loss": lambda part: abs(_loss(part, [1., 0., 2.]) - _loss(part, [4., 3., 5.])) > 1e-4,
-    "the order of the rows makes a difference: does each row meet its own target?": lambda part: abs(
-        _loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
-    "some places get no gradient: every one is to count": lambda part: (gradient(lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])), given(2, 3, 5)) == 0).all(-1).any(),
-    "positions with the target −100 are not left out": lambda part: abs(part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4}
+    "a number that is added to all logits of a row changes the loss": (
+        lambda part: abs(_loss(part, [1.0, 0.0, 2.0]) - _loss(part, [4.0, 3.0, 5.0]))
+        > 1e-4
+    ),
+    "the order of the rows makes a difference: does each row meet its own target?":
+        lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
+    "some places get no gradient: every one is to count": (
+        lambda part: (
+            gradient(
+                lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])),
+                given(2, 3, 5),
+            )
+            == 0
+        )
+        .all(-1)
+        .any()
+    ),
+    "positions with the target −100 are not left out": (
+        lambda part: abs(
+            part()(given(3, 5), torch.tensor([1, -100, 2]))
+            - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))
+        )
+        > 1e-4
+    ),
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-units
 @questions_of("perplexity")
@@ -541,25 +1027,35 @@ def _ask_perplexity(part):
     for nats in 0., 1., 5.5, 700.: yield lambda: part(nats)
 
 MISTAKES["perplexity"] = {
-    "the base is two, which fits a loss in bits; this one is in nats": lambda nats: 2**nats,
+    "the base is two, which fits a loss in bits; this one is in nats":
+        lambda nats: 2**nats,
     "the loss comes back as it was": lambda nats: nats,
-    "the sign is turned round: that is a probability": lambda nats: torch.tensor(-nats, dtype=torch.float64).exp(),
-    "this is the logarithm; the exponential is wanted": lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
+    "the sign is turned round: that is a probability":
+        lambda nats: torch.tensor(-nats, dtype=torch.float64).exp(),
+    "this is the logarithm; the exponential is wanted":
+        lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
     "one is taken off": lambda nats: torch.tensor(nats, dtype=torch.float64).exp() - 1,
 }
 
 @questions_of("bits_per_byte")
 def _ask_bits(part):
-    for nats, tokens, size in (2., 10, 40), (1., 7, 7), (.5, 30, 10): yield lambda: part(nats, tokens, size)
+    for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
+        yield lambda: part(nats, tokens, size)
 
 _ln2 = .6931471805599453
 MISTAKES["bits_per_byte"] = {
-    "these are nats per byte: a bit is ln 2 nats": lambda n, tokens, size: n * tokens / size,
-    "you multiply by ln 2; a nat is more than a bit, not less": lambda n, tokens, size: n * _ln2 * tokens / size,
-    "these are bits per token: the text's bytes take no part": lambda n, tokens, size: n / _ln2,
-    "tokens and bytes have changed places": lambda n, tokens, size: n / _ln2 * size / tokens,
-    "the number of tokens takes no part: the loss is a mean over them, not a sum": lambda n, tokens, size: n / _ln2 / size,
-    "bits and bytes are mixed up: there is a factor of eight": lambda n, tokens, size: n / _ln2 * tokens / size / 8,
+    "these are nats per byte: a bit is ln 2 nats":
+        lambda n, tokens, size: n * tokens / size,
+    "you multiply by ln 2; a nat is more than a bit, not less":
+        lambda n, tokens, size: n * _ln2 * tokens / size,
+    "these are bits per token: the text's bytes take no part":
+        lambda n, tokens, size: n / _ln2,
+    "tokens and bytes have changed places":
+        lambda n, tokens, size: n / _ln2 * size / tokens,
+    "the number of tokens takes no part: the loss is a mean over them, not a sum":
+        lambda n, tokens, size: n / _ln2 / size,
+    "bits and bytes are mixed up: there is a factor of eight":
+        lambda n, tokens, size: n / _ln2 * tokens / size / 8,
 }
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-optim
@@ -578,7 +1074,8 @@ def _restless(part):
     return p.item() != 1
 
 def _second_of_two(part):
-    "Where the second of two equal parameters goes, with equal gradients, less where the first goes."
+    """Where the second of two equal parameters goes, with equal gradients, less where
+    the first goes."""
     p, q = (nn.Parameter(torch.ones(1)) for _ in range(2))
     optimizer = part([p, q], lr=.1)
     for _ in range(2):
@@ -586,9 +1083,14 @@ def _second_of_two(part):
         optimizer.step()
     return abs(p.item() - q.item()) > 1e-6
 
-_manners = {"two parameters with the same gradient go different ways: each needs a state of its own, and all count the same steps": _second_of_two,
+_manners = {
+    "two parameters with the same gradient go different ways: each needs a state of "
+    "its own, and all count the same steps": (
+        _second_of_two
+    ),
     "the gradient is changed: it is to be read only": _spoilt,
-    "a parameter without a gradient moves: leave it alone, its decay too": _restless}
+    "a parameter without a gradient moves: leave it alone, its decay too": _restless,
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-habits
 _some = [.5, -2., 1., 3., .1, -1.]
@@ -605,10 +1107,15 @@ def _neighbours(part):
     return abs(both[0].item() - alone[-1]) > 1e-6
 
 def _ignored(part, **settings): # Whatever its two values, it goes the same way
-    return any(_apart(*(_moves(part, _some, **{"lr": .1, name: value}) for value in values)) < 1e-12 for name, values in settings.items())
+    return any(
+        _apart(*(_moves(part, _some, **{"lr": 0.1, name: value}) for value in values))
+        < 1e-12
+        for name, values in settings.items()
+    )
 
 def _forgets(part):
-    "How far apart two go at their third step, one of which was loaded with the state of the other."
+    """How far apart two go at their third step, one of which was loaded with the state
+    of the other."""
     p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
     first, second = part([p], lr=.1), part([q], lr=.1)
     for grad in 1., .5:
@@ -622,49 +1129,126 @@ def _forgets(part):
     return abs(p.item() - q.item()) > 1e-9
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-heeds
-_heeds = {"the parameter stays where it was: is it changed in place, or is a new tensor only given its name?": lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
-    "numbers of one parameter have a part in each other's steps: all is done number by number": _neighbours,
-    "a saved state is not all that it knows: what is counted or remembered belongs into the state of a parameter, or into a group": _forgets,
-    "the learning rate makes no difference": lambda part: _ignored(part, lr=(.1, .2))}
+_heeds = {
+    "the parameter stays where it was: is it changed in place, or is a new tensor only "
+    "given its name?":
+        lambda part: _apart(_moves(part, [1.0, 1.0], lr=0.1), torch.zeros(2)) == 0,
+    "numbers of one parameter have a part in each other's steps: all is done number by "
+    "number":
+        _neighbours,
+    "a saved state is not all that it knows: what is counted or remembered belongs "
+    "into the state of a parameter, or into a group":
+        _forgets,
+    "the learning rate makes no difference": lambda part: _ignored(part, lr=(0.1, 0.2)),
+}
 
-def _same_path(part, **settings): # Does a matrix go one way for all values of a setting?
+
+def _same_path(
+    part, **settings
+):  # Does a matrix go one way for all values of a setting?
     [(name, values)] = settings.items()
     grads = list(given(3, 3, 3).double())
     paths = [_turned(part, grads, **{name: value}) for value in values]
     return torch.equal(*paths)
 
+
 SYMPTOMS["Muon"] = SYMPTOMS.get("Muon", {}) | {
     f"{name} makes no difference": partial(_same_path, **{name: values})
-    for name, values in (("lr", (.1, .2)), ("momentum", (.5, .9)), ("weight_decay", (.1, .9)))}
+    for name, values in (
+        ("lr", (0.1, 0.2)), ("momentum", (0.5, 0.9)), ("weight_decay", (0.1, 0.9)),
+    )
+}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-sgd
-def _fall(part): return (moves := _moves(part, [1.] * 16, lr=.1))[15] / moves[0]   # ¼, if by the root
+def _fall(part):
+    return (moves := _moves(part, [1.0] * 16, lr=0.1))[15] / moves[
+        0
+    ]  # ¼, if by the root
 
-SYMPTOMS["SGDDecay"] = _manners | _heeds | {
-    "it walks uphill": lambda part: _steps(part, [1.])[0] > 1,
-    "parameters shrink, or move, without a gradient: there is no decay here": lambda part: _steps(part, [0.])[0] != 1,
-    "only the direction of the gradient counts, not its size": lambda part: _apart(_moves(part, [.01], lr=.1), _moves(part, [.05], lr=.1)) < 1e-9,
-    "a large gradient moves less than in proportion: is it clipped?": lambda part: abs(_moves(part, [100.], lr=.1)[0] / _moves(part, [.1], lr=.1)[0]) < 999,
-    "gradients that came before have a part in a step: there is no momentum here": lambda part: _apart(*(_moves(part, [g, 1.], lr=.1)[1] for g in (0., 5.))) > 1e-9,
-    "the first step is not lr times the gradient: is t counted from zero?": lambda part: abs(_steps(part, [1.])[0] - .9) > 1e-6,
-    "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,
-    "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < .249,
-    "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > .251}
+
+SYMPTOMS["SGDDecay"] = (
+    _manners | _heeds | {
+        "it walks uphill": lambda part: _steps(part, [1.0])[0] > 1,
+        "parameters shrink, or move, without a gradient: there is no decay here":
+            lambda part: _steps(part, [0.0])[0] != 1,
+        "only the direction of the gradient counts, not its size": (
+            lambda part: _apart(
+                _moves(part, [0.01], lr=0.1), _moves(part, [0.05], lr=0.1)
+            )
+            < 1e-9
+        ),
+        "a large gradient moves less than in proportion: is it clipped?": (
+            lambda part: abs(
+                _moves(part, [100.0], lr=0.1)[0] / _moves(part, [0.1], lr=0.1)[0]
+            )
+            < 999
+        ),
+        "gradients that came before have a part in a step: there is no momentum here": (
+            lambda part: _apart(
+                *(_moves(part, [g, 1.0], lr=0.1)[1] for g in (0.0, 5.0))
+            )
+            > 1e-9
+        ),
+        "the first step is not lr times the gradient: is t counted from zero?":
+            lambda part: abs(_steps(part, [1.0])[0] - 0.9) > 1e-6,
+        "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,
+        "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < 0.249,
+        "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > 0.251,
+    }
+)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-adamw
-def _still(part, grads, **settings): return _moves(part, grads, **{"lr": .1, "weight_decay": 0., "eps": 1e-12} | settings)
+def _still(part, grads, **settings):
+    return _moves(
+        part, grads, **{"lr": 0.1, "weight_decay": 0.0, "eps": 1e-12} | settings
+    )
 
-SYMPTOMS["AdamW"] = _manners | _heeds | {
-    "it walks uphill": lambda part: _steps(part, [1.], weight_decay=0.)[0] > 1,
-    "weight_decay makes no difference": lambda part: _ignored(part, weight_decay=(0., .5)),
-    "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.)),
-    "β₁ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.8, .9))),
-    "β₂ makes no difference": lambda part: _ignored(part, betas=((.5, .9), (.5, .6))),
-    "the first step is much longer than the rate: look at the two corrections, and at the number of the step that they are given": lambda part: _steps(part, [1.], weight_decay=0.)[0] < .8,
-    "the first step is much shorter than the rate: are the means corrected for their start at zero?": lambda part: _steps(part, [1.], weight_decay=0.)[0] > .95,
-    "nothing is carried over from step to step: the two means are state": lambda part: _apart(*(_still(part, [g, 1.])[1] for g in (1., 5.))) < 1e-9,
-    "the size of the gradients counts: all of them a hundred times as large should make the same steps": lambda part: _apart(_still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6,
-    "under a steady gradient every step should have the length of the rate, and these do not": lambda part: _apart(_still(part, [1.] * 40), torch.full((40,), -.1)) > 1e-4,
-    "the mean of the squares never falls: is the largest one kept?": lambda part: _still(part, [9.] + [.1] * 40, betas=(.5, .6))[-1].abs() < .05,
-    "decay passes through the means: a parameter without a gradient should shrink by lr times decay alone": lambda part: abs(_path(part, [0.], lr=.1, weight_decay=.5)[0] - .9) < 1e-6,
-    "decay depends on the gradient, or works on the parameter that has already been moved": lambda part: abs(_path(part, [1.], lr=.1, weight_decay=.5)[0] - .85) > 1e-6 and abs(_path(part, [1.], lr=.1, weight_decay=0.)[0] - .9) < 1e-6}
+
+SYMPTOMS["AdamW"] = (
+    _manners | _heeds | {
+        "it walks uphill": lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 1,
+        "weight_decay makes no difference":
+            lambda part: _ignored(part, weight_decay=(0.0, 0.5)),
+        "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.0)),
+        "β₁ makes no difference":
+            lambda part: _ignored(part, betas=((0.5, 0.9), (0.8, 0.9))),
+        "β₂ makes no difference":
+            lambda part: _ignored(part, betas=((0.5, 0.9), (0.5, 0.6))),
+        "the first step is much longer than the rate: look at the two corrections, and "
+        "at the number of the step that they are given":
+            lambda part: _steps(part, [1.0], weight_decay=0.0)[0] < 0.8,
+        "the first step is much shorter than the rate: are the means corrected for "
+        "their start at zero?":
+            lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 0.95,
+        "nothing is carried over from step to step: the two means are state": (
+            lambda part: _apart(*(_still(part, [g, 1.0])[1] for g in (1.0, 5.0))) < 1e-9
+        ),
+        "the size of the gradients counts: all of them a hundred times as large should "
+        "make the same steps": (
+            lambda part: _apart(
+                _still(part, _some), _still(part, [100 * g for g in _some])
+            )
+            > 1e-6
+        ),
+        "under a steady gradient every step should have the length of the rate, and "
+        "these do not": (
+            lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
+            > 1e-4
+        ),
+        "the mean of the squares never falls: is the largest one kept?": (
+            lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
+            < 0.05
+        ),
+        "decay passes through the means: a parameter without a gradient should shrink "
+        "by lr times decay alone": (
+            lambda part: abs(_path(part, [0.0], lr=0.1, weight_decay=0.5)[0] - 0.9)
+            < 1e-6
+        ),
+        "decay depends on the gradient, or works on the parameter that has already "
+        "been moved": (
+            lambda part: abs(_path(part, [1.0], lr=0.1, weight_decay=0.5)[0] - 0.85)
+            > 1e-6
+            and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6
+        ),
+    }
+)

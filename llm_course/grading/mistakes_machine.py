@@ -13,7 +13,10 @@ from torch import nn
 
 from ..embedding import Embedding
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
-from .grading import MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle, parameters_of, questions_of, variants
+from llm_course.grading.grading import (
+    MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
+    parameters_of, questions_of, variants,
+)
 from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
@@ -24,15 +27,21 @@ from ..transformer import Transformer, TransformerBlock
 def _ask_block(part):
     x = given(2, 5, 16)
     yield lambda: parameters_of(part(16, 4, 24))
-    yield "when both branches are silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
-    yield "when attention is silent", lambda: _silenced(part(16, 4, 24), "attention.output_proj")(x)
+    yield "when both branches are silent", lambda: _silenced(
+        part(16, 4, 24), "attention.output_proj", "ffn.w2"
+    )(x)
+    yield "when attention is silent", lambda: _silenced(
+        part(16, 4, 24), "attention.output_proj"
+    )(x)
     yield "when the network is silent", lambda: _silenced(part(16, 4, 24), "ffn.w2")(x)
     yield lambda: filled(part(16, 4, 24))(x)
     yield lambda: filled(part(16, 4, 24))(3 * x)
     yield "for a single token", lambda: filled(part(16, 4, 24))(x[:, :1])
     yield "with fewer heads of keys", lambda: filled(part(16, 4, 24, num_kv_heads=2))(x)
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
-    yield "where positions are given", lambda: filled(part(16, 4, 24))(x, torch.tensor([3, 4, 9, 10, 30]))
+    yield "where positions are given", lambda: filled(part(16, 4, 24))(
+        x, torch.tensor([3, 4, 9, 10, 30])
+    )
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
@@ -52,61 +61,156 @@ def _silenced(model, *names):
 
 def _a_block(flow):
     "A `TransformerBlock` through which the stream goes by `flow(self, x)`."
-    return type("Block", (TransformerBlock,), {"forward": lambda self, x, positions=None, cache=None: flow(self, x, positions)})
+    return type(
+        "Block",
+        (TransformerBlock,),
+        {
+            "forward": lambda self, x, positions=None, cache=None: flow(
+                self, x, positions
+            )
+        },
+    )
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
 _transformerblocks = {
-    "the norms sit behind the sums, on the stream itself: that is post-norm": lambda s, x, at: s.ffn_norm((h := s.attention_norm(x + s.attention(x, at))) + s.ffn(h)),
-    "the norms sit on what the branches add; they belong before the branches": lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at))) + s.ffn_norm(s.ffn(h)),
-    "there are no norms on the way": lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(h),
-    "the norm before attention is missing": lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(s.ffn_norm(h)),
-    "the norm before the feed-forward network is missing": lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(h),
-    "the two norms have changed places": lambda s, x, at: (h := x + s.attention(s.ffn_norm(x), at)) + s.ffn(s.attention_norm(h)),
-    "attention does not add to the stream: it replaces it": lambda s, x, at: (h := s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h)),
-    "the feed-forward network does not add to the stream: it replaces it": lambda s, x, at: s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at))),
-    "neither branch adds to the stream": lambda s, x, at: s.ffn(s.ffn_norm(s.attention(s.attention_norm(x), at))),
-    "what is added to is the normalised stream; add to the raw one": lambda s, x, at: (g := s.ffn_norm((n := s.attention_norm(x)) + s.attention(n, at))) + s.ffn(g),
-    "the feed-forward network comes before attention": lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x))) + s.attention(s.attention_norm(h), at),
-    "both branches read the same stream, side by side; the network should read what attention has added": lambda s, x, at: x + s.attention(s.attention_norm(x), at) + s.ffn(s.ffn_norm(x)),
-    "the network's answer is added to what came in: what attention has added is lost": lambda s, x, at: x + s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at))),
-    "the network reads attention's answer alone; it should read the stream that it was added to": lambda s, x, at: x + (a := s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(a)),
-    "the norm before attention is applied twice": lambda s, x, at: (h := x + s.attention(s.attention_norm(s.attention_norm(x)), at)) + s.ffn(s.ffn_norm(h)),
-    "one norm serves both branches; each has its own": lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.attention_norm(h)),
-    "what a branch adds is scaled down; it is added as it is": lambda s, x, at: (h := x + .5 * s.attention(s.attention_norm(x), at)) + .5 * s.ffn(s.ffn_norm(h)),
-    "the stream is added twice": lambda s, x, at: x + (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h)),
-    "the stream that came in is lost: only what the branches make is added up": lambda s, x, at: (a := s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(x + a)),
-    "the stream is normalised once more on the way out": lambda s, x, at: s.ffn_norm((h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h))),
-    "what comes out of the first branch is subtracted": lambda s, x, at: (h := x - s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h)),
+    "the norms sit behind the sums, on the stream itself: that is post-norm": (
+        lambda s, x, at: s.ffn_norm(
+            (h := s.attention_norm(x + s.attention(x, at))) + s.ffn(h)
+        )
+    ),
+    "the norms sit on what the branches add; they belong before the branches": (
+        lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at)))
+        + s.ffn_norm(s.ffn(h))
+    ),
+    "there are no norms on the way":
+        lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(h),
+    "the norm before attention is missing":
+        lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(s.ffn_norm(h)),
+    "the norm before the feed-forward network is missing":
+        lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(h),
+    "the two norms have changed places": (
+        lambda s, x, at: (h := x + s.attention(s.ffn_norm(x), at))
+        + s.ffn(s.attention_norm(h))
+    ),
+    "attention does not add to the stream: it replaces it": (
+        lambda s, x, at: (h := s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(h))
+    ),
+    "the feed-forward network does not add to the stream: it replaces it":
+        lambda s, x, at: s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at))),
+    "neither branch adds to the stream": lambda s, x, at: s.ffn(
+        s.ffn_norm(s.attention(s.attention_norm(x), at))
+    ),
+    "what is added to is the normalised stream; add to the raw one": (
+        lambda s, x, at: (
+            g := s.ffn_norm((n := s.attention_norm(x)) + s.attention(n, at))
+        )
+        + s.ffn(g)
+    ),
+    "the feed-forward network comes before attention": (
+        lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x)))
+        + s.attention(s.attention_norm(h), at)
+    ),
+    "both branches read the same stream, side by side; the network should read what "
+    "attention has added": (
+        lambda s, x, at: x + s.attention(s.attention_norm(x), at) + s.ffn(s.ffn_norm(x))
+    ),
+    "the network's answer is added to what came in: what attention has added is lost": (
+        lambda s, x, at: x + s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at)))
+    ),
+    "the network reads attention's answer alone; it should read the stream that it was "
+    "added to": (
+        lambda s, x, at: x
+        + (a := s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(a))
+    ),
+    "the norm before attention is applied twice": (
+        lambda s, x, at: (
+            h := x + s.attention(s.attention_norm(s.attention_norm(x)), at)
+        )
+        + s.ffn(s.ffn_norm(h))
+    ),
+    "one norm serves both branches; each has its own": (
+        lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at))
+        + s.ffn(s.attention_norm(h))
+    ),
+    "what a branch adds is scaled down; it is added as it is": (
+        lambda s, x, at: (h := x + 0.5 * s.attention(s.attention_norm(x), at))
+        + 0.5 * s.ffn(s.ffn_norm(h))
+    ),
+    "the stream is added twice": (
+        lambda s, x, at: x
+        + (h := x + s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(h))
+    ),
+    "the stream that came in is lost: only what the branches make is added up": (
+        lambda s, x, at: (a := s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(x + a))
+    ),
+    "the stream is normalised once more on the way out": lambda s, x, at: s.ffn_norm(
+        (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h))
+    ),
+    "what comes out of the first branch is subtracted": (
+        lambda s, x, at: (h := x - s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(h))
+    ),
     "attention is never called": lambda s, x, at: x + s.ffn(s.ffn_norm(x)),
-    "the feed-forward network is never called": lambda s, x, at: x + s.attention(s.attention_norm(x), at),
+    "the feed-forward network is never called":
+        lambda s, x, at: x + s.attention(s.attention_norm(x), at),
 }
-MISTAKES["TransformerBlock"] = {hint: _a_block(flow) for hint, flow in _transformerblocks.items()}
+MISTAKES["TransformerBlock"] = {
+    hint: _a_block(flow) for hint, flow in _transformerblocks.items()
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-model
 @questions_of("Transformer")
 def _ask_model(part):
     ids = torch.tensor([[1, 7, 3, 3, 0, 10], [5, 5, 2, 9, 8, 4]])
-    small, tied = (lambda: filled(part(11, 8, 16, 2, 4, 24))), (lambda: filled(part(11, 8, 16, 2, 4, 24, tie=True)))
+    small, tied = (lambda: filled(part(11, 8, 16, 2, 4, 24))), (
+        lambda: filled(part(11, 8, 16, 2, 4, 24, tie=True))
+    )
     yield lambda: parameters_of(small())
-    yield "where head and embedding are tied", lambda: sum(p.numel() for p in part(11, 8, 16, 2, 4, 24, tie=True).parameters())
-    yield "when all blocks are silent", lambda: _silenced(part(11, 8, 16, 2, 4, 24), "attention.output_proj", "ffn.w2")(ids)
+    yield "where head and embedding are tied", lambda: sum(
+        p.numel() for p in part(11, 8, 16, 2, 4, 24, tie=True).parameters()
+    )
+    yield "when all blocks are silent", lambda: _silenced(
+        part(11, 8, 16, 2, 4, 24), "attention.output_proj", "ffn.w2"
+    )(ids)
     yield "when there is one block", lambda: filled(part(11, 8, 16, 1, 4, 24))(ids)
     yield lambda: small()(ids)
     yield "without a batch", lambda: small()(ids[0])
     yield "where head and embedding are tied", lambda: tied()(ids)
-    yield "with fewer heads of keys", lambda: filled(part(11, 8, 16, 3, 4, 24, num_kv_heads=2))(ids)
-    yield "where positions are given", lambda: small()(ids, torch.tensor([0, 1, 2, 5, 6, 7]))
-    yield "with another theta", lambda: filled(part(11, 8, 16, 2, 4, 24, rope_theta=10.))(ids)
+    yield "with fewer heads of keys", lambda: filled(
+        part(11, 8, 16, 3, 4, 24, num_kv_heads=2)
+    )(ids)
+    yield "where positions are given", lambda: small()(
+        ids, torch.tensor([0, 1, 2, 5, 6, 7])
+    )
+    yield "with another theta", lambda: filled(
+        part(11, 8, 16, 2, 4, 24, rope_theta=10.0)
+    )(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
     yield "with another last norm", lambda: made(final_norm=lambda d: _passing())(ids)
-    yield "with another embedding", lambda: type(made(embedding=_Table).embedding).__name__
+    yield (
+        "with another embedding",
+        lambda: type(made(embedding=_Table).embedding).__name__,
+    )
     yield "with other blocks", lambda: made(block=lambda *sizes: _passing())(ids)
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss():
-        model, many = part(500, 32, 64, 4, 4, 128), torch.randint(500, (8, 33), generator=torch.Generator().manual_seed(3))
-        return torch.nn.functional.cross_entropy(model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten())
-    yield "in its first loss", lambda: ((first_loss() - 500**0 * 6.2146).abs() < .3).int()
-    yield "in what learns", lambda: str([name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None])
+        model, many = part(500, 32, 64, 4, 4, 128), torch.randint(
+            500, (8, 33), generator=torch.Generator().manual_seed(3)
+        )
+        return torch.nn.functional.cross_entropy(
+            model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten()
+        )
+    yield (
+        "in its first loss",
+        lambda: ((first_loss() - 500**0 * 6.2146).abs() < 0.3).int(),
+    )
+    yield "in what learns", lambda: str(
+        [name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None]
+    )
 
 def _pulled(model, ids):
     model(ids).square().sum().backward()
@@ -117,11 +221,25 @@ class _Scores(Linear): "A head by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
 def _a_model(flow=None, change=lambda model: None):
-    "A `Transformer` in which ids go by `flow(self, ids)`, and whose parts were changed."
+    """A `Transformer` in which ids go by `flow(self, ids)`, and whose parts were
+    changed."""
     def start(self, *sizes, **more):
         Transformer.__init__(self, *sizes, **more)
         change(self)
-    return type("Model", (Transformer,), {"__init__": start} | ({"forward": lambda self, ids, positions=None, *more: flow(self, ids, positions)} if flow else {}))
+    return type(
+        "Model",
+        (Transformer,),
+        {"__init__": start}
+        | (
+            {
+                "forward": lambda self, ids, positions=None, *more: flow(
+                    self, ids, positions
+                )
+            }
+            if flow
+            else {}
+        ),
+    )
 
 def _through(s, x, at, blocks=None):
     for block in s.blocks if blocks is None else blocks: x = block(x, at)
@@ -140,30 +258,95 @@ def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-model-2
 _transformers = {
-    "the norm before the head is missing": (lambda s, ids, at: s.head(_through(s, s.embedding(ids), at)),),
-    "the norm stands before the blocks; it belongs behind the last": (lambda s, ids, at: s.head(_through(s, s.norm(s.embedding(ids)), at)),),
-    "the norm stands before the blocks as well as behind them": (lambda s, ids, at: s.head(s.norm(_through(s, s.norm(s.embedding(ids)), at))),),
-    "the embedding is added once more before the head": (lambda s, ids, at: s.head(s.norm(_through(s, x := s.embedding(ids), at)) + x),),
-    "one block is left out": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, s.blocks[:-1]))),),
-    "the blocks are passed in the wrong order": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, s.blocks[::-1]))),),
-    "only the first block is used, again and again": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at, [s.blocks[0]] * len(s.blocks)))),),
+    "the norm before the head is missing": (
+        lambda s, ids, at: s.head(_through(s, s.embedding(ids), at)),
+    ),
+    "the norm stands before the blocks; it belongs behind the last": (
+        lambda s, ids, at: s.head(_through(s, s.norm(s.embedding(ids)), at)),
+    ),
+    "the norm stands before the blocks as well as behind them": (
+        lambda s, ids, at: s.head(s.norm(_through(s, s.norm(s.embedding(ids)), at))),
+    ),
+    "the embedding is added once more before the head": (
+        lambda s, ids, at: s.head(s.norm(_through(s, x := s.embedding(ids), at)) + x),
+    ),
+    "one block is left out": (
+        lambda s, ids, at: s.head(
+            s.norm(_through(s, s.embedding(ids), at, s.blocks[:-1]))
+        ),
+    ),
+    "the blocks are passed in the wrong order": (
+        lambda s, ids, at: s.head(
+            s.norm(_through(s, s.embedding(ids), at, s.blocks[::-1]))
+        ),
+    ),
+    "only the first block is used, again and again": (
+        lambda s, ids, at: s.head(
+            s.norm(_through(s, s.embedding(ids), at, [s.blocks[0]] * len(s.blocks)))
+        ),
+    ),
     "all blocks are one and the same, with one set of weights": (None, _alike),
-    "what the blocks make is added to the embedding once more": (lambda s, ids, at: s.head(s.norm((x := s.embedding(ids)) + _through(s, x, at))),),
-    "every block reads the embedding, not what the block before it has made": (lambda s, ids, at: s.head(s.norm(sum(block(s.embedding(ids), at) for block in s.blocks))),),
-    "probabilities come out; logits are wanted": (lambda s, ids, at: torch.softmax(s.head(s.norm(_through(s, s.embedding(ids), at))), -1),),
-    "logarithms of probabilities come out; logits are wanted": (lambda s, ids, at: torch.log_softmax(s.head(s.norm(_through(s, s.embedding(ids), at))), -1),),
-    "only the last place gets scores; every place is to predict": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at)))[..., -1:, :],),
-    "the embedding is multiplied by √d, as in the first Transformer": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids) * s.config.d_model**.5, at))),),
-    "the fresh head is too large: the model starts out sure of things it cannot know": (None, _drawn(1.)),
+    "what the blocks make is added to the embedding once more": (
+        lambda s, ids, at: s.head(s.norm((x := s.embedding(ids)) + _through(s, x, at))),
+    ),
+    "every block reads the embedding, not what the block before it has made": (
+        lambda s, ids, at: s.head(
+            s.norm(sum(block(s.embedding(ids), at) for block in s.blocks))
+        ),
+    ),
+    "probabilities come out; logits are wanted": (
+        lambda s, ids, at: torch.softmax(
+            s.head(s.norm(_through(s, s.embedding(ids), at))), -1
+        ),
+    ),
+    "logarithms of probabilities come out; logits are wanted": (
+        lambda s, ids, at: torch.log_softmax(
+            s.head(s.norm(_through(s, s.embedding(ids), at))), -1
+        ),
+    ),
+    "only the last place gets scores; every place is to predict": (
+        lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at)))[
+            ..., -1:, :
+        ],
+    ),
+    "the embedding is multiplied by √d, as in the first Transformer": (
+        lambda s, ids, at: s.head(
+            s.norm(_through(s, s.embedding(ids) * s.config.d_model**0.5, at))
+        ),
+    ),
+    "the fresh head is too large: the model starts out sure of things it cannot know": (
+        None,
+        _drawn(1.0),
+    ),
     "embedding and head are two matrices, though a tie was asked for": (None, _parted),
-    "the head is the transposed embedding, whether a tie was asked for or not": (lambda s, ids, at: s.norm(_through(s, s.embedding(ids), at)) @ s.embedding.weight.T,),
-    "every block reads the embedding, and only the last one's answer is kept": (lambda s, ids, at: s.head(s.norm(s.blocks[-1](s.embedding(ids), at))),),
-    "no gradient reaches the embedding: is it detached?": (lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids).detach(), at))),),
-    "the norm before the head is applied twice": (lambda s, ids, at: s.head(s.norm(s.norm(_through(s, s.embedding(ids), at)))),),
-    "the stream is normalised after every block": (lambda s, ids, at: s.head(_through(s, s.embedding(ids), at, [lambda x, at, block=block: s.norm(block(x, at)) for block in s.blocks])),),
+    "the head is the transposed embedding, whether a tie was asked for or not": (
+        lambda s, ids, at: s.norm(_through(s, s.embedding(ids), at))
+        @ s.embedding.weight.T,
+    ),
+    "every block reads the embedding, and only the last one's answer is kept": (
+        lambda s, ids, at: s.head(s.norm(s.blocks[-1](s.embedding(ids), at))),
+    ),
+    "no gradient reaches the embedding: is it detached?": (
+        lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids).detach(), at))),
+    ),
+    "the norm before the head is applied twice": (
+        lambda s, ids, at: s.head(s.norm(s.norm(_through(s, s.embedding(ids), at)))),
+    ),
+    "the stream is normalised after every block": (
+        lambda s, ids, at: s.head(
+            _through(
+                s,
+                s.embedding(ids),
+                at,
+                [lambda x, at, block=block: s.norm(block(x, at)) for block in s.blocks],
+            )
+        ),
+    ),
     "the blocks never run": (lambda s, ids, at: s.head(s.norm(s.embedding(ids))),),
 }
-MISTAKES["Transformer"] = {hint: _a_model(*changed) for hint, changed in _transformers.items()}
+MISTAKES["Transformer"] = {
+    hint: _a_model(*changed) for hint, changed in _transformers.items()
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-step
 @questions_of("train_step")
@@ -174,23 +357,63 @@ def _ask_step(part):
         model.table.grad = torch.full((5, 5), 7.)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
         scaler = _scaler(scale)
-        for _ in range(steps): found = part(model, optimizer, scaler, list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), max_norm)
-        return [float(x) for x in found] if told else model.get_parameter("table").detach()
-    for label, settings in ("", {}), ("with several small batches", {"pieces": 2}), ("where it clips", {"max_norm": .1}), ("where it clips several small batches", {"pieces": 2, "max_norm": .1}), ("in later steps", {"steps": 3}), ("in later steps with a scaler", {"steps": 3, "scale": 64.}), ("with a scaler", {"scale": 64.}), ("where it clips with a scaler", {"scale": 64., "max_norm": .1}):
+        for _ in range(steps):
+            found = part(
+                model,
+                optimizer,
+                scaler,
+                list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
+                max_norm,
+            )
+        return (
+            [float(x) for x in found] if told else model.get_parameter("table").detach()
+        )
+    for label, settings in (
+        ("", {}),
+        ("with several small batches", {"pieces": 2}),
+        ("where it clips", {"max_norm": 0.1}),
+        ("where it clips several small batches", {"pieces": 2, "max_norm": 0.1}),
+        ("in later steps", {"steps": 3}),
+        ("in later steps with a scaler", {"steps": 3, "scale": 64.0}),
+        ("with a scaler", {"scale": 64.0}),
+        ("where it clips with a scaler", {"scale": 64.0, "max_norm": 0.1}),
+    ):
         yield label, lambda: step(**settings)
-        yield f"in the loss that it returns {label}".rstrip(), lambda: step(**settings, told=True)[0]
-        yield f"in the length that it returns {label}".rstrip(), lambda: step(**settings, told=True)[1]
+        yield (
+            f"in the loss that it returns {label}".rstrip(),
+            lambda: step(**settings, told=True)[0],
+        )
+        yield (
+            f"in the length that it returns {label}".rstrip(),
+            lambda: step(**settings, told=True)[1],
+        )
 
-def _scaler(scale=1.): return torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+
+def _scaler(scale=1.0):
+    return torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-step-2
-def _a_step(clear=True, share=lambda loss, n: loss / n, clip=lambda ps, limit: gradient_clip(ps, limit or float("inf")), order="clip step", total=lambda losses: sum(losses) / len(losses),
-           told=lambda norm, limit: norm, score=lambda logits, y: cross_entropy(logits, y), late=False, used=slice(None), scaled="scale unscale",
-            update=True):
+def _a_step(
+    clear=True,
+    share=lambda loss, n: loss / n,
+    clip=lambda ps, limit: gradient_clip(ps, limit or float("inf")),
+    order="clip step",
+    total=lambda losses: sum(losses) / len(losses),
+    told=lambda norm, limit: norm,
+    score=lambda logits, y: cross_entropy(logits, y),
+    late=False,
+    used=slice(None),
+    scaled="scale unscale",
+    update=True,
+):
     "A `train_step` with something changed."
     def part(model, optimizer, scaler, batches, max_norm):
         if clear: optimizer.zero_grad(set_to_none=True)
-        batches, losses, params = batches[used], [], [p for group in optimizer.param_groups for p in group["params"]]
+        batches, losses, params = (
+            batches[used],
+            [],
+            [p for group in optimizer.param_groups for p in group["params"]],
+        )
         for x, y in batches:
             if clear == "each": optimizer.zero_grad(set_to_none=True)
             losses.append(score(model(x), y))
@@ -213,39 +436,72 @@ def _each(ps, limit):
     for p in ps: p.grad.clamp_(-(limit or float("inf")), limit or float("inf"))
     return norm
 
-MISTAKES["train_step"] = variants(_a_step, {
-    "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
-    "the scaler is not updated after the step, so a second step fails": dict(update=False),
-    "gradients are cleared before each small batch, so that only the last one counts": dict(clear="each"),
-    "the gradients of small batches are added up; they are to be averaged": dict(share=lambda loss, n: loss),
-    "the gradient is divided by the number of batches twice": dict(share=lambda loss, n: loss / n**2),
-    "a step is taken after each small batch; one step is to follow them all": dict(order="clip each", scaled=""),
-    "no step is taken: the optimiser is never called": dict(order="clip"),
-    "the gradient is clipped after each small batch, while it is still adding up: wait for the last": dict(order="often step"),
-    "gradients are clipped while they are still multiplied by the scaler: undo that first": dict(scaled="scale"),
-    "the gradients are divided by the scale, but the loss was never multiplied by it": dict(scaled="unscale"),
-    "two steps are taken": dict(order="clip step again"),
-    "the targets are shifted once more: they are one place later already": dict(score=lambda logits, y: cross_entropy(logits[:, 1:], y[:, :-1])),
-    "nothing is clipped, or only after the step": dict(clip=lambda ps, limit: gradient_clip(ps, float("inf"))),
-    "a limit of zero clips everything away; here it means no limit": dict(clip=lambda ps, limit: gradient_clip(ps, limit)),
-    "every number of the gradient is cut off by itself; the length is to be clipped": dict(clip=_each),
-    "the length after clipping is returned; before is wanted": dict(told=lambda norm, limit: min(norm, torch.tensor(limit or float("inf")))),
-    "the loss of the last small batch is returned; the mean of all is wanted": dict(total=lambda losses: losses[-1]),
-    "the losses of the small batches are added up; their mean is wanted": dict(total=sum),
-    "the loss is that of after the step; return the one that the gradient came from": dict(late=True),
-    "the loss is a sum over the places; their mean is wanted": dict(score=lambda logits, y: cross_entropy(logits, y) * y.numel()),
-    "only the first of the small batches is used": dict(used=slice(1)),
-    "the last place of each row is left out of the loss": dict(score=lambda logits, y: cross_entropy(logits[:, :-1], y[:, :-1])),
-})
+MISTAKES["train_step"] = variants(
+    _a_step,
+    {
+        "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
+        "the scaler is not updated after the step, so a second step fails":
+            dict(update=False),
+        "gradients are cleared before each small batch, so that only the last one "
+        "counts":
+            dict(clear="each"),
+        "the gradients of small batches are added up; they are to be averaged":
+            dict(share=lambda loss, n: loss),
+        "the gradient is divided by the number of batches twice":
+            dict(share=lambda loss, n: loss / n**2),
+        "a step is taken after each small batch; one step is to follow them all":
+            dict(order="clip each", scaled=""),
+        "no step is taken: the optimiser is never called": dict(order="clip"),
+        "the gradient is clipped after each small batch, while it is still adding up: "
+        "wait for the last":
+            dict(order="often step"),
+        "gradients are clipped while they are still multiplied by the scaler: undo "
+        "that first":
+            dict(scaled="scale"),
+        "the gradients are divided by the scale, but the loss was never multiplied by "
+        "it":
+            dict(scaled="unscale"),
+        "two steps are taken": dict(order="clip step again"),
+        "the targets are shifted once more: they are one place later already":
+            dict(score=lambda logits, y: cross_entropy(logits[:, 1:], y[:, :-1])),
+        "nothing is clipped, or only after the step":
+            dict(clip=lambda ps, limit: gradient_clip(ps, float("inf"))),
+        "a limit of zero clips everything away; here it means no limit":
+            dict(clip=lambda ps, limit: gradient_clip(ps, limit)),
+        "every number of the gradient is cut off by itself; the length is to be "
+        "clipped":
+            dict(clip=_each),
+        "the length after clipping is returned; before is wanted": dict(
+            told=lambda norm, limit: min(norm, torch.tensor(limit or float("inf")))
+        ),
+        "the loss of the last small batch is returned; the mean of all is wanted":
+            dict(total=lambda losses: losses[-1]),
+        "the losses of the small batches are added up; their mean is wanted":
+            dict(total=sum),
+        "the loss is that of after the step; return the one that the gradient "
+        "came from":
+            dict(late=True),
+        "the loss is a sum over the places; their mean is wanted":
+            dict(score=lambda logits, y: cross_entropy(logits, y) * y.numel()),
+        "only the first of the small batches is used": dict(used=slice(1)),
+        "the last place of each row is left out of the loss":
+            dict(score=lambda logits, y: cross_entropy(logits[:, :-1], y[:, :-1])),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts
-_four, _flat, _rows_of = torch.tensor([.5, .3, .15, .05]).log(), torch.zeros(64), given(2, 3, 7)
+_four, _flat, _rows_of = (
+    torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.zeros(64), given(2, 3, 7),
+)
 
 def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
     def ask(part):
         for setting in settings:
-            label = {0: "with the setting 0", 1: "with the setting 1", 9: "where more are asked for than there are"}.get(setting, "with other settings")
+            label = {
+                0: "with the setting 0", 1: "with the setting 1",
+                9: "where more are asked for than there are",
+            }.get(setting, "with other settings")
             yield label, lambda: part(_four, setting)
             yield label, lambda: part(_four.flip(0), setting)
             yield "among equals", lambda: part(_flat, setting).isfinite().sum()
@@ -254,20 +510,41 @@ def _asker(*settings):
             yield "in half precision", lambda: part(_rows_of.half(), setting)
     return ask
 
-for _name, _settings in ("keep_top_k", (0, 1, 2, 3, 9)), ("keep_top_p", (0., 1/32, .4, .6, .79, .9, 1.)), ("keep_min_p", (0., .05, .2, .5, .7, 1.)): QUESTIONS[_name] = _asker(*_settings)
+for _name, _settings in (
+    ("keep_top_k", (0, 1, 2, 3, 9)),
+    ("keep_top_p", (0.0, 1 / 32, 0.4, 0.6, 0.79, 0.9, 1.0)),
+    ("keep_min_p", (0.0, 0.05, 0.2, 0.5, 0.7, 1.0)),
+):
+    QUESTIONS[_name] = _asker(*_settings)
 
 def _a_cutter(keep, drop=lambda z, kept: z.masked_fill(~kept, -torch.inf)):
     "Keep the tokens that `keep(shares, setting, scores)` marks."
-    return lambda logits, setting: drop(logits, keep(torch.softmax(logits.float(), -1), setting, logits))
+    return lambda logits, setting: drop(
+        logits, keep(torch.softmax(logits.float(), -1), setting, logits)
+    )
 
 def _likeliest(p, n):
     "Mark the n most likely of each row; of equals those with the lower ids."
-    return p.sort(descending=True, stable=True).indices.argsort(-1) < torch.as_tensor(n)[..., None]
+    return (
+        p.sort(descending=True, stable=True).indices.argsort(-1)
+        < torch.as_tensor(n)[..., None]
+    )
+
 
 def _top_k(p, k, z): return _likeliest(p, k or p.shape[-1])
-def _top_p(p, share, z): return _likeliest(p, (p.sort(descending=True).values.cumsum(-1) < share - 1e-6).sum(-1) + 1) | (share >= 1)
+def _top_p(p, share, z):
+    return _likeliest(
+        p, (p.sort(descending=True).values.cumsum(-1) < share - 1e-6).sum(-1) + 1
+    ) | (share >= 1)
+
+
 def _min_p(p, share, z): return p >= share * p.amax(-1, keepdim=True) * (1 - 1e-6)
-def _whole(keep): return lambda p, setting, z: keep((p / p.sum()).flatten(), setting, z.flatten()).view(p.shape)
+def _whole(keep):
+    return lambda p, setting, z: keep(
+        (p / p.sum()).flatten(), setting, z.flatten()
+    ).view(p.shape)
+
+
 def _zeroed(z, kept): return z * kept
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts-2
@@ -275,75 +552,189 @@ def _shared(z, kept): return torch.softmax(z.masked_fill(~kept, -torch.inf), -1)
 def _logged(z, kept): return torch.log_softmax(z.masked_fill(~kept, -torch.inf), -1)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-cuts
-_drops = {"tokens are left out by the score zero, which is a score like any other; minus infinity is wanted": _zeroed,
-          "shares come out; scores are wanted, those of the kept tokens as they were": _shared,
-          "the scores of the kept tokens are changed (to logarithms of shares); they should stay": _logged}
+_drops = {
+    "tokens are left out by the score zero, which is a score like any other; minus "
+    "infinity is wanted":
+        _zeroed,
+    "shares come out; scores are wanted, those of the kept tokens as they were":
+        _shared,
+    "the scores of the kept tokens are changed (to logarithms of shares); they should "
+    "stay":
+        _logged,
+}
 
-MISTAKES["keep_top_k"] = {hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()} | {hint: _a_cutter(keep) for hint, keep in {
-    "the least likely are kept": lambda p, k, z: _likeliest(-p, k or p.shape[-1]),
-    "k tokens are left out; k are to be kept": lambda p, k, z: _likeliest(p, p.shape[-1] - k % p.shape[-1]),
-    "one token too many is kept": lambda p, k, z: _likeliest(p, k + 1 if k else p.shape[-1]),
-    "one token too few is kept": lambda p, k, z: _likeliest(p, max(k - 1, 0) if k else p.shape[-1]),
-    "all tokens as likely as the last one kept are kept too; of equals, the lower ids stay": lambda p, k, z: p >= p.sort(descending=True).values[..., min(k or p.shape[-1], p.shape[-1]) - 1, None],
-    "the k-th itself is lost, unless it is the only one": lambda p, k, z: _likeliest(p, max(k - 1, 1) if k else p.shape[-1]),
-    "tokens must be more likely than the k-th, which is lost itself": lambda p, k, z: p > p.sort(descending=True).values[..., min(k or p.shape[-1], p.shape[-1]) - 1, None],
-    "of equally likely tokens the higher ids stay": lambda p, k, z: _likeliest(p.flip(-1), k or p.shape[-1]).flip(-1),
-    "the first k ids are kept, whatever their scores": lambda p, k, z: torch.arange(p.shape[-1]).expand_as(p) < (k or p.shape[-1]),
-    "k = 0 keeps nothing; it is to keep all": lambda p, k, z: _likeliest(p, k),
-    "the batch is cut as a whole; each row has its own k": _whole(_top_k),
-    "the k best scores of the whole batch set the mark; each row has its own": lambda p, k, z: z >= z.flatten().sort(descending=True).values[min(k or z.numel(), z.numel()) - 1],
-    "nothing is left out": lambda p, k, z: p >= 0,
-    "what should be kept is left out, and the other way round": lambda p, k, z: ~_top_k(p, k, z),
-}.items()}
+MISTAKES["keep_top_k"] = {
+    hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()
+} | {
+    hint: _a_cutter(keep)
+    for hint, keep in {
+        "the least likely are kept": lambda p, k, z: _likeliest(-p, k or p.shape[-1]),
+        "k tokens are left out; k are to be kept": lambda p, k, z: _likeliest(
+            p, p.shape[-1] - k % p.shape[-1]
+        ),
+        "one token too many is kept": lambda p, k, z: _likeliest(
+            p, k + 1 if k else p.shape[-1]
+        ),
+        "one token too few is kept": lambda p, k, z: _likeliest(
+            p, max(k - 1, 0) if k else p.shape[-1]
+        ),
+        "all tokens as likely as the last one kept are kept too; of equals, the lower "
+        "ids stay": (
+            lambda p, k, z: p >= p.sort(descending=True).values[
+                ..., min(k or p.shape[-1], p.shape[-1]) - 1, None
+            ]
+        ),
+        "the k-th itself is lost, unless it is the only one":
+            lambda p, k, z: _likeliest(p, max(k - 1, 1) if k else p.shape[-1]),
+        "tokens must be more likely than the k-th, which is lost itself": (
+            lambda p, k, z: p > p.sort(descending=True).values[
+                ..., min(k or p.shape[-1], p.shape[-1]) - 1, None
+            ]
+        ),
+        "of equally likely tokens the higher ids stay":
+            lambda p, k, z: _likeliest(p.flip(-1), k or p.shape[-1]).flip(-1),
+        "the first k ids are kept, whatever their scores":
+            lambda p, k, z: torch.arange(p.shape[-1]).expand_as(p) < (k or p.shape[-1]),
+        "k = 0 keeps nothing; it is to keep all": lambda p, k, z: _likeliest(p, k),
+        "the batch is cut as a whole; each row has its own k": _whole(_top_k),
+        "the k best scores of the whole batch set the mark; each row has its own": (
+            lambda p, k, z: z >= z.flatten().sort(descending=True).values[
+                min(k or z.numel(), z.numel()) - 1
+            ]
+        ),
+        "nothing is left out": lambda p, k, z: p >= 0,
+        "what should be kept is left out, and the other way "
+        "round": lambda p, k, z: ~_top_k(
+            p, k, z
+        ),
+    }.items()
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-cuts-2
-MISTAKES["keep_top_p"] = {hint: _a_cutter(_top_p, drop) for hint, drop in _drops.items()} | {hint: _a_cutter(keep) for hint, keep in {
-    "the token that crosses p is dropped; it is the last to stay": lambda p, s, z: _likeliest(p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1)),
-    "one token too many is kept behind the one that crosses p": lambda p, s, z: _likeliest(p, (p.sort(descending=True).values.cumsum(-1) < s - 1e-6).sum(-1) + 2) | (s >= 1),
-    "the shares are added up in the order of the ids, not from the likeliest down": lambda p, s, z: (p.cumsum(-1) - p < s) | (s >= 1),
-    "the marks are right in sorted order, but never brought back to the ids": lambda p, s, z: torch.arange(p.shape[-1]) < _top_p(p, s, z).sum(-1, keepdim=True),
-    "shares are added up from the least likely": lambda p, s, z: _likeliest(-p, (p.sort().values.cumsum(-1) < s - 1e-6).sum(-1) + 1) | (s >= 1),
-    "each token's own share is compared with p; their sum is meant": lambda p, s, z: p >= s,
-    "tokens are compared with p times the best: that is min-p": _min_p,
-    "p = 0 keeps nothing; the likeliest always stays": lambda p, s, z: _top_p(p, s, z) & (torch.tensor(s) > 0),
-    "p is taken for the share to be left out": lambda p, s, z: _top_p(p, 1 - s, z),
-    "scores are added up where shares are meant: the softmax is missing": lambda p, s, z: ((z.sort(descending=True).values.cumsum(-1) - z.sort(descending=True).values < s) | (torch.arange(z.shape[-1]) == 0)).gather(
-        -1, z.sort(descending=True, stable=True).indices.argsort(-1)) | (s >= 1),
-    "the batch is cut as a whole; each row has its own sum": _whole(_top_p),
-    "the scores of all rows are shared out together; each row has its own sum": lambda p, s, z: _top_p(torch.softmax(z.float().flatten(), 0), s, z).view(z.shape),
-    "each token's own share is compared with p; their sum from the likeliest down is meant": lambda p, s, z: (p >= s) | _likeliest(p, torch.ones(p.shape[:-1])) | (s >= 1),
-    "of equally likely tokens the higher ids stay": lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
-    "nothing is left out": lambda p, s, z: p >= 0,
-    "what should be kept is left out, and the other way round": lambda p, s, z: ~_top_p(p, s, z),
-}.items()}
+MISTAKES["keep_top_p"] = {
+    hint: _a_cutter(_top_p, drop) for hint, drop in _drops.items()
+} | {
+    hint: _a_cutter(keep)
+    for hint, keep in {
+        "the token that crosses p is dropped; it is the last to stay": (
+            lambda p, s, z: _likeliest(
+                p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1)
+            )
+        ),
+        "one token too many is kept behind the one that crosses p": (
+            lambda p, s, z: _likeliest(
+                p, (p.sort(descending=True).values.cumsum(-1) < s - 1e-6).sum(-1) + 2
+            )
+            | (s >= 1)
+        ),
+        "the shares are added up in the order of the ids, not from the likeliest "
+        "down":
+            lambda p, s, z: (p.cumsum(-1) - p < s) | (s >= 1),
+        "the marks are right in sorted order, but never brought back to the ids": (
+            lambda p, s, z: torch.arange(p.shape[-1])
+            < _top_p(p, s, z).sum(-1, keepdim=True)
+        ),
+        "shares are added up from the least likely": (
+            lambda p, s, z: _likeliest(
+                -p, (p.sort().values.cumsum(-1) < s - 1e-6).sum(-1) + 1
+            )
+            | (s >= 1)
+        ),
+        "each token's own share is compared with p; their sum is meant":
+            lambda p, s, z: p >= s,
+        "tokens are compared with p times the best: that is min-p": _min_p,
+        "p = 0 keeps nothing; the likeliest always stays":
+            lambda p, s, z: _top_p(p, s, z) & (torch.tensor(s) > 0),
+        "p is taken for the share to be left out": lambda p, s, z: _top_p(p, 1 - s, z),
+        "scores are added up where shares are meant: the softmax is missing": (
+            lambda p, s, z: (
+                (
+                    z.sort(descending=True).values.cumsum(-1)
+                    - z.sort(descending=True).values
+                    < s
+                )
+                | (torch.arange(z.shape[-1]) == 0)
+            ).gather(-1, z.sort(descending=True, stable=True).indices.argsort(-1))
+            | (s >= 1)
+        ),
+        "the batch is cut as a whole; each row has its own sum": _whole(_top_p),
+        "the scores of all rows are shared out together; each row has its own sum": (
+            lambda p, s, z: _top_p(torch.softmax(z.float().flatten(), 0), s, z).view(
+                z.shape
+            )
+        ),
+        "each token's own share is compared with p; their sum from the likeliest down "
+        "is meant": (
+            lambda p, s, z: (p >= s)
+            | _likeliest(p, torch.ones(p.shape[:-1]))
+            | (s >= 1)
+        ),
+        "of equally likely tokens the higher ids stay":
+            lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
+        "nothing is left out": lambda p, s, z: p >= 0,
+        "what should be kept is left out, and the other way "
+        "round": lambda p, s, z: ~_top_p(
+            p, s, z
+        ),
+    }.items()
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-min-p
-MISTAKES["keep_min_p"] = {hint: _a_cutter(_min_p, drop) for hint, drop in _drops.items()} | {hint: _a_cutter(keep) for hint, keep in {
-    "shares are compared with p itself; p is a share of the likeliest one": lambda p, s, z: p >= s,
-    "scores are compared where shares are meant": lambda p, s, z: z >= s * z.amax(-1, keepdim=True),
-    "the fewest tokens that hold p are kept: that is top-p": _top_p,
-    "a token exactly p times as likely as the best is dropped; it stays": lambda p, s, z: p > s * p.amax(-1, keepdim=True) * (1 + 1e-6),
-    "p is taken for the share to be left out": lambda p, s, z: p >= (1 - s) * p.amax(-1, keepdim=True),
-    "the tokens below the threshold are kept": lambda p, s, z: ~_min_p(p, s, z),
-    "the best of the whole batch is the measure; each row has its own": lambda p, s, z: p >= s * p.max() * (1 - 1e-6),
-    "the mean share is the measure; the highest is meant": lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
-    "the threshold is p to the square, or taken twice": lambda p, s, z: p >= s * s * p.amax(-1, keepdim=True),
-    "the logarithm of p is added to the mean score; to the best it is to be": lambda p, s, z: z >= z.mean(-1, keepdim=True) + torch.tensor(s).log(),
-    "p is taken from the best share: a product is meant": lambda p, s, z: p >= p.amax(-1, keepdim=True) - s,
-    "what is left of p is taken from the best share: a product is meant": lambda p, s, z: p >= p.amax(-1, keepdim=True) - (1 - s),
-    "p is added to the best score, not its logarithm": lambda p, s, z: z >= z.amax(-1, keepdim=True) - s,
-    "nothing is left out": lambda p, s, z: p >= 0,
-}.items()}
+MISTAKES["keep_min_p"] = {
+    hint: _a_cutter(_min_p, drop) for hint, drop in _drops.items()
+} | {
+    hint: _a_cutter(keep)
+    for hint, keep in {
+        "shares are compared with p itself; p is a share of the likeliest one":
+            lambda p, s, z: p >= s,
+        "scores are compared where shares are meant":
+            lambda p, s, z: z >= s * z.amax(-1, keepdim=True),
+        "the fewest tokens that hold p are kept: that is top-p": _top_p,
+        "a token exactly p times as likely as the best is dropped; it stays":
+            lambda p, s, z: p > s * p.amax(-1, keepdim=True) * (1 + 1e-6),
+        "p is taken for the share to be left out":
+            lambda p, s, z: p >= (1 - s) * p.amax(-1, keepdim=True),
+        "the tokens below the threshold are kept": lambda p, s, z: ~_min_p(p, s, z),
+        "the best of the whole batch is the measure; each row has its own":
+            lambda p, s, z: p >= s * p.max() * (1 - 1e-6),
+        "the mean share is the measure; the highest is meant":
+            lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
+        "the threshold is p to the square, or taken twice":
+            lambda p, s, z: p >= s * s * p.amax(-1, keepdim=True),
+        "the logarithm of p is added to the mean score; to the best it is to be":
+            lambda p, s, z: z >= z.mean(-1, keepdim=True) + torch.tensor(s).log(),
+        "p is taken from the best share: a product is meant":
+            lambda p, s, z: p >= p.amax(-1, keepdim=True) - s,
+        "what is left of p is taken from the best share: a product is meant":
+            lambda p, s, z: p >= p.amax(-1, keepdim=True) - (1 - s),
+        "p is added to the best score, not its logarithm":
+            lambda p, s, z: z >= z.amax(-1, keepdim=True) - s,
+        "nothing is left out": lambda p, s, z: p >= 0,
+    }.items()
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-penalty
 @questions_of("penalise")
 def _ask_penalty(part):
-    z, two = torch.tensor([2., 1., 0., -2.]), torch.tensor([[2., 1., -1.], [2., 1., -1.]])
-    for label, said in ("for a positive score", [0]), ("for a negative score", [3]), ("for two scores, zero among them", [1, 2]), ("when a token was said twice", [0, 3, 3]), ("where nothing was said", []):
-        for penalty in 2., 1., .5: yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
-    yield "where there are several rows", lambda: part(two, torch.tensor([[0, 2], [1, 1]]), 2.)
+    z, two = torch.tensor([2.0, 1.0, 0.0, -2.0]), torch.tensor(
+        [[2.0, 1.0, -1.0], [2.0, 1.0, -1.0]]
+    )
+    for label, said in (
+        ("for a positive score", [0]), ("for a negative score", [3]),
+        ("for two scores, zero among them", [1, 2]),
+        ("when a token was said twice", [0, 3, 3]), ("where nothing was said", []),
+    ):
+        for penalty in 2.0, 1.0, 0.5:
+            yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
+    yield "where there are several rows", lambda: part(
+        two, torch.tensor([[0, 2], [1, 1]]), 2.0
+    )
 
-def _a_penalty(lower=lambda z, n, p: torch.where(z > 0, z / p, z * p), count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids):
+
+def _a_penalty(
+    lower=lambda z, n, p: torch.where(z > 0, z / p, z * p),
+    count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids,
+):
     "A `penalise` with something changed."
     def part(z, ids, penalty):
         n = rows(count((said(ids)[..., None] == torch.arange(z.shape[-1])).sum(-2)))
@@ -351,41 +742,87 @@ def _a_penalty(lower=lambda z, n, p: torch.where(z > 0, z / p, z * p), count=lam
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-min-p-2
-MISTAKES["penalise"] = variants(_a_penalty, {
-    "negative scores are divided too, which raises them: multiply those": dict(lower=lambda z, n, p: z / p),
-    "every score is multiplied: positive ones rise": dict(lower=lambda z, n, p: z * p),
-    "positive scores are multiplied and negative ones divided: it is the other way round": dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
-    "the penalty is subtracted": dict(lower=lambda z, n, p: z - p),
-    "the penalty less one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
-    "every score is divided by the penalty squared, or twice": dict(lower=lambda z, n, p: torch.where(z > 0, z / p**2, z * p**2)),
-    "zero counts as positive and negative at once, or the sizes of the scores are compared": dict(lower=lambda z, n, p: torch.where(z.abs() > 1, z / p, z * p)),
-    "the logarithm of the penalty is subtracted": dict(lower=lambda z, n, p: z - torch.tensor(p).log()),
-    "a token that was said twice is punished twice; once is enough": dict(lower=lambda z, n, p: torch.where(z > 0, z / p**n, z * p**n), count=lambda n: n),
-    "every token is punished, said or not": dict(count=lambda n: n * 0 + 1),
-    "the tokens that were not said are punished": dict(count=lambda n: (n == 0).long()),
-    "what one row said is held against all": dict(rows=lambda n: n.amax(0, keepdim=True).expand_as(n) if n.ndim > 1 else n),
-    "only the last token is punished": dict(said=lambda ids: ids[..., -1:]),
-    "tokens that were said are forbidden altogether": dict(lower=lambda z, n, p: torch.full_like(z, -torch.inf)),
-    "nothing is punished": dict(lower=lambda z, n, p: z),
-})
+MISTAKES["penalise"] = variants(
+    _a_penalty,
+    {
+        "negative scores are divided too, which raises them: multiply those":
+            dict(lower=lambda z, n, p: z / p),
+        "every score is multiplied: positive ones rise":
+            dict(lower=lambda z, n, p: z * p),
+        "positive scores are multiplied and negative ones divided: it is the other way "
+        "round":
+            dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
+        "the penalty is subtracted": dict(lower=lambda z, n, p: z - p),
+        "the penalty less one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
+        "every score is divided by the penalty squared, or twice":
+            dict(lower=lambda z, n, p: torch.where(z > 0, z / p**2, z * p**2)),
+        "zero counts as positive and negative at once, or the sizes of the scores are "
+        "compared":
+            dict(lower=lambda z, n, p: torch.where(z.abs() > 1, z / p, z * p)),
+        "the logarithm of the penalty is subtracted":
+            dict(lower=lambda z, n, p: z - torch.tensor(p).log()),
+        "a token that was said twice is punished twice; once is enough": dict(
+            lower=lambda z, n, p: torch.where(z > 0, z / p**n, z * p**n),
+            count=lambda n: n,
+        ),
+        "every token is punished, said or not": dict(count=lambda n: n * 0 + 1),
+        "the tokens that were not said are punished":
+            dict(count=lambda n: (n == 0).long()),
+        "what one row said is held against all": dict(
+            rows=lambda n: n.amax(0, keepdim=True).expand_as(n) if n.ndim > 1 else n
+        ),
+        "only the last token is punished": dict(said=lambda ids: ids[..., -1:]),
+        "tokens that were said are forbidden altogether":
+            dict(lower=lambda z, n, p: torch.full_like(z, -torch.inf)),
+        "nothing is punished": dict(lower=lambda z, n, p: z),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-next
 @questions_of("next_probabilities")
 def _ask_next(part):
     z, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
-    alone = Sampling(1., 1.), Sampling(.5, 1.), Sampling(2., 1.), Sampling(1., .8), Sampling(1., 1., top_k=2), Sampling(1., 1., min_p=.2), Sampling(1., 1., repetition_penalty=2.), Sampling(0., 1.)
-    for label, how in zip(["when all dials are neutral", *["with a temperature"] * 2, "with top-p", "with top-k", "with min-p", "with a penalty", "when the temperature is 0"], alone): yield label, lambda: part(z, said, how)
-    for how in Sampling(2., .75), Sampling(2., 1., min_p=.4), Sampling(1., .9, 3, .05, 2.), Sampling(1., .9, min_p=.05), Sampling(1., .9, 3), Sampling(2., 1., repetition_penalty=2.):
+    alone = (
+        Sampling(1.0, 1.0), Sampling(0.5, 1.0), Sampling(2.0, 1.0), Sampling(1.0, 0.8),
+        Sampling(1.0, 1.0, top_k=2), Sampling(1.0, 1.0, min_p=0.2),
+        Sampling(1.0, 1.0, repetition_penalty=2.0), Sampling(0.0, 1.0),
+    )
+    for label, how in zip(
+        [
+            "when all dials are neutral", *["with a temperature"] * 2, "with top-p",
+            "with top-k", "with min-p", "with a penalty", "when the temperature is 0",
+        ],
+        alone,
+    ):
+        yield label, lambda: part(z, said, how)
+    for how in (
+        Sampling(2.0, 0.75), Sampling(2.0, 1.0, min_p=0.4),
+        Sampling(1.0, 0.9, 3, 0.05, 2.0), Sampling(1.0, 0.9, min_p=0.05),
+        Sampling(1.0, 0.9, 3), Sampling(2.0, 1.0, repetition_penalty=2.0),
+    ):
         yield "where several dials are turned", lambda: part(z, said, how)
     yield "for large scores", lambda: part(200 * z, said, Sampling(.01, 1.))
-    yield "where there are several rows", lambda: part(torch.stack([z, -z]), torch.stack([said, said]), Sampling(1., .8))
+    yield "where there are several rows", lambda: part(
+        torch.stack([z, -z]), torch.stack([said, said]), Sampling(1.0, 0.8)
+    )
 
-def _a_sampler(steps="penalty temperature k p min", divide=lambda z, t: z / max(t, 1e-6), end=lambda z: torch.softmax(z, -1), greedy=True, anew=True):
-    "A `next_probabilities` that takes its steps in another order, or does one otherwise."
+
+def _a_sampler(
+    steps="penalty temperature k p min", divide=lambda z, t: z / max(t, 1e-6),
+    end=lambda z: torch.softmax(z, -1), greedy=True, anew=True,
+):
+    """A `next_probabilities` that takes its steps in another order, or does one
+    otherwise."""
     def part(z, ids, how):
-        if greedy and how.temperature == 0: return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.)
-        work = {"penalty": lambda z: penalise(z, ids, how.repetition_penalty), "temperature": lambda z: divide(z, how.temperature),
-                "k": lambda z: keep_top_k(z, how.top_k), "p": lambda z: keep_top_p(z, how.top_p), "min": lambda z: keep_min_p(z, how.min_p)}
+        if greedy and how.temperature == 0:
+            return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
+        work = {
+            "penalty": lambda z: penalise(z, ids, how.repetition_penalty),
+            "temperature": lambda z: divide(z, how.temperature),
+            "k": lambda z: keep_top_k(z, how.top_k),
+            "p": lambda z: keep_top_p(z, how.top_p),
+            "min": lambda z: keep_min_p(z, how.min_p),
+        }
         for step in steps.split():
             z = work[step](z)
             if step == "temperature": before = torch.softmax(z, -1)
@@ -393,62 +830,137 @@ def _a_sampler(steps="penalty temperature k p min", divide=lambda z, t: z / max(
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-next-2
-MISTAKES["next_probabilities"] = variants(_a_sampler, {
-    "the temperature comes last: top-k, top-p and min-p should see what it has done": dict(steps="penalty k p min temperature"),
-    "scores are multiplied by the temperature; divide by it": dict(divide=lambda z, t: z * t),
-    "the temperature has no effect": dict(steps="penalty k p min"),
-    "top-k has no effect": dict(steps="penalty temperature p min"),
-    "top-p has no effect": dict(steps="penalty temperature k min"),
-    "min-p has no effect": dict(steps="penalty temperature k p"),
-    "the repetition penalty has no effect": dict(steps="temperature k p min"),
-    "min-p comes before top-p": dict(steps="penalty temperature k min p"),
-    "top-p comes before top-k": dict(steps="penalty temperature p k min"),
-    "what is left is not shared out anew: the shares do not add up to one": dict(end=lambda z: torch.softmax(z.nan_to_num(neginf=-1e9), -1) * .9),
-    "scores come out; shares are wanted": dict(end=lambda z: z),
-    "logarithms of shares come out": dict(end=lambda z: torch.log_softmax(z, -1)),
-    "the penalty comes last: it belongs before everything else": dict(steps="temperature k p min penalty"),
-    "at temperature 0 the likeliest token must get everything": dict(greedy=False, divide=lambda z, t: z / (t or 1.)),
-    "the shares are those of before the cuts: what is left must be shared out anew": dict(anew=False),
-    "the temperature is squared, or applied twice": dict(divide=lambda z, t: z / max(t, 1e-6)**2),
-})
+MISTAKES["next_probabilities"] = variants(
+    _a_sampler,
+    {
+        "the temperature comes last: top-k, top-p and min-p should see what it "
+        "has done":
+            dict(steps="penalty k p min temperature"),
+        "scores are multiplied by the temperature; divide by it":
+            dict(divide=lambda z, t: z * t),
+        "the temperature has no effect": dict(steps="penalty k p min"),
+        "top-k has no effect": dict(steps="penalty temperature p min"),
+        "top-p has no effect": dict(steps="penalty temperature k min"),
+        "min-p has no effect": dict(steps="penalty temperature k p"),
+        "the repetition penalty has no effect": dict(steps="temperature k p min"),
+        "min-p comes before top-p": dict(steps="penalty temperature k min p"),
+        "top-p comes before top-k": dict(steps="penalty temperature p k min"),
+        "what is left is not shared out anew: the shares do not add up to one":
+            dict(end=lambda z: torch.softmax(z.nan_to_num(neginf=-1e9), -1) * 0.9),
+        "scores come out; shares are wanted": dict(end=lambda z: z),
+        "logarithms of shares come out": dict(end=lambda z: torch.log_softmax(z, -1)),
+        "the penalty comes last: it belongs before everything else":
+            dict(steps="temperature k p min penalty"),
+        "at temperature 0 the likeliest token must get everything":
+            dict(greedy=False, divide=lambda z, t: z / (t or 1.0)),
+        "the shares are those of before the cuts: what is left must be shared "
+        "out anew":
+            dict(anew=False),
+        "the temperature is squared, or applied twice":
+            dict(divide=lambda z, t: z / max(t, 1e-6) ** 2),
+    },
+)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-2
 def _proportional(part):
     once, twice = (filled(part(11, 8, 16, 1, 4, 24)) for _ in range(2))
     with torch.no_grad(): twice.get_parameter("head.weight").mul_(2)
-    if once.get_parameter("head.weight") is once.get_parameter("embedding.weight"): return True   # there the embedding would double as well
-    return torch.allclose(twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])), rtol=1e-3, atol=1e-5)
+    if once.get_parameter("head.weight") is once.get_parameter("embedding.weight"):
+        return True  # there the embedding would double as well
+    return torch.allclose(
+        twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])),
+        rtol=1e-3, atol=1e-5,
+    )
 
 SYMPTOMS["Transformer"] = {
-    "the scores are to come with the vocabulary on the last axis": lambda part: part(11, 8, 16, 2, 4, 24)(torch.tensor([[1, 2, 3]])).shape == (1, 11, 3),
-    "the future leaks: scores depend on a later id": lambda part: (
-        (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[:, :2] - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]).abs().max() > 1e-4,
-    "twice the head must give twice the scores: is something bent, capped or shared out behind it?": lambda part: not _proportional(part),
-    "embedding and head are one matrix, though no tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight is model.embedding.weight,
-    "embedding and head are two matrices, though a tie was asked for": lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight is not model.embedding.weight,
-    "there are not as many blocks as were asked for": lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
-    "nothing that comes out depends on": lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
-    "an early id is forgotten: scores must depend on all ids before them": lambda part: (
-        (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4, 5]])) - model(torch.tensor([[9, 2, 3, 4, 5]])))[0, -1].abs().max() < 1e-6,
-    "the first loss is far from ln V: fresh weights are too large, or the scores lopsided": lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
+    "the scores are to come with the vocabulary on the last axis": (
+        lambda part: part(11, 8, 16, 2, 4, 24)(torch.tensor([[1, 2, 3]])).shape
+        == (1, 11, 3)
+    ),
+    "the future leaks: scores depend on a later id": (
+        lambda part: (
+            (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[
+                :, :2
+            ]
+            - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]
+        )
+        .abs()
+        .max()
+        > 1e-4
+    ),
+    "twice the head must give twice the scores: is something bent, capped or shared "
+    "out behind it?": lambda part: not _proportional(
+        part
+    ),
+    "embedding and head are one matrix, though no tie was asked for": (
+        lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight
+        is model.embedding.weight
+    ),
+    "embedding and head are two matrices, though a tie was asked for": (
+        lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight
+        is not model.embedding.weight
+    ),
+    "there are not as many blocks as were asked for":
+        lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
+    "nothing that comes out depends on":
+        lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
+    "an early id is forgotten: scores must depend on all ids before them": (
+        lambda part: (
+            (model := filled(part(11, 8, 16, 2, 4, 24)))(
+                torch.tensor([[1, 2, 3, 4, 5]])
+            )
+            - model(torch.tensor([[9, 2, 3, 4, 5]]))
+        )[0, -1]
+        .abs()
+        .max()
+        < 1e-6
+    ),
+    "the first loss is far from ln V: fresh weights are too large, or the scores "
+    "lopsided":
+        lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1,
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-step
 def _steps_on(part, pieces):
-    ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(lambda s, ids: s.table[ids], table=given(5, 5))
-    found = part(model, torch.optim.SGD(model.parameters(), lr=1.), _scaler(), list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))), 0.)
+    ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(
+        lambda s, ids: s.table[ids], table=given(5, 5)
+    )
+    found = part(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        _scaler(),
+        list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
+        0.0,
+    )
     return found, model.get_parameter("table").detach()
 
 def _returned(part):
     found, table = _steps_on(part, 1)
-    return not isinstance(found, tuple | list) or len(found) != 2 or abs(float(found[0]) - (table - given(5, 5)).norm().item()) < 1e-4
+    return (
+        not isinstance(found, tuple | list)
+        or len(found) != 2
+        or abs(float(found[0]) - (table - given(5, 5)).norm().item()) < 1e-4
+    )
 
-def _apart_steps(part): return (_steps_on(part, 1)[1] - _steps_on(part, 2)[1]).abs().max() > 1e-4
+
+def _apart_steps(part):
+    return (_steps_on(part, 1)[1] - _steps_on(part, 2)[1]).abs().max() > 1e-4
+
 
 SYMPTOMS["train_step"] = {
-    "no step is taken: the parameters stay where they were": lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
-    "a loss and a norm are to be returned, both of them, in this order": lambda part: _returned(part),
-    "small batches should give the step of one large batch": lambda part: _apart_steps(part)}
-SYMPTOMS["TransformerBlock"] = {"nothing that comes out depends on": lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)), "silent branches change the stream: it must pass untouched": lambda part: _silent(part(16, 4, 24))}
+    "no step is taken: the parameters stay where they were":
+        lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
+    "a loss and a norm are to be returned, both of them, in this order":
+        lambda part: _returned(part),
+    "small batches should give the step of one large batch":
+        lambda part: _apart_steps(part),
+}
+SYMPTOMS["TransformerBlock"] = {
+    "nothing that comes out depends on":
+        lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)),
+    "silent branches change the stream: it must pass untouched":
+        lambda part: _silent(part(16, 4, 24)),
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-3
 def _silent(block):
@@ -458,40 +970,109 @@ def _silent(block):
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts
 def _alone(part, setting): # Is a row cut otherwise when others lie beside it?
     together = part(_rows_of, setting)
-    return any(not torch.equal(together[i, j], part(_rows_of[i, j], setting)) for i in range(2) for j in range(3))
+    return any(
+        not torch.equal(together[i, j], part(_rows_of[i, j], setting))
+        for i in range(2)
+        for j in range(3)
+    )
 
 def _moved(part, setting): # Does a kept score stand at another id, or is it changed?
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
 
-def _against(part, setting): # Is a token left out that is likelier than one that is kept?
+
+def _against(
+    part, setting
+):  # Is a token left out that is likelier than one that is kept?
     kept = (found := part(_rows_of[0], setting)).isfinite()
-    return any(row[~keep].max() > row[keep].min() for row, keep in zip(_rows_of[0], kept) if keep.any() and not keep.all()) if found.shape == kept.shape else False
+    return (
+        any(
+            row[~keep].max() > row[keep].min()
+            for row, keep in zip(_rows_of[0], kept)
+            if keep.any() and not keep.all()
+        )
+        if found.shape == kept.shape
+        else False
+    )
 
-_cut = {"rows are not cut each by itself: the others beside one change what is kept": _alone,
-        "scores that are kept are changed, or stand at other ids than before": _moved,
-        "a token is left out that is likelier than one that is kept": _against}
 
-SYMPTOMS["keep_top_k"] = {hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
-    "one token too few is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (2, 3, 5)] == [1, 2, 4],
-    "one token too many is kept": lambda part: [part(given(7), k).isfinite().sum().item() for k in (1, 2, 3)] == [2, 3, 4],
-    "only the scores that are kept come back; the others must stay in their places, as minus infinity": lambda part: part(torch.arange(5.), 2).shape != (5,),
-    "a k beyond the vocabulary is to keep everything": lambda part: isinstance(attempt(lambda: part(torch.arange(3.), 9)), str)}
+_cut = {
+    "rows are not cut each by itself: the others beside one change what is kept":
+        _alone,
+    "scores that are kept are changed, or stand at other ids than before": _moved,
+    "a token is left out that is likelier than one that is kept": _against,
+}
+
+SYMPTOMS["keep_top_k"] = {
+    hint: partial(seen, setting=2) for hint, seen in _cut.items()
+} | {
+    "one token too few is kept": (
+        lambda part: [part(given(7), k).isfinite().sum().item() for k in (2, 3, 5)]
+        == [1, 2, 4]
+    ),
+    "one token too many is kept": (
+        lambda part: [part(given(7), k).isfinite().sum().item() for k in (1, 2, 3)]
+        == [2, 3, 4]
+    ),
+    "only the scores that are kept come back; the others must stay in their places, as "
+    "minus infinity":
+        lambda part: part(torch.arange(5.0), 2).shape != (5,),
+    "a k beyond the vocabulary is to keep everything":
+        lambda part: isinstance(attempt(lambda: part(torch.arange(3.0), 9)), str),
+}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts-more
-def _many(part, *settings): return [part(_four, setting).isfinite().sum().item() for setting in settings]
+def _many(part, *settings):
+    return [part(_four, setting).isfinite().sum().item() for setting in settings]
 
-SYMPTOMS["keep_top_p"] = {hint: partial(seen, setting=.6) for hint, seen in _cut.items()} | {
-    "the token that crosses p is dropped; it is the last to stay": lambda part: _many(part, .6, .9) == [1, 2],
-    "p = 0 is to keep the likeliest token": lambda part: not part(_four, 0.).isfinite().any(),
-    "p = 1 is to keep everything, and a rounded sum drops some": lambda part: not part(torch.linspace(0, -40, 50), 1.).isfinite().all() and _many(part, .6, .9) == [2, 3]}
-SYMPTOMS["keep_min_p"] = {hint: partial(seen, setting=.2) for hint, seen in _cut.items()} | {
-    "p = 0 is to keep everything, and p = 1 the likeliest token": lambda part: _many(part, .05, .2, .7) == [4, 3, 1] and (
-        not (attempt(lambda: part(_four, 0.).isfinite().all().int()) == 1) or not part(_four, 1.)[0].isfinite())}
+
+SYMPTOMS["keep_top_p"] = {
+    hint: partial(seen, setting=0.6) for hint, seen in _cut.items()
+} | {
+    "the token that crosses p is dropped; it is the last to stay":
+        lambda part: _many(part, 0.6, 0.9) == [1, 2],
+    "p = 0 is to keep the likeliest token":
+        lambda part: not part(_four, 0.0).isfinite().any(),
+    "p = 1 is to keep everything, and a rounded sum drops some": (
+        lambda part: not part(torch.linspace(0, -40, 50), 1.0).isfinite().all()
+        and _many(part, 0.6, 0.9) == [2, 3]
+    ),
+}
+SYMPTOMS["keep_min_p"] = {
+    hint: partial(seen, setting=0.2) for hint, seen in _cut.items()
+} | {
+    "p = 0 is to keep everything, and p = 1 the likeliest token": (
+        lambda part: _many(part, 0.05, 0.2, 0.7) == [4, 3, 1]
+        and (
+            not (attempt(lambda: part(_four, 0.0).isfinite().all().int()) == 1)
+            or not part(_four, 1.0)[0].isfinite()
+        )
+    )
+}
 SYMPTOMS["penalise"] = {
-    "the same amount is taken from small and large scores: a factor is meant": lambda part: part(torch.tensor([4., 2., 1.]), torch.tensor([0, 1]), 2.).sub(torch.tensor([4., 2., 1.]))[:2].diff().abs() < 1e-6 and part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0] != 4,
-    "what one row has said is held against another": lambda part: not torch.equal(part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.)[1], part(torch.ones(3), torch.tensor([1]), 2.)),
-    "a token that was said twice is punished twice; once is enough": lambda part: part(torch.tensor([4., 1.]), torch.tensor([0, 0]), 2.)[0] < 2 == part(torch.tensor([4., 1.]), torch.tensor([0]), 2.)[0]}
+    "the same amount is taken from small and large scores: a factor is meant": (
+        lambda part: part(torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0, 1]), 2.0)
+        .sub(torch.tensor([4.0, 2.0, 1.0]))[:2]
+        .diff()
+        .abs()
+        < 1e-6
+        and part(torch.tensor([4.0, 1.0]), torch.tensor([0]), 2.0)[0] != 4
+    ),
+    "what one row has said is held against another": lambda part: not torch.equal(
+        part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.0)[1],
+        part(torch.ones(3), torch.tensor([1]), 2.0),
+    ),
+    "a token that was said twice is punished twice; once is enough": (
+        lambda part: part(torch.tensor([4.0, 1.0]), torch.tensor([0, 0]), 2.0)[0]
+        < 2
+        == part(torch.tensor([4.0, 1.0]), torch.tensor([0]), 2.0)[0]
+    ),
+}
 SYMPTOMS["next_probabilities"] = {
-    "the shares do not add up to one": lambda part: abs(part(_four, torch.tensor([0]), Sampling(1., .8)).sum() - 1) > 1e-4,
-    "at temperature 0 the likeliest token must get everything": lambda part: part(_four, torch.tensor([3]), Sampling(0., 1.))[0] != 1}
+    "the shares do not add up to one": (
+        lambda part: abs(part(_four, torch.tensor([0]), Sampling(1.0, 0.8)).sum() - 1)
+        > 1e-4
+    ),
+    "at temperature 0 the likeliest token must get everything":
+        lambda part: part(_four, torch.tensor([3]), Sampling(0.0, 1.0))[0] != 1,
+}

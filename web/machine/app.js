@@ -104,6 +104,7 @@ function showNext() {
     bars(shown.map(({id}) => ({label: token(id), share: shares[id], was: compared[id], ...llm.cut(shares[id])}))),
     make("p", {class: "faint"}, `Filled: the shares to draw from, ${kept} of ${shares.length.toLocaleString("en")} tokens. Outlined: ${state.off.size && state.allOn ? "with all heads on." : "what the model says, at temperature 1 and uncut."}`))
   const drawn = state.drawn
+  drawnBody.setAttribute("aria-live", state.writing ? "off" : "polite")   // what was drawn is read out, but not two hundred times
   drawnBody.replaceChildren(
     lot(drawn?.shares ?? shares, drawn?.chance ?? null, "The shares, side by side on a line from 0 to 1"),
     make("p", {class: "faint"}, ...(drawn ? [`${drawn.chance.toFixed(3)} was drawn, which falls on `, quoted(drawn.id), ` (${percent(drawn.shares[drawn.id])}).`] : ["All shares on one line from 0 to 1. To draw is to pick a point of it."])))
@@ -152,7 +153,7 @@ async function writeOn() {
 const places = {}
 function box(id, title, number, told, kind = "") {
   places[id] = make("div", {class: "live"})
-  return make("section", {id, class: `box ${kind}`, tabindex: -1, "aria-labelledby": `${id}-title`}, make("h3", {id: `${id}-title`}, title, " ", chapter(number)), make("p", {}, told), places[id])
+  return make("section", {id, class: `box ${kind}`, tabindex: -1, "aria-labelledby": `${id}-title`}, make("h3", {id: `${id}-title`}, title, " ", chapter(number)), make("p", {}, ...[told].flat()), places[id])
 }
 function stream(id) {   // where a branch is added to the stream
   places[id] = make("div", {class: "live"})
@@ -178,7 +179,7 @@ function buildFlow() {
       make("div", {class: "inner"}, make("p", {class: "which"}, heads),
         box("linear", "Query, key, value", "04", "Three matrices turn the vector into what the token asks, what it answers to, and what it says."),
         box("rope", "Positions by turning", "10", "Each pair of features turns by an angle that grows with the position. Grey is the query before, blue after; the first pairs turn fast, the last ones hardly."),
-        box("attention", "Scores and shares", "09", "The query meets the key of every token so far. Softmax turns the scores into shares, and the values are averaged by them.")),
+        box("attention", "Scores and shares", "09", ["The query meets the key of every token so far. Softmax (", chapter("08"), ") turns the scores into shares, and the values are averaged by them."])),
       stream("sum1"),
       box("norm2", "Second norm", "06", "The second branch reads the stream at size one, too."),
       box("ffn", "Feed-forward", "07", "The vector is widened twice. One half, bent by SiLU, is a gate that decides how much of the other half passes; the product is narrowed again."),
@@ -260,6 +261,7 @@ function added(seen, branch, after, depth, name) {
 }
 
 function showFlow() {
+  if (!state.seen?.maps) return   // it is being written
   const {seen} = state, {config} = state.machine, block = seen.blocks[state.block]
   for (const [id, fill] of Object.entries(words)) places[id].replaceChildren(...fill(seen, block))
   for (const [head, face] of [...places.switches.children].entries()) {
@@ -311,8 +313,10 @@ function buildOwn() {
     make("p", {}, "Drop a ", make("code", {}, "model.safetensors"), " and a ", make("code", {}, "tokenizer.json"), " anywhere on this page: any ", make("code", {}, "Transformer"), " of the course, with grouped queries, ties, biases or norms of queries and keys, up to ", `${llm.LARGEST / 2 ** 20} MB. `,
       make("code", {}, "python -m llm_course.checkpoint"), " writes the first from a run of yours, and the run has the second. They stay in this tab: the page is forbidden to send anything."),
     make("label", {for: "files"}, "Choose both files"), input)
-  addEventListener("dragover", event => event.preventDefault())
-  addEventListener("drop", event => { event.preventDefault(); take([...event.dataTransfer.files]) })
+  const over = is => at("own").classList.toggle("over", is)
+  addEventListener("dragover", event => { event.preventDefault(); over(true) })
+  addEventListener("dragleave", () => over(false))
+  addEventListener("drop", event => { event.preventDefault(); over(false); take([...event.dataTransfer.files]) })
 }
 
 async function take(given) {
@@ -343,20 +347,17 @@ async function take(given) {
 // ---- Everything
 
 const refresh = llm.latest(async () => {
+  const {machine, ids, position, block} = state, all = !state.writing || ids.length % 6 === 0   // while it writes, the boxes follow more slowly
   try {
-    const {machine, ids, position, block} = state
-    const seen = await machine.ask("read", {ids, off: [...state.off], position, block})
+    const seen = await machine.ask("read", {ids, off: [...state.off], position, block, all})
     if (machine !== state.machine) return
     if (!state.off.size) state.allOn = null
     state.seen = seen
     showTokens()
     showNext()
-    if (!state.writing || ids.length % 6 === 0) {   // while it writes, the boxes follow more slowly
-      showFlow()
-      showPlan()
-    }
+    if (all) { showFlow(); showPlan() }
     document.body.dataset.read = ids.length   // for whoever waits for it
-  } catch (error) { failed(error) }
+  } catch (error) { if (machine === state.machine) failed(error) }
 })
 
 function begin(tokenizer, machine) {

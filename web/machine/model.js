@@ -273,11 +273,11 @@ function makeModel() {
     logits(x) { return linear(this.normed(x), this.weights["head.weight"]) }
     normed(x) { return rmsNorm(x, this.weights["norm.weight"], this.config.norm_eps) }
 
-    look(position) {   // all that happens to one token of the text that was read
+    look(position, lens = true) {   // all that happens to one token of the text that was read, and what the stream says at each depth
       const trace = {}, x = this.step(this.ids[position], position, trace)
       trace.normed = this.normed(x)
       trace.logits = this.logits(x)
-      trace.lens = [trace.embedding, ...trace.blocks.flatMap(block => [block.middle, block.out])].map(stream => best(softmax(this.logits(stream)), 3))
+      if (lens) trace.lens = [trace.embedding, ...trace.blocks.flatMap(block => [block.middle, block.out])].map(stream => best(softmax(this.logits(stream)), 3))
       return trace
     }
 
@@ -340,8 +340,9 @@ function answer(made) {
       model = made.readModel(buffer)
       return {config: model.config, count: model.count}
     },
-    read({ids, off, position, block}) {   // and of one block, how each head shares its looks back
+    read({ids, off, position, block, all = true}) {   // and of one block, how each head shares its looks back
       model.read(ids, off)
+      if (!all) return model.look(position, false)
       const heads = Array.from({length: model.config.num_heads}, (_, head) => head)
       return {...model.look(position), maps: heads.map(head => model.shares(block, head))}
     },
@@ -373,7 +374,10 @@ class Machine {   // the model, in a thread of its own
     })
   }
 
-  end() { this.worker.terminate() }
+  end() {
+    this.worker.terminate()
+    for (const [, failed] of this.waiting.values()) failed(new llm.Refused("Another model has taken its place."))
+  }
 }
 
 const {Refused: _, ...made} = makeModel()

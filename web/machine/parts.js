@@ -133,7 +133,7 @@ function lot(shares, chance, label) {   // the line from 0 to 1 that the next to
   let upto = 0
   const parts = []
   for (let id = 0; id < shares.length; id++) {
-    if (shares[id] > 0) parts.push(make("svg:rect", {x: upto, y: 0, width: shares[id], height: 1, class: colour(parts.length)}))
+    if (shares[id] > 1 / 4000) parts.push(make("svg:rect", {x: upto, y: 0, width: shares[id], height: 1, class: colour(parts.length)}))
     upto += shares[id]
   }
   const mark = chance === null ? null : make("svg:line", {x1: chance, x2: chance, y1: -0.6, y2: 1.6, "vector-effect": "non-scaling-stroke"})
@@ -160,12 +160,14 @@ async function demoMachine(folder) {
 }
 
 function latest(work) {   // run `work`, and again if it was asked for meanwhile; never twice at once
-  let running = false, again = false
-  return async function run() {
-    if (running) { again = true; return }
-    running = true
-    try { do { again = false; await work() } while (again) }
-    finally { running = false }
+  let running = null, again = false
+  async function untilDone() {
+    while (again) { again = false; await work() }
+    running = null
+  }
+  return () => {
+    again = true
+    return running ??= untilDone()
   }
 }
 

@@ -226,7 +226,7 @@ class Tokenizer {
     this.special = special
     const longestFirst = [...special.keys()].sort((a, b) => b.length - a.length).map(RegExp.escape ?? (token => token.replace(/[\^$\\.*+?()[\]{}|/-]/g, "\\$&")))
     this.specials = longestFirst.length ? RegExp(`(${longestFirst.join("|")})`, "u") : null
-    this.size = Math.max(-1, ...this.texts.keys()) + 1
+    this.size = Array.from(this.texts.keys()).reduce((most, id) => Math.max(most, id), -1) + 1
     this.known = new Map()
   }
 

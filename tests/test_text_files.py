@@ -1,0 +1,139 @@
+"""Texts in all kinds of files, read alike by the three commands that read texts."""
+import gzip
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from llm_course import bpe_tokenizer, data, evaluation
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.engine.corpora import end_of_text
+from llm_course.engine.text_files import STDIN, Reading, list_texts, plain_files
+from llm_course.generating import DEMO
+
+DOCUMENTS = ["the moth", "Thé\nthin", "and then the thing"]
+
+
+def write_rows(path, documents, field="text"):
+    "A file with a document in each row; what kind, its name says."
+    if path.name.endswith(".parquet"):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"id": [*range(len(documents))], field: documents}), path)
+        return
+    lines = "".join(json.dumps({field: text}) + "\n" for text in documents).encode()
+    path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)} | {256: end_of_text.encode()}, [], [end_of_text])
+    tokenizer.save(tmp_path/"tok.json")
+    return tmp_path/"tok.json"
+
+
+def ids_of(text): return BpeTokenizer({i: bytes([i]) for i in range(256)} | {256: end_of_text.encode()}, [], [end_of_text]).encode(text)
+
+
+def refusal(capsys, main, *argv):
+    "The one line with which a command refuses."
+    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("field", ["text", "body"])
+def test_each_row_is_a_document_for_every_command(name, field, tokenizer_file, tmp_path, capsys):
+    path, flags = tmp_path/name, [] if field == "text" else ["--text_field", field]
+    write_rows(path, DOCUMENTS, field)
+    whole = "".join(text + end_of_text for text in DOCUMENTS)
+    data.main(["--tokenizer", str(tokenizer_file), "--corpus", str(path), "--val_corpus", str(path), "--output", str(tmp_path/"out"), *flags])
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == np.load(tmp_path/"out"/"val.bin").tolist() == ids_of(whole)
+    (tmp_path/"plain.txt").write_text(whole, "utf-8", newline="\n")
+    for corpus, output in (path, "a.json"), (tmp_path/"plain.txt", "b.json"):
+        bpe_tokenizer.main(["--corpus", str(corpus), "--vocab_size", "260", "--output", str(tmp_path/output), *flags])
+    assert (tmp_path/"a.json").read_bytes() == (tmp_path/"b.json").read_bytes() and not list(tmp_path.glob(".texts*"))
+    capsys.readouterr()
+    evaluation.main(["--device", "cpu", "--text", str(path), str(tmp_path/"plain.txt"), "--output", str(tmp_path/"bits.json"), *flags])
+    told = json.loads((tmp_path/"bits.json").read_text("utf-8"))
+    first, second = told["texts"].values()
+    assert first == pytest.approx(second) == pytest.approx(told["bits_per_byte"]) and told["texts"].keys() == {str(path), str(tmp_path/"plain.txt")}
+    assert f"all 2 texts: {first:.4f} bits per byte" in capsys.readouterr().out
+
+
+def test_figures_per_file_and_their_mean_by_bytes(tmp_path, capsys):
+    texts = {"a.txt": "ROMEO:\nWhat is this?\n", "b.txt": "qqqq xx"}
+    for name, text in texts.items(): (tmp_path/name).write_text(text, "utf-8", newline="\n")
+    evaluation.main(["--device", "cpu", "--text", str(tmp_path), "--output", str(tmp_path/"bits.json")])
+    told = json.loads((tmp_path/"bits.json").read_text("utf-8"))
+    model, tokenizer = evaluation_demo()
+    bits = {str(tmp_path/name): evaluation.text_bits_per_byte(model, tokenizer, text) for name, text in texts.items()}
+    assert told["texts"] == pytest.approx(bits) and 0 < bits[str(tmp_path/"a.txt")] < bits[str(tmp_path/"b.txt")]
+    assert told["bits_per_byte"] == pytest.approx(sum(bits[str(tmp_path/name)] * len(text) for name, text in texts.items()) / 28)
+
+
+def evaluation_demo():
+    from llm_course.checkpoint import load_model
+    return load_model(DEMO/"model.safetensors", "cpu"), BpeTokenizer.load(DEMO/"tokenizer.json")
+
+
+def test_a_folder_stands_for_its_texts_in_order_and_tells_what_it_leaves_out(tokenizer_file, tmp_path, capsys):
+    folder = tmp_path/"source"
+    for name, content in {"b/z.py": b"z = 1", "b/a.py": b"a = 1", "c.txt.gz": gzip.compress(b"packed"), ".git/config": b"no", "b/.env": b"no", "b/__init__.py": b"", "cat.png": b"\x89PNG\0"}.items():
+        (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).write_bytes(content)
+    assert [path.relative_to(folder).as_posix() for path in list_texts([folder], "--corpus")] == ["b/a.py", "b/z.py", "c.txt.gz"]
+    assert capsys.readouterr().err == f"note: --corpus {folder} holds 3 texts; left out: 2 hidden, 1 empty, 1 binary\n"
+    data.main(["--tokenizer", str(tokenizer_file), "--corpus", str(folder), "--val_corpus", str(folder/"b"/"a.py"), "--output", str(tmp_path/"out")])
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"a = 1{end_of_text}z = 1{end_of_text}packed")
+    assert capsys.readouterr().err.count("left out") == 1   # a folder is walked once
+    (tmp_path/"none").mkdir()
+    assert "--corpus" in refusal(capsys, data.main, "--tokenizer", tokenizer_file, "--corpus", tmp_path/"none") and list_texts(["-"], "--corpus") == [STDIN]
+
+
+def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys):
+    def type_in(content): monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    (tmp_path/"v.txt").write_text("valeth", "utf-8", newline="\n")
+    words = ["--tokenizer", str(tokenizer_file), "--corpus", str(tmp_path/"v.txt"), "-", "--val_corpus", str(tmp_path/"v.txt"), "--output", str(tmp_path/"out")]
+    type_in("the Thé\r\n".encode())
+    data.main(words)
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"valeth{end_of_text}the Thé\r\n")
+    type_in(b"caf\xe9")
+    assert "standard_input is not UTF-8" in refusal(capsys, data.main, *words)
+    type_in(b"caf\xe9")
+    data.main([*words, "--bad_files", "replace"])
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"valeth{end_of_text}caf\ufffd")
+    assert "note: of 2 files, replaced 1 (standard_input)" in capsys.readouterr().err
+    assert "can be read once" in refusal(capsys, data.main, *words, "--val_corpus", "-")
+    type_in(b"the moth then the moth")
+    bpe_tokenizer.main(["--corpus", "-", "--vocab_size", "260", "--output", str(tmp_path/"t.json")])
+    assert BpeTokenizer.load(tmp_path/"t.json").vocab_size == 260
+    type_in(b"ROMEO:\n")
+    evaluation.main(["--device", "cpu", "--text", "-"])
+    assert "-: " in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_the_token_gets_lines(tmp_path):
+    "The mark would be spelt out, letter by letter, and learnt."
+    BpeTokenizer({i: bytes([i]) for i in range(256)}, [], []).save(tmp_path/"plain.json")
+    write_rows(tmp_path/"a.jsonl", ["the moth", "thin"])
+    data.main(["--tokenizer", str(tmp_path/"plain.json"), "--corpus", str(tmp_path/"a.jsonl"), "--val_corpus", str(tmp_path/"a.jsonl"), "--output", str(tmp_path/"out")])
+    assert np.load(tmp_path/"out"/"train.bin").tobytes() == b"the moth\nthin\n"
+
+
+def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    write_rows(tmp_path/"a.parquet", DOCUMENTS)
+    with pytest.raises(ValueError, match=r"a\.parquet has no column body; name one of id, text by --text_field"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="body"))
+    with pytest.raises(ValueError, match=r"the column id of .* holds no text"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="id"))
+    (tmp_path/"b.parquet").write_bytes((tmp_path/"a.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"b\.parquet is not a whole Parquet file"): plain_files([tmp_path/"b.parquet"], tmp_path)
+    assert plain_files([tmp_path/"b.parquet"], tmp_path, Reading(bad_files="replace")) == []
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    for name in "pyarrow", "pyarrow.parquet": monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path/"a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet needs the package pyarrow; install it with: pip install pyarrow"): plain_files([tmp_path/"a.parquet"], tmp_path)
