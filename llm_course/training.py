@@ -117,6 +117,7 @@ class Run:
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
+    source:Any=None                    # Other batches than those of files: chapter 25
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
@@ -164,6 +165,7 @@ def batches_of(
 )->list[tuple[Tensor, Tensor]]: # This process's share of the batches of that step
     "Draw the batches of a step: the same ones for any number of processes or restarts."
     c = run.config
+    if run.source: return run.source.batches(run.done)   # conversations: chapter 25
     inputs, targets = draw_batch(
         run.train_ids, c.batch_size * c.grad_accumulation, c.max_seq_len, c.device,
         seed=c.seed, iteration=run.done, order=c.order)
@@ -260,15 +262,20 @@ def measure(
 )->float:    # Nats per token
     "Take the loss on the run's validation batches, always the same ones."
     c = run.config
+    if run.source: return evaluate(run.forward, run.source.held_out())
     size = c.batch_size, c.max_seq_len, c.device
-    batches = (get_batch(run.val_ids, *size, seed=0, iteration=i)
-               for i in range(c.val_batches))
-    return evaluate(run.forward, batches)
+    batches = []
+    for i in range(c.val_batches):
+        pair = get_batch(run.val_ids, *size, seed=0, iteration=i)
+        batches.append([x.chunk(run.count)[run.rank] for x in pair])   # our share
+    nats = evaluate(run.forward, batches)
+    return mean_over_processes([nats], c.device, run.count)[0]
 
 def measure_all(
     run:Run, # Usually at its end
 )->dict:     # `whole_val_loss` in nats per token and, with a tokenizer, `bits_per_byte`
     "Take the loss on the whole validation split, in windows that do not overlap."
+    if run.source: return {}   # it has measured the whole already
     c, tokens = run.config, len(run.val_ids) - 1
     batches = windows(run.val_ids, c.batch_size, c.max_seq_len, c.device)
     rows, rest = divmod(tokens, c.max_seq_len)

@@ -203,7 +203,7 @@ def junk(tmp_path, made):
 TRAIN = f"training --train_data MADE/train.bin --val_data MADE/val.bin --output OUT {' '.join(SHAPE + SHORT)}"
 REFUSED = {   # the command: what its one line must mention
     "bpe_tokenizer --corpus missing.txt": "--corpus missing.txt does not exist",
-    "bpe_tokenizer --corpus JUNK": "latin1.txt is not UTF-8",
+    "bpe_tokenizer --corpus JUNK": "is not UTF-8",
     "bpe_tokenizer --corpus JUNK/empty.txt --output OUT/t.json": "empty.txt",
     "bpe_tokenizer --corpus JUNK/latin1.txt --output OUT/t.json": "UTF-8",
     "bpe_tokenizer --corpus MADE/corpus.txt --vocab_size 255 --output OUT/t.json": "--vocab_size",
@@ -214,7 +214,7 @@ REFUSED = {   # the command: what its one line must mention
     "data --tokenizer missing.json --corpus MADE/corpus.txt --output OUT": "--tokenizer missing.json does not exist",
     "data --tokenizer JUNK/junk.json --corpus MADE/corpus.txt --output OUT": "junk.json",
     "data --tokenizer JUNK/other.json --corpus MADE/corpus.txt --output OUT": "other.json",
-    "data --tokenizer MADE/tokenizer.json --corpus JUNK --output OUT": "latin1.txt is not UTF-8",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK --output OUT": "is not UTF-8",
     "data --tokenizer MADE/tokenizer.json --corpus JUNK/empty.txt --output OUT": "empty",
     "data --tokenizer MADE/tokenizer.json --corpus JUNK/latin1.txt --output OUT": "UTF-8",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/file": "--output",

@@ -1,6 +1,11 @@
 """Several processes, with gloo on the CPU: FSDP's shares move like the whole, at sizes and in shapes where a special path begins."""
+import os
+import signal
 import socket
+import subprocess
+import sys
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -169,8 +174,6 @@ def test_muon_learns_the_same_on_shares(): in_processes(3, partial(learn_all_way
 
 def ruin(rank, count, folder):
     "A run that goes on at a rate of 1e20 until it is stopped, then at a small one from its last good checkpoint."
-    from dataclasses import replace
-
     from llm_course.training import TrainConfig, advance, settle, start
     for way, muon in ("ddp", None), ("fsdp", None), ("fsdp", .02):
         asked = TrainConfig(train_data=folder/"ids.bin", val_data=folder/"ids.bin", output=folder/f"{way} {muon}", vocab_size=50, max_seq_len=8, d_model=16, num_layers=1, num_heads=2, d_ff=24,
@@ -209,3 +212,87 @@ def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, 
     if number: monkeypatch.setenv("RANK", number)
     processes.leave_at_once()
     assert found == left
+
+
+# ---- What goes wrong between processes
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_one_killed_process_ends_all_and_the_run_goes_on(tmp_path):
+    "`python tests/killed_ranks.py FOLDER 2 20` kills more often."
+    told = subprocess.run([sys.executable, "-W", "ignore", Path(__file__).with_name("killed_ranks.py"), tmp_path, "2", "2"], capture_output=True, text=True, encoding="utf-8")
+    assert told.stdout == "2 kills of one of 2\n", told.stderr
+
+
+def other_flags(rank, count):
+    from llm_course.engine.processes import check_alike
+    from llm_course.training import TrainConfig
+    config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device=f"cuda:{rank}")
+    check_alike(config)   # each has a device of its own
+    with pytest.raises(ValueError, match=r"--batch_size is 8 for process 0, but 16 for process 1; start all of them with the same flags"):
+        check_alike(replace(config, batch_size=8 * (rank + 1)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_that_were_asked_for_different_runs_refuse():
+    from llm_course.distributed import in_processes as forked
+    forked(2, other_flags)
+
+
+def test_a_port_in_use_is_said_in_a_line(monkeypatch):
+    from llm_course.engine.processes import processes
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items(): monkeypatch.setenv(name, str(value))
+        with pytest.raises(ValueError, match=f"port {port} is in use by another program; give torchrun another --master_port"), processes("ddp"): pass
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("said, lost", [("Connection closed by peer [127.0.0.1]:3", True), ("Broken pipe", True), ("Timed out waiting 1800000ms for recv operation to complete", True),
+                                        ("The size of tensor a (3) must match the size of tensor b (4)", False)])
+def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost):
+    from llm_course.engine import processes
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items(): monkeypatch.setenv(name, str(value))
+    for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ConnectionError if lost else RuntimeError, match="--resume goes on" if lost else "size of tensor"), processes.processes("ddp"): raise RuntimeError(said)
+    signal.signal(signal.SIGTERM, before)
+
+
+def go_on(rank, count, config, steps):
+    "Resume a run, or begin it, and take it as far as some step; how many rows each call of the model read."
+    from llm_course import training
+    rows = []
+    run = training.start(training.settle(config), rank, count)
+    forward = run.forward
+    run.forward = lambda ids: (rows.append(len(ids)), forward(ids))[1]
+    while run.done < steps: training.advance(run)
+    torch.distributed.barrier()   # the first process writes
+    return rows
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_goes_on_with_another_number_of_processes_which_share_its_validation(tmp_path):
+    import json
+
+    import numpy as np
+
+    from llm_course.checkpoint import load_model
+    from llm_course.distributed import in_processes as forked
+    from llm_course.training import TrainConfig
+    (np.arange(900, dtype=np.uint16) * 7 % 50).tofile(tmp_path/"ids.bin")
+    config = TrainConfig(train_data=tmp_path/"ids.bin", val_data=tmp_path/"ids.bin", output=tmp_path/"whole", vocab_size=50, max_seq_len=8, d_model=16, num_layers=1, num_heads=2, d_ff=24,
+                         batch_size=6, iterations=9, log_interval=1, val_interval=2, val_batches=2, checkpoint_interval=1, warmup_iters=0, device="cpu", resume=True)
+    forked(1, partial(go_on, config=config, steps=8))
+    for count, way, steps in (1, None, 2), (2, "fsdp", 4), (3, "ddp", 6), (1, None, 8):
+        rows = forked(count, partial(go_on, config=replace(config, output=tmp_path/"parts", parallel=way), steps=steps))
+        assert all({*some} == {6 // count} for some in rows)
+    found, wanted = ([json.loads(line) for line in (tmp_path/name/"metrics.jsonl").read_text("utf-8").splitlines()] for name in ("parts", "whole"))
+    for key in "train_loss", "val_loss", "grad_norm":
+        values = [[line[key] for line in lines if key in line] for lines in (found, wanted)]
+        assert len(values[0]) == {"val_loss": 4}.get(key, 8)
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+    models = [load_model(tmp_path/name/"checkpoint.pt", "cpu").state_dict() for name in ("parts", "whole")]
+    torch.testing.assert_close(*models, rtol=1e-2, atol=1e-4)

@@ -206,13 +206,13 @@ def test_files_of_two_tokenizers_are_refused(asked, tmp_path):
 # ---- When to stop, what to keep
 
 def test_patience_ends_a_run_which_stays_ended(asked, monkeypatch, capsys):
-    asked = replace(asked, iterations=40, cos_cycle_iters=40, val_interval=2, patience=3)
+    asked = replace(asked, iterations=16, cos_cycle_iters=16, val_interval=2, patience=3)
     monkeypatch.setattr(training, "measure", lambda run: float(abs(run.done - 6)))   # it grows worse after step 6
     training.main(words_of(asked))   # no exit status but 0
-    assert "stopped after 12 of 40 steps: the validation loss has not fallen for 3 measurements" in capsys.readouterr().out
+    assert "stopped after 12 of 16 steps: the validation loss has not fallen for 3 measurements" in capsys.readouterr().out
     assert read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 12 and read_checkpoint(asked.output/"best.pt")["iteration"] == 6
     assert train(replace(asked, resume=True)).done == 12 and train(replace(asked, resume=True, patience=4)).done == 14
-    assert train(replace(asked, resume=True, patience=None)).done == 40
+    assert train(replace(asked, resume=True, patience=None)).done == 16
 
 
 def test_the_last_checkpoints_are_kept_and_open(asked):

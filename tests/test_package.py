@@ -102,7 +102,7 @@ def test_help_names_the_command_as_it_was_typed(command, verb):
 
 
 def test_extras_and_scripts_are_what_the_readme_says():
-    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "interop", "serve", "triton"} == project["optional-dependencies"].keys()
+    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "fast", "interop", "parquet", "serve", "triton"} == project["optional-dependencies"].keys()
 
 
 def test_the_longest_pages_are_executed_first():

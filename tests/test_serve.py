@@ -267,7 +267,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(capsys, monkeypatch):
         assert f"--port {port} of --host 127.0.0.1 cannot be used" in fails(capsys, "--port", port)
     assert "--host 203.0.113.9 cannot be used" in fails(capsys, "--host", "203.0.113.9")
     assert "cannot be used" in fails(capsys, "--port", "99999")
-    assert "--rows must be 1" in fails(capsys, "--rows", "0") and "--precision int4" in fails(capsys, "--precision", "int4")
+    assert "--rows must be 1" in fails(capsys, "--rows", "0") and "--precision int3" in fails(capsys, "--precision", "int3")
     assert "nowhere.pt does not exist" in fails(capsys, "--model_path", "nowhere.pt", "--port", "0")
     monkeypatch.setitem(sys.modules, "starlette", None)
     assert "needs the package starlette; install it with: pip install starlette" in fails(capsys, "--port", "0")

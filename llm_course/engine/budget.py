@@ -196,7 +196,7 @@ def check_memory(
     model = account.weights + account.gradients + account.optimizer
     smaller = ("--batch_size, --grad_accumulation or --max_seq_len, or add "
                "--activation_checkpointing")
-    if 2 * model > account.peak:
+    if model > there:   # whatever the batch
         smaller = "--d_model, --d_ff, --num_layers or --vocab_size"
     raise ValueError(
         f"there is not enough memory: a training step takes {_in_units(account.peak)}, "

@@ -74,9 +74,9 @@ def parse(
     if groups:
         members = [(group.__name__.lower(), group) for group in groups]
         flags = make_dataclass(config.__name__, members, namespace={"__doc__": about})
+    if example is not None: about = f"{about}\n\nExample: {prog} {example}"
     about = (f"{about}\n\nFlags may also stand in a .toml or .json file that --config "
              "names; those typed here win.")
-    if example is not None: about = f"{about}\n\nExample: {prog} {example}"
     found:Any = tyro.cli(
         flags, args=argv, prog=prog, description=about, use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone))

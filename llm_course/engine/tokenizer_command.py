@@ -24,11 +24,10 @@ _CORES = by_default("one, or all cores from 16 MB on")
 
 @dataclass(frozen=True)
 class TokenizerConfig(Reading):
-    """Train a tokenizer on texts and write it as a tokenizer.json.
-
-    A path is a file, a folder with all texts in it, or - for standard input. Files are
-    UTF-8; .jsonl and .parquet hold a document in each row; .gz is unpacked."""
-    corpus:tuple[Path, ...]     # Texts to learn from
+    "Train a tokenizer on texts and write it as a tokenizer.json."
+    # Texts in UTF-8: files, folders, or - for standard input; .jsonl and .parquet hold
+    # a document in each row, .gz is unpacked
+    corpus:tuple[Path, ...]
     vocab_size:int=10_000       # Tokens: 256 bytes, merges and special tokens together
     output:Path=Path("tokenizer.json")                   # Where to write the tokenizer
     special_tokens:tuple[str, ...]=("<|endoftext|>",)    # Texts that are one token each

@@ -1,0 +1,248 @@
+"Teaching a model to answer: packed rows against single ones, the mask, every silent fault by its name, and the command."
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.checkpoint import save_model
+from llm_course.engine.chat import MARKS, TEMPLATES, render
+from llm_course.engine.lora import load_adapter, merge_lora
+from llm_course.engine.tuning import grown, main, read_examples
+from llm_course.instruct import Example, answer_logits, answer_loss, answers, as_example, batch_faults, batch_of, pack, read_conversations
+from llm_course.pretrained import load_pretrained
+from llm_course.transformer import Transformer
+
+CHATML = "<|im_start|>", "<|im_end|>"
+BYTES = {i: bytes([i]) for i in range(256)}
+
+
+def words(template="llm_course"):
+    return BpeTokenizer(BYTES, [], MARKS if template == "llm_course" else CHATML)
+
+
+def talk(*pairs):
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+
+
+TALKS = talk(("2+2?", "4")), talk(("Hello", "Hi."), ("Well?", "")), talk(("a much longer question", "yes"))
+
+
+def model(**more):
+    torch.manual_seed(0)
+    made = Transformer(262, 128, 16, 2, 4, 24, num_kv_heads=2, **more).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.ndim > 1: p.normal_(std=.3)
+    return made
+
+
+# ---- Rows
+
+@pytest.mark.parametrize("template", ["llm_course", "chatml"])
+def test_a_packed_row_is_separate_rows(template):
+    made, examples = model(), [as_example(words(template), messages) for messages in TALKS]
+    packed = answer_logits(made, batch_of([examples, examples[:1]], 128))
+    alone = [made(torch.tensor([example.ids[:-1]]))[0][torch.tensor(example.learnt[1:])] for example in (*examples, examples[0])]
+    torch.testing.assert_close(packed, torch.cat(alone))
+
+
+def test_gradients_do_not_cross_and_padding_has_no_effect():
+    made, examples = model().double(), [as_example(words(), messages) for messages in TALKS]
+    count = sum(examples[0].learnt)
+    def gradient(batch):
+        made.zero_grad()
+        answer_logits(made, batch)[:count].square().sum().backward()
+        return [p.grad.clone() for p in made.parameters()]
+    alone = gradient(batch_of([examples[:1]], len(examples[0].ids) - 1))
+    for other in batch_of([examples[:1]], 128), batch_of([examples], 128):
+        for a, b in zip(alone, gradient(other)): torch.testing.assert_close(a, b)
+    batch = batch_of([examples], 128)
+    before = answer_logits(made, batch)
+    batch[0][batch[4] < 0] = 77
+    assert torch.equal(answer_logits(made, batch), before) and (batch[2][batch[4] < 0] == 0).all()
+
+
+def test_packing_keeps_each_conversation_once_and_whole():
+    for seed in range(20):
+        draw = random.Random(seed)
+        lengths = [draw.randint(1, 30) for _ in range(50)]
+        rows = pack(lengths, 30)
+        assert sorted(i for row in rows for i in row) == list(range(50)) and all(sum(lengths[i] for i in row) <= 30 for row in rows)
+        assert len(rows) <= 11 / 9 * sum(lengths) / 30 + 4   # what is known of this way
+    assert pack([], 5) == []
+    with pytest.raises(ValueError, match="conversation 1 has 6"): pack([5, 6], 5)
+
+
+def test_the_loss_is_of_the_answers_alone():
+    example = as_example(words(), TALKS[1])
+    batch = batch_of([[example]], 64)
+    said = [id for id, learnt in zip(example.ids, example.learnt) if learnt]
+    assert batch[1][batch[2].bool()].tolist() == said and words().decode(said) == "Hi.<|end|><|end|>"
+    logits = torch.randn(1, 64, 262)
+    wanted = torch.nn.functional.cross_entropy(logits[batch[2].bool()], torch.tensor(said))
+    torch.testing.assert_close(answer_loss(logits, batch[1], batch[2]), wanted)
+    with pytest.raises(ValueError, match="nothing to learn"): as_example(words(), TALKS[0][:1])
+
+
+# ---- What goes wrong silently
+
+def good(template): return [as_example(words(template), messages) for messages in TALKS]
+
+
+def typed(template, text, learnt_from):
+    ids = words(template).encode(text)
+    start = len(words(template).encode(learnt_from))
+    return Example(ids, [i >= start for i in range(len(ids))])
+
+
+BREAK = {
+    "mask lost": lambda e: Example(e.ids, [True] * len(e.ids)),
+    "mask shifted": lambda e: Example(e.ids, [*e.learnt[1:], False]),
+    "mask shifted late": lambda e: Example([*e.ids, 65], [False, *e.learnt]),
+    "end not learnt": lambda e: Example(e.ids, [a and b for a, b in zip(e.learnt, [*e.learnt[1:], False])]),
+    "conversation cut": lambda e: Example(e.ids[:-1], e.learnt[:-1]) if not e.learnt[-1] else Example(e.ids[:-2] or e.ids, e.learnt[:-2]),
+    "nothing to learn": lambda e: Example(e.ids, [False] * len(e.ids))}
+
+
+@pytest.mark.parametrize("template", ["llm_course", "chatml"])
+@pytest.mark.parametrize("fault", BREAK)
+def test_names_what_is_wrong_with_a_batch(fault, template):
+    tokenizer, examples = words(template), good(template)
+    assert batch_faults(batch_of([examples, examples[1:]], 128), tokenizer) == {}
+    e = examples[2]
+    if fault == "conversation cut":
+        cut = max(i for i, learnt in enumerate(e.learnt) if learnt) - 1   # in the middle of "yes"
+        broken = Example(e.ids[:cut], e.learnt[:cut])
+    else: broken = BREAK[fault](e)
+    found = batch_faults(batch_of([examples[:1], [broken]], 128), tokenizer)
+    assert fault.removesuffix(" late") in found and found[fault.removesuffix(" late")].startswith("row 1")
+
+
+@pytest.mark.parametrize("template", ["llm_course", "chatml"])
+def test_names_a_template_that_is_doubled_and_a_turn_that_is_forged(template):
+    tokenizer, source = words(template), TEMPLATES[template]
+    text, asked = render(TALKS[0], source), render(TALKS[0][:1], source, True)
+    mark = MARKS[2] if template == "llm_course" else CHATML[0]
+    twice = typed(template, text.replace(mark, mark * 2), asked.replace(mark, mark * 2))
+    assert "template doubled" in batch_faults(batch_of([[twice]], 128), tokenizer)
+    typing = render([*TALKS[0], {"role": "user", "content": "more?"}], source)
+    forged = typed(template, typing + text, typing + asked)
+    assert "turn forged" in batch_faults(batch_of([[forged]], 256), tokenizer)
+    honest = as_example(tokenizer, talk((typing, "no")))
+    assert batch_faults(batch_of([[honest]], 256), tokenizer) == {}
+
+
+def test_sees_a_conversation_that_begins_in_the_middle():
+    batch = batch_of([good("llm_course")[:1]], 64)
+    batch[3] += 3
+    assert "conversation cut" in batch_faults(batch, words())
+
+
+# ---- Files and answers
+
+def write(path, talks, **more):
+    path.write_text("\n".join(json.dumps({"messages": messages} | more) for messages in talks), "utf-8", newline="\n")
+    return path
+
+
+def test_reads_conversations_or_names_the_line(tmp_path):
+    assert read_conversations(write(tmp_path/"a.jsonl", TALKS, id=3)) == list(TALKS)
+    for line, why in ("{}", "line 2: messages must be"), ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: message 0 must have a role"), ("{", "line 2 is not JSON"), ("[]", "line 2: messages"):
+        (tmp_path/"b.jsonl").write_text(json.dumps({"messages": TALKS[0]}) + "\n" + line, "utf-8")
+        with pytest.raises(ValueError, match=why): read_conversations(tmp_path/"b.jsonl")
+
+
+def test_an_answer_ends_at_its_mark_or_is_none():
+    made, tokenizer = model(), words()
+    with torch.no_grad(): made.head.weight.zero_()
+    assert answers(made, tokenizer, [TALKS[0][:1]], 5) == [None]   # id 0, again and again
+    with torch.no_grad():
+        made.norm.weight.zero_()
+    assert answers(made, tokenizer, [TALKS[0][:1], TALKS[1][:3]], 3) == [None, None]
+
+
+def test_new_rows_leave_the_old_ids_alone():
+    for tie in False, True:
+        made = model(tie=tie)
+        larger, ids = grown(made, 266), torch.arange(20)[None]
+        torch.testing.assert_close(larger(ids)[..., :262], made(ids))
+        assert larger.config.vocab_size == 266 and torch.pdist(larger.embedding.weight[-4:]).min() > 0
+        assert grown(made, 262) is made
+
+
+# ---- The command
+
+@pytest.fixture
+def base(tmp_path):
+    "A base model that knows no marks, and one that does, with conversations."
+    for name, tokenizer in ("plain", BpeTokenizer(BYTES, [], ["<|endoftext|>"])), ("chat", words()):
+        (tmp_path/name).mkdir()
+        torch.manual_seed(0)
+        save_model(Transformer(tokenizer.vocab_size, 64, 16, 2, 2, 24), tmp_path/name/"model.safetensors")
+        tokenizer.save(tmp_path/name/"tokenizer.json")
+    write(tmp_path/"train.jsonl", [talk((f"{i}+1?", str(i + 1))) for i in range(40)])
+    write(tmp_path/"val.jsonl", [talk((f"{i}+1?", str(i + 1))) for i in range(40, 50)])
+    return tmp_path
+
+
+def run(base, *flags, model="chat", output="run"):
+    main(["--train_data", str(base/"train.jsonl"), "--val_data", str(base/"val.jsonl"), "--model_path", str(base/model/"model.safetensors"), "--device", "cpu",
+          "--output", str(base/output), "--iterations", "3", "--batch_size", "2", "--lr_max", "1e-2", "--log_interval", "1", "--val_interval", "99", *flags])
+
+
+def test_teaches_a_base_model_and_writes_one_that_can_be_talked_to(base, capsys):
+    run(base, model="plain")
+    assert "to talk to it" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (base/"run"/"metrics.jsonl").read_text("utf-8").splitlines()]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"] and lines[-1]["val_loss"] > 0
+    taught, tokenizer = load_pretrained(base/"run"/"export", "cpu")
+    assert tokenizer.roles["chat_template"] == TEMPLATES["llm_course"] and tokenizer.special_tokens["<|end|>"] in tokenizer.ends
+    assert len(answers(taught, tokenizer, [TALKS[0][:1]], 4)) == 1
+
+
+def test_goes_on_as_if_it_had_not_stopped(base):
+    rates = "--lr_min", "1e-2", "--warmup_iters", "0"
+    run(base, "--iterations", "2", *rates, output="part")
+    run(base, "--resume", *rates, output="part")
+    run(base, *rates, output="whole")
+    a, b = (load_file(base/name/"export"/"model.safetensors") for name in ("part", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_lora_changes_its_targets_alone_and_its_files_agree(base):
+    before = {**load_file(base/"chat"/"model.safetensors")}
+    run(base, "--lora_rank", "2", "--lora_targets", "q_proj", "w2")
+    taught, _ = load_pretrained(base/"run"/"export", "cpu")
+    after = taught.state_dict()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved and all(".q_proj." in name or ".w2." in name for name in moved)
+    assert not (base/"run"/"checkpoint.pt").exists()
+    again = Transformer(260, 64, 16, 2, 2, 24)
+    again.load_state_dict(before)
+    load_adapter(again, base/"run"/"adapter")
+    merge_lora(again)
+    for name in after: torch.testing.assert_close(again.state_dict()[name], after[name])
+
+
+@pytest.mark.parametrize("flags, why", [
+    (["--train_data", "no.jsonl"], "no.jsonl"), (["--max_seq_len", "65"], "--max_seq_len 65 is more"), (["--lora_rank", "2", "--resume"], "--resume"),
+    (["--lora_rank", "99"], "rank must lie"), (["--lora_rank", "2", "--lora_targets", "nope"], "nope"), (["--max_seq_len", "3"], "no conversation to learn from"),
+    (["--precision", "float16"], "float16"), (["--iterations", "0"], "iterations"), (["--lr_maxx", "1"], "lr_maxx")])
+def test_refuses_in_one_line(base, flags, why, capsys):
+    with pytest.raises(SystemExit) as ended: run(base, *flags)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and why in told and "Traceback" not in told and not (base/"run").exists()
+
+
+def test_new_marks_need_all_weights(base, capsys):
+    with pytest.raises(SystemExit): run(base, "--lora_rank", "2", model="plain")
+    assert "never seen the marks" in capsys.readouterr().err
+
+
+def test_says_what_it_leaves_out(tmp_path):
+    path = write(tmp_path/"a.jsonl", [TALKS[0], talk(("long " * 30, "x")), TALKS[0][:1]])
+    with pytest.warns(UserWarning) as told: assert len(read_examples(path, words(), 64)) == 1
+    assert ["the assistant says nothing" in str(told[0].message), "longer than 64" in str(told[1].message)] == [True, True]
