@@ -9,7 +9,7 @@ import random
 import tempfile
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
@@ -27,7 +27,7 @@ from bench.runner import root
 from llm_course import training
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import fetch
-from llm_course.engine import diary
+from llm_course.engine import diary, mixture, run_config
 from llm_course.engine.attention_kernel import fused_attention
 from llm_course.engine.commands import by_default, run_command, whole_file
 from llm_course.engine.optimizers import CheckedOptimizer
@@ -166,7 +166,11 @@ def broken(fault, config, post, sgd):
                "labels shifted twice": {"get_batch": shifted(training.get_batch, 2)}}
     changes = {"rate x 100": {"lr_max": 100 * config.lr_max, "muon_lr": config.muon_lr and 100 * config.muon_lr}, "no warm-up": {"warmup_iters": 0}}
     others = {"optimizer_for": lambda model, config: Momentum(model.parameters(), config.lr_max)} if sgd else {}
-    with patch.multiple(training, **{"Transformer": post_norm if post else Transformer} | others | patches.get(fault, {})): yield replace(config, **changes.get(fault, {}))
+    with ExitStack() as stack:
+        for name, other in ({"Transformer": post_norm if post else Transformer} | others | patches.get(fault, {})).items():
+            for module in training, mixture, run_config:   # wherever the loop takes it from
+                if hasattr(module, name): stack.enter_context(patch.object(module, name, other))
+        yield replace(config, **changes.get(fault, {}))
 
 
 def record(plan):

@@ -8,6 +8,7 @@ import torch
 from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
+from llm_course.engine import mixture, run_config
 from llm_course.engine.diary import probe_rows, report, update_ratio, update_ratios
 from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
 from llm_course.training import TrainConfig, train
@@ -54,7 +55,7 @@ def test_fresh_runs_with_wrong_labels(asked, fault, shift, monkeypatch):
     def wrong(ids, batch_size, max_seq_len, *rest, **more):
         inputs, targets = get_batch(ids, batch_size, max_seq_len + 1, *rest, **more)
         return inputs[:, :-1], (inputs[:, :-1], targets[:, 1:])[shift > 0]
-    monkeypatch.setattr(training, "get_batch", wrong)
+    for module in training, mixture: monkeypatch.setattr(module, "get_batch", wrong)
     assert next(iter(diagnose(train(asked).history))) == fault
 
 
@@ -63,7 +64,7 @@ def test_a_fresh_run_without_a_mask(asked, monkeypatch):
         model = Transformer(*args, **kwargs)
         for block in model.blocks: block.attention.attend = lambda q, k, v, causal, **limits: attention(q, k, v, **limits)
         return model
-    monkeypatch.setattr(training, "Transformer", unmasked)
+    monkeypatch.setattr(run_config, "Transformer", unmasked)
     assert next(iter(diagnose(train(asked).history))) == "no causal mask"
 
 
