@@ -98,6 +98,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "data":       ("data", "fetch a corpus, or turn texts into token ids"),
     "tokenizer":  ("bpe_tokenizer", "train a tokenizer"),
     "train":      ("training", "train a model"),
+    "instruct":   ("instruct", "teach a model to answer"),
     "generate":   ("generating", "let a model continue a text"),
     "serve":      ("engine.serve", "let programs and browsers talk to a model"),
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
@@ -122,6 +123,8 @@ EXAMPLES = {   # what the help of each shows
     "python -m llm_course.pretrained check": "--folder export",
     "python -m llm_course.evaluation":
         "--model_path runs/latest/best.pt --tasks speaker cloze --questions 200",
+    "python -m llm_course.instruct":
+        "--train_data conversations.jsonl --val_data held_out.jsonl",
     "python -m llm_course.grading": "my_parts.py",
 }
 by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`?
