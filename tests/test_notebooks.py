@@ -22,7 +22,7 @@ project = tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]
 distributions = lambda listed: {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in listed}
 importable = distributions(project["dependencies"]) | {"IPython", "llm_course", *sys.stdlib_module_names}
 extras = project["optional-dependencies"]
-interop = distributions(extras["interop"] + extras["parquet"] + extras["serve"])   # exported functions may import these when they are called
+interop = distributions(extras["fast"] + extras["interop"] + extras["parquet"] + extras["serve"])   # exported functions may import these when they are called
 own_path = re.compile(r"(?<![\w.])(?:/home/\w|/root/|/Users/\w|/tmp/\w|/content/\w)|[A-Z]:\\+Users|ipykernel_\d+|" + re.escape(str(root)))
 
 
