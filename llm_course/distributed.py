@@ -135,7 +135,7 @@ class DataParallel(nn.Module):
     counts as zero. Source: Li et al. 2020."""
     def __init__(self,
         module:nn.Module, # The model; process 0's numbers are copied to all
-        bucket_size_mb:int|float=25, # Of a bucket, in 10⁶ bytes; 0: one for each parameter
+        bucket_size_mb:int|float=25, # In 10⁶ bytes; 0: a bucket for each parameter
     ):
         super().__init__()
         self.module = module
