@@ -151,7 +151,7 @@ def write(path, talks, **more):
 def test_reads_conversations_or_names_the_line(tmp_path):
     assert read_conversations(write(tmp_path/"a.jsonl", TALKS, id=3)) == list(TALKS)
     for line, why in ("{}", "line 2: messages must be"), ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: message 0 must have a role"), ("{", "line 2 is not JSON"), ("[]", "line 2: messages"):
-        (tmp_path/"b.jsonl").write_text(json.dumps({"messages": TALKS[0]}) + "\n" + line, "utf-8")
+        (tmp_path/"b.jsonl").write_text(json.dumps({"messages": TALKS[0]}) + "\n" + line, "utf-8", newline="\n")
         with pytest.raises(ValueError, match=why): read_conversations(tmp_path/"b.jsonl")
 
 

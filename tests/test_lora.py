@@ -91,7 +91,7 @@ def by_hand(folder, alpha=12., rank=3, **said):
         tensors |= {f"base_model.model.{layer}.lora_A.weight": a, f"base_model.model.{layer}.lora_B.weight": b}
         with torch.no_grad(): weight.data = weight + alpha / rank * b @ a
     folder.mkdir(exist_ok=True)
-    (folder/"adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": "all-linear", "bias": "none"} | said), "utf-8")
+    (folder/"adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": "all-linear", "bias": "none"} | said), "utf-8", newline="\n")
     save_file(tensors, folder/"adapter_model.safetensors", {"format": "pt"})
     return theirs
 
@@ -124,7 +124,7 @@ def test_writes_what_it_reads_in_the_layout_of_peft(tmp_path):
 def test_refuses_an_adapter_of_another_kind(tmp_path, said, why):
     by_hand(tmp_path/"adapter", **said) if "r" not in said else by_hand(tmp_path/"adapter")
     path = tmp_path/"adapter"/"adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | said), "utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | said), "utf-8", newline="\n")
     made = model()
     with pytest.raises(ValueError, match=why): load_adapter(made, tmp_path/"adapter")
     assert not any(lora_layers(made)) and torch.equal(made(IDS), model()(IDS))

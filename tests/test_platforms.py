@@ -51,12 +51,12 @@ def test_a_forgotten_encoding_is_noticed(line, found): assert len([*vague(ast.pa
 
 
 def test_helper_processes_are_spawned_as_windows_must():
-    "A fork would copy threads of torch's; only `spawn` is on all three systems."
+    "A fork would copy threads of torch's; only `spawn` is on all three systems. Chapter 21 forks where it can, and else spawns."
     found = {path.name for path in code if "multiprocessing" in path.read_text("utf-8")}
     made = [(path.name, ast.unparse(node)) for path in code for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
             and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("get_context", "Process", "Pool", "ProcessPoolExecutor", "fork", "set_start_method")]
     assert "files.py" in found
-    assert all("spawn" in call for _, call in made), made
+    assert all("spawn" in call for _, call in made if not call.startswith("context.Process(")), made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import sys
 import threading
 import unicodedata
 import urllib.request
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -635,23 +635,40 @@ def test_gguf_has_no_name_for_some_patterns(tokenizer, tmp_path):
 
 # ---- llama.cpp reads what we write
 
+LLAMA_CPP = """
+import sys, xllamacpp
+how = xllamacpp.CommonParams()
+how.model.path, how.n_ctx, how.n_parallel, how.n_gpu_layers, how.warmup, how.verbosity, how.port = sys.argv[1], 128, 1, 0, False, -1, 0
+how.cache_type_k = how.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32   # keys and values as precise as ours
+how.cpuparams.n_threads = how.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(how)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture
 def llama_cpp():
-    "Makes a server of llama.cpp's, in this process, from a GGUF file."
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
-    def serve(path):
-        how = xllamacpp.CommonParams()
-        how.model.path, how.n_ctx, how.n_parallel, how.n_gpu_layers, how.warmup, how.verbosity, how.port = str(path), 128, 1, 0, False, -1, 0
-        how.cache_type_k = how.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32   # keys and values as precise as ours
-        how.cpuparams.n_threads = how.cpuparams_batch.n_threads = 1
-        return xllamacpp.Server(how)
-    return serve
+    "Starts a server of llama.cpp's for a GGUF file, and says where it listens. A process of its own, since once its end waited for ever."
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    with ExitStack() as servers:
+        def serve(path):
+            server = servers.enter_context(subprocess.Popen([sys.executable, "-c", LLAMA_CPP, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"))
+            servers.callback(server.kill)
+            return next(line.strip() for line in server.stdout if line.startswith("http"))
+        yield serve
 
 
-def heard(server, prompt, n):
+def ask(address, path, what):
+    "A request to a server of llama.cpp's."
+    request = urllib.request.Request(address + path, json.dumps(what).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer: return json.load(answer)
+
+
+def heard(address, prompt, n):
     "What llama.cpp says next, greedily: ids, and the logarithm of the probability of the five likeliest at each place."
-    said = server.handle_completions({"prompt": prompt, "n_predict": n, "temperature": 0., "n_probs": 5, "ignore_eos": True, "cache_prompt": False})
-    places = (json.loads(said) if isinstance(said, str) else said)["choices"][0]["logprobs"]["content"]
+    said = ask(address, "/v1/completions", {"prompt": prompt, "n_predict": n, "temperature": 0., "n_probs": 5, "logprobs": 5, "ignore_eos": True, "cache_prompt": False})
+    places = said["choices"][0]["logprobs"]["content"]
     return [place["id"] for place in places], [{top["id"]: top["logprob"] for top in place["top_logprobs"]} for place in places]
 
 
@@ -678,9 +695,7 @@ def test_llama_cpp_cuts_words_as_we_do(tokenizer, tmp_path, llama_cpp, pattern):
     ours = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, PRE_TOKENIZERS[pattern], ignore_merges=pattern == "llama-bpe")
     export_gguf(random_model(), ours, tmp_path/"model.gguf")
     address = llama_cpp(tmp_path/"model.gguf")
-    for text in filter(None, HARD):
-        request = urllib.request.Request(address.listening_address + "/tokenize", json.dumps({"content": text, "parse_special": True}).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer: assert json.load(answer)["tokens"] == ours.encode(text), text
+    for text in filter(None, HARD): assert ask(address, "/tokenize", {"content": text, "parse_special": True})["tokens"] == ours.encode(text), text
 
 
 # ---- llama2.c

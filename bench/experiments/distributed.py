@@ -60,7 +60,7 @@ def limited(count: int) -> dict:
             system(f"{inside} tc qdisc add dev eth0 root tbf rate {RATE}bit burst 64kb latency 10ms")
         words = [sys.executable, "-m", "bench.experiments.distributed", "member"]
         own = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-        members = [subprocess.Popen(["ip", "netns", "exec", f"{NAME}{rank}", *words, str(rank), str(count)], stdout=subprocess.PIPE, text=True, env=own) for rank in range(count)]
+        members = [subprocess.Popen(["ip", "netns", "exec", f"{NAME}{rank}", *words, str(rank), str(count)], stdout=subprocess.PIPE, encoding="utf-8", env=own) for rank in range(count)]
         told = [one.communicate()[0] for one in members]
         return {"count": count, "bytes": SIZE, "rate": RATE, "seconds": float(told[0])}
     finally:

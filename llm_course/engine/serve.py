@@ -247,7 +247,8 @@ class Service:
                 "context": self.context}
 
 # %% ../../nbs/engine/serve.ipynb #app
-MAX_BODY, BODY_SECONDS = 1 << 20, 30   # bytes of a request; how long they may take
+MAX_BODY = 1 << 20   # bytes of a request
+BODY_SECONDS = 30    # how long they may take
 LOOPBACK = "127.0.0.1", "localhost"
 
 async def _read_body(
