@@ -43,7 +43,7 @@ def log_likelihoods(
         each = chosen(model(ids[:, :-1]), ids[:, 1:]).tolist()
         for row, (own, count) in zip(each, some):
             last = len(own) - 1                        # behind it is padding
-            found.append(sum(row[last - count:last]))
+            found.append(float(sum(row[last - count:last])))
     return found
 
 # %% ../nbs/24_evaluation.ipynb #bits

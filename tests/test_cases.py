@@ -2,7 +2,6 @@
 # ruff: noqa: F811   # fixtures of another file
 import json
 import re
-import urllib.request
 import warnings
 
 import gguf
@@ -11,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from test_pretrained import HARD, agree, llama_cpp, quantise, random_model, tokenizer  # noqa: F401
+from test_pretrained import HARD, agree, ask, llama_cpp, quantise, random_model, tokenizer  # noqa: F401
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from torch.testing import assert_close
 
@@ -274,8 +273,7 @@ def test_prompts_are_fed_as_llama_cpp_feeds_them(tokenizer, tmp_path, llama_cpp,
     _, read = load_pretrained(tmp_path/"b.gguf", "cpu")
     server = llama_cpp(tmp_path/"b.gguf")
     for text in "the other", "hi<|im_end|>":
-        request = urllib.request.Request(server.listening_address + "/tokenize", json.dumps({"content": text, "add_special": True, "parse_special": True}).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer: assert json.load(answer)["tokens"] == first_ids(model, read, text), text
+        assert ask(server, "/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"] == first_ids(model, read, text), text
 
 
 def pieces(**more):

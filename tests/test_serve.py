@@ -279,9 +279,12 @@ def test_help_comes_without_torch_and_web():
     assert told.startswith("usage: llm-course serve ") and told.endswith("set()\n")
 
 
+def _hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # where tests share processes (pytest -n 2), these ignore it
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process there")
 def test_the_command_serves_until_ctrl_c():
-    process = subprocess.Popen([sys.executable, "-m", "llm_course.engine.serve", "--port", "0", "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "-m", "llm_course.engine.serve", "--port", "0", "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=_hear_ctrl_c)
     line = process.stdout.readline()
     address = line.partition(" at ")[2].partition(" ")[0]
     assert httpx2.get(f"{address}/v1/models").json()["data"][0] == {"id": "demo", "object": "model", "created": 0, "owned_by": "llm_course", "chat": False, "context": 128}
@@ -366,6 +369,7 @@ def test_lines_are_edited_and_ctrl_c_at_the_prompt_ends_nothing(saved, request):
 def _take_terminal():
     import fcntl
     import termios
+    _hear_ctrl_c()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
