@@ -2,7 +2,6 @@
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 import torch
+from conftest import PATIENCE
 
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.batching import Batch, Busy, Job, Scheduler
@@ -384,19 +384,6 @@ def test_what_cannot_chat_says_so(capsys, monkeypatch):
 
 
 # ---- The page, in Chromium
-
-PATIENCE = 600_000   # milliseconds: a busy machine is no fault of the page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"))), None)
-    if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as play:
-        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
-        started.close()
-
 
 @pytest.fixture(params=[(390, 844, "light"), (1280, 800, "dark")], ids=["phone", "desk"])
 def window(request, browser, address):
