@@ -1,15 +1,29 @@
 "Learning from rewards: the exact gradient, what each method expects, sampling, and every collapse by its name."
 import itertools
-import random
+import json
 from copy import deepcopy
 
 import pytest
 import torch
 
-from llm_course.generating import generate_ids
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.checkpoint import save_model
+from llm_course.engine.rollouts import judge, load_reward, main, read_prompts, sample_groups
 from llm_course.optim import AdamW
 from llm_course.rewards import (
-    COLLAPSES, METHODS, advantages, answer_logprobs, diagnose_rewards, kl_estimate, lay_out, learn_from, pass_at_k, policy_loss, reward_signs, sample_answers)
+    COLLAPSES,
+    METHODS,
+    advantages,
+    answer_logprobs,
+    diagnose_rewards,
+    kl_estimate,
+    lay_out,
+    learn_from,
+    pass_at_k,
+    policy_loss,
+    reward_signs,
+    sample_answers,
+)
 from llm_course.transformer import Transformer
 
 END, LONGEST = 2, 3
@@ -113,8 +127,8 @@ def test_the_distance_is_unbiased_and_pulls_towards_the_start(world):
     logprobs, start = answer_logprobs(model, ids), answer_logprobs(other, ids).detach()
     each = torch.stack([kl_estimate(logprobs[i:i + 1], start[i:i + 1], said[i:i + 1]) for i in range(len(ids))])
     wanted = (chances * ((logprobs - start) * said).sum(-1)).sum()
-    assert (each >= 0).all() and float((chances * each).sum()) == pytest.approx(float(wanted))
-    before = float(wanted)
+    assert (each >= 0).all() and (chances * each).sum().item() == pytest.approx(wanted.item())
+    before = wanted.item()
     step = gradient(model, (chances * each).sum())
     moved, at = deepcopy(model), 0
     with torch.no_grad():
@@ -123,7 +137,7 @@ def test_the_distance_is_unbiased_and_pulls_towards_the_start(world):
             at += p.numel()
     logprobs = answer_logprobs(moved, ids)
     chances = (logprobs * said).sum(-1).exp()
-    assert float((chances * ((logprobs - start) * said).sum(-1)).sum()) < before
+    assert (chances * ((logprobs - start) * said).sum(-1)).sum().item() < before
 
 
 def test_refuses():
@@ -139,9 +153,10 @@ def test_pass_at_k_counts_all_choices():
         assert pass_at_k(right, k) == pytest.approx(sum(wanted) / len(wanted))
 
 
-def test_draws_what_the_model_says(world):
+@pytest.mark.parametrize("sample", [sample_answers, sample_groups])
+def test_draws_what_the_model_says(world, sample):
     model, rows, _ = world
-    said = sample_answers(model, [[0, 1]], 4000, LONGEST, END, torch.Generator().manual_seed(0))
+    said = sample(model, [[0, 1]], 4000, LONGEST, END, torch.Generator().manual_seed(0))
     keys = [tuple(row[2:][mask[1:]].tolist()) for row, mask in zip(rows.ids, rows.said)]
     assert set(map(tuple, said)) <= set(keys)
     often = torch.tensor([said.count(list(key)) for key in keys]) / len(said)
@@ -209,3 +224,83 @@ def test_each_collapse_has_a_name(fault):
 
 def test_a_short_diary_says_nothing():
     assert diagnose_rewards([]) == {} == diagnose_rewards([{"reward": 0., "flat_groups": 1., "length": 3.}] * 4)
+
+
+# ---- In groups, and the command
+
+@pytest.mark.parametrize("prompts", [[[1, 2], [3, 4]], [[1, 2], [3, 4, 5, 6], [6]]], ids=["even", "padded"])
+def test_groups_are_drawn_as_single_rows(prompts):
+    model = tiny(VOCAB)
+    dice = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert sample_groups(model, prompts, 3, 6, None, dice[0]) == sample_answers(model, prompts, 3, 6, None, dice[1])
+
+
+def test_rows_that_leave_do_not_change_the_others():
+    "A model that is nearly sure of what comes next says the same, whoever sits beside it."
+    model = tiny(VOCAB, 11, spread=1.)
+    with torch.no_grad(): model.head.weight *= 50
+    prompts = [[i, j] for i in range(7) for j in range(7)]
+    said = sample_groups(model, prompts, 2, 8, STOP, torch.Generator().manual_seed(0))
+    lengths = {len(answer) for answer in said}
+    assert len(lengths) > 5, "rows must leave at different times"
+    assert all(STOP not in answer[:-1] and (answer[-1] == STOP or len(answer) == 8) for answer in said)
+    rows = lay_out([p for p in prompts for _ in range(2)], said)
+    logprobs = answer_logprobs(model, rows.ids)[rows.said]
+    assert logprobs.mean() > -.1 and logprobs.min() > -9, "each id is one that its own row makes likely"
+
+
+def test_groups_refuse_what_the_model_cannot_read():
+    with pytest.raises(ValueError, match="a prompt of 10 tokens and an answer of 9 are more than the 16"): sample_groups(tiny(), [[0] * 10], 2, 9)
+
+
+def vowels(record, text): return record["weight"] * sum(letter in "aeiou" for letter in text) / 8
+
+
+def too_much(record, text): return 1.5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], ["<|endoftext|>"])
+    tokenizer.save(tmp_path/"tokenizer.json")
+    save_model(tiny(257, max_seq_len=32), tmp_path/"model.safetensors")
+    (tmp_path/"prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt, "weight": 1}) + "\n" for prompt in ("ab", "c", "def")), "utf-8")
+    return tmp_path
+
+
+def command(folder, name, *more, reward="vowels", steps=4):
+    main(["--prompts", str(folder/"prompts.jsonl"), "--reward", f"{__name__}:{reward}", "--model_path", str(folder/"model.safetensors"), "--output", str(folder/name),
+          "--iterations", str(steps), "--batch_size", "2", "--group", "3", "--max_tokens", "8", "--device", "cpu", "--checkpoint_interval", "2", "--lr_max", "1e-3", "--lr_min", "1e-3", *more])
+
+
+def test_a_run_that_was_stopped_is_the_run_that_was_not(folder, capsys):
+    command(folder, "whole")
+    said = capsys.readouterr().out
+    assert "mean reward" in said and "samples.jsonl" in said
+    command(folder, "parts", steps=2)
+    with open(folder/"parts"/"samples.jsonl", "a", encoding="utf-8") as file: file.write('{"iteration": 3, "answer": "of a step after the checkpoint"}\n')
+    command(folder, "parts", "--resume")
+    for name in "metrics.jsonl", "samples.jsonl", "export/model.safetensors":
+        assert (folder/"whole"/name).read_bytes() == (folder/"parts"/name).read_bytes(), name
+    samples = [json.loads(line) for line in (folder/"whole"/"samples.jsonl").read_text("utf-8").splitlines()]
+    assert len(samples) == 4 * 3 and {*samples[0]} == {"iteration", "prompt", "answer", "reward"}
+    assert all(sample["reward"] == vowels({"weight": 1}, sample["answer"]) for sample in samples)
+
+
+@pytest.mark.parametrize("more, message", [
+    (("--method", "ppo"), "--method ppo is none of reinforce, rloo, grpo, dr_grpo"), (("--group", "1"), "--group must be at least 2, but is 1"),
+    (("--clip", "-1"), "--clip must be 0 or more"), (("--stop", "ab"), "--stop 'ab' must be one token, but is 2"), (("--reward", "nothing"), "reward must be module:function"),
+    (("--reward", "nothing:at_all"), "No module named 'nothing'"), (("--reward", f"{__name__}:too_much"), "a reward must be a number from 0 to 1"),
+    (("--max_tokens", "31"), "are more than the 32 that the model reads"), (("--updates", "0"), "--updates must be at least 1")], ids=lambda value: value[0][2:] if isinstance(value, tuple) else "")
+def test_the_command_refuses(folder, capsys, more, message):
+    with pytest.raises(SystemExit): command(folder, "run", *more)
+    assert message in capsys.readouterr().err
+
+
+def test_prompts_and_rewards_are_checked(folder):
+    (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8")
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: an object with a prompt is wanted"): read_prompts(folder/"bad.jsonl")
+    with pytest.raises(ValueError, match="is no function"): load_reward(f"{__name__}:END")
+    for bad in (None, float("nan"), "much", -.1):
+        with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text, bad=bad: bad, {}, "text")
+    assert judge(lambda record, text: True, {}, "text") == 1
