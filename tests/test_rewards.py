@@ -264,7 +264,7 @@ def folder(tmp_path):
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], ["<|endoftext|>"])
     tokenizer.save(tmp_path/"tokenizer.json")
     save_model(tiny(257, max_seq_len=32), tmp_path/"model.safetensors")
-    (tmp_path/"prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt, "weight": 1}) + "\n" for prompt in ("ab", "c", "def")), "utf-8")
+    (tmp_path/"prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt, "weight": 1}) + "\n" for prompt in ("ab", "c", "def")), "utf-8", newline="\n")
     return tmp_path
 
 
@@ -278,7 +278,7 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(folder, capsys):
     said = capsys.readouterr().out
     assert "mean reward" in said and "samples.jsonl" in said
     command(folder, "parts", steps=2)
-    with open(folder/"parts"/"samples.jsonl", "a", encoding="utf-8") as file: file.write('{"iteration": 3, "answer": "of a step after the checkpoint"}\n')
+    with open(folder/"parts"/"samples.jsonl", "a", encoding="utf-8", newline="\n") as file: file.write('{"iteration": 3, "answer": "of a step after the checkpoint"}\n')
     command(folder, "parts", "--resume")
     for name in "metrics.jsonl", "samples.jsonl", "export/model.safetensors":
         assert (folder/"whole"/name).read_bytes() == (folder/"parts"/name).read_bytes(), name
@@ -298,7 +298,7 @@ def test_the_command_refuses(folder, capsys, more, message):
 
 
 def test_prompts_and_rewards_are_checked(folder):
-    (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8")
+    (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: an object with a prompt is wanted"): read_prompts(folder/"bad.jsonl")
     with pytest.raises(ValueError, match="is no function"): load_reward(f"{__name__}:END")
     for bad in (None, float("nan"), "much", -.1):

@@ -5,6 +5,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def go_on(model: Transformer, seconds: float, seed: int, way: str, rate: float, 
     return curve
 
 
-def adder(seed: int) -> dict:
+def adder(seed: int) -> Iterator[dict]:
     "Imitate up to 40 %, then go on in two ways for the same time."
     torch.manual_seed(seed)
     model = Transformer(**SHAPE)
@@ -93,7 +94,7 @@ def adder(seed: int) -> dict:
     cell = {"parameters": sum(p.numel() for p in model.parameters()), "first": first}
     for way, rate in ("imitation", 1e-3), ("dr_grpo", 1e-3):
         cell[way] = go_on(deepcopy(model), AFTER, seed + 100, way, rate)
-    return cell
+    yield cell | {"done": True}
 
 
 # ---- Metre
@@ -101,7 +102,7 @@ def adder(seed: int) -> dict:
 SPEAKERS = "ROMEO JULIET HAMLET KING QUEEN PORTIA BRUTUS HELENA DUKE ROSALIND OTHELLO IAGO ANTONIO CASSIUS MACBETH EDGAR".split()
 LINE, TOKENS = 24, 48   # tokens of a line at most, and of a free text that is looked at
 PROMPTS, GROUP, RATE = 16, 8, 3e-4
-SECONDS = 120.   # processor seconds of learning
+SECONDS = 80.   # processor seconds of learning
 
 
 def syllables(word: str) -> int:
@@ -166,8 +167,8 @@ def watch(model: Transformer, reference: Transformer, tokenizer, known: set[str]
     return {name: round(value, 4) for name, value in found.items()} | {"sample": texts[0] + "|" + texts[17]}
 
 
-def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 5) -> dict:
-    "Let the demo model learn metre."
+def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 4) -> Iterator[dict]:
+    "Let the demo model learn metre; what has been seen so far, at every look."
     model, tokenizer = load_demo("cpu")
     reference = deepcopy(model)
     plays = Path(fetch("shakespeare")).read_text("utf-8")
@@ -182,7 +183,7 @@ def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 5) ->
     while spent < seconds:
         start = time.process_time()
         step += 1
-        prompts = [tokenizer.encode(begun)[-24:] for begun in draw.sample(starts, PROMPTS)]
+        prompts = [tokenizer.encode(begun)[-16:] for begun in draw.sample(starts, PROMPTS)]
         said = [one_line(tokenizer, answer) for answer in sample_answers(model, prompts, GROUP, LINE, None, dice)]
         rewards = torch.tensor([metre(tokenizer.decode(answer)) for answer in said]).view(PROMPTS, GROUP)
         rows = lay_out([p for p in prompts for _ in range(GROUP)], said)
@@ -190,9 +191,10 @@ def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 5) ->
         spent += time.process_time() - start
         signs = reward_signs(said, rewards, old, begun, rows.said)
         history.append({name: round(value, 4) for name, value in signs.items()})
-        if step % 10 == 0: print(step, f"{spent:.0f} s", history[-1], flush=True)
-        if spent > seconds / watches * len(curve): curve.append({"seconds": round(spent, 1), "steps": step, **watch(model, *look)})
-    return {"curve": curve, "history": history[::5]}
+        if step % 20 == 0: print(step, f"{spent:.0f} s", history[-1], flush=True)
+        if spent > seconds / watches * len(curve):
+            curve.append({"seconds": round(spent, 1), "steps": step, **watch(model, *look)})
+            yield {"curve": curve, "history": history[::5], "done": spent >= seconds}
 
 
 def main(*names: str) -> None:
@@ -203,10 +205,10 @@ def main(*names: str) -> None:
     grid += [{"what": "metre", "seed": seed, "beta": beta} for seed in range(SEEDS) for beta in (BETA, 0.)]
     for cell in grid:
         if names and not {*names} <= {cell["what"], *map(str, cell.values())}: continue
-        if any(cell.items() <= other.items() for other in read(path).get("cells", [])): continue
-        made = adder(cell["seed"]) if cell["what"] == "adder" else verse(cell["seed"], cell["beta"])
-        cells = read(path).get("cells", [])   # another process may have added to it
-        keep(__file__, {"what": "An adder and the demo model learn from rewards; times are processor seconds of one thread.", "cells": [*cells, cell | made]})
+        if any({**cell, "done": True}.items() <= other.items() for other in read(path).get("cells", [])): continue
+        for made in adder(cell["seed"]) if cell["what"] == "adder" else verse(cell["seed"], cell["beta"]):
+            others = [other for other in read(path).get("cells", []) if not cell.items() <= other.items()]   # another process may have added to them
+            keep(__file__, {"what": "An adder and the demo model learn from rewards; times are processor seconds of one thread.", "cells": [*others, cell | made]})
 
 
 BETA = .01   # what a nat of distance from the demo model costs

@@ -201,9 +201,9 @@ def settle(
     c = TrainConfig(**given | dict(
         train_data=config.prompts, val_data=config.prompts, order="random",
         device=str(pick_device(config.device)), max_seq_len=shape.max_seq_len,
-        weight_decay=0., precision="float32", vocab_size=shape.vocab_size,
-        d_model=shape.d_model, num_heads=shape.num_heads, d_ff=shape.d_ff,
-        num_layers=shape.num_layers, rope_theta=shape.rope_theta,
+        weight_decay=0., precision="float32", live_plot=False,
+        vocab_size=shape.vocab_size, d_model=shape.d_model, num_heads=shape.num_heads,
+        d_ff=shape.d_ff, num_layers=shape.num_layers, rope_theta=shape.rope_theta,
         num_kv_heads=shape.num_kv_heads, tie=shape.tie))
     check_flags(c)
     return settle_rates(c)
