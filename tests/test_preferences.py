@@ -2,14 +2,15 @@
 import importlib.util
 import math
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 
 from llm_course.generating import load_demo
 from llm_course.loss import cross_entropy
-from llm_course.pretrained import export_pretrained
 from llm_course.preferences import Pair, answer_rows, bradley_terry, dpo_loss, log_probability_of_answers, preference_faults
+from llm_course.pretrained import export_pretrained
 from llm_course.transformer import Transformer
 
 ASKED = [[5, 6, 7, 8], [9], [10, 11]]
@@ -39,7 +40,7 @@ def test_rows_of_unequal_length_are_single_rows(model):
     for prompt, answer, found in zip(ASKED, SAID, together):   # the plainest way: one id after the other
         ids, sum_ = [*prompt, *answer], 0.
         for at in range(len(prompt), len(ids)): sum_ -= cross_entropy(model(torch.tensor([ids[:at]]))[0, -1:], torch.tensor(ids[at:at + 1]))
-        assert float(found) == pytest.approx(float(sum_), abs=1e-9)
+        assert found.item() == pytest.approx(sum_.item(), abs=1e-9)
     assert together[2] == 0   # an empty answer is certain
 
 
@@ -84,7 +85,7 @@ def test_the_loss_and_its_gradient_by_hand():
 def test_the_gradient_is_that_of_differences():
     torch.manual_seed(0)
     numbers = [(-20 * torch.rand(5, dtype=torch.float64)).requires_grad_() for _ in range(4)]
-    for beta in .03, 1., 3.: assert torch.autograd.gradcheck(lambda *x: dpo_loss(*x, beta), numbers)
+    for beta in .03, 1., 3.: assert torch.autograd.gradcheck(partial(dpo_loss, beta=beta), numbers)
     assert torch.autograd.gradcheck(bradley_terry, numbers[:2])
     one = torch.stack([dpo_loss(*(x[i:i + 1] for x in numbers)) for i in range(5)])
     torch.testing.assert_close(dpo_loss(*numbers), one.mean())

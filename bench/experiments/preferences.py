@@ -63,7 +63,7 @@ def run(seed: int, wins: str, way: str, beta: float) -> dict:
     torch.manual_seed(seed)
     model, history = PAGE["learn"](demo, chosen, beta, 0 if way == "before" else STEPS, per_token=way == "per token")
     found = PAGE["measure"](model, demo, tests, chance) | lengths
-    found |= {name: PAGE["text_bits_per_byte"](model, PAGE["tokenizer"], text) for name, text in texts().items()}
+    found |= {name: text_bits_per_byte(model, PAGE["tokenizer"], text) for name, text in texts().items()}
     return {name: round(value, 4) for name, value in found.items()} | {"history": [[round(x, 3) for x in line] for line in history]}
 
 
