@@ -35,7 +35,7 @@ def dpo_loss(
     worse:Float[Tensor, " b"],      # ln π(worse answer)
     ref_better:Float[Tensor, " b"], # The same two of the reference, which stays
     ref_worse:Float[Tensor, " b"],
-    beta:float=.1,                  # How dear it is to leave the reference
+    beta:float=.1,                  # Price of one nat away from the reference
 )->Float[Tensor, ""]: # Nats; ln 2 where both models are the same
     """Bet on the better answers, with the scores that the model's own changes imply.
 
