@@ -72,7 +72,8 @@ def threads_as_at_first():
 @pytest.fixture
 def drawn():
     "Asked for by tests that look at the picture of a run's losses."
-    pytest.importorskip("matplotlib.pyplot")   # which looks for a notebook when it is imported
+    from matplotlib import pyplot
+    pyplot.switch_backend("agg")   # it looks for a notebook the first time
 
 
 @pytest.fixture(autouse=True)
