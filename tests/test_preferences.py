@@ -38,9 +38,9 @@ def test_rows_of_unequal_length_are_single_rows(model):
     together = log_p(model, ASKED, SAID)
     torch.testing.assert_close(together, torch.cat([log_p(model, [p], [a]) for p, a in zip(ASKED, SAID)]))
     for prompt, answer, found in zip(ASKED, SAID, together):   # the plainest way: one id after the other
-        ids, sum_ = [*prompt, *answer], 0.
-        for at in range(len(prompt), len(ids)): sum_ -= cross_entropy(model(torch.tensor([ids[:at]]))[0, -1:], torch.tensor(ids[at:at + 1]))
-        assert found.item() == pytest.approx(sum_.item(), abs=1e-9)
+        ids = [*prompt, *answer]
+        each = [cross_entropy(model(torch.tensor([ids[:at]]))[0, -1:], torch.tensor(ids[at:at + 1])).item() for at in range(len(prompt), len(ids))]
+        assert found.item() == pytest.approx(-sum(each), abs=1e-9)
     assert together[2] == 0   # an empty answer is certain
 
 
