@@ -11,7 +11,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -125,7 +125,7 @@ def learn_from(
     "Take some steps towards the answers that were better than expected."
     ids, said = rollout
     with torch.no_grad(): start = answer_logprobs(reference, ids)
-    old = None
+    old:Any = None
     for _ in range(steps):
         logprobs = answer_logprobs(model, ids)
         if old is None: old = logprobs.detach()

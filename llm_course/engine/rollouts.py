@@ -13,12 +13,12 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/engine/rollouts.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
@@ -56,7 +56,7 @@ def _with_rows(
 
 @torch.inference_mode()
 def sample_groups(
-    model:nn.Module,                 # A `Transformer` whose attention keeps a cache
+    model:Any,                       # A `Transformer` whose attention keeps a cache
     prompts:Sequence[Sequence[int]], # Ids of each
     g:int,                           # Answers to each
     max_tokens:int,                  # Longest answer
