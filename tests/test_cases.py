@@ -168,7 +168,7 @@ def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, 
 
 
 @pytest.mark.parametrize("said, told", [({"rope_scaling": {"factor": 4.}}, "factor"), ({"rope_parameters": {"rope_theta": 1e4, "beta_fast": 3.}}, "beta_fast"),
-                                        ({"rope_scaling": {"type": "linear", "factor": 2.}}, "linear"), ({"some_new_option": 3}, None), ({"logit_scale": .5}, None)], ids=str)
+                                        ({"rope_scaling": {"type": "linear", "beta_slow": 2.}}, "beta_slow"), ({"some_new_option": 3}, None), ({"logit_scale": .5}, None)], ids=str)
 def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):
     export_pretrained(random_model(), tokenizer, tmp_path)
     data = json.loads((tmp_path/"config.json").read_text("utf-8")) | said

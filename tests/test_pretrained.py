@@ -267,10 +267,10 @@ def test_numbers_beyond_a_narrow_type_are_named(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(model_type="gemma"), "it is of the family 'gemma'"), (dict(model_type="mistral", sliding_window=4), "look back no more than 4 places"),
-    (dict(model_type="mistral", max_position_embeddings=5000), "no more than 4096 places"), (dict(model_type="mistral", sliding_window="4"), "'str'"), (dict(model_type=None), "family None"), (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    (dict(model_type="gemma"), "it is of the family 'gemma'"), (dict(model_type="mistral", sliding_window="4"), "its window should be of type int, but is of type str"),
+    (dict(model_type="gpt2"), "it learns a vector for each position"), (dict(model_type=None), "family None"), (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (dict(attention_bias=True), "attention_bias is True"), (dict(mlp_bias=True), "mlp_bias is True"), (dict(quantization_config={}), "quantised"),
-    (dict(rope_scaling={"rope_type": "yarn", "factor": 4.}), "rule 'yarn'"), (dict(rope_scaling={"type": "linear", "factor": 4.}), "rule 'linear'"),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 4.}), "rule 'yarn'"), (dict(rope_scaling={"type": "linear"}), "lacks 'factor'"),
     (dict(rope_scaling={"rope_type": "llama3"}), "lacks 'factor'"), (dict(hidden_size=...), "lacks hidden_size"), (dict(hidden_size="64"), "d_model"),
     (dict(layer_types=["full_attention", "sliding_attention"]), "layers of sliding_attention"), (dict(num_attention_heads=0), "num_heads must be at least 1"),
     (dict(use_sliding_window=True), "use_sliding_window is True"), (dict(vocab_size=64), "a tokenizer of 320; they do not belong together"), (dict(num_key_value_heads=3), "num_kv_heads must divide"),

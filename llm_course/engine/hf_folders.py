@@ -52,7 +52,8 @@ LEFT_OUT:dict[str, dict] = {   # what a configuration means where it is silent
     "qwen2": _QWEN, "qwen3": {"head_dim": 128} | _QWEN,
     "gemma2": _GEMMA | {"attn_logit_softcapping": 50., "final_logit_softcapping": 30.},
     "gemma3_text": _GEMMA | {"rope_theta": 1e6, "rope_local_base_freq": 1e4,
-                             "sliding_window_pattern": 6}}
+                             "sliding_window_pattern": 6,
+                             "final_logit_softcapping": None}}
 
 USUAL = {   # what may be said only so
     "hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False,
@@ -203,17 +204,16 @@ SHAPE = {   # ours: Hugging Face's
     "norm_eps": "rms_norm_eps"}
 
 CONFIG = dict.fromkeys((   # what a `config.json` may say; the second half moves nothing
-    *SHAPE.values(), *USUAL, *_GELU, "model_type", "num_key_value_heads",
+    *SHAPE.values(), *USUAL, "model_type", "num_key_value_heads",
     "head_dim", "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
-    "layer_types", "quantization_config", "attn_logit_softcapping",
-    "final_logit_softcapping", "query_pre_attn_scalar", "rope_local_base_freq",
-    "sliding_window_pattern", "bos_token_id", "eos_token_id",
+    "layer_types", "quantization_config", "bos_token_id", "eos_token_id",
     "pad_token_id", "architectures", "torch_dtype", "dtype", "transformers_version",
     "use_cache", "initializer_range", "pretraining_tp", "attention_dropout",
     "max_window_layers", "sliding_window", "is_llama_config", "_name_or_path",
     "_sliding_window_pattern", "cache_implementation", "resid_pdrop", "embd_pdrop",
     "transformers.js_config", "auto_map", "task_specific_params", "return_dict",
-    "unsloth_version", "id2label", "label2id"), ANYTHING)
+    "unsloth_version", "id2label", "label2id", "original_max_position_embeddings"),
+    ANYTHING)
 
 def from_hf_config(
     found:dict, # A `config.json`
@@ -431,7 +431,9 @@ def open_folder(
     config_path = folder/"config.json"
     said = read_object(config_path)
     config = explain(config_path, from_hf_config, said)
-    say_unknown(config_path, said, CONFIG | {STAMP: ANYTHING})
+    family = said["model_type"]
+    own = LEFT_OUT.get(family, {}) | _USUAL.get(family, {})
+    say_unknown(config_path, said, CONFIG | dict.fromkeys((STAMP, *own), ANYTHING))
     homes:dict[str, Path] = {}
     shapes:dict[str, tuple[int, ...]] = {}
     for path, listed in tensor_files(folder).items():
@@ -445,7 +447,6 @@ def open_folder(
     def read(name:str, rows:slice)->Tensor:   # opened each time: pages once read count
         with safe_open(homes[name], "pt") as file: return file.get_slice(name)[rows]
 
-    family = said["model_type"]
     words = "gemma" if family.startswith("gemma") else "hf"
     stored = Stored(folder, config, shapes, read, words, halves=True)
     if family == "phi3": stored = parted(stored)
