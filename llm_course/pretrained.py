@@ -140,7 +140,7 @@ def load_pretrained(
     max_seq_len:int|None=None,         # Longest text; `None` for the model's own
     revision:str|None=None,            # On the hub: a branch, a tag or a commit
 )->tuple[Transformer, BpeTokenizer]:   # Ready to evaluate
-    """Load a model of the families of Llama and Qwen, and its tokenizer.
+    """Load a model of Llama's family, or of another that is known, and its tokenizer.
 
     Names are `smollm2-135m`, or `owner/model` on the Hugging Face hub. Nothing in the
     files is run, and every tensor is accounted for. Raises `ValueError` or `OSError`,

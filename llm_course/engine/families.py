@@ -34,7 +34,7 @@ class Variant:
     norms:str="before"        # Where each branch is normalised: before, after, or both
     wide_qk_norm:bool=False   # Is `qk_norm` taken over all heads of a token at once?
     gate:str="silu"           # What bends the gates of `FFN`: silu or gelu
-    window:int|None=None      # Places that a short layer looks back at; `None` for all
+    window:int|None=None      # Places that short layers look back at; `None` for all
     pattern:str="S"           # Which layers are short (S) and long (L), over and over
     short_theta:float|None=None # RoPE's base in short layers; `None` for the model's
     score_cap:float|None=None # Scores of attention stay within ± this
@@ -74,7 +74,8 @@ def windowed_attention(
 )->Float[Tensor, "... t d_v"]:
     """Let each query look at the last `window` of its places only.
 
-    Without mask and `causal` the queries stand at the end. Source: Jiang et al. 2023."""
+    Without mask and `causal` the queries stand at the end.
+    Source: Jiang et al. 2023."""
     t, s = q.shape[-2], k.shape[-2]
     if s <= window: return attend(q, k, v, mask=mask, causal=causal)
     allowed = join_masks(mask, causal, t, s, q.device)

@@ -239,7 +239,8 @@ def _variant_of(of:Callable, family:str)->dict:
     "Say how the family differs, in the words that a `config.json` has for it."
     found = {"num_hidden_layers": of("block_count"),
              "hidden_size": of("embedding_length")} | LEFT_OUT.get(family, {})
-    if family.startswith("gemma"): found["sliding_window"] = of("attention.sliding_window")
+    if family.startswith("gemma"):
+        found["sliding_window"] = of("attention.sliding_window")
     for name in _CAPS:
         cap = of(name, found.get(name) or 0)
         if cap and family == "gemma3_text":
@@ -329,10 +330,9 @@ def _build_tokenizer(
         elif kind != _UNUSED: raise ValueError(f"its token {id} is of the kind {kind}")
     model = said["tokenizer.ggml.model"]
     if model == "llama":
-        if not said.get("tokenizer.ggml.add_space_prefix", True):
-            raise ValueError("it puts no space before a text, and we put one")
         scores = dict(enumerate(said["tokenizer.ggml.scores"]))
-        return from_scores(normal, scores, byte_ids, special)
+        first = said.get("tokenizer.ggml.add_space_prefix", True)
+        return from_scores(normal, scores, byte_ids, special, bool(first))
     if model != "gpt2":
         raise ValueError(f"its tokenizer is of the kind {model!r}, "
                          "and we know gpt2 and llama")
@@ -426,7 +426,7 @@ def open_gguf(
 def architecture_of(
     config:ModelConfig, # The shape of a model
 )->str:                 # One of `ARCHITECTURES`
-    "Name the family for llama.cpp. Raises `ValueError` if it would compute another."
+    "Name the family for llama.cpp. Raises `ValueError` if it computes another model."
     family = family_of(config)
     names = {theirs: ours for ours, theirs in ARCHITECTURES.items()}
     if family not in names:
@@ -435,14 +435,14 @@ def architecture_of(
     name, variant = names[family], config.variant or Variant()
     usual = Variant(pattern={"gemma2": "SL", "gemma3": "SSSSSL"}.get(name, "L"))
     for i in range(config.num_layers):
-        shown = variant.window or variant.short_theta   # does it matter which are short?
-        if shown and variant.is_short(i) != usual.is_short(i):
+        matters = variant.window or variant.short_theta
+        if matters and variant.is_short(i) != usual.is_short(i):
             raise ValueError(f"llama.cpp has another pattern of layers for {name} "
                              f"than {variant.pattern}; export a folder instead")
     rule = config.rope_scaling
     linear = rule is None or rule.original_max_seq_len == 1
     fits = {"gemma2": config.tie and variant.score_cap and variant.logit_cap and linear,
-            "gemma3": variant.short_theta == 1e4 and not variant.logit_cap and linear}
+            "gemma3": linear and variant.short_theta == 1e4 and not variant.logit_cap}
     if not fits.get(name, True) or config.num_layers == _LARGE.get(name):
         raise ValueError(f"llama.cpp computes {name} in one way only, and this model "
                          "differs from it; export a folder instead")

@@ -337,7 +337,7 @@ def rescaled(
     stored:Stored,       # What a folder of Gemma's holds
     divisor:int|float,   # Scores are divided by its root
 )->Stored: # The same, for scores that are divided by the root of the size of a head
-    "Let the queries take in another divisor: their weights, or the gains of their norm."
+    "Let the queries' weights take in another divisor, or the gains of their norm."
     factor = math.sqrt(head_size(stored.config) / divisor)
     if factor == 1: return stored
     def read(name:str, rows:slice)->Tensor:

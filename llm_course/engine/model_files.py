@@ -36,7 +36,7 @@ class Stored(NamedTuple):
     config:ModelConfig                  # The shape of the model
     shapes:dict[str, tuple[int, ...]]   # The shape of each tensor, by the file's names
     read:Callable[[str, slice], Tensor] # Reads some rows of a tensor
-    words:str                           # Whose names these are: see `rename` of chapter 23
+    words:str                           # Whose names these are; chapter 23's `rename`
     halves:bool                         # Are RoPE's pairs laid out in halves?
 
 # %% ../../nbs/engine/model_files.ipynb #plausible
