@@ -149,7 +149,7 @@ class ModelConfig:
     qkv_bias:bool=False   # Add a learned vector to queries, keys, values, as in Qwen2?
     qk_norm:bool=False          # Normalise each query and key, as in Qwen3?
     rope_scaling:RopeScaling|dict|None=None # Slower pairs, for longer texts (Llama 3.1)
-    variant:Variant|dict|None=None # What Gemma, Mistral and others changed
+    variant:Variant|dict|None=None # What other families changed
     dropout:float=0.            # Share of each branch to leave out while learning
 
     def __post_init__(self):

@@ -131,8 +131,15 @@ def norm_behind(
         return layer
     return built
 
-class NoNorm(nn.Identity):
+class NoNorm(nn.Module):
     "Stands where a block without norms in front has one."
+    def __init__(self,
+        d_model:int, # As for `RmsNorm`
+    ):
+        super().__init__()
+
+    def forward(self, x:Float[Tensor, "... d_model"])->Float[Tensor, "... d_model"]:
+        return x
 
 class WideNorm(RmsNorm):
     "One `RmsNorm` for the queries, or keys, of all heads of a token."
