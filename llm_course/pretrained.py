@@ -24,6 +24,7 @@ from .checkpoint import apart, bare, pick_device
 from .data import end_of_text
 from .engine.commands import output_path
 from .engine.foreign_tokenizers import add_facts
+from .engine.families import variant_in
 from .engine.gguf import write_gguf
 from .engine.hf_folders import (
     family_of, to_hf_config, words_of, write_folder)
@@ -209,9 +210,8 @@ def as_transformers(
     theirs.load_state_dict(tensors, assign=True)
     rope = theirs.model.rotary_emb            # its table has no numbers on "meta"
     theirs.model.rotary_emb = type(rope)(config)
-    if ours.config.variant is not None:       # nor has the scale of Gemma's embedding
-        theirs.model.embed_tokens.embed_scale = torch.tensor(
-            ours.config.variant.embedding_scale)
+    scale = torch.tensor(variant_in(ours.config).embedding_scale)
+    theirs.model.embed_tokens.embed_scale = scale   # the same holds for Gemma's
     return theirs.eval()
 
 # %% ../nbs/23_pretrained.ipynb #chatml

@@ -26,7 +26,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import whole_file
 from .tokenizer_formats import (
     ANYTHING, Rules, spell, unknown_keys, unspell)
-from .families import Variant
+from .families import Variant, variant_in
 from .foreign_tokenizers import (
     PRE_TOKENIZERS, SentencePiece, add_facts, from_scores, known_ids, say_unknown)
 from .hf_folders import (
@@ -208,11 +208,11 @@ def from_gguf_config(
 )->ModelConfig:
     "Read a model's shape. Raises `ValueError` for another family, or a lacking number."
     name = said.get("general.architecture")
-    family = ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if family is None:
-        if name in FAMILIES: raise ValueError(f"files of the family {name!r} are read "
-                                              "from folders, not from GGUF")
+    if name not in [*ARCHITECTURES]:
         check_family_name(name)
+        raise ValueError(f"it is of the family {name!r}, "
+                         "which is read from folders, not from GGUF")
+    family = ARCHITECTURES[name]
     def of(key, usual=None):
         value = said.get(f"{name}.{key}", usual)
         if value is None: raise ValueError(f"it lacks '{name}.{key}'")
@@ -432,15 +432,14 @@ def architecture_of(
     if family not in names:
         raise ValueError(f"GGUF has no words for the {family} family's windows; "
                          "export a folder instead")
-    name, variant = names[family], config.variant or Variant()
+    name, variant = names[family], variant_in(config)
     usual = Variant(pattern={"gemma2": "SL", "gemma3": "SSSSSL"}.get(name, "L"))
     for i in range(config.num_layers):
         matters = variant.window or variant.short_theta
         if matters and variant.is_short(i) != usual.is_short(i):
             raise ValueError(f"llama.cpp has another pattern of layers for {name} "
                              f"than {variant.pattern}; export a folder instead")
-    rule = config.rope_scaling
-    linear = rule is None or rule.original_max_seq_len == 1
+    linear = not _by_table(config)
     fits = {"gemma2": config.tie and variant.score_cap and variant.logit_cap and linear,
             "gemma3": linear and variant.short_theta == 1e4 and not variant.logit_cap}
     if not fits.get(name, True) or config.num_layers == _LARGE.get(name):
@@ -470,7 +469,7 @@ def _write_shape(
         kinds = import_package("gguf", "a GGUF file").RopeScalingType
         writer.add_rope_scaling_type(kinds.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling.factor)
-    variant = config.variant or Variant()
+    variant = variant_in(config)
     if variant.embedding_scale != 1:   # Gemma
         writer.add_sliding_window(variant.window or config.max_seq_len)
         if variant.score_cap: writer.add_attn_logit_softcapping(variant.score_cap)

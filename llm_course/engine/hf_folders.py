@@ -26,7 +26,7 @@ from torch import Tensor
 # %% ../../nbs/engine/hf_folders.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from .commands import one_line, whole_file
-from .families import Variant
+from .families import Variant, variant_in
 from .foreign_tokenizers import QWEN, load_tokenizer, say_unknown
 from .tokenizer_formats import ANYTHING, unknown_keys
 from llm_course.engine.model_files import (
@@ -239,7 +239,7 @@ def to_words(
     family:str,         # One of `FAMILIES`
 )->dict:                # The same for a `config.json`, if the family computes it
     "Say a model's shape in the words of a family."
-    scaling, variant = None, config.variant or Variant()
+    scaling, variant = None, variant_in(config)
     if isinstance(config.rope_scaling, RopeScaling):
         rule = config.rope_scaling
         scaling = {"rope_type": "linear", "factor": rule.factor}

@@ -23,7 +23,7 @@ from ..attention import attention, join_masks
 from .attention_kernel import fused_attention
 from .commands import input_file, one_line
 from .families import (
-    NoNorm, Variant, attend_as, norm_behind, parts_of, widen_norms)
+    NoNorm, attend_as, norm_behind, parts_of, variant_in, widen_norms)
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
@@ -182,7 +182,7 @@ def constructors(
 # For embedding, block, final norm, head
 )->tuple[Callable, Callable, Callable, Callable]:
     "Turn parts by role, and options, into functions that build the parts of a model."
-    variant = config.variant or Variant()
+    variant = variant_in(config)
     other = parts_of(variant)
     build = dict(ours) | other | {
         role: checked_part(role, part) for role, part in parts.items()}
