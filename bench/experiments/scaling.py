@@ -14,8 +14,8 @@ from bench.experiments import keep, resume, small
 from bench.runner import read
 from llm_course.experiments import bootstrap_laws, fit_law, spend
 
-BUDGETS = {2e10: (16, 24, 32, 48), 6e10: (16, 24, 32, 48, 64), 2e11: (24, 32, 48, 64, 96), 6e11: (32, 48, 64, 96, 128)}   # and the widths for each
-WIDER = 96, 112, 128, 144, 160, 192   # what the larger run may choose from
+BUDGETS = {5e9: (8, 12, 16, 24), 1.5e10: (8, 16, 24, 32), 4.5e10: (16, 24, 32, 48), 1.35e11: (24, 32, 48, 64)}   # and the widths for each
+WIDER = 48, 64, 80, 96, 112, 128, 160   # what the larger run may choose from
 SEEDS = range(2)
 HERE = Path(__file__)
 PREDICTION, TEST = HERE.with_name("prediction.json"), HERE.with_name("scaling_test.json")

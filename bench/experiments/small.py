@@ -6,7 +6,6 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -50,29 +49,29 @@ def line(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def score(model, length: int = LENGTH) -> float:
-    "Nats a character of the validation split."
+def score(model, length: int = LENGTH, val: np.ndarray | None = None) -> float:
+    "Nats a character of the validation split, or a token of other ids."
     nats, count = 0., 0
-    for inputs, targets in windows(texts()[1], 64, length):
+    for inputs, targets in windows(texts()[1] if val is None else val, 64, length):
         nats += float(cross_entropy(model(inputs), targets)) * targets.numel()
         count += targets.numel()
     return nats / count
 
 
-def train(model, optimizer, steps: int, seed: int, batch_size: int = 8, watch: Callable = lambda step: None) -> list[float]:
+def train(model, optimizer, steps: int, seed: int, batch_size: int = 8, ids: np.ndarray | None = None) -> list[float]:
     "Train, each group of the optimiser at its own highest rate; the loss of each step, up to the first that is no number."
     highest = [group["lr"] for group in optimizer.param_groups]
-    losses = []
+    losses: list[float] = []
+    ids = texts()[0] if ids is None else ids
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, highest): group["lr"] = rate * line(step, steps)
-        inputs, targets = get_batch(texts()[0], batch_size, model.config.max_seq_len, seed=seed, iteration=step, order="epochs")
+        inputs, targets = get_batch(ids, batch_size, model.config.max_seq_len, seed=seed, iteration=step, order="epochs")
         loss = cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
         gradient_clip(model.parameters(), 1.)
         optimizer.step()
-        losses.append(float(loss))
-        watch(step)
+        losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]): break
     return losses
 
