@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ def tail(
     t:float, # How many standard errors a mean lies away from zero
     n:int,   # Values that the mean is of, at least 2
 )->float:    # Between 0 and 1
-    "Say how often chance alone gives a `t` as large, of either sign. Source: Student 1908."
+    "Say how often chance alone gives a `t` so far from zero. Source: Student 1908."
     right_angle = math.pi / 2
-    angles = (np.arange(20_000) + .5) / 20_000 * right_angle
+    angles = (np.arange(2000) + .5) / 2000 * right_angle
     density = np.cos(angles)**(n - 2)
     far = angles > math.atan(abs(t) / math.sqrt(n - 1))
     return float(density[far].sum() / density.sum())
@@ -70,21 +70,23 @@ def run_cells(
     path:str|Path,             # A JSON file that collects the cells
     grid:Iterable[Mapping],    # The settings of each cell
     run:Callable[..., Mapping],# Takes the settings, returns what came out
-    about:Callable[[], Mapping]=dict, # What to note beside them: machine, versions, commit
+    about:Callable[[], Mapping]=dict, # To note beside them: machine, versions, commit
 )->list[dict]:                 # All cells of the file
     "Make the cells that a file lacks, and keep each at once."
     path = Path(path)
     for settings in grid:
-        found:dict[str, Any] = {"runs": []}
-        if path.is_file(): found = json.loads(path.read_text("utf-8"))
         done = [all(old.get(name) == value for name, value in settings.items())
-                for old in found["runs"]]
+                for old in _cells(path)]
         if any(done): continue
-        found["runs"].append({**settings, **run(**settings)})
-        with whole_file(path, "w") as file:   # the old file stays until the new is whole
-            file.write(json.dumps({**found, **about()}, indent=1) + "\n")
-    if not path.is_file(): return []
-    return json.loads(path.read_text("utf-8"))["runs"]
+        cell = {**settings, **run(**settings)}
+        found = {"runs": [*_cells(path), cell]}   # read again: others may have added
+        with whole_file(path, "w") as file:   # the old one stays until it is whole
+            file.write(json.dumps({**about(), **found}, indent=1) + "\n")
+    return _cells(path)
+
+def _cells(path:Path)->list[dict]:
+    "The cells that a file has."
+    return json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else []
 
 # %% ../nbs/22_experiments.ipynb #law
 class Law(NamedTuple):
@@ -99,7 +101,7 @@ class Law(NamedTuple):
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
 # %% ../nbs/22_experiments.ipynb #fit-law
-EXPONENTS = np.arange(.1, 1.21, .02)   # all that are tried
+EXPONENTS = np.arange(.1, 1.21, .04)   # all that are tried
 
 def fit_law(
     points:Sequence[Sequence[float]], # Parameters, tokens and loss of each run
@@ -120,7 +122,9 @@ def fit_law(
             error = (counts * (columns @ factors - 1)**2).sum()
             if error < least and factors.min() > 0:
                 E, A, B = map(float, factors)
-                best = Law(E, A * large**alpha, float(alpha), B * many**beta, float(beta))
+                A *= large**alpha   # back to the units of the runs
+                B *= many**beta
+                best = Law(E, float(A), float(alpha), float(B), float(beta))
                 least = error
     if best is None: raise ValueError("no law of this form fits these runs")
     return best
@@ -166,7 +170,7 @@ def mup_groups(
     lr:float,          # The learning rate that was found at the base width
     base:int,          # That width
 )->list[dict]:         # Two parameter groups for AdamW
-    "Divide the matrices' learning rate by the width. Source: Yang et al. 2022, table 8."
+    "Divide the matrices' rate by the width. Source: Yang et al. 2022, table 8."
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     matrices.append(model.head.weight)
     ids = {id(p) for p in matrices}
@@ -179,8 +183,8 @@ def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
 )->None:
     "`python -m llm_course.experiments`"
-    from llm_course.engine import experiments_command
-    experiments_command.main(argv)
+    from llm_course.engine import recipes
+    recipes.main(argv)
 
 # %% ../nbs/22_experiments.ipynb #run
 #| eval: false

@@ -14,8 +14,8 @@ from bench.experiments import keep, resume, small
 from bench.runner import read
 from llm_course.experiments import bootstrap_laws, fit_law, spend
 
-BUDGETS = {5e9: (8, 12, 16, 24), 1.5e10: (8, 16, 24, 32), 4.5e10: (16, 24, 32, 48), 1.35e11: (24, 32, 48, 64)}   # and the widths for each
-WIDER = 48, 64, 80, 96, 112, 128, 160   # what the larger run may choose from
+BUDGETS = {5e9: (4, 8, 12, 16, 24), 1.5e10: (8, 12, 16, 24, 32), 4.5e10: (12, 16, 24, 32, 48), 1.35e11: (16, 24, 32, 48, 64)}   # and the widths for each
+WIDER = 32, 40, 48, 56, 64, 80, 96, 112, 128, 160   # what the larger run may choose from
 SEEDS = range(2)
 HERE = Path(__file__)
 PREDICTION, TEST = HERE.with_name("prediction.json"), HERE.with_name("scaling_test.json")
@@ -68,6 +68,7 @@ def main(words: list[str]) -> None:
     if words == ["--predict"]: return predict()
     if words == ["--test"]: return test()
     grid = [{"budget": budget, "width": width, "seed": seed} for seed in SEEDS for budget, widths in BUDGETS.items() for width in widths]
+    if words: grid = grid[int(words[0])::int(words[1])]   # this of so many processes that share the work
     resume(__file__, f"Nats a character of {small.SCORED:,} characters that no run was trained on.", grid, run)
 
 
