@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 # %% ../nbs/22_experiments.ipynb #imports-course
 from .engine.commands import whole_file
@@ -79,9 +80,9 @@ def run_cells(
                 for old in _cells(path)]
         if any(done): continue
         cell = {**settings, **run(**settings)}
-        found = {"runs": [*_cells(path), cell]}   # read again: others may have added
-        with whole_file(path, "w") as file:   # the old one stays until it is whole
-            file.write(json.dumps({**about(), **found}, indent=1) + "\n")
+        with FileLock(f"{path}.lock"):   # several processes may share the work
+            found = {**about(), "runs": [*_cells(path), cell]}
+            with whole_file(path, "w") as file: file.write(json.dumps(found, indent=1))
     return _cells(path)
 
 def _cells(path:Path)->list[dict]:
@@ -105,7 +106,7 @@ EXPONENTS = np.arange(.1, 1.21, .04)   # all that are tried
 
 def fit_law(
     points:Sequence[Sequence[float]], # Parameters, tokens and loss of each run
-    weights:Sequence[float]|None=None, # How much each run counts; `None`: all alike
+    weights:Sequence[float]|np.ndarray|None=None, # How much each counts; `None`: alike
 )->Law:
     "Find the law with the smallest squared error. Source: Hoffmann et al. 2022, §3.3."
     parameters, tokens, losses = np.array(points, dtype=float).T

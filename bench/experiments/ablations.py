@@ -3,6 +3,7 @@ cell by cell, seed by seed, and goes on where it was stopped. (Norms, positions 
 
 All cells read the same number of characters, but for those that say `operations`: they take as many operations. A model with a vocabulary of its own is scored in nats a character, too."""
 import math
+import sys
 import time
 
 import numpy as np
@@ -73,11 +74,13 @@ def run(variant: str, seed: int) -> dict:
     return {"nats": round(nats, 4) if math.isfinite(nats) else None, "cpu_seconds": round(time.process_time() - began, 1)}
 
 
-def main() -> None:
-    "Train on one thread, all variants of a seed before the next seed."
+def main(words: list[str]) -> None:
+    "Train on one thread, all variants of a seed before the next seed. (With two numbers: this of so many processes that share the work; with names: these variants.)"
     torch.set_num_threads(1)
     grid = [{"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS]
+    if words and words[0].isdigit(): grid = grid[int(words[0])::int(words[1])]
+    elif words: grid = [cell for cell in grid if cell["variant"] in words]
     resume(__file__, f"Nats a character of {small.SCORED:,} characters that no run was trained on, after {STEPS * BATCH * small.LENGTH:,} characters.", grid, run)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(sys.argv[1:])

@@ -15,7 +15,7 @@ from bench.runner import read
 from llm_course.experiments import bootstrap_laws, fit_law, spend
 
 BUDGETS = {5e9: (4, 8, 12, 16, 24), 1.5e10: (8, 12, 16, 24, 32), 4.5e10: (12, 16, 24, 32, 48), 1.35e11: (16, 24, 32, 48, 64)}   # and the widths for each
-WIDER = 32, 40, 48, 56, 64, 80, 96, 112, 128, 160   # what the larger run may choose from
+WIDER = 48, 64, 80, 96, 112, 128   # what the larger run may choose from: narrower ones take longer for as many operations
 SEEDS = range(2)
 HERE = Path(__file__)
 PREDICTION, TEST = HERE.with_name("prediction.json"), HERE.with_name("scaling_test.json")
@@ -46,7 +46,7 @@ def predict() -> None:
     law, budget = fit_law(found), 10 * max(BUDGETS)
     width = min(WIDER, key=lambda width: abs(small.operations(width) / 6 / (8 * small.LENGTH) / spend(law, budget)[0] - 1))
     parameters = small.operations(width) / 6 / (8 * small.LENGTH)
-    told = sorted(other(parameters, budget / 6 / parameters) for other in bootstrap_laws(found))
+    told = sorted(other(parameters, budget / 6 / parameters) for other in bootstrap_laws(found, 50))
     low, high = told[round(.025 * len(told))], told[round(.975 * len(told)) - 1]
     keep(PREDICTION, {"what": "The loss that a run with ten times the largest fitted budget will reach: written before it was run.", "budget": budget, "width": width,
                       "steps": round(budget / small.operations(width)), "nats": round(law(parameters, budget / 6 / parameters), 4),

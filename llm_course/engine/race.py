@@ -152,10 +152,11 @@ def guard(
 
 def _own_folders()->list[Path]:
     "What Python and its packages may read."
-    import matplotlib
+    home = Path.home()
+    caches = [os.environ.get("MPLCONFIGDIR"), home/".cache"/"matplotlib",
+              home/".config"/"matplotlib", home/".matplotlib"]   # it draws the curve
     found = [sys.prefix, sys.base_prefix, Path(__file__).parents[1], "/dev", "/proc",
-             "/sys", "/usr/lib", "/usr/share", matplotlib.get_cachedir(),
-             matplotlib.get_configdir()]
+             "/sys", "/etc", "/usr/lib", "/usr/share", *caches]
     return [Path(path) for path in [*found, *sys.path] if path and Path(path).exists()]
 
 # %% ../../nbs/engine/race.ipynb #learn
@@ -172,7 +173,7 @@ def _own_module(entry:Path):
     path = entry/"model.py"
     if not path.is_file(): return None
     spec = spec_from_file_location("race_entry", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None: raise Refused(f"{path} is no module")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

