@@ -50,8 +50,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a p
 
 def write_entry(folder, code=None, **recipe):
     folder.mkdir()
-    (folder/"recipe.json").write_text(json.dumps(recipe), "utf-8")
-    if code: (folder/"model.py").write_text(code, "utf-8")
+    (folder/"recipe.json").write_text(json.dumps(recipe), "utf-8", newline="\n")
+    if code: (folder/"model.py").write_text(code, "utf-8", newline="\n")
     return folder
 
 
@@ -59,7 +59,7 @@ def write_entry(folder, code=None, **recipe):
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_refused(name, tmp_path):
     line, said = CHEATS[name]
-    (tmp_path/"whole.txt").write_text("to be or not to be that is the question", "utf-8")
+    (tmp_path/"whole.txt").write_text("to be or not to be that is the question", "utf-8", newline="\n")
     entry = write_entry(tmp_path/"entry", f"def train(folder, seed, threads, recipe):\n    {line}\n", there=str(tmp_path/"whole.txt"))
     (tmp_path/"work").mkdir()
     limit = .5 if "child" in name else 60.
@@ -68,7 +68,7 @@ def test_a_cheat_is_refused(name, tmp_path):
 
 @linux
 def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
-    (tmp_path/"whole.txt").write_text("to be or not to be " * 50 + "that is the question", "utf-8")
+    (tmp_path/"whole.txt").write_text("to be or not to be " * 50 + "that is the question", "utf-8", newline="\n")
     entry = write_entry(tmp_path/"entry", LETTERS, max_seq_len=8)
     def cut(path): return path.read_text("utf-8")[:-20], path.read_text("utf-8")[-20:]
     result = race.enter(entry, tmp_path/"whole.txt", cut, lambda seed: race.Run(6. + .01 * seed, 100.), threads=1)
@@ -79,7 +79,7 @@ def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
 
 def test_a_recipe_alone_is_trained_and_scored(tmp_path):
     text = "to be or not to be that is the question " * 40
-    (tmp_path/"train.txt").write_text(text, "utf-8")
+    (tmp_path/"train.txt").write_text(text, "utf-8", newline="\n")
     entry = write_entry(tmp_path/"entry", d_model=16, num_layers=1, num_heads=1, d_ff=16, max_seq_len=16, batch_size=4, iterations=2, vocab_size=260)
     race.train_recipe(tmp_path, 0, 1, json.loads((entry/"recipe.json").read_text("utf-8")))
     from llm_course.bpe_tokenizer import BpeTokenizer
@@ -103,7 +103,7 @@ def test_a_race_is_refused_if_it_took_longer():
 
 @pytest.mark.parametrize("recipe", [None, "no json", "[]"])
 def test_an_entry_without_a_recipe_is_refused(recipe, tmp_path):
-    if recipe: (tmp_path/"recipe.json").write_text(recipe, "utf-8")
+    if recipe: (tmp_path/"recipe.json").write_text(recipe, "utf-8", newline="\n")
     with pytest.raises(race.Refused, match="needs a recipe.json"): race.attempt(tmp_path, "", "", tmp_path)
 
 

@@ -16,7 +16,7 @@ from llm_course.engine.muon import Muon, Together
 from llm_course.optim import AdamW, params_for_decay
 from llm_course.transformer import Transformer
 
-SEEDS = range(5)
+SEEDS = range(8)
 WIDTH, RATE, DECAY, BATCH, STEPS = 32, .02, .1, 8, 250
 VARIANTS = {
     "ours": {},
