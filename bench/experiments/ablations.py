@@ -4,7 +4,9 @@ cell by cell, seed by seed, and goes on where it was stopped. (Norms, positions 
 All cells read the same number of characters, but for those that say `operations`: they take as many operations. A model with a vocabulary of its own is scored in nats a character, too."""
 import math
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,9 +50,11 @@ def optimizer_of(model, rate: float, decay: float, muon: bool):
 
 
 def with_tokens(vocab: int) -> tuple[np.ndarray, np.ndarray, int]:
-    "A twentieth of the training split and all of the scored text in tokens of BPE, and the characters of the latter."
+    "A part of the training split and all of the scored text in tokens of BPE, and the characters of the latter."
     parts = [bytes(part).decode() for part in small.texts()]
-    tokenizer = BpeTokenizer.train(parts[0][:200_000], vocab, [])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder)/"text.txt").write_text(parts[0][:200_000], "utf-8", newline="")
+        tokenizer = BpeTokenizer.train(Path(folder)/"text.txt", vocab, [])
     return *(np.array(tokenizer.encode(part), np.uint16) for part in (parts[0][:800_000], parts[1])), len(parts[1])
 
 

@@ -2,6 +2,7 @@
 import math
 import sys
 import time
+from statistics import fmean
 
 import torch
 
@@ -31,7 +32,7 @@ def run(width: int, mup: bool, rate: float, seed: int) -> dict:
     began = time.process_time()
     model, optimizer = built(width, mup, rate, seed)
     losses = small.train(model, optimizer, STEPS, seed, BATCH)
-    nats = sum(losses[-20:]) / 20
+    nats = fmean(losses[-20:])
     return {"nats": round(nats, 4) if math.isfinite(nats) else None, "cpu_seconds": round(time.process_time() - began, 1)}
 
 
