@@ -408,7 +408,7 @@ async function take(given) {
 
 const refresh = llm.latest(async () => {
   const {machine, ids, position, block} = state, now = performance.now()
-  const show = !state.writing || now - state.shown > 40, all = !state.writing || now - state.filled > 400   // while it writes, the page follows more slowly, and the boxes still more
+  const show = !state.writing || now - state.shown > 80, all = !state.writing || now - state.filled > 1000   // while it writes, the page follows more slowly, and the boxes still more
   try {
     const seen = await machine.ask("read", {ids, off: [...state.off], position, block, all, rate: llm.rateAt(state.step)})
     if (machine !== state.machine) return

@@ -292,7 +292,7 @@ function makeModel() {
     // What a step of training would do to the head, from the last tokens that were read: each should say the one after it. The weights stay as they are.
     learn(rate, position, longest = 1, decay = 0.01) {
       const head = this.weights["head.weight"], d = this.config.d_model, vocab = this.config.vocab_size
-      const most = Math.max(1, Math.min(32, Math.floor(2 ** 25 / head.length))), start = Math.max(0, this.ids.length - 1 - most)
+      const most = Math.max(1, Math.min(16, Math.floor(2 ** 25 / head.length))), start = Math.max(0, this.ids.length - 1 - most)
       const targets = this.ids.slice(start + 1), n = targets.length
       if (!n) return null
       const inputs = this.streams.slice(start, start + n).map(x => this.normed(x)), logits = inputs.map(x => linear(x, head)), shares = logits.map(softmax)
