@@ -167,7 +167,12 @@ def test_logits_are_torchs_on_random_models(scripts, name, tmp_path):
 
 def test_every_option_of_a_model_is_among_these():
     sizes = "vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"
-    assert {field.name for field in fields(ModelConfig)} == {*sizes, *(name for options in SHAPES.values() for name in options)}
+    assert {field.name for field in fields(ModelConfig)} - {"variant"} == {*sizes, *(name for options in SHAPES.values() for name in options)}
+
+
+def test_a_model_of_another_family_is_refused_in_one_sentence(scripts, tmp_path):
+    save_file({}, tmp_path/"model.safetensors", {"config": json.dumps(asdict(ModelConfig()) | {"variant": {"gelu": True}})})
+    assert scripts.evaluate("file => refusal(() => llm.readModel(unpack(file)))", packed(tmp_path/"model.safetensors"))["refused"].startswith("This model is of another family than Llama's")
 
 
 @torch.no_grad()
