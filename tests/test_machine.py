@@ -239,7 +239,7 @@ def test_a_step_of_training_is_torchs(scripts):
     old = weight.detach().clone()
     AdamW([weight], lr=cos_lr_scheduler(300, 100, 1000, 0., 0.01), weight_decay=0.01).step()
     change = weight.detach() - old
-    torch.testing.assert_close(torch.tensor(got["change"]), change[ids[5]], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(got["change"]), change[ids[5]], rtol=1e-4, atol=1e-6)
     assert got["ratio"] == pytest.approx((change.norm() / old.norm()).item(), rel=1e-3)
     torch.testing.assert_close(torch.tensor(got["after"]), losses().detach(), rtol=0, atol=1e-3)
     assert sum(got["after"]) < sum(got["losses"])
@@ -526,7 +526,10 @@ def figures(browser, folder):
 
 
 def test_every_figure_has_its_place_in_a_chapter():
-    for page, name in FIGURES.items(): assert f'<div data-figure=\\"{name}\\"></div>' in (root/"nbs"/f"{page}.ipynb").read_text("utf-8")
+    for page, name in FIGURES.items():
+        cells = json.loads((root/"nbs"/f"{page}.ipynb").read_text("utf-8"))["cells"]
+        at = next(i for i, cell in enumerate(cells) if f'<div data-figure="{name}"></div>' in "".join(cell["source"]))
+        assert any("image/svg+xml" in out.get("data", {}) for out in cells[at - 1]["outputs"])   # the picture that stands there in Colab and in print
     assert "machine/figures.js" in (root/"_quarto.yml").read_text("utf-8")   # Quarto's pages ask for it as ours do
 
 
