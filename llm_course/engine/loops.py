@@ -46,8 +46,10 @@ def shared(
 def row(numbers, scale, i, x):
     "Row `i` of a matrix times `x`."
     if numbers.ndim == 3: return _row_of_pairs(numbers, scale, i, x)
-    total = np.float32(0)
-    for j in range(len(x)): total += np.float32(numbers[i, j]) * x[j]
+    total, whole = np.float32(0), len(x) // 64 * 64
+    for first in range(0, whole, 64):
+        for j in range(64): total += np.float32(numbers[i, first + j]) * x[first + j]
+    for j in range(whole, len(x)): total += np.float32(numbers[i, j]) * x[j]
     return scale[i, 0] * total
 
 @compiled
