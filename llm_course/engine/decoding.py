@@ -281,7 +281,7 @@ class Step:
         self.embedding = model.embedding.weight.detach()
         self.bound:dict[tuple[int, int, int], tuple] = {}   # by what `bind` takes
         self.group = a.num_heads // a.num_kv_heads
-        self.wide = c.d_model >= 256
+        self.wide = c.d_model > 256
         self.sizes = a.num_kv_heads, self.group, a.d_k, c.d_model, c.d_ff
         self.turns = torch.view_as_complex(a.rope.turns)[:, None]
         self.memory = torch.stack([cache.both for cache in caches])

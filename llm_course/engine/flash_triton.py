@@ -180,7 +180,7 @@ def _settings(q:Tensor, k:Tensor, causal:bool)->dict:
 
 @functools.cache
 def _tuned(kernel:Any)->Any:
-    "Let Triton try tiles and numbers of warps, and keep the fastest for each head size."
+    "Let Triton try tiles and warps, and keep the fastest for each head size."
     tries = [triton.Config({"TILE": tile}, num_warps=warps, num_stages=stages)
              for tile in (32, 64, 128) for warps in (4, 8) for stages in (2, 3)]
     return triton.autotune(tries, key=["D", "GROUP", "CAUSAL"])(kernel)
