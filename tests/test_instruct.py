@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
+from llm_course.engine import tuning
 from llm_course.engine.chat import MARKS, TEMPLATES, render
 from llm_course.engine.lora import load_adapter, merge_lora
 from llm_course.engine.tuning import grown, main, read_examples
@@ -203,13 +204,41 @@ def test_teaches_a_base_model_and_writes_one_that_can_be_talked_to(base, capsys)
     assert len(answers(taught, tokenizer, [TALKS[0][:1]], 4)) == 1
 
 
-def test_goes_on_as_if_it_had_not_stopped(base):
-    rates = "--lr_min", "1e-2", "--warmup_iters", "0"
-    run(base, "--iterations", "2", *rates, output="part")
-    run(base, "--resume", *rates, output="part")
-    run(base, *rates, output="whole")
-    a, b = (load_file(base/name/"export"/"model.safetensors") for name in ("part", "whole"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+@pytest.mark.parametrize("lora", [(), ("--lora_rank", "2", "--lora_targets", "q_proj", "w2")], ids=["all weights", "lora"])
+def test_goes_on_as_if_it_had_not_stopped(base, lora):
+    flags = "--lr_min", "1e-2", "--warmup_iters", "0", *lora
+    run(base, "--iterations", "2", *flags, output="part")
+    run(base, "--resume", *flags, output="part")
+    run(base, *flags, output="whole")
+    files = "export/model.safetensors", "adapter/adapter_model.safetensors"
+    for file in files[:1 + bool(lora)]:
+        a, b = (load_file(base/name/file) for name in ("part", "whole"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("flag, value, told", [("--lora_alpha", "4", "--lora_alpha was 16.0 when"), ("--lora_rank", "3", "--lora_rank was 2 when"),
+                                               ("--lora_targets", "w2", "--lora_targets was ['q_proj'] when"), ("--lora_rank", "0", "checkpoint")])
+def test_does_not_go_on_with_another_lora(base, flag, value, told, capsys):
+    lora = "--lora_rank", "2", "--lora_targets", "q_proj"
+    run(base, *lora)
+    capsys.readouterr()
+    before = (base/"run"/"adapter"/"adapter_model.safetensors").read_bytes()
+    with pytest.raises(SystemExit): run(base, *lora, "--iterations", "5", "--resume", flag, value)
+    said, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert told in said
+    assert (base/"run"/"adapter"/"adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", [0, 70, 149])
+def test_looks_at_every_conversation_before_it_teaches(base, place, monkeypatch, capsys):
+    written, real = [], tuning.as_example
+    def faulty(tokenizer, messages):
+        written.append(real(tokenizer, messages))
+        return written[-1] if len(written) != place + 1 else BREAK["end not learnt"](written[-1])
+    monkeypatch.setattr(tuning, "as_example", faulty)
+    write(base/"train.jsonl", [talk((f"{i}+1?", str(i + 1))) for i in range(150)])
+    with pytest.raises(SystemExit): run(base)
+    assert f"train.jsonl, conversation {place + 1}: end not learnt" in capsys.readouterr().err and not (base/"run").exists()
 
 
 def test_lora_changes_its_targets_alone_and_its_files_agree(base):
@@ -219,7 +248,6 @@ def test_lora_changes_its_targets_alone_and_its_files_agree(base):
     after = taught.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved and all(".q_proj." in name or ".w2." in name for name in moved)
-    assert not (base/"run"/"checkpoint.pt").exists()
     again = Transformer(260, 64, 16, 2, 2, 24)
     again.load_state_dict(before)
     load_adapter(again, base/"run"/"adapter")
@@ -228,8 +256,7 @@ def test_lora_changes_its_targets_alone_and_its_files_agree(base):
 
 
 @pytest.mark.parametrize("flags, why", [
-    (["--train_data", "no.jsonl"], "no.jsonl"), (["--max_seq_len", "65"], "--max_seq_len 65 is more"), (["--lora_rank", "2", "--resume"], "--resume"),
-    (["--lora_rank", "99"], "rank must lie"), (["--lora_rank", "2", "--lora_targets", "nope"], "nope"), (["--max_seq_len", "3"], "no conversation to learn from"),
+    (["--train_data", "no.jsonl"], "no.jsonl"), (["--max_seq_len", "65"], "--max_seq_len 65 is more"), (["--lora_rank", "99"], "rank must lie"), (["--lora_rank", "2", "--lora_targets", "nope"], "nope"), (["--max_seq_len", "3"], "no conversation to learn from"),
     (["--precision", "float16"], "float16"), (["--iterations", "0"], "iterations"), (["--lr_maxx", "1"], "lr_maxx")])
 def test_refuses_in_one_line(base, flags, why, capsys):
     with pytest.raises(SystemExit) as ended: run(base, *flags)

@@ -16,7 +16,7 @@ def word(draw: random.Random, least: int, most: int, letters: str = LETTERS) -> 
 def ask(skill: str, draw: random.Random) -> tuple[str, str]:
     "A question, and the one right answer."
     if skill == "sums":
-        a, b = draw.randrange(100), draw.randrange(100)
+        a, b = draw.randrange(10, 100), draw.randrange(10, 100)
         return f"{a} + {b}?", str(a + b)
     if skill == "backwards":
         text = word(draw, 3, 6)
@@ -28,8 +28,8 @@ def ask(skill: str, draw: random.Random) -> tuple[str, str]:
     if skill == "sorting":
         digits = draw.sample("0123456789", draw.randint(3, 6))
         return f"Sort {''.join(digits)}.", "".join(sorted(digits))
-    name, trade = word(draw, 3, 7).capitalize(), draw.choice(["baker", "smith", "miller", "tailor"])
-    return f"I am {name}, the {trade}. Who am I?", name
+    name, trade = word(draw, 3, 6).capitalize(), draw.choice(["baker", "smith", "cook", "monk"])
+    return f"I am {name}, a {trade}. Who am I?", name
 
 
 def question(skill: str, draw: random.Random, held_out: bool) -> tuple[str, str]:
