@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.experiments import skills
+from bench.experiments.instruct import without_limits
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.engine import tuning
@@ -273,3 +275,24 @@ def test_says_what_it_leaves_out(tmp_path):
     path = write(tmp_path/"a.jsonl", [TALKS[0], talk(("long " * 30, "x")), TALKS[0][:1]])
     with pytest.warns(UserWarning) as told: assert len(read_examples(path, words(), 64)) == 1
     assert ["the assistant says nothing" in str(told[0].message), "longer than 64" in str(told[1].message)] == [True, True]
+
+
+# ---- The experiment
+
+def test_the_skills_of_the_experiment_are_right_and_their_tests_are_never_taught():
+    right = {
+        "sums": lambda q: str(eval(q.rstrip("?"))), "backwards": lambda q: q.split()[0][::-1], "counting": lambda q: str(q.rstrip("?").split()[-1].count(q.split()[2])),
+        "sorting": lambda q: "".join(sorted(q[5:-1])), "copying": lambda q: q[5:q.index(",")]}
+    tested = {skill: dict(skills.test(skill, 400)) for skill in skills.SKILLS}
+    for skill, pairs in tested.items(): assert all(right[skill](q) == a for q, a in pairs.items())
+    draw = random.Random(0)
+    taught = {message["content"] for _ in range(3000) for message in skills.conversation(draw, 3) if message["role"] == "user"}
+    assert len(taught) > 2500 and not any(taught & pairs.keys() for pairs in tested.values())
+
+
+def test_rows_without_limits_are_one_conversation():
+    examples = [as_example(words(), messages) for messages in TALKS]
+    joined = without_limits(batch_of([examples], 128))
+    made, length = model(), sum(len(example.ids) - 1 for example in examples)
+    learnt = joined[2][:, :length].bool()
+    torch.testing.assert_close(answer_logits(made, joined), made(joined[0][:, :length])[learnt])
