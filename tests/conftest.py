@@ -58,6 +58,31 @@ def seeded():
     torch.manual_seed(0)
 
 
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads_as_at_first():
+    "A run may set torch's number of threads; more than there are cores to spare would make all tests after it slow."
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def drawn():
+    "Asked for by tests that look at the picture of a run's losses."
+    from matplotlib import pyplot
+    pyplot.switch_backend("agg")   # it looks for a notebook the first time
+
+
+@pytest.fixture(autouse=True)
+def plain_picture(request, monkeypatch):
+    "To draw the losses takes longer than all the rest of a small run: the picture is drawn where it is looked at, and in processes of their own."
+    diary = sys.modules.get("llm_course.engine.diary")
+    if diary and "drawn" not in request.fixturenames: monkeypatch.setattr(diary, "losses_as_svg", lambda history: b"<svg/>")
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).

@@ -1,5 +1,6 @@
 "How the next token is drawn, that the cache changes nothing, and that text comes whole."
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -725,6 +726,14 @@ def test_several_prompts_speak_as_each_does_alone(device):
     together = generate(model, tokenizer, prompts, 30, 0., stop=["e", "qu"])
     assert together == [generate(model, tokenizer, prompt, 30, 0., stop=["e", "qu"]) for prompt in prompts]
     with pytest.raises(ValueError, match="must not be empty"): stream(model, tokenizer, "a", stop="")
+
+
+def test_the_compiled_product_leaves_torch_its_threads():
+    "In a process of its own: numba starts its threads once."
+    pytest.importorskip("numba")
+    code = "import torch; from llm_course.engine.int8 import compiled_product; assert compiled_product(8); print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout == "1\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("bits, d_in, d_out, bias", [(8, 32, 48, False), (8, 33, 7, True), (4, 128, 64, True), (4, 64, 3, False)])

@@ -497,7 +497,7 @@ def test_a_notebook_shows_one_picture_and_updates_it_in_place(asked):
     assert left["data"]["image/svg+xml"] == pictures[-1][2]
 
 
-def test_the_curve_is_drawn_live_in_a_notebook(asked, monkeypatch):
+def test_the_curve_is_drawn_live_in_a_notebook(asked, drawn, monkeypatch):
     import IPython.display
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: shown.append(picture.data) or types.SimpleNamespace(update=lambda p: shown.append(p.data)))

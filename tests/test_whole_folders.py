@@ -25,10 +25,6 @@ root = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no fork, no modes, and links need a privilege there")
 
 
-@pytest.fixture(autouse=True)
-def plain_picture(monkeypatch): monkeypatch.setattr(diary, "losses_as_svg", lambda history: b"<svg/>")   # to draw takes longer than all the rest
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")

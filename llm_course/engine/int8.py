@@ -59,7 +59,9 @@ def compiled_product(
     whole = numba.int8[:, ::1] if bits == 8 else numba.uint8[:, :, ::1]
     rows, out = numba.float32[:, ::1], numba.float32[:, :]
     kind = numba.void(whole, rows, rows, out, numba.boolean)
+    threads = torch.get_num_threads()
     product = njit(kind, parallel=True, fastmath=few, cache=True)(plain)
+    torch.set_num_threads(threads)   # numba has started its own, and changed this
     most = numba.get_num_threads()
     lock = threading.Lock()   # one of numba's ways to share work has a single team
     def run(*arguments):
