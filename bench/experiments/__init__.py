@@ -25,9 +25,9 @@ def keep(script: str, found: dict) -> None:
 
 def resume(script: str, what: str, grid: list[dict], run: Callable[..., dict]) -> None:
     "Make each run of a grid that the script's file lacks, and keep each as soon as it is there."
+    def runs() -> list[dict]: return read(Path(script).with_suffix(".json")).get("runs", [])
     for settings in grid:
-        runs = read(Path(script).with_suffix(".json")).get("runs", [])   # another process may have added to it
-        if any(settings.items() <= old.items() for old in runs): continue
-        runs.append(settings | run(**settings))
-        print(runs[-1], flush=True)
-        keep(script, {"what": what, "runs": runs})
+        if any(settings.items() <= old.items() for old in runs()): continue
+        found = settings | run(**settings)
+        print(found, flush=True)
+        keep(script, {"what": what, "runs": [*runs(), found]})   # another process may have added to it meanwhile

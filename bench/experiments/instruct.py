@@ -18,8 +18,8 @@ from llm_course.optim import AdamW
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
-SEEDS, ROW, ROWS, STEPS = 3, 128, 8, 2400
-SHAPE = dict(vocab_size=260, max_seq_len=ROW, d_model=64, num_layers=4, num_heads=4, d_ff=176)
+SEEDS, ROW, ROWS, STEPS = 3, 128, 8, 1500
+SHAPE = dict(vocab_size=260, max_seq_len=ROW, d_model=96, num_layers=4, num_heads=4, d_ff=256)
 RATES = {"muon": 0.02, "adamw": 4e-3}
 CHANGES = "nothing", "no mask", "no limits", "two matrices", "three questions"
 QUESTIONS = 400   # of each skill

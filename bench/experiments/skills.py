@@ -22,7 +22,7 @@ def ask(skill: str, draw: random.Random) -> tuple[str, str]:
         text = word(draw, 3, 6)
         return f"{text} backwards?", text[::-1]
     if skill == "counting":
-        text, letter = word(draw, 3, 6, "abcd"), draw.choice("abcd")
+        text, letter = word(draw, 3, 7, "abc"), draw.choice("abc")
         return f"How many {letter} in {text}?", str(text.count(letter))
     if skill == "sorting":
         digits = draw.sample("0123456789", draw.randint(3, 6))
