@@ -286,7 +286,7 @@ def test_the_skills_of_the_experiment_are_right_and_their_tests_are_never_taught
     tested = {skill: dict(skills.test(skill, 400)) for skill in skills.SKILLS}
     for skill, pairs in tested.items(): assert all(right[skill](q) == a for q, a in pairs.items())
     draw = random.Random(0)
-    taught = {message["content"] for _ in range(3000) for message in skills.conversation(draw, 3) if message["role"] == "user"}
+    taught = {message["content"] for _ in range(3000) for message in skills.conversation(draw, "sums", 3) if message["role"] == "user"}
     assert len(taught) > 2500 and not any(taught & pairs.keys() for pairs in tested.values())
 
 

@@ -27,19 +27,19 @@ WIDTHS = 16, 32   # the demo model has 128
 COUNT, FEWER = 200, 100   # Questions of each task; SmolLM2 is slower, and is asked the first of them
 
 
-def texts(folder: Path) -> None:
-    "The split of `make demo`, its tokenizer and its ids."
-    data.main(["--fetch", "shakespeare", "--output", str(folder)])
+def prepare(folder: Path) -> None:
+    "The tokenizer of `make demo`, and the ids of its texts."
     train_tokenizer(["--corpus", str(folder/"train.txt"), "--vocab_size", "1024", "--output", str(folder/"tokenizer.json")])
     data.main(["--tokenizer", str(folder/"tokenizer.json"), "--corpus", str(folder/"train.txt"), "--val_corpus", str(folder/"val.txt"), "--output", str(folder)])
 
 
 def trained(folder: Path, name: str, **changes):
-    "A model by the demo model's recipe, with changes."
+    "A model by the demo model's recipe, with changes, and its tokenizer."
+    if not (folder/"train.bin").exists(): prepare(folder)
     config = parse(training.TrainConfig, [*RECIPE.split(), "--train_data", str(folder/"train.bin"), "--val_data", str(folder/"val.bin"), "--device", "cpu",
                                           "--vocab_size", "1024", "--output", str(folder/name)])
     training.train(replace(config, **changes))
-    return load_model(folder/name/"checkpoint.pt", "cpu")
+    return load_model(folder/name/"checkpoint.pt", "cpu"), BpeTokenizer.load(folder/"tokenizer.json")
 
 
 def asked(model, tokenizer, plays: str, count: int = COUNT) -> dict:
@@ -60,10 +60,10 @@ def main(names: list[str]) -> None:
     old = Path(__file__).with_suffix(".json")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        texts(folder)
-        plays, tokenizer = (folder/"val.txt").read_text("utf-8"), BpeTokenizer.load(folder/"tokenizer.json")
+        data.main(["--fetch", "shakespeare", "--output", str(folder)])   # the split of `make demo`
+        plays = (folder/"val.txt").read_text("utf-8")
         shapes = {f"width {width}": dict(d_model=width, num_heads=max(2, width // 32), d_ff=width * 11 // 4) for width in WIDTHS} | {"record": RECORD}
-        makers = {name: lambda name=name: (trained(folder, name, **shapes[name]), tokenizer) for name in shapes}
+        makers = {name: lambda name=name: trained(folder, name, **shapes[name]) for name in shapes}
         makers["demo"] = lambda: load_demo("cpu")
         makers["SmolLM2"] = lambda: load_pretrained("smollm2-135m", "cpu", max_seq_len=2048)
         for name, make in makers.items():

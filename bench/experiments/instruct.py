@@ -18,7 +18,7 @@ from llm_course.optim import AdamW
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
-SEEDS, ROW, ROWS, STEPS = 3, 128, 8, 1500
+SEEDS, ROW, ROWS, STEPS, MIX = 3, 128, 8, 4000, "sums and counting"
 SHAPE = dict(vocab_size=260, max_seq_len=ROW, d_model=96, num_layers=4, num_heads=4, d_ff=256)
 RATES = {"muon": 0.02, "adamw": 4e-3}
 CHANGES = "nothing", "no mask", "no limits", "two matrices", "three questions"
@@ -37,13 +37,13 @@ def without_limits(batch: torch.Tensor) -> torch.Tensor:
     return batch
 
 
-def batches(seed: int, change: str) -> Iterator[torch.Tensor]:
+def batches(seed: int, change: str, mix: str) -> Iterator[torch.Tensor]:
     "New conversations for each step, which are a function of seed and step."
     words, step = tokenizer(), 0
     while True:
         draw, examples, room = random.Random(f"{seed} {step}"), [], ROW * ROWS
         while True:
-            example = as_example(words, conversation(draw, 3 if change == "three questions" else 1))
+            example = as_example(words, conversation(draw, mix, 3 if change == "three questions" else 1))
             if change == "no mask": example = Example(example.ids, [True] * len(example.ids))
             room -= len(example.ids) - 1
             if room < 0: break
@@ -59,7 +59,7 @@ def rate_at(step: int, steps: int) -> float:
     return min(1., step / 50, (steps - step) / (0.7 * steps))
 
 
-def train(seed: int, change: str, steps: int = STEPS, show: int = 0) -> tuple[Transformer, float, list[float]]:
+def train(seed: int, change: str, mix: str = MIX, steps: int = STEPS, show: int = 0) -> tuple[Transformer, float, list[float]]:
     "Train a model. Returns it, the processor seconds that it took, and every hundredth loss."
     torch.manual_seed(seed)
     model = Transformer(**SHAPE, tie=change != "two matrices")
@@ -68,7 +68,7 @@ def train(seed: int, change: str, steps: int = STEPS, show: int = 0) -> tuple[Tr
     optimizer = Together(Muon(inside, lr=RATES["muon"], weight_decay=0.), AdamW(others, lr=RATES["adamw"], weight_decay=0.))
     highest = [group["lr"] for group in optimizer.param_groups]
     scaler, losses, start = torch.amp.GradScaler("cpu", enabled=False), [], time.process_time()
-    for step, batch in zip(range(1, steps + 1), batches(seed, change)):
+    for step, batch in zip(range(1, steps + 1), batches(seed, change, mix)):
         for group, rate in zip(optimizer.param_groups, highest): group["lr"] = rate * rate_at(step, steps)
         pair = batch, batch[1][batch[2].bool()]
         loss, _ = train_step(lambda b: answer_logits(model, b), optimizer, scaler, [pair], 1.)
@@ -87,16 +87,16 @@ def ask(model: Transformer, n: int = QUESTIONS) -> dict[str, float]:
     return found
 
 
-def run(seed: int, change: str, steps: int) -> dict:
+def run(seed: int, change: str, mix: str, steps: int) -> dict:
     "One run of the grid."
-    model, seconds, losses = train(seed, change, steps, show=300)
+    model, seconds, losses = train(seed, change, mix, steps, show=500)
     return {"parameters": sum(p.numel() for p in model.parameters()), "processor_seconds": round(seconds, 1), "right": ask(model), "losses": losses}
 
 
 def main(*changes: str) -> None:
     "Make the runs that are still missing, seed by seed."
     torch.set_num_threads(1)
-    grid = [{"seed": seed, "change": change, "steps": STEPS} for change in changes or CHANGES for seed in range(SEEDS)]
+    grid = [{"seed": seed, "change": change, "mix": MIX, "steps": STEPS} for change in changes or CHANGES for seed in range(SEEDS)]
     resume(__file__, f"Share of {QUESTIONS} held-out questions of each skill, answered exactly.", grid, run)
 
 

@@ -3,7 +3,7 @@ import random
 import zlib
 
 SKILLS = "sums", "backwards", "counting", "sorting", "copying"
-OFTEN = 10, 3, 4, 2, 4   # how often each skill is asked in training: sums need the most practice
+MIXES = {"sums": (10, 3, 4, 2, 4), "sums and counting": (8, 2, 8, 1, 3)}   # how often each skill is asked in training
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HELD_OUT = 10   # one question in ten is kept for the test, by its checksum
 
@@ -38,11 +38,11 @@ def question(skill: str, draw: random.Random, held_out: bool) -> tuple[str, str]
         if (zlib.crc32(found[0].encode()) % HELD_OUT == 0) == held_out: return found
 
 
-def conversation(draw: random.Random, turns: int = 1) -> list[dict[str, str]]:
+def conversation(draw: random.Random, mix: str, turns: int = 1) -> list[dict[str, str]]:
     "A talk of one to `turns` questions, of any skills, with their answers."
     messages = []
     for _ in range(draw.randint(1, turns)):
-        asked, said = question(draw.choices(SKILLS, OFTEN)[0], draw, held_out=False)
+        asked, said = question(draw.choices(SKILLS, MIXES[mix])[0], draw, held_out=False)
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     return messages
 
