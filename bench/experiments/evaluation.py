@@ -71,7 +71,7 @@ def main(names: list[str]) -> None:
             print(name, flush=True)
             told = asked(*make(), plays, FEWER if name == "SmolLM2" else COUNT)
             found = read(old).get("models", {}) | {name: told}   # another process may have added to it
-            keep(__file__, {"what": "Questions that each model gets right, of how many, about plays that the widths were not trained on.", "models": found})
+            keep(__file__, {"what": "Questions that each model gets right, of how many, about four plays that none but SmolLM2 was trained on.", "models": found})
 
 
 if __name__ == "__main__": main([name for name in sys.argv[1:] if name != "--only"])
