@@ -24,8 +24,10 @@ from .checkpoint import apart, bare, pick_device
 from .data import end_of_text
 from .engine.commands import output_path
 from .engine.foreign_tokenizers import add_facts
+from .engine.families import variant_in
 from .engine.gguf import write_gguf
-from .engine.hf_folders import family_of, to_hf_config, write_folder
+from .engine.hf_folders import (
+    family_of, to_hf_config, words_of, write_folder)
 from .engine.hub import open_pretrained
 from llm_course.engine.model_files import (
     Stored, check_every_tensor, check_sizes, empty_model, head_size, import_package,
@@ -45,6 +47,8 @@ NAMES = {   # a part of ours: its name in Hugging Face's files, and in GGUF
     "attention.output_proj": ("self_attn.o_proj", "attn_output"),
     "attention.q_norm": ("self_attn.q_norm", "attn_q_norm"),
     "attention.k_norm": ("self_attn.k_norm", "attn_k_norm"),
+    "attention.post_norm": ("post_attention_layernorm", "post_attention_norm"),
+    "ffn.post_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
     "ffn.w1": ("mlp.gate_proj", "ffn_gate"),
     "ffn.w2": ("mlp.down_proj", "ffn_down"),
     "ffn.w3": ("mlp.up_proj", "ffn_up")}
@@ -52,7 +56,7 @@ NAMES = {   # a part of ours: its name in Hugging Face's files, and in GGUF
 # %% ../nbs/23_pretrained.ipynb #rename
 def rename(
     name:str, # A parameter of ours, such as `blocks.3.ffn.w1.weight`
-    to:str,   # Whose name is wanted: `hf`, `gguf`, or `ours` for no change
+    to:str,   # Whose name is wanted: `hf`, `gemma`, `gguf`, or `ours` for no change
 )->str:       # Such as `model.layers.3.mlp.gate_proj.weight`
     "Say a parameter's name as others do. Raises `ValueError` for one unknown to Llama."
     if to == "ours": return name
@@ -62,7 +66,8 @@ def rename(
                          "only models of the course's own parts can be exchanged")
     block, part, kind = found.groups()
     hugging_face, gguf = NAMES[part]
-    theirs, blocks = (hugging_face, "model.layers") if to == "hf" else (gguf, "blk")
+    if to == "gemma" and part == "ffn_norm": hugging_face = "pre_feedforward_layernorm"
+    theirs, blocks = (gguf, "blk") if to == "gguf" else (hugging_face, "model.layers")
     if block is None: return f"{theirs}.{kind}"
     return f"{blocks}.{block}.{theirs}.{kind}"
 
@@ -121,6 +126,7 @@ def fill(
         turn = stored.halves and is_turned(name)
         for rows in row_blocks(tuple(parameter.shape), d_k if turn else 1):
             numbers = stored.read(theirs, rows)
+            if stored.words == "gemma" and "norm" in name: numbers = 1 + numbers.float()
             parameter[rows] = to_pairs(numbers, d_k) if turn else numbers
             if not parameter[rows].isfinite().all():
                 raise ValueError(f"{stored.path} holds numbers in {theirs} "
@@ -135,7 +141,7 @@ def load_pretrained(
     max_seq_len:int|None=None,         # Longest text; `None` for the model's own
     revision:str|None=None,            # On the hub: a branch, a tag or a commit
 )->tuple[Transformer, BpeTokenizer]:   # Ready to evaluate
-    """Load a model of the families of Llama and Qwen, and its tokenizer.
+    """Load a model of Llama's family, or of another that is known, and its tokenizer.
 
     Names are `smollm2-135m`, or `owner/model` on the Hugging Face hub. Nothing in the
     files is run, and every tensor is accounted for. Raises `ValueError` or `OSError`,
@@ -159,7 +165,7 @@ def load_pretrained(
 # %% ../nbs/23_pretrained.ipynb #exported-tensors
 def named_tensors(
     model:Transformer,           # Whose parameters are wanted
-    to:str,                      # By whose names: `hf` or `gguf`
+    to:str,                      # By whose names: `hf`, `gemma` or `gguf`
     halves:bool,                 # Lay RoPE's pairs out in halves?
     dtype:torch.dtype|None=None, # Type of the numbers; `None` for the model's own
 )->dict[str, Tensor]:            # On the CPU; a tied head is left out
@@ -170,7 +176,9 @@ def named_tensors(
     tensors, d_k = {}, head_size(model.config)
     embedding, shapes = model.get_parameter("embedding.weight"), {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        numbers = parameter.detach().to("cpu", dtype)
+        numbers = parameter.detach()
+        if to == "gemma" and "norm" in name: numbers = numbers.float() - 1
+        numbers = numbers.to("cpu", dtype or parameter.dtype)
         if not numbers.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in "
                              f"{numbers.dtype}; "
@@ -197,11 +205,13 @@ def as_transformers(
     config = transformers.AutoConfig.for_model(**to_hf_config(ours.config))
     with torch.device("meta"):
         theirs = transformers.AutoModelForCausalLM.from_config(config)
-    tensors = named_tensors(ours, "hf", halves=True)
+    tensors = named_tensors(ours, words_of(ours.config), halves=True)
     if ours.config.tie: tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     theirs.load_state_dict(tensors, assign=True)
     rope = theirs.model.rotary_emb            # its table has no numbers on "meta"
     theirs.model.rotary_emb = type(rope)(config)
+    scale = torch.tensor(variant_in(ours.config).embedding_scale)
+    theirs.model.embed_tokens.embed_scale = scale   # the same holds for Gemma's
     return theirs.eval()
 
 # %% ../nbs/23_pretrained.ipynb #chatml
@@ -262,7 +272,7 @@ def export_pretrained(
     folder = output_path(folder, "folder", folder=True)
     ours = cast(Transformer, bare(model))
     roles = check_fit(ours, tokenizer)
-    tensors = named_tensors(ours, "hf", halves=True, dtype=dtype)
+    tensors = named_tensors(ours, words_of(ours.config), halves=True, dtype=dtype)
     write_folder(folder, ours.config, tensors, tokenizer, roles, about)
 
 def export_gguf(

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from .attention import ScaledDotProductAttention
 from .checks import check_of
 from .embedding import Embedding
+from .engine.families import Variant
 from .engine.parts import ROLES, constructors, own_parts, share_weight
 from .ffn import FFN, SiLu
 from .linear import Linear
@@ -148,11 +149,14 @@ class ModelConfig:
     qkv_bias:bool=False   # Add a learned vector to queries, keys, values, as in Qwen2?
     qk_norm:bool=False          # Normalise each query and key, as in Qwen3?
     rope_scaling:RopeScaling|dict|None=None # Slower pairs, for longer texts (Llama 3.1)
+    variant:Variant|dict|None=None # What other families changed
     dropout:float=0.            # Share of each branch to leave out while learning
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        if isinstance(self.variant, dict):
+            object.__setattr__(self, "variant", Variant(**self.variant))
         _check_shape(self)
 
 # %% ../nbs/15_transformer.ipynb #check-shape

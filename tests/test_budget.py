@@ -104,7 +104,8 @@ def test_the_account_of_a_run_covers_its_diary(asked, flags):
     assert account_of(config).peak == pytest.approx(most, rel=0.1)
 
 
-@pytest.mark.parametrize("options", [{}, {"tie": True}, {"num_kv_heads": 2}, {"d_k": 6, "qkv_bias": True, "qk_norm": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tie": True}, {"num_kv_heads": 2}, {"d_k": 6, "qkv_bias": True, "qk_norm": True},
+                                     {"qk_norm": True, "variant": {"norms": "both", "wide_qk_norm": True}}, {"variant": {"norms": "after"}}], ids=str)
 def test_sizes_and_work_are_those_of_the_model(options):
     config = ModelConfig(50, 8, 16, 3, 4, 24, **options)
     model = Transformer(**asdict(config), device="meta")

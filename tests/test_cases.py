@@ -23,6 +23,7 @@ from llm_course.engine.encode_files import encode_spans, whole
 from llm_course.engine.files import count_corpus
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, Composed, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import GgufFile
+from llm_course.engine.rope_tables import RopeScaling
 from llm_course.engine.tokenizer_formats import Rules
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.generating import generate, generate_ids
@@ -56,7 +57,7 @@ def folder_of(made, path, model=None, **config):
 # ---- A. What a file says is heeded, refused or told
 
 @pytest.mark.parametrize("said, value, kind", [
-    ("llama.rope.scale_linear", 4., "rule 'linear'"), ("llama.rope.scaling.factor", 4., "rule 'linear'"), ("llama.rope.scaling.type", "yarn", "rule 'yarn'"),
+    ("llama.rope.scaling.type", "yarn", "rule 'yarn'"),
     ("llama.rope.freq_base_swa", 7., "rope.freq_base_swa = 7.0"), ("llama.attention.scale", .5, "attention.scale"), ("llama.attention.clamp_kqv", 8., "clamp_kqv"),
     ("llama.attention.sliding_window", 16, "sliding_window"), ("llama.attention.causal", False, "causal"), ("llama.rope.scaling.attn_factor", 2., "attn_factor"),
     ("tokenizer.ggml.remove_extra_whitespaces", True, "remove_extra_whitespaces"), ("tokenizer.ggml.some_new_thing", "x", "some_new_thing"),
@@ -76,6 +77,13 @@ def test_what_says_nothing_changes_nothing(tokenizer, tmp_path, said):
     add_said(tmp_path/"a.gguf", tmp_path/"b.gguf", **said)
     again, _ = load_pretrained(tmp_path/"b.gguf", "cpu")
     assert torch.equal(again.head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize("name", ["llama.rope.scale_linear", "llama.rope.scaling.factor"])
+def test_a_factor_alone_slows_all_pairs_alike(tokenizer, tmp_path, name):
+    export_gguf(random_model(), tokenizer, tmp_path/"a.gguf")
+    add_said(tmp_path/"a.gguf", tmp_path/"b.gguf", **{name: 4.})
+    assert load_pretrained(tmp_path/"b.gguf", "cpu")[0].config.rope_scaling == RopeScaling(4., original_max_seq_len=1)
 
 
 def test_other_words_of_a_family_are_told(tokenizer, tmp_path):
@@ -168,7 +176,7 @@ def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, 
 
 
 @pytest.mark.parametrize("said, told", [({"rope_scaling": {"factor": 4.}}, "factor"), ({"rope_parameters": {"rope_theta": 1e4, "beta_fast": 3.}}, "beta_fast"),
-                                        ({"rope_scaling": {"type": "linear", "factor": 2.}}, "linear"), ({"some_new_option": 3}, None), ({"logit_scale": .5}, None)], ids=str)
+                                        ({"rope_scaling": {"type": "linear", "beta_slow": 2.}}, "beta_slow"), ({"some_new_option": 3}, None), ({"logit_scale": .5}, None)], ids=str)
 def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):
     export_pretrained(random_model(), tokenizer, tmp_path)
     data = json.loads((tmp_path/"config.json").read_text("utf-8")) | said

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from llm_course.engine.backward_passes import fused_gate, fused_rms_norm
 from llm_course.ffn import FFN, silu, swiglu
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -38,3 +39,10 @@ def test_two_gated_features_multiply():
 @pytest.mark.parametrize("d_model, d_ff", [(0, 3), (3, 0)])
 def test_refuses_an_empty_middle(d_model, d_ff):
     with pytest.raises(ValueError, match="needs features on both sides"): FFN(d_model, d_ff)
+
+
+@pytest.mark.parametrize("function, shapes", [(fused_gate, [(3, 4), (3, 4)]), (fused_rms_norm, [(3, 4), (4,)])], ids=["gate", "norm"])
+@pytest.mark.parametrize("learns", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
+def test_written_out_passes_have_second_derivatives_when_an_input_is_frozen(function, shapes, learns):
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=learn) for shape, learn in zip(shapes, learns, strict=True)]
+    assert torch.autograd.gradgradcheck(function, inputs)

@@ -398,7 +398,7 @@ def test_threads_are_set_where_asked(asked):
 
 
 def test_every_field_of_a_model_is_a_flag():
-    foreign = {"norm_eps", "d_k", "qkv_bias", "qk_norm", "rope_scaling"}   # for models that others have trained
+    foreign = {"norm_eps", "d_k", "qkv_bias", "qk_norm", "rope_scaling", "variant"}   # for models that others have trained
     defaults = {f.name: f.default for f in fields(ModelConfig)} | {"vocab_size": None}   # which the tokenizer decides
     flags = {f.name: f.default for f in fields(TrainConfig) if f.name in defaults}
     assert flags == {name: default for name, default in defaults.items() if name not in foreign}

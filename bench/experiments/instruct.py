@@ -18,7 +18,7 @@ from llm_course.optim import AdamW
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
-SEEDS, ROW, ROWS, STEPS, MIX = 3, 128, 8, 4000, "sums and counting"
+SEEDS, ROW, ROWS, STEPS, MIX = 3, 128, 8, 3000, "sums and counting"
 SHAPE = dict(vocab_size=260, max_seq_len=ROW, d_model=96, num_layers=4, num_heads=4, d_ff=256)
 RATES = {"muon": 0.02, "adamw": 4e-3}
 CHANGES = "nothing", "no mask", "no limits", "two matrices", "three questions"

@@ -50,11 +50,6 @@ def fused_rms_norm(
     return _normed(x, gain, eps)[0]
 
 # %% ../../nbs/engine/backward_passes.ipynb #fused-gate
-def _gate(a, b):
-    "The formula, for second derivatives."
-    wide = a.to(torch.promote_types(a.dtype, torch.float32))
-    return (wide * wide.sigmoid()).to(a.dtype) * b
-
 class _Gate(torch.autograd.Function):
     "silu(a) · b, with its backward pass written out."
     @staticmethod
@@ -67,8 +62,10 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         a, b, s = ctx.saved_tensors
-        if torch.is_grad_enabled():   # a second derivative is wanted
-            return torch.autograd.grad(_gate(a, b), (a, b), grad, create_graph=True)
+        if torch.is_grad_enabled():   # a second derivative asks where it came from
+            s = a.to(s.dtype).sigmoid()
+            u = a * s
+            return (grad * b * (s + u - u * s)).to(a.dtype), (grad * u).to(b.dtype)
         u = a * s
         slope = torch.addcmul(u, u, s, value=-1).add_(s)
         return slope.mul_(b).mul_(grad).to(a.dtype), u.mul_(grad).to(b.dtype)

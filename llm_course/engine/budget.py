@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from .families import variant_in
 from ..loss import cross_entropy
 from ..optim import AdamW
 from ..transformer import ModelConfig, Transformer
@@ -61,7 +62,9 @@ def count_parameters(
     matrices = c.d_model * (2*asked + 2*answered) + 3 * c.d_model * c.d_ff
     block = matrices + 2 * c.d_model
     if c.qkv_bias: block += asked + 2*answered
-    if c.qk_norm: block += 2 * d_k
+    variant = variant_in(c)
+    if c.qk_norm: block += asked + answered if variant.wide_qk_norm else 2 * d_k
+    if variant.norms == "both": block += 2 * c.d_model
     tables = 1 if c.tie else 2   # the embedding and the head
     numbers = c.num_layers * block + c.d_model + tables * c.vocab_size * c.d_model
     return matrices, block, numbers

@@ -42,6 +42,7 @@ class SentencePiece(BpeTokenizer):
         byte_ids:list[int],               # The id of each byte, for unknown letters
         special_tokens:Mapping[str, int], # Texts that are one token each
         rules:Rules|None=None,            # What stands around a prompt
+        space_first:bool=True,            # Put a space before each text?
     ):
         if len(byte_ids) != 256:
             raise ValueError(f"it spells {len(byte_ids)} bytes, and there are 256")
@@ -50,6 +51,7 @@ class SentencePiece(BpeTokenizer):
         super().__init__(   # no cuts at all
             vocab, pairs, special_tokens, "(?s:.+)", rules=rules)
         self.byte_ids = byte_ids
+        self.first = " " if space_first else ""
         self.vocab |= {id: bytes([byte]) for byte, id in enumerate(byte_ids)}
 
     @cached_property
@@ -58,15 +60,16 @@ class SentencePiece(BpeTokenizer):
         return Spelling(ids, self.special_tokens, self.rules)
 
     def encode_piece(self, piece:str)->list[int]:
-        "Encode what stands between two special tokens, behind a space of its own."
+        "Encode what stands between two special tokens, behind a space if it is so."
         ids = []
-        for letter in " " + piece.replace("▁", " "):
+        for letter in self.first + piece.replace("▁", " "):
             spelled = letter.encode()
             if spelled in self.ids: ids.append(self.ids[spelled])
             else: ids += [self.byte_ids[byte] for byte in spelled]
         return merge_by_rank(ids, self.ranks, self.joined)
 
-    def decode(self, ids:Iterable)->str: return super().decode(ids).removeprefix(" ")
+    def decode(self, ids:Iterable)->str:
+        return super().decode(ids).removeprefix(self.first)
 
     def save(self, path:str|Path)->None:
         "Write a `tokenizer.json`, which Hugging Face's `tokenizers` reads too."
@@ -89,6 +92,7 @@ def from_scores(
     scores:Mapping[int, float],       # How good each is; the best is made first
     byte_ids:list[int],               # The id of each single byte
     special_tokens:Mapping[str, int], # Texts that are one token each
+    space_first:bool=True,            # Put a space before each text?
 )->SentencePiece:
     """Make merges of scores: of all ways to part a piece in two, each is a merge.
 
@@ -105,16 +109,22 @@ def from_scores(
             if left in ids and right in ids:
                 found.append((-scores[id], ids[left], ids[right], left, right))
     merges = [(left, right) for *_, left, right in sorted(found)]
-    return SentencePiece(pieces, merges, byte_ids, special_tokens)
+    return SentencePiece(
+        pieces, merges, byte_ids, special_tokens, space_first=space_first)
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #pieces-json
-SPACE_FIRST = {"type": "Sequence", "normalizers": [
-    {"type": "Prepend", "prepend": "▁"},
-    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_UNMARK = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+           {"type": "ByteFallback"}, {"type": "Fuse"}]
+SPACE_FIRST = {"type": "Sequence",
+               "normalizers": [{"type": "Prepend", "prepend": "▁"}, _MARK]}
 SPACE_BACK = {"type": "Sequence", "decoders": [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-    {"type": "ByteFallback"}, {"type": "Fuse"},
-    {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    *_UNMARK, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+_NO_SPACE_FIRST = _MARK   # Gemma's
+_NO_SPACE_BACK = {"type": "Sequence", "decoders": _UNMARK}
+_AT_SPACES = {   # cuts where no space is left, and so nowhere
+    "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+    "invert": False}
 
 def _marked(token:bytes)->str:
     "The letters of a token, a space written as ▁."
@@ -141,27 +151,31 @@ def to_hf_pieces(
     tokenizer:SentencePiece, # What to write
 )->dict:                     # The contents of a `tokenizer.json`
     "Say a `SentencePiece` in the words of Hugging Face's `tokenizers`."
+    first = tokenizer.first != ""
     return dict(
         version="1.0", truncation=None, padding=None,
         added_tokens=added_tokens(tokenizer.special_tokens, tokenizer.rules),
-        normalizer=SPACE_FIRST, pre_tokenizer=None,
+        normalizer=SPACE_FIRST if first else _NO_SPACE_FIRST, pre_tokenizer=None,
         post_processor=around_prompts(tokenizer.vocab, tokenizer.rules),
-        decoder=SPACE_BACK, model=_hf_model(tokenizer))
+        decoder=SPACE_BACK if first else _NO_SPACE_BACK, model=_hf_model(tokenizer))
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #pieces-read
 def from_hf_pieces(
     data:dict, # The contents of a `tokenizer.json` with `byte_fallback`
 )->SentencePiece:
-    """Read what `to_hf_pieces` writes, and what Llama 2 and TinyLlama come with.
+    """Read what `to_hf_pieces` writes, and what Llama 2, TinyLlama and Gemma come with.
 
     Raises `ValueError` for one that prepares texts otherwise, or names an id twice."""
     check_hf(data)
     if data["model"].get("ignore_merges"): raise ValueError("it ignores merges")
-    if data.get("decoder") not in (None, SPACE_BACK):
-        raise ValueError("it decodes texts otherwise than Llama 2")
-    if data.get("normalizer") != SPACE_FIRST or data.get("pre_tokenizer"):
-        raise ValueError("it prepares texts otherwise than Llama 2, "
-                         "whose way is the one we know")
+    first = data.get("normalizer") == SPACE_FIRST
+    back = SPACE_BACK if first else _NO_SPACE_BACK
+    if data.get("decoder") not in (None, back):
+        raise ValueError("it decodes texts otherwise than Llama 2 or Gemma")
+    known = first or data.get("normalizer") == _NO_SPACE_FIRST
+    if not known or (data.get("pre_tokenizer") or _AT_SPACES) != _AT_SPACES:
+        raise ValueError("it prepares texts otherwise than Llama 2 or Gemma, "
+                         "whose ways are those we know")
     vocab = data["model"]["vocab"]
     added = data.get("added_tokens") or []
     special = {token["content"]: token["id"] for token in added}
@@ -176,7 +190,7 @@ def from_hf_pieces(
     plain = frozenset(token["content"] for token in added if not token.get("special"))
     before, after = ids_around(data.get("post_processor"))
     rules = Rules(before=before, after=after, plain=plain)
-    return SentencePiece(pieces, merges, byte_ids, special, rules)
+    return SentencePiece(pieces, merges, byte_ids, special, rules, first)
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #facts
 ROLES = "bos_token", "eos_token", "chat_template"   # the facts that we keep as `roles`

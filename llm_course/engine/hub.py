@@ -15,7 +15,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from ..data import fetch
 from .commands import one_line
 from .gguf import open_gguf
-from .hf_folders import check_family, open_folder
+from .hf_folders import from_hf_config, open_folder
 from .llama2c import open_llama2c
 from .model_files import Stored, explain, import_package, read_object
 
@@ -32,7 +32,7 @@ def _download(hub, name:str, revision:str|None)->Path:
         repository = f"{owner}/{model}"
         return Path(hub.hf_hub_download(repository, file[0], revision=revision))
     config = Path(hub.hf_hub_download(name, "config.json", revision=revision))
-    explain(name, check_family, read_object(config))
+    explain(name, from_hf_config, read_object(config))
     return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
 
 def from_hub(

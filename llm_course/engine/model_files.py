@@ -25,6 +25,7 @@ from torch import Tensor
 
 # %% ../../nbs/engine/model_files.ipynb #imports-course
 from .tokenizer_formats import errors_that_name, read_json
+from .families import Variant
 from .rope_tables import RopeScaling
 from ..transformer import ModelConfig, Transformer
 
@@ -35,7 +36,7 @@ class Stored(NamedTuple):
     config:ModelConfig                  # The shape of the model
     shapes:dict[str, tuple[int, ...]]   # The shape of each tensor, by the file's names
     read:Callable[[str, slice], Tensor] # Reads some rows of a tensor
-    words:str                           # Whose names these are: `hf`, `gguf` or `ours`
+    words:str                           # Whose names these are; chapter 23's `rename`
     halves:bool                         # Are RoPE's pairs laid out in halves?
 
 # %% ../../nbs/engine/model_files.ipynb #plausible
@@ -75,11 +76,10 @@ def model_shape(
     "Read a model's shape. Raises `ValueError` for what is missing, or is no shape."
     missing = [name for name in _SAID if name not in found]
     if missing: raise ValueError(f"it lacks {', '.join(missing)}")
-    rule = found.get("rope_scaling")
-    if isinstance(rule, dict):
-        found = {**found, "rope_scaling": checked_fields(RopeScaling, rule)}
+    for name, kind in ("rope_scaling", RopeScaling), ("variant", Variant):
+        inner = found.get(name)
+        if isinstance(inner, dict): found = {**found, name: checked_fields(kind, inner)}
     return checked_fields(ModelConfig, found)
-
 
 # %% ../../nbs/engine/model_files.ipynb #sizes
 def head_size(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.nn.functional import dropout
 from ..attention import attention, join_masks
 from .attention_kernel import fused_attention
 from .commands import input_file, one_line
+from .families import (
+    NoNorm, attend_as, norm_behind, parts_of, variant_in, widen_norms)
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
@@ -179,7 +182,9 @@ def constructors(
 # For embedding, block, final norm, head
 )->tuple[Callable, Callable, Callable, Callable]:
     "Turn parts by role, and options, into functions that build the parts of a model."
-    build = dict(ours) | {
+    variant = variant_in(config)
+    other = parts_of(variant)
+    build = dict(ours) | other | {
         role: checked_part(role, part) for role, part in parts.items()}
 
     norm_options = {}
@@ -196,24 +201,36 @@ def constructors(
     if config.rope_scaling is not None:
         options["rope"] = partial(build["rope"], scaling=config.rope_scaling)
     attends = "attend" in parts or "softmax" in parts
+    layers = count()   # blocks are built from the first to the last
     def build_attention(*shape):
-        if attends:
-            return build["attention"](*shape, attend=make_attend(parts), **options)
-        return build["attention"](*shape, **options)
+        more, short = dict(options), variant.is_short(next(layers))
+        attend = attend_as(variant, short, make_attend(parts) if attends else None)
+        if attend is not fused_attention: more["attend"] = attend
+        if short and variant.short_theta is not None:   # and nothing is slowed
+            shape = *shape[:-1], variant.short_theta
+            if config.rope_scaling is not None: more["rope"] = build["rope"]
+        layer = build["attention"](*shape, **more)
+        if variant.wide_qk_norm: widen_norms(layer, config.norm_eps)
+        return layer
+
+    drops, changed = config.dropout, config.variant is not None
+    def branch(build):   # with what stands behind it
+        if variant.norms != "before": build = norm_behind(build, norm)
+        return dropping(build, drops)
 
     inside:dict[str, Callable] = {}   # what the block is told: only what is not usual
-    if "norm" in parts or norm_options: inside["norm"] = norm
-    drops = config.dropout
-    if "attention" in parts or options or attends or drops:
-        inside["attention"] = dropping(build_attention, drops)
-    if "ffn" in parts or drops: inside["ffn"] = dropping(build["ffn"], drops)
+    if variant.norms == "after": inside["norm"] = NoNorm
+    elif "norm" in parts or norm_options: inside["norm"] = norm
+    if "attention" in parts or options or attends or drops or changed:
+        inside["attention"] = branch(build_attention)
+    if "ffn" in parts or drops or changed: inside["ffn"] = branch(build["ffn"])
     def build_block(*shape):
         block = build["block"](*shape, **inside)
         if "linear" in parts: replace_linears(block, build["linear"])
         return block
 
     head = build["head"]
-    if "linear" in parts and "head" not in parts: head = build["linear"]
+    if "linear" in parts and "head" not in {*parts, *other}: head = build["linear"]
     return dropping(build["embedding"], drops), build_block, final_norm, head
 
 # %% ../../nbs/engine/parts.ipynb #share

@@ -92,6 +92,8 @@ class SharedTable(nn.Module):
 class RopeScaling:
     """How Llama 3.1 slows down the pairs that never came round in training.
 
+    With an `original_max_seq_len` of 1 none came round, and all are slowed alike: that
+    is the rule `linear` of Chen et al. 2023.
     Source: Grattafiori et al. 2024, and Meta's code."""
     factor:float=8.0                # By how much the slow pairs are slowed
     low_freq_factor:float=1.0       # Pairs with so few turns are slowed fully

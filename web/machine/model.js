@@ -7,15 +7,16 @@ function makeModel() {
 
   const LARGEST = 256 * 2 ** 20   // bytes of a file
   const FIELDS = {vocab_size: "whole", max_seq_len: "whole", d_model: "whole", num_layers: "whole", num_heads: "whole", d_ff: "whole", rope_theta: "number",
-                  num_kv_heads: "whole", tie: "yes or no", norm_eps: "number", d_k: "whole", qkv_bias: "yes or no", qk_norm: "yes or no", rope_scaling: "rule", dropout: "share"}   // dropout is for learning; here nothing is left out
-  const DEFAULTS = {num_kv_heads: null, norm_eps: 1e-5, d_k: null, qkv_bias: false, qk_norm: false, rope_scaling: null, dropout: 0}
-  const MAY_LACK = ["num_kv_heads", "d_k", "rope_scaling"]   // null says: as usual
+                  num_kv_heads: "whole", tie: "yes or no", norm_eps: "number", d_k: "whole", qkv_bias: "yes or no", qk_norm: "yes or no", rope_scaling: "rule", variant: "nothing", dropout: "share"}   // dropout is for learning; here nothing is left out
+  const DEFAULTS = {num_kv_heads: null, norm_eps: 1e-5, d_k: null, qkv_bias: false, qk_norm: false, rope_scaling: null, variant: null, dropout: 0}
+  const MAY_LACK = ["num_kv_heads", "d_k", "rope_scaling", "variant"]   // null says: as usual
 
   const FITS = {
     whole: value => Number.isInteger(value) && value >= 1 && value < 2 ** 24,
     number: value => Number.isFinite(value) && value > 0,
     share: value => value >= 0 && value < 1,
     "yes or no": value => typeof value === "boolean",
+    nothing: () => false,   // what Gemma, Mistral and others changed is not computed here
     rule: value => ["factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"].every(name => FITS.number(value[name])) && value.high_freq_factor > value.low_freq_factor,
   }
 
