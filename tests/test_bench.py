@@ -465,6 +465,15 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
     assert kept["what"] == "Sums." and [run["y"] for run in kept["runs"]] == [2, 3, 3, 4]
 
 
+def test_experiments_side_by_side_keep_each_others_runs(tmp_path):
+    script = str(tmp_path/"some.py")
+    def run(x):
+        if x == 1: experiments.resume(script, "Sums.", [{"x": 2}], run)   # another process is ready first
+        return {"y": x}
+    experiments.resume(script, "Sums.", [{"x": 1}], run)
+    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2}, {"x": 1, "y": 1}]
+
+
 def test_an_experiment_takes_cells_that_are_there(tmp_path):
     assert experiments.cells("15_transformer", "imports-page", "floor", "growing")["d_model"] == 32
     with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
