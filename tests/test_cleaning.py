@@ -5,8 +5,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course.engine.cleaning import (
-    SAMPLES, Languages, c4_faults, c4_lines, candidate_pairs, candidate_rate, drop_repeated_lines, extract_text, first_copies,
-    first_of_similar, gopher_faults, jaccard, mask_emails, mask_ips, mask_phone_numbers, minhash, shared_ngrams, word_ngrams)
+    SAMPLES,
+    Languages,
+    c4_faults,
+    c4_lines,
+    candidate_pairs,
+    candidate_rate,
+    drop_repeated_lines,
+    extract_text,
+    first_copies,
+    first_of_similar,
+    gopher_faults,
+    jaccard,
+    mask_emails,
+    mask_ips,
+    mask_phone_numbers,
+    minhash,
+    shared_ngrams,
+    word_ngrams,
+)
 
 few = settings(max_examples=30, deadline=None)
 languages = Languages(SAMPLES)

@@ -51,15 +51,18 @@ class _TextParser(HTMLParser):
         if self.unread: self.aside.append(piece)
         else: self.pieces.append(piece)
 
+def _decode(page:bytes)->str:
+    "Read a page as UTF-8 or, if it isn't that, as Windows-1252."
+    try: return page.decode("utf-8")
+    except UnicodeDecodeError: return page.decode("cp1252", errors="replace")
+
 def extract_text(
     page:str|bytes, # HTML; bytes are read as UTF-8 or else as Windows-1252
 )->str:             # Its text, a line for each block of it
     "Take the text out of a page, without scripts, styles, menus and forms."
-    if isinstance(page, bytes):
-        try: page = page.decode("utf-8")
-        except UnicodeDecodeError: page = page.decode("cp1252", errors="replace")
+    html = page if isinstance(page, str) else _decode(page)
     parser = _TextParser()
-    parser.feed(re.sub(r"<!\[[^<>]*>?", " ", page))   # old parsers stumble over these
+    parser.feed(re.sub(r"<!\[[^<>]*>?", " ", html))   # old parsers stumble over these
     parser.close()
     lines = "".join(parser.pieces + parser.aside).split("\n")
     lines = [" ".join(line.split()) for line in lines]
