@@ -192,6 +192,7 @@ def c4_faults(
     return [name for name, broken in faults.items() if broken]
 
 # %% ../../nbs/engine/cleaning.ipynb #mask
+#| code-fold: true
 _EMAIL = r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 _PHONE = (r"(?<![\w.])(?:\+?1[ .-])?(?:\([0-9]{3}\)|[0-9]{3})[ .-]{0,2}"
           r"[0-9]{3}[ .-]?[0-9]{4}(?![\w])")
@@ -333,10 +334,9 @@ def first_of_similar(
 
 # %% ../../nbs/engine/cleaning.ipynb #decontaminate
 def shared_ngrams(
-    text:str,           # A document
-    held_out:Iterable[str], # Texts that it should know nothing of
-    n:int=13,           # Words in a row
-)->set[str]:            # The runs that it shares with them; empty for a clean one
+    text:str,       # A document
+    known:set[str], # The runs of words of a text that it should know nothing of
+    n:int=13,       # Words in each of them
+)->set[str]:        # Those that the document has too; none for a clean one
     "Find what a document gives away. Source: Brown et al. 2020, appendix C."
-    known = set().union(*(word_ngrams(other, n) for other in held_out))
     return word_ngrams(text, n) & known
