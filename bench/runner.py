@@ -21,6 +21,7 @@ from llm_course.checkpoint import pick_device
 from llm_course.engine.commands import by_default, output_path, whole_file
 
 root = Path(__file__).parents[1]
+LONG = 5.                       # seconds of a round that are too many for a quick look
 kinds = root/"bench"/"results"   # a file of results for each kind of processor
 
 
@@ -51,7 +52,8 @@ class Config:
     list: bool = False                        # Only list them
     quick: bool = False                       # 3 short rounds for each case, kept only where --output is given: to see that all of it runs
     resume: bool = False                      # Leave out what this commit has measured already in as many rounds, and go on from there
-    rounds: int = 31                          # Rounds for each case
+    rounds: int = 31                          # Rounds for each case, at most
+    minutes: float = 25.                      # For all cases together: long ones get fewer rounds, but three
     seconds: float = 0.05                     # Seconds that each side runs in a round, at least
     device: str = "cpu"                       # Where: cpu, cuda or mps
     output: Annotated[str | None, by_default("the file of this kind of processor in bench/results; nowhere for an imitation")] = None   # File that collects the results
@@ -60,6 +62,7 @@ class Config:
         import bench.cases  # noqa: F401  registers them
         if unknown := set(self.cases) - cases.keys(): raise ValueError(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
         if self.rounds < 3: raise ValueError(f"--rounds must be at least 3, for there to be quartiles, but it is {self.rounds}")
+        if not 0 < self.minutes < math.inf: raise ValueError(f"--minutes must be positive and finite, but it is {self.minutes}")
         if not 0 < self.seconds < math.inf: raise ValueError(f"--seconds must be positive and finite, but it is {self.seconds}")
         if self.output and imitation() and Path(self.output).resolve().parent == kinds:
             raise ValueError(f"--output {self.output} is kept for results of real processors, and {' '.join(imitation())} makes this one imitate another")
@@ -74,10 +77,16 @@ def main(config: Config) -> None:
     device = pick_device(config.device).type
     path = output_for(config, device)
     found = read(path) if path else {}   # a file of another kind is refused before the work, and kept
-    rounds, seconds = (3, 0.002) if config.quick else (config.rounds, config.seconds)
+    most, seconds = (3, 0.002) if config.quick else (config.rounds, config.seconds)
+    per_round = {c.name: seconds_per_round(c, device, seconds) for c in chosen}
+    if config.quick and not config.cases:   # what takes longer is run when it is asked for by name
+        chosen = [c for c in chosen if per_round[c.name] < LONG]
+        if left := per_round.keys() - {c.name for c in chosen}: print(f"too long for a quick look: {', '.join(sorted(left))}")
+    planned = plan({c.name: per_round[c.name] for c in chosen}, most, 60 * config.minutes)
+    print(f"{len(chosen)} cases, some {sum(took for _, took in planned.values()) / 60:.0f} minutes", flush=True)
     for c in chosen:
-        before = found.get(f"{c.name}/{device}", {})
-        if config.resume and (before.get("commit"), before.get("rounds")) == (commit(), rounds):
+        before, rounds = found.get(f"{c.name}/{device}", {}), planned[c.name][0]
+        if config.resume and before.get("commit") == commit() and before.get("rounds", 0) >= rounds:
             print(f"{c.name:16} measured already", flush=True)
             continue
         torch.manual_seed(0)
@@ -86,6 +95,24 @@ def main(config: Config) -> None:
         limit = f"   limit {show(result['limit'])}, of which we reach {result['share']['median']:.0%}" if c.limit else ""
         print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}{limit}", flush=True)
     print(f"kept in {path}" if path else f"not kept: {' '.join(imitation())} makes this processor imitate another; --output names a file for that")
+
+
+def seconds_per_round(c: Case, device: str, seconds: float) -> float:
+    "How long a round of a case takes: all its sides, once or until `seconds` are over, as the slowest kind of machine that measured it had them."
+    sides = ["ours", "peer", "limit"][: 3 if c.limit else 2]
+    stored = [read(path).get(f"{c.name}/{device}", {}) for path in sorted(kinds.glob("*.json"))]
+    found = [sum(max(result.get(side, result["ours"])["median"], 1.2 * seconds) for side in sides) for result in stored if result]
+    return max(found, default=2. * len(sides))   # never measured: some seconds
+
+
+def plan(per_round: dict[str, float], most: int, total: float) -> dict[str, tuple[int, float]]:
+    "Share the seconds among the cases: for each its rounds, at least three, and its time with what it takes to set up and to warm up."
+    spent = lambda rounds: {name: (n, (n + 1) * per_round[name] + 2) for name, n in rounds.items()}
+    longest = max(per_round.values(), default=0.) * (most + 2)   # seconds that a case may take; lowered until all fit
+    while True:
+        rounds = {name: max(3, min(most, int(longest / took) - 2)) for name, took in per_round.items()}
+        if sum(took for _, took in spent(rounds).values()) <= total or all(n == 3 for n in rounds.values()): return spent(rounds)
+        longest *= .9
 
 
 def output_for(config: Config, device: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Write the READMEs' table of races from the files in `results/`, a column for each kind of processor: `python -m bench.table`."""
+"""Write the READMEs' tables: of races, from the files in `results/`, a column for each kind of processor; and of the machine in the browser, from `browser.json`. `python -m bench.table`"""
 import json
 import re
 from dataclasses import dataclass
@@ -33,6 +33,14 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
 }
 HEADS = {"README.md": "| what, on a CPU | peer |", "README_cn.md": "| 内容(CPU) | 同类 |"}
 CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层"}
+BROWSER = {   # what was measured, its row in English and in Chinese, and its unit
+    "page_to_first_distribution_s": ("from opening the page to its first probabilities", "从打开页面到第一批概率", "s"),
+    "first_token_s": ("the first token after loading", "加载之后的第一个词元", "s"),
+    "tokens_per_s": ("tokens a second, the model alone", "每秒词元数,仅模型", ""),
+    "tokens_per_s_on_the_page": ("tokens a second, as the page shows them", "每秒词元数,页面上所见", ""),
+    "size_mb": ("all of it, model included", "全部大小,含模型", "MB"),
+}
+BROWSER_HEADS = {"README.md": "| the demo model in Chromium | |", "README_cn.md": "| Chromium 中的演示模型 | |"}
 
 
 def measured() -> dict[str, dict]:
@@ -61,18 +69,29 @@ def table(readme: str) -> str:
     return "\n".join(rows)
 
 
+def browser(readme: str) -> str:
+    "The rows on the machine in the browser, of one README."
+    found = json.loads((root/"bench"/"browser.json").read_text("utf-8"))["found"]
+    rows = [BROWSER_HEADS[readme], "|---|---|"]
+    for name, (english, chinese, unit) in BROWSER.items():
+        rows.append(f"| {chinese if readme == 'README_cn.md' else english} | {f'{found[name]:g} {unit}'.strip()} |")
+    return "\n".join(rows)
+
+
 @dataclass(frozen=True)
 class Config:
-    "Write the READMEs' table of races from the files in bench/results.\n\nExample: python -m bench.table"
+    "Write the READMEs' tables from the files in bench.\n\nExample: python -m bench.table"
 
 
 def main(config: Config) -> None:
-    "Replace the table in both READMEs."
-    for readme, head in HEADS.items():
+    "Replace the tables in both READMEs."
+    for readme in HEADS:
         text = (root/readme).read_text("utf-8")
-        before, _, after = text.partition(head)
-        rest = re.sub(r"^.*\n(\|.*\n)+", "\n", after)   # the rest of the head, and the rows
-        (root/readme).write_text(before + table(readme) + rest, "utf-8", newline="\n")
+        for head, rows in (HEADS[readme], table(readme)), (BROWSER_HEADS[readme], browser(readme)):
+            before, _, after = text.partition(head)
+            rest = re.sub(r"^.*\n(\|.*\n)+", "\n", after)   # the rest of the head, and the rows
+            text = before + rows + rest
+        (root/readme).write_text(text, "utf-8", newline="\n")
 
 
 if __name__ == "__main__": run_command(Config, main, prog="python -m bench.table")

@@ -465,9 +465,35 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
     assert kept["what"] == "Sums." and [run["y"] for run in kept["runs"]] == [2, 3, 3, 4]
 
 
+def test_experiments_side_by_side_keep_each_others_runs(tmp_path):
+    script = str(tmp_path/"some.py")
+    def run(x):
+        if x == 1: experiments.resume(script, "Sums.", [{"x": 2}], run)   # another process is ready first
+        return {"y": x}
+    experiments.resume(script, "Sums.", [{"x": 1}], run)
+    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2}, {"x": 1, "y": 1}]
+
+
 def test_an_experiment_takes_cells_that_are_there(tmp_path):
     assert experiments.cells("15_transformer", "imports-page", "floor", "growing")["d_model"] == 32
     with pytest.raises(KeyError, match="no-such-cell"): experiments.cells("15_transformer", "no-such-cell")
     experiments.keep(str(tmp_path/"some.py"), {"what": "Something."})
     kept = json.loads((tmp_path/"some.json").read_text("utf-8"))
     assert kept["what"] == "Something." and {"machine", "commit", "date"} < kept.keys()
+
+
+def test_the_rounds_are_cut_until_all_cases_fit():
+    "Short cases keep theirs; the longest lose most, but three are left even where the time is too short."
+    planned = runner.plan({"short": .1, "long": 10., "middle": 1.}, 31, 180.)
+    assert planned["short"][0] == 31 and 3 <= planned["long"][0] < planned["middle"][0] <= 31
+    assert sum(took for _, took in planned.values()) <= 180
+    assert [n for n, _ in runner.plan({"a": 9., "b": 5.}, 31, 1.).values()] == [3, 3] and runner.plan({}, 31, 1.) == {}
+
+
+def test_all_cases_are_expected_to_fit_into_their_time():
+    "By the stored times of the slowest kind of machine: half an hour, and five minutes for a quick look."
+    def minutes(most, seconds, total, longest=float("inf")):
+        per_round = {name: took for name, c in runner.cases.items() if (took := runner.seconds_per_round(c, "cpu", seconds)) < longest}
+        return sum(took for _, took in runner.plan(per_round, most, total).values()) / 60
+    config = runner.Config()
+    assert minutes(config.rounds, config.seconds, 60 * config.minutes) < 30 and minutes(3, .002, 60 * config.minutes, runner.LONG) < 5

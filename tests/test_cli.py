@@ -356,7 +356,7 @@ def check_help(shown, prog):
     assert len(texts) < 10 or shown.count(" options ") >= 3
 
 
-@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "serving", "table", "gpu"])
+@pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "serving", "browser", "table", "gpu"])
 def test_benchmarks_explain_themselves(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     prog = "python -m bench" + f".{name}" * (name != "runner")

@@ -39,11 +39,11 @@ def test_a_new_page_is_made_whole():
         {"cell_type": "code", "id": "default-exp", "source": ["#| default_exp speed"]},
         {"cell_type": "markdown", "id": "title", "source": ["# Speed\n", "\n", "> A promise.\n", "\n", "## More"]},
         {"cell_type": "code", "id": "imports", "source": ["import math"]}]}
-    made = colab.prepare(notebook, "22_experiments")
+    made = colab.prepare(notebook, "17_training")
     assert [cell["id"] for cell in made["cells"]] == ["default-exp", "title", "colab", "imports"]
-    assert "".join(made["cells"][1]["source"]) == f"# Speed\n\n> A promise.\n\n{colab.badge('22_experiments')}\n\n## More"
+    assert "".join(made["cells"][1]["source"]) == f"# Speed\n\n> A promise.\n\n{colab.badge('17_training')}\n\n## More"
     assert made["metadata"] == {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
-    assert colab.prepare(made, "22_experiments") == made
+    assert colab.prepare(made, "17_training") == made
 
 
 def test_a_page_that_was_begun_in_colab_gets_ids():

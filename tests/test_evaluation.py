@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.checkpoint import save_checkpoint
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
@@ -30,6 +31,8 @@ from llm_course.evaluation import (
     wilson,
 )
 from llm_course.generating import DEMO, generate, load_demo
+from llm_course.optim import AdamW
+from llm_course.pretrained import export_gguf, export_pretrained
 from llm_course.transformer import Transformer, TransformerBlock
 
 TEXTS = ["The capital of France is", "A", "Once more, dear friends, ", "ends in a break\n", "", "Ünïcödé ♥ is"]
@@ -355,3 +358,20 @@ def test_the_same_questions_are_chosen_from_a_long_file(tmp_path, capsys):
     for _ in range(2): main(["--tasks", str(tmp_path/"own.jsonl"), "--questions", "10", "--letters", "--device", "cpu"])
     first, second = capsys.readouterr().out.split("task ")[1:]
     assert first == second and "own " in first
+
+
+@pytest.mark.parametrize("name", ["model.pt", "export", "model.gguf"])
+def test_a_model_has_the_same_numbers_from_files_of_every_kind(name, tmp_path, capsys, demo):
+    model, tokenizer = demo
+    path = tmp_path/name
+    if name == "export": export_pretrained(model, tokenizer, path)
+    elif name == "model.gguf": export_gguf(model, tokenizer, path)
+    else:
+        save_checkpoint(model, AdamW(model.parameters()), 0, path)
+        tokenizer.save(tmp_path/"tokenizer.json")
+    questions = ["--tasks", "cloze", "sums_written", "--questions", "5", "--device", "cpu", "--output", str(tmp_path/"out.json")]
+    main([*questions, "--model_path", str(path)])
+    told = json.loads((tmp_path/"out.json").read_text("utf-8"))["tasks"]
+    wanted = evaluate(model, tokenizer, Task("cloze", tuple(MADE["cloze"](5))))
+    torch.testing.assert_close(torch.tensor(told["cloze"]["scores"]), torch.tensor(wanted.scores), atol=1e-4, rtol=0)
+    assert told["cloze"]["right"] == wanted.right and len(told["sums_written"]["right"]) == 5

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 
@@ -728,12 +729,51 @@ def test_several_prompts_speak_as_each_does_alone(device):
     with pytest.raises(ValueError, match="must not be empty"): stream(model, tokenizer, "a", stop="")
 
 
-def test_the_compiled_product_leaves_torch_its_threads():
+def test_compiled_loops_leave_torch_its_threads():
     "In a process of its own: numba starts its threads once."
     pytest.importorskip("numba")
-    code = "import torch; from llm_course.engine.int8 import compiled_product; assert compiled_product(8); print(torch.get_num_threads())"
+    code = "import torch; from llm_course.engine import loops; print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8")
     assert done.stdout == "1\n", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wide():
+    "A small model that is wide enough for compiled loops; no two of its sizes are equal, and rows aren't a multiple of 64."
+    torch.manual_seed(0)
+    return Transformer(90, 32, 264, 2, 6, 328, num_kv_heads=2, tie=True).eval()
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_one_token_in_compiled_loops_has_the_scores_of_the_model(wide, precision):
+    pytest.importorskip("numba")
+    model = at_precision(deepcopy(wide), precision)
+    with torch.inference_mode():
+        slow, fast = ([new_cache(block.attention, 1) for block in model.blocks] for _ in range(2))
+        step = Step(model, fast)
+        for ids in torch.randint(90, (1, 12)).split([1, 6, 1, 1, 2, 1], -1): torch.testing.assert_close(step(ids), model(ids, caches=slow))
+    assert step.alone is not None and all(torch.equal(a.both, b.both) is False for a, b in zip(slow, fast))   # two ways to the same numbers
+
+
+def test_compiled_loops_serve_what_they_can_compute_and_nothing_else(wide, monkeypatch):
+    pytest.importorskip("numba")
+    def loops(model, rows=1): return Step(model, [new_cache(block.attention, rows) for block in model.blocks]).alone
+    assert loops(wide) is not None
+    assert loops(small_model := Transformer(90, 32, 32, 2, 4, 48)) is None and small_model.config.d_model < 256
+    assert loops(deepcopy(wide).bfloat16()) is None
+    biased = deepcopy(wide)
+    biased.blocks[0].attention.q_proj.bias = torch.nn.Parameter(torch.ones(264))
+    assert loops(biased) is None
+    mixed = deepcopy(wide)
+    mixed.blocks[1].ffn.w1 = RoundedLinear(mixed.blocks[1].ffn.w1)
+    assert loops(mixed) is None
+    padded = [new_cache(block.attention, 1) for block in wide.blocks]
+    for cache in padded: cache.padding = torch.tensor([1])
+    step = Step(wide, padded)
+    with torch.inference_mode(): step(torch.zeros(1, 3, dtype=torch.int64)), step(torch.zeros(1, 1, dtype=torch.int64))
+    assert "alone" not in vars(step)
+    monkeypatch.setitem(int8._home, "process", -1)   # as in a fork of the process that compiled
+    assert loops(wide) is None and not int8.can_compile()
 
 
 @pytest.mark.parametrize("bits, d_in, d_out, bias", [(8, 32, 48, False), (8, 33, 7, True), (4, 128, 64, True), (4, 64, 3, False)])
@@ -753,9 +793,8 @@ def test_rounded_weights_are_off_by_half_a_step_and_their_product_is_exact(bits,
 
 def test_without_numba_and_for_other_types_rounded_weights_are_converted(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.setattr(int8, "compiled_product", int8.compiled_product.__wrapped__)
     short, x = RoundedLinear(Linear(64, 5), 4), torch.randn(2, 64)
-    assert int8.compiled_product(4) is None
+    assert not int8.can_compile()
     torch.testing.assert_close(short(x), x @ short.weight.mT)
     assert short(x.double()).dtype == torch.float64
     x.requires_grad_()

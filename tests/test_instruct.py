@@ -6,8 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.experiments import skills
+from bench.experiments.instruct import without_limits
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
+from llm_course.engine import tuning
 from llm_course.engine.chat import MARKS, TEMPLATES, render
 from llm_course.engine.lora import load_adapter, merge_lora
 from llm_course.engine.tuning import grown, main, read_examples
@@ -203,13 +206,41 @@ def test_teaches_a_base_model_and_writes_one_that_can_be_talked_to(base, capsys)
     assert len(answers(taught, tokenizer, [TALKS[0][:1]], 4)) == 1
 
 
-def test_goes_on_as_if_it_had_not_stopped(base):
-    rates = "--lr_min", "1e-2", "--warmup_iters", "0"
-    run(base, "--iterations", "2", *rates, output="part")
-    run(base, "--resume", *rates, output="part")
-    run(base, *rates, output="whole")
-    a, b = (load_file(base/name/"export"/"model.safetensors") for name in ("part", "whole"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+@pytest.mark.parametrize("lora", [(), ("--lora_rank", "2", "--lora_targets", "q_proj", "w2")], ids=["all weights", "lora"])
+def test_goes_on_as_if_it_had_not_stopped(base, lora):
+    flags = "--lr_min", "1e-2", "--warmup_iters", "0", *lora
+    run(base, "--iterations", "2", *flags, output="part")
+    run(base, "--resume", *flags, output="part")
+    run(base, *flags, output="whole")
+    files = "export/model.safetensors", "adapter/adapter_model.safetensors"
+    for file in files[:1 + bool(lora)]:
+        a, b = (load_file(base/name/file) for name in ("part", "whole"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("flag, value, told", [("--lora_alpha", "4", "--lora_alpha was 16.0 when"), ("--lora_rank", "3", "--lora_rank was 2 when"),
+                                               ("--lora_targets", "w2", "--lora_targets was ['q_proj'] when"), ("--lora_rank", "0", "checkpoint")])
+def test_does_not_go_on_with_another_lora(base, flag, value, told, capsys):
+    lora = "--lora_rank", "2", "--lora_targets", "q_proj"
+    run(base, *lora)
+    capsys.readouterr()
+    before = (base/"run"/"adapter"/"adapter_model.safetensors").read_bytes()
+    with pytest.raises(SystemExit): run(base, *lora, "--iterations", "5", "--resume", flag, value)
+    said, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert told in said
+    assert (base/"run"/"adapter"/"adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", [0, 70, 149])
+def test_looks_at_every_conversation_before_it_teaches(base, place, monkeypatch, capsys):
+    written, real = [], tuning.as_example
+    def faulty(tokenizer, messages):
+        written.append(real(tokenizer, messages))
+        return written[-1] if len(written) != place + 1 else BREAK["end not learnt"](written[-1])
+    monkeypatch.setattr(tuning, "as_example", faulty)
+    write(base/"train.jsonl", [talk((f"{i}+1?", str(i + 1))) for i in range(150)])
+    with pytest.raises(SystemExit): run(base)
+    assert f"train.jsonl, conversation {place + 1}: end not learnt" in capsys.readouterr().err and not (base/"run").exists()
 
 
 def test_lora_changes_its_targets_alone_and_its_files_agree(base):
@@ -219,7 +250,6 @@ def test_lora_changes_its_targets_alone_and_its_files_agree(base):
     after = taught.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved and all(".q_proj." in name or ".w2." in name for name in moved)
-    assert not (base/"run"/"checkpoint.pt").exists()
     again = Transformer(260, 64, 16, 2, 2, 24)
     again.load_state_dict(before)
     load_adapter(again, base/"run"/"adapter")
@@ -228,8 +258,7 @@ def test_lora_changes_its_targets_alone_and_its_files_agree(base):
 
 
 @pytest.mark.parametrize("flags, why", [
-    (["--train_data", "no.jsonl"], "no.jsonl"), (["--max_seq_len", "65"], "--max_seq_len 65 is more"), (["--lora_rank", "2", "--resume"], "--resume"),
-    (["--lora_rank", "99"], "rank must lie"), (["--lora_rank", "2", "--lora_targets", "nope"], "nope"), (["--max_seq_len", "3"], "no conversation to learn from"),
+    (["--train_data", "no.jsonl"], "no.jsonl"), (["--max_seq_len", "65"], "--max_seq_len 65 is more"), (["--lora_rank", "99"], "rank must lie"), (["--lora_rank", "2", "--lora_targets", "nope"], "nope"), (["--max_seq_len", "3"], "no conversation to learn from"),
     (["--precision", "float16"], "float16"), (["--iterations", "0"], "iterations"), (["--lr_maxx", "1"], "lr_maxx")])
 def test_refuses_in_one_line(base, flags, why, capsys):
     with pytest.raises(SystemExit) as ended: run(base, *flags)
@@ -246,3 +275,24 @@ def test_says_what_it_leaves_out(tmp_path):
     path = write(tmp_path/"a.jsonl", [TALKS[0], talk(("long " * 30, "x")), TALKS[0][:1]])
     with pytest.warns(UserWarning) as told: assert len(read_examples(path, words(), 64)) == 1
     assert ["the assistant says nothing" in str(told[0].message), "longer than 64" in str(told[1].message)] == [True, True]
+
+
+# ---- The experiment
+
+def test_the_skills_of_the_experiment_are_right_and_their_tests_are_never_taught():
+    right = {
+        "sums": lambda q: str(eval(q.rstrip("?"))), "backwards": lambda q: q.split()[0][::-1], "counting": lambda q: str(q.rstrip("?").split()[-1].count(q.split()[2])),
+        "sorting": lambda q: "".join(sorted(q[5:-1])), "copying": lambda q: q[5:q.index(",")]}
+    tested = {skill: dict(skills.test(skill, 400)) for skill in skills.SKILLS}
+    for skill, pairs in tested.items(): assert all(right[skill](q) == a for q, a in pairs.items())
+    draw = random.Random(0)
+    taught = {message["content"] for _ in range(3000) for message in skills.conversation(draw, "sums", 3) if message["role"] == "user"}
+    assert len(taught) > 2500 and not any(taught & pairs.keys() for pairs in tested.values())
+
+
+def test_rows_without_limits_are_one_conversation():
+    examples = [as_example(words(), messages) for messages in TALKS]
+    joined = without_limits(batch_of([examples], 128))
+    made, length = model(), sum(len(example.ids) - 1 for example in examples)
+    learnt = joined[2][:, :length].bool()
+    torch.testing.assert_close(answer_logits(made, joined), made(joined[0][:, :length])[learnt])

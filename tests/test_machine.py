@@ -4,10 +4,11 @@ import json
 import random
 import re
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 
+import book
 import pytest
 import render
 import torch
@@ -18,6 +19,8 @@ from llm_course.bpe import PATTERNS, learn_merges, pre_tokens
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.generating import DEMO, Sampling, load_demo, next_probabilities
+from llm_course.optim import AdamW, gradient_clip
+from llm_course.schedule import cos_lr_scheduler
 from llm_course.transformer import ModelConfig, Transformer
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -77,9 +80,22 @@ def test_ids_are_equal_on_hostile_texts(scripts, name, tmp_path):
 
 
 def test_the_demos_ids_are_equal_and_long_texts_too(scripts):
-    text = (DEMO/"held_out.txt").read_text("utf-8")[:20000]
-    got = scripts.evaluate("([file, text]) => llm.readTokenizer(file).encode(text)", [(DEMO/"tokenizer.json").read_text("utf-8"), text])
-    assert got == BpeTokenizer.load(DEMO/"tokenizer.json").encode(text)
+    texts = [(DEMO/"held_out.txt").read_text("utf-8")[:20000], *hostile(2000)]
+    got = scripts.evaluate("([file, texts]) => { const t = llm.readTokenizer(file); return texts.map(text => t.encode(text)) }", [(DEMO/"tokenizer.json").read_text("utf-8"), texts])
+    demo = BpeTokenizer.load(DEMO/"tokenizer.json")
+    assert got == [demo.encode(text) for text in texts]
+
+
+def test_special_tokens_of_odd_letters_are_found_by_older_browsers_too(scripts, tmp_path):
+    special = ["<|a-b|>", "[x]+", "a.b", "/s", "^$"]
+    tokenizer = BpeTokenizer.train(["the king"], 256 + len(special), special)
+    tokenizer.save(tmp_path/"tokenizer.json")
+    text = "x".join(special) + " a-b [x] aXb / ^ $"
+    got = scripts.evaluate("""([file, text]) => { const encoded = () => llm.readTokenizer(file).encode(text), escape = RegExp.escape
+      const found = [encoded()]
+      delete RegExp.escape
+      try { return [...found, encoded()] } finally { if (escape) RegExp.escape = escape } }""", [(tmp_path/"tokenizer.json").read_text("utf-8"), text])
+    assert got == [tokenizer.encode(text)] * 2
 
 
 def test_what_foreign_files_ask_for_is_done(scripts, tmp_path):
@@ -97,7 +113,7 @@ def test_what_foreign_files_ask_for_is_done(scripts, tmp_path):
     assert scripts.evaluate("([file, texts]) => { const t = llm.readTokenizer(file); return texts.map(text => t.encode(text)) }", [json.dumps(data), texts]) == want
 
 
-TRANSLATED = [r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|.|\n", r"a{,2}b|(?>a+)a|.|\n", r"\s+$|\S+|\s", r"(?i:[sdk]t|we)+?|[\x41-\u005a\]\-]|\pL|\P{L}", r"(?<=a)b|(?<!a)b|[\s\S]", r"\p{Han}+|\p{^Han}", r"[[a^]+|[^[a^]", r"\U0001F600+|(?=x)x|\d+|\D", r"(?i:'s|'ll|kiS)|[\d\D]"]
+TRANSLATED = [r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|.|\n", r"a{,2}b|(?>a+)a|.|\n", r"\s+$|\S+|\s", r"(?i:[sdk]t|we)+?|[\x41-\u005a\]\-]|\pL|\P{L}", r"(?<=a)b|(?<!a)b|[\s\S]", r"\p{Han}+|\p{^Han}", r"[[a^]+|[^[a^]", r"\U0001F600+|(?=x)x|\d+|\D", r"(?i:'s|'ll|kiS)|[\d\D]", r"a{,}b|[\s\S]", r"(?i:\x4b[\x53a]|\pL\u0061)|[\s\S]"]
 
 
 @pytest.mark.parametrize("pattern", TRANSLATED)
@@ -106,7 +122,7 @@ def test_patterns_are_translated(scripts, pattern):
     assert scripts.evaluate("([pattern, texts]) => { const cut = llm.splitter(pattern); return texts.map(cut) }", [pattern, texts]) == [pre_tokens(text, pattern) for text in texts]
 
 
-@pytest.mark.parametrize("pattern", [r"(a)|.", r"\w+|.", r"\bx|.", r"(?i)x|.", r"(?i:é)|.", r"[[:alpha:]]|.", r"(?<=a++)b|.", r"(?P<x>a)|.", r"*a", r"[a", r"(a", r"a)", r"\p{Nonsense}|.", r"(?i:[a-z])|.", "x\\", r"[z-a]", r"a{3,1}"])
+@pytest.mark.parametrize("pattern", [r"(a)|.", r"\w+|.", r"\bx|.", r"(?i)x|.", r"(?i:é)|.", r"[[:alpha:]]|.", r"(?<=a++)b|.", r"(?P<x>a)|.", r"*a", r"[a", r"(a", r"a)", r"\p{Nonsense}|.", r"(?i:[a-z])|.", "x\\", r"[z-a]", r"a{3,1}", r"(?i:\p{Lu})|.", r"(?i:[^\p{Ll}])|.", r"(?i:\xe9)|."])
 def test_patterns_that_cannot_be_said_are_refused_in_one_sentence(scripts, pattern):
     got = scripts.evaluate("pattern => refusal(() => llm.splitter(pattern)('x'))", pattern)
     assert got.get("name") == "Refused" and re.fullmatch(r"The tokenizer's pattern [^\n]+\.", got["refused"]), got
@@ -126,10 +142,6 @@ def test_merges_are_learnt_as_in_chapter_1(scripts):
 
 
 # ---- The model
-
-def test_it_knows_every_field_of_a_models_shape():
-    assert not [name for name in asdict(ModelConfig()) if name not in (root/"web"/"machine"/"model.js").read_text("utf-8")]
-
 
 SHAPES = {
     "grouped": dict(num_kv_heads=2, dropout=0.1), "tied": dict(tie=True), "biases": dict(qkv_bias=True), "normed": dict(qk_norm=True, num_kv_heads=1, norm_eps=1e-3), "wide heads": dict(d_k=10, rope_theta=500.0),
@@ -153,6 +165,16 @@ def test_logits_are_torchs_on_random_models(scripts, name, tmp_path):
         assert got["count"] == sum(p.numel() for p in model.parameters())
 
 
+def test_every_option_of_a_model_is_among_these():
+    sizes = "vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"
+    assert {field.name for field in fields(ModelConfig)} - {"variant"} == {*sizes, *(name for options in SHAPES.values() for name in options)}
+
+
+def test_a_model_of_another_family_is_refused_in_one_sentence(scripts, tmp_path):
+    save_file({}, tmp_path/"model.safetensors", {"config": json.dumps(asdict(ModelConfig()) | {"variant": {"gelu": True}})})
+    assert scripts.evaluate("file => refusal(() => llm.readModel(unpack(file)))", packed(tmp_path/"model.safetensors"))["refused"].startswith("This model is of another family than Llama's")
+
+
 @torch.no_grad()
 def test_logits_are_torchs_on_the_demo_model(scripts):
     model, tokenizer = load_demo("cpu")
@@ -160,6 +182,72 @@ def test_logits_are_torchs_on_the_demo_model(scripts):
     got = scripts.evaluate(LOGITS, [packed(DEMO/"model.safetensors"), ids.tolist()])
     torch.testing.assert_close(torch.tensor(got["rows"]), model(ids), rtol=0, atol=1e-4)
     assert all(abs(sum(row) - 1) < 1e-5 and len(row) == i + 1 for i, row in enumerate(got["shares"]))
+
+
+@torch.no_grad()
+def test_what_the_boxes_show_is_torchs(scripts):
+    "Each vector on the way of one token, and what the stream says at each depth."
+    model, tokenizer = load_demo("cpu")
+    ids = tokenizer.encode("ROMEO: What is the king")
+    got = scripts.evaluate("""([file, ids]) => { const m = llm.readModel(unpack(file)), plain = x => x instanceof Float32Array ? Array.from(x) : Array.isArray(x) ? x.map(plain) : x && typeof x === "object" ? Object.fromEntries(Object.entries(x).map(([name, part]) => [name, plain(part)])) : x
+      m.read(ids)
+      return plain(m.look(5)) }""", [packed(DEMO/"model.safetensors"), ids])
+    close = lambda found, wanted: torch.testing.assert_close(torch.tensor(found), wanted[5], rtol=0, atol=1e-4)
+    says, x = [], model.embedding(torch.tensor(ids))
+    close(got["embedding"], x)
+    streams = [x]
+    for block, seen in zip(model.blocks, got["blocks"], strict=True):
+        attention, ffn, normed = block.attention, block.ffn, block.attention_norm(x)
+        found = attention(normed)
+        middle = x + found
+        normed2 = block.ffn_norm(middle)
+        gate, value = torch.nn.functional.silu(ffn.w1(normed2)), ffn.w3(normed2)
+        wanted = dict(before=x, normed=normed, q=attention.q_proj(normed), k=attention.k_proj(normed), v=attention.v_proj(normed), found=found, middle=middle, normed2=normed2, gate=gate, value=value, passed=gate * value, thought=ffn(normed2))
+        q, k = (attention.rope(part.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)) for part in (wanted["q"], wanted["k"]))
+        scores = (q @ k.mT)[:, 5, :6] / attention.d_k**0.5
+        torch.testing.assert_close(torch.tensor(seen["scores"]), scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(seen["shares"]), scores.softmax(-1), rtol=0, atol=1e-4)
+        close(seen["turned"], q.transpose(0, 1).flatten(1))
+        x = middle + wanted["thought"]
+        for name, tensor in (wanted | {"out": x}).items(): close(seen[name], tensor)
+        streams += middle, x
+    for stream in streams: says.append(model.head(model.norm(stream))[5].softmax(-1).topk(3))
+    assert [[one["id"] for one in best] for best in got["lens"]] == [best.indices.tolist() for best in says]
+    torch.testing.assert_close(torch.tensor([[one["share"] for one in best] for best in got["lens"]]), torch.stack([best.values for best in says]), rtol=0, atol=1e-4)
+
+
+def test_a_step_of_training_is_torchs(scripts):
+    "The loss of each target, the gradient of the head, its length, AdamW's step, and the loss after it."
+    model, tokenizer = load_demo("cpu")
+    ids = tokenizer.encode("ROMEO: What is the king")
+    got = scripts.evaluate("""([file, ids]) => { const m = llm.readModel(unpack(file))
+      m.read(ids)
+      const before = Array.from(m.look(3).logits), found = m.learn(llm.rateAt(300), 4)
+      m.read(ids.slice(0, 2))
+      m.read(ids)
+      return {...found, gradient: Array.from(found.gradient), change: Array.from(found.change), same: before.every((logit, i) => logit === m.look(3).logits[i])} }""", [packed(DEMO/"model.safetensors"), ids])
+    assert got["same"] and got["targets"] == ids[1:] and got["shown"] == ids[5]
+    inputs, targets, weight = torch.tensor(ids[:-1]), torch.tensor(ids[1:]), model.head.weight
+    losses = lambda: torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none")
+    before = losses()
+    torch.testing.assert_close(torch.tensor(got["losses"]), before, rtol=0, atol=1e-4)
+    before.mean().backward()
+    gradient = weight.grad.clone()
+    norm = gradient_clip([weight], 1.)
+    assert got["norm"] == pytest.approx(norm.item(), rel=1e-4) and norm > 1   # so that clipping shows
+    torch.testing.assert_close(torch.tensor(got["gradient"]), gradient[ids[5]], rtol=0, atol=1e-5)
+    old = weight.detach().clone()
+    AdamW([weight], lr=cos_lr_scheduler(300, 100, 1000, 0., 0.01), weight_decay=0.01).step()
+    change = weight.detach() - old
+    torch.testing.assert_close(torch.tensor(got["change"]), change[ids[5]], rtol=1e-4, atol=1e-6)
+    assert got["ratio"] == pytest.approx((change.norm() / old.norm()).item(), rel=1e-3)
+    torch.testing.assert_close(torch.tensor(got["after"]), losses().detach(), rtol=0, atol=1e-3)
+    assert sum(got["after"]) < sum(got["losses"])
+
+
+def test_the_learning_rate_is_chapter_14s(scripts):
+    steps = [0, 1, 50, 99, 100, 101, 550, 999, 1000, 2000]
+    assert scripts.evaluate("steps => steps.map(step => llm.rateAt(step))", steps) == pytest.approx([cos_lr_scheduler(step, 100, 1000, 0., 0.01) for step in steps])
 
 
 @torch.no_grad()
@@ -233,7 +321,7 @@ def test_a_damaged_tokenizer_gets_one_sentence(scripts):
     model = data["model"]
     files = ["", "{", "[]", "null", '{"model": 3}', json.dumps(data)[:1000]]
     changes = [dict(model=model | change) for change in (dict(type="Unigram"), dict(vocab=[]), dict(merges=None), dict(merges=[["a", "zzz"]]), dict(merges=[3]), dict(byte_fallback=True), dict(vocab=model["vocab"] | {"a": -1}), dict(vocab=model["vocab"] | {"a": 7.5}), dict(vocab=model["vocab"] | {"a": 98}), dict(vocab=model["vocab"] | {"京": 5000}), dict(dropout=0.1))]
-    changes += [dict(pre_tokenizer=None), dict(pre_tokenizer={"type": "Whitespace"}), dict(normalizer={"type": "Lowercase"}), dict(decoder={"type": "Metaspace"}), dict(post_processor={"type": "Other"}), dict(added_tokens=[dict(id=1023, content="x", lstrip=True)]), dict(added_tokens=3), dict(surprise=1)]
+    changes += [dict(pre_tokenizer=None), dict(pre_tokenizer={"type": "Whitespace"}), dict(normalizer={"type": "Lowercase"}), dict(decoder={"type": "Metaspace"}), dict(post_processor={"type": "Other"}), dict(added_tokens=[dict(id=1023, content="x", lstrip=True)]), dict(added_tokens=3), dict(added_tokens=[dict(id=1023, content="")]), dict(model=model | dict(unk_token="<nope>")), dict(surprise=1)]
     files += [json.dumps(data | change) for change in changes]
     for file, said in zip(files, scripts.evaluate("files => files.map(file => refusal(() => { llm.readTokenizer(file) }))", files)):
         assert said.get("name") == "Refused" and re.fullmatch(r"(This|Merge)[^\n]+\.", said["refused"]), (file[-80:], said)
@@ -316,12 +404,53 @@ def test_a_head_can_be_switched_off(page):
     expect(page.locator("#head .bars")).to_have_text(before, use_inner_text=True)
 
 
-def test_every_box_of_the_plan_is_there_and_leads_to_its_chapter(page):
-    targets = page.evaluate("[...document.querySelectorAll('#plan a')].map(link => [link.getAttribute('href').slice(1), link.querySelector('tspan').textContent])")
-    assert len(targets) == 13
-    for target, number in targets:
-        assert page.locator(f"#{target} .chapter").first.inner_text() == f"chapter {number}"
-    assert len(page.locator("#lens tbody tr").all()) == 7   # the embedding, and twice for each block
+def boxes(page): return page.evaluate("[...document.querySelectorAll('#plan a')].map(link => [link.getAttribute('href').slice(1), ...link.textContent.match(/(.+) ([0-9]+)$/).slice(1)])")
+
+
+def test_every_box_of_the_front_page_is_there_and_leads_to_its_chapter(page):
+    chapters = {f"{book.number(path):02}": render.address(path.relative_to(root).as_posix()) for path in book.parts()}
+    front = next(cell for cell in json.loads((root/"nbs"/"index.ipynb").read_text("utf-8"))["cells"] if cell["id"] == "machine")
+    wanted = re.findall(r'aria-label="([^"]+), chapter (\d\d)"', "".join(front["outputs"][0]["data"]["text/html"]))
+    assert len(wanted) > 20 and {*wanted} == {(label, number) for _, label, number in boxes(page)}
+    for target, _, number in boxes(page):
+        links = page.locator(f"#{target} .chapter").evaluate_all("links => links.map(link => [link.textContent, link.getAttribute('href')])")
+        assert [f"chapter {number}", f"../{chapters[number]}"] in links, (target, number)
+
+
+def test_behind_every_box_are_the_numbers_of_the_token_that_is_followed(page):
+    page.get_by_label("Type anything").fill("ROMEO: What is")
+    settled(page, 8)
+    parts = sorted({target for target, *_ in boxes(page)} - {"block", "training"})
+    shown = lambda: {part: page.evaluate("part => { const box = document.querySelector(`#${part} .live`) ?? document.querySelector(`#${part}`); return box.innerHTML + Array.from(box.querySelectorAll('canvas'), canvas => canvas.toDataURL()).join() }", part) for part in parts}
+    before = shown()
+    assert all(re.search(r"\d", said) for said in before.values()) and page.locator("#plan").is_visible()
+    page.locator("#text .chip").nth(4).click()
+    expect(page.locator("#embedding")).to_contain_text("Row 58")
+    unmoved = {part for part, said in shown().items() if said == before[part]}
+    assert unmoved == {"data", "loss", "schedule", "health", "checkpoint"}   # these are of the whole text, or of the model
+    loss = page.locator("#loss").inner_text()
+    page.locator("#schedule input").fill("0")
+    expect(page.locator("#health")).to_contain_text("0 %")
+    assert page.locator("#loss").inner_text() != loss
+    names = page.locator("#checkpoint tbody th").all_inner_texts()
+    page.locator("#block .choice input").nth(2).click()
+    expect(page.locator("#checkpoint")).to_contain_text("blocks.2.ffn.w1.weight")
+    assert len(names) == 12 and len(page.locator("#lens tbody tr").all()) == 7   # the embedding, and twice for each block
+    page.get_by_label("Type anything").fill("a")
+    settled(page, 1)
+    assert page.locator("#loss").inner_text().endswith("two tokens.")
+
+
+def test_it_writes_on_until_it_is_stopped(page):
+    page.get_by_label("Type anything").fill("ROMEO: What is")
+    settled(page, 8)
+    page.get_by_role("button", name="Write on").click()
+    page.wait_for_selector("#text .chip:nth-child(21)")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Write on")).to_be_visible()
+    expect(page.locator("#text .chip small")).to_have_count(int(page.locator("body").get_attribute("data-read")))
+    ids = [int(number) for number in page.locator("#text .chip small").all_inner_texts()]
+    assert page.locator("#typed").input_value() == BpeTokenizer.load(DEMO/"tokenizer.json").decode(ids) and not page.troubles
 
 
 def test_it_fits_and_can_be_read_by_all(page):
@@ -347,6 +476,12 @@ def test_a_readers_own_model_runs_and_a_broken_one_gets_a_sentence(page, tmp_pat
     expect(told).to_contain_text("Your model runs")
     page.get_by_label("Type anything").fill("the king")
     settled(page, len(tokenizer.encode("the king")))
+    page.set_input_files("#files", {"name": "config.json", "mimeType": "application/json", "buffer": b"{}"})
+    expect(told).to_contain_text("This is no tokenizer.json")
+    page.evaluate("""() => { const data = new DataTransfer()
+      data.items.add(new File(["no model"], "dropped.safetensors"))
+      document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true})) }""")
+    expect(told).to_contain_text("This is no whole .safetensors file")
     assert len(page.locator("#heads .head").all()) == 6 and "serves 3 heads" in page.locator("#linear").inner_text()
     page.get_by_label("Type anything").fill("the king " * 40)   # more than there is room for
     expect(told).to_contain_text("There is room for 16 tokens")
@@ -391,7 +526,10 @@ def figures(browser, folder):
 
 
 def test_every_figure_has_its_place_in_a_chapter():
-    for page, name in FIGURES.items(): assert f'<div data-figure=\\"{name}\\"></div>' in (root/"nbs"/f"{page}.ipynb").read_text("utf-8")
+    for page, name in FIGURES.items():
+        cells = json.loads((root/"nbs"/f"{page}.ipynb").read_text("utf-8"))["cells"]
+        at = next(i for i, cell in enumerate(cells) if f'<div data-figure="{name}"></div>' in "".join(cell["source"]))
+        assert any("image/svg+xml" in out.get("data", {}) for out in cells[at - 1]["outputs"])   # the picture that stands there in Colab and in print
     assert "machine/figures.js" in (root/"_quarto.yml").read_text("utf-8")   # Quarto's pages ask for it as ours do
 
 

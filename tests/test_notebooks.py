@@ -202,11 +202,12 @@ def imports_stand_alone(page):
 
 @check
 def needs_only_its_own_dependencies(page):
+    own = distributions(extras["fast"]) if colab.EXTRAS.get(page.name) == "[fast]" else set()   # Colab is told
     for cell in page.code:
         at_once = set(at_import(cell.tree))
         for_checkers = {node for part in ast.walk(cell.tree) if isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING" for node in ast.walk(part)}
         for node in set(ast.walk(cell.tree)) - for_checkers:
-            allowed = importable | (interop if cell.is_export and node not in at_once else set())
+            allowed = importable | own | (interop if cell.is_export and node not in at_once else set())
             for name in imported(node):
                 if cell.runs and name.split(".")[0] not in allowed: yield f"{cell} imports {name}, which llm_course does not depend on"
 

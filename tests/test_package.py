@@ -96,7 +96,7 @@ def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
     assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
-@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint", "instruct", "evaluate", "serve"])
+@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint", "instruct", "rewards", "evaluate", "serve"])
 def test_help_names_the_command_as_it_was_typed(command, verb):
     assert command(verb, "--help").startswith(f"usage: llm-course {verb} ")
 

@@ -40,7 +40,10 @@ from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
 from llm_course.engine.llama2c import read_pieces
 from llm_course.engine.model_files import row_blocks
 from llm_course.engine.rope_tables import RopeScaling
+from llm_course.engine.scoring import Scorer
+from llm_course.engine.tasks import MADE
 from llm_course.engine.voices import end_ids, first_ids
+from llm_course.evaluation import choice_scores, encode_pair
 from llm_course.generating import generate, generate_ids
 from llm_course.generating import main as generating
 from llm_course.pretrained import (
@@ -479,6 +482,13 @@ def test_transformers_loads_what_we_write(model, tokenizer, tmp_path):
     with torch.no_grad(): assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
     gap, agreed = differences(model, theirs, ids)
     assert gap < 1e-3 and agreed == 1
+    question = MADE["copying"](1)[0]   # of chapter 24
+    pairs = [encode_pair(tokenizer, *pair) for pair in question.pairs]
+    wanted = []
+    for first, last in pairs:
+        with torch.no_grad(): shares = theirs(torch.tensor([first + last])).logits.double().log_softmax(-1)
+        wanted.append(shares[0, -len(last) - 1:-1].gather(-1, torch.tensor(last)[:, None]).sum().item())
+    assert choice_scores(question, tokenizer, Scorer(model)) == pytest.approx(wanted, abs=1e-3)
     read = (transformers.PreTrainedTokenizerFast if model.config.qkv_bias else transformers.AutoTokenizer).from_pretrained(tmp_path)
     for text in HARD:
         assert read(text).input_ids == tokenizer.encode(text)

@@ -10,7 +10,7 @@ import book
 import pytest
 from test_notebooks import figure
 
-from bench.table import table
+from bench.table import browser, table
 from llm_course import BpeTokenizer, TrainConfig
 from llm_course.engine.budget import describe
 from llm_course.engine.commands import parse
@@ -27,7 +27,8 @@ sections = {name: re.split(r"^#+ .*\n", text, flags=re.M) for name, text in text
 
 
 @pytest.mark.parametrize("name", names)
-def test_the_table_is_what_was_measured(name): assert f"\n{table(name)}\n\n" in texts[name], "run python -m bench.table"
+def test_the_tables_are_what_was_measured(name):
+    for rows in table(name), browser(name): assert f"\n{rows}\n\n" in texts[name], "run python -m bench.table"
 
 
 @pytest.mark.parametrize("name", names)

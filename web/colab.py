@@ -12,8 +12,8 @@ settings.read(root/"settings.ini", encoding="utf-8")
 repository = "{user}/{repo}".format_map(settings["DEFAULT"])
 branch = settings["DEFAULT"]["branch"]
 
-GPU = "17_training", "22_experiments", "engine/flash_triton"   # pages whose runs go to a GPU where there is one
-EXTRAS = dict.fromkeys(("23_pretrained", "engine/gguf", "engine/foreign_tokenizers", "engine/exchange"), "[interop]") | {"engine/serve": "[serve]"}   # pages that need more than the package does
+GPU = "17_training", "engine/flash_triton"   # pages whose runs go to a GPU where there is one
+EXTRAS = dict.fromkeys(("23_pretrained", "engine/gguf", "engine/foreign_tokenizers", "engine/exchange"), "[interop]") | {"engine/serve": "[serve]", "engine/loops": "[fast]"}   # pages that need more than the package does
 
 
 def badge(name: str) -> str:

@@ -1,12 +1,16 @@
 """Longer runs of what a page shows in short. Each script takes the functions from the page's own cells, and its results lie beside it, for the page to read."""
 import datetime
 import json
+import platform
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from bench.runner import commit, machine, read, root
+import torch
+
+from bench.runner import commit, machine, root
 from llm_course.engine.commands import whole_file
+from llm_course.experiments import run_cells
 
 
 def cells(page: str, *names: str) -> dict:
@@ -17,17 +21,21 @@ def cells(page: str, *names: str) -> dict:
     return made
 
 
-def keep(script: str, found: dict) -> None:
-    "Write what was found beside the script, with the machine, the code and the day."
-    result = found | {"machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-    with whole_file(Path(script).with_suffix(".json"), "w") as file: file.write(json.dumps(result, indent=1) + "\n")
+def about() -> dict:
+    "The machine, the versions, the code and the day."
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"machine": machine("cpu"), "versions": versions, "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+
+
+def keep(script: str | Path, found: dict) -> None:
+    "Write what was found beside the script, with what it was found on."
+    with whole_file(Path(script).with_suffix(".json"), "w") as file: file.write(json.dumps(found | about(), indent=1) + "\n")
 
 
 def resume(script: str, what: str, grid: list[dict], run: Callable[..., dict]) -> None:
     "Make each run of a grid that the script's file lacks, and keep each as soon as it is there."
-    for settings in grid:
-        runs = read(Path(script).with_suffix(".json")).get("runs", [])   # another process may have added to it
-        if any(settings.items() <= old.items() for old in runs): continue
-        runs.append(settings | run(**settings))
-        print(runs[-1], flush=True)
-        keep(script, {"what": what, "runs": runs})
+    def told(**settings):
+        found = run(**settings)
+        print(settings | found, flush=True)
+        return found
+    run_cells(Path(script).with_suffix(".json"), grid, told, lambda: {"what": what} | about())

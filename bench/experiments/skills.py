@@ -3,7 +3,7 @@ import random
 import zlib
 
 SKILLS = "sums", "backwards", "counting", "sorting", "copying"
-MIXES = {"even": (1, 1, 1, 1, 1), "hard": (5, 1, 3, 1, 1)}   # how often each skill is asked in training
+MIXES = {"sums": (10, 3, 4, 2, 4), "sums and counting": (8, 2, 8, 1, 3)}   # how often each skill is asked in training
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HELD_OUT = 10   # one question in ten is kept for the test, by its checksum
 
@@ -16,20 +16,19 @@ def word(draw: random.Random, least: int, most: int, letters: str = LETTERS) -> 
 def ask(skill: str, draw: random.Random) -> tuple[str, str]:
     "A question, and the one right answer."
     if skill == "sums":
-        a, b = draw.randrange(100), draw.randrange(100)
+        a, b = draw.randrange(10, 100), draw.randrange(10, 100)
         return f"{a} + {b}?", str(a + b)
     if skill == "backwards":
         text = word(draw, 3, 6)
         return f"{text} backwards?", text[::-1]
     if skill == "counting":
-        few = "".join(draw.sample(LETTERS, 3))
-        text, letter = word(draw, 3, 6, few), draw.choice(few)
+        text, letter = word(draw, 3, 7, "abc"), draw.choice("abc")
         return f"How many {letter} in {text}?", str(text.count(letter))
     if skill == "sorting":
         digits = draw.sample("0123456789", draw.randint(3, 6))
         return f"Sort {''.join(digits)}.", "".join(sorted(digits))
-    name, trade = word(draw, 3, 7).capitalize(), draw.choice(["baker", "smith", "miller", "tailor"])
-    return f"I am {name}, the {trade}. Who am I?", name
+    name, trade = word(draw, 3, 6).capitalize(), draw.choice(["baker", "smith", "cook", "monk"])
+    return f"I am {name}, a {trade}. Who am I?", name
 
 
 def question(skill: str, draw: random.Random, held_out: bool) -> tuple[str, str]:
@@ -39,12 +38,11 @@ def question(skill: str, draw: random.Random, held_out: bool) -> tuple[str, str]
         if (zlib.crc32(found[0].encode()) % HELD_OUT == 0) == held_out: return found
 
 
-def conversation(draw: random.Random, mix: str = "even", turns: int = 3) -> list[dict[str, str]]:
+def conversation(draw: random.Random, mix: str, turns: int = 1) -> list[dict[str, str]]:
     "A talk of one to `turns` questions, of any skills, with their answers."
     messages = []
     for _ in range(draw.randint(1, turns)):
-        skill = draw.choice(SKILLS) if mix == "even" else draw.choices(SKILLS, MIXES[mix])[0]
-        asked, said = question(skill, draw, held_out=False)
+        asked, said = question(draw.choices(SKILLS, MIXES[mix])[0], draw, held_out=False)
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     return messages
 

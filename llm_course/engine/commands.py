@@ -99,6 +99,7 @@ VERBS = {   # what one types: the module that does it, and what that is
     "tokenizer":  ("bpe_tokenizer", "train a tokenizer"),
     "train":      ("training", "train a model"),
     "instruct":   ("instruct", "teach a model to answer"),
+    "rewards":    ("rewards", "let a model learn from rewards for its own answers"),
     "generate":   ("generating", "let a model continue a text"),
     "serve":      ("engine.serve", "let programs and browsers talk to a model"),
     "checkpoint": ("checkpoint", "write a checkpoint's model alone, as .safetensors"),
@@ -125,6 +126,8 @@ EXAMPLES = {   # what the help of each shows
         "--model_path runs/latest/best.pt --tasks speaker cloze --questions 200",
     "python -m llm_course.instruct":
         "--train_data conversations.jsonl --val_data held_out.jsonl",
+    "python -m llm_course.rewards":
+        "--prompts prompts.jsonl --reward my_rules:metre",
     "python -m llm_course.grading": "my_parts.py",
 }
 by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`?

@@ -6,6 +6,7 @@
 __all__ = ['TILE', 'flash_attention_triton']
 
 # %% ../../nbs/engine/flash_triton.ipynb #imports
+import functools
 import importlib
 import math
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ if triton is not None:
         _store(TO_V + shared * S * D, to_v, col, S, D, TILE, WIDE)
 
 # %% ../../nbs/engine/flash_triton.ipynb #function
-TILE = 64   # queries, and keys, that a program holds at a time
+TILE = 64   # queries, and keys, that a program holds at a time if none are tried
 
 def _settings(q:Tensor, k:Tensor, causal:bool)->dict:
     "What all kernels are told: sizes, and how exactly to multiply."
@@ -174,8 +175,22 @@ def _settings(q:Tensor, k:Tensor, causal:bool)->dict:
     return dict(
         scale=1 / math.sqrt(d), T=q.shape[2], S=k.shape[2], HEADS=heads,
         GROUP=heads // kv_heads, D=d, WIDE=max(16, triton.next_power_of_2(d)),
-        TILE=TILE, CAUSAL=causal,
+        CAUSAL=causal,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32")
+
+@functools.cache
+def _tuned(kernel:Any)->Any:
+    "Let Triton try tiles and warps, and keep the fastest for each head size."
+    tries = [triton.Config({"TILE": tile}, num_warps=warps, num_stages=stages)
+             for tile in (32, 64, 128) for warps in (4, 8) for stages in (2, 3)]
+    return triton.autotune(tries, key=["D", "GROUP", "CAUSAL"])(kernel)
+
+def _launch(kernel:Any, length:int, heads:int, *tensors:Tensor, **told)->None:
+    "Start a program for each tile of `length` and each head."
+    def programs(chosen): return triton.cdiv(length, chosen["TILE"]), heads
+    on_gpu = tensors[0].is_cuda and isinstance(kernel, triton.JITFunction)
+    if on_gpu: _tuned(kernel)[programs](*tensors, **told)
+    else: kernel[programs](*tensors, **told, TILE=TILE)   # the interpreter can't try
 
 class _FlashTriton(torch.autograd.Function):
     @staticmethod
@@ -183,8 +198,8 @@ class _FlashTriton(torch.autograd.Function):
         told = _settings(q, k, causal)
         out = torch.empty_like(q)
         logs = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        programs = triton.cdiv(q.shape[2], TILE), q.shape[0] * q.shape[1]
-        _forward[programs](q, k, v, out, logs, **told)
+        _launch(_forward, q.shape[2], q.shape[0] * q.shape[1],
+                q, k, v, out, logs, **told)
         ctx.save_for_backward(q, k, v, out, logs)
         ctx.causal = causal
         return out
@@ -195,10 +210,10 @@ class _FlashTriton(torch.autograd.Function):
         told, grad = _settings(q, k, ctx.causal), grad.contiguous()
         along = (grad.float() * out.float()).sum(-1)
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        programs = triton.cdiv(q.shape[2], TILE), q.shape[0] * q.shape[1]
-        _backward_queries[programs](q, k, v, grad, logs, along, to_q, **told)
-        programs = triton.cdiv(k.shape[2], TILE), k.shape[0] * k.shape[1]
-        _backward_keys[programs](q, k, v, grad, logs, along, to_k, to_v, **told)
+        _launch(_backward_queries, q.shape[2], q.shape[0] * q.shape[1],
+                q, k, v, grad, logs, along, to_q, **told)
+        _launch(_backward_keys, k.shape[2], k.shape[0] * k.shape[1],
+                q, k, v, grad, logs, along, to_k, to_v, **told)
         return to_q, to_k, to_v, None
 
 def flash_attention_triton(

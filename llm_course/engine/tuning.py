@@ -6,6 +6,7 @@
 __all__ = ['InstructConfig', 'grown', 'with_template', 'read_examples', 'Conversations', 'settle', 'start', 'instruct', 'main']
 
 # %% ../../nbs/engine/tuning.ipynb #imports
+import json
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,13 @@ from torch import Tensor
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, restore
 from .chat import MARKS, TEMPLATES, template_of, turn_ends, with_marks
-from .commands import by_default, input_file, run_command
+from .commands import (
+    by_default, input_file, run_command, whole_file)
 from .diary import open_folder, run_folder, watched
 from .exchange import open_both
 from .foreign_tokenizers import add_facts
 from .lora import TARGETS, add_lora, merge_lora, save_adapter
-from .model_files import explain
+from .model_files import explain, read_object
 from .processes import polite_stop
 from llm_course.engine.run_config import (
     PRECISIONS, TrainConfig, check_flags, default_precision, find_checkpoint,
@@ -141,22 +143,36 @@ def read_examples(
     max_seq_len:int,        # Longest conversation, in ids
 )->list[Example]:           # At least one
     "Read conversations; say what is left out. Raises `ValueError` if nothing stays."
-    examples, silent, long = [], 0, 0
-    for messages in read_conversations(path):
+    examples, numbers, silent, long = [], [], 0, 0
+    for number, messages in enumerate(read_conversations(path), 1):
         try: example = as_example(tokenizer, messages)
         except ValueError as error:
             if "nothing to learn" not in str(error):
                 raise ValueError(f"{path}: {error}") from None
             silent += 1
             continue
-        if len(example.ids) - 1 > max_seq_len: long += 1
-        else: examples.append(example)
+        if len(example.ids) - 1 > max_seq_len:
+            long += 1
+            continue
+        examples.append(example)
+        numbers.append(number)
     for count, why in (silent, "the assistant says nothing"), (
             long, f"they are longer than {max_seq_len} tokens"):
         if count: warnings.warn(f"{path}: {count:,} conversations are left out, "
                                 f"because {why}", stacklevel=2)
     if not examples: raise ValueError(f"{path} holds no conversation to learn from")
+    for start in range(0, len(examples), 64):
+        some = examples[start:start + 64]
+        if not _faults(some, tokenizer): continue
+        for number, example in zip(numbers[start:], some):   # which one is it?
+            for fault, why in _faults([example], tokenizer).items():
+                raise ValueError(f"{path}, conversation {number}: {fault}: {why}")
     return examples
+
+def _faults(examples:list[Example], tokenizer:BpeTokenizer)->dict[str, str]:
+    "What would be learnt wrongly from these."
+    longest = max(len(example.ids) - 1 for example in examples)
+    return batch_faults(batch_of([[e] for e in examples], longest), tokenizer)
 
 class Conversations:
     "Gives a run its batches: each packed row once an epoch, in a new order each time."
@@ -230,19 +246,34 @@ def _flat(rows:list[list[Example]])->np.ndarray:
     "All ids, one conversation behind the other."
     return np.array([id for row in rows for example in row for id in example.ids])
 
+def _note_lora(config:InstructConfig)->None:
+    "Keep what learns beside the checkpoint, and refuse to go on with anything else."
+    path = config.output/"lora.json"
+    new = {name: getattr(config, name) for name in _Lora.__dataclass_fields__}
+    new["lora_targets"] = list(config.lora_targets)
+    if path.exists() and (config.output/"checkpoint.pt").exists():
+        old = read_object(path)
+        for name in new:
+            if old.get(name) != new[name]:
+                raise ValueError(f"--{name} was {old.get(name)} when the run in "
+                                 f"{config.output} began, and is {new[name]} now")
+    with whole_file(path, "w") as file: json.dump(new, file)
+
 def start(
     config:InstructConfig, # From the command line
     c:TrainConfig,         # Settled
     model:Transformer,     # What is taught; with LoRA layers, if those learn
     talks:Conversations,   # Its data
-    tokenizer:BpeTokenizer, # With a template
 )->Run:                    # New, or restored from its checkpoint
     "Build a run of chapter 17 that learns from conversations."
     if c.num_threads: torch.set_num_threads(c.num_threads)
+    if config.lora_rank: _note_lora(config)
     train_ids, val_ids = _flat(talks.rows), _flat(talks.held_out_rows)
     saved = find_checkpoint(c, len(train_ids))
     path = c.output/"checkpoint.pt"
-    if saved: explain(path, restore, saved, model, kind="checkpoint")
+    if saved and config.lora_rank:
+        explain(path, model.load_state_dict, saved["model"], kind="checkpoint")
+    elif saved: explain(path, restore, saved, model, kind="checkpoint")
     dtype = PRECISIONS[c.precision or "float32"]
 
     def forward(batch:Tensor)->Tensor:
@@ -254,9 +285,6 @@ def start(
     run = Run(c, model, forward, optimizer_for(model, c), scaler, train_ids,
               val_ids, source=talks)
     if saved: explain(path, resume, run, saved, kind="checkpoint")
-    for batch, _ in talks.batches(run.done):
-        for fault, why in batch_faults(batch.cpu(), tokenizer).items():
-            raise ValueError(f"{config.train_data}: {fault}: {why}")
     open_folder(c, run.history)
     return run
 
@@ -267,9 +295,6 @@ def instruct(
     "Teach a model to answer. Raises `ValueError` for what cannot work."
     input_file(config.train_data, "--train_data")
     input_file(config.val_data, "--val_data")
-    if config.lora_rank and config.resume:
-        raise ValueError("--resume goes on where all weights learn; a run with "
-                         "--lora_rank is begun anew")
     base = config.model_path or DEMO/"model.safetensors"
     device = pick_device(config.device)
     model, tokenizer = open_both(base, config.tokenizer_path, device)
@@ -284,15 +309,13 @@ def instruct(
     if config.lora_rank:
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     with polite_stop(True) as stop, run_folder(c):
-        run = start(config, c, model.train(), talks, tokenizer)
+        run = start(config, c, model.train(), talks)
         with watched(c, run.history, run.done) as show:
             while run.done < c.iterations and not stop.is_set():
                 show(advance(run, stop.is_set))
         if config.lora_rank:
             save_adapter(model, c.output/"adapter", str(base))
             merge_lora(model)
-            for name in "checkpoint.pt", "best.pt":   # they hold the corrections apart
-                (c.output/name).unlink(missing_ok=True)
         export_pretrained(model.eval(), tokenizer, c.output/"export")
     return run
 

@@ -4,10 +4,10 @@ const {make, percent, short, sizeOf, visible, spoken, strip, map, dials, colour,
 const ROOM = 256          // tokens that the page reads at most
 const LONGEST = 20000     // characters that the page cuts at most
 const EXAMPLES = ["ROMEO: What is", "Shall I compare thee to a summer's day?", "To be, or not to be, that is the question:", "HAMLET:\nMy lord, my lord"]
-const CHAPTERS = {"01": "bpe", "02": "bpe_tokenizer", "04": "linear", "05": "embedding", "06": "rmsnorm", "07": "ffn", "08": "softmax", "09": "attention", "10": "rope", "11": "multihead", "15": "transformer", "18": "generating"}
+const CHAPTERS = {"01": "bpe", "02": "bpe_tokenizer", "03": "data", "04": "linear", "05": "embedding", "06": "rmsnorm", "07": "ffn", "08": "softmax", "09": "attention", "10": "rope", "11": "multihead", "12": "loss", "13": "optim", "14": "schedule", "15": "transformer", "16": "checkpoint", "17": "training", "18": "generating", "19": "health"}
 
 const at = id => document.getElementById(id)
-const state = {tokenizer: null, machine: null, ids: [], pieces: [], position: 0, block: 0, head: 0, off: new Set(), how: {temperature: 0.8, top_k: 0, top_p: 0.9, min_p: 0}, seen: null, drawn: null, allOn: null, writing: false}
+const state = {tokenizer: null, machine: null, ids: [], pieces: [], position: 0, block: 0, head: 0, off: new Set(), how: {temperature: 0.8, top_k: 0, top_p: 0.9, min_p: 0}, step: 300, seen: null, drawn: null, allOn: null, writing: false, shown: 0, filled: 0}
 
 const told = words => { at("told").textContent = words }
 const failed = error => { state.writing = false; told(error instanceof llm.Refused ? error.message : `Something went wrong: ${error.message}.`) }
@@ -20,7 +20,7 @@ const quoted = id => make("span", {class: "token"}, token(id))
 const typed = make("textarea", {id: "typed", rows: 2, spellcheck: "false", autocapitalize: "off", autocomplete: "off", oninput: () => read(typed.value)})
 const tokens = make("div", {class: "tokens", role: "group", "aria-label": "Tokens of the text; choose one to follow"})
 const counted = make("p", {class: "faint"})
-const write = make("button", {type: "button", onclick: () => state.writing ? stop() : writeOn()}, "Write on")
+const write = make("button", {type: "button", onclick: () => state.writing ? halt() : writeOn()}, "Write on")
 
 function buildText() {
   at("text").append(
@@ -118,7 +118,7 @@ async function drawOne() {
   makeRoom()
   state.position = state.ids.length - 1
   state.drawn = {shares, chance, id}
-  typed.value = state.tokenizer.decode(state.ids)
+  if (!state.writing) writeDown()
   await refresh()
 }
 
@@ -129,8 +129,15 @@ function back() {
   state.pieces = state.pieces.slice(0, -1)
   state.position = state.ids.length - 1
   state.drawn = null
-  typed.value = state.tokenizer.decode(state.ids)
+  writeDown()
   refresh()
+}
+
+function writeDown() { typed.value = state.tokenizer.decode(state.ids) }
+
+function halt() {
+  stop()
+  writeDown()
 }
 
 function stop() { state.writing = false; write.textContent = "Write on" }
@@ -139,10 +146,8 @@ async function writeOn() {
   state.writing = true
   write.textContent = "Stop"
   try {
-    for (let n = 0; n < 200 && state.writing; n++) {
-      await drawOne()
-      await new Promise(requestAnimationFrame)   // so that it can be seen, and stopped
-    }
+    for (let n = 0; n < 200 && state.writing; n++) await drawOne()
+    if (state.writing) halt()
   } catch (error) { failed(error) }
   stop()
   refresh()
@@ -171,8 +176,9 @@ function buildFlow() {
     make("h2", {}, "Inside, for one token"),
     make("p", {}, "The blue line is the residual stream: one vector, which every box reads, and to which only the branches add. Blue cells are above zero, red ones below; point at a cell to see its number."),
     make("div", {class: "spine"}, box("tokenizer", "Tokenizer", "02", "A text is cut into pieces, and in each piece the neighbours that were learnt first are joined, until no known pair is left."),
+    box("pairs", "Byte pairs", "01", "The merges were learnt from a text, the most frequent pair of neighbours first. These made the tokens of this piece; each has the number by which it was learnt."),
     box("embedding", "Embedding", "05", "The id is a row of a table. That row is the vector with which the stream begins."),
-    make("div", {class: "block", role: "group", "aria-label": "One block"},
+    make("div", {id: "block", class: "block", role: "group", "aria-label": "One block"},
       make("div", {class: "which"}, make("h3", {}, "Block ", chapter("15")), blocks, make("p", {class: "faint"}, config.num_layers === 1 ? "There is one." : `There are ${config.num_layers}, one after the other, each with weights of its own.`)),
       box("norm1", "First norm", "06", "The branch reads the stream at size one, times a learned gain."),
       box("heads", "Multi-head attention", "11", "Each head asks a question of its own. Its picture shows who looks at whom: a row for each token, and in it the tokens before. Switch a head off, and see what changes in the next token."),
@@ -182,12 +188,22 @@ function buildFlow() {
         box("attention", "Scores and shares", "09", ["The query meets the key of every token so far. Softmax (", chapter("08"), ") turns the scores into shares, and the values are averaged by them."])),
       stream("sum1"),
       box("norm2", "Second norm", "06", "The second branch reads the stream at size one, too."),
-      box("ffn", "Feed-forward", "07", "The vector is widened twice. One half, bent by SiLU, is a gate that decides how much of the other half passes; the product is narrowed again."),
+      box("ffn", "Feed-forward", "07", ["Three matrices (", chapter("04"), "), again: two widen the vector. One half, bent by SiLU, is a gate that decides how much of the other half passes; the product is narrowed by the third."]),
       stream("sum2")),
     box("lens", "What the stream says at each depth", "15", "If we read the stream early, with the last norm and the head, it already says something. This is known as the logit lens.", "aside"),
     box("norm3", "Last norm", "06", "Once more the stream is brought to size one."),
     box("head", "Head", "04", "Every token of the vocabulary has a row here. Its product with the vector is the token's logit."),
-    box("softmax", "Softmax, and the draw", "08", "The logits become shares that add up to one, and one token is drawn by them.")))
+    box("softmax", "Softmax, and the draw", "08", "The logits become shares that add up to one, and one token is drawn by them.")),
+    make("div", {id: "training", class: "block grey", role: "group", "aria-label": "One step of training"},
+      make("div", {class: "which"}, make("h3", {}, "One step of training ", chapter("17")), make("p", {class: "faint"}, "A text is its own exercise. Here is what a step would do to the head, from these tokens alone; then it is forgotten.")),
+      box("data", "Data", "03", "The ids are there twice: what is read, and, one place on, what should be said."),
+      box("loss", "Loss", "12", "Each target costs minus the logarithm of its share, in nats. Outlined: what it would cost after the step."),
+      box("clip", "Gradient, clipped", "13", "The loss pulls at every row of the head. If all pulls together are longer than one, they are shortened."),
+      box("schedule", "Schedule", "14", "The learning rate climbs at first, then comes down on half a cosine."),
+      box("adamw", "AdamW", "13", "Each weight moves by about the learning rate, however small its gradient."),
+      box("health", "Health", "19", "How far do the weights move, beside their own size? A run in which that is large is soon in trouble."),
+      box("checkpoint", "Checkpoint", "16", "What is kept of all the steps: the tensors of the model's file.")))
+  at("schedule").append(llm.slider("step", {min: 0, max: 1000, step: 10, value: state.step}, value => { state.step = value; refresh() }))
   places.heads.append(places.switches = switches)
   for (const id of ["tokenizer", "embedding", "norm1", "heads", "norm2", "ffn", "norm3", "head", "softmax"]) at(id).classList.add("onstream")
 }
@@ -211,6 +227,18 @@ const words = {
     const rows = [row(first), ...steps.slice(0, most).map(step => row(step.ids))]
     if (steps.length > most) rows.push(make("li", {}, `… and ${steps.length - most} more`))
     return [make("p", {}, "The piece ", make("span", {class: "token"}, visible(new TextEncoder().encode(piece))), ` begins as ${first.length} byte${first.length === 1 ? "" : "s"}, and ${steps.length} merge${steps.length === 1 ? "" : "s"} later it is ${found.encodePiece(piece).length === 1 ? "one token" : `${found.encodePiece(piece).length} tokens`}.`), make("ol", {class: "steps"}, rows)]
+  },
+  pairs() {
+    const piece = state.pieces[state.position]
+    if (piece === null || state.tokenizer.special.has(piece)) return [make("p", {}, "None: the token was put here whole.")]
+    let before = state.tokenizer.firstIds(piece)
+    const rows = [...state.tokenizer.joins(before)].map(({rank, at, ids}) => {
+      const row = make("li", {}, quoted(before[at]), " and ", quoted(before[at + 1]), ` are merge ${rank + 1}.`)
+      before = ids
+      return row
+    })
+    if (!rows.length) return [make("p", {}, "None: no pair of its bytes is known.")]
+    return [make("ol", {class: "steps"}, rows.slice(0, 9), rows.length > 9 ? make("li", {}, `… and ${rows.length - 9} more`) : null)]
   },
   embedding: seen => [strip(seen.embedding, `Row ${state.ids[state.position]} of the table`), make("p", {class: "faint"}, `Row ${state.ids[state.position]} of ${state.machine.config.vocab_size.toLocaleString("en")}, at position ${state.position}.`)],
   norm1: (_, block) => [strip(block.normed, "The stream at size one"), make("p", {class: "faint"}, `The stream has size ${short(sizeOf(block.before))}; what the branch reads has ${short(sizeOf(block.normed))}.`)],
@@ -252,7 +280,31 @@ const words = {
     return [bars(best.map(({id}) => ({label: token(id), share: (seen.logits[id] - least) / (top - least), note: short(seen.logits[id])}))), make("p", {class: "faint"}, `The highest of ${seen.logits.length.toLocaleString("en")} logits; the lowest is ${short(least)}.`)]
   },
   softmax: seen => [bars(llm.best(llm.softmax(seen.logits), 4).map(({id, share}) => ({label: token(id), share}))), make("p", {}, make("a", {href: "#next"}, "The dials, and the draw"))],
+  data: ({learnt}) => learnt ? [make("ol", {class: "steps pairs"}, lately(learnt).map(i => make("li", {}, quoted(state.ids[learnt.start + i]), " → ", quoted(learnt.targets[i])))), make("p", {class: "faint"}, `The last of ${learnt.targets.length} pairs.`)] : TOO_SHORT(),
+  loss({learnt}) {
+    if (!learnt) return TOO_SHORT()
+    const mean = x => x.reduce((a, b) => a + b, 0) / x.length
+    return [bars(lately(learnt).map(i => ({label: token(learnt.targets[i]), share: learnt.losses[i], was: learnt.after[i], note: short(learnt.losses[i])}))),
+      make("p", {class: "faint"}, `The mean is ${short(mean(learnt.losses))} nats, and ${short(mean(learnt.after))} after the step. To find all tokens alike would cost ${short(Math.log(state.machine.config.vocab_size))}.`)]
+  },
+  clip: ({learnt}) => learnt ? [strip(learnt.gradient, "The gradient of one row"), make("p", {class: "faint"}, "The row of ", quoted(learnt.shown), `. All rows together are ${short(learnt.norm)} long, so they are multiplied by ${short(learnt.factor)}.`)] : TOO_SHORT(),
+  schedule() {
+    const x = step => 10 + 380 * step / 1000, y = step => 108 - 9400 * llm.rateAt(step), rate = llm.rateAt(state.step)
+    return [make("svg:svg", {class: "curve", viewBox: "0 0 400 120", role: "img", "aria-label": "The learning rate of each step; a dot marks where you are"}, make("svg:path", {d: "M10 108H390M10 8V108", class: "axis"}),
+      make("svg:path", {d: Array.from({length: 101}, (_, i) => `${i ? "L" : "M"}${x(10 * i)} ${y(10 * i).toFixed(1)}`).join(""), class: "line"}), make("svg:circle", {cx: x(state.step), cy: y(state.step), r: 5})),
+      make("p", {class: "faint"}, `At step ${state.step} of 1,000 the learning rate is ${rate.toPrecision(2)}.`)]
+  },
+  adamw: ({learnt}) => learnt ? [strip(learnt.change, "The step of one row"), make("p", {class: "faint"}, "How the row of ", quoted(learnt.shown), " would move.")] : TOO_SHORT(),
+  health: ({learnt}) => learnt ? [make("p", {}, `The head moves by ${percent(learnt.ratio)} of its size.`)] : TOO_SHORT(),
+  checkpoint() {
+    const seen = state.machine.tensors.filter(({name}) => !name.startsWith("blocks.") || name.startsWith(`blocks.${state.block}.`))
+    return [make("table", {}, make("thead", {}, make("tr", {}, ["tensor", "shape", "size"].map(head => make("th", {scope: "col"}, head)))),
+      make("tbody", {}, seen.map(({name, shape, size}) => make("tr", {}, make("th", {scope: "row"}, name), make("td", {}, shape.join(" × ")), make("td", {}, short(size)))))),
+      make("p", {class: "faint"}, `All that lies outside the blocks, and block ${state.block + 1}; ${state.machine.count.toLocaleString("en")} numbers in all. Size is the root mean square.`)]
+  },
 }
+const TOO_SHORT = () => [make("p", {}, "That takes a text of two tokens.")]
+const lately = learnt => Array.from(learnt.targets.keys()).slice(-8)
 
 function added(seen, branch, after, depth, name) {
   const [first] = seen.lens[depth]
@@ -276,25 +328,33 @@ function showFlow() {
 
 // ---- The plan: the front page's drawing, with what the stream would say beside it
 
-const BOXES = [["tokenizer", "tokenizer", "02", 34], ["embedding", "embedding", "05", 84], ["norm1", "norm", "06", 158], ["heads", "multi-head attention", "11", 196], ["linear", "linear", "04", 234], ["rope", "RoPE", "10", 262], ["attention", "attention", "09", 290],
-  ["norm2", "norm", "06", 362], ["ffn", "feed-forward", "07", 400], ["norm3", "norm", "06", 486], ["head", "head: linear", "04", 524], ["softmax", "softmax", "08", 562], ["next", "sampling", "18", 600]]
-const SPOTS = [[110, 0], [324, 1], [436, 2]]   // where the stream can be read, and what came just before
+const BOXES = [   // where it leads, what it says, its chapter, and its place
+  ["tokenizer", "tokenizer", "02", 68, 34, 88], ["pairs", "byte pairs", "01", 160, 34, 88, "grey"], ["embedding", "embedding", "05", 68, 84, 156],
+  ["norm1", "norm", "06", 68, 158, 156], ["heads", "multi-head attention", "11", 68, 196, 156],
+  ["linear", "linear", "04", 92, 234, 118, "inner"], ["rope", "RoPE", "10", 92, 262, 118, "inner"], ["attention", "attention", "09", 92, 290, 118, "inner"], ["attention", "softmax", "08", 92, 318, 118, "inner"],
+  ["norm2", "norm", "06", 68, 390, 156], ["ffn", "feed-forward", "07", 68, 428, 156],
+  ["norm3", "norm", "06", 68, 526, 156], ["head", "head: linear", "04", 68, 564, 156], ["softmax", "softmax", "08", 68, 602, 156], ["next", "sampling", "18", 68, 640, 156],
+  ["data", "data", "03", 34, 732, 92, "grey"], ["loss", "loss", "12", 134, 732, 92, "grey"], ["clip", "clip", "13", 34, 766, 92, "grey"], ["schedule", "schedule", "14", 134, 766, 92, "grey"],
+  ["adamw", "AdamW", "13", 34, 800, 92, "grey"], ["health", "health", "19", 134, 800, 92, "grey"], ["checkpoint", "checkpoint", "16", 34, 834, 192, "grey"]]
+const FRAMES = [["lens", "Transformer", "15", 20, 74, 224, 523, 514], ["block", "block, N times", "15", 26, 132, 208, 362, 147], ["training", "training", "17", 26, 706, 208, 164, 721]]   // and where its name stands
+const SPOTS = [[110, 0], [352, 1], [464, 2]]   // where the stream can be read, and what came just before
 
 function buildPlan() {
   const path = (d, kind) => make("svg:path", {d, class: kind})
-  const frame = make("svg:rect", {x: 26, y: 132, width: 208, height: 334, rx: 8, class: "frame"})
-  const drawn = BOXES.map(([id, label, number, y]) => {
-    const inner = ["linear", "rope", "attention"].includes(id), x = inner ? 92 : 68, width = inner ? 118 : 156
-    return make("svg:a", {href: `#${id}`}, make("svg:rect", {x, y, width, height: inner ? 22 : 28, rx: 5}), make("svg:text", {x: x + width / 2, y: y + (inner ? 15.5 : 19), "text-anchor": "middle"}, label + " ", make("svg:tspan", {}, number)))
+  const link = (id, label, number, kind, x, y, anchor) => make("svg:a", {href: `#${id}`, class: kind}, make("svg:text", {x, y, "text-anchor": anchor}, label + " ", make("svg:tspan", {}, number)))
+  const frames = FRAMES.map(([id, label, number, x, y, width, height, foot]) => [make("svg:rect", {x, y, width, height, rx: 8, class: "frame"}), link(id, label, number, "small", x + width - 6, foot, "end")])
+  const boxes = BOXES.map(([id, label, number, x, y, width, kind]) => {
+    const inner = kind === "inner", box = link(id, label, number, kind, x + width / 2, y + (inner ? 15.5 : 19), "middle")
+    box.prepend(make("svg:rect", {x, y, width, height: inner ? 22 : 28, rx: 5}))
+    return box
   })
-  const branch = (from, to, y1, y2) => [path(`M40 ${y1}H${from}`, "line"), path(`M${to} ${y2}H52`, "line"), make("svg:circle", {cx: 40, cy: y2, r: 7.5, class: "plus"}), path(`M36 ${y2}h8M40 ${y2 - 4}v8`, "line")]
+  const branch = (y1, y2) => [path(`M40 ${y1}H68`, "line"), path(`M146 ${y2}H52`, "line"), make("svg:circle", {cx: 40, cy: y2, r: 7.5, class: "plus"}), path(`M36 ${y2}h8M40 ${y2 - 4}v8`, "line")]
   places.plan = SPOTS.map(([y]) => make("svg:text", {x: 62, y: y + 14, class: "lens"}))
-  at("plan").append(make("svg:svg", {viewBox: "0 0 250 646", role: "group", "aria-label": "The machine, each box a link to what happens in it"},
-    frame, make("svg:text", {x: 228, y: 147, "text-anchor": "end", class: "small"}, "block, N times"),
-    path("M146 8V34M146 62V84M68 98H40V500H68", "line"), path("M40 98V500", "stream"), path("M146 514V524M146 552V562M146 590V600M146 628V640M68 614H12V20H146", "line"),
-    branch(68, 146, 172, 326), path("M146 186V196M146 224V326", "line"), branch(68, 146, 376, 440), path("M146 390V400M146 428V440", "line"),
-    make("svg:rect", {x: 80, y: 226, width: 142, height: 92, rx: 5, class: "frame"}), drawn, places.plan,
-    make("svg:text", {x: 152, y: 14, class: "small"}, "text"), make("svg:text", {x: 152, y: 642, class: "small"}, "next token"), make("svg:text", {transform: "translate(8 330) rotate(-90)", "text-anchor": "middle", class: "small"}, "append the id, and ask again")))
+  at("plan").append(make("svg:svg", {viewBox: "0 0 250 876", role: "group", "aria-label": "The machine, each box a link to what happens in it"}, frames.flat(),
+    path("M146 8V34M146 62V84M68 98H40V540H68", "line"), path("M40 98V540", "stream"), path("M146 554V564M146 592V602M146 630V640M146 668V680M68 654H12V20H146", "line"),
+    branch(172, 354), path("M146 186V196M146 224V354", "line"), branch(404, 468), path("M146 418V428M146 456V468", "line"),
+    make("svg:rect", {x: 80, y: 226, width: 142, height: 120, rx: 5, class: "frame"}), boxes, places.plan,
+    make("svg:text", {x: 152, y: 14, class: "small"}, "text"), make("svg:text", {x: 152, y: 684, class: "small"}, "next token"), make("svg:text", {transform: "translate(8 330) rotate(-90)", "text-anchor": "middle", class: "small"}, "append the id, and ask again")))
 }
 
 function showPlan() {
@@ -347,15 +407,24 @@ async function take(given) {
 // ---- Everything
 
 const refresh = llm.latest(async () => {
-  const {machine, ids, position, block} = state, all = !state.writing || ids.length % 6 === 0   // while it writes, the boxes follow more slowly
+  const {machine, ids, position, block} = state, now = performance.now()
+  const show = !state.writing || now - state.shown > 80, all = !state.writing || now - state.filled > 1000   // while it writes, the page follows more slowly, and the boxes still more
   try {
-    const seen = await machine.ask("read", {ids, off: [...state.off], position, block, all})
+    const seen = await machine.ask("read", {ids, off: [...state.off], position, block, all, rate: llm.rateAt(state.step)})
     if (machine !== state.machine) return
     if (!state.off.size) state.allOn = null
     state.seen = seen
-    showTokens()
-    showNext()
-    if (all) { showFlow(); showPlan() }
+    if (show) {
+      if (state.writing) writeDown()
+      showTokens()
+      showNext()
+      state.shown = now
+    }
+    if (all) {
+      showFlow()
+      showPlan()
+      state.filled = now
+    }
     document.body.dataset.read = ids.length   // for whoever waits for it
   } catch (error) { if (machine === state.machine) failed(error) }
 })

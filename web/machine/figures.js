@@ -89,7 +89,7 @@ function looks() {
       "aria-label": `${spoken(name(id))}${s <= position ? `, gets ${percent(row[s])}` : ", later"}`, onclick: () => { position = s; show() }}, name(id))))
     if (held) tokens.children[position].focus()
     const best = Array.from(row.keys()).sort((a, b) => row[b] - row[a]).slice(0, 3)
-    said.replaceChildren(make("span", {class: "token"}, name(ids[position])), " takes most from ", ...best.flatMap((s, i) => [i ? ", " : "", make("span", {class: "token"}, name(ids[s])), ` (${percent(row[s])})`]), ". Choose another token to ask for it; the darkest has the largest weight.")
+    said.replaceChildren(make("span", {class: "token"}, name(ids[position])), " takes most from ", ...best.flatMap((s, i) => [i ? ", " : "", make("span", {class: "token"}, name(ids[s])), ` (${percent(row[s])})`]), ". Choose another token to ask for it; the bluest has the largest weight.")
     square.replaceChildren(llm.map(seen.maps[head], `Head ${head + 1} of block ${block + 1}: a row for each token that looks`, (row, column) => `${name(ids[row])} looks at ${name(ids[column])}: ${percent(seen.maps[head][row][column])}`, position))
   }
   tokens.addEventListener("keydown", event => {

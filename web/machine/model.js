@@ -25,6 +25,7 @@ function makeModel() {
     for (const name of Object.keys(config)) if (!Object.hasOwn(FIELDS, name)) refuse(`This model has ${name}, which this page does not know; it may be of a newer version of the course.`)
     for (const [name, kind] of Object.entries(FIELDS)) {
       const value = config[name]
+      if (kind === "nothing" && value !== null) refuse("This model is of another family than Llama's, and what is different in it this page does not compute.")
       if (value === undefined) refuse(`This model does not say its ${name}.`)
       if (!(value === null && MAY_LACK.includes(name)) && !FITS[kind](value)) refuse(`This model has ${name} = ${JSON.stringify(value)}, which no model has.`)
     }
@@ -88,7 +89,7 @@ function makeModel() {
     try { header = JSON.parse(new TextDecoder("utf-8", {fatal: true}).decode(new Uint8Array(buffer, 8, size))) } catch { refuse(cut) }
     const about = header?.__metadata__
     let said
-    try { said = JSON.parse(about.config) } catch { refuse("This model does not say what shape it has; export it with python -m llm_course.checkpoint.") }
+    try { said = JSON.parse(about.config) } catch { refuse("This model does not say what shape it has, as a file of save_model does; python -m llm_course.checkpoint writes one.") }
     if (typeof said !== "object" || said === null) refuse("This model does not say what shape it has.")
     if (about.parts !== undefined && about.parts !== "{}") refuse("This model has parts that are not the course's own, which this page does not know.")
     const config = shapeOf(said), shapes = {}, weights = {}
@@ -174,6 +175,12 @@ function makeModel() {
     return out
   }
 
+  const sumOfSquares = x => x.reduce((sum, value) => sum + value * value, 0)
+  function surprise(logits, target) {   // minus the logarithm of the target's share
+    const top = logits.reduce((a, b) => Math.max(a, b))
+    return top + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - top), 0)) - logits[target]
+  }
+
   class Transformer {
     constructor(config, weights) {
       this.config = config
@@ -184,6 +191,7 @@ function makeModel() {
 
     forget() {   // keys and values of the tokens read so far, by block and position
       this.ids = []
+      this.streams = []   // of each token, the stream behind the last block
       this.cache = Array.from({length: this.config.num_layers}, () => ({keys: [], values: [], shares: []}))
       this.off = new Set()
     }
@@ -217,7 +225,7 @@ function makeModel() {
         x = this.block(x, i, position, seen)
         trace?.blocks.push(seen)
       }
-      this.last = x
+      this.streams[position] = x
       return x
     }
 
@@ -283,6 +291,44 @@ function makeModel() {
       return trace
     }
 
+    // What a step of training would do to the head, from the last tokens that were read: each should say the one after it. The weights stay as they are.
+    learn(rate, position, longest = 1, decay = 0.01) {
+      const head = this.weights["head.weight"], d = this.config.d_model, vocab = this.config.vocab_size
+      const most = Math.max(1, Math.min(16, Math.floor(2 ** 25 / head.length))), start = Math.max(0, this.ids.length - 1 - most)
+      const targets = this.ids.slice(start + 1), n = targets.length
+      if (!n) return null
+      const inputs = this.streams.slice(start, start + n).map(x => this.normed(x)), logits = inputs.map(x => linear(x, head)), shares = logits.map(softmax)
+      const gradient = id => {   // of the mean loss, for one row of the head
+        const sum = new Float32Array(d)
+        for (let i = 0; i < n; i++) {
+          const pull = (shares[i][id] - (targets[i] === id)) / n
+          for (let j = 0; j < d; j++) sum[j] += pull * inputs[i][j]
+        }
+        return sum
+      }
+      let squares = 0
+      for (let id = 0; id < vocab; id++) squares += sumOfSquares(gradient(id))
+      const norm = Math.sqrt(squares), factor = Math.min(1, longest / (norm + 1e-6))
+      const change = id => {   // AdamW's first step, whose averages are the gradient and its square
+        const row = head.subarray(id * d, (id + 1) * d)
+        return gradient(id).map((g, j) => -rate * (decay * row[j] + factor * g / (Math.abs(factor * g) + 1e-8)))
+      }
+      const after = logits.map(row => row.slice())
+      let moved = 0
+      for (let id = 0; id < vocab; id++) {
+        const row = change(id)
+        moved += sumOfSquares(row)
+        for (let i = 0; i < n; i++) for (let j = 0; j < d; j++) after[i][id] += inputs[i][j] * row[j]
+      }
+      const shown = targets[Math.min(n - 1, Math.max(0, position - start))]
+      return {start, targets, losses: logits.map((row, i) => surprise(row, targets[i])), after: after.map((row, i) => surprise(row, targets[i])),
+              norm, factor, shown, gradient: gradient(shown), change: change(shown), ratio: Math.sqrt(moved / sumOfSquares(head))}
+    }
+
+    tensors() {   // of the file: each name, its shape, and the size of its numbers
+      return Object.entries(shapesOf(this.config)).map(([name, shape]) => ({name, shape, size: Math.sqrt(sumOfSquares(this.weights[name]) / this.weights[name].length)}))
+    }
+
     shares(block, head) { return this.cache[block].shares.slice(0, this.ids.length).map(row => row[head]) }   // of each token, how it shares its look back
   }
 
@@ -330,7 +376,14 @@ function makeModel() {
     return shares.findLastIndex(share => share > 0)
   }
 
-  return {Refused, readModel, softmax, nextProbabilities, draw, best, turned, frequencies, LARGEST}
+  // ---- The learning rate, as `cos_lr_scheduler` has it: a climb, and half a cosine down to zero
+
+  function rateAt(step, warmup = 100, end = 1000, most = 0.01) {
+    if (step < warmup) return most * step / warmup
+    return step >= end ? 0 : most / 2 * (1 + Math.cos(Math.PI * (step - warmup) / (end - warmup)))
+  }
+
+  return {Refused, readModel, rateAt, softmax, nextProbabilities, draw, best, turned, frequencies, LARGEST}
 }
 
 // ---- In the worker
@@ -340,13 +393,13 @@ function answer(made) {
   const tasks = {
     load({buffer}) {
       model = made.readModel(buffer)
-      return {config: model.config, count: model.count}
+      return {config: model.config, count: model.count, tensors: model.tensors()}
     },
-    read({ids, off, position, block, all = true}) {   // and of one block, how each head shares its looks back
+    read({ids, off, position, block, all = true, rate = null}) {   // and of one block, how each head shares its looks back
       model.read(ids, off)
       if (!all) return model.look(position, false)
       const heads = Array.from({length: model.config.num_heads}, (_, head) => head)
-      return {...model.look(position), maps: heads.map(head => model.shares(block, head))}
+      return {...model.look(position), maps: heads.map(head => model.shares(block, head)), learnt: rate === null ? null : model.learn(rate, position)}
     },
   }
   onmessage = ({data: {number, task, ...what}}) => {

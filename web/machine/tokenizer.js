@@ -24,6 +24,12 @@ function translated(pattern) {
   // What a possessive quantifier or an atomic group has taken it never gives back. A lookahead does not, either.
   const atomic = inside => `(?:(?=(?<only${++names}>${inside}))\\k<only${names}>)`
 
+  function plain(letter, folds, inSet) {   // a letter that stands for itself, or for itself in both cases
+    const cases = folds ? ignoringCase(letter) : letter
+    const said = [...cases].map(literal).join("")
+    return cases.length > letter.length && !inSet ? `[${said}]` : said
+  }
+
   function alternatives(folds) {   // up to a closing bracket, or the end
     let out = ""
     while (at < letters.length && letters[at] !== ")") out += take("|") ? "|" : repeated(folds)
@@ -32,7 +38,7 @@ function translated(pattern) {
 
   function repeated(folds) {
     const atom = one(folds), found = letters.slice(at).join("").match(/^(?:[*+?]|\{(\d*)(,?)(\d*)\})/)
-    if (!found || found[0] === "{}" || found[0] === "{,}") return atom
+    if (!found || found[0] === "{}") return atom
     at += found[0].length
     const many = found[0].startsWith("{,") ? `{0,${found[3]}}` : found[0]
     if (take("+")) return atomic(atom + many)
@@ -43,13 +49,12 @@ function translated(pattern) {
     const letter = letters[at++]
     if (letter === "(") return group(folds)
     if (letter === "[") return set(folds)
-    if (letter === "\\") return escaped(false)
+    if (letter === "\\") return escaped(folds, false)
     if (letter === ".") return "[^\\n]"
     if (letter === "^") return "^"
     if (letter === "$") return "(?=\\n?$)"   // a last newline may follow
     if ("*+?".includes(letter)) cannot(`the quantifier ${letter} after nothing that it could repeat`)
-    const cases = folds ? ignoringCase(letter) : letter
-    return cases.length > 1 && folds ? `[${cases}]` : literal(letter)
+    return plain(letter, folds, false)
   }
 
   function group(folds) {
@@ -69,37 +74,37 @@ function translated(pattern) {
       if (letter === undefined) cannot("a set that is not closed")
       if (letter === "[" && letters[at] === ":") cannot("a set of POSIX")
       if (folds && letter === "-") cannot("a range that ignores case")
-      if (letter === "\\") out += escaped(true)
+      if (letter === "\\") out += escaped(folds, true)
       else if (letter === "-") out += first || letters[at] === "]" ? "\\-" : "-"
-      else if (folds) out += [...ignoringCase(letter)].map(literal).join("")
-      else out += literal(letter)
+      else out += plain(letter, folds, true)
       first = false
     }
     at++
     return out + "]"
   }
 
-  function escaped(inSet) {
+  function escaped(folds, inSet) {
     const letter = letters[at++]
     if (letter === undefined) cannot("a backslash at its end")
     if (letter === "s") return "\\p{White_Space}"   // JavaScript's own \s differs in two characters
     if (letter === "S") return "\\P{White_Space}"
     if (letter === "d") return "\\p{Nd}"
     if (letter === "D") return "\\P{Nd}"
-    if ("pP".includes(letter)) return property(letter)
+    if ("pP".includes(letter)) return property(letter, folds)
     if ("nrtfv".includes(letter)) return "\\" + letter
     const size = {x: 2, u: 4, U: 8}[letter]
     if (size) {
       const code = letters.slice(at, at + size).join("")
       if (!RegExp(`^[0-9a-fA-F]{${size}}$`).test(code) || parseInt(code, 16) > 0x10ffff) cannot(`\\${letter}${code}`)
       at += size
+      if (folds) return plain(String.fromCodePoint(parseInt(code, 16)), folds, inSet)
       return `\\u{${code.replace(/^0+(?=.)/, "")}}`
     }
     if (/[a-zA-Z0-9]/.test(letter)) cannot("\\" + letter)
     return inSet && letter === "-" ? "\\-" : literal(letter)
   }
 
-  function property(letter) {
+  function property(letter, folds) {
     let name = letters[at++], not = letter === "P"
     if (name === "{") {
       const end = letters.indexOf("}", at)
@@ -107,6 +112,7 @@ function translated(pattern) {
       at = end < 0 ? letters.length : end + 1
     }
     if (name?.startsWith("^")) { not = !not; name = name.slice(1) }
+    if (folds && !/^[LMNPSZ]$/.test(name)) cannot(`the property ${name} where case is ignored`)
     for (const known of [name, `Script=${name}`]) {
       try { RegExp(`\\p{${known}}`, "u") } catch { continue }
       return `\\${not ? "P" : "p"}{${known}}`
@@ -179,7 +185,7 @@ function idsBefore(how) {
 
 class Tokenizer {
   constructor(data) {   // what a tokenizer.json says
-    if (!isObject(data) || !isObject(data.model)) refuse("This tokenizer.json has no model.")
+    if (!isObject(data) || !isObject(data.model)) refuse("This is no tokenizer.json, for it has no model.")
     const model = data.model
     if ((model.type ?? "BPE") !== "BPE") refuse(`This tokenizer.json is of the kind ${model.type}; this page knows BPE alone.`)
     if (!isObject(model.vocab) || !Array.isArray(model.merges)) refuse("This tokenizer.json lacks vocab or merges.")
@@ -187,6 +193,7 @@ class Tokenizer {
     knownOnly(model, ["type", "vocab", "merges", "ignore_merges", "unk_token", "fuse_unk"])
     for (const token of data.added_tokens ?? []) {
       knownOnly(token, ["id", "content", "special", "normalized", "__type"])
+      if (typeof token.content !== "string" || !token.content) refuse("This tokenizer.json has a special token without a text.")
       if (data.normalizer && token.normalized) refuse(`This tokenizer.json looks for ${token.content} in rewritten text, which this page does not.`)
     }
     const forms = data.normalizer ? data.normalizer.normalizers ?? [data.normalizer] : []
@@ -222,9 +229,10 @@ class Tokenizer {
     this.whole = Boolean(model.ignore_merges)
     this.fuse = Boolean(model.fuse_unk)
     this.unknown = typeof model.unk_token === "string" ? special.get(model.unk_token) ?? ids.get(model.unk_token) : undefined
+    if (typeof model.unk_token === "string" && this.unknown === undefined) refuse(`This tokenizer.json lacks ${model.unk_token}, which it names for what is unknown.`)
     this.before = idsBefore(data.post_processor)
     this.special = special
-    const longestFirst = [...special.keys()].sort((a, b) => b.length - a.length).map(RegExp.escape ?? (token => token.replace(/[\^$\\.*+?()[\]{}|/-]/g, "\\$&")))
+    const longestFirst = [...special.keys()].sort((a, b) => b.length - a.length).map(RegExp.escape ?? (token => token.replace(/[\^$\\.*+?()[\]{}|/]/g, "\\$&")))
     this.specials = longestFirst.length ? RegExp(`(${longestFirst.join("|")})`, "u") : null
     this.size = Array.from(this.texts.keys()).reduce((most, id) => Math.max(most, id), -1) + 1
     this.known = new Map()

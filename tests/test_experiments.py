@@ -1,0 +1,178 @@
+"""Chapter 22: a table is finished by whoever goes on, laws are found again, recipes are dry-run, and the race is judged from end to end, cheats included."""
+import json
+import math
+import sys
+from statistics import fmean
+
+import pytest
+import torch
+
+import bench.experiments
+from bench.experiments import ablations, mup, scaling, small
+from bench.runner import read, root
+from llm_course.engine import race, recipes
+from llm_course.engine.commands import parse
+from llm_course.engine.run_config import TrainConfig, check_flags
+from llm_course.experiments import Law, bootstrap_laws, compare, differs, fit_law, main, mup_groups, mup_start, run_cells, spend, tail
+from llm_course.transformer import Transformer
+
+LETTERS = '''
+def train(folder, seed, threads, recipe):
+    import numpy as np
+    from safetensors.numpy import save_file
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    BpeTokenizer.train(folder/"train.txt", 256, []).save(folder/"tokenizer.json")
+    text = np.frombuffer((folder/"train.txt").read_bytes(), np.uint8)
+    logits = np.log((np.bincount(text, minlength=256) + 1 + seed) / (len(text) + 256))
+    save_file({"logits": logits.astype(np.float32)}, folder/"model.safetensors")
+
+def make(recipe, vocab_size):
+    import torch
+    class Letters(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.zeros(vocab_size))
+        def forward(self, ids): return self.logits.expand(*ids.shape, -1)
+    return Letters()
+'''
+CHEATS = {   # what the entry's train does, and what the judge says
+    "opens the text": ("open(recipe['there']).read()", "may not open"),
+    "opens it by way of os": ("import os; os.open(recipe['there'], os.O_RDONLY)", "may not open"),
+    "lets another program open it": ("import subprocess; subprocess.run(['cat', recipe['there']])", "may not use"),
+    "opens it in a fork": ("import os\n    if os.fork() == 0: open(recipe['there']); os._exit(0)\n    assert os.wait()[1] == 0, 'the fork failed'", "the fork failed"),
+    "leaves a process behind": ("import os, time\n    if os.fork() == 0: os.setsid(); time.sleep(60)", "left 1 processes"),
+    "works in a child": ("import os\n    if os.fork() == 0:\n        while True: pass\n    os.wait()", "more than 0.5 processor seconds"),
+    "works in a child that nobody waits for": ("import os, signal, time\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n    if os.fork() == 0:\n        while time.process_time() < .8: pass\n"
+                                               "        os._exit(0)\n    time.sleep(1)\n    while time.process_time() < .1: pass", "more than 0.5 processor seconds|left 1 processes"),
+}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of all its descendants")
+
+
+def write_entry(folder, code=None, **recipe):
+    folder.mkdir()
+    (folder/"recipe.json").write_text(json.dumps(recipe), "utf-8", newline="\n")
+    if code: (folder/"model.py").write_text(code, "utf-8", newline="\n")
+    return folder
+
+
+@linux
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_refused(name, tmp_path):
+    line, said = CHEATS[name]
+    (tmp_path/"whole.txt").write_text("to be or not to be that is the question", "utf-8", newline="\n")
+    entry = write_entry(tmp_path/"entry", f"def train(folder, seed, threads, recipe):\n    {line}\n", there=str(tmp_path/"whole.txt"))
+    (tmp_path/"work").mkdir()
+    limit = .5 if "child" in name else 60.
+    with pytest.raises(race.Refused, match=said): race.attempt(entry, "to be or not to be ", "that is the question", tmp_path/"work", threads=1, limit=limit)
+
+
+@linux
+def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
+    (tmp_path/"whole.txt").write_text("to be or not to be " * 50 + "that is the question", "utf-8", newline="\n")
+    entry = write_entry(tmp_path/"entry", LETTERS, max_seq_len=8)
+    def cut(path): return path.read_text("utf-8")[:-20], path.read_text("utf-8")[-20:]
+    result = race.enter(entry, tmp_path/"whole.txt", cut, lambda seed: race.Run(6. + .01 * seed, 100.), threads=1)
+    line = race.summed_up(result)
+    assert line["verdict"] == "better" and line["runs"] == 3 and line["against"] == 6.01 and 0 < line["seconds"] < 100
+    assert 2 < line["nats"] < math.log(256)
+
+
+def test_a_recipe_alone_is_trained_and_scored(tmp_path):
+    text = "to be or not to be that is the question " * 40
+    (tmp_path/"train.txt").write_text(text, "utf-8", newline="\n")
+    entry = write_entry(tmp_path/"entry", d_model=16, num_layers=1, num_heads=1, d_ff=16, max_seq_len=16, batch_size=4, iterations=2, vocab_size=260)
+    race.train_recipe(tmp_path, 0, 1, json.loads((entry/"recipe.json").read_text("utf-8")))
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    from llm_course.checkpoint import load_model
+    ids = race._as_array(BpeTokenizer.load(tmp_path/"tokenizer.json").encode(text))
+    assert 1 < race.nats_per_byte(load_model(tmp_path/"run"/"checkpoint.pt", "cpu").eval(), ids, len(text), 16) < math.log(256)
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    def ahead(ids): return 9. * torch.nn.functional.one_hot(ids.roll(-1, 1), 50)   # it copies what comes next
+    def behind(ids): return 9. * torch.nn.functional.one_hot(ids, 50)
+    ids = race._as_array([7 * i % 50 for i in range(100)])
+    with pytest.raises(race.Refused, match="is to predict"): race.nats_per_byte(ahead, ids, 100, 10)
+    assert race.nats_per_byte(behind, ids, 100, 10) > 5
+
+
+def test_a_race_is_refused_if_it_took_longer():
+    def run(nats, seconds): return lambda seed: race.Run(nats + .01 * seed**2, seconds)
+    with pytest.raises(race.Refused, match=r"33\.0 processor seconds, and the budget is 30\.0"): race.race(run(1., 11.), run(2., 10.), lambda line: None)
+
+
+@pytest.mark.parametrize("recipe", [None, "no json", "[]"])
+def test_an_entry_without_a_recipe_is_refused(recipe, tmp_path):
+    if recipe: (tmp_path/"recipe.json").write_text(recipe, "utf-8", newline="\n")
+    with pytest.raises(race.Refused, match=r"needs a recipe\.json"): race.attempt(tmp_path, "", "", tmp_path)
+
+
+def test_two_processes_can_share_a_table(tmp_path):
+    table, grid = tmp_path/"table.json", [{"seed": seed} for seed in range(4)]
+    def run(seed):   # while this one computes the first cell, another process finishes the third
+        if seed == 0: run_cells(table, grid[2:3], lambda seed: {"loss": 9.})
+        return {"loss": float(seed)}
+    rows = run_cells(table, grid, run, lambda: {"what": "A test."})
+    assert {row["seed"]: row["loss"] for row in rows} == {0: 0., 1: 1., 2: 9., 3: 3.} and read(table)["what"] == "A test."
+
+
+def test_few_or_unequal_runs_show_nothing():
+    with pytest.raises(ValueError, match="they have 2 and 3"): compare([1., 2.], [1., 2., 3.])
+    with pytest.raises(ValueError, match="at least 3 pairs of runs, not 2"): differs([1., 2.], [1.1, 2.1])
+    assert compare([1., 2.], [1., 2.]).p == 1 and compare([2., 3.], [1., 2.]).p == 0
+    assert [round(tail(t, n), 3) for t, n in ((1., 2), (3.182, 4), (2.262, 10))] == [.5, .05, .05]   # printed tables
+
+
+def test_a_law_is_found_in_noisy_runs():
+    law, noise = Law(1.2, 20., .46, 60., .38), torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
+    points = [(P, N, law(P, N) * (1 + .002 * e)) for e, (P, N) in zip(noise, [(P, N) for P in (4e3, 1e4, 2e4, 5e4, 1e5) for N in (5e4, 1e5, 2e5, 5e5)])]
+    P, N = spend(law, 6e11)
+    told = [other(P, N) for other in bootstrap_laws(points, 20)]
+    assert len(told) == 20 and abs(fmean(told) / law(P, N) - 1) < .01 and abs(fit_law(points)(P, N) / law(P, N) - 1) < .01
+
+
+def test_mup_changes_nothing_at_the_base_width():
+    model = Transformer(**small.shape(64))
+    before = model.head.weight.clone()
+    mup_start(model, 64)
+    assert torch.equal(before, model.head.weight) and {group["lr"] for group in mup_groups(model, .01, 64)} == {.01}
+    assert mup.built(128, True, .01, 0)[1].param_groups[0]["lr"] == .005
+
+
+def test_the_smallest_column_of_each_experiment_runs(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randint(32, 127, (3000,), generator=draw).to(torch.uint8).numpy()
+    monkeypatch.setattr(small, "texts", lambda: (text, text[:300]))
+    monkeypatch.setattr(ablations, "STEPS", 2)
+    monkeypatch.setattr(mup, "STEPS", 2)
+    found = [ablations.run(variant, 0) for variant in ("ours", "Muon", "contexts of 128", "4 blocks of width 24, operations")]
+    found += [scaling.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
+    assert all(2 < row["nats"] < 20 for row in found), found
+
+
+def test_stored_results_say_what_they_were_found_on():
+    for name in "ablations", "mup", "scaling", "prediction", "scaling_test":
+        stored = read(root/"bench"/"experiments"/f"{name}.json")
+        assert {"what", "machine", "versions", "commit", "date"} <= stored.keys(), name
+    said, came = (read(root/"bench"/"experiments"/f"{name}.json") for name in ("prediction", "scaling_test"))
+    assert said["at"] < came["began"] and said["budget"] == 10 * max(scaling.BUDGETS)
+    assert came["parameters"] * came["tokens"] * 6 == pytest.approx(said["budget"], rel=.01)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_dry_run(name, tmp_path, capsys):
+    recipe = recipes.RECIPES[name]
+    main([name, "--dry_run", "--output", str(tmp_path/"run")])
+    said = capsys.readouterr().out
+    assert "not measured" in said and said.count("python -m llm_course.") == len(recipes.steps(recipe, tmp_path)) and not (tmp_path/"run").exists()
+    words = next(words for words in recipes.steps(recipe, tmp_path).values() if words[0] == "training")
+    check_flags(parse(TrainConfig, words[1:]))
+
+
+def test_the_command_lists_what_there_is(capsys):
+    main([])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"scaling", "mup", "ablations", "parts", "warmup", "tinystories", "race"} <= set(listed) and "small" not in listed
+    with pytest.raises(SystemExit): main(["nothing"])
+    assert "there is no nothing; there are" in capsys.readouterr().err
+    assert bench.experiments.about()["versions"]["torch"] == torch.__version__
