@@ -46,25 +46,24 @@ def shared(
 def row(numbers, scale, i, x):
     "Row `i` of a matrix times `x`."
     if numbers.ndim == 3: return _row_of_pairs(numbers, scale, i, x)
-    total, whole = np.float32(0), len(x) // 64 * 64
-    for first in range(0, whole, 64):
-        for j in range(64): total += np.float32(numbers[i, first + j]) * x[first + j]
-    for j in range(whole, len(x)): total += np.float32(numbers[i, j]) * x[j]
+    mine, total = numbers[i], np.float32(0)
+    for j in range(len(x)): total += np.float32(mine[j]) * x[j]
     return scale[i, 0] * total
 
 @compiled
 def _row_of_pairs(pairs, scale, i, x):
     _, groups, size = pairs.shape
-    total = np.float32(0)
+    mine, its_scale, total = pairs[i], scale[i], np.float32(0)
     for g in range(groups):
+        first, second = g * size, (groups + g) * size
+        pair, x_low, x_high = mine[g], x[first:first + size], x[second:second + size]
         low = high = np.float32(0)
         for j in range(size):
-            pair = pairs[i, g, j]
-            below = np.float32(pair & np.uint8(15)) - np.float32(8)
-            above = np.float32(pair >> np.uint8(4)) - np.float32(8)
-            low += below * x[g*size + j]
-            high += above * x[(groups + g)*size + j]
-        total += scale[i, g] * low + scale[i, groups + g] * high
+            below = np.float32(pair[j] & np.uint8(15)) - np.float32(8)
+            above = np.float32(pair[j] >> np.uint8(4)) - np.float32(8)
+            low += below * x_low[j]
+            high += above * x_high[j]
+        total += its_scale[g] * low + its_scale[groups + g] * high
     return total
 
 @shared
