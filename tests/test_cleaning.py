@@ -46,7 +46,7 @@ def test_no_documents(): assert first_copies([]) == first_of_similar([]) == drop
 @pytest.mark.parametrize("page, text", [
     ("<p>one<p>two", "one\ntwo"), ("a<br/>b", "a\nb"), ("<b>un</b>bold", "unbold"), ("&lt;p&gt; &eacute;&#233;", "<p> éé"),
     ("<script>var x = '<p>no</p>'</script>yes", "yes"), ("<style>p{}</style>yes", "yes"), ("<script>never closed", ""),
-    ("<nav>menu<nav>inner</nav>outer</nav>text", "text"), ("<nav>menu<p>text", "menu\ntext"), ("</nav></p>text", "text"),
+    ("<nav>menu<nav>inner</nav>outer</nav>text", "text"), ("<nav>menu<p>text", "menu\ntext"), ("<nav>menu<script>x</script><p>text", "menu\ntext"), ("</nav></p>text", "text"),
     ("<![foo bar]>text", "text"), ("<![CDATA[x]]>text", "text"), ("<p a='<'>text", "text"), ("text<!-- never closed", "text"),
     ("<b>a</b>\n<i>b</i>", "a b"), ("<ul><li>a<li>b</ul>c", "a\nb\nc"), ("a\n  b\tc", "a b c")])
 def test_pages_good_and_broken(page, text):

@@ -45,7 +45,8 @@ class _TextParser(HTMLParser):
             self.aside.clear()
 
     def handle_data(self, data):
-        if self.unread not in ("script", "style"): self._add(re.sub(r"\s+", " ", data))
+        if self.cdata_elem in ("script", "style"): return
+        self._add(re.sub(r"\s+", " ", data))
 
     def _add(self, piece):
         if self.unread: self.aside.append(piece)
