@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
@@ -157,6 +158,8 @@ def _own_folders()->list[Path]:
               home/".config"/"matplotlib", home/".matplotlib"]   # it draws the curve
     found = [sys.prefix, sys.base_prefix, Path(__file__).parents[1], "/dev", "/proc",
              "/sys", "/etc", "/usr/lib", "/usr/share", *caches]
+    packages = Path(sysconfig.get_path("purelib"))
+    found += [path for path in packages.iterdir() if path.is_symlink()]   # uv's way
     return [Path(path) for path in [*found, *sys.path] if path and Path(path).exists()]
 
 # %% ../../nbs/engine/race.ipynb #learn
