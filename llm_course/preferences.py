@@ -95,7 +95,7 @@ def preference_faults(
     gaps = [len(pair.better) - len(pair.worse) for pair in pairs]
     shorter, longer = sum(gap < 0 for gap in gaps), sum(gap > 0 for gap in gaps)
     unequal = shorter + longer
-    # fair coins stray so far, by three standard deviations, once in 370 times
+    # three standard deviations: with fair coins, this happens once in 370 times
     if abs(shorter - longer) > 3 * unequal**.5:
         kind = "shorter" if shorter > longer else "longer"
         found["length decides"] = (
