@@ -158,7 +158,10 @@ def code(source: str, outputs: list[dict], files: Path, at: int) -> str:
         block = fenced(source, ".python")
         parts.append(f"<details class=\"code\"{' open' * (fold == 'show')}><summary>{summary}</summary>\n\n{block}\n\n</details>" if fold else block)
     if options.get("output") is not False:
-        parts += [output(o, options, files, f"{options.get('label', f'cell-{at}')}-{i}") for i, o in enumerate(joined(outputs))]
+        name, unlabelled = options.get("label", f"cell-{at}"), {key: value for key, value in options.items() if key != "label"}
+        for i, o in enumerate(joined(outputs)):
+            parts.append(output(o, options, files, f"{name}-{i}"))
+            if {"image/svg+xml", "image/png"} & {*o.get("data", ())}: options = unlabelled   # the first picture has the label, whatever was printed before it
     return "\n\n".join(parts)
 
 
@@ -181,7 +184,7 @@ def output(out: dict, options: dict, files: Path, name: str) -> str:
         files.mkdir(parents=True, exist_ok=True)
         (files/f"{name}.{suffix}").write_bytes(data[kind].encode() if suffix == "svg" else b64decode(data[kind]))
         alt = json.dumps(options.get("fig-alt", ""), ensure_ascii=False)
-        label = f"#{options['label']} " if "label" in options and name.endswith("-0") else ""
+        label = f"#{options['label']} " if "label" in options else ""
         return f"![{options.get('fig-cap', '')}]({files.name}/{name}.{suffix}){{{label}alt={alt}}}"
     if "text/html" in data:
         shown = f"```{{=html}}\n{data['text/html']}\n```"
