@@ -102,7 +102,7 @@ def adder(seed: int) -> Iterator[dict]:
 SPEAKERS = "ROMEO JULIET HAMLET KING QUEEN PORTIA BRUTUS HELENA DUKE ROSALIND OTHELLO IAGO ANTONIO CASSIUS MACBETH EDGAR".split()
 LINE, TOKENS = 24, 48   # tokens of a line at most, and of a free text that is looked at
 PROMPTS, GROUP, RATE = 16, 8, 3e-4
-SECONDS = 80.   # processor seconds of learning
+SECONDS = 300.   # processor seconds of learning
 
 
 def syllables(word: str) -> int:
