@@ -262,9 +262,9 @@ def check_memory(
     account = account_of(config, model)
     sharded = config.parallel == "fsdp"
     if config.compile or sharded:   # what is needed in any case
-        model = account.weights + account.gradients + account.optimizer
-        if sharded: model //= int(os.environ.get("WORLD_SIZE", 1))
-        account = replace(account, peak=max(model, account.logits // 2))
+        least = account.weights + account.gradients + account.optimizer
+        if sharded: least //= int(os.environ.get("WORLD_SIZE", 1))
+        account = replace(account, peak=max(least, account.logits // 2))
     budget.check_memory(account, device.type)
 
 # %% ../../nbs/engine/run_config.ipynb #account
