@@ -372,10 +372,10 @@ def main(
         model = open_start(config)
         config = settle(config, model)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(budget.describe(account_of(config)))
+            print(budget.describe(account_of(config, model)))
         if config.dry_run:
             print(budget.forecast(
-                shape_of(config), config.batch_size, config.grad_accumulation,
+                shape_of(config, model), config.batch_size, config.grad_accumulation,
                 config.iterations, config.precision, config.activation_checkpointing,
                 config.device))
             return
