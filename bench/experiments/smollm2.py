@@ -3,7 +3,6 @@
 `python -m bench.experiments.smollm2` writes smollm2.json, a stage at a time, and goes on where it stopped; `… before`, `… LoRA` or `… "all weights"` makes one stage alone. The weights come from the package index (93 MB). One thread, float32; seconds are the processor's."""
 import multiprocessing
 import random
-import resource
 import sys
 import time
 import zlib
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from bench.experiments import resume
 from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.engine.diary import peak_memory
 from llm_course.engine.lora import add_lora, merge_lora
 from llm_course.engine.tasks import MADE, Task, last_number
 from llm_course.evaluation import evaluate, wilson
@@ -102,7 +102,7 @@ def branch_logits(model: Transformer, batch: Tensor) -> Tensor:
     return model.head(model.norm(x[learnt.bool()]))
 
 
-def teach(model: Transformer, tokenizer: BpeTokenizer, seed: int, steps: int, rate: float) -> dict[str, float]:
+def teach(model: Transformer, tokenizer: BpeTokenizer, seed: int, steps: int, rate: float) -> dict[str, Any]:
     "Train what can learn."
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer, scaler = AdamW(learning, lr=rate, weight_decay=0.), torch.amp.GradScaler("cpu", enabled=False)
@@ -114,7 +114,7 @@ def teach(model: Transformer, tokenizer: BpeTokenizer, seed: int, steps: int, ra
         losses.append(round(float(loss), 4))
         if step % 20 == 0: print(step, sum(losses[-20:]) / 20, f"{time.process_time() - start:.0f} s", flush=True)
     return {"learning": sum(p.numel() for p in learning), "processor_seconds": round(time.process_time() - start, 1),
-            "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2), "losses": losses[9::10]}
+            "peak_mib": peak_memory(torch.device("cpu")), "losses": losses[9::10]}
 
 
 def run(stage: str, seed: int, steps: int, rate: float) -> dict[str, Any]:
