@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
            'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'fit_shape', 'new_model',
-           'check_types', 'check_flags', 'account_of', 'check_memory', 'warn_of_slow_precision', 'import_board',
-           'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
-           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'warn_of_slow_precision',
+           'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of',
+           'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -252,6 +252,16 @@ def account_of(
         config.precision or "float32", config.activation_checkpointing,
         pieces=config.grad_accumulation, muon=config.muon_lr is not None,
         ema=config.ema is not None, diary=True, device=config.device or "cpu")
+
+def forecast_of(
+    config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
+)->str:                 # Two lines
+    "Tell what a run will cost in operations and time."
+    return budget.forecast(
+        shape_of(config, model), config.batch_size, config.grad_accumulation,
+        config.iterations, config.precision or "float32",
+        config.activation_checkpointing, config.device or "cpu")
 
 def check_memory(
     config:TrainConfig,  # Settled
