@@ -156,7 +156,7 @@ def widen_norms(
     layer:Any, # A `MultiHeadAttention` with norms of queries and keys
     eps:float, # As for `RmsNorm`
 )->None:
-    "Put a `WideNorm` in their places. Raises `ValueError` where there are none."
+    "Put a `WideNorm` in their places. Raises `ValueError` if there are none."
     if layer.q_norm is None: raise ValueError("wide_qk_norm needs qk_norm")
     layer.q_norm = WideNorm(layer.num_heads * layer.d_k, eps)
     layer.k_norm = WideNorm(layer.num_kv_heads * layer.d_k, eps)
