@@ -216,7 +216,7 @@ def test_a_header_with_any_bit_flipped_is_read_or_refused(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path):
     np.save(tmp_path/"x.npy", np.arange(1000))
     (tmp_path/"x.npy").write_bytes((tmp_path/"x.npy").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"x\.npy is not a whole \.npy file"): load_ids(tmp_path/"x.npy")
+    with pytest.raises(ValueError, match=r"x\.npy is not a complete \.npy file"): load_ids(tmp_path/"x.npy")
 
 
 @pytest.mark.parametrize("dtype, at, value", [(np.uint16, 0, 50), (np.uint32, 5_000_000, 2**31), (np.int64, 4_194_304, -1), (np.int32, 4_194_303, 50)])

@@ -381,7 +381,7 @@ def malicious_gguf(kind):
     ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches behind its end")])
 def test_headers_made_to_do_harm(tmp_path, kind, said):
     (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
-    with pytest.raises(ValueError, match=rf"model\.gguf is no model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    with pytest.raises(ValueError, match=rf"model\.gguf is not a model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -609,7 +609,7 @@ def quantise(source, path, kind=None, drop=(), **values):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "way to cut words is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
+    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "pre-tokenizer is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
     (dict(drop=["blk.1.attn_k.weight"]), r"lacks the tensor blk\.1\.attn_k\.weight"), (dict(drop=["llama.block_count"]), r"lacks 'llama\.block_count'"),
     (dict(dimension_count=8), "only a part of each head"), (dict(block_count=1), r"holds the tensor blk\.1\.attn_k\.weight and 8 more"),
     (dict(embedding_length=32), "in the shape"), (dict(drop=["tokenizer.ggml.merges"]), "tokenizer.ggml.merges"), (dict(drop=["token_embd.weight"]), "token_embd.weight"),
@@ -767,7 +767,7 @@ def test_llama2c_with_groups_of_nothing(tmp_path, group):
     write_llama2c(random_model(), tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", group) + data[41:])
-    with pytest.raises(ValueError, match=rf"stories\.bin is no model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=rf"stories\.bin is not a model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 @pytest.mark.parametrize("mark", [b"", struct.pack("<Ii", 0x616b3432, 1), struct.pack("<Ii", 0x616b3432, 2)], ids=len)
@@ -783,7 +783,7 @@ def test_a_piece_too_long_to_be_one(tmp_path):
     write_llama2c(random_model(), tmp_path/"stories.bin", 1)
     write_pieces(tmp_path/"tokenizer.bin", 319)
     with open(tmp_path/"tokenizer.bin", "ab") as file: file.write(struct.pack("<fi", 0., 300_000) + b"a" * 300_000)
-    with pytest.raises(ValueError, match=r"tokenizer\.bin is no model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=r"tokenizer\.bin is not a model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
@@ -797,7 +797,7 @@ def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
     write_llama2c(model, tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", 48) + data[41:])
-    with pytest.raises(ValueError, match="no multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match="not a multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 # ---- Tokenizers, against Hugging Face's library

@@ -190,7 +190,7 @@ def _read_adapter(folder:Path)->tuple[int, float, dict[str, Tensor], float|None]
     if type(rank) is not int or not isinstance(alpha, int | float):
         raise ValueError(f"{config} must say r and lora_alpha, "
                          f"but says {rank!r} and {alpha!r}")
-    tensor_shapes(weights)   # refuses what is no such file
+    tensor_shapes(weights)   # refuses any other file
     with safe_open(weights, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         share = (file.metadata() or {}).get(_MARK)
