@@ -850,7 +850,7 @@ def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
+    (dict(order="sorted"), "--order sorted is not one of random, epochs"), (dict(decay="root"), "--decay root is not one of cosine, line"),
     (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001")])
 def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
     with pytest.raises(ValueError, match=message): settle(replace(asked, **change))
