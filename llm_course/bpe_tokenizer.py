@@ -53,7 +53,7 @@ def _allowed_tokens(
         unknown = set(allowed) - set(tokens)
         if not unknown: return tuple(allowed)
         raise ValueError(f"allowed_special names {min(unknown)!r}, "
-                         "which is no special token")
+                         "which is not a special token")
     if allowed in ("all", "none_raise"): return tuple(tokens)
     if allowed == "none": return ()
     raise ValueError('allowed_special must be "all", "none", "none_raise" or '
@@ -158,7 +158,7 @@ class BpeTokenizer:
 
     @cached_property
     def known(self)->dict[str, list[int]]:
-        "The pre-tokens met so far, encoded."
+        "The pre-tokens seen so far, encoded."
         return Remembering(self.encode_piece)
 
     def encode_piece(self, piece:str)->list[int]:
@@ -331,7 +331,7 @@ def keeps_words_apart(part):
 
 @check_of("BpeTokenizer")
 def shows_bytes_that_are_no_text(part):
-    "Bytes that are no UTF-8 give U+FFFD; a character may be split over several ids."
+    "Bytes that are not UTF-8 give U+FFFD; a character may be split over several ids."
     tokenizer = _toy(part)
     for ids, wanted in (([0xE2, 0x82, 0xAC], "€"), ([97, 0xFF, 98], "a\ufffdb"),
                         ([0xE2, 0x82], "\ufffd"), ([], "")):
@@ -416,7 +416,7 @@ def visible(
     return "".join(shown)
 
 class SplitView:
-    "A text in its tokens, told apart by colours, in a notebook and when printed."
+    "A text as its tokens, in different colours, in a notebook and when printed."
     ansi = 225, 194, 189, 229, 195
     colours = "#ffd7ff", "#d7ffd7", "#d7d7ff", "#ffffaf", "#d7ffff"   # in HTML
 

@@ -349,8 +349,8 @@ def test_what_says_nothing_of_a_tokenizer_is_left_out(tokenizer, tmp_path, name,
 
 
 @pytest.mark.parametrize("listed, said", [
-    ([], None), ([1], "should map tensors to files, but holds a list"), ("x", "holds a str"), (3, "holds a int"), ({"a": 1}, "names 1, which is no file"),
-    ({"a": None}, "names None"), ({"a": ["b"]}, "which is no file"), ({"a": "/etc/passwd"}, "which is no file"), ({"a": ""}, "which is no file"), ({"a": "."}, "which is no file|lacks")], ids=str)
+    ([], None), ([1], "should map tensors to files, but holds a list"), ("x", "holds a str"), (3, "holds a int"), ({"a": 1}, "names 1, which is not a file"),
+    ({"a": None}, "names None"), ({"a": ["b"]}, "which is not a file"), ({"a": "/etc/passwd"}, "which is not a file"), ({"a": ""}, "which is not a file"), ({"a": "."}, "which is not a file|lacks")], ids=str)
 def test_an_index_of_another_kind(tokenizer, tmp_path, listed, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     (tmp_path/"model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}), "utf-8", newline="\n")
@@ -383,7 +383,7 @@ def malicious_gguf(kind):
     ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches behind its end")])
 def test_headers_made_to_do_harm(tmp_path, kind, said):
     (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
-    with pytest.raises(ValueError, match=rf"model\.gguf is no model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    with pytest.raises(ValueError, match=rf"model\.gguf is not a model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -435,7 +435,7 @@ def test_index_is_not_trusted(theirs, tokenizer, tmp_path):
     said = json.loads(index.read_text("utf-8"))
     name, first = next(iter(said["weight_map"].items()))
     index.write_text(json.dumps(said | {"weight_map": said["weight_map"] | {name: "../other.safetensors"}}), "utf-8", newline="\n")
-    with pytest.raises(ValueError, match="no file of this folder"): load_pretrained(folder, "cpu")
+    with pytest.raises(ValueError, match="not a file in this folder"): load_pretrained(folder, "cpu")
     index.write_text(json.dumps(said | {"weight_map": said["weight_map"] | {"model.more": first}}), "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"disagree about model\.more"): load_pretrained(folder, "cpu")
     index.write_text(json.dumps(said), "utf-8", newline="\n")
@@ -611,7 +611,7 @@ def quantise(source, path, kind=None, drop=(), **values):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "way to cut words is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
+    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "pre-tokenizer is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
     (dict(drop=["blk.1.attn_k.weight"]), r"lacks the tensor blk\.1\.attn_k\.weight"), (dict(drop=["llama.block_count"]), r"lacks 'llama\.block_count'"),
     (dict(dimension_count=8), "only a part of each head"), (dict(block_count=1), r"holds the tensor blk\.1\.attn_k\.weight and 8 more"),
     (dict(embedding_length=32), "in the shape"), (dict(drop=["tokenizer.ggml.merges"]), "tokenizer.ggml.merges"), (dict(drop=["token_embd.weight"]), "token_embd.weight"),
@@ -629,7 +629,7 @@ def test_gguf_with_another_scaling_of_rope_is_refused(tokenizer, tmp_path):
         export_gguf(model, tokenizer, tmp_path/"model.gguf")
         if known: same(load_pretrained(tmp_path/"model.gguf", "cpu")[0], model)
         else:
-            with pytest.raises(ValueError, match="follows another rule than Llama 3's"): load_pretrained(tmp_path/"model.gguf", "cpu")
+            with pytest.raises(ValueError, match="follows a different rule from Llama 3's"): load_pretrained(tmp_path/"model.gguf", "cpu")
 
 
 def test_gguf_of_a_model_with_spare_ids(tokenizer, tmp_path):
@@ -641,7 +641,7 @@ def test_gguf_of_a_model_with_spare_ids(tokenizer, tmp_path):
 
 def test_gguf_has_no_name_for_some_patterns(tokenizer, tmp_path):
     other = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, "o200k")
-    with pytest.raises(ValueError, match="GGUF has no name for this tokenizer's way to cut words"): export_gguf(random_model(), other, tmp_path/"model.gguf")
+    with pytest.raises(ValueError, match="GGUF has no name for this tokenizer's pattern"): export_gguf(random_model(), other, tmp_path/"model.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -769,7 +769,7 @@ def test_llama2c_with_groups_of_nothing(tmp_path, group):
     write_llama2c(random_model(), tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", group) + data[41:])
-    with pytest.raises(ValueError, match=rf"stories\.bin is no model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=rf"stories\.bin is not a model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 @pytest.mark.parametrize("mark", [b"", struct.pack("<Ii", 0x616b3432, 1), struct.pack("<Ii", 0x616b3432, 2)], ids=len)
@@ -785,7 +785,7 @@ def test_a_piece_too_long_to_be_one(tmp_path):
     write_llama2c(random_model(), tmp_path/"stories.bin", 1)
     write_pieces(tmp_path/"tokenizer.bin", 319)
     with open(tmp_path/"tokenizer.bin", "ab") as file: file.write(struct.pack("<fi", 0., 300_000) + b"a" * 300_000)
-    with pytest.raises(ValueError, match=r"tokenizer\.bin is no model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=r"tokenizer\.bin is not a model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
@@ -799,7 +799,7 @@ def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
     write_llama2c(model, tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", 48) + data[41:])
-    with pytest.raises(ValueError, match="no multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match="not a multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 # ---- Tokenizers, against Hugging Face's library
@@ -957,7 +957,7 @@ def test_gguf_with_llama_2s_tokenizer(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("change, said", [
     (dict(normalizer={"type": "Lowercase"}), "rewrites text first"), (dict(pre_tokenizer={"type": "Whitespace"}), "not byte-level"), (dict(model={"type": "Unigram"}), "Unigram"),
-    (dict(model={"byte_fallback": True, "vocab": {}, "merges": []}), "otherwise than Llama 2")], ids=str)
+    (dict(model={"byte_fallback": True, "vocab": {}, "merges": []}), "differently from Llama 2")], ids=str)
 def test_other_tokenizers_are_refused(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     data = json.loads((tmp_path/"tokenizer.json").read_text("utf-8"))
@@ -1168,9 +1168,9 @@ def test_hub_refusals(hub):
     assert "it is of the family 'gemma'" in said and "\n" not in said
     assert not any("safetensors" in path for path in asked)   # refused before anything large was fetched
     said, _ = from_hub("someone/nobody", env)
-    assert said.startswith("refused: someone/nobody is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/nobody is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
     said, _ = from_hub("someone/unheard", env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert said.startswith("refused: someone/unheard is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/unheard is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
 
 
 # ---- Without the optional packages
@@ -1252,12 +1252,12 @@ def test_check_finds_a_difference(tokenizer, tmp_path, capsys):
     try:
         with pytest.raises(SystemExit) as caught: main(["check", "--folder", str(tmp_path)])
     finally: exchange.load_pretrained = original
-    assert caught.value.code == 2 and "is not read alike" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is read differently" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, status, said", [
     ([], 0, "usage:"), (["--help"], 0, "usage:"), (["convert"], 2, "there is no command convert"), (["export", "--model_path", "nowhere.pt"], 2, "does not exist"),
-    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is none of"), (["check", "--folder", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
+    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is not one of"), (["check", "--folder", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
     (["check", "--folder", "nowhere"], 2, "nowhere does not exist")], ids=str)
 def test_command_refuses(words, status, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -76,7 +76,7 @@ Message = Mapping[str, Any]   # with `role` and `content`
 def check_messages(
     messages:Any, # What should be a conversation
 )->None:
-    "Raise `ValueError` for what is no conversation, and say which message is at fault."
+    "Raise `ValueError` unless this is a conversation, and name the faulty message."
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of at least one message")
     for i, message in enumerate(messages):
@@ -163,8 +163,8 @@ def pieces(
         parts = [contents[int(part)] if i % 2 else part for i, part in enumerate(frame)]
         if "".join(parts) == wanted: break
     else:
-        raise ValueError("the chat template changes what was said, in a way that we "
-                         "do not know")
+        raise ValueError("the chat template changes the messages in a way that is "
+                         "not supported")
     special, found, learns = special_pattern(special_tokens), [], False
     opening = _opening(marked, template, names)
     for i, part in enumerate(parts):

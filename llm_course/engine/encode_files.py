@@ -48,7 +48,7 @@ def read_span(
 # %% ../../nbs/engine/encode_files.ipynb #safe-place
 def safe_place(
     window:bytes,           # Some bytes from the middle of a text
-    tokenizer:BpeTokenizer, # Whose pattern and special tokens to heed
+    tokenizer:BpeTokenizer, # Whose pattern and special tokens to use
 )->int:                     # The bytes before the last safe cut; 0 if there is none
     "Find where a text may be cut without changing its ids."
     tokens = tuple(tokenizer.special_tokens)
@@ -69,7 +69,7 @@ def safe_place(
 # %% ../../nbs/engine/encode_files.ipynb #block-spans
 def block_spans(
     span:Span,              # A part of a text
-    tokenizer:BpeTokenizer, # Whose pattern and special tokens to heed
+    tokenizer:BpeTokenizer, # Whose pattern and special tokens to use
     block:int=1<<20,        # Bytes that each piece should have, at most
 )->Iterator[Span]:          # Pieces, in order
     """Cut a file where no token can span, looking only at a little of it.
@@ -156,7 +156,7 @@ def merge_in_step(
 
 # %% ../../nbs/engine/encode_files.ipynb #piece-table-2
 class PieceTable(dict):
-    "Numbers each pre-token or special token when it is first met, and keeps its ids."
+    "Numbers each pre-token or special token when it is first seen, and keeps its ids."
     def __init__(self,
         tokenizer:BpeTokenizer, # Encodes what is new
         limit:int=1<<21,        # Characters to know; then the next block starts afresh
@@ -235,7 +235,7 @@ class _ShortPieces:
         return (mixed >> self.shift).astype(np.int64)
 
     def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
-        "Say for each key whether it lies in its place."
+        "Say for each key whether it is in its place."
         return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
 
     def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:

@@ -308,10 +308,10 @@ def say_unknown(
     said:Mapping,            # What it says
     known:Mapping,           # What is understood; see `unknown_keys`
 )->None:
-    "Warn, in one line, of what a file says and we do not understand."
+    "Warn, in one line, about settings of a file that are not supported."
     unknown = ", ".join(unknown_keys(said, known))
     if unknown:
-        warnings.warn(f"{path} says what we do not heed: {unknown}", stacklevel=2)
+        warnings.warn(f"{path} has settings that are ignored: {unknown}", stacklevel=2)
 
 def _text_of(token)->str|None: # Tokens are texts, or texts with flags
     "The text of a token; `None` for anything else."
@@ -323,7 +323,7 @@ def _read_config(folder:Path)->dict:
     said, path = {}, folder/"tokenizer_config.json"
     if path.is_file(): said = read_object(path)
     say_unknown(path, said, _CONFIG)
-    older = folder/"special_tokens_map.json"   # heeded where the newer one is silent
+    older = folder/"special_tokens_map.json"   # used where the newer one says nothing
     if older.is_file() and "added_tokens_decoder" not in said:
         said = said | read_object(older)
     template = folder/"chat_template.jinja"
@@ -368,7 +368,8 @@ def _add_named(
                              f"but here it is {place}")
         known[text] = {}
         if size is not None and place >= size:
-            warnings.warn(f"{text!r} is text to us: the model has no id for it",
+            warnings.warn(f"{text!r} is read as ordinary text: the model has no id for "
+                          "it",
                           stacklevel=2)
             continue
         added.append({"special": True} | flags | {"content": text, "id": place})
@@ -392,7 +393,8 @@ def _build(
     for name, ids in ("add_bos_token", rules.before), ("add_eos_token", rules.after):
         if bool(said.get(name, ids)) == bool(ids): continue
         warnings.warn(f"tokenizer_config.json says {name} = {said[name]}, but "
-                      "tokenizer.json does not, and is heeded, as by transformers",
+                      "tokenizer.json does not, and takes precedence, as in "
+                      "transformers",
                       stacklevel=2)
     return tokenizer
 

@@ -66,7 +66,7 @@ class Rules:
     unknown:str|None=None         # Token for a byte that is not in the vocabulary
     fuse:bool=False               # One of these for several such bytes in a row?
     before:tuple[int, ...]=()     # Ids to put before each prompt
-    after:tuple[int, ...]=()      # Ids to put behind each prompt
+    after:tuple[int, ...]=()      # Ids to put after each prompt
     plain:frozenset[str]=frozenset()   # Added tokens that are not called special
     lstrip:frozenset[str]=frozenset()  # Those that take in the white space before them
     rstrip:frozenset[str]=frozenset()  # and behind them
@@ -81,10 +81,11 @@ class Rules:
         return parts
 
     def check(self, vocab:Mapping[int, bytes])->None:
-        "Raise `ValueError` where a prompt needs an id that the vocabulary has not."
+        "Raise `ValueError` if a prompt needs an id that is not in the vocabulary."
         for id in (*self.before, *self.after):
             if id in vocab: continue
-            raise ValueError(f"prompts need a token of id {id}, which is none")
+            raise ValueError(f"prompts need the token with the id {id}, which does not "
+                             "exist")
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #unspelled
 class Unspelled(ValueError):
@@ -176,9 +177,9 @@ def rules_of_added(
 
 def around_prompts(
     vocab:Mapping[int, bytes], # The bytes of each id
-    rules:Rules,               # Say what stands before and behind a prompt
+    rules:Rules,               # Say what comes before and after a prompt
 )->dict[str, Any]|None:        # The `post_processor` of a `tokenizer.json`
-    "Say which tokens stand around a prompt, as `tokenizers` has it."
+    "Say which tokens go around a prompt, in the form of `tokenizers`."
     if not (rules.before or rules.after): return None
     known = {id: vocab[id].decode() for id in (*rules.before, *rules.after)}
 
@@ -211,7 +212,7 @@ def to_hf(
     for token in sorted(ordinary.keys() & special_tokens.keys()):
         if ordinary[token] == special_tokens[token]: continue
         raise ValueError(f"tokenizer.json cannot hold the special token {token!r} "
-                         "beside an ordinary token that it spells alike")
+                         "beside an ordinary token with the same spelling")
     # to that library, {1,3}+ is a repeat
     pattern = pattern.replace(r"\p{N}{1,3}+", r"\p{N}{1,3}")
     split = dict(type="Split", pattern=dict(Regex=pattern), behavior="Isolated",
@@ -241,7 +242,7 @@ def write_hf(
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #read-json
 def _distinct(pairs:list[tuple[str, Any]])->dict[str, Any]:
-    "An object of JSON, in which no name may stand twice."
+    "A JSON object, in which no name may appear twice."
     found = dict(pairs)
     if len(found) == len(pairs): return found
     names = [name for name, _ in pairs]
@@ -291,7 +292,7 @@ def errors_that_name(
         if isinstance(error, KeyError): why = f"it lacks {why}"
         if isinstance(error, AttributeError | TypeError):
             why = f"it lacks parts ({why})"
-    raise ValueError(f"{path} is no {kind} that we can read: {why}")
+    raise ValueError(f"{path} is not a {kind} that we can read: {why}")
 
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #hf-pattern
@@ -306,7 +307,7 @@ def _hf_pattern(
     if not steps or steps[-1].get("type") != "ByteLevel":
         raise ValueError("its pre-tokenizer is not byte-level")
     if steps[-1].get("add_prefix_space"):
-        raise ValueError("it puts a space before each text, which we do not")
+        raise ValueError("it puts a space before each text, which is not supported")
     first, bytes_by_gpt2 = steps[0], steps[-1].get("use_regex", True)
     if len(steps) == 1 and bytes_by_gpt2: return GPT2
     if len(steps) == 2 and bytes_by_gpt2:
@@ -317,7 +318,8 @@ def _hf_pattern(
         way = first.get("behavior"), bool(first.get("invert"))
         known = way in (("Isolated", False), ("Removed", True))
         if known and "Regex" in first["pattern"]: return first["pattern"]["Regex"]
-    raise ValueError("it splits text otherwise than by one pattern")
+    raise ValueError("it splits text by something other than a single pattern")
+
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #check-hf
 ANYTHING = object()   # any value will do
@@ -331,7 +333,7 @@ _ADDED = dict.fromkeys(("id", "content", "special", "normalized", "lstrip", "rst
                         "__type"), ANYTHING)
 
 def says_nothing(value:Any)->bool: # Is it no, zero, or empty?
-    "Tell the values by which a file leaves a thing out."
+    "List the values that mean that a file leaves a thing out."
     return value is None or (isinstance(value, bool | int | float | str | list | dict)
                              and not value)
 
@@ -339,7 +341,7 @@ def unknown_keys(
     said:Mapping[str, Any],  # What a file says
     known:Mapping[str, Any], # What may be said: `ANYTHING`, or a tuple of values
 )->Iterator[str]:            # What is said besides, one by one, for a message
-    "Go by what is understood: find all else that might change a result."
+    "Find every setting that is not understood and might change a result."
     for name, value in said.items():
         allowed = known.get(name)
         if allowed is ANYTHING or value is None: continue
@@ -350,19 +352,19 @@ def check_added(
     tokens:Iterable[Mapping[str, Any]], # Added tokens of a file
     normalizer:Any=None,                # What the file does to a text first
 )->None:
-    "Raise `ValueError` for tokens that are looked for otherwise than ours."
+    "Raise `ValueError` for tokens that are looked for differently from ours."
     for token in tokens:
         if normalizer and token.get("normalized"):
             raise ValueError(f"its token {token['content']!r} is looked for in "
-                             "rewritten text, which we do not do")
+                             "rewritten text, which is not supported")
         for option in unknown_keys(token, _ADDED):
             raise ValueError(f"its token {token['content']!r} uses {option}, "
-                             "which we do not")
+                             "which is not supported")
 
 def check_hf(
     data:Any, # The contents of a `tokenizer.json`
 )->None:
-    "Raise `ValueError` for what is no BPE tokenizer, or would change our ids."
+    "Raise `ValueError` if it is not a BPE tokenizer, or our ids would differ."
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise ValueError("it has no model")
     model = data["model"]
@@ -373,11 +375,11 @@ def check_hf(
         raise ValueError("it lacks vocab or merges")
     for part, known in (data, _FILE), (model, _MODEL):
         for option in unknown_keys(part, known):
-            raise ValueError(f"it uses {option}, which we do not")
+            raise ValueError(f"it uses {option}, which is not supported")
     check_added(data.get("added_tokens") or [], data.get("normalizer"))
     for habit in "truncation", "padding":   # transformers sets both aside, too
         if not data.get(habit): continue
-        warnings.warn(f"the tokenizer asks for {habit}, which we do not do",
+        warnings.warn(f"the tokenizer asks for {habit}, which is not supported",
                       stacklevel=2)
 
 
@@ -395,14 +397,15 @@ def ids_around(
     if kind in ("RobertaProcessing", "BertProcessing"):
         return (processor["cls"][1],), (processor["sep"][1],)
     if kind != "TemplateProcessing":
-        raise ValueError(f"it finishes texts by {kind}, which we do not")
+        raise ValueError(f"it finishes texts by {kind}, which is not supported")
     around:list[list[int]] = [[]]
     for piece in processor["single"]:
         if "Sequence" in piece: around.append([])
         else:
             name = piece["SpecialToken"]["id"]
             around[-1] += processor["special_tokens"][name]["ids"]
-    if len(around) != 2: raise ValueError("it repeats or drops texts, which we do not")
+    if len(around) != 2: raise ValueError("it repeats or drops texts, which is not "
+                                          "supported")
     return tuple(around[0]), tuple(around[1])
 
 
@@ -417,7 +420,8 @@ def tokens_by_id(
     for token, id in ids.items():
         if type(id) is not int or not 0 <= id < end:
             raise ValueError(f"its token {str(token)[:40]!r} has the id "
-                             f"{repr(id)[:40]}, which no vocabulary of its size has")
+                             f"{repr(id)[:40]}, which is too large for a vocabulary of "
+                             "its size")
         if id in tokens:
             raise ValueError(f"its tokens {str(tokens[id])[:40]!r} and "
                              f"{str(token)[:40]!r} share an id, {id}")
@@ -433,7 +437,7 @@ def _rules_of(
     model, normalizer = data["model"], data.get("normalizer") or {"normalizers": []}
     kinds = {step["type"] for step in normalizer.get("normalizers", [normalizer])}
     for kind in sorted(kinds - {"NFC"}):
-        raise ValueError(f"it rewrites text first ({kind}), which we do not")
+        raise ValueError(f"it rewrites text first ({kind}), which is not supported")
     decoder = (data.get("decoder") or {}).get("type", "ByteLevel")
     if decoder != "ByteLevel": raise ValueError(f"it decodes by {decoder}")
     unknown = model.get("unk_token")
@@ -452,7 +456,7 @@ def from_hf_dict(
     check_hf(data)
     model, added = data["model"], data.get("added_tokens") or []
     if model.get("byte_fallback"):
-        raise ValueError("it uses byte_fallback, which load_tokenizer reads, or nobody")
+        raise ValueError("it uses byte_fallback, which only load_tokenizer can read")
     special = {token["content"]: token["id"] for token in added}
     pairs = [pair.split(" ") if isinstance(pair, str) else pair
              for pair in model["merges"]]
@@ -473,7 +477,7 @@ def from_hf_dict(
 def _read_merges(
     path:str|Path, # A pair on each line, first learnt first
 )->list[tuple[str, str]]:
-    "Read GPT-2's merges. Raises `ValueError` for a line that is no pair."
+    "Read GPT-2's merges. Raises `ValueError` for a line that is not a pair."
     pairs = []
     with errors_that_name(path, "list of merges"):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -489,7 +493,7 @@ def read_gpt2(
     vocab_json:str|Path, # Tokens in GPT-2's alphabet, and their ids
     merges_txt:str|Path, # A pair on each line, first learnt first
 )->dict[str, Any]:       # Arguments for `BpeTokenizer`
-    "Read GPT-2's two files. A token that is no byte, nor made by a merge, is special."
+    "Read GPT-2's two files. A token that no byte or merge makes is special."
     ids, pairs = read_json(vocab_json), _read_merges(merges_txt)
     if not isinstance(ids, dict):
         raise ValueError(f"{vocab_json} does not map tokens to ids")
@@ -535,11 +539,12 @@ def _read_ranks(
             token, known = base64.b64decode(spelled, validate=True), len(ranks)
             ranks[token] = int(rank)
         except ValueError:
-            raise ValueError(f"{path} holds no tiktoken ranks: line {number} is not "
+            raise ValueError(f"{path} does not hold tiktoken ranks: line {number} is "
+                             "not "
                              "a token in base64 and a number") from None
         if len(ranks) == known:
-            raise ValueError(f"{path} holds no tiktoken ranks: line {number} "
-                             "has a token that was there before")
+            raise ValueError(f"{path} does not hold tiktoken ranks: line {number} "
+                             "repeats an earlier token")
     with errors_that_name(path): return dict(sorted(tokens_by_id(ranks).items()))
 
 def read_tiktoken(
@@ -547,11 +552,11 @@ def read_tiktoken(
     special_tokens:Iterable[str]|Mapping[str, int]|None=None, # The file holds none
     pattern:str=CL100K,                                       # The file holds none
 )->dict[str, Any]:     # Arguments for `BpeTokenizer`
-    "Read a file of tiktoken's ranks. Raises `ValueError` for a file that is none."
+    "Read a file of tiktoken's ranks. Raises `ValueError` for any other file."
     vocab = _read_ranks(path)
     try: merges = recover_merges(list(vocab.values()))
     except ValueError as error:
-        raise ValueError(f"{path} is no byte-level tokenizer: {error}") from None
+        raise ValueError(f"{path} is not a byte-level tokenizer: {error}") from None
     return dict(vocab=vocab, merges=merges, special_tokens=special_tokens,
                 pattern=pattern, ignore_merges=True)
 
