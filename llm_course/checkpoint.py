@@ -164,7 +164,8 @@ def _read_state(file, name, device):
     whole = isinstance(state, dict) and all(
         key in state and isinstance(state[key], kind) for key, kind in CONTENTS.items())
     if not whole: raise refusal(f"it lacks {', '.join(CONTENTS)}")
-    if not 0 <= state["iteration"] < 2**63: raise refusal("its steps are no number")
+    if not 0 <= state["iteration"] < 2**63: raise refusal("its number of steps is not "
+                                                          "a number")
     return state
 
 # %% ../nbs/16_checkpoint.ipynb #to-config
@@ -305,7 +306,7 @@ def save_model(
         tensors[name] = x.detach().to("cpu", dtype).contiguous()
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in {dtype}; "
-                             "torch.bfloat16 reaches as far as float32")
+                             "torch.bfloat16 has the range of float32")
     about = {"config": json.dumps(asdict(model.config))}
     # a second entry only if needed: safetensors writes them in any order
     if model.parts:
@@ -318,7 +319,7 @@ def save_model(
 def read_safetensors(
     path:str|os.PathLike, # What `save_model` wrote
 )->dict:                  # `config`, names of `parts`, and the parameters as `model`
-    "Read a file of `save_model`. Raises `ValueError` if it is none."
+    "Read a file of `save_model`. Raises `ValueError` for any other file."
     # a file that cannot be opened is the system's to report
     with open(path, "rb"): pass
     try:
@@ -364,7 +365,7 @@ def load_model(
     check_weights(path, config, saved["model"], not parts)
     try: return build(config, saved["model"], device, parts)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no whole model: {error}") from None
+        raise ValueError(f"{path} does not hold a complete model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #export-config
 #| code-fold: true
@@ -387,7 +388,7 @@ def export(
     "Turn a checkpoint into a file that holds the model alone."
     if config.dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(
-            f"--dtype {config.dtype} is none of float16, bfloat16, float32")
+            f"--dtype {config.dtype} is not one of float16, bfloat16, float32")
     checkpoint = input_file(config.checkpoint, "--checkpoint")
     output = output_path(config.output, "--output")
     if output.suffix != ".safetensors":

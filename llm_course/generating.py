@@ -310,7 +310,7 @@ def keeps_the_k_likeliest(part):
             f" but are {got[wanted].tolist()}"
         )
     last = _kept(part(_four().flip(0), 1))
-    assert last == [3], "the likeliest token stands last, and is to be kept"
+    assert last == [3], "the likeliest token stands last, and must be kept"
 
 @check_of("keep_top_p")
 def keeps_the_fewest_that_hold_p(part):

@@ -166,7 +166,7 @@ def cannot_see_the_future(part):
         assert gap < 1e-6, (
             f"tokens 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}")
         assert not torch.equal(layer(later)[:, 4:], layer(x)[:, 4:]), (
-            "tokens 4 and 5 were changed, and their answers were not")
+            "tokens 4 and 5 were changed, but their answers did not change")
 
 @check_of("MultiHeadAttention")
 def keeps_sequences_apart(part):

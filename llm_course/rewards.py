@@ -153,7 +153,7 @@ def sample_answers(
     return [_until(row, stop_id) for row in texts[:, ids.shape[1]:].tolist()]
 
 def _until(answer:list[int], stop_id:int|None)->list[int]:
-    "Cut an answer behind its end."
+    "Cut an answer after its end."
     return answer[:answer.index(stop_id) + 1] if stop_id in answer else answer
 
 # %% ../nbs/27_rewards.ipynb #pass-at-k

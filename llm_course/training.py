@@ -144,7 +144,7 @@ def train(
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
-    Raises `ValueError` for flags that cannot work, and for a loss that is no number."""
+    Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
     with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
@@ -373,9 +373,9 @@ def main(
         model = open_start(config)
         config = settle(config, model)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(budget.describe(account_of(config)))
+            print(budget.describe(account_of(config, model)))
         if config.dry_run:
-            print(forecast_of(config))
+            print(forecast_of(config, model))
             return
         run = train(config, model=model, examine=examiner(config))
         faults = diagnose(run.history)
@@ -438,7 +438,7 @@ def makes_small_batches_into_a_large_one(part):
 def returns_loss_and_norm_before_the_step(part):
     "It returns the mean loss before the step, and the gradient's norm before clipping."
     found, table = _one_step(part, 2)
-    assert len(found) == 2, f"a loss and a norm are to be returned, but {found} was"
+    assert len(found) == 2, f"a loss and a norm must be returned, but {found} came back"
     loss, norm = map(float, found)
     assert abs(loss - math.log(5)) < 1e-4, (
         "all five ids are equally likely before the step, so the loss is ln 5 = 1.609, "

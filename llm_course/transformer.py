@@ -42,7 +42,7 @@ from .softmax import Softmax
 
 # %% ../nbs/15_transformer.ipynb #block
 class TransformerBlock(nn.Module):
-    "Attention, then a feed-forward network, each behind its norm and added (pre-norm)."
+    "Attention, then a feed-forward network, each after its norm and added (pre-norm)."
     def __init__(self,
         d_model:int,                # Width of the residual stream
         num_heads:int,              # Heads of the attention
@@ -271,7 +271,7 @@ def cannot_see_the_future(part):
     )
     heard = (model(earlier) - model(ids))[0].abs().amax(-1)[2:]
     assert (heard > 1e-6).all(), (
-        f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not notice")
+        f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not change")
 
 # %% ../nbs/15_transformer.ipynb #checks-model-2
 #| code-fold: true

@@ -271,7 +271,7 @@ def _gain(norm:Any)->tuple[np.ndarray, np.float32]:
 
 # %% ../../nbs/engine/decoding.ipynb #step
 class Step:
-    """Reads a few tokens behind those in the caches, as `model` does, in few calls.
+    """Reads a few tokens after those in the caches, as `model` does, in few calls.
 
     To be called in `torch.inference_mode()`."""
     def __init__(self,

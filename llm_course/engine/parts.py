@@ -117,7 +117,7 @@ class Attend(nn.Module):
 def parameters_of(
     part:Callable, # A function, or a module that is called like one
 )->Mapping:        # What it takes, by name
-    "Read a signature. Raises `ValueError` where there is none to be read."
+    "Read a signature. Raises `ValueError` if it has none that can be read."
     if isinstance(part, nn.Module): part = part.forward
     try:
         return signature(part).parameters

@@ -45,7 +45,7 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/rollouts.ipynb #sample-groups
 def _with_rows(
     reader:Reader,          # Has read the texts of some rows
-    rows:Int[Tensor, " n"], # Which of them are wanted, as often as wanted
+    rows:Int[Tensor, " n"], # Which of them to take, each as often as it is named
 )->Reader:
     "Make a reader that has read those rows."
     padding = None if reader.padding is None else reader.padding[rows]
@@ -175,7 +175,7 @@ Reward = Callable[[dict, str], float]
 def load_reward(
     name:str, # Such as `my_rules:metre`
 )->Reward:
-    "Find a function. Raises `ValueError` where there is none."
+    "Find a function. Raises `ValueError` if there is none."
     module, _, function = name.partition(":")
     if not (module and function):
         raise ValueError(f"reward must be module:function, but is {name}")
@@ -183,7 +183,7 @@ def load_reward(
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward {name} cannot be loaded: {error}; is its folder on "
                          "PYTHONPATH?") from None
-    if not callable(found): raise ValueError(f"reward {name} is no function")
+    if not callable(found): raise ValueError(f"reward {name} is not a function")
     return found
 
 def judge(
@@ -191,7 +191,7 @@ def judge(
     record:dict,   # A line of the file of prompts
     text:str,      # What the model wrote
 )->float:
-    "Call a reward. Raises `ValueError` for what is no number from 0 to 1."
+    "Call a reward. Raises `ValueError` for anything but a number from 0 to 1."
     found = reward(record, text)
     try: number = float(found)
     except (TypeError, ValueError): number = -1.
@@ -203,7 +203,7 @@ def judge(
 def read_prompts(
     path:Path, # A .jsonl file
 )->list[dict]:
-    "Read prompts. Raises `ValueError` with file and line for what is none."
+    "Read prompts. Raises `ValueError` with file and line for a bad one."
     records = []
     for number, record in read_lines(path):
         if not (isinstance(record, dict) and isinstance(record.get("prompt"), str)
@@ -259,7 +259,7 @@ def settle(
 )->TrainConfig:           # The same, in the words of chapter 17
     "Check the flags, and fill in what was left open. Raises `ValueError`."
     if config.method not in METHODS:
-        raise ValueError(f"--method {config.method} is none of {', '.join(METHODS)}")
+        raise ValueError(f"--method {config.method} is not one of {', '.join(METHODS)}")
     least = 1 if config.method == "reinforce" else 2
     for name, low in ("group", least), ("max_tokens", 1), ("updates", 1):
         if getattr(config, name) < low:

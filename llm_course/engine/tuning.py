@@ -84,7 +84,7 @@ class InstructConfig(_Files, _Lora):
     beta2:float=0.95
     # AdamW: share of the matrices that a step takes off, at learning rate 1
     weight_decay:float=0.
-    grad_clip:float=1.      # Longest gradient that passes unshortened; 0: all pass
+    grad_clip:float=1.      # Longest gradient; longer ones are shortened; 0: no limit
     seed:int=0              # Decides the order of the conversations
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
@@ -240,7 +240,7 @@ def settle(
     return settle_rates(c)
 
 def _flat(rows:list[list[Example]])->np.ndarray:
-    "All ids, one conversation behind the other."
+    "All ids, one conversation after the other."
     return np.array([id for row in rows for example in row for id in example.ids])
 
 def _note_lora(config:InstructConfig)->None:
@@ -297,8 +297,8 @@ def instruct(
     model, tokenizer = open_both(base, config.tokenizer_path, device)
     model, tokenizer, new = with_template(model, tokenizer)
     if new and config.lora_rank:
-        raise ValueError(f"{base} has never seen the marks of a turn, and their rows "
-                         "must learn; leave --lora_rank out")
+        raise ValueError(f"{base} has never seen the marks of a turn, so their rows "
+                         "must be trained; leave out --lora_rank")
     c = settle(config, model)
     talks = Conversations(read_examples(config.train_data, tokenizer, c.max_seq_len),
                           read_examples(config.val_data, tokenizer, c.max_seq_len), c)
