@@ -189,7 +189,8 @@ class BpeTokenizer:
         special = special_pattern(tokens)
         if special is None: return self.encode_ordinary(text, at)
         ids = []
-        for i, part in enumerate(special.split(text)):   # ordinary, special, ordinary
+        parts = self.rules.trim(special.split(text))   # ordinary, special, ordinary
+        for i, part in enumerate(parts):
             if i % 2 == 0: ids += self.encode_ordinary(part, at)
             elif allowed_special != "none_raise": ids.append(self.special_tokens[part])
             else:
@@ -207,14 +208,16 @@ class BpeTokenizer:
         "Encode a text that need not fit in memory."
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
         chunks, at = count_places(chunks), 0
-        if not self.spelling.is_plain:
+        if self.spelling.needs_all:
+            yield from self._encode("".join(chunks), allowed_special, 0)
+        elif self.spelling.is_plain:
+            for text, pieces in final_parts(chunks, self.pattern, tokens, block):
+                yield from self.encode(text, allowed_special)
+                yield from self._ids_of(pieces)
+        else:
             for text in blocks(chunks, self.pattern, tokens, block):
                 yield from self._encode(text, allowed_special, at)
                 at += len(text)
-            return
-        for text, pieces in final_parts(chunks, self.pattern, tokens, block):
-            yield from self.encode(text, allowed_special)
-            yield from self._ids_of(pieces)
 
     def encode_batch(self,
         texts:Iterable[str],    # Each is encoded by itself

@@ -29,7 +29,7 @@ from .engine.commands import (
     by_default, input_file, lacks_memory, output_path, run_command, whole_file)
 from .engine.model_files import (
     check_amount, check_archive, check_weights, empty_model, model_shape)
-from .engine.parts import own_parts, part_name, read_parts, same_parts
+from .engine.parts import part_name, read_parts, replaced_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
 
@@ -79,7 +79,6 @@ def parameters_of(
     alone = apart({name: x for name, x in state.items()
                    if not (tied and name == "head.weight")})
     return state | alone   # what is shared without a word is written twice
-
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(
@@ -358,7 +357,7 @@ def load_model(
     """Read a model back; its shape comes from the file.
 
     Raises `ValueError` if the file is not one of ours, or needs other parts."""
-    device, parts = pick_device(device), own_parts(PARTS, parts)
+    device, parts = pick_device(device), replaced_parts(PARTS, parts)
     if Path(path).suffix == ".safetensors": saved = read_safetensors(path)
     else: saved = read_checkpoint(path)
     config = to_config(saved["config"], path)
@@ -369,6 +368,8 @@ def load_model(
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #export-config
+#| code-fold: true
+#| code-summary: "The flags"
 @dataclass(frozen=True)
 class ExportConfig:
     "Write a checkpoint's model alone, as a .safetensors file that generating reads."
@@ -379,6 +380,8 @@ class ExportConfig:
     dtype:str="float16"   # Type of the stored numbers: float16, bfloat16 or float32
 
 # %% ../nbs/16_checkpoint.ipynb #main
+#| code-fold: true
+#| code-summary: "The command"
 def export(
     config:ExportConfig, # From the command line
 )->None:

@@ -269,6 +269,8 @@ def overlap(
     return len(own & seen) / len(own) if own else 0.
 
 # %% ../nbs/24_evaluation.ipynb #main
+#| code-fold: true
+#| code-summary: "The command"
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
 )->None:

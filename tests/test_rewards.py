@@ -8,20 +8,26 @@ import torch
 
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
-from llm_course.engine.rollouts import judge, load_reward, main, read_prompts, sample_groups
+from llm_course.engine.rollouts import (
+    COLLAPSES,
+    diagnose_rewards,
+    judge,
+    load_reward,
+    main,
+    read_prompts,
+    reward_signs,
+    sample_groups,
+)
 from llm_course.optim import AdamW
 from llm_course.rewards import (
-    COLLAPSES,
     METHODS,
     advantages,
     answer_logprobs,
-    diagnose_rewards,
     kl_estimate,
     lay_out,
     learn_from,
     pass_at_k,
     policy_loss,
-    reward_signs,
     sample_answers,
 )
 from llm_course.transformer import Transformer

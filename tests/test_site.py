@@ -236,6 +236,15 @@ def test_the_minutes_are_those_of_the_pages():
     assert not {name: (said[name], minutes) for name, minutes in true.items() if abs(said[name] - minutes) > 7.5}, "run the front page again"
 
 
+def test_a_lesson_is_one_sitting():
+    "By the same rule, which counts every line of code that is neither hidden nor folded: exported ones, too."
+    rule = {"re": re, "math": math}
+    exec("".join(front["reading-time"]["source"]), rule)
+    lessons = [path for path in book.pages() if book.room(path) == "lesson" and path.stem != "index"]
+    took = {book.name(path): rule["reading"](book.cells(path)) for path in lessons}
+    assert len(took) > 25 and not {name: minutes for name, minutes in took.items() if minutes >= 36}   # 35 minutes, and some seconds
+
+
 def test_the_tour_takes_fifteen_minutes():
     assert "[00 Tour](00_tour.ipynb) 15," in shown("times", "text/markdown")
 

@@ -76,6 +76,9 @@ def block_spans(
 
     The ids of the pieces in a row are the ids of the whole. A piece grows until there
     is a place for a cut."""
+    if tokenizer.spelling.needs_all:
+        yield span
+        return
     at = span.begin
     with open(span.path, "rb") as file:
         while at < span.end:
@@ -163,7 +166,8 @@ class PieceTable(dict):
         self.dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))
         self.merger = Merger(tokenizer)
         has_all_bytes = (self.merger.bytes >= 0).all()
-        in_step = has_all_bytes and not tokenizer.rules.fuse
+        by_bytes = has_all_bytes and tokenizer.spelling.by_bytes
+        in_step = by_bytes and not tokenizer.rules.fuse
         self.longest = 256 if in_step else 0   # bytes, to be merged with others
         self.forget()
 
@@ -308,6 +312,7 @@ def encode_block(
     pattern = table.tokenizer.pattern
     special = special_pattern(tuple(table.tokenizer.special_tokens))
     parts = special.split(text) if special else [text]   # ordinary, special, ...
+    parts = table.tokenizer.rules.trim(parts)
     at = 0
     for i, part in enumerate(parts):
         if i % 2: parts[i] = _SPECIAL + part

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
            'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'fit_shape', 'new_model',
-           'check_types', 'check_flags', 'account_of', 'check_memory', 'warn_of_slow_precision', 'import_board',
-           'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
-           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'warn_of_slow_precision',
+           'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of',
+           'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -243,21 +243,33 @@ def check_flags(
 # %% ../../nbs/engine/run_config.ipynb #memory
 def account_of(
     config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
 )->MemoryAccount:       # Of a single process
     "Count the memory that a run will need."
     count = int(os.environ.get("WORLD_SIZE", 1))
     return estimate_memory(
-        shape_of(config), max(1, config.batch_size // count),
+        shape_of(config, model), max(1, config.batch_size // count),
         config.precision or "float32", config.activation_checkpointing,
-        pieces=config.grad_accumulation, muon=config.muon_lr is not None, diary=True,
-        device=config.device or "cpu")
+        pieces=config.grad_accumulation, muon=config.muon_lr is not None,
+        ema=config.ema is not None, diary=True, device=config.device or "cpu")
+
+def forecast_of(
+    config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
+)->str:                 # Two lines
+    "Tell what a run will cost in operations and time."
+    return budget.forecast(
+        shape_of(config, model), config.batch_size, config.grad_accumulation,
+        config.iterations, config.precision or "float32",
+        config.activation_checkpointing, config.device or "cpu")
 
 def check_memory(
     config:TrainConfig,  # Settled
     device:torch.device, # Where it will run
+    model:Transformer|None=None, # To begin with
 )->None:
     "Raise `ValueError` for a run that cannot fit."
-    account = account_of(config)
+    account = account_of(config, model)
     sharded = config.parallel == "fsdp"
     if config.compile or sharded:   # what is needed in any case
         model = account.weights + account.gradients + account.optimizer
@@ -312,7 +324,7 @@ def settle(
         fit_shape(settle_rates(config), model), device=str(device),
         tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device))
-    check_memory(settled, device)
+    check_memory(settled, device, model)
     warn_of_slow_precision(settled)
     return settled
 
