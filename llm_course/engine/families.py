@@ -148,6 +148,7 @@ class NoNorm(nn.Module):
     def forward(self, x:Float[Tensor, "... d_model"])->Float[Tensor, "... d_model"]:
         return x
 
+
 # %% ../../nbs/engine/families.ipynb #heads
 class FamilyAttention(MultiHeadAttention):
     "`MultiHeadAttention` with heads of any size, biases, and norms before `RoPE`."

@@ -496,7 +496,7 @@ def _write_tokenizer(
     if tokenizer.rules.normalizer and names[tokenizer.pattern] != "qwen2":
         raise ValueError("GGUF cannot say that letters are composed first")
     if tokenizer.rules.lstrip or tokenizer.rules.rstrip:
-        raise ValueError("GGUF cannot describe special tokens that take in white space")
+        raise ValueError("GGUF cannot say that special tokens take in white space")
     special = {id: token for token, id in tokenizer.special_tokens.items()}
     tokens, kinds = [f"[PAD{id}]" for id in range(size)], [_UNUSED] * size
     for id, spelled in tokenizer.vocab.items():

@@ -318,6 +318,7 @@ def _hf_pattern(
         if known and "Regex" in first["pattern"]: return first["pattern"]["Regex"]
     raise ValueError("it splits text by something other than a single pattern")
 
+
 # %% ../../nbs/engine/tokenizer_formats.ipynb #check-hf
 ANYTHING = object()   # any value will do
 _FILE = dict.fromkeys(("version", "added_tokens", "normalizer", "pre_tokenizer",
