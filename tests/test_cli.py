@@ -152,7 +152,7 @@ def test_torchrun_starts_two_processes_again_which_learn_what_one_does(made, tmp
     data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1", Path(__file__).with_name("killed_ranks.py")]
     done = run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--parallel_timeout", 900, "--resume", launcher=torchrun)
-    assert re.findall(r"attempt (\d), step (\d)", done.stdout)[-2:] == [("0", "3"), ("1", "3")]   # it went on
+    assert re.findall(r"attempt 1, step (\d)", done.stdout) == ["3"]   # it went on
     np.testing.assert_allclose(losses(tmp_path/"two"), losses(made/"run"), rtol=1e-5)
     np.testing.assert_allclose(values(tmp_path/"two", "grad_norm"), values(made/"run", "grad_norm"), rtol=1e-4)
     run("generating", "--model_path", tmp_path/"two/checkpoint.pt", "--prompt", "The", "--max_tokens", 2)   # the file is whole
