@@ -198,13 +198,14 @@ CHOICES = {"precision": PRECISIONS, "parallel": ("ddp", "fsdp"),
            "order": ORDERS, "decay": DECAYS}
 _COUNTS = ("max_seq_len", "batch_size", "grad_accumulation", "iterations",
            "log_interval", "val_interval", "val_batches", "checkpoint_interval",
-           "num_threads", "patience", "eval_interval", "eval_questions")   # at least 1
+           "num_threads", "patience", "eval_interval", "eval_questions",
+           "parallel_timeout")   # at least 1
 _MANY = 2**63   # more than a computer can count
 _ENDS = {"weight_decay": math.inf, "grad_clip": math.inf,
          "lr_max": torch.finfo(torch.float32).max, "beta1": 1, "beta2": 1,
          "seed": _MANY, "sample_interval": _MANY, "warmup_iters": _MANY,
          "cos_cycle_iters": _MANY, "num_threads": 4097, "ema": 1, "dropout": 1,
-         "keep_checkpoints": _MANY}   # from 0, below this
+         "keep_checkpoints": _MANY, "parallel_timeout": 10**9}   # from 0, below this
 
 def check_types(
     config:TrainConfig, # As a program made it; the command line knows its types
