@@ -41,9 +41,9 @@ function hits(words) {
   const rows = (window.course || []).map(([address, ...parts], at) => ({address, parts, at, lower: parts.map(part => part.toLowerCase())}))
   const holding = rows.filter(({lower}) => words.every(word => lower.some(part => part.includes(word))))
   const late = ({address}) => address.includes("grading/mistakes_")
-  const worth = ({lower: [title, heading, prose]}) => {   // the page that has the words in its title, then its sections
-    const whole = heading === "" && words.every(word => title.includes(word))
-    return words.reduce((sum, word) => sum + 4 * title.includes(word) + 3 * heading.includes(word) + prose.includes(word), 10 * words.length * whole)
+  const worth = ({lower: [title, heading, prose]}) => {   // first the pages that have the words in their titles, then sections
+    if (heading === "" && words.every(word => title.includes(word))) return 100
+    return words.reduce((sum, word) => sum + 4 * title.includes(word) + 3 * heading.includes(word) + prose.includes(word), 0)
   }
   return holding.sort((a, b) => late(a) - late(b) || worth(b) - worth(a) || a.at - b.at)
 }

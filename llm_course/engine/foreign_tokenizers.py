@@ -203,9 +203,10 @@ def _way_of(
             if said["normalizer"] != normalizer or said["pre_tokenizer"] != cut:
                 continue
             if data.get("decoder") in (None, said["decoder"]): return way, pattern
-            raise ValueError("it puts spaces back otherwise than it marks them")
-    raise ValueError("it prepares texts otherwise than Llama 2, Phi, Mistral or Gemma, "
-                     "whose ways are those we know")
+            raise ValueError("it does not put spaces back as it marks them")
+    raise ValueError("it prepares texts differently from Llama 2, Phi, Mistral and "
+                     "Gemma, "
+                     "the only ones that are supported")
 
 def _marked(token:bytes)->str:
     "The letters of a token, a space written as ▁."
