@@ -158,8 +158,9 @@ _SPACE_FIRST = {"type": "Sequence",
 _AT_SPACES = {   # cuts where no space is left, and so nowhere
     "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
     "invert": False}
-_BACK = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-         {"type": "ByteFallback"}, {"type": "Fuse"}]
+_BACK:list[dict] = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"}, {"type": "Fuse"}]
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 WAYS = {   # when a space is put before a text, and how a pre-tokenizer says so
@@ -175,7 +176,7 @@ def _preparing(
     "Say how texts are prepared, and how spaces are put back."
     normalizer:dict|None = None
     cut:dict|None = None
-    back:list[dict] = [*_BACK]
+    back = [*_BACK]
     if space_first == "always": normalizer = _SPACE_FIRST
     elif space_first == "never" and pattern == WHOLE: normalizer = _MARK
     else: cut = {
