@@ -309,7 +309,7 @@ class Remembering(dict):
 def _branches(
     tokens:list[str], # Distinct texts, sorted
 )->str:               # Matches the longest of them that fits
-    "Write a regular expression in which shared beginnings stand once."
+    "Write a regular expression in which shared beginnings appear once."
     first, last = tokens[0], tokens[-1]
     if first == last: return re.escape(first)
     size = 0   # what these two share, all share

@@ -149,7 +149,8 @@ def _result(pipe:Connection)->tuple[Any, Exception|None]: # Or what the work rai
     "Take the next result; raises `ChildProcessError` if the process has died."
     try: return pipe.recv()
     except (EOFError, OSError):
-        raise ChildProcessError("a helper process died, perhaps for want of memory; "
+        raise ChildProcessError("a helper process died, perhaps because memory ran "
+                                "out; "
                                 "ask for fewer with --num_processes") from None
 
 # %% ../../nbs/engine/files.ipynb #start-helpers
