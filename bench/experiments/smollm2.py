@@ -22,7 +22,7 @@ from llm_course.engine.chat import encode_chat
 from llm_course.engine.diary import peak_memory
 from llm_course.engine.lora import add_lora, load_adapter, merge_lora, save_adapter
 from llm_course.engine.rollouts import sample_groups
-from llm_course.engine.tasks import MADE, Task, last_number
+from llm_course.engine.tasks import MADE, Task, is_right
 from llm_course.evaluation import evaluate, wilson
 from llm_course.instruct import Apart, Example, answers, as_example
 from llm_course.optim import AdamW, gradient_clip
@@ -33,7 +33,7 @@ from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
 STEPS, SUMS, RANK, RATE = 220, 16, 16, 1e-3   # sums of a step; the highest learning rate
-DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 20   # steps that learn from rewards; questions of a step; answers to each, and their tokens
+DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 16   # steps that learn from rewards; questions of a step; answers to each, and their tokens
 TARGETS = "q_proj", "k_proj", "v_proj", "output_proj", "w1", "w2", "w3"
 TAUGHT = "What is {} + {}?"
 EXAMS = {   # questions, digits, wording
@@ -67,8 +67,8 @@ def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wordi
     right, pairs = 0, sums(n, "exam", digits, held=True)
     for at in range(0, n, 50):
         some = pairs[at:at + 50]
-        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], 24)
-        right += sum(text is not None and last_number(text) == str(a + b) for text, (a, b) in zip(said, some))
+        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], LONGEST)
+        right += sum(text is not None and is_right(text, str(a + b), number=True) for text, (a, b) in zip(said, some))
     return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson(right, n)]}
 
 
@@ -79,7 +79,7 @@ def draw_answers(model: Transformer, tokenizer: BpeTokenizer, pairs: list[tuple[
     for place, answer in enumerate(sample_groups(model, prompts, GROUP, LONGEST, stop, dice)):
         prompt, (a, b) = prompts[place // GROUP], pairs[place // GROUP]
         examples.append(Example(prompt + answer, [False] * len(prompt) + [True] * len(answer)))
-        right.append(answer[-1] == stop and last_number(tokenizer.decode(answer[:-1])) == str(a + b))
+        right.append(answer[-1] == stop and is_right(tokenizer.decode(answer[:-1]), str(a + b), number=True))
     return examples, torch.tensor(right).view(-1, GROUP)
 
 
