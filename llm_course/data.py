@@ -122,7 +122,7 @@ def get_batch(
     The same seed and iteration give the same batch. Raises `ValueError` if the dataset
     is too short."""
     if order not in ORDERS:
-        raise ValueError(f"order {order} is none of {', '.join(ORDERS)}")
+        raise ValueError(f"order {order} is not one of {', '.join(ORDERS)}")
     starts = ORDERS[order](Draw(len(dataset), batch_size, max_seq_len, seed, iteration))
     rows = np.stack([dataset[at : at + max_seq_len + 1] for at in starts])
     return as_tensors(rows, device)
@@ -203,7 +203,7 @@ def load_ids(
         try: ids = np.load(path, mmap_mode="r")
         except Exception as error:   # junk in its header fails in a dozen ways
             why = one_line(error)
-            raise ValueError(f"{path} is not a whole .npy file ({why}); "
+            raise ValueError(f"{path} is not a complete .npy file ({why}); "
                              f"{remedy}") from None
     else:
         if not size: raise ValueError(f"{path} is empty; {remedy}")
@@ -274,7 +274,7 @@ def reaches_every_place(part):
         f"the starts 0 to 8 must be about equally likely, but came {counts} times")
     drawn = starts(1000, 8, 6)
     assert len(set(np.diff(drawn).tolist())) > 2, (
-        "each start is to be drawn by itself, but 8 rows of 6 from 1,000 ids begin at "
+        "each start must be drawn by itself, but 8 rows of 6 from 1,000 ids begin at "
         f"{drawn}")
 
 @check_of("get_batch")

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,7 +36,6 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
-from .engine.budget import shape_of
 from .engine.commands import run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
@@ -43,13 +43,14 @@ from llm_course.engine.diary import (
     watched, write_beside)   # what a run writes down and shows
 from .engine.mixture import Mixture, draw_batch
 from .engine.model_files import explain
-from .engine.processes import (
-    distribute, fast_forward, leave_at_once, load_sharded,
-    mean_over_processes, polite_stop, processes, random_states_of_all)
+from llm_course.engine.processes import (
+    distribute, exchanged_once, fast_forward, leave_at_once, load_sharded,
+    mean_over_processes, polite_stop, processes, random_states_of_all, shared_mean,
+    wait_for_writer)
 from .engine.run_config import (
-    TrainConfig, account_of, changes, find_checkpoint, is_over, learning_rate,
-    new_model, no_number, optimizer_for, own_start, position_of, read_ids, read_sets,
-    schedule_of, set_rates, settle)
+    TrainConfig, account_of, changes, find_checkpoint, forecast_of, is_over,
+    learning_rate, new_model, no_number, optimizer_for, own_start, position_of,
+    read_ids, read_sets, schedule_of, set_rates, settle)
 from .engine.safe_steps import loss_of_next_step, rescue
 
 # %% ../nbs/17_training.ipynb #step-2
@@ -60,7 +61,7 @@ def backward_all(
 )->Tensor: # The mean loss; its gradient, scaled, is added to each `.grad`
     "Go forwards and backwards through some batches."
     total:Any = 0.
-    for inputs, targets in batches:
+    for inputs, targets in exchanged_once(model, batches):
         loss = cross_entropy(model(inputs), targets) / len(batches)
         scaler.scale(loss).backward()
         total = total + loss.detach()
@@ -145,16 +146,17 @@ def train(
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
-    Raises `ValueError` for flags that cannot work, and for a loss that is no number."""
-    with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
-        if model is None: model = own_start(config, parts)
-        if config.eval_tasks and examine is None:
-            raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
-        config = settle(config, model)
-        with run_folder(config, rank):
+    Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
+    if config.eval_tasks and examine is None:
+        raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
+    together = processes(config.parallel, config.parallel_timeout)
+    with together as (rank, count), polite_stop(count == 1) as stop:
+        if model is None: model = own_start(config, parts)   # that of `--init_from`
+        config = settle(config, model)   # fills in the flags that were left open
+        with run_folder(config, rank):   # no other run may write there
             run = start(config, rank, count, parts, model)
             run.examine = examine
-            with watched(config, run.history, run.done, rank) as show:
+            with watched(config, run.history, run.done, rank) as show:   # a bar
                 while not (is_over(config, run.done, run.history) or stop.is_set()):
                     show(advance(run, stop.is_set))
     return run
@@ -282,7 +284,8 @@ def measure_all(
     total = math.ceil(rows / c.batch_size) + bool(rest)
     bar = progress_bar(batches, "validation", total, unit=" batches", leave=False,
                        hidden=run.rank > 0)
-    nats = evaluate(run.forward, bar)
+    nats = shared_mean(partial(evaluate, run.forward), iter(bar), run.rank, run.count,
+                       c.device)
     if c.tokenizer_path is None: return {"whole_val_loss": nats}
     size = count_bytes(run.val_ids[1:], BpeTokenizer.load(c.tokenizer_path))
     return {"whole_val_loss": nats, "bits_per_byte": bits_per_byte(nats, tokens, size)}
@@ -351,15 +354,20 @@ def write_down(
         run.history.append(line)
         run.clock, run.ticks = perf_counter(), 0
         if run.rank == 0: append_line(c.output, line)
-    if line.get("val_loss", math.inf) < run.best:
+    better = line.get("val_loss", math.inf) < run.best
+    if better:
         run.best = line["val_loss"]
         save(run, "best.pt")
     last = stopping or is_over(c, run.done, run.history)
-    if last or run.done % c.checkpoint_interval == 0:
+    due = last or run.done % c.checkpoint_interval == 0
+    if due:
         save(run, "checkpoint.pt")
         write_beside(c, run.model, run.optimizer, run.history, run.done, run.rank)
+    if better or due: wait_for_writer(run.count)
 
 # %% ../nbs/17_training.ipynb #report
+#| code-fold: true
+#| code-summary: "The command"
 def main(
     argv:list[str]|None=None, # The words of the command line; `None`: the process's own
 )->None:
@@ -372,12 +380,9 @@ def main(
         model = open_start(config)
         config = settle(config, model)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(budget.describe(account_of(config)))
+            print(budget.describe(account_of(config, model)))
         if config.dry_run:
-            print(budget.forecast(
-                shape_of(config), config.batch_size, config.grad_accumulation,
-                config.iterations, config.precision, config.activation_checkpointing,
-                config.device))
+            print(forecast_of(config, model))
             return
         run = train(config, model=model, examine=examiner(config))
         faults = diagnose(run.history)
@@ -440,7 +445,7 @@ def makes_small_batches_into_a_large_one(part):
 def returns_loss_and_norm_before_the_step(part):
     "It returns the mean loss before the step, and the gradient's norm before clipping."
     found, table = _one_step(part, 2)
-    assert len(found) == 2, f"a loss and a norm are to be returned, but {found} was"
+    assert len(found) == 2, f"a loss and a norm must be returned, but {found} came back"
     loss, norm = map(float, found)
     assert abs(loss - math.log(5)) < 1e-4, (
         "all five ids are equally likely before the step, so the loss is ln 5 = 1.609, "

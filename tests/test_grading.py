@@ -377,7 +377,7 @@ def test_a_submission_ends_when_its_time_is_over():
     assert "it was not done after" in next(iter(submission.found.values()))
 
 
-@pytest.mark.parametrize("words, said", [(["--submissions"], "wants a folder with a file or a folder for each student"), (["--require", "RMSNorm"], "did you mean RmsNorm"), (["--csv", "."], "--csv . is a folder")])
+@pytest.mark.parametrize("words, said", [(["--submissions"], "needs a folder with a file or a folder for each student"), (["--require", "RMSNorm"], "did you mean RmsNorm"), (["--csv", "."], "--csv . is a folder")])
 def test_what_a_teacher_mistypes_is_refused_before_anything_runs(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as ended: main([str(tmp_path), *words])
     assert ended.value.code == 2 and said in capsys.readouterr().err

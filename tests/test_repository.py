@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_every_tool_of_the_makefile_is_a_tested_version():
     wanted = project["dependencies"] + [line for lines in extras for line in lines]
     named = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted}
     assert named - pinned == {"llm-course"}
+
+
+TRITON = {"2.13.0": "3.7.1"}   # by version of torch: what its CUDA wheel for Linux asks for
+
+
+def test_triton_is_the_one_of_torch_s_wheel_for_gpus():
+    torch = re.search(r"^torch==(.*)$", read("requirements.txt"), re.M)[1]
+    assert project["optional-dependencies"]["triton"] == [f"triton=={TRITON[torch]}; sys_platform == 'linux'"]
+    if version("torch") == torch:   # a wheel for GPUs is installed: it says so itself
+        assert [re.match(r"triton==([\d.]+)", line)[1] for line in requires("torch") if line.startswith("triton")] in ([], [TRITON[torch]])
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("torch, triton", TRITON.items())
+def test_that_wheel_asks_for_it(torch, triton):
+    words = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate", "--python-platform", "x86_64-manylinux_2_28"]
+    done = subprocess.run(words, input=f"torch=={torch}\n", capture_output=True, text=True, encoding="utf-8")
+    if done.returncode: pytest.skip(f"no package index: {done.stderr[:200]}")
+    assert f"triton=={triton}" in done.stdout.splitlines()
 
 
 def test_the_steps_of_the_overview_are_those_of_the_makefile():

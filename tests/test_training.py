@@ -586,7 +586,7 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
 
 # Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
 RESUMED = {
-    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
+    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1, parallel_timeout=9,
                  compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
     "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0., ema=.9),
     "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, dropout=.1, train_weights=(2.,), eval_tasks=("speaker",), batch_size=4, grad_accumulation=2,
@@ -707,7 +707,7 @@ def digest(threads):
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     return hashlib.md5(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 import torch._dynamo
-print(*{digest(threads) for threads in (1, 2, 2, 2, 2)})
+print(*{digest(threads) for threads in (1, 2, 2)})
 """
 
 
@@ -717,7 +717,7 @@ def test_compiled_training_is_the_same_on_one_thread_and_two():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that torch is imported once")
-@pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 0, "deaths")], ids=["at random moments", "at each write, fsync and rename"])
+@pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 4, "deaths")], ids=["at random moments", "at writes, fsync and rename"])
 def test_a_killed_run_ends_with_the_same_losses(how, kills, said, tmp_path):
     done = subprocess.run([sys.executable, "tests/killed.py", tmp_path, how, str(kills)], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
                           capture_output=True, text=True, encoding="utf-8")
@@ -850,7 +850,7 @@ def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
+    (dict(order="sorted"), "--order sorted is not one of random, epochs"), (dict(decay="root"), "--decay root is not one of cosine, line"),
     (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001")])
 def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
     with pytest.raises(ValueError, match=message): settle(replace(asked, **change))

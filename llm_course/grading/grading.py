@@ -431,7 +431,7 @@ def parameters_of(layer:nn.Module)->list[tuple]:
 def placed(
     make:Callable,    # Makes a layer
 )->Iterator[tuple[str, Callable]]:
-    "Ask whether a layer heeds the type and the device that are asked for."
+    "Ask whether a layer uses the type and the device that are asked for."
     def kinds(kind, **more):
         return sorted({str(getattr(p, kind)) for p in make(**more).parameters()})
     yield "in the type that is asked for", lambda: kinds("dtype", dtype=torch.float64)
@@ -825,7 +825,7 @@ ALIASES:dict[str, tuple[str, Callable]] = {   # function → component; how it m
 def _component(
     name:str, # That somebody has given to a part
 )->tuple[str, Callable|None]: # What it is to be; what makes one of a function
-    "Look a name up; raises `ValueError` with the nearest for one that is none."
+    "Look a name up; raises `ValueError` with the nearest name if it is unknown."
     learn_mistakes()   # some checks stand there
     if name in ALIASES: return ALIASES[name]
     if name in CHECKS: return name, None
@@ -837,7 +837,7 @@ def grade(
     name:str,      # Of a component, or of a function that does the work of one
     part:object,   # Somebody's version
 )->Verdict:
-    "Judge one part. Raises `ValueError` for a name that is no component."
+    "Judge one part. Raises `ValueError` for an unknown name."
     component, adapt = _component(name)
     return judge(adapt(watched(part)) if adapt and callable(part) else part, component)
 
@@ -1215,7 +1215,7 @@ def _graded(config:GradingConfig)->Iterator[Submission]: # One for all files, or
               if not entry.is_symlink() and not entry.name.startswith((".", "__"))
               and (entry.is_dir() or entry.suffix in (".py", ".ipynb"))]
     if not chosen:
-        raise ValueError("--submissions wants a folder with a file or a folder "
+        raise ValueError("--submissions needs a folder with a file or a folder "
                          "for each student")
     if not walls_stand():
         print("note: this system gives a process no world of its own; a submission can "
@@ -1249,7 +1249,7 @@ def grade_files(config:GradingConfig)->Report:
     if not found and not config.submissions and not config.require:
         raise ValueError(
             f"there is no part to grade in {', '.join(map(str, config.paths))}; a part "
-            f"bears the name of a component, such as {', '.join(list(CHECKS)[3:6])}")
+            f"has the name of a component, such as {', '.join(list(CHECKS)[3:6])}")
     if config.csv: write_csv(config.csv, submissions)
     if config.html: write_html(config.html, submissions)
     broken, fail = found.count("cannot be run"), found.count("fails")

@@ -16,7 +16,6 @@ from llm_course.grading.grading import (
     parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
 )
 from ..engine.kv_cache import KVCache
-from ..rmsnorm import RmsNorm
 from ..engine.rope_tables import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
@@ -1037,11 +1036,6 @@ def _ask_multihead(part):
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
-    yield "with heads of another size", lambda: made(d_k=8)(x)
-    yield "with biases", lambda: made(qkv_bias=True)(x)
-    yield "with norms of its queries and keys", lambda: parameters_of(
-        made(qk_norm=RmsNorm)
-    )
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield from placed(lambda **more: part(24, 4, max_seq_len=32, **more))
 
