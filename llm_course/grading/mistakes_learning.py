@@ -140,7 +140,7 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
         "the rate is divided anew at each step, so that the roots pile up":
             dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
-        "it walks uphill: the gradient is subtracted":
+        "it walks uphill: subtract the gradient":
             dict(rate=lambda lr, t: -lr / t**0.5),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
         "the gradient is changed: it is to be read only": dict(change=_spoils),
@@ -372,7 +372,7 @@ MISTAKES["AdamW"] = _means | variants(
         ),
         "only the sign of the mean is taken, so that all steps are of one length":
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
-        "it walks uphill: the step is subtracted": dict(sign=-1),
+        "it walks uphill: subtract the step": dict(sign=-1),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
         "the gradient is changed: it is to be read only":
             dict(grow=lambda g: g.mul_(1.1)),
