@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch.nn import functional as F
@@ -306,8 +306,73 @@ def demo(setup: Setup) -> Measurements:
     yield "run", run
 
 
+def one_of_several(rank: int, count: int, ports: dict[str, int], configs: dict, setup: Setup, told: Any) -> None:
+    "A process with a GPU of its own, as torchrun would start it: the two ways to share a run, and an all-reduce."
+    import torch.distributed as dist
+
+    from llm_course.training import train
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    for way, config in configs.items():
+        os.environ["MASTER_PORT"] = str(ports[way])
+        train(config)
+    if setup.device == "cuda": torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if setup.device == "cuda" else "gloo", init_method=f"tcp://127.0.0.1:{ports['sum']}", rank=rank, world_size=count)
+    x = torch.ones(2**10 if setup.toy else 2**26, device=setup.device)
+    seconds = []
+    for _ in range(3 + setup.rounds):
+        dist.barrier()
+        seconds.append(clock(lambda: dist.all_reduce(x), setup.device, 1))
+    if rank == 0: told.put({"bytes": x.nbytes} | spread(seconds[3:]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def several(setup: Setup) -> Measurements:
+    "Training by DDP and FSDP on several GPUs, over NCCL, with the losses of one; and the speed of an all-reduce. Toys have gloo, on the CPU."
+    import multiprocessing
+    import socket
+
+    import numpy as np
+    count = 2 if setup.toy else 2 ** (torch.cuda.device_count().bit_length() - 1)
+    if count < 2:
+        yield "training", lambda: {"unsupported": "one GPU"}
+        return
+
+    def run():
+        from llm_course.training import TrainConfig, train
+        sizes = (31, 8, 8, 1, 2, 12) if setup.toy else (8192, 512, 512, 4, 8, 1408)
+        shape = dict(zip(("vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"), sizes))
+        sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in ("ddp", "fsdp", "sum")}
+        ports = {name: one.getsockname()[1] for name, one in sockets.items()}
+        for one in sockets.values(): one.close()
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder)
+            ids = np.arange(9 * count * shape["max_seq_len"]) * 7 % shape["vocab_size"]
+            ids.astype(np.uint16).tofile(home/"ids.bin")
+            def config(way, device):
+                return TrainConfig(train_data=home/"ids.bin", val_data=home/"ids.bin", output=home/str(way), batch_size=2 * count, grad_accumulation=2, iterations=8, log_interval=1, val_interval=8,
+                                   val_batches=1, warmup_iters=0, precision="float32", device=device, parallel=way, live_plot=False, **shape)
+            context = multiprocessing.get_context("fork" if setup.toy and "fork" in multiprocessing.get_all_start_methods() else "spawn")
+            told = context.Queue()
+            configs = {way: config(way, setup.device) for way in ("ddp", "fsdp")}
+            members = [context.Process(target=one_of_several, args=(rank, count, ports, configs, setup, told)) for rank in range(count)]
+            for member in members: member.start()
+            train(config(None, setup.device))
+            for member in members: member.join()
+            if any(member.exitcode for member in members): raise RuntimeError(f"the processes ended with {[member.exitcode for member in members]}")
+            lines = {way: [json.loads(line) for line in (home/str(way)/"metrics.jsonl").read_text("utf-8").splitlines()] for way in (None, *configs)}
+            found = {"count": count, "sum": told.get()}
+        found["bytes_per_second"] = round(2 * (count - 1) / count * found["sum"]["bytes"] / found["sum"]["median"])
+        for way in configs:
+            off = max(abs(line[key] / alone[key] - 1) for line, alone in zip(lines[way], lines[None], strict=True) for key in ("train_loss", "val_loss") if key in line)
+            if off > 1e-5: raise RuntimeError(f"{way}: a loss is off by {off:.1e} of its value")
+            found[way] = {"off": float(f"{off:.1e}"), "tokens_per_second": round(lines[way][-1]["tokens_per_second"])}
+        return found
+    yield "training", run
+
+
 # Each part and its seconds, the start of its process included; together less than eight minutes.
-PARTS = {tests: 90, products: 20, eager: 45, kernels: 40, generation: 80, memory: 25, demo: 40, compiled: 130}
+PARTS = {tests: 80, products: 20, eager: 41, kernels: 40, generation: 72, memory: 25, demo: 37, several: 35, compiled: 120}
 NAMES = {part.__name__: part for part in PARTS}
 
 
@@ -362,7 +427,7 @@ def run_part(part: str, setup: Setup, seconds: float) -> dict:
 @dataclass(frozen=True)
 class Config:
     "Run the tests for GPUs, and measure training, generation, kernels and memory on one; where there is none, say so.\n\nExample: python -m bench.gpu eager kernels --seconds 120"
-    parts: Annotated[tuple[str, ...], Positional, by_default("all")] = ()   # Which parts: tests, products, eager, kernels, generation, memory, demo, compiled
+    parts: Annotated[tuple[str, ...], Positional, by_default("all")] = ()   # Which parts: tests, products, eager, kernels, generation, memory, demo, several, compiled
     seconds: float = 470.   # For all parts together, at most
     toy: bool = False       # On the CPU, at toy size: shows that every part runs, and measures nothing
     output: Annotated[Path | None, by_default("the file of this kind of GPU in bench/results/gpu; nowhere for toys")] = None   # File for the results

@@ -46,13 +46,16 @@ def bare(
 #| code-fold: true
 #| code-summary: "The function"
 def gathered(
-    state:Any, # A state dict, or a part of one
-)->Any:        # The same, with every tensor whole
+    state:Any,       # A state dict, or a part of one
+    keep:bool=True,  # `False`: lend our slices to the others, and keep nothing
+)->Any:              # The same, with every tensor whole
     "Join the slices of tensors that several processes share; all of them must call it."
     if isinstance(state, dict):
-        return {key: gathered(value) for key, value in state.items()}
-    if isinstance(state, list): return [gathered(value) for value in state]
-    if hasattr(state, "full_tensor"): return state.full_tensor()
+        return {key: gathered(value, keep) for key, value in state.items()}
+    if isinstance(state, list): return [gathered(value, keep) for value in state]
+    if hasattr(state, "full_tensor"):
+        whole = state.full_tensor()
+        return whole.cpu() if keep else None   # no GPU need hold more than one
     return state
 
 # %% ../nbs/16_checkpoint.ipynb #whole-state
@@ -90,6 +93,9 @@ def save_checkpoint(
 )->None:
     "Write all that a run needs to go on; at a path, whole or not at all."
     model = bare(model)
+    if out is None:   # another process writes
+        gathered([model.state_dict(), optimizer.state_dict()], keep=False)
+        return
     config = None
     parts = {}
     if isinstance(model, Transformer):
@@ -98,7 +104,6 @@ def save_checkpoint(
     state = {"iteration": iteration, "config": config, "parts": parts,
              "model": parameters_of(model),
              "optimizer": gathered(optimizer.state_dict()), **extra}
-    if out is None: return
     if isinstance(out, str | os.PathLike):
         with whole_file(Path(out)) as file: _write_state(state, file)
     else: _write_state(state, out)

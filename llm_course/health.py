@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRACES', 'FAULTS', 'overfit', 'activation_sizes', 'read_traces', 'series', 'band', 'last', 'present_to_next',
-           'skip_to_next', 'usual_update', 'carried_over', 'Rule', 'diagnose']
+           'skip_to_next', 'usual_update', 'carried_over', 'Rule', 'broken_rules', 'diagnose']
 
 # %% ../nbs/19_health.ipynb #imports
 import gzip
@@ -141,16 +141,24 @@ FAULTS = {   # the surest first
         "only {:.0%} of what it learnt carries over to validation, within the first "
         "epoch; were both files made with one tokenizer?")}
 
+def broken_rules(
+    rules:dict[str, Rule], # By the name of what they find
+    history:list[dict],    # Lines of metrics.jsonl
+)->dict[str, str]:         # What was found, and the evidence for each
+    "Hold a history against some rules."
+    found = {}
+    for name, rule in rules.items():
+        value = rule.measure(history)
+        if rule.breaks(value): found[name] = rule.says.format(value)
+    return found
+
 def diagnose(
     history:list[dict],       # Lines of metrics.jsonl, such as `train` returns
     vocab_size:int|None=None, # If given, the first loss is compared with its logarithm
 )->dict[str, str]:            # Faults, and the evidence for each; empty for a sound run
     "Name what is wrong with a run, the surest fault first."
-    found:dict[str, str] = {}
-    if not history: return found
-    for fault, rule in FAULTS.items():
-        value = rule.measure(history)
-        if rule.breaks(value): found[fault] = rule.says.format(value)
+    if not history: return {}
+    found = broken_rules(FAULTS, history)
     if vocab_size:
         first, chance = history[0].get("train_loss", math.nan), math.log(vocab_size)
         if abs(first - chance) > .1 * chance:

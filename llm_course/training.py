@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,9 +43,10 @@ from llm_course.engine.diary import (
     watched, write_beside)   # what a run writes down and shows
 from .engine.mixture import Mixture, draw_batch
 from .engine.model_files import explain
-from .engine.processes import (
-    distribute, fast_forward, leave_at_once, load_sharded,
-    mean_over_processes, polite_stop, processes, random_states_of_all)
+from llm_course.engine.processes import (
+    distribute, exchanged_once, fast_forward, leave_at_once, load_sharded,
+    mean_over_processes, polite_stop, processes, random_states_of_all, shared_mean,
+    wait_for_writer)
 from .engine.run_config import (
     TrainConfig, account_of, changes, find_checkpoint, forecast_of, is_over,
     learning_rate, new_model, no_number, optimizer_for, own_start, position_of,
@@ -59,7 +61,7 @@ def backward_all(
 )->Tensor: # The mean loss; its gradient, scaled, is added to each `.grad`
     "Go forwards and backwards through some batches."
     total:Any = 0.
-    for inputs, targets in batches:
+    for inputs, targets in exchanged_once(model, batches):
         loss = cross_entropy(model(inputs), targets) / len(batches)
         scaler.scale(loss).backward()
         total = total + loss.detach()
@@ -147,7 +149,8 @@ def train(
     Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
-    with processes(config.parallel) as (rank, count), polite_stop(count == 1) as stop:
+    together = processes(config.parallel, config.parallel_timeout)
+    with together as (rank, count), polite_stop(count == 1) as stop:
         if model is None: model = own_start(config, parts)   # that of `--init_from`
         config = settle(config, model)   # fills in the flags that were left open
         with run_folder(config, rank):   # no other run may write there
@@ -281,7 +284,8 @@ def measure_all(
     total = math.ceil(rows / c.batch_size) + bool(rest)
     bar = progress_bar(batches, "validation", total, unit=" batches", leave=False,
                        hidden=run.rank > 0)
-    nats = evaluate(run.forward, bar)
+    nats = shared_mean(partial(evaluate, run.forward), iter(bar), run.rank, run.count,
+                       c.device)
     if c.tokenizer_path is None: return {"whole_val_loss": nats}
     size = count_bytes(run.val_ids[1:], BpeTokenizer.load(c.tokenizer_path))
     return {"whole_val_loss": nats, "bits_per_byte": bits_per_byte(nats, tokens, size)}
@@ -350,13 +354,16 @@ def write_down(
         run.history.append(line)
         run.clock, run.ticks = perf_counter(), 0
         if run.rank == 0: append_line(c.output, line)
-    if line.get("val_loss", math.inf) < run.best:
+    better = line.get("val_loss", math.inf) < run.best
+    if better:
         run.best = line["val_loss"]
         save(run, "best.pt")
     last = stopping or is_over(c, run.done, run.history)
-    if last or run.done % c.checkpoint_interval == 0:
+    due = last or run.done % c.checkpoint_interval == 0
+    if due:
         save(run, "checkpoint.pt")
         write_beside(c, run.model, run.optimizer, run.history, run.done, run.rank)
+    if better or due: wait_for_writer(run.count)
 
 # %% ../nbs/17_training.ipynb #report
 #| code-fold: true

@@ -143,7 +143,7 @@ def test_a_token_that_only_the_other_file_names(tmp_path, say):
 
 
 @pytest.mark.parametrize("said, why", [
-    ({"added_tokens_decoder": {"390": {"content": TURN}}}, "the id 390"), ({"eos_token": {"content": TURN, "lstrip": True}}, "lstrip"), ({"split_special_tokens": True}, None),
+    ({"added_tokens_decoder": {"390": {"content": TURN}}}, "the id 390"), ({"eos_token": {"content": TURN, "single_word": True}}, "single_word"), ({"split_special_tokens": True}, None),
     ({"add_prefix_space": True}, "a space before"), ({"some_new_option": 3}, None), ({"pad_token": "[PAD]"}, None)], ids=str)
 def test_what_a_tokenizer_config_says_is_refused_or_told(tmp_path, said, why):
     folder = folder_of(hf(size=300), tmp_path, random_model(vocab_size=hf(size=300).get_vocab_size() if "pad_token" in said else 400), **said)
@@ -157,7 +157,7 @@ def test_what_a_tokenizer_config_says_is_refused_or_told(tmp_path, said, why):
     ({"truncation": {"max_length": 4}}, None), ({"padding": {"strategy": "BatchLongest"}}, None), ({"some_new_section": {"a": 1}}, "some_new_section"),
     ({"post_processor": {"type": "NewKind"}}, "NewKind"), ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}, "Lowercase"),
     ({"decoder": {"type": "WordPiece"}}, "WordPiece"), ({"model": {"dropout": .1}}, "dropout"), ({"model": {"some_new_option": True}}, "some_new_option"),
-    *(({"added_tokens": {flag: True}}, flag) for flag in ("lstrip", "rstrip", "single_word", "some_new_flag"))], ids=str)
+    *(({"added_tokens": {flag: True}}, flag) for flag in ("single_word", "some_new_flag"))], ids=str)
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, why):
     path = tmp_path/"tokenizer.json"

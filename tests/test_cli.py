@@ -147,11 +147,12 @@ def test_resuming_gives_the_same_losses(made, tmp_path):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_does(made, tmp_path, parallel):
+def test_torchrun_starts_two_processes_again_which_learn_what_one_does(made, tmp_path, parallel):
+    "One of them is killed after the first checkpoint."
     data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--iterations", 2, "--cos_cycle_iters", 3, launcher=torchrun)
-    run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--resume", launcher=torchrun)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1", Path(__file__).with_name("killed_ranks.py")]
+    done = run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--parallel_timeout", 900, "--resume", launcher=torchrun)
+    assert re.findall(r"attempt 1, step (\d)", done.stdout) == ["3"]   # it went on
     np.testing.assert_allclose(losses(tmp_path/"two"), losses(made/"run"), rtol=1e-5)
     np.testing.assert_allclose(values(tmp_path/"two", "grad_norm"), values(made/"run", "grad_norm"), rtol=1e-4)
     run("generating", "--model_path", tmp_path/"two/checkpoint.pt", "--prompt", "The", "--max_tokens", 2)   # the file is whole

@@ -1,14 +1,18 @@
 """Several processes, with gloo on the CPU: FSDP's shares move like the whole, at sizes and in shapes where a special path begins."""
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -16,7 +20,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from llm_course.engine.muon import Muon
-from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
+from llm_course.optim import AdamW, SGDDecay, gradient_clip
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 
@@ -119,55 +123,71 @@ def test_shares_move_like_the_whole(count): in_processes(count, compare_shares)
 
 # ---- Training
 
-SHAPE = dict(vocab_size=1025, max_seq_len=16, d_model=66, num_layers=2, num_heads=3, d_ff=175)   # 67,650 numbers in embedding and head; rows that neither 2 nor 3 divide
+SHAPE = dict(vocab_size=101, max_seq_len=8, d_model=18, num_layers=2, num_heads=3, d_ff=35)   # rows that neither 2 nor 3 nor 4 divide
+KINDS = {   # on how many processes, flags, the type of the weights, and how far losses may differ: bfloat16 rounds the gradients of each process by itself
+    "tied": (2, dict(tie=True), torch.float64, 1e-9), "half precision": (2, dict(precision="bfloat16"), torch.float32, 2e-4),
+    "Muon": (3, dict(muon_lr=.02), torch.float64, 1e-9), "Muon, tied, in float32": (4, dict(tie=True, muon_lr=.02), torch.float32, 1e-5)}
+STEPS = 4
 
 
-def learn(way, muon, rank, count):
-    "Losses of 50 steps, by one process, DDP or FSDP; then the parameters."
+def learn(kind, way=None, rank=0, count=1):
+    "Losses and norms of some steps of two batches each, by one process, DDP or FSDP; the parameters; how often something was sent in the last step."
     from llm_course.checkpoint import gathered
-    from llm_course.engine.muon import Together
-    from llm_course.engine.processes import distribute
+    from llm_course.engine.processes import distribute, fast_forward, mean_over_processes
+    from llm_course.engine.run_config import optimizer_for
     from llm_course.training import TrainConfig, train_step
     from llm_course.transformer import Transformer
+    _, flags, dtype, _ = KINDS[kind]
+    config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, lr_max=3e-3, warmup_iters=0, **SHAPE, **flags)
     torch.manual_seed(0)
-    model = Transformer(**SHAPE)
-    config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, **SHAPE)
-    wrapped = model if way is None else distribute(model, config)
-    groups = params_for_decay(model, 0.1)
-    inside = [p for p in groups[0]["params"] if muon and p.shape[0] != SHAPE["vocab_size"]]
-    groups[0]["params"] = [p for p in groups[0]["params"] if not any(p is q for q in inside)]
-    optimizer = AdamW(groups, lr=3e-3, betas=(0.9, 0.95))
-    if muon: optimizer = Together(Muon(inside), optimizer)
-    scaler, dice, losses = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), []
-    for _ in range(50):
-        ids = torch.randint(0, SHAPE["vocab_size"] // 8, (6, 17), generator=dice)
-        mine = ids if way is None else ids.chunk(count)[rank]
-        loss, _norm = train_step(wrapped, optimizer, scaler, [(mine[:, :-1], mine[:, 1:])], 1.)
-        if way is not None: torch.distributed.all_reduce(loss)
-        losses.append(float(loss) / (1 if way is None else count))
-    return losses, {name: gathered(x) for name, x in model.state_dict().items()}
+    model = Transformer(**SHAPE, tie=config.tie).to(dtype)
+    forward, optimizer = fast_forward(model if count == 1 else distribute(model, config), config), optimizer_for(model, config)
+    scaler, dice, losses, norms = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), [], []
+    for step in range(STEPS):
+        ids = torch.randint(0, 12, (2, 12, 9), generator=dice)
+        batches = [(mine[:, :-1], mine[:, 1:]) for mine in (batch.chunk(count)[rank] for batch in ids)]
+        with torch.profiler.profile() if way and step == STEPS - 1 else nullcontext() as seen: loss, norm = train_step(forward, optimizer, scaler, batches, .4)
+        losses += mean_over_processes([loss], "cpu", count)
+        norms.append(float(norm))
+    sent = Counter(event.name for event in seen.events()) if way else None
+    return losses, norms, {name: gathered(x) for name, x in model.state_dict().items()}, sent
 
 
-def learn_all_ways(rank, count, muon=False):
-    wanted, end = learn(None, muon, rank, count)
-    torch.manual_seed(0)
+def learn_all_ways(rank, count, wanted, begun):
+    for kind, (losses, norms, end, _) in wanted.items():
+        if KINDS[kind][0] != count: continue
+        for way in "ddp", "fsdp":
+            close, told = KINDS[kind][3], f"{kind} by {way} on {count} processes"
+            found = learn(kind, way, rank, count)
+            torch.testing.assert_close(found[0], losses, rtol=close, atol=0, msg=lambda m, told=told: f"losses of {told}: {m}")
+            torch.testing.assert_close(found[1], norms, rtol=100 * close, atol=0, msg=lambda m, told=told: f"norms of {told}: {m}")
+            for name, x in found[2].items():
+                moved, off = (end[name] - begun[kind][name]).norm(), (x - end[name]).norm()
+                assert moved > 0 and off < (.5 if kind == "half precision" else .001) * moved, f"{name} ended elsewhere, {told}"
+            sent = found[3]   # gradients only once in a step of two batches: FSDP's embedding with head and norm, and two blocks; the copies' in two buckets at most
+            if way == "fsdp": assert sent["c10d::_reduce_scatter_base_"] == 3, (told, sent)
+            else: assert 1 <= sent["c10d::allreduce_"] <= 2, (told, sent)
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    "What one process learns, and where it begins."
     from llm_course.transformer import Transformer
-    begin = Transformer(**SHAPE).state_dict()
-    assert wanted[-1] < wanted[0] - 1
-    for way in "ddp", "fsdp":
-        losses, params = learn(way, muon, rank, count)
-        torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-4, msg=lambda m, way=way: f"{way} on {count}: {m}")
-        for name, x in params.items():
-            assert not torch.equal(x, begin[name]), f"{way} on {count}: {name} never moved"
-            moved = (end[name] - begin[name]).norm()
-            assert (x - end[name]).norm() < 0.05 * moved, f"{way} on {count}: {name} ended elsewhere"
+    begun = {}
+    for kind, (_, flags, dtype, _) in KINDS.items():
+        torch.manual_seed(0)
+        begun[kind] = Transformer(**SHAPE, tie=flags.get("tie", False)).to(dtype).state_dict()
+    wanted = {kind: learn(kind) for kind in KINDS}
+    assert all(losses[-1] < losses[0] - .02 and max(norms) > .4 for losses, norms, *_ in wanted.values())   # and gradients are clipped
+    return wanted, begun
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_one_process_ddp_and_fsdp_learn_the_same(count): in_processes(count, learn_all_ways)
-
-
-def test_muon_learns_the_same_on_shares(): in_processes(3, partial(learn_all_ways, muon=True))
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_one_process_ddp_and_fsdp_learn_the_same(count, one_process):
+    from llm_course.distributed import in_processes as forked
+    wanted, begun = one_process
+    forked(count, partial(learn_all_ways, wanted=wanted, begun=begun))
 
 
 # ---- A rate that ruins the weights
@@ -191,8 +211,6 @@ def ruin(rank, count, folder):
 
 
 def test_the_last_good_checkpoint_is_good_on_several_processes(tmp_path):
-    import numpy as np
-
     from llm_course.checkpoint import read_checkpoint
     (np.arange(900, dtype=np.uint16) % 50).tofile(tmp_path/"ids.bin")
     in_processes(2, partial(ruin, folder=tmp_path))
@@ -216,11 +234,29 @@ def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, 
 
 # ---- What goes wrong between processes
 
+def of_ranks(*words):
+    "What killed_ranks.py prints."
+    told = subprocess.run([sys.executable, "-W", "ignore", Path(__file__).with_name("killed_ranks.py"), *words], capture_output=True, text=True, encoding="utf-8")
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_one_killed_process_ends_all_and_the_run_goes_on(tmp_path):
     "`python tests/killed_ranks.py FOLDER 2 20` kills more often."
-    told = subprocess.run([sys.executable, "-W", "ignore", Path(__file__).with_name("killed_ranks.py"), tmp_path, "2", "2"], capture_output=True, text=True, encoding="utf-8")
-    assert told.stdout == "2 kills of one of 2\n", told.stderr
+    assert of_ranks(tmp_path, "2", "2") == "2 kills of one of 2\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_at_fault_ends_all_and_each_says_one_line(tmp_path):
+    gone, again = "another process of this run {}, so this one ends, too; the same command with --resume goes on from the last checkpoint", "; start all of them with the same flags"
+    wanted = {
+        "slow 0": "2 " + gone.format("has not answered for 900 seconds (--parallel_timeout waits longer)"), "slow 1": "2 " + gone.format("has ended"),
+        "fails 0": "2 " + gone.format("has ended"), "fails 1": "2 --val_data nowhere.bin does not exist; check the spelling, or make it first",
+        "differs 0": "2 --batch_size is 4 for process 0, but 8 for process 1" + again, "differs 1": "2 --batch_size is 4 for process 0, but 8 for process 1" + again,
+        "never 0": "2 process 0 could not meet the others at 127.0.0.1:PORT; did all of them start? (WHY)", "never 1": "0 "}
+    said = re.sub(r"1:\d+; did all of them start\? \(.*\)", "1:PORT; did all of them start? (WHY)", of_ranks(tmp_path, "faults"))
+    assert dict(line.split(": ", 1) for line in said.splitlines()) == wanted
 
 
 def other_flags(rank, count):
@@ -232,10 +268,27 @@ def other_flags(rank, count):
         check_alike(replace(config, batch_size=8 * (rank + 1)))
 
 
+def share_a_mean(rank, count):
+    "Of splits of all lengths, also of fewer rows than processes; and no process reads what another could."
+    from llm_course.data import windows
+    from llm_course.engine.processes import shared_mean
+    for length in (2, 4, 7, 10, 13, 14, 25, 27, 200):
+        read = []
+        def mean(batches, read=read):
+            targets = [targets for _, targets in batches]
+            read.append(sum(y.numel() for y in targets))
+            return float(torch.cat([y.flatten() for y in targets]).double().mean())
+        split = lambda length=length: windows(np.arange(length), 2 * count, 3)
+        wanted, found = mean(split()), shared_mean(mean, split(), rank, count, "cpu")
+        assert abs(found - wanted) < 1e-9 and sum(read[1:]) <= read[0] / count + 3 * 2 * count, (length, found, wanted, read)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_processes_that_were_asked_for_different_runs_refuse():
+@pytest.mark.parametrize("work", [other_flags, share_a_mean])
+def test_two_processes(work):
+    "They refuse to be asked for different runs, and share out a validation split."
     from llm_course.distributed import in_processes as forked
-    forked(2, other_flags)
+    forked(2, work)
 
 
 def test_a_port_in_use_is_said_in_a_line(monkeypatch):
@@ -255,7 +308,7 @@ def test_a_port_in_use_is_said_in_a_line(monkeypatch):
 def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost):
     from llm_course.engine import processes
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items(): monkeypatch.setenv(name, str(value))
-    for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words: None)
+    for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words, **more: None)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError if lost else RuntimeError, match="--resume goes on" if lost else "size of tensor"), processes.processes("ddp"): raise RuntimeError(said)
     signal.signal(signal.SIGTERM, before)
@@ -276,8 +329,6 @@ def go_on(rank, count, config, steps):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_run_goes_on_with_another_number_of_processes_which_share_its_validation(tmp_path):
     import json
-
-    import numpy as np
 
     from llm_course.checkpoint import load_model
     from llm_course.distributed import in_processes as forked

@@ -218,7 +218,7 @@ def is_sound(path, asked):
     "Are weights and moments numbers, and is what the model says?"
     saved, model = read_checkpoint(path), load_model(path, asked.device)
     moments = [x for state in saved["optimizer"]["state"].values() for x in state.values() if torch.is_tensor(x)]
-    loss = evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device)])
+    loss = evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device, iteration=0)])
     return all(x.isfinite().all() for x in [*model.parameters(), *moments]) and math.isfinite(loss)
 
 
@@ -586,7 +586,7 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
 
 # Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
 RESUMED = {
-    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1,
+    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1, parallel_timeout=9,
                  compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
     "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0., ema=.9),
     "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, dropout=.1, train_weights=(2.,), eval_tasks=("speaker",), batch_size=4, grad_accumulation=2,

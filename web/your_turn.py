@@ -6,7 +6,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from book import cells as cells_of
-from book import parts, root
+from book import pages as pages_of_the_course
+from book import parts, room, root
 
 here = root/"nbs"/"your_turn"
 settings = ConfigParser()
@@ -65,6 +66,15 @@ def components(source: str) -> list[str]:
     return re.findall(r'^@check_of\("(\w+)"\)', source, re.M)
 
 
+def checked_elsewhere() -> list[str]:
+    "What the pages on grading have checks of: parts of lessons whose pages hold none."
+    found = []
+    for path in pages_of_the_course():
+        if room(path) == "grading":
+            for cell in cells_of(path): found += components("".join(cell["source"]))
+    return found
+
+
 def is_export(source: str) -> bool: return bool(re.search(r"^#\| export[si]?$", source, re.M))
 
 
@@ -103,6 +113,7 @@ def page(path: Path) -> list[dict]:
             defined |= names_in(parsed(source))
         elif at == 1: source = opening(source, path)
         cells.append(made(cell["cell_type"], source, cell["id"]))
+    asked += [name for name in checked_elsewhere() if name in exported]
     if names := [name for name in dict.fromkeys(asked) if name in defined]:
         cells += [made("markdown", "## How far you are\n\nWhat is right has a tick, and what is not yet gets a hint at the cause.", "how-far"),
                   made("code", "from llm_course.grading import check", "how-far-import"),

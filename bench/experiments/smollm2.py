@@ -1,12 +1,15 @@
 """SmolLM2-135M-Instruct learns sums of two-digit numbers, in its own chat template: by LoRA from right answers, and by LoRA from rewards. And what it forgets meanwhile.
 
-`python -m bench.experiments.smollm2` writes smollm2.json, a stage at a time, and goes on where it stopped; `… before`, `… LoRA`, `… rewards` or `… "all weights"` makes one stage alone. The weights come from the package index (93 MB). One thread, float32; seconds are the processor's."""
+`python -m bench.experiments.smollm2` writes smollm2.json, a part at a time, and goes on where it stopped; `… before`, `… LoRA`, `… rewards` or `… "all weights"` makes one stage alone. The weights come from the package index (93 MB). One thread, float32; seconds are the processor's."""
 import multiprocessing
 import random
 import sys
+import tempfile
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +20,9 @@ from bench.experiments import resume
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.chat import encode_chat
 from llm_course.engine.diary import peak_memory
-from llm_course.engine.lora import add_lora, merge_lora
+from llm_course.engine.lora import add_lora, load_adapter, merge_lora, save_adapter
 from llm_course.engine.rollouts import sample_groups
-from llm_course.engine.tasks import MADE, Task, last_number
+from llm_course.engine.tasks import MADE, Task, is_right
 from llm_course.evaluation import evaluate, wilson
 from llm_course.instruct import Apart, Example, answers, as_example
 from llm_course.optim import AdamW, gradient_clip
@@ -29,13 +32,13 @@ from llm_course.schedule import linear_lr_scheduler
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
-STEPS, SUMS, RANK, RATE = 300, 16, 16, 1e-3   # sums of a step; the highest learning rate
-DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 20   # steps that learn from rewards; questions of a step; answers to each, and their tokens
+STEPS, SUMS, RANK, RATE = 220, 16, 16, 1e-3   # sums of a step; the highest learning rate
+DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 16   # steps that learn from rewards; questions of a step; answers to each, and their tokens
 TARGETS = "q_proj", "k_proj", "v_proj", "output_proj", "w1", "w2", "w3"
 TAUGHT = "What is {} + {}?"
 EXAMS = {   # questions, digits, wording
-    "two digits": (500, 2, TAUGHT), "three digits": (200, 3, TAUGHT), "a + b =": (200, 2, "{} + {} ="),
-    "Add a and b.": (200, 2, "Add {} and {}. Give only the result.")}
+    "two digits": (500, 2, TAUGHT), "three digits": (100, 3, TAUGHT), "a + b =": (100, 2, "{} + {} ="),
+    "Add a and b.": (100, 2, "Add {} and {}. Give only the result.")}
 ELSEWHERE = "letters", "agreement", "copying", "induction"   # tasks of chapter 24
 
 
@@ -64,8 +67,8 @@ def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wordi
     right, pairs = 0, sums(n, "exam", digits, held=True)
     for at in range(0, n, 50):
         some = pairs[at:at + 50]
-        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], 24)
-        right += sum(text is not None and last_number(text) == str(a + b) for text, (a, b) in zip(said, some))
+        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], LONGEST)
+        right += sum(text is not None and is_right(text, str(a + b), number=True) for text, (a, b) in zip(said, some))
     return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson(right, n)]}
 
 
@@ -76,7 +79,7 @@ def draw_answers(model: Transformer, tokenizer: BpeTokenizer, pairs: list[tuple[
     for place, answer in enumerate(sample_groups(model, prompts, GROUP, LONGEST, stop, dice)):
         prompt, (a, b) = prompts[place // GROUP], pairs[place // GROUP]
         examples.append(Example(prompt + answer, [False] * len(prompt) + [True] * len(answer)))
-        right.append(answer[-1] == stop and last_number(tokenizer.decode(answer[:-1])) == str(a + b))
+        right.append(answer[-1] == stop and is_right(tokenizer.decode(answer[:-1]), str(a + b), number=True))
     return examples, torch.tensor(right).view(-1, GROUP)
 
 
@@ -85,18 +88,6 @@ def tries(model: Transformer, tokenizer: BpeTokenizer, n: int = 80) -> dict[str,
     dice, pairs, right = torch.Generator().manual_seed(0), sums(n, "exam", held=True), []
     for at in range(0, n, 8): right.append(draw_answers(model, tokenizer, pairs[at:at + 8], dice)[1])
     return {f"pass@{k}": pass_at_k(torch.cat(right), k) for k in (1, GROUP)}
-
-
-def all_exams(model: Transformer, tokenizer: BpeTokenizer) -> dict[str, Any]:
-    "Sums in all forms, and what the model gets right of other tasks."
-    found: dict[str, Any] = {"drawn": tries(model, tokenizer)}
-    for name, (n, digits, wording) in EXAMS.items():
-        found[name] = exam(model, tokenizer, n, digits, wording)
-        print(name, found[name], flush=True)
-    for name in ELSEWHERE:
-        found[name] = {"questions": 100, "right": evaluate(model, tokenizer, Task(name, tuple(MADE[name](100, 0)))).accuracy}
-        print(name, found[name], flush=True)
-    return found
 
 
 class Branches(Apart):
@@ -159,30 +150,52 @@ def reward(model: Transformer, tokenizer: BpeTokenizer, seed: int, steps: int, r
     return {"processor_seconds": round(time.process_time() - start, 1), "rewards": rewards}
 
 
-def run(stage: str, seed: int, steps: int, rate: float) -> dict[str, Any]:
-    "Ask the model as it is; or let it learn by LoRA, from answers or rewards, and ask it again; or take some steps with all weights, for their cost."
+FOLDER = Path(tempfile.gettempdir())/"llm_course_smollm2"   # what was learnt
+
+
+@cache
+def learner(stage: str) -> tuple[Transformer, BpeTokenizer]:
+    "The model as it is, or with what it has learnt in a stage."
+    model, tokenizer = load_pretrained("smollm2-135m", "cpu", max_seq_len=512)
+    if stage != "before":
+        load_adapter(model, FOLDER/stage)
+        merge_lora(model)
+    return model, tokenizer
+
+
+def learn(stage: str, seed: int, steps: int, rate: float) -> dict[str, Any]:
+    "Learn by LoRA, from answers or from rewards; or take some steps with all weights, for their cost."
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model, tokenizer = load_pretrained("smollm2-135m", "cpu", max_seq_len=512)
-    if stage == "before": return all_exams(model, tokenizer)
     if stage == "all weights": return teach(model, tokenizer, seed, steps, rate)
     add_lora(model, RANK, 2. * RANK, TARGETS)
     found = (reward if stage == "rewards" else teach)(model, tokenizer, seed, steps, rate)
-    merge_lora(model)
-    return found | all_exams(model, tokenizer)
+    save_adapter(model, FOLDER/stage)
+    return found
 
 
-def alone(**settings) -> dict[str, Any]:
-    "A stage in a process of its own, which has the stage's peak of memory."
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool: return pool.submit(run, **settings).result()
+def run(stage: str, part: str, **settings) -> dict[str, Any]:
+    "Let the model learn, in a process of its own which has the stage's peak of memory; or ask it."
+    if part == "learning":
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool: return pool.submit(learn, stage, **settings).result()
+    model, tokenizer = learner(stage)
+    if part == "drawn": return tries(model, tokenizer)
+    if part in EXAMS: return exam(model, tokenizer, *EXAMS[part])
+    return {"questions": 100, "right": evaluate(model, tokenizer, Task(part, tuple(MADE[part](100, 0)))).accuracy}
+
+
+LEARNING = {"LoRA": {"seed": 0, "steps": STEPS, "rate": RATE}, "rewards": {"seed": 0, "steps": DRAWS, "rate": 3e-4}, "all weights": {"seed": 0, "steps": 10, "rate": 1e-5}}
+PARTS = {"before": (*EXAMS, *ELSEWHERE, "drawn"), "LoRA": (*EXAMS, *ELSEWHERE), "rewards": ("two digits", "drawn"), "all weights": ()}
 
 
 def main(*stages: str) -> None:
-    "Make the stages that are still missing."
-    settings = {"before": {"seed": 0, "steps": 0, "rate": 0.}, "LoRA": {"seed": 0, "steps": STEPS, "rate": RATE},
-                "rewards": {"seed": 0, "steps": DRAWS, "rate": 3e-4}, "all weights": {"seed": 0, "steps": 10, "rate": 1e-5}}
-    grid = [{"stage": stage, **settings[stage]} for stage in stages or settings]
-    resume(__file__, "Shares of questions that SmolLM2-135M-Instruct answers rightly, before and after it has learnt sums of two-digit numbers.", grid, alone)
+    "Make the parts that are still missing. What is learnt lies in the system's folder for temporary files until all is asked."
+    torch.set_num_threads(1)
+    for stage in stages or PARTS:
+        grid = [{"stage": stage, "part": "learning", **LEARNING[stage]}] if stage in LEARNING else []
+        grid += [{"stage": stage, "part": part} for part in PARTS[stage]]
+        resume(__file__, "Shares of questions that SmolLM2-135M-Instruct answers rightly, before and after it has learnt sums of two-digit numbers.", grid, run)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

@@ -94,6 +94,8 @@ def parse(
     return found
 
 # %% ../../nbs/engine/commands.ipynb #verbs-table
+#| code-fold: true
+#| code-summary: "The table of commands"
 VERBS = {   # what one types: the module that does it, and what that is
     "data":       ("data", "fetch a corpus, or turn texts into token ids"),
     "tokenizer":  ("bpe_tokenizer", "train a tokenizer"),
@@ -330,6 +332,8 @@ def whole_file(
     sync_folder(path.parent)
 
 # %% ../../nbs/engine/commands.ipynb #next-steps
+#| code-fold: true
+#| code-summary: "The steps"
 RECIPE = ("--d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 "
           "--batch_size 12 --order epochs --iterations 1000 "
           "--lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 "

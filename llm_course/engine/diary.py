@@ -340,6 +340,8 @@ def write_beside(
     keep_checkpoint(config.output, step, config.keep_checkpoints)
 
 # %% ../../nbs/engine/diary.ipynb #boards
+#| code-fold: true
+#| code-summary: "Two boards"
 def to_tensorboard(
     writer:Any, # A `SummaryWriter`
     line:dict,  # Of metrics

@@ -23,7 +23,8 @@ from .attention_kernel import fused_attention
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
-from ..multihead import MultiHeadAttention, merge_heads, split_heads
+from ..multihead import (
+    MultiHeadAttention, head_size, merge_heads, split_heads)
 from .rope_tables import RopeScaling
 from ..rope import RoPE
 from ..softmax import softmax
@@ -164,29 +165,36 @@ class FamilyAttention(MultiHeadAttention):
         qk_norm:Callable[..., nn.Module]|None=None, # Builds a norm for each
         wide_qk_norm:bool=False, # Normalise all heads of a token at once?
     ):
+        nn.Module.__init__(self)   # not its base class's, which has no such options
+        if num_kv_heads is None: num_kv_heads = num_heads
         width = d_model if d_k is None else num_heads * d_k
-        super().__init__(width, num_heads, num_kv_heads, max_seq_len, theta, attend,
-                         rope, device, dtype)
-        width_kv = self.num_kv_heads * self.d_k
+        d_k = head_size(width, num_heads, num_kv_heads)
+        width_kv = num_kv_heads * d_k
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.d_k = d_k
+        self.max_seq_len = max_seq_len
+        self.attend = attend
+        self.wide = wide_qk_norm
         kind = {"device": device, "dtype": dtype}
         self.q_proj = Linear(d_model, width, qkv_bias, **kind)
         self.k_proj = Linear(d_model, width_kv, qkv_bias, **kind)
         self.v_proj = Linear(d_model, width_kv, qkv_bias, **kind)
         self.output_proj = Linear(width, d_model, **kind)
-        self.wide_qk_norm = wide_qk_norm
         self.q_norm:nn.Module|None = None
         self.k_norm:nn.Module|None = None
         if qk_norm is not None:
-            self.q_norm = qk_norm(width if wide_qk_norm else self.d_k).to(**kind)
-            self.k_norm = qk_norm(width_kv if wide_qk_norm else self.d_k).to(**kind)
-        elif wide_qk_norm: raise ValueError("wide_qk_norm needs qk_norm")
+            self.q_norm = qk_norm(width if self.wide else d_k).to(**kind)
+            self.k_norm = qk_norm(width_kv if self.wide else d_k).to(**kind)
+        elif self.wide: raise ValueError("wide_qk_norm needs qk_norm")
+        self.rope = rope(d_k, max_seq_len, theta).to(device=device)
 
     def project(self,
         x:Float[Tensor, "... t d_model"],
     )->tuple[Tensor, Tensor, Tensor]:     # Queries, keys and values of each head
         q, k, v = super().project(x)
         if self.q_norm is None or self.k_norm is None: return q, k, v
-        if not self.wide_qk_norm: return self.q_norm(q), self.k_norm(k), v
+        if not self.wide: return self.q_norm(q), self.k_norm(k), v
         q = split_heads(self.q_norm(merge_heads(q)), self.d_k)
         k = split_heads(self.k_norm(merge_heads(k)), self.d_k)
         return q, k, v

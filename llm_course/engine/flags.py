@@ -63,6 +63,8 @@ class Machine:
     activation_checkpointing:bool=False
     # Under torchrun: ddp copies the model to each process, fsdp cuts it up
     parallel:Annotated[str|None, by_default("ddp")]=None
+    # Seconds to wait for another process that does not answer, before all of them end
+    parallel_timeout:int=60
 
 # %% ../../nbs/engine/flags.ipynb #shape-watching
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ __all__ = ['WHOLE', 'BY_SPACES', 'LONGEST_PIECE', 'WAYS', 'ROLES', 'QWEN', 'PRE_
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class LetterSpelling(Spelling):
     ):
         ids = {bytes([byte]): id for byte, id in enumerate(byte_ids)}
         super().__init__(ids, special_tokens, rules)
+        self.byte_ids = byte_ids
         self.letters = letters
         self.space_first = space_first
 
@@ -70,7 +72,7 @@ class LetterSpelling(Spelling):
         for letter in piece:
             spelled = letter.encode()
             if spelled in self.letters: ids.append(self.letters[spelled])
-            else: ids += [self.of_bytes[byte] for byte in spelled]
+            else: ids += [self.byte_ids[byte] for byte in spelled]
         return ids
 
 class SentencePiece(BpeTokenizer):
@@ -156,8 +158,9 @@ _SPACE_FIRST = {"type": "Sequence",
 _AT_SPACES = {   # cuts where no space is left, and so nowhere
     "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
     "invert": False}
-_BACK = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-         {"type": "ByteFallback"}, {"type": "Fuse"}]
+_BACK:list[dict] = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"}, {"type": "Fuse"}]
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 WAYS = {   # when a space is put before a text, and how a pre-tokenizer says so
@@ -171,7 +174,9 @@ def _preparing(
     pattern:str,     # How texts are cut
 )->dict:             # Parts of a `tokenizer.json`
     "Say how texts are prepared, and how spaces are put back."
-    normalizer, cut, back = None, None, [*_BACK]
+    normalizer:dict|None = None
+    cut:dict|None = None
+    back = [*_BACK]
     if space_first == "always": normalizer = _SPACE_FIRST
     elif space_first == "never" and pattern == WHOLE: normalizer = _MARK
     else: cut = {
@@ -259,7 +264,7 @@ def from_hf_pieces(
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         merges.append((left, right))
     before, after = ids_around(data.get("post_processor"))
-    rules = Rules(before=before, after=after, **rules_of_added(added))
+    rules = replace(rules_of_added(added), before=before, after=after)
     return SentencePiece(pieces, merges, byte_ids, special, rules, way, pattern)
 
 

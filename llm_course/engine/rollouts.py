@@ -31,12 +31,12 @@ from .exchange import open_both
 from .model_files import explain
 from .processes import polite_stop
 from .reader import Reader, side_by_side
-from llm_course.engine.run_config import (
-    TrainConfig, check_flags, find_checkpoint, optimizer_for, position_of, schedule_of,
-    set_rates, settle_rates)
+from .run_config import (
+    TrainConfig, check_flags, find_checkpoint, flags_of_shape, optimizer_for,
+    position_of, schedule_of, set_rates, settle_rates)
 from .tasks import read_lines
 from ..generating import DEMO, Sampling, pick
-from ..health import Rule
+from ..health import Rule, broken_rules
 from ..pretrained import export_pretrained
 from ..rewards import METHODS, kl_estimate, lay_out, learn_from
 from ..training import Run, resume
@@ -167,12 +167,7 @@ def diagnose_rewards(
     history:list[dict], # Lines with what `reward_signs` gives, one a step
 )->dict[str, str]:      # Collapses, and the evidence; empty for a sound run
     "Name how learning from rewards has gone wrong."
-    found:dict[str, str] = {}
-    if not history: return found
-    for fault, rule in COLLAPSES.items():
-        value = rule.measure(history)
-        if rule.breaks(value): found[fault] = rule.says.format(value)
-    return found
+    return broken_rules(COLLAPSES, history) if history else {}
 
 # %% ../../nbs/engine/rollouts.ipynb #reward
 Reward = Callable[[dict, str], float]
@@ -277,14 +272,10 @@ def settle(
     known = {field.name for field in fields(TrainConfig)} - {"tokenizer_path"}
     given = {field.name: getattr(config, field.name) for field in fields(config)
              if field.name in known}
-    shape = model.config
-    c = TrainConfig(**given | dict(
+    c = TrainConfig(**given | flags_of_shape(model) | dict(
         train_data=config.prompts, val_data=config.prompts, order="random",
-        device=str(pick_device(config.device)), max_seq_len=shape.max_seq_len,
-        weight_decay=0., precision="float32", live_plot=False,
-        vocab_size=shape.vocab_size, d_model=shape.d_model, num_heads=shape.num_heads,
-        d_ff=shape.d_ff, num_layers=shape.num_layers, rope_theta=shape.rope_theta,
-        num_kv_heads=shape.num_kv_heads, tie=shape.tie))
+        device=str(pick_device(config.device)), weight_decay=0., precision="float32",
+        live_plot=False))
     check_flags(c)
     return settle_rates(c)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
-           'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'fit_shape', 'new_model',
-           'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'warn_of_slow_precision',
-           'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of',
-           'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'flags_of_shape', 'fit_shape',
+           'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory',
+           'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates',
+           'position_of', 'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -146,6 +146,13 @@ def own_start(
     raise ValueError(f"--init_from {path} is not a model of this course; open it with "
                      "load_pretrained, and hand it over: train(config, model=model)")
 
+def flags_of_shape(
+    model:Transformer, # To begin with
+)->dict[str, Any]:     # `vocab_size` and so on, without `dropout`
+    "Say the shape of a model in flags of training."
+    names = {field.name for field in fields(TrainConfig)} - {"dropout"}
+    return {name: x for name, x in asdict(model.config).items() if name in names}
+
 def fit_shape(
     config:TrainConfig,    # As the user gave it
     model:Transformer|None, # To begin with
@@ -153,8 +160,7 @@ def fit_shape(
     "Find out the shape. Raises `ValueError` where flags and model, or data, disagree."
     if model is None: return replace(config, vocab_size=find_vocab_size(config))
     defaults = {f.name: f.default for f in fields(TrainConfig)}
-    found = asdict(model.config).items()
-    shape = {name: x for name, x in found if name in defaults and name != "dropout"}
+    shape = flags_of_shape(model)
     for name, there in shape.items():
         asked = getattr(config, name)
         if name == "max_seq_len" and asked < there: shape[name] = asked
@@ -186,17 +192,20 @@ def new_model(
     return model.to(config.device, torch.float32).train().requires_grad_(True)
 
 # %% ../../nbs/engine/run_config.ipynb #check-flags
+#| code-fold: true
+#| code-summary: "The rules"
 CHOICES = {"precision": PRECISIONS, "parallel": ("ddp", "fsdp"),
            "order": ORDERS, "decay": DECAYS}
 _COUNTS = ("max_seq_len", "batch_size", "grad_accumulation", "iterations",
            "log_interval", "val_interval", "val_batches", "checkpoint_interval",
-           "num_threads", "patience", "eval_interval", "eval_questions")   # at least 1
+           "num_threads", "patience", "eval_interval", "eval_questions",
+           "parallel_timeout")   # at least 1
 _MANY = 2**63   # more than a computer can count
 _ENDS = {"weight_decay": math.inf, "grad_clip": math.inf,
          "lr_max": torch.finfo(torch.float32).max, "beta1": 1, "beta2": 1,
          "seed": _MANY, "sample_interval": _MANY, "warmup_iters": _MANY,
          "cos_cycle_iters": _MANY, "num_threads": 4097, "ema": 1, "dropout": 1,
-         "keep_checkpoints": _MANY}   # from 0, below this
+         "keep_checkpoints": _MANY, "parallel_timeout": 10**9}   # from 0, below this
 
 def check_types(
     config:TrainConfig, # As a program made it; the command line knows its types
@@ -272,9 +281,9 @@ def check_memory(
     account = account_of(config, model)
     sharded = config.parallel == "fsdp"
     if config.compile or sharded:   # what is needed in any case
-        model = account.weights + account.gradients + account.optimizer
-        if sharded: model //= int(os.environ.get("WORLD_SIZE", 1))
-        account = replace(account, peak=max(model, account.logits // 2))
+        least = account.weights + account.gradients + account.optimizer
+        if sharded: least //= int(os.environ.get("WORLD_SIZE", 1))
+        account = replace(account, peak=max(least, account.logits // 2))
     budget.check_memory(account, device.type)
 
 # %% ../../nbs/engine/run_config.ipynb #account

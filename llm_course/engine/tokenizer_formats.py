@@ -17,7 +17,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
@@ -164,14 +164,16 @@ def added_tokens(
 
 def rules_of_added(
     added:Iterable[Mapping[str, Any]], # That part of a `tokenizer.json`
-)->dict[str, frozenset[str]]:          # `plain`, `lstrip` and `rstrip` of `Rules`
+)->Rules:
     "Read what `added_tokens` writes of the rules."
-    found:dict[str, set[str]] = {"plain": set(), "lstrip": set(), "rstrip": set()}
+    plain, before, behind = set(), set(), set()
     for token in added:
-        if not token.get("special"): found["plain"].add(token["content"])
-        for side in "lstrip", "rstrip":
-            if token.get(side): found[side].add(token["content"])
-    return {name: frozenset(tokens) for name, tokens in found.items()}
+        text = token["content"]
+        if not token.get("special"): plain.add(text)
+        if token.get("lstrip"): before.add(text)
+        if token.get("rstrip"): behind.add(text)
+    return Rules(plain=frozenset(plain), lstrip=frozenset(before),
+                 rstrip=frozenset(behind))
 
 def around_prompts(
     vocab:Mapping[int, bytes], # The bytes of each id
@@ -442,8 +444,10 @@ def _rules_of(
     if unknown is not None and unknown not in model["vocab"]:
         raise ValueError(f"its unknown token {unknown!r} is not in the vocabulary")
     before, after = ids_around(data.get("post_processor"))
-    return Rules("NFC" if kinds else "", unknown, bool(model.get("fuse_unk")), before,
-                 after, **rules_of_added(data.get("added_tokens") or []))
+    return replace(
+        rules_of_added(data.get("added_tokens") or []), before=before, after=after,
+        normalizer="NFC" if kinds else "", unknown=unknown,
+        fuse=bool(model.get("fuse_unk")))
 
 def from_hf_dict(
     data:Any,          # The contents of a `tokenizer.json`

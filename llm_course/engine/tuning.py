@@ -30,9 +30,9 @@ from .foreign_tokenizers import add_facts
 from .lora import TARGETS, add_lora, merge_lora, save_adapter
 from .model_files import explain, read_object
 from .processes import polite_stop
-from llm_course.engine.run_config import (
+from .run_config import (
     PRECISIONS, TrainConfig, check_flags, default_precision, find_checkpoint,
-    optimizer_for, settle_rates)
+    flags_of_shape, optimizer_for, settle_rates)
 from ..generating import DEMO
 from llm_course.instruct import (
     Example, answer_logits, as_example, batch_faults, batch_of, pack,
@@ -225,18 +225,15 @@ def settle(
     known = {field.name for field in fields(InstructConfig)}
     given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)
              if field.name in known and field.name != "tokenizer_path"}
-    shape = model.config
-    longest = config.max_seq_len or shape.max_seq_len
-    if longest > shape.max_seq_len:
+    shape = flags_of_shape(model)
+    longest = config.max_seq_len or shape["max_seq_len"]
+    if longest > shape["max_seq_len"]:
         raise ValueError(f"--max_seq_len {longest} is more than the model's "
-                         f"{shape.max_seq_len}")
+                         f"{shape['max_seq_len']}")
     device = pick_device(config.device)
-    c = TrainConfig(**given | dict(
+    c = TrainConfig(**given | shape | dict(
         max_seq_len=longest, device=str(device), order="epochs",
-        precision=config.precision or default_precision(device),
-        vocab_size=shape.vocab_size, d_model=shape.d_model, num_heads=shape.num_heads,
-        num_layers=shape.num_layers, d_ff=shape.d_ff, rope_theta=shape.rope_theta,
-        num_kv_heads=shape.num_kv_heads, tie=shape.tie))
+        precision=config.precision or default_precision(device)))
     check_flags(c)
     if c.precision == "float16":
         raise ValueError("--precision must be float32 or bfloat16, but is float16")
