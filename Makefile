@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN    ?= runs/demo
 PY     := .venv/bin/python
 
-.PHONY: demo demo-model test branches export notebooks site bench clean
+.PHONY: demo demo-model test branches export notebooks site pdf release bench clean
 
 # Some systems' Python cannot make an environment with pip in it; uv can, where it is installed.
 .venv/installed: requirements.txt pyproject.toml
@@ -52,7 +52,7 @@ test: .venv/installed
 	$(PY) tests/installed.py
 	.venv/bin/pytest -n 2 --dist worksteal
 
-# Which ways no test goes: each must stand on a list with its reason. A test that minds being watched may fail here; `make test` is the judge.
+# Branches of the code that no test takes: each must be listed with its reason. A test that is disturbed by the tracing may fail here; `make test` decides.
 branches: .venv/installed
 	rm -rf .branches
 	-PYTHONPATH=$(CURDIR)/tests/branches LLM_COURSE_BRANCHES=$(CURDIR)/.branches .venv/bin/pytest -n 2 --dist worksteal -o addopts="-q --strict-markers"
@@ -74,9 +74,19 @@ notebooks: export
 site: .venv/installed
 	$(PY) web/render.py
 
+# The whole book in one file: Chromium prints the pages that pandoc makes.
+pdf: .venv/installed
+	$(PY) web/render.py --pandoc
+	$(PY) web/pdf.py --output book/llm_course.pdf
+
+# All that a release consists of: the site in _docs/, the PDF in book/, the wheel and the source archive in dist/.
+release: pdf
+	rm -rf dist
+	$(PY) -m build
+
 bench: .venv/installed
 	$(PY) -m bench
 	$(PY) -m bench.table
 
 clean:
-	rm -rf .venv .branches runs _proc _docs build dist *.egg-info
+	rm -rf .venv .branches runs _proc _docs book build dist *.egg-info

@@ -20,7 +20,7 @@ from .engine.incremental_bpe import learn_incrementally
 
 # %% ../nbs/01_bpe.ipynb #merge
 def merge(
-    ids:list,        # Token ids, or anything else that can be told apart
+    ids:list,        # Token ids, or anything else that can be compared
     pair:tuple,      # Neighbours to join
     new,             # What stands for both
 )->list:             # `ids`, shorter by one for each joined pair

@@ -53,7 +53,7 @@ def _allowed_tokens(
         unknown = set(allowed) - set(tokens)
         if not unknown: return tuple(allowed)
         raise ValueError(f"allowed_special names {min(unknown)!r}, "
-                         "which is no special token")
+                         "which is not a special token")
     if allowed in ("all", "none_raise"): return tuple(tokens)
     if allowed == "none": return ()
     raise ValueError('allowed_special must be "all", "none", "none_raise" or '
@@ -158,7 +158,7 @@ class BpeTokenizer:
 
     @cached_property
     def known(self)->dict[str, list[int]]:
-        "The pre-tokens met so far, encoded."
+        "The pre-tokens seen so far, encoded."
         return Remembering(self.encode_piece)
 
     def encode_piece(self, piece:str)->list[int]:
@@ -189,7 +189,8 @@ class BpeTokenizer:
         special = special_pattern(tokens)
         if special is None: return self.encode_ordinary(text, at)
         ids = []
-        for i, part in enumerate(special.split(text)):   # ordinary, special, ordinary
+        parts = self.rules.trim(special.split(text))   # ordinary, special, ordinary
+        for i, part in enumerate(parts):
             if i % 2 == 0: ids += self.encode_ordinary(part, at)
             elif allowed_special != "none_raise": ids.append(self.special_tokens[part])
             else:
@@ -207,14 +208,16 @@ class BpeTokenizer:
         "Encode a text that need not fit in memory."
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
         chunks, at = count_places(chunks), 0
-        if not self.spelling.is_plain:
+        if self.spelling.needs_all:
+            yield from self._encode("".join(chunks), allowed_special, 0)
+        elif self.spelling.is_plain:
+            for text, pieces in final_parts(chunks, self.pattern, tokens, block):
+                yield from self.encode(text, allowed_special)
+                yield from self._ids_of(pieces)
+        else:
             for text in blocks(chunks, self.pattern, tokens, block):
                 yield from self._encode(text, allowed_special, at)
                 at += len(text)
-            return
-        for text, pieces in final_parts(chunks, self.pattern, tokens, block):
-            yield from self.encode(text, allowed_special)
-            yield from self._ids_of(pieces)
 
     def encode_batch(self,
         texts:Iterable[str],    # Each is encoded by itself
@@ -328,7 +331,7 @@ def keeps_words_apart(part):
 
 @check_of("BpeTokenizer")
 def shows_bytes_that_are_no_text(part):
-    "Bytes that are no UTF-8 give U+FFFD; a character may be split over several ids."
+    "Bytes that are not UTF-8 give U+FFFD; a character may be split over several ids."
     tokenizer = _toy(part)
     for ids, wanted in (([0xE2, 0x82, 0xAC], "€"), ([97, 0xFF, 98], "a\ufffdb"),
                         ([0xE2, 0x82], "\ufffd"), ([], "")):
@@ -413,7 +416,7 @@ def visible(
     return "".join(shown)
 
 class SplitView:
-    "A text in its tokens, told apart by colours, in a notebook and when printed."
+    "A text as its tokens, in different colours, in a notebook and when printed."
     ansi = 225, 194, 189, 229, 195
     colours = "#ffd7ff", "#d7ffd7", "#d7d7ff", "#ffffaf", "#d7ffff"   # in HTML
 

@@ -29,7 +29,7 @@ from .engine.commands import (
     by_default, input_file, lacks_memory, output_path, run_command, whole_file)
 from .engine.model_files import (
     check_amount, check_archive, check_weights, empty_model, model_shape)
-from .engine.parts import own_parts, part_name, read_parts, same_parts
+from .engine.parts import part_name, read_parts, replaced_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
 
@@ -82,7 +82,6 @@ def parameters_of(
     alone = apart({name: x for name, x in state.items()
                    if not (tied and name == "head.weight")})
     return state | alone   # what is shared without a word is written twice
-
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(
@@ -170,7 +169,8 @@ def _read_state(file, name, device):
     whole = isinstance(state, dict) and all(
         key in state and isinstance(state[key], kind) for key, kind in CONTENTS.items())
     if not whole: raise refusal(f"it lacks {', '.join(CONTENTS)}")
-    if not 0 <= state["iteration"] < 2**63: raise refusal("its steps are no number")
+    if not 0 <= state["iteration"] < 2**63: raise refusal("its number of steps is not "
+                                                          "a number")
     return state
 
 # %% ../nbs/16_checkpoint.ipynb #to-config
@@ -311,7 +311,7 @@ def save_model(
         tensors[name] = x.detach().to("cpu", dtype).contiguous()
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in {dtype}; "
-                             "torch.bfloat16 reaches as far as float32")
+                             "torch.bfloat16 has the range of float32")
     about = {"config": json.dumps(asdict(model.config))}
     # a second entry only if needed: safetensors writes them in any order
     if model.parts:
@@ -324,7 +324,7 @@ def save_model(
 def read_safetensors(
     path:str|os.PathLike, # What `save_model` wrote
 )->dict:                  # `config`, names of `parts`, and the parameters as `model`
-    "Read a file of `save_model`. Raises `ValueError` if it is none."
+    "Read a file of `save_model`. Raises `ValueError` for any other file."
     # a file that cannot be opened is the system's to report
     with open(path, "rb"): pass
     try:
@@ -362,7 +362,7 @@ def load_model(
     """Read a model back; its shape comes from the file.
 
     Raises `ValueError` if the file is not one of ours, or needs other parts."""
-    device, parts = pick_device(device), own_parts(PARTS, parts)
+    device, parts = pick_device(device), replaced_parts(PARTS, parts)
     if Path(path).suffix == ".safetensors": saved = read_safetensors(path)
     else: saved = read_checkpoint(path)
     config = to_config(saved["config"], path)
@@ -370,9 +370,11 @@ def load_model(
     check_weights(path, config, saved["model"], not parts)
     try: return build(config, saved["model"], device, parts)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no whole model: {error}") from None
+        raise ValueError(f"{path} does not hold a complete model: {error}") from None
 
 # %% ../nbs/16_checkpoint.ipynb #export-config
+#| code-fold: true
+#| code-summary: "The flags"
 @dataclass(frozen=True)
 class ExportConfig:
     "Write a checkpoint's model alone, as a .safetensors file that generating reads."
@@ -383,13 +385,15 @@ class ExportConfig:
     dtype:str="float16"   # Type of the stored numbers: float16, bfloat16 or float32
 
 # %% ../nbs/16_checkpoint.ipynb #main
+#| code-fold: true
+#| code-summary: "The command"
 def export(
     config:ExportConfig, # From the command line
 )->None:
     "Turn a checkpoint into a file that holds the model alone."
     if config.dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(
-            f"--dtype {config.dtype} is none of float16, bfloat16, float32")
+            f"--dtype {config.dtype} is not one of float16, bfloat16, float32")
     checkpoint = input_file(config.checkpoint, "--checkpoint")
     output = output_path(config.output, "--output")
     if output.suffix != ".safetensors":

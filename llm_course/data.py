@@ -114,15 +114,16 @@ def get_batch(
     device="cpu",       # Where the tensors go
     *,
     seed:int=0,         # Which run this is
-    iteration:int=0,    # Which step of the run
+    iteration:int|None=None, # Which step of the run; `None` draws anew at each call
     order:str="random", # Of `ORDERS`: from any place, or each row once in an epoch
 )->tuple:               # Two int64 tensors, `batch_size` by `max_seq_len`
     """Read rows of ids from random places, and the same rows one position later.
 
-    The same seed and iteration give the same batch. Raises `ValueError` if the dataset
-    is too short."""
+    The same seed and iteration give the same batch; without an iteration,
+    `np.random.seed` decides. Raises `ValueError` if the dataset is too short."""
+    if iteration is None: iteration = int(np.random.randint(2**31))
     if order not in ORDERS:
-        raise ValueError(f"order {order} is none of {', '.join(ORDERS)}")
+        raise ValueError(f"order {order} is not one of {', '.join(ORDERS)}")
     starts = ORDERS[order](Draw(len(dataset), batch_size, max_seq_len, seed, iteration))
     rows = np.stack([dataset[at : at + max_seq_len + 1] for at in starts])
     return as_tensors(rows, device)
@@ -203,7 +204,7 @@ def load_ids(
         try: ids = np.load(path, mmap_mode="r")
         except Exception as error:   # junk in its header fails in a dozen ways
             why = one_line(error)
-            raise ValueError(f"{path} is not a whole .npy file ({why}); "
+            raise ValueError(f"{path} is not a complete .npy file ({why}); "
                              f"{remedy}") from None
     else:
         if not size: raise ValueError(f"{path} is empty; {remedy}")
@@ -274,7 +275,7 @@ def reaches_every_place(part):
         f"the starts 0 to 8 must be about equally likely, but came {counts} times")
     drawn = starts(1000, 8, 6)
     assert len(set(np.diff(drawn).tolist())) > 2, (
-        "each start is to be drawn by itself, but 8 rows of 6 from 1,000 ids begin at "
+        "each start must be drawn by itself, but 8 rows of 6 from 1,000 ids begin at "
         f"{drawn}")
 
 @check_of("get_batch")

@@ -49,7 +49,7 @@ def _one_process(work, rank:int, count:int, folder:Path):
 
 def in_processes(
     count:int,                      # Processes
-    work:Callable[[int, int], Any], # Is told its rank and the count
+    work:Callable[[int, int], Any], # Receives its rank and the count
 )->list:                            # What it returned in each process, by rank
     """Run a function in several new processes that can send each other tensors.
 

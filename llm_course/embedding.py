@@ -80,7 +80,7 @@ def is_a_product_with_one_hot_vectors(part):
 
 @check_of("Embedding")
 def takes_ids_in_any_arrangement(part):
-    "The ids may have any axes, or none to speak of: one more axis comes out."
+    "The ids may have any axes, or none: the result has one more axis."
     for shape in (), (3,), (2, 3), (2, 0):
         got = tuple(part(5, 4)(torch.zeros(shape, dtype=torch.long)).shape)
         assert got == (*shape, 4), (

@@ -50,7 +50,7 @@ def log_likelihoods(
 def start_id(
     tokenizer:BpeTokenizer, # Ours, or one that came with a model
 )->int:                     # The id that begins a text
-    "Find the token before the first. Raises `ValueError` where there is none."
+    "Find the token before the first. Raises `ValueError` if there is none."
     name = getattr(tokenizer, "roles", {}).get("bos_token", END)
     if name not in tokenizer.special_tokens:
         raise ValueError(f"the tokenizer has no {name} to begin a text with")
@@ -223,7 +223,7 @@ def questions_needed(
     gap:float,         # Difference of the accuracies that is to be seen
     disagree:float=.3, # Share of the questions on which the models disagree
     power:float=.8,    # How often it is to be seen
-    level:float=.95,   # How often equal models are not told apart
+    level:float=.95,   # How often equal models are not called different
 )->int:
     "Tell how many questions two models must share for a difference to show."
     if not 0 < abs(gap) <= disagree <= 1:
@@ -264,11 +264,13 @@ def overlap(
     seen:set[tuple[str, ...]],  # `ngrams` of the training text
     n:int=8,                    # Words in a row, as for `seen`
 )->float:                       # 0 for a text that is new, 1 for one that was seen
-    "Tell which share of a text's n-grams stand in the training text."
+    "Return the share of a text's n-grams that occur in the training text."
     own = ngrams(text, n)
     return len(own & seen) / len(own) if own else 0.
 
 # %% ../nbs/24_evaluation.ipynb #main
+#| code-fold: true
+#| code-summary: "The command"
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
 )->None:

@@ -25,7 +25,7 @@ from .transformer import Transformer
 
 # %% ../nbs/22_experiments.ipynb #tail
 def tail(
-    t:float, # How many standard errors a mean lies away from zero
+    t:float, # How many standard errors a mean is away from zero
     n:int,   # Values that the mean is of, at least 2
 )->float:    # Between 0 and 1
     "Say how often chance alone gives a `t` so far from zero. Source: Student 1908."
@@ -59,7 +59,7 @@ def compare(
 def differs(
     a:Sequence[float], # Losses of the first model, one for each seed
     b:Sequence[float], # Losses of the second, from the same seeds
-    level:float=.01,   # How often equal models may be told apart
+    level:float=.01,   # How often equal models may be called different
 )->bool:
     "May we say that two models differ? Raises `ValueError` for fewer than three pairs."
     if len(a) < 3:

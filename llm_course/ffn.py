@@ -128,7 +128,7 @@ def keeps_tokens_apart(part):
     assert_close(layer(other)[:, rest], layer(x)[:, rest],
                  msg=lambda m: f"token 2 was changed, and the others must stay:\n{m}")
     assert not torch.equal(layer(other)[:, 2], layer(x)[:, 2]), (
-        "token 2 was changed, and its answer was not")
+        "token 2 was changed, but its answer did not change")
 
 @check_of("FFN")
 def zero_gives_zero(part):

@@ -240,7 +240,7 @@ def stream(
     else: generator.manual_seed(seed)
     texts = [first_ids(model, tokenizer, each) for each in prompts]
     ids, padding = side_by_side(texts, device)
-    places = padding if len(prompts) > 1 else None
+    places = padding if len(prompts) > 1 else None   # one text needs no padding
     if draft is None:
         added = continuations(model, ids, max_tokens, how, generator, places)
     elif len(prompts) > 1:
@@ -249,6 +249,7 @@ def stream(
     else:
         def chances(logits, ids): return next_probabilities(logits, ids, how)
         added = speculate(model, draft, ids, max_tokens, chances, generator, ahead)
+    # ids become characters, which are handed over once they are whole
     said = listen([Voice(tokenizer, stops) for _ in prompts], added)
     if isinstance(prompt, str): return (pieces[0] for pieces in said)
     return said
@@ -309,7 +310,7 @@ def keeps_the_k_likeliest(part):
             f" but are {got[wanted].tolist()}"
         )
     last = _kept(part(_four().flip(0), 1))
-    assert last == [3], "the likeliest token stands last, and is to be kept"
+    assert last == [3], "the likeliest token stands last, and must be kept"
 
 @check_of("keep_top_p")
 def keeps_the_fewest_that_hold_p(part):

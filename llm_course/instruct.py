@@ -46,7 +46,7 @@ def as_example(
 def read_conversations(
     path:str|Path, # A .jsonl file: in each line an object with `messages`
 )->list[list[Message]]:
-    "Read conversations. Raises `ValueError` with file and line for what is none."
+    "Read conversations. Raises `ValueError` with file and line for a bad one."
     found = []
     for number, record in read_lines(Path(path)):
         messages:Any = record.get("messages") if isinstance(record, dict) else None
@@ -181,7 +181,7 @@ def _talk_faults(
         elif stops and ids[i] not in ends:
             yield "conversation cut", "an answer has no end"
         if ids[i] == ids[i - 1] and ids[i] in marks:
-            yield "template doubled", "the same mark stands twice in a row"
+            yield "template doubled", "the same mark appears twice in a row"
         if ids[i - n:i] == opening and not any(learnt[i - 1:i + 2]):
             yield "turn forged", "an answer is not learnt; did a user write it?"
 

@@ -64,7 +64,6 @@ def head_size(
     d_model:int,       # Size of the vectors
     num_heads:int,     # Heads that ask
     num_kv_heads:int,  # Heads that answer
-    d_k:int|None=None, # Features of one head, if they are chosen
 )->int:                # Features of one head
     "Divide the features among the heads. Raises `ValueError` for a remainder."
     if min(d_model, num_heads, num_kv_heads) < 1:
@@ -74,7 +73,6 @@ def head_size(
         raise ValueError(
             "num_kv_heads must divide num_heads, "
             f"but {num_heads} % {num_kv_heads} = {num_heads % num_kv_heads}")
-    if d_k is not None: return d_k
     if d_model % num_heads:
         raise ValueError("num_heads must divide d_model, "
                          f"but {d_model} % {num_heads} = {d_model % num_heads}")
@@ -94,41 +92,36 @@ class MultiHeadAttention(nn.Module):
         attend:Callable[..., Tensor]=fused_attention, # What computes attention
         rope:Callable[..., nn.Module]=RoPE,   # Builds what tells positions apart
         device=None, dtype=None,    # Where the parameters live, and their type
-        *,
-        d_k:int|None=None,   # Features of one head; `None` for `d_model / num_heads`
-        qkv_bias:bool=False,        # Add a learned vector to queries, keys and values?
-        qk_norm:Callable[..., nn.Module]|None=None, # Builds a norm for each
     ):
         super().__init__()
         if num_kv_heads is None: num_kv_heads = num_heads
-        d_k = head_size(d_model, num_heads, num_kv_heads, d_k)
+        d_k = head_size(d_model, num_heads, num_kv_heads)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.d_k = d_k
         self.max_seq_len = max_seq_len
         self.attend = attend
-        self.q_proj = Linear(d_model, num_heads * d_k, qkv_bias, device, dtype)
-        self.k_proj = Linear(d_model, num_kv_heads * d_k, qkv_bias, device, dtype)
-        self.v_proj = Linear(d_model, num_kv_heads * d_k, qkv_bias, device, dtype)
-        self.output_proj = Linear(num_heads * d_k, d_model, device=device, dtype=dtype)
-        self.q_norm:nn.Module|None = None
-        self.k_norm:nn.Module|None = None
-        if qk_norm is not None:
-            self.q_norm = qk_norm(d_k).to(device=device, dtype=dtype)
-            self.k_norm = qk_norm(d_k).to(device=device, dtype=dtype)
+        kind = {"device": device, "dtype": dtype}
+        self.q_proj = Linear(d_model, num_heads * d_k, **kind)
+        self.k_proj = Linear(d_model, num_kv_heads * d_k, **kind)
+        self.v_proj = Linear(d_model, num_kv_heads * d_k, **kind)
+        self.output_proj = Linear(num_heads * d_k, d_model, **kind)
         self.rope = rope(d_k, max_seq_len, theta).to(device=device)
+
+    def project(self,
+        x:Float[Tensor, "... t d_model"], # The residual stream
+    )->tuple[Tensor, Tensor, Tensor]:     # Queries, keys and values of each head
+        q = split_heads(self.q_proj(x), self.d_k)
+        k = split_heads(self.k_proj(x), self.d_k)
+        v = split_heads(self.v_proj(x), self.d_k)
+        return q, k, v
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
         token_positions:Int[Tensor, "... #t"]|None=None, # `None` counts on
         cache:KVCache|None=None,   # Takes in the keys and values of `x`
     )->Float[Tensor, "... t d_model"]:
-        q = split_heads(self.q_proj(x), self.d_k)
-        k = split_heads(self.k_proj(x), self.d_k)
-        v = split_heads(self.v_proj(x), self.d_k)
-        if self.q_norm is not None and self.k_norm is not None:
-            q = self.q_norm(q)
-            k = self.k_norm(k)
+        q, k, v = self.project(x)
         positions:Tensor|int = 0 if cache is None else cache.length
         if token_positions is not None:
             positions = token_positions.unsqueeze(-2)   # the same for all heads
@@ -136,7 +129,7 @@ class MultiHeadAttention(nn.Module):
         k = self.rope(k, positions)
         mask = None
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.append(k, v)   # those of earlier tokens, too
             mask = cache.mask()
         answers = grouped_attention(q, k, v, self.attend, mask)
         return self.output_proj(merge_heads(answers))
@@ -173,7 +166,7 @@ def cannot_see_the_future(part):
         assert gap < 1e-6, (
             f"tokens 4 and 5 were changed, and an answer at 0 to 3 moved by {gap:.3g}")
         assert not torch.equal(layer(later)[:, 4:], layer(x)[:, 4:]), (
-            "tokens 4 and 5 were changed, and their answers were not")
+            "tokens 4 and 5 were changed, but their answers did not change")
 
 @check_of("MultiHeadAttention")
 def keeps_sequences_apart(part):

@@ -87,10 +87,11 @@ class AdamW(CheckedOptimizer):
                 self.state[p]["step"] = torch.tensor(0., dtype=torch.float32)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        if group.get("fused") is not False:
+        rest = params
+        if group.get("fused") is not False:   # torch's own files may say `None`
             states = [self.state[p] for p in params]
-            params = step_by_kernel(params, states, group)   # now those that it left
-        for p in params:
+            rest = step_by_kernel(params, states, group)   # those that it cannot step
+        for p in rest:
             state = self.state[p]
             state["step"] = state["step"].cpu() + 1
             mean, square = state["exp_avg"], state["exp_avg_sq"]

@@ -56,7 +56,7 @@ NAMES = {   # a part of ours: its name in Hugging Face's files, and in GGUF
 # %% ../nbs/23_pretrained.ipynb #rename
 def rename(
     name:str, # A parameter of ours, such as `blocks.3.ffn.w1.weight`
-    to:str,   # Whose name is wanted: `hf`, `gemma`, `gguf`, or `ours` for no change
+    to:str,   # Whose name to return: `hf`, `gemma`, `gguf`, or `ours` for no change
 )->str:       # Such as `model.layers.3.mlp.gate_proj.weight`
     "Say a parameter's name as others do. Raises `ValueError` for one unknown to Llama."
     if to == "ours": return name
@@ -107,7 +107,7 @@ def differences(
 # %% ../nbs/23_pretrained.ipynb #wanted
 def wanted_shapes(
     config:ModelConfig, # The shape of a model
-    words:str,          # Whose names are wanted; see `rename`
+    words:str,          # Whose names to use; see `rename`
 )->dict[str, tuple[int, ...]]: # Every tensor that a file of it must hold
     "List a model's tensors by others' names."
     return {rename(name, words): shape for name, shape in own_shapes(config).items()}
@@ -164,7 +164,7 @@ def load_pretrained(
 
 # %% ../nbs/23_pretrained.ipynb #exported-tensors
 def named_tensors(
-    model:Transformer,           # Whose parameters are wanted
+    model:Transformer,           # Whose parameters to return
     to:str,                      # By whose names: `hf`, `gemma` or `gguf`
     halves:bool,                 # Lay RoPE's pairs out in halves?
     dtype:torch.dtype|None=None, # Type of the numbers; `None` for the model's own
@@ -182,7 +182,7 @@ def named_tensors(
         if not numbers.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in "
                              f"{numbers.dtype}; "
-                             "torch.bfloat16 reaches as far as float32")
+                             "torch.bfloat16 has the range of float32")
         if name == "head.weight":
             if model.config.tie and not torch.equal(parameter, embedding):
                 raise ValueError("the model ties its head to its embedding, "
@@ -235,7 +235,7 @@ def chatml(
         mark = re.search(r"<\|im_(?:start|end)\|>", content)
         if mark:
             raise ValueError(f"a message must not hold {mark[0]}, "
-                             "or it could speak in another's name")
+                             "or it could pretend to be another speaker")
         text += f"<|im_start|>{role}\n{content}<|im_end|>\n"
     return text + "<|im_start|>assistant\n"
 
@@ -252,7 +252,7 @@ def check_fit(
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the model knows {model.config.vocab_size:,} ids and the "
                          f"tokenizer {tokenizer.vocab_size:,}; "
-                         "use the tokenizer.json that lies beside the model")
+                         "use the tokenizer.json that is beside the model")
     if hasattr(tokenizer, "roles"): return tokenizer.roles   # as its files named them
     if end_of_text not in tokenizer.special_tokens: return {}
     return {"bos_token": end_of_text, "eos_token": end_of_text}

@@ -151,7 +151,7 @@ def only_the_distance_counts(part):
         msg=lambda m: "5 queries and keys, moved by 50 positions together, "
                       f"must score as before:\n{m}")
     gap = (scores(0)[4, 3] - scores(0)[3, 3]).abs()
-    assert gap > 1e-6, "a query scores alike at any distance: nothing turns"
+    assert gap > 1e-6, "a query has the same score at any distance: nothing is rotated"
 
 @check_of("RoPE")
 def counts_from_zero_unless_told(part):
@@ -172,7 +172,7 @@ def has_nothing_to_save(part):
     rope = part(8, 16)
     parameters, state = [*rope.parameters()], [*rope.state_dict()]
     assert not parameters and not state, (
-        f"nothing is to be learnt or saved, but there are {state} "
+        f"there must be no parameters and no saved state, but there are {state} "
         f"and {len(parameters)} parameters")
 
 @check_of("RoPE")

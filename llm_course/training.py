@@ -36,7 +36,6 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
-from .engine.budget import shape_of
 from .engine.commands import run_command
 from llm_course.engine.diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
@@ -49,9 +48,9 @@ from llm_course.engine.processes import (
     mean_over_processes, polite_stop, processes, random_states_of_all, shared_mean,
     wait_for_writer)
 from .engine.run_config import (
-    TrainConfig, account_of, changes, find_checkpoint, is_over, learning_rate,
-    new_model, no_number, optimizer_for, own_start, position_of, read_ids, read_sets,
-    schedule_of, set_rates, settle)
+    TrainConfig, account_of, changes, find_checkpoint, forecast_of, is_over,
+    learning_rate, new_model, no_number, optimizer_for, own_start, position_of,
+    read_ids, read_sets, schedule_of, set_rates, settle)
 from .engine.safe_steps import loss_of_next_step, rescue
 
 # %% ../nbs/17_training.ipynb #step-2
@@ -147,17 +146,17 @@ def train(
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
-    Raises `ValueError` for flags that cannot work, and for a loss that is no number."""
+    Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
+    if config.eval_tasks and examine is None:
+        raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
     together = processes(config.parallel, config.parallel_timeout)
     with together as (rank, count), polite_stop(count == 1) as stop:
-        if model is None: model = own_start(config, parts)
-        if config.eval_tasks and examine is None:
-            raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
-        config = settle(config, model)
-        with run_folder(config, rank):
+        if model is None: model = own_start(config, parts)   # that of `--init_from`
+        config = settle(config, model)   # fills in the flags that were left open
+        with run_folder(config, rank):   # no other run may write there
             run = start(config, rank, count, parts, model)
             run.examine = examine
-            with watched(config, run.history, run.done, rank) as show:
+            with watched(config, run.history, run.done, rank) as show:   # a bar
                 while not (is_over(config, run.done, run.history) or stop.is_set()):
                     show(advance(run, stop.is_set))
     return run
@@ -367,6 +366,8 @@ def write_down(
     if better or due: wait_for_writer(run.count)
 
 # %% ../nbs/17_training.ipynb #report
+#| code-fold: true
+#| code-summary: "The command"
 def main(
     argv:list[str]|None=None, # The words of the command line; `None`: the process's own
 )->None:
@@ -379,12 +380,9 @@ def main(
         model = open_start(config)
         config = settle(config, model)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(budget.describe(account_of(config)))
+            print(budget.describe(account_of(config, model)))
         if config.dry_run:
-            print(budget.forecast(
-                shape_of(config), config.batch_size, config.grad_accumulation,
-                config.iterations, config.precision, config.activation_checkpointing,
-                config.device))
+            print(forecast_of(config, model))
             return
         run = train(config, model=model, examine=examiner(config))
         faults = diagnose(run.history)
@@ -447,7 +445,7 @@ def makes_small_batches_into_a_large_one(part):
 def returns_loss_and_norm_before_the_step(part):
     "It returns the mean loss before the step, and the gradient's norm before clipping."
     found, table = _one_step(part, 2)
-    assert len(found) == 2, f"a loss and a norm are to be returned, but {found} was"
+    assert len(found) == 2, f"a loss and a norm must be returned, but {found} came back"
     loss, norm = map(float, found)
     assert abs(loss - math.log(5)) < 1e-4, (
         "all five ids are equally likely before the step, so the loss is ln 5 = 1.609, "

@@ -18,32 +18,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from .attention import ScaledDotProductAttention
 from .checks import check_of
 from .embedding import Embedding
-from .engine.families import Variant
-from .engine.parts import ROLES, constructors, own_parts, share_weight
-from .ffn import FFN, SiLu
-from .linear import Linear
-from .loss import CrossEntropyLoss
+from .engine.families import ModelOptions, check_shape
 from .engine.kv_cache import KVCache
+from .engine.parts import ROLES, part_builders, replaced_parts, share_weight
+from .ffn import FFN
+from .linear import Linear
 from .multihead import MultiHeadAttention
-from .optim import AdamW, SGDDecay, gradient_clip
 from .rmsnorm import RmsNorm
-from .engine.rope_tables import RopeScaling
+
+# %% ../nbs/15_transformer.ipynb #facade-imports
+#| code-fold: true
+#| code-summary: "Names that are passed on"
+# passed on, so that one import has all the parts of chapters 04 to 14
+from .attention import ScaledDotProductAttention
+from .ffn import SiLu
+from .loss import CrossEntropyLoss
+from .optim import AdamW, SGDDecay, gradient_clip
 from .rope import RoPE
 from .schedule import cos_lr_scheduler
 from .softmax import Softmax
 
-# %% ../nbs/15_transformer.ipynb #facade
-_all_ = [
-    "AdamW", "CrossEntropyLoss", "Embedding", "FFN", "Linear", "MultiHeadAttention",
-    "RmsNorm", "RoPE", "ScaledDotProductAttention", "SGDDecay", "SiLu", "Softmax",
-    "cos_lr_scheduler", "gradient_clip"]
-
 # %% ../nbs/15_transformer.ipynb #block
 class TransformerBlock(nn.Module):
-    "Attention, then a feed-forward network, each behind its norm and added (pre-norm)."
+    "Attention, then a feed-forward network, each after its norm and added (pre-norm)."
     def __init__(self,
         d_model:int,                # Width of the residual stream
         num_heads:int,              # Heads of the attention
@@ -100,11 +99,11 @@ class Transformer(nn.Module):
         self.config = ModelConfig(
             vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta,
             num_kv_heads, tie, **options)
-        self.parts = own_parts(PARTS, parts, embedding=embedding, block=block,
-                               final_norm=final_norm, head=head)
-        if self.parts or options:   # names and options become arguments: engine/parts
-            embedding, block, final_norm, head = constructors(
-                PARTS, self.parts, self.config)
+        # for files: which parts are not the course's; then, what builds each part
+        self.parts = replaced_parts(PARTS, parts, embedding=embedding, block=block,
+                                    final_norm=final_norm, head=head)
+        embedding, block, final_norm, head = part_builders(
+            PARTS, self.parts, self.config)
 
         with torch.device(device or torch.get_default_device()):
             self.embedding = embedding(vocab_size, d_model)
@@ -120,11 +119,11 @@ class Transformer(nn.Module):
     def forward(self,
         ids:Int[Tensor, "... t"], # Token ids
         token_positions:Int[Tensor, "... #t"]|None=None, # `None` for 0, 1, 2, …
-        caches:list[KVCache]|None=None, # One for each block, from `new_cache`
+        caches:Sequence[KVCache|None]|None=None, # One for each block
     )->Float[Tensor, "... t vocab"]:
         x = self.embedding(ids)
-        each:Sequence[KVCache|None] = caches or [None] * len(self.blocks)
-        for block, cache in zip(self.blocks, each, strict=True):
+        if caches is None: caches = [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, token_positions, cache)
         return self.head(self.norm(x))
 
@@ -133,7 +132,7 @@ PARTS = {**ROLES, "block": TransformerBlock}   # the course's part for each role
 
 # %% ../nbs/15_transformer.ipynb #config
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(ModelOptions):   # with the options that other families need
     "The shape of a `Transformer`."
     vocab_size:int=10_000       # Number of token ids
     max_seq_len:int=256         # Longest sequence, in tokens
@@ -144,52 +143,10 @@ class ModelConfig:
     rope_theta:float=10000.0    # RoPE's base
     num_kv_heads:int|None=None  # Heads of keys and values; `None` for `num_heads`
     tie:bool=False              # Use one matrix for embedding and logits?
-    norm_eps:float=1e-5         # Added to the mean square by every norm
-    d_k:int|None=None           # Features of one head; `None` for `d_model / num_heads`
-    qkv_bias:bool=False   # Add a learned vector to queries, keys, values, as in Qwen2?
-    qk_norm:bool=False          # Normalise each query and key, as in Qwen3?
-    rope_scaling:RopeScaling|dict|None=None # Slower pairs, for longer texts (Llama 3.1)
-    variant:Variant|dict|None=None # What other families changed
-    dropout:float=0.            # Share of each branch to leave out while learning
 
     def __post_init__(self):
-        if isinstance(self.rope_scaling, dict):
-            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if isinstance(self.variant, dict):
-            object.__setattr__(self, "variant", Variant(**self.variant))
-        _check_shape(self)
-
-# %% ../nbs/15_transformer.ipynb #check-shape
-#| code-fold: true
-#| code-summary: "The rules"
-def _check_shape(config):
-    "Raise `ValueError` for numbers that do not fit together."
-    sizes = ["vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"]
-    if config.d_k is not None: sizes.append("d_k")
-    for name in sizes:
-        size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be at least 1, and whole, but is {size!r}")
-    width = config.d_model
-    heads = config.num_heads
-    if config.d_k is None and width % heads:
-        raise ValueError(
-            f"num_heads must divide d_model, but {width} % {heads} = {width % heads}")
-    if config.d_k is None and width // heads % 2:
-        raise ValueError("RoPE turns pairs, so d_model / num_heads must be even, "
-                         f"but {width} / {heads} = {width // heads}")
-    if config.d_k is not None and config.d_k % 2:
-        raise ValueError(f"RoPE turns pairs, so d_k must be even, but is {config.d_k}")
-    kv = heads if config.num_kv_heads is None else config.num_kv_heads
-    if not isinstance(kv, int) or kv < 1 or heads % kv:
-        raise ValueError(
-            f"num_kv_heads must divide num_heads, but {kv!r} does not divide {heads}")
-    if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), but is {config.dropout!r}")
-    for name in "rope_theta", "norm_eps":
-        value = getattr(config, name)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, but is {value!r}")
+        super().__post_init__()
+        check_shape(self)   # refuses numbers that do not fit together
 
 # %% ../nbs/15_transformer.ipynb #start-small
 @torch.no_grad()
@@ -206,13 +163,23 @@ def start_small(
     if model.config.tie: model.embedding.weight *= model.config.d_model**-0.5
     elif hasattr(model.head, "weight"): model.head.weight *= 0.1
 
+# %% ../nbs/15_transformer.ipynb #facade
+#| code-fold: true
+#| code-summary: "Names that are passed on"
+_all_ = [   # nbdev adds these imported names to the module's `__all__`
+    "AdamW", "CrossEntropyLoss", "Embedding", "FFN", "Linear", "MultiHeadAttention",
+    "RmsNorm", "RoPE", "ScaledDotProductAttention", "SGDDecay", "SiLu", "Softmax",
+    "cos_lr_scheduler", "gradient_clip"]
+
 # %% ../nbs/15_transformer.ipynb #checks-block
 #| code-fold: true
 @torch.no_grad()
 def _stirred(model):
     "The same model, with weights large enough for every branch to matter."
     for p in model.parameters():
-        p.copy_(torch.randn_like(p) * (0.5 if p.ndim > 1 else 0.1) + (p.ndim == 1))
+        noise = torch.randn_like(p)
+        if p.ndim == 1: p.copy_(1 + 0.1 * noise)   # the gain of a norm
+        else: p.copy_(0.5 * noise)                 # a matrix
     return model
 
 @check_of("TransformerBlock")
@@ -304,7 +271,7 @@ def cannot_see_the_future(part):
     )
     heard = (model(earlier) - model(ids))[0].abs().amax(-1)[2:]
     assert (heard > 1e-6).all(), (
-        f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not notice")
+        f"id 2 was changed, and the scores at {2 + int(heard.argmin())} did not change")
 
 # %% ../nbs/15_transformer.ipynb #checks-model-2
 #| code-fold: true

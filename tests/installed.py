@@ -13,6 +13,7 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -107,11 +108,23 @@ def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")} | {"PYTHONIOENCODING": "utf-8"}
 
 
-def kernel(folder: Path, name: str, python: Path) -> None:
-    "Make an environment known to Jupyter."
+@contextmanager
+def kernel(folder: Path, name: str, python: Path):
+    "An environment known to Jupyter, and on Linux a process in it that has imported torch and forks its kernels."
+    command, waiting = [str(python), "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"], None
+    if sys.platform == "linux":
+        helper, place = str(root/"tests"/"forked.py"), folder/f"{name}.socket"
+        command, waiting = [str(python), helper, str(place), "{connection_file}"], subprocess.Popen([python, helper, place], env=alone(), cwd=folder)
+        while not place.exists():
+            if waiting.poll() is not None: raise RuntimeError(f"forked.py ended with {waiting.returncode}")
+            time.sleep(0.05)
     (folder/"kernels"/name).mkdir(parents=True)
-    spec = {"argv": [str(python), "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"], "display_name": name, "language": "python"}
-    (folder/"kernels"/name/"kernel.json").write_text(json.dumps(spec), "utf-8", newline="\n")
+    (folder/"kernels"/name/"kernel.json").write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}), "utf-8", newline="\n")
+    try: yield
+    finally:
+        if waiting is not None:
+            waiting.kill()
+            waiting.wait()
 
 
 def run_page(path: Path, kernel_name: str, compare: bool = True) -> str:
@@ -159,12 +172,12 @@ def main(names: list[str]) -> int:
     "Execute pages, two at a time, and say how long each took; 1 if one failed, or showed something else than what is committed."
     paths = [path for path in sorted(book.pages(), key=longest_first()) if not names or path.stem in names]
     if not (compare := as_tested()): print(f"outputs are not compared: they were made on Linux, with Python {PYTHON} and the versions of requirements.txt")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as kernels:
         folder = Path(folder)
         wheel = build(folder)[1]
-        for extras in {colab.EXTRAS.get(book.name(path), "") for path in paths}:
-            kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras))
         os.environ |= no_cache(folder/"caches") | {"JUPYTER_PATH": str(folder)}
+        for extras in {colab.EXTRAS.get(book.name(path), "") for path in paths}:
+            kernels.enter_context(kernel(folder, f"course{extras.strip('[]')}", environment(folder/f"env{extras.strip('[]')}", wheel, extras)))
 
         def timed(path):
             began = time.perf_counter()

@@ -1,8 +1,10 @@
 """Three versions of each component that are right, and look different from ours and from each other: every check must let them pass."""
 import heapq
 import math
+import random
 import re
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 
@@ -10,12 +12,15 @@ import numpy as np
 import planted
 import regex
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
 from llm_course.bpe import GPT2
+from llm_course.checkpoint import read_safetensors
 from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
-from llm_course.transformer import ModelConfig
+from llm_course.rewards import advantages as reference_advantages
+from llm_course.transformer import ModelConfig, Transformer
 
 RIGHT = defaultdict(list)   # component, or a function that stands for one → versions
 def right(component):
@@ -567,3 +572,181 @@ RIGHT["RmsNorm"].append(NarrowNorm)
 RIGHT["ScaledDotProductAttention"].append(lambda: narrow_attention)
 RIGHT["Muon"].append(NarrowMuon)
 RIGHT["BpeTokenizer"].append(PlainTokenizer)
+
+
+# ---- Around the model
+
+@right("windows")
+def windows_by_rows(dataset, batch_size, max_seq_len, device="cpu"):
+    ids, L = torch.as_tensor(np.asarray(dataset).astype(np.int64)), max_seq_len
+    n = (len(ids) - 1) // L
+    x, y = ids[:n*L].view(n, L), ids[1:n*L + 1].view(n, L)
+    found = list(zip(x.split(batch_size), y.split(batch_size))) if n else []
+    if n * L < len(ids) - 1: found.append((ids[None, n*L:-1], ids[None, n*L + 1:]))
+    return iter([(x.to(device), y.to(device)) for x, y in found])
+
+@right("evaluate")
+def evaluate_by_sums(model, batches):
+    was, losses, counts = model.training, [], []
+    model.eval()
+    with torch.inference_mode():
+        for x, y in batches:
+            z = model(x)
+            losses.append(F.cross_entropy(z.reshape(-1, z.shape[-1]), y.reshape(-1), reduction="sum").item())
+            counts.append(y.numel())
+    model.train(was)
+    return sum(losses) / sum(counts)
+
+@right("save_checkpoint")
+def save_by_clones(model, optimizer, iteration, out, **extra):
+    weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
+    torch.save(dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), **extra), out)
+
+@right("load_checkpoint")
+def load_by_copy(source, model, optimizer=None):
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    if own.keys() != state["model"].keys(): raise ValueError("another model")
+    with torch.no_grad():
+        for name, p in own.items(): p.copy_(state["model"][name])
+    if optimizer is not None: optimizer.load_state_dict(state["optimizer"])
+    return state["iteration"]
+
+@right("random_states")
+def states_of_chance(): return {"torch": torch.random.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+
+@right("set_random_states")
+def set_one_by_one(states):
+    for put, key in (random.setstate, "python"), (np.random.set_state, "numpy"), (torch.random.set_rng_state, "torch"): put(states[key])
+
+@right("load_model")
+def load_by_hand(path, device=None, parts=None):
+    from safetensors.torch import load_file
+    saved = read_safetensors(path)
+    model = Transformer(**saved["config"]).to(device)
+    weights = {name: x.float() for name, x in load_file(path).items()}
+    model.load_state_dict({"head.weight": weights.get("head.weight", weights["embedding.weight"]), **weights})
+    return model.eval()
+
+@right("KVCache")
+class TwoMemories:
+    def __init__(self, batch, num_kv_heads, max_seq_len, d, device=None, dtype=None):
+        self.keys, self.values = (torch.empty(batch, num_kv_heads, max_seq_len, d, device=device, dtype=dtype) for _ in range(2))
+        self.length, self.padding = 0, None
+    def append(self, k, v):
+        n = self.length + k.size(2)
+        if n > self.keys.size(2): raise ValueError("full")
+        self.keys[:, :, self.length:n], self.values[:, :, self.length:n] = k, v
+        self.length = n
+        return self.keys[:, :, :n], self.values[:, :, :n]
+    def mask(self): return None
+
+@right("generate_ids")
+@torch.no_grad()
+def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=None, stop_id=None, generator=None, **more):
+    room, done = model.config.max_seq_len, torch.zeros(len(ids), dtype=torch.bool)
+    for _ in range(max_tokens):
+        z = model(ids[:, -room:])[:, -1]
+        if temperature == 0: new = z.argmax(-1)
+        else:
+            p, order = (z / temperature).softmax(-1).sort(-1, descending=True)
+            p[p.cumsum(-1) - p >= top_p] = 0
+            new = order.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
+        if stop_id is not None:
+            new[done] = stop_id
+            done |= new == stop_id
+        ids = torch.cat([ids, new[:, None]], -1)
+        if done.all(): break
+    return ids
+
+def text_of(model, tokenizer, prompt, max_tokens, stop):
+    "The text after each token, as bytes."
+    ids, said = tokenizer.encode(prompt), b""
+    for _ in range(max_tokens):
+        new = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1].argmax().item()
+        if tokenizer.vocab[new] == b"<|endoftext|>": return
+        ids.append(new)
+        said += tokenizer.vocab[new]
+        if stop and said.decode("utf-8", "ignore").find(stop) >= 0:
+            yield said.partition(stop.encode())[0]
+            return
+        yield said
+
+@right("generate")
+def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
+    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop) for each in prompt]
+    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, stop)][-1].decode("utf-8", "replace")
+
+@right("stream")
+def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
+    import codecs
+    decoder, before = codecs.getincrementaldecoder("utf-8")("replace"), b""
+    texts = list(text_of(model, tokenizer, prompt, max_tokens, stop))
+    if stop:
+        yield texts[-1].decode("utf-8", "replace")   # all at once is allowed where it may have to stop
+        return
+    for said in texts:
+        if piece := decoder.decode(said[len(before):]): yield piece
+        before = said
+    if rest := decoder.decode(b"", True): yield rest
+
+RIGHT["answer_loss"] = [lambda z, y, said: F.cross_entropy(wide(z).flatten(0, -2), y.masked_fill(said == 0, -100).flatten()),
+                        lambda z, y, said: -(wide(z).log_softmax(-1).gather(-1, y[..., None])[..., 0] * said).sum() / said.sum()]
+
+@right("LoraLinear")
+class Corrected(nn.Module):
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.weight, self.bias, self.r, self.alpha = base.weight, base.bias, rank, alpha
+        self.lora_A = nn.Parameter(nn.init.kaiming_uniform_(base.weight.new_empty(rank, base.weight.shape[1]), a=5**.5))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.weight.shape[0], rank))
+    def forward(self, x): return F.linear(x, self.weight + self.alpha / self.r * self.lora_B @ self.lora_A, self.bias)
+
+RIGHT["dpo_loss"] = [lambda b, w, rb, rw, beta=.1: F.softplus(-beta * (wide(b) - wide(w) - wide(rb) + wide(rw))).mean(),
+                     lambda b, w, rb, rw, beta=.1: torch.logaddexp(torch.zeros(()), beta * (wide(w) - wide(rw) - wide(b) + wide(rb))).mean()]
+
+@right("advantages")
+def advantages_by_numpy(rewards, method="dr_grpo"):
+    r = rewards.numpy()
+    if method == "reinforce": return rewards
+    gain = r - r.mean(-1, keepdims=True)
+    if method == "rloo": gain = np.stack([r[:, i] - np.delete(r, i, 1).mean(1) for i in range(r.shape[1])], 1)
+    if method == "grpo": gain = gain / (r.std(-1, ddof=1, keepdims=True) + 1e-4)
+    return torch.as_tensor(gain)
+
+@right("policy_loss")
+def policy_by_cases(new, old, said, rewards, method="dr_grpo", clip=.2):
+    a = reference_advantages(rewards, method).flatten()[:, None].expand_as(new)
+    r = torch.exp(new - old)
+    gain = torch.where(a > 0, r.clamp(max=1 + clip), r.clamp(min=1 - clip)) * a
+    sums = gain.masked_fill(~said, 0.).sum(1)
+    return -(sums / said.sum(1) if method == "grpo" else sums).mean()
+
+@right("minhash")
+def minhash_by_salts(grams, hashes=100, seed=0):
+    import hashlib
+    def number(i, gram): return int.from_bytes(hashlib.sha1(f"{seed} {i} {gram}".encode()).digest()[:8], "big")
+    return np.array([min((number(i, gram) for gram in grams), default=2**64 - 1) for i in range(hashes)], dtype=np.uint64)
+
+@right("flash_forward")
+def tiles_of_keys(q, k, v, last, tile):
+    top, total, sums = torch.full_like(q[..., :1], -1e30), torch.zeros_like(q[..., :1]), torch.zeros(*q.shape[:-1], v.shape[-1])
+    for at in range(0, k.shape[-2], tile):
+        z = torch.einsum("...td,...sd->...ts", q, k[..., at:at + tile, :])
+        if last is not None: z = z - 1e30 * (torch.arange(at, at + z.shape[-1]) > torch.arange(z.shape[-2])[:, None] + last)
+        new = torch.maximum(top, z.max(-1, keepdim=True)[0])
+        p, f = torch.exp(z - new) * (z > -1e29), torch.exp(top - new)
+        top, total, sums = new, total * f + p.sum(-1, keepdim=True), sums * f + p @ v[..., at:at + tile, :]
+    return sums / total, top + torch.log(total)
+
+@right("ring_all_reduce")
+def ring_by_received(x):
+    rank, n = dist.get_rank(), dist.get_world_size()
+    pieces = x.chunk(n) if len(x) >= n and len(x) % n == 0 else torch.tensor_split(x, n)
+    for step in range(2 * (n - 1)):
+        out, into = pieces[(rank - step) % n], pieces[(rank - step - 1) % n]
+        sending, got = dist.isend(out.clone(), (rank + 1) % n), torch.empty_like(into)
+        dist.recv(got, (rank - 1) % n)
+        sending.wait()
+        if step < n - 1: into += got
+        else: into.copy_(got)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_course.attention import ScaledDotProductAttention, attention
 from llm_course.embedding import Embedding
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.engine.families import FamilyAttention
 from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.rope_tables import RopeScaling
 from llm_course.ffn import FFN, SiLu
@@ -158,5 +159,5 @@ SPECIMENS = [
     Specimen("RoPE at given positions, scaled", lambda n: RoPE(2*n, longest, scaling=SCALING),
              lambda n, lead, length: (torch.randn(*lead, length, 2*n), torch.randint(longest, (length,))), lambda layer, x, places: llama_turn(x, places, scaling=SCALING)),
     heads("3 heads", 3, 3, {}), heads("3 heads, 1 of keys", 3, 1, {}), heads("by attention", 4, 2, {"attend": attention}, amplifies=True),
-    heads("all options", 4, 2, OPTIONS), heads("in pieces", 4, 2, {}, Cached, trains=False, amplifies=True),
+    heads("all options", 4, 2, OPTIONS, FamilyAttention), heads("in pieces", 4, 2, {}, Cached, trains=False, amplifies=True),
 ]

@@ -1,5 +1,6 @@
 """Learning merges, held against a slow version that follows the definition word by word."""
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import llm_course.engine
 from llm_course.bpe import GPT2, PATTERNS, _learn_slowly, count_words, learn_merges, pre_tokens
 from llm_course.engine.fast_bpe import (
     as_in_unicode_16,
@@ -17,7 +19,8 @@ from llm_course.engine.fast_bpe import (
     splitter,
     unassigned,
 )
-from llm_course.engine.incremental_bpe import MOST_MERGES, Shelves, index_pairs, join_everywhere
+from llm_course.engine.files import count_corpus, in_threads
+from llm_course.engine.incremental_bpe import MOST_MERGES, Shelves, compiled_loops, index_pairs, join_everywhere, learn_plainly
 
 pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 
@@ -27,6 +30,47 @@ pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 @settings(max_examples=80, deadline=None)
 def test_merges_equal_the__learn_slowly(words, num_merges):
     assert learn_merges(words, num_merges) == _learn_slowly(words, num_merges)
+
+
+@given(st.dictionaries(st.text("ab\x00é", max_size=12).map(str.encode), st.integers(1, 4), max_size=8), st.integers(0, 40))
+@settings(max_examples=80, deadline=None)
+def test_compiled_merges_are_the_plain_ones(words, num_merges):
+    loops = pytest.importorskip("llm_course.engine.compiled_bpe")
+    told = []
+    merges = loops.learn_compiled(words, num_merges, told.append)
+    assert merges == learn_plainly(words, num_merges) == _learn_slowly(words, num_merges) and sum(told) == len(merges)
+
+
+@given(st.lists(st.text("ab '\n\tdéstmlvre19९!漢\u00a0\u2003\u0378\U0001f600_\x00", max_size=30), max_size=5))
+@example(["can't", "'", "'l", "x'v", "e", " 's", "  ", " \n"])
+@settings(max_examples=200, deadline=None)
+def test_compiled_counts_are_those_of_the_pattern(texts):
+    loops = pytest.importorskip("llm_course.engine.compiled_bpe")
+    assert loops.count_compiled(texts) == count_words(texts)
+
+
+def test_large_corpora_are_learnt_alike_with_and_without_numba(monkeypatch, tmp_path):
+    pytest.importorskip("llm_course.engine.compiled_bpe")
+    rng = random.Random(0)
+    text = " ".join("".join(rng.choices("abcdefgh", k=rng.randrange(1, 15))) for _ in range(40_000))
+    text = f"{text} " * (1 + (1 << 22) // len(text)) + "<|end|>'ve"
+    path = tmp_path/"text.txt"
+    path.write_text(text, "utf-8", newline="")
+    found = count_corpus(path, ["<|end|>"], num_processes=2)
+    words = {word.encode(): n for word, n in found.items()}
+    assert sum(map(len, words)) > 200_000
+    merges = learn_merges(words, 50)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "llm_course.engine.compiled_bpe")
+    monkeypatch.delattr(llm_course.engine, "compiled_bpe")
+    assert compiled_loops() is None
+    assert count_corpus(path, ["<|end|>"]) == found == count_words(text.split("<|end|>"))
+    assert learn_merges(words, 50) == merges
+
+
+def test_threads_answer_in_order_and_tell_what_went_wrong():
+    assert list(in_threads(int, map(str, range(20)), 3)) == list(range(20)) and not list(in_threads(int, [], 2))
+    with pytest.raises(ValueError, match="'x'"): list(in_threads(int, ["1", "2", "x", "3"], 2))
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -331,7 +331,7 @@ def test_allowed_special(tokenizer):
     assert tokenizer.encode(text) == tokenizer.encode(text, {"<|end|>"}) == [97, id]
     for plain in "none", (), {"<|endoftext|>"}: assert id not in tokenizer.encode(text, plain)
     with pytest.raises(ValueError, match=r"holds the special token '<\|end\|>'"): tokenizer.encode(text, "none_raise")
-    with pytest.raises(ValueError, match="is no special token"): tokenizer.encode(text, {"nonsense"})
+    with pytest.raises(ValueError, match="is not a special token"): tokenizer.encode(text, {"nonsense"})
     with pytest.raises(ValueError, match="must be"): tokenizer.encode(text, "some")
 
 
@@ -411,7 +411,7 @@ def test_tiktoken_ranks_that_no_merge_makes(tmp_path):
     ("", "cut short or not JSON"), ("[1, 2", "cut short or not JSON"), (b"\xff\xfe\x00\x01junk", "not text"), ("[1, 2]", "no model"), ("{}", "no model"),
     ('{"model": {"type": "WordPiece"}}', "WordPiece, not BPE"), ('{"model": {"type": "BPE", "vocab": {}}}', "lacks vocab or merges"),
     ('{"model": {"type": "BPE", "vocab": {"Ж": 0}, "merges": []}}', "not byte-level"),
-    ('{"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}', "its token 'a' has the id '0', which no vocabulary"),
+    ('{"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}', "its token 'a' has the id '0', which is too large for a vocabulary"),
     *((f'{{"model": {{"type": "BPE", "vocab": {{"a": {id}}}, "merges": []}}}}', "its token 'a' has the id") for id in ("-1", "true", "1.0", "null", "[]", 2**31, 10**400)),
     ('{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}', "share an id"), ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "says 'a' twice"),
     ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}', "not a pair"),
@@ -446,15 +446,15 @@ def test_bad_gpt2_and_tiktoken_files(tmp_path):
     merges.write_text("a b\na b\n", "utf-8", newline="\n")
     with pytest.raises(ValueError, match="holds a merge twice"): BpeTokenizer.from_gpt2(vocab, merges)
     merges.write_text("a c\n", "utf-8", newline="\n")
-    with pytest.raises(ValueError, match=r"vocab\.json is no tokenizer that we can read: merge 0 joins b'a' and b'c'"): BpeTokenizer.from_gpt2(vocab, merges)
+    with pytest.raises(ValueError, match=r"vocab\.json is not a tokenizer that we can read: merge 0 joins b'a' and b'c'"): BpeTokenizer.from_gpt2(vocab, merges)
     whole = vocab.read_text("utf-8")
     for wrong, said in (whole.replace('"ab": 256', '"ab": 97'), "'a' and 'ab' share an id, 97"), (whole.replace("256", "-5"), "has the id -5"), (whole.replace("256", str(2**31)), "no vocabulary"), ("[]", "does not map"):
         vocab.write_text(wrong, "utf-8", newline="\n")
         with pytest.raises(ValueError, match=said): BpeTokenizer.from_gpt2(vocab, merges)
-    with pytest.raises(ValueError, match="no tiktoken ranks: line 1"): BpeTokenizer.from_tiktoken(merges)
+    with pytest.raises(ValueError, match="does not hold tiktoken ranks: line 1"): BpeTokenizer.from_tiktoken(merges)
     merges.write_text("", "utf-8", newline="\n")
     with pytest.raises(ValueError, match="byte 0x00 is not among the tokens"): BpeTokenizer.from_tiktoken(merges)
-    for wrong, said in ("YWI= -5", "has the id -5"), (f"YWI= {2**31}", "which no vocabulary"), ("YWI= 1\nYWM= 1", "share an id, 1"), ("YWI= 1\nYWI= 2", "line 2 has a token that was there before"):
+    for wrong, said in ("YWI= -5", "has the id -5"), (f"YWI= {2**31}", "which is too large for a vocabulary"), ("YWI= 1\nYWM= 1", "share an id, 1"), ("YWI= 1\nYWI= 2", "line 2 repeats an earlier token"):
         merges.write_text(f"{wrong}\n", "utf-8", newline="\n")
         with pytest.raises(ValueError, match=said): BpeTokenizer.from_tiktoken(merges)
     merges.write_text("YWI= 0\n", "utf-8", newline="\n")

@@ -20,6 +20,7 @@ from llm_course.engine.budget import (
     step_operations,
 )
 from llm_course.engine.diary import step_flops
+from llm_course.engine.families import Variant
 from llm_course.engine.run_config import account_of
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
@@ -37,7 +38,10 @@ SHAPES = {   # each has its peak somewhere else
     "one head of keys": (ModelConfig(512, 64, 128, 3, 8, 352, num_kv_heads=1), 8),
     "long": (ModelConfig(2000, 256, 64, 3, 2, 176), 2),
     "heads of their own size": (ModelConfig(400, 64, 64, 2, 4, 176, d_k=32), 8),
-    "norms and biases": (ModelConfig(400, 64, 64, 2, 4, 176, qkv_bias=True, qk_norm=True), 8)}
+    "norms and biases": (ModelConfig(400, 64, 64, 2, 4, 176, qkv_bias=True, qk_norm=True), 8),
+    "dropout and bent logits": (ModelConfig(1000, 64, 64, 3, 4, 176, dropout=.1, variant=Variant(logit_cap=30.)), 8),
+    "windows": (ModelConfig(256, 256, 64, 3, 2, 176, variant=Variant(window=32)), 2),
+    "as Gemma 2": (ModelConfig(1000, 64, 64, 4, 4, 176, tie=True, variant=Variant("both", gate="gelu", window=16, pattern="SL", score_cap=50., logit_cap=30., embedding_scale=8.)), 8)}
 
 
 def step_of(config, rows, precision="float32", checkpointing=False):
@@ -96,12 +100,22 @@ def asked(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [
-    {}, {"vocab_size": 2000, "batch_size": 2}, {"activation_checkpointing": True}, {"grad_accumulation": 3}, {"muon_lr": 0.02},
+    {}, {"vocab_size": 2000, "batch_size": 2}, {"activation_checkpointing": True}, {"grad_accumulation": 3}, {"muon_lr": 0.02}, {"ema": .9, "dropout": .2}, {"ema": .9, "batch_size": 1, "max_seq_len": 8, "d_model": 256},
     {"muon_lr": 0.02, "batch_size": 1, "max_seq_len": 8, "d_model": 256}, {"precision": "bfloat16", "batch_size": 64}], ids=str)
 def test_the_account_of_a_run_covers_its_diary(asked, flags):
     config = settle(replace(asked, **flags))
     most = max(memory_curve(lambda: train(config))[1])
     assert account_of(config).peak == pytest.approx(most, rel=0.1)
+
+
+def test_the_account_is_of_the_model_that_was_given(asked):
+    "What no flag says of it counts as well."
+    torch.manual_seed(0)
+    model = Transformer(256, 64, 64, 3, 4, 176, tie=True, qk_norm=True, variant=Variant("both", score_cap=50., logit_cap=30.))
+    config = settle(replace(asked, d_model=256, num_layers=4, num_heads=8, d_ff=704, ema=.9), model)
+    most = max(memory_curve(lambda: train(config, model=model))[1]) + 4 * sum(p.numel() for p in model.parameters())
+    assert account_of(config, model).peak == pytest.approx(most, rel=0.1)
+    assert account_of(config).peak < .8 * most
 
 
 @pytest.mark.parametrize("options", [{}, {"tie": True}, {"num_kv_heads": 2}, {"d_k": 6, "qkv_bias": True, "qk_norm": True},

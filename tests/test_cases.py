@@ -61,7 +61,7 @@ def folder_of(made, path, model=None, **config):
     ("llama.rope.freq_base_swa", 7., "rope.freq_base_swa = 7.0"), ("llama.attention.scale", .5, "attention.scale"), ("llama.attention.clamp_kqv", 8., "clamp_kqv"),
     ("llama.attention.sliding_window", 16, "sliding_window"), ("llama.attention.causal", False, "causal"), ("llama.rope.scaling.attn_factor", 2., "attn_factor"),
     ("tokenizer.ggml.remove_extra_whitespaces", True, "remove_extra_whitespaces"), ("tokenizer.ggml.some_new_thing", "x", "some_new_thing"),
-    ("split.count", 2, "file 1 of 2 of a model"), ("general.type", "adapter", "no model, but of the type 'adapter'")], ids=str)
+    ("split.count", 2, "file 1 of 2 of a model"), ("general.type", "adapter", "not a model, but of the type 'adapter'")], ids=str)
 def test_what_a_gguf_says_of_numbers_is_not_passed_over(tokenizer, tmp_path, said, value, kind):
     export_gguf(random_model(), tokenizer, tmp_path/"a.gguf")
     add_said(tmp_path/"a.gguf", tmp_path/"b.gguf", **{said: value})
@@ -143,7 +143,7 @@ def test_a_token_that_only_the_other_file_names(tmp_path, say):
 
 
 @pytest.mark.parametrize("said, why", [
-    ({"added_tokens_decoder": {"390": {"content": TURN}}}, "the id 390"), ({"eos_token": {"content": TURN, "lstrip": True}}, "lstrip"), ({"split_special_tokens": True}, None),
+    ({"added_tokens_decoder": {"390": {"content": TURN}}}, "the id 390"), ({"eos_token": {"content": TURN, "single_word": True}}, "single_word"), ({"split_special_tokens": True}, None),
     ({"add_prefix_space": True}, "a space before"), ({"some_new_option": 3}, None), ({"pad_token": "[PAD]"}, None)], ids=str)
 def test_what_a_tokenizer_config_says_is_refused_or_told(tmp_path, said, why):
     folder = folder_of(hf(size=300), tmp_path, random_model(vocab_size=hf(size=300).get_vocab_size() if "pad_token" in said else 400), **said)
@@ -157,7 +157,7 @@ def test_what_a_tokenizer_config_says_is_refused_or_told(tmp_path, said, why):
     ({"truncation": {"max_length": 4}}, None), ({"padding": {"strategy": "BatchLongest"}}, None), ({"some_new_section": {"a": 1}}, "some_new_section"),
     ({"post_processor": {"type": "NewKind"}}, "NewKind"), ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}, "Lowercase"),
     ({"decoder": {"type": "WordPiece"}}, "WordPiece"), ({"model": {"dropout": .1}}, "dropout"), ({"model": {"some_new_option": True}}, "some_new_option"),
-    *(({"added_tokens": {flag: True}}, flag) for flag in ("lstrip", "rstrip", "single_word", "some_new_flag"))], ids=str)
+    *(({"added_tokens": {flag: True}}, flag) for flag in ("single_word", "some_new_flag"))], ids=str)
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, why):
     path = tmp_path/"tokenizer.json"
@@ -190,7 +190,7 @@ def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):
 def test_what_a_generation_config_forbids_is_told_and_its_ends_are_kept(tokenizer, tmp_path):
     export_pretrained(random_model(), tokenizer, tmp_path)
     (tmp_path/"generation_config.json").write_text(json.dumps({"suppress_tokens": [3], "temperature": .6, "eos_token_id": [7]}), "utf-8", newline="\n")
-    with pytest.warns(UserWarning, match=r"generation_config.json says what we do not heed: suppress_tokens = \[3\]$"): _, read = load_pretrained(tmp_path, "cpu")
+    with pytest.warns(UserWarning, match=r"generation_config.json has settings that are ignored: suppress_tokens = \[3\]$"): _, read = load_pretrained(tmp_path, "cpu")
     assert 7 in read.ends
     (tmp_path/"generation_config.json").unlink()
     data = json.loads((tmp_path/"config.json").read_text("utf-8")) | {"eos_token_id": [8, 9]}

@@ -121,7 +121,7 @@ def test_refuses_what_is_no_conversation(messages, why):
 @pytest.mark.parametrize("template, why", [
     ("{{ messages.__class__.__mro__ }}", "unsafe"), ("{% for %}", "fails"), ("{{ messages[7]['content'].x }}", "fails"), ("{{ 1 / 0 }}", "fails"),
     ("{{ raise_exception('no') }}", "no"), ("{{ messages[0].update(role='x') }}", "fails"), ("{% include 'x' %}", "fails"),
-    ("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}", "changes what was said")])
+    ("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}", "changes the messages")])
 def test_refuses_a_template_that_does_harm(tokenizer, template, why):
     with pytest.raises(ValueError, match=why): encode_chat(tokenizer, TALK, template)
 

@@ -422,7 +422,7 @@ def test_a_small_file_stays_small(change, saved):
 
 
 @pytest.mark.parametrize("value, message", [
-    (lambda x: x > 0, "as torch.bool; weights are tensors of floating point"), (lambda x: x.int(), "as torch.int32"), (lambda x: x.to(torch.complex64), "as torch.complex64"), (lambda x: x.tolist(), "as list"),
+    (lambda x: x > 0, "as torch.bool; weights must be floating-point tensors"), (lambda x: x.int(), "as torch.int32"), (lambda x: x.to(torch.complex64), "as torch.complex64"), (lambda x: x.tolist(), "as list"),
     (lambda x: x * torch.nan, "holds numbers in blocks.1.ffn.w2.weight that are not finite"), (lambda x: x.double() * 1e300, "not finite"), (lambda x: x[:0], "in the shape (0, 12)"),
     (lambda x: x[:1, :1].clone().expand(8, 12), "holds fewer numbers|is damaged or of another kind")], ids=["bool", "integers", "complex", "a list", "nan", "beyond float32", "empty", "one for all"])
 def test_weights_are_numbers_to_compute_with(value, message, run, saved, tmp_path):

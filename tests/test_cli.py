@@ -288,7 +288,7 @@ REFUSED = {   # the command: what its one line must mention
     "grading missing.py": "missing.py is no folder, Python file or notebook",
     "grading JUNK/own": "there is no part to grade",
     "pretrained export --model_path missing.pt --output OUT": "--model_path missing.pt does not exist",
-    "pretrained export --model_path MADE/run/best.pt --output OUT --dtype int8": "--dtype int8 is none of",
+    "pretrained export --model_path MADE/run/best.pt --output OUT --dtype int8": "--dtype int8 is not one of",
     "pretrained check --folder JUNK": "JUNK lacks config.json",
     "checkpoint --checkpoint missing.pt": "--checkpoint missing.pt does not exist",
     "checkpoint --checkpoint JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",

@@ -121,13 +121,13 @@ def pipe(tmp_path):
 def test_a_pipe_is_neither_read_nor_replaced(pipe):
     with pytest.raises(ValueError, match=r"--corpus .*pipe is a pipe or a device"): input_file(pipe, "--corpus")
     with pytest.raises(ValueError, match=r"--output .*pipe is a pipe or a device"): output_path(pipe, "--output")
-    with pytest.raises(ValueError, match="no ordinary file"), whole_file(pipe): pass
+    with pytest.raises(ValueError, match="not an ordinary file"), whole_file(pipe): pass
     assert pipe.is_fifo() and list(pipe.parent.iterdir()) == [pipe]
 
 
 def test_a_folder_is_refused_before_anything_is_written(tmp_path):
     reached = []
-    with pytest.raises(ValueError, match="no ordinary file"), whole_file(tmp_path): reached.append(1)
+    with pytest.raises(ValueError, match="not an ordinary file"), whole_file(tmp_path): reached.append(1)
     assert not reached and not list(tmp_path.parent.glob(tmp_path.name + ".*"))
 
 

@@ -215,7 +215,7 @@ def test_halves_that_do_not_fit_are_thrown_away(kept, server, tmp_path):
 def test_a_text_with_another_hash_is_refused(server, tmp_path, data_refusal):
     server.handler.text = b"something else"
     said = data_refusal("--fetch", "here", "--output", tmp_path/"out", "--cache_dir", tmp_path/"cache")
-    assert said == f"error: what {server.url} sends is not here: its sha256 is not {sha256(Corpus.text)}; name a copy with --path"
+    assert said == f"error: the file from {server.url} is not here: its sha256 is not {sha256(Corpus.text)}; name a copy with --path"
     assert server.handler.asked == 2 and not names(tmp_path/"cache") and not names(tmp_path/"out")
 
 

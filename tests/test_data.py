@@ -49,6 +49,16 @@ def test_a_batch_depends_on_no_other_chance_and_no_order():
     for (a, b), (c, d) in zip(first, again): assert torch.equal(a, c) and torch.equal(b, d)
 
 
+def test_without_an_iteration_each_call_draws_anew():
+    def drawn(order): return [get_batch(np.arange(1000), 4, 8, order=order)[0].tolist() for _ in range(3)]
+    for order in "random", "epochs":
+        np.random.seed(7)
+        first = drawn(order)
+        assert first[0] != first[1] != first[2]
+        np.random.seed(7)
+        assert drawn(order) == first
+
+
 def test_known_starts_stay_known():
     "A resumed run must see the batches of the release that began it."
     assert batch_starts(Draw(1_000_000, 4, 256, seed=0, iteration=0)).tolist() == [850406, 636798, 511005, 269717]
@@ -86,7 +96,7 @@ def test_epochs_are_cut_and_shuffled_anew_and_a_run_may_begin_anywhere():
     assert torch.equal(batches[7], get_batch(ids, 31, 8, seed=1, iteration=7, order="epochs")[0])
     assert not torch.equal(batches[7], get_batch(ids, 31, 8, seed=2, iteration=7, order="epochs")[0])
     assert epoch_starts(Draw(1_000_000, 4, 256, seed=1, iteration=99)).tolist() == [200619, 655595, 114859, 951275]   # a resumed run must see the batches of the release that began it
-    with pytest.raises(ValueError, match="order sorted is none of random, epochs"): get_batch(ids, 4, 8, order="sorted")
+    with pytest.raises(ValueError, match="order sorted is not one of random, epochs"): get_batch(ids, 4, 8, order="sorted")
     with pytest.raises(ValueError, match="more ids than max_seq_len, but 8 ≤ 8"): get_batch(ids[:8], 4, 8, order="epochs")
 
 
@@ -188,9 +198,9 @@ def test_raw_uint16_is_read_as_nanogpt_writes_it(tmp_path):
     (lambda p: np.save(p.open("wb"), np.ones(4, bool)), "holds bool"),
     (lambda p: np.save(p.open("wb"), np.ones((2, 2), int)), r"in the shape \(2, 2\)"),
     (lambda p: np.save(p.open("wb"), np.zeros(0, int)), "x.bin"),
-    (lambda p: np.save(p.open("wb"), np.array([{}]), allow_pickle=True), "not a whole .npy file"),
-    (lambda p: p.write_bytes(b"\x93NUMPY"), "not a whole .npy file"),
-    (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\x05\x00junk!"), "not a whole .npy file"),
+    (lambda p: np.save(p.open("wb"), np.array([{}]), allow_pickle=True), "not a complete .npy file"),
+    (lambda p: p.write_bytes(b"\x93NUMPY"), "not a complete .npy file"),
+    (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\x05\x00junk!"), "not a complete .npy file"),
 ], ids=["empty", "odd", "float", "bool", "square", "no ids", "objects", "cut magic", "junk header"])
 def test_anything_but_a_row_of_ids_is_refused(make, message, tmp_path):
     make(tmp_path/"x.bin")
@@ -216,7 +226,7 @@ def test_a_header_with_any_bit_flipped_is_read_or_refused(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path):
     np.save(tmp_path/"x.npy", np.arange(1000))
     (tmp_path/"x.npy").write_bytes((tmp_path/"x.npy").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"x\.npy is not a whole \.npy file"): load_ids(tmp_path/"x.npy")
+    with pytest.raises(ValueError, match=r"x\.npy is not a complete \.npy file"): load_ids(tmp_path/"x.npy")
 
 
 @pytest.mark.parametrize("dtype, at, value", [(np.uint16, 0, 50), (np.uint32, 5_000_000, 2**31), (np.int64, 4_194_304, -1), (np.int32, 4_194_303, 50)])

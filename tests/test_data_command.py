@@ -79,7 +79,7 @@ def test_bad_files_are_skipped_or_mended_on_request_and_counted(bad_files, kept,
 def test_nothing_left_is_refused(tokenizer_file, tmp_path, data_refusal):
     (tmp_path/"empty.txt").touch()
     said = data_refusal("--tokenizer", tokenizer_file, "--corpus", tmp_path/"empty.txt", "--bad_files", "skip", "--output", tmp_path/"out")
-    assert said == "error: no file of --corpus is left; name others" and not list((tmp_path/"out").iterdir())
+    assert said == "error: no file of --corpus is left to read; name others" and not list((tmp_path/"out").iterdir())
 
 
 def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_path):
@@ -94,7 +94,7 @@ def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("x.gz", b"no gzip", "x.gz is not a whole gzip file"), ("x.gz", gzip.compress(b"the moth" * 99, mtime=0)[:-12], "x.gz is not a whole gzip file"),
+    ("x.gz", b"no gzip", "x.gz is not a complete gzip file"), ("x.gz", gzip.compress(b"the moth" * 99, mtime=0)[:-12], "x.gz is not a complete gzip file"),
     ("x.gz", gzip.compress(b"\xff", mtime=0), "x.gz is not UTF-8"), ("x.gz", gzip.compress(b"", mtime=0), "x.gz has no text in it"),
     ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 of "), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
     ("x.jsonl", b'{"text": "a"', "is not a JSON object such as"), ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl is not UTF-8")])

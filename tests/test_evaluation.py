@@ -265,7 +265,7 @@ def refused(words, capsys, begins):
     assert ended.value.code == 2 and said.startswith(begins) and said.count("\n") == 1 and len(said) < 400, said
 
 
-@pytest.mark.parametrize("content, said", [(b"", " holds no question"), (b"\n \n", " holds no question"), (b"\xff\xfe", " is not UTF-8"), (None, " does not exist")])
+@pytest.mark.parametrize("content, said", [(b"", " holds no questions"), (b"\n \n", " holds no questions"), (b"\xff\xfe", " is not UTF-8"), (None, " does not exist")])
 def test_files_that_are_no_tasks_are_refused(content, said, tmp_path, capsys):
     path = tmp_path/"bad.jsonl"
     if content is not None: path.write_bytes(content)
@@ -274,7 +274,7 @@ def test_files_that_are_no_tasks_are_refused(content, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, begins", [
-    (["--tasks", "sum"], "error: there is no task sum; choose sums,"), (["--questions", "0"], "error: --questions must be 1 or more"), (["--score", "x"], "error: --score x is none of"),
+    (["--tasks", "sum"], "error: there is no task sum; choose sums,"), (["--questions", "0"], "error: --questions must be 1 or more"), (["--score", "x"], "error: --score x is not one of"),
     (["--text", "nowhere.txt"], "error: --text nowhere.txt does not exist"), (["--model_path", "nowhere.pt"], "error: --model_path nowhere.pt does not exist"),
     (["--tasks", "agreement", "--train_text", "none"], "error: --train_text none does not exist")])
 def test_bad_flags_are_refused(words, begins, capsys): refused(words, capsys, begins)
@@ -320,7 +320,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path, capsys):
     pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
     path = tmp_path/"x.parquet"
     path.write_bytes(b"PAR1 and nothing")
-    refused(["--tasks", f"piqa={path}"], capsys, f"error: {path} is no parquet file")
+    refused(["--tasks", f"piqa={path}"], capsys, f"error: {path} is not a Parquet file")
 
 
 def test_a_benchmark_is_fetched_by_its_name(tmp_path, monkeypatch, capsys):

@@ -248,7 +248,7 @@ def test_pypi_is_asked_unless_it_is_replaced(monkeypatch):
 
 def test_nowhere_to_look_is_told(files, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert "there is no index to ask" in refused(files)
+    assert "no package index is set up" in refused(files)
 
 
 @pytest.mark.parametrize("name, text", [

@@ -799,7 +799,7 @@ def test_without_numba_and_for_other_types_rounded_weights_are_converted(monkeyp
     assert short(x.double()).dtype == torch.float64
     x.requires_grad_()
     torch.testing.assert_close(torch.autograd.grad(short(x).sum(), x)[0], short.weight.sum(0).expand(2, -1))
-    with pytest.raises(ValueError, match="rows of a multiple of 64, not 96"): RoundedLinear(Linear(96, 5), 4)
+    with pytest.raises(ValueError, match="rows whose length is a multiple of 64, not 96"): RoundedLinear(Linear(96, 5), 4)
 
 
 @pytest.mark.parametrize("precision, slack", [("bfloat16", .06), ("int8", .06), ("int4", .4)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.experiments import skills
+from bench.experiments import skills, smollm2
 from bench.experiments.instruct import without_limits
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
@@ -296,3 +296,19 @@ def test_rows_without_limits_are_one_conversation():
     made, length = model(), sum(len(example.ids) - 1 for example in examples)
     learnt = joined[2][:, :length].bool()
     torch.testing.assert_close(answer_logits(made, joined), made(joined[0][:, :length])[learnt])
+
+
+def test_conversations_that_share_their_opening_are_separate_rows():
+    made, examples = model().double(), [as_example(words(), smollm2.talk(a, b)) for a, b in ((12, 34), (99, 2), (5, 678))]
+    found = []
+    for logits in smollm2.branch_logits(made, smollm2.branches(examples)), answer_logits(made, batch_of([[example] for example in examples], 64)):
+        made.zero_grad()
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in made.parameters())])
+    for one, other in zip(*found, strict=True): torch.testing.assert_close(one, other)
+
+
+def test_sums_of_the_exam_are_never_taught_and_are_of_all_kinds():
+    exam, taught = smollm2.sums(500, "exam", held=True), smollm2.sums(2000, "0 1")
+    assert not {frozenset(pair) for pair in exam} & {frozenset(pair) for pair in taught}
+    assert {(a + b) % 10 for a, b in exam} == {(a + b) % 10 for a, b in taught} == set(range(10))

@@ -25,6 +25,7 @@ from llm_course.attention import attention
 from llm_course.checks import CHECKS
 from llm_course.embedding import Embedding, embedding
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.engine.families import FamilyAttention
 from llm_course.engine.rope_tables import rotate_complex
 from llm_course.ffn import FFN, silu, swiglu
 from llm_course.linear import Linear, linear
@@ -156,7 +157,7 @@ def test_changes_its_type(specimen, dtype, device):
 
 
 @pytest.mark.parametrize("make", [
-    partial(Linear, 4, 2, True), partial(Embedding, 5, 4), partial(RmsNorm, 4), partial(FFN, 4, 6), partial(MultiHeadAttention, 8, 2, 1, **OPTIONS)], ids=lambda m: m.func.__name__)
+    partial(Linear, 4, 2, True), partial(Embedding, 5, 4), partial(RmsNorm, 4), partial(FFN, 4, 6), partial(MultiHeadAttention, 8, 2, 1), partial(FamilyAttention, 8, 2, 1, **OPTIONS)], ids=lambda m: m.func.__name__)
 def test_is_made_where_and_in_the_type_that_is_asked_for(make):
     made = make(device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in made.parameters()} == {("meta", torch.bfloat16)}

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.engine.families import FamilyAttention
 from llm_course.engine.kv_cache import KVCache, new_cache
 from llm_course.engine.rope_tables import RopeScaling
 from llm_course.multihead import MultiHeadAttention, grouped_attention, head_weights, merge_heads, split_heads
@@ -158,17 +159,17 @@ def test_parameters_only_and_under_their_names(num_kv_heads):
 
 def test_options_change_nothing_unless_asked():
     assert not [name for name in MultiHeadAttention(16, 4).state_dict() if "bias" in name or "norm" in name]
-    odd = MultiHeadAttention(16, 4, 2, max_seq_len=8, d_k=6, qkv_bias=True, qk_norm=partial(RmsNorm, eps=1e-6), rope=partial(RoPE, scaling=RopeScaling()))
+    odd = FamilyAttention(16, 4, 2, max_seq_len=8, d_k=6, qkv_bias=True, qk_norm=partial(RmsNorm, eps=1e-6), rope=partial(RoPE, scaling=RopeScaling()))
     assert {name: tuple(p.shape) for name, p in odd.state_dict().items()} == {
         "q_proj.weight": (24, 16), "k_proj.weight": (12, 16), "v_proj.weight": (12, 16), "output_proj.weight": (16, 24),
         "q_proj.bias": (24,), "k_proj.bias": (12,), "v_proj.bias": (12,), "q_norm.weight": (6,), "k_norm.weight": (6,)}
     assert odd.rope.scaling == RopeScaling()
-    with pytest.raises(ValueError, match="num_kv_heads must divide num_heads"): MultiHeadAttention(16, 4, 3, d_k=6)
-    with pytest.raises(ValueError, match="must be even"): MultiHeadAttention(16, 4, d_k=5)
+    with pytest.raises(ValueError, match="num_kv_heads must divide num_heads"): FamilyAttention(16, 4, 3, d_k=6)
+    with pytest.raises(ValueError, match="must be even"): FamilyAttention(16, 4, d_k=5)
 
 
 def test_options_agree_with_the_cache():
-    odd, x = MultiHeadAttention(16, 4, 2, max_seq_len=8, d_k=6, qkv_bias=True, qk_norm=partial(RmsNorm, eps=1e-6)), torch.randn(2, 7, 16)
+    odd, x = FamilyAttention(16, 4, 2, max_seq_len=8, d_k=6, qkv_bias=True, qk_norm=partial(RmsNorm, eps=1e-6)), torch.randn(2, 7, 16)
     for p in odd.parameters(): torch.nn.init.normal_(p)
     cache = new_cache(odd, 2)
     with torch.no_grad(): assert_close(torch.cat([odd(piece, cache=cache) for piece in x.split((3, 1, 3), 1)], 1), odd(x))

@@ -97,7 +97,7 @@ def test_fine_tuning_learns_resumes_and_begins_again_from_its_run_folder(begun, 
 def test_a_model_may_be_handed_over(begun, asked, tmp_path):
     run = train(replace(unshaped(asked), iterations=2), model=begun)
     assert run.model is begun and begun.training and run.config.d_model == 32
-    with pytest.raises(ValueError, match=r"export is no model of this course; open it with load_pretrained, and hand it over"):
+    with pytest.raises(ValueError, match=r"export is not a model of this course; open it with load_pretrained, and hand it over"):
         train(replace(unshaped(asked), init_from=tmp_path/"export", output=tmp_path/"other"))
 
 
@@ -112,7 +112,7 @@ def test_what_does_not_fit_the_model_is_one_line(change, message, begun, asked, 
 def test_another_tokenizer_is_refused(begun, asked, tmp_path, capsys):
     BpeTokenizer.train(["the moth and the thing"], 256 + 4).save(tmp_path/"tokenizer.json")
     config = replace(unshaped(asked), init_from=tmp_path/"model"/"model.safetensors")
-    assert "is another tokenizer than that of" in refusal(capsys, words_of(config))
+    assert "is a different tokenizer from that of" in refusal(capsys, words_of(config))
     with pytest.raises(ValueError, match="has 260 ids, and the model to begin with knows 257"): train(config)
 
 
@@ -136,7 +136,7 @@ def test_flags_of_a_file_are_those_of_the_command_line_and_typed_ones_win(kind, 
 
 
 @pytest.mark.parametrize("text, message", [
-    ('{"d_modle": 3}', "sets d_modle, which is no flag; did you mean --d_model?"), ('{"zzz": 3}', "sets zzz, which is no flag; leave it out"), ("{", "is not TOML or JSON"),
+    ('{"d_modle": 3}', "sets d_modle, which is not a flag; did you mean --d_model?"), ('{"zzz": 3}', "sets zzz, which is not a flag; leave it out"), ("{", "is not TOML or JSON"),
     ("[1]", "must hold names and values of flags"), ('{"seed": {"a": 1}}', "sets seed to a table")])
 def test_a_file_of_flags_that_is_none_is_one_line(text, message, tmp_path, capsys):
     (tmp_path/"c.json").write_text(text, "utf-8", newline="\n")
@@ -200,7 +200,7 @@ def test_files_of_two_tokenizers_are_refused(asked, tmp_path):
         (tmp_path/name).mkdir()
         shutil.copy(asked.train_data, tmp_path/name/"t.bin")
         BpeTokenizer.train(["the the"], size).save(tmp_path/name/"tokenizer.json")
-    with pytest.raises(ValueError, match="were not made by one tokenizer"): train(replace(asked, vocab_size=None, train_data=(tmp_path/"a"/"t.bin", tmp_path/"b"/"t.bin")))
+    with pytest.raises(ValueError, match="were not made by the same tokenizer"): train(replace(asked, vocab_size=None, train_data=(tmp_path/"a"/"t.bin", tmp_path/"b"/"t.bin")))
 
 
 # ---- When to stop, what to keep

@@ -28,14 +28,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch.testing import assert_close
 
 from llm_course import pretrained
-from llm_course.bpe import LLAMA3
+from llm_course.bpe import CL100K, LLAMA3
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.data import fetch
 from llm_course.engine import exchange, hf_folders, llama2c, model_files
 from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
-from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece
+from llm_course.engine.chat import encode_chat
+from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
+from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
 from llm_course.engine.llama2c import read_pieces
 from llm_course.engine.model_files import row_blocks
@@ -347,8 +349,8 @@ def test_what_says_nothing_of_a_tokenizer_is_left_out(tokenizer, tmp_path, name,
 
 
 @pytest.mark.parametrize("listed, said", [
-    ([], None), ([1], "should map tensors to files, but holds a list"), ("x", "holds a str"), (3, "holds a int"), ({"a": 1}, "names 1, which is no file"),
-    ({"a": None}, "names None"), ({"a": ["b"]}, "which is no file"), ({"a": "/etc/passwd"}, "which is no file"), ({"a": ""}, "which is no file"), ({"a": "."}, "which is no file|lacks")], ids=str)
+    ([], None), ([1], "should map tensors to files, but holds a list"), ("x", "holds a str"), (3, "holds a int"), ({"a": 1}, "names 1, which is not a file"),
+    ({"a": None}, "names None"), ({"a": ["b"]}, "which is not a file"), ({"a": "/etc/passwd"}, "which is not a file"), ({"a": ""}, "which is not a file"), ({"a": "."}, "which is not a file|lacks")], ids=str)
 def test_an_index_of_another_kind(tokenizer, tmp_path, listed, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     (tmp_path/"model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}), "utf-8", newline="\n")
@@ -381,7 +383,7 @@ def malicious_gguf(kind):
     ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches behind its end")])
 def test_headers_made_to_do_harm(tmp_path, kind, said):
     (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
-    with pytest.raises(ValueError, match=rf"model\.gguf is no model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
+    with pytest.raises(ValueError, match=rf"model\.gguf is not a model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -433,7 +435,7 @@ def test_index_is_not_trusted(theirs, tokenizer, tmp_path):
     said = json.loads(index.read_text("utf-8"))
     name, first = next(iter(said["weight_map"].items()))
     index.write_text(json.dumps(said | {"weight_map": said["weight_map"] | {name: "../other.safetensors"}}), "utf-8", newline="\n")
-    with pytest.raises(ValueError, match="no file of this folder"): load_pretrained(folder, "cpu")
+    with pytest.raises(ValueError, match="not a file in this folder"): load_pretrained(folder, "cpu")
     index.write_text(json.dumps(said | {"weight_map": said["weight_map"] | {"model.more": first}}), "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"disagree about model\.more"): load_pretrained(folder, "cpu")
     index.write_text(json.dumps(said), "utf-8", newline="\n")
@@ -609,7 +611,7 @@ def quantise(source, path, kind=None, drop=(), **values):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "way to cut words is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
+    (dict(architecture="gemma"), "family 'gemma'"), (dict(pre="deepseek-llm"), "pre-tokenizer is 'deepseek-llm'"), (dict(model="t5"), "of the kind 't5'"),
     (dict(drop=["blk.1.attn_k.weight"]), r"lacks the tensor blk\.1\.attn_k\.weight"), (dict(drop=["llama.block_count"]), r"lacks 'llama\.block_count'"),
     (dict(dimension_count=8), "only a part of each head"), (dict(block_count=1), r"holds the tensor blk\.1\.attn_k\.weight and 8 more"),
     (dict(embedding_length=32), "in the shape"), (dict(drop=["tokenizer.ggml.merges"]), "tokenizer.ggml.merges"), (dict(drop=["token_embd.weight"]), "token_embd.weight"),
@@ -627,7 +629,7 @@ def test_gguf_with_another_scaling_of_rope_is_refused(tokenizer, tmp_path):
         export_gguf(model, tokenizer, tmp_path/"model.gguf")
         if known: same(load_pretrained(tmp_path/"model.gguf", "cpu")[0], model)
         else:
-            with pytest.raises(ValueError, match="follows another rule than Llama 3's"): load_pretrained(tmp_path/"model.gguf", "cpu")
+            with pytest.raises(ValueError, match="follows a different rule from Llama 3's"): load_pretrained(tmp_path/"model.gguf", "cpu")
 
 
 def test_gguf_of_a_model_with_spare_ids(tokenizer, tmp_path):
@@ -639,7 +641,7 @@ def test_gguf_of_a_model_with_spare_ids(tokenizer, tmp_path):
 
 def test_gguf_has_no_name_for_some_patterns(tokenizer, tmp_path):
     other = BpeTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, "o200k")
-    with pytest.raises(ValueError, match="GGUF has no name for this tokenizer's way to cut words"): export_gguf(random_model(), other, tmp_path/"model.gguf")
+    with pytest.raises(ValueError, match="GGUF has no name for this tokenizer's pattern"): export_gguf(random_model(), other, tmp_path/"model.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -767,7 +769,7 @@ def test_llama2c_with_groups_of_nothing(tmp_path, group):
     write_llama2c(random_model(), tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", group) + data[41:])
-    with pytest.raises(ValueError, match=rf"stories\.bin is no model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=rf"stories\.bin is not a model that we can read: its scales are for groups of {group} numbers"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 @pytest.mark.parametrize("mark", [b"", struct.pack("<Ii", 0x616b3432, 1), struct.pack("<Ii", 0x616b3432, 2)], ids=len)
@@ -783,7 +785,7 @@ def test_a_piece_too_long_to_be_one(tmp_path):
     write_llama2c(random_model(), tmp_path/"stories.bin", 1)
     write_pieces(tmp_path/"tokenizer.bin", 319)
     with open(tmp_path/"tokenizer.bin", "ab") as file: file.write(struct.pack("<fi", 0., 300_000) + b"a" * 300_000)
-    with pytest.raises(ValueError, match=r"tokenizer\.bin is no model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match=r"tokenizer\.bin is not a model that we can read: its token 319 has 300,000 letters"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
@@ -797,21 +799,33 @@ def test_llama2c_needs_its_tokenizer(tokenizer, tmp_path):
     write_llama2c(model, tmp_path/"stories.bin", 2)
     data = (tmp_path/"stories.bin").read_bytes()
     (tmp_path/"stories.bin").write_bytes(data[:37] + struct.pack("<i", 48) + data[41:])
-    with pytest.raises(ValueError, match="no multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
+    with pytest.raises(ValueError, match="not a multiple of its groups of 48"): load_pretrained(tmp_path/"stories.bin", "cpu")
 
 
 # ---- Tokenizers, against Hugging Face's library
 
+METASPACE = {"mistral 0.3": ("first", False), "spaces cut": ("always", True), "spaces cut once": ("first", True), "spaces cut, none first": ("never", True), "no space first": ("never", False)}
+PIECES = ["llama 2", "gemma", "phi-3", *METASPACE]
+ADDED = {   # as the files of these families have them
+    "phi-3": [dict(content="</s>", rstrip=True), *(dict(content=f"<|{name}|>", rstrip=True, special=True) for name in ("user", "assistant", "end", "placeholder1"))],
+    "gemma": [dict(content=text) for text in ("\n", "\n\n", "▁▁", "▁▁▁", "<start_of_turn>")],
+    "phi-4": [dict(content=f"<|im_{name}|>", lstrip=True, rstrip=True, special=True) for name in ("start", "end", "sep")],
+    "mistral 0.3": [dict(content="[INST]", special=True), dict(content="[/INST]", special=True)]}
+BESIDE = ["<|user|>\n Hi there<|end|> \n<|assistant|>", "a </s> b</s>\n\nc", " <|im_start|> \u3000a \x85<|im_end|>\x1c b <|im_end|>", "[INST] Hi[/INST] ho [INST] a", " leading", "▁ a▁▁▁ b", "<s>", "<s> a <s>b"]
+
+
 def trained(kind):
     "A small tokenizer as each family builds it."
-    pieces = kind in ("llama 2", "gemma")
+    pieces = kind in PIECES
     made = tokenizers.Tokenizer(models.BPE(byte_fallback=pieces, unk_token="<unk>" if pieces else None, fuse_unk=pieces))
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = lambda pattern: pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), level])
     made.decoder = decoders.ByteLevel()
     if kind == "smollm2": made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif kind == "phi-4": made.pre_tokenizer = split(LLAMA3)
     elif kind == "llama 3.1": made.pre_tokenizer = split(LLAMA3)
+    elif kind == "olmo 2": made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(CL100K.replace("{1,3}+", "{1,3}")), "removed", invert=True), level])
     elif kind in ("qwen2", "qwen3"): made.normalizer, made.pre_tokenizer = normalizers.NFC(), split(QWEN)
     else:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -820,35 +834,101 @@ def trained(kind):
     if kind == "gemma":
         made.normalizer, made.pre_tokenizer = normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous")
         made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if kind in METASPACE:
+        made.normalizer, made.pre_tokenizer = None, pre_tokenizers.Metaspace("▁", *METASPACE[kind])
+        if "never" in METASPACE[kind]: made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     text = [*Path(gguf_page.__file__).read_text("utf-8").splitlines(), *HARD]
     if pieces:   # the trainer takes letters alone into its alphabet, so the bytes are put in by hand
         made.train_from_iterator([re.sub(r"\S{20,}", "", line) for line in text], trainers.BpeTrainer(vocab_size=500, special_tokens=special, max_token_length=8, show_progress=False))
         data = json.loads(made.to_str())
         data["model"]["vocab"] |= {name: len(data["model"]["vocab"]) + i for i, name in enumerate(alphabet)}
-        return tokenizers.Tokenizer.from_str(json.dumps(data))
-    made.train_from_iterator(text, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
-    return made
+        made = tokenizers.Tokenizer.from_str(json.dumps(data))
+    else: made.train_from_iterator(text, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    data = json.loads(made.to_str())
+    known = {token["content"]: token for token in data["added_tokens"]}
+    for token in ADDED.get(kind, []):
+        usual = known.get(token["content"]) or dict(id=data["model"]["vocab"].get(token["content"], 900 + len(known)), single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
+        known[token["content"]] = usual | token
+    data["added_tokens"] = sorted(known.values(), key=lambda token: token["id"])
+    return tokenizers.Tokenizer.from_str(json.dumps(data))
 
 
-@pytest.mark.parametrize("kind", ["llama 2", "gemma", "llama 3.1", "smollm2", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", [*PIECES, "llama 3.1", "smollm2", "qwen2", "qwen3", "olmo 2", "phi-4"])
 def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
     reference = trained(kind)
     export_pretrained(random_model(vocab_size=1000), BpeTokenizer({i: bytes([i]) for i in range(256)}, []), tmp_path)
     reference.save(str(tmp_path/"tokenizer.json"))
     _, ours = load_pretrained(tmp_path, "cpu")
-    assert type(ours) is (SentencePiece if kind in ("llama 2", "gemma") else BpeTokenizer) and ours.rules.normalizer == ("NFC" if kind.startswith("qwen") else "")
-    for text in [*HARD, *Path(__file__).read_text("utf-8").splitlines()]:
+    assert type(ours) is (SentencePiece if kind in PIECES else BpeTokenizer) and ours.rules.normalizer == ("NFC" if kind.startswith("qwen") else "")
+    table = PieceTable(ours)
+    for text in [*HARD, *BESIDE, *Path(__file__).read_text("utf-8").splitlines()[::5]]:
         ids = reference.encode(text, add_special_tokens=False).ids
         assert ours.encode(text) == ids, text
+        assert encode_block(text, table).tolist() == ids, text
         assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=False)
-        assert list(ours.encode_iterable(iter(text))) == ids
+        assert list(ours.encode_iterable(iter(text), block=1)) == ids
+    (tmp_path/"text.txt").write_text("".join(BESIDE * 2), "utf-8", newline="")
+    found = [ids for _, ids in encode_spans(ours, [whole(tmp_path/"text.txt")], block=16)]
+    assert np.concatenate(found).tolist() == reference.encode("".join(BESIDE * 2), add_special_tokens=False).ids
     ours.save(tmp_path/"again.json")   # and back into their library
     again = tokenizers.Tokenizer.from_file(str(tmp_path/"again.json"))
-    for text in HARD: assert again.encode(text, add_special_tokens=False).ids == reference.encode(text, add_special_tokens=False).ids
+    for text in [*HARD, *BESIDE]: assert again.encode(text, add_special_tokens=False).ids == reference.encode(text, add_special_tokens=False).ids
     export_pretrained(random_model(**{**MODELS.get(kind, {}), "vocab_size": 1000}), ours, tmp_path/"exported")
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path/"exported")
-    for text in HARD: assert auto(text, add_special_tokens=False).input_ids == reference.encode(text, add_special_tokens=False).ids, text
+    for text in [*HARD, *BESIDE]: assert auto(text, add_special_tokens=False).input_ids == reference.encode(text, add_special_tokens=False).ids, text
+    if ours.rules.rstrip and kind not in PIECES:
+        for write in lambda: export_gguf(random_model(vocab_size=1000), ours, tmp_path/"model.gguf"), ours.to_tiktoken:
+            with pytest.raises(ValueError, match="white space"): write()
     if kind.startswith("qwen"): assert ours.decode(ours.encode("e\u0301")) == unicodedata.normalize("NFC", "e\u0301") == "é"
+
+
+@pytest.mark.parametrize("kind, template", [
+    ("phi-3", "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"),
+    ("phi-4", "{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_sep|>{{ m['content'] }}<|im_end|>{% endfor %}"),
+    ("mistral 0.3", "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}[/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"),
+    ("mistral 0.3", "{% for m in messages %}{{ m['content'] }}[INST]{% endfor %}")])
+def test_conversations_are_encoded_as_by_transformers(kind, template, tmp_path):
+    "Special tokens take in white space on both sides, a person's too, and only what stands first gets a space."
+    trained(kind).save(str(tmp_path/"tokenizer.json"))
+    begin = {} if kind == "phi-4" else {"bos_token": "<s>"}
+    (tmp_path/"tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template} | begin), "utf-8", newline="\n")
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for texts in ["Hi there", "Yes?", " \n two\n", "", "  \u2003"], ["  "], ["Hi", " ", "<|user|> no <s>token [INST] <|im_end|>"]:
+        messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+        for reply in True, False:
+            wanted = theirs.apply_chat_template(messages, add_generation_prompt=reply, return_dict=False)
+            ids, mask = encode_chat(ours, messages, reply=reply)
+            assert len(mask) == len(ids)
+            if "token" not in texts[-1]: assert ids == wanted, messages
+            else: assert ids != wanted   # theirs is deceived
+
+
+def test_what_is_said_last_of_a_token_counts(tmp_path):
+    "In transformers, tokenizer_config.json goes before tokenizer.json."
+    trained("phi-3").save(str(tmp_path/"tokenizer.json"))
+    id = load_tokenizer(tmp_path).special_tokens["<|end|>"]
+    token = dict(content="<|end|>", lstrip=True, rstrip=False, normalized=False, single_word=False, special=True)
+    (tmp_path/"tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {id: token}}), "utf-8", newline="\n")
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in "a <|end|> b", "<|user|> <|end|>  <|end|>": assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(decoder=None), None), (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}), None),
+    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "prepend_scheme": "first", "split": False}), None),
+    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": False}), "prepares texts otherwise"),
+    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "last", "split": False}), "prepares texts otherwise"),
+    (dict(normalizer={"type": "NFKC"}), "prepares texts otherwise"), (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": []}), "prepares texts otherwise"),
+    (dict(decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}), "puts spaces back otherwise"),
+    (dict(added_tokens=[dict(id=0, content="<unk>", single_word=True, lstrip=False, rstrip=False, normalized=False, special=True)]), "uses single_word"),
+    (dict(added_tokens=[dict(id=0, content="▁▁", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)]), "cannot have id 0")], ids=str)
+def test_other_ways_with_spaces_are_refused(change, said, tmp_path):
+    data = json.loads(trained("mistral 0.3").to_str()) | change
+    (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8", newline="\n")
+    with pytest.raises(ValueError, match=said) if said else nullcontext(): ours = load_tokenizer(tmp_path)
+    if said is None:
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path/"tokenizer.json"))
+        for text in BESIDE: assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
 
 
 def test_scores_and_merges_say_the_same(tmp_path):
@@ -877,7 +957,7 @@ def test_gguf_with_llama_2s_tokenizer(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("change, said", [
     (dict(normalizer={"type": "Lowercase"}), "rewrites text first"), (dict(pre_tokenizer={"type": "Whitespace"}), "not byte-level"), (dict(model={"type": "Unigram"}), "Unigram"),
-    (dict(model={"byte_fallback": True, "vocab": {}, "merges": []}), "otherwise than Llama 2")], ids=str)
+    (dict(model={"byte_fallback": True, "vocab": {}, "merges": []}), "differently from Llama 2")], ids=str)
 def test_other_tokenizers_are_refused(tokenizer, tmp_path, change, said):
     export_pretrained(random_model(), tokenizer, tmp_path)
     data = json.loads((tmp_path/"tokenizer.json").read_text("utf-8"))
@@ -1088,9 +1168,9 @@ def test_hub_refusals(hub):
     assert "it is of the family 'gemma'" in said and "\n" not in said
     assert not any("safetensors" in path for path in asked)   # refused before anything large was fetched
     said, _ = from_hub("someone/nobody", env)
-    assert said.startswith("refused: someone/nobody is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/nobody is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
     said, _ = from_hub("someone/unheard", env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert said.startswith("refused: someone/unheard is no path here, and could not be had from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/unheard is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
 
 
 # ---- Without the optional packages
@@ -1172,12 +1252,12 @@ def test_check_finds_a_difference(tokenizer, tmp_path, capsys):
     try:
         with pytest.raises(SystemExit) as caught: main(["check", "--folder", str(tmp_path)])
     finally: exchange.load_pretrained = original
-    assert caught.value.code == 2 and "is not read alike" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is read differently" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, status, said", [
     ([], 0, "usage:"), (["--help"], 0, "usage:"), (["convert"], 2, "there is no command convert"), (["export", "--model_path", "nowhere.pt"], 2, "does not exist"),
-    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is none of"), (["check", "--folder", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
+    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is not one of"), (["check", "--folder", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
     (["check", "--folder", "nowhere"], 2, "nowhere does not exist")], ids=str)
 def test_command_refuses(words, status, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -8,20 +8,26 @@ import torch
 
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
-from llm_course.engine.rollouts import judge, load_reward, main, read_prompts, sample_groups
+from llm_course.engine.rollouts import (
+    COLLAPSES,
+    diagnose_rewards,
+    judge,
+    load_reward,
+    main,
+    read_prompts,
+    reward_signs,
+    sample_groups,
+)
 from llm_course.optim import AdamW
 from llm_course.rewards import (
-    COLLAPSES,
     METHODS,
     advantages,
     answer_logprobs,
-    diagnose_rewards,
     kl_estimate,
     lay_out,
     learn_from,
     pass_at_k,
     policy_loss,
-    reward_signs,
     sample_answers,
 )
 from llm_course.transformer import Transformer
@@ -288,7 +294,7 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(folder, capsys):
 
 
 @pytest.mark.parametrize("more, message", [
-    (("--method", "ppo"), "--method ppo is none of reinforce, rloo, grpo, dr_grpo"), (("--group", "1"), "--group must be at least 2, but is 1"),
+    (("--method", "ppo"), "--method ppo is not one of reinforce, rloo, grpo, dr_grpo"), (("--group", "1"), "--group must be at least 2, but is 1"),
     (("--clip", "-1"), "--clip must be 0 or more"), (("--stop", "ab"), "--stop 'ab' must be one token, but is 2"), (("--reward", "nothing"), "reward must be module:function"),
     (("--reward", "nothing:at_all"), "No module named 'nothing'"), (("--reward", f"{__name__}:too_much"), "a reward must be a number from 0 to 1"),
     (("--max_tokens", "31"), "are more than the 32 that the model reads"), (("--updates", "0"), "--updates must be at least 1")], ids=lambda value: value[0][2:] if isinstance(value, tuple) else "")
@@ -300,7 +306,7 @@ def test_the_command_refuses(folder, capsys, more, message):
 def test_prompts_and_rewards_are_checked(folder):
     (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: an object with a prompt is wanted"): read_prompts(folder/"bad.jsonl")
-    with pytest.raises(ValueError, match="is no function"): load_reward(f"{__name__}:END")
+    with pytest.raises(ValueError, match="is not a function"): load_reward(f"{__name__}:END")
     for bad in (None, float("nan"), "much", -.1):
         with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text, bad=bad: bad, {}, "text")
     assert judge(lambda record, text: True, {}, "text") == 1

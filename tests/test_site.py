@@ -1,4 +1,5 @@
 """The site: its list of pages, and the pages that pandoc makes of them. (What Quarto makes is not tested here: it is not in any package registry.)"""
+import gzip
 import json
 import math
 import re
@@ -9,9 +10,11 @@ from textwrap import dedent
 
 import api
 import book
+import chinese
 import jsonschema
 import pytest
 import render
+from font import characters_of
 from test_notebooks import names_of
 
 pytest.importorskip("pypandoc")
@@ -27,7 +30,7 @@ settings = dict(re.findall(r"^(\w+) = (.*)$", (root/"settings.ini").read_text("u
 
 def test_every_page_is_listed_once_and_every_listed_page_exists():
     there = [path.relative_to(root).as_posix() for path in book.pages()]
-    assert sorted(listed) == sorted([*there, *api.parts_of(config, modules)]) and all((root/page).is_file() for page in there)
+    assert sorted(listed) == sorted([*there, *api.parts_of(config, modules), *chinese.PAGES]) and all((root/page).is_file() for page in there)
     assert all(any(Path(page).match(pattern) for pattern in config["project"]["render"]) for page in listed)   # and Quarto is told of each
 
 
@@ -97,7 +100,7 @@ def page_from(cells, folder, page="nbs/06_small.ipynb"):
     proc, output = folder/"_proc", folder/"_docs"
     (proc/page).parent.mkdir(parents=True, exist_ok=True)
     kinds = [{"cell_type": kind, "source": source, **({"outputs": outputs} if kind == "code" else {})} for kind, source, *outputs in deepcopy(cells)]
-    render.lead_to_pages(kinds)
+    render.embed_html(kinds)
     (proc/page).write_text(json.dumps({"cells": kinds}), "utf-8", newline="\n")
     own = config | {"website": config["website"] | {"sidebar": {"contents": ["nbs/index.ipynb", {"section": "Part", "contents": [page, "nbs/07_ffn.ipynb"]}]}}}
     titles = {"nbs/index.ipynb": "Start", page: "06 Small", "nbs/07_ffn.ipynb": "07 FFN"}
@@ -155,7 +158,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.ids += [attributes["id"]] if "id" in attributes else []
-        self.targets += [attributes[key] for key in ("href", "src") if key in attributes]
+        if tag != "base": self.targets += [attributes[key] for key in ("href", "src") if key in attributes]
         if tag == "img" and not attributes.get("alt"): self.blind.append(attributes["src"])
 
 
@@ -188,7 +191,7 @@ def test_every_chapter_has_its_number_and_its_badge(site):
 
 
 def test_every_page_is_made_and_every_picture_described(site):
-    assert site.keys() - {""} == {"index.html", "machine/index.html", *map(render.address, listed)}
+    assert site.keys() - {""} == {"index.html", "404.html", "machine/index.html", *map(render.address, listed)}
     assert not [(page, links.blind) for page, links in site.items() if page and links.blind]
 
 
@@ -233,26 +236,117 @@ def test_the_minutes_are_those_of_the_pages():
     assert not {name: (said[name], minutes) for name, minutes in true.items() if abs(said[name] - minutes) > 7.5}, "run the front page again"
 
 
+def test_a_lesson_is_one_sitting():
+    "By the same rule, which counts every line of code that is neither hidden nor folded: exported ones, too."
+    rule = {"re": re, "math": math}
+    exec("".join(front["reading-time"]["source"]), rule)
+    lessons = [path for path in book.pages() if book.room(path) == "lesson" and path.stem != "index"]
+    took = {book.name(path): rule["reading"](book.cells(path)) for path in lessons}
+    assert len(took) > 25 and not {name: minutes for name, minutes in took.items() if minutes >= 36}   # 35 minutes, and some seconds
+
+
 def test_the_tour_takes_fifteen_minutes():
     assert "[00 Tour](00_tour.ipynb) 15," in shown("times", "text/markdown")
 
 
-def test_what_is_searched_holds_every_section_and_no_code(site):
+def test_what_is_searched_holds_every_section_its_words_and_its_code(site):
     found = json.loads((site[""]/"search.js").read_text("utf-8").partition("=")[2])
     assert {address.partition("#")[0] for address, *_ in found} == {*map(render.address, listed)}
     for address, *_ in found:
         page, _, anchor = address.partition("#")
         assert not anchor or anchor in site[page].ids, address
-    norm = {heading: words for address, _, heading, words in found if address.startswith("nbs/rmsnorm")}
-    assert "residual stream" in norm["The problem"] and not any("torch.promote_types(x" in words or "<" in heading for heading, words in norm.items())
+    norm = {heading: (words, code) for address, _, heading, words, code in found if address.startswith("nbs/rmsnorm")}
+    assert "residual stream" in norm["The problem"][0]
+    assert any("torch.promote_types(x" in code for _, code in norm.values())
+    assert not any("torch.promote_types(x" in words or "<" in heading for heading, (words, _) in norm.items())
 
 
 def test_links_to_the_site_have_a_picture(site):
-    picture = (site[""]/config["website"]["image"]).read_bytes()
+    picture = (site[""]/config["website"]["image"].lstrip("/")).read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) < 100_000
     assert (int.from_bytes(picture[16:20]), int.from_bytes(picture[20:24])) == (1200, 630)
     text = (site[""]/"nbs"/"rmsnorm.html").read_text("utf-8")
     assert f'<meta property="og:image" content="{config["website"]["site-url"]}/card.png">' in text and 'name="twitter:card"' in text
+
+
+def test_no_page_asks_another_server_for_anything(site):
+    "Links may lead elsewhere; what a browser fetches by itself lies on the site, in Quarto's pages as in ours."
+    asks = re.compile(r'''<(?:img|script|iframe|source|video|audio|embed)\b[^>]*\bsrc="(?:https?:)?//|<link\b(?![^>]*\brel="(?:canonical|next|prev)")[^>]*\bhref="(?:https?:)?//|(?:url\(|@import\s+)["']?(?:https?:)?//''')
+    for planted in ('<img alt="a" src="https://x.org/a.svg">', '<link rel="stylesheet" href="//x.org/a.css">', '@import "https://x.org/a.css"', "url(https://x.org/a.woff)"): assert asks.search(planted)
+    shown = [path for path in site[""].rglob("*") if path.suffix in (".html", ".css", ".js", ".svg") and path.name not in ("search.js", "demo_model.js", "demo_tokenizer.js")]
+    assert len(shown) > 100 and not [path for path in shown if asks.search(path.read_text("utf-8"))]
+    proc = site[""].parent/"_proc"
+    assert not [path for path in (*proc.glob("*.scss"), *proc.glob("*.css")) if asks.search(path.read_text("utf-8"))]
+    assert {*map(str, [config["format"]["html"]["theme"][kind] for kind in ("light", "dark")])} <= {path.name for path in proc.glob("*.scss")}   # none of Bootswatch's, which import fonts
+    for path in proc.rglob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        kinds = {kind for cell in cells for output in cell.get("outputs", ()) for kind in output.get("data", {})}
+        assert not kinds & {"text/html", "application/javascript", "application/vnd.jupyter.widget-view+json"}, path   # for these Quarto loads jQuery and RequireJS
+        assert not [cell for cell in cells if cell["cell_type"] == "markdown" and re.search(r"!\[[^\]]*\]\(https?:", "".join(cell["source"]))], path
+
+
+def strings(notebook):
+    "The texts of a notebook that are not lists of lines."
+    fields = [cell["source"] for cell in notebook["cells"]]
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
+        fields += [output["text"]] if "text" in output else []
+        fields += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return [field for field in fields if isinstance(field, str)]
+
+
+def test_every_text_that_quarto_reads_is_a_list_of_lines(site):
+    "Of one string, Quarto 1.9 loses the ends of the lines: code becomes one line, and the title block shows as text."
+    notebooks = {path: json.loads(path.read_text("utf-8")) for path in (site[""].parent/"_proc").rglob("*.ipynb")}
+    assert len(notebooks) == len(modules) + 4 and not [path for path, notebook in notebooks.items() if strings(notebook)]
+    planted = deepcopy(next(iter(notebooks.values())))
+    planted["cells"][0]["source"] = "".join(planted["cells"][0]["source"])
+    assert strings(planted)
+
+
+def test_no_id_of_a_cell_is_that_of_a_heading_or_a_symbol(site):
+    "Quarto gives each cell its id as that of a part of the page."
+    for path in (site[""].parent/"_proc").rglob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        page = path.relative_to(site[""].parent/"_proc").as_posix()
+        assert all(cell["id"].startswith("cell-") for cell in cells)
+        assert not {cell["id"] for cell in cells} & {*site[render.address(page)].ids}, page
+
+
+def test_every_page_names_a_picture_for_links_to_it(site):
+    "Else Quarto takes the first picture on the page, and social networks show no SVG."
+    for path in (site[""].parent/"_proc").rglob("*.ipynb"): assert render.front_of(path)["image"] == config["website"]["image"] == "/card.png"
+
+
+def test_the_page_for_lost_addresses_works_at_any_depth(site):
+    text = (site[""]/"404.html").read_text("utf-8")
+    assert '<base href="/llm_course/">' in text and "This page does not exist" in text and 'href="nbs/index.html"' in text
+    assert not any("<base" in path.read_text("utf-8") for path in site[""].glob("nbs/*.html"))
+
+
+def test_every_page_has_a_favicon_a_theme_and_its_contents(site):
+    for page in listed:
+        text = (site[""]/render.address(page)).read_text("utf-8")
+        assert re.search(r'<link rel="icon" href="[./]*favicon.svg"', text) and "machine/theme.js" in text and ('class="toc"' in text) == ("<h2" in text), page
+
+
+def test_the_font_has_every_character_of_the_formulas(site):
+    font = (root/"web"/"static"/"math.woff2").read_bytes()
+    assert font[:4] == b"wOF2" and len(font) <= 120_000
+    covered = (root/"web"/"static"/"math.txt").read_text("utf-8").splitlines()[2]
+    missing = characters_of(site[""]) - {*covered, "\u2061", "\xa0"}   # what applies a function has no shape
+    assert not missing, "run python web/font.py, as its first lines say"
+
+
+def test_a_first_visit_of_a_lesson_is_light(site):
+    "150 kB, packed, the font apart: the page, its pictures, and what all pages share."
+    packed = lambda path: len(gzip.compress(path.read_bytes()))
+    shared = sum(packed(site[""]/name) for name in ("style.css", "site.js", "favicon.svg", "machine/theme.js"))
+    for page in (page for page in listed if re.match(r"nbs/\d\d_", page)):
+        path = site[""]/render.address(page)
+        text = path.read_text("utf-8")
+        pictures = [path.parent/name for name in re.findall(r'<img src="([^"]+)"', text)]
+        live = [site[""]/"machine"/name for name in ("figures.js", "parts.js", "parts.css")] if "data-figure" in text else []
+        assert packed(path) + shared + sum(map(packed, pictures + live)) < 150_000, page
 
 
 # ---- The pages on the package

@@ -106,7 +106,7 @@ def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys)
     data.main([*words, "--bad_files", "replace"])
     assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"valeth{end_of_text}caf\ufffd")
     assert "note: of 2 files, replaced 1 (standard_input)" in capsys.readouterr().err
-    assert "can be read once" in refusal(capsys, data.main, *words, "--val_corpus", "-")
+    assert "can be read only once" in refusal(capsys, data.main, *words, "--val_corpus", "-")
     type_in(b"the moth then the moth")
     bpe_tokenizer.main(["--corpus", "-", "--vocab_size", "260", "--output", str(tmp_path/"t.json")])
     assert BpeTokenizer.load(tmp_path/"t.json").vocab_size == 260
@@ -129,7 +129,7 @@ def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a\.parquet has no column body; name one of id, text by --text_field"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="body"))
     with pytest.raises(ValueError, match=r"the column id of .* holds no text"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="id"))
     (tmp_path/"b.parquet").write_bytes((tmp_path/"a.parquet").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"b\.parquet is not a whole Parquet file"): plain_files([tmp_path/"b.parquet"], tmp_path)
+    with pytest.raises(ValueError, match=r"b\.parquet is not a complete Parquet file"): plain_files([tmp_path/"b.parquet"], tmp_path)
     assert plain_files([tmp_path/"b.parquet"], tmp_path, Reading(bad_files="replace")) == []
 
 

@@ -218,7 +218,7 @@ def is_sound(path, asked):
     "Are weights and moments numbers, and is what the model says?"
     saved, model = read_checkpoint(path), load_model(path, asked.device)
     moments = [x for state in saved["optimizer"]["state"].values() for x in state.values() if torch.is_tensor(x)]
-    loss = evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device)])
+    loss = evaluate(model, [get_batch(np.arange(2_000) % 50, 8, 8, asked.device, iteration=0)])
     return all(x.isfinite().all() for x in [*model.parameters(), *moments]) and math.isfinite(loss)
 
 
@@ -707,7 +707,7 @@ def digest(threads):
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     return hashlib.md5(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 import torch._dynamo
-print(*{digest(threads) for threads in (1, 2, 2, 2, 2)})
+print(*{digest(threads) for threads in (1, 2, 2)})
 """
 
 
@@ -717,7 +717,7 @@ def test_compiled_training_is_the_same_on_one_thread_and_two():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that torch is imported once")
-@pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 0, "deaths")], ids=["at random moments", "at each write, fsync and rename"])
+@pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 4, "deaths")], ids=["at random moments", "at writes, fsync and rename"])
 def test_a_killed_run_ends_with_the_same_losses(how, kills, said, tmp_path):
     done = subprocess.run([sys.executable, "tests/killed.py", tmp_path, how, str(kills)], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
                           capture_output=True, text=True, encoding="utf-8")
@@ -850,7 +850,7 @@ def test_muon_steps_the_matrices_of_the_blocks_and_resumes(asked):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(order="sorted"), "--order sorted is none of random, epochs"), (dict(decay="root"), "--decay root is none of cosine, line"),
+    (dict(order="sorted"), "--order sorted is not one of random, epochs"), (dict(decay="root"), "--decay root is not one of cosine, line"),
     (dict(muon_lr=0.), "--muon_lr and --lr_max must be positive, but they are 0.0 and 0.001")])
 def test_a_recipe_that_cannot_be_is_refused(asked, change, message):
     with pytest.raises(ValueError, match=message): settle(replace(asked, **change))

@@ -269,7 +269,7 @@ def test_a_run_whose_folder_is_deleted_is_saved_elsewhere(base, tmp_path, room, 
 
 def test_what_is_not_a_file_is_not_replaced(tmp_path):
     (tmp_path/"config.json").mkdir()
-    with pytest.raises(ValueError, match=r"config\.json is no ordinary file"), whole_folder(tmp_path, "model") as stage:
+    with pytest.raises(ValueError, match=r"config\.json is not an ordinary file"), whole_folder(tmp_path, "model") as stage:
         for name in "a.bin", "config.json": (stage/name).touch()
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 

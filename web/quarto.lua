@@ -4,7 +4,7 @@
 local kinds = {fig = "Figure", tbl = "Table", eq = "Equation", sec = "Section"}
 local names = {note = "Note", tip = "Tip", warning = "Warning", important = "Important", caution = "Caution"}
 local page, site, root
-local numbers, counts, headers = {}, {}, {}
+local numbers, counts = {}, {}
 
 local function kind_of(id) return kinds[id:match("^(%a+)%-") or ""] and id:match("^%a+") end
 
@@ -42,7 +42,6 @@ local function drawing(element)   -- ::: {#fig-name} what is shown, then its cap
 end
 
 local function header(element)
-  headers[element.identifier] = true
   if kind_of(element.identifier) == "sec" then number(element.identifier) end
 end
 
@@ -102,10 +101,6 @@ local function link(element)   -- to a notebook or to one of the pages that are 
   return element
 end
 
-local function anchor(element)   -- a heading of that name serves as well
-  if #element.content == 0 and headers[element.identifier] then return {} end
-end
-
 local function wide(element)   -- a table scrolls by itself, so that a phone's page does not
   return pandoc.Div({element}, {class = "scroll", tabindex = "0"})
 end
@@ -114,6 +109,6 @@ function Pandoc(doc)
   local meta = function(key) return pandoc.utils.stringify(doc.meta[key]) end
   page, site, root = meta("page"), meta("site-url"), meta("root")
   doc = doc:walk {Figure = figure, Div = drawing, Table = table_, Header = header, Inlines = equation}
-  doc = doc:walk {Cite = reference, Div = callout, Link = link, Span = anchor}
+  doc = doc:walk {Cite = reference, Div = callout, Link = link}
   return doc:walk {Table = wide}
 end

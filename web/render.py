@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import api
 import book
 import card
+import chinese
 import pypandoc
 import yaml
 from tqdm import tqdm
@@ -23,6 +25,7 @@ from tqdm import tqdm
 from llm_course.engine.commands import run_command
 
 root, web = Path(__file__).parents[1], Path(__file__).parent
+MADE = ("api/", "cn/")   # folders whose pages are made at build
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def process(proc: Path) -> Path:
     from nbdev.processors import FilterDefaults
     shutil.rmtree(proc, ignore_errors=True)
     proc.mkdir()
-    for name in "_quarto.yml", "index.qmd": shutil.copy(root/name, proc)
+    for file in root/"_quarto.yml", root/"index.qmd", web/"404.qmd", *sorted((web/"quarto").iterdir()), *sorted((web/"static").iterdir()): shutil.copy(file, proc)
     anchors, modules = anchors_of(root/"llm_course"/"_modidx.py"), {}
     with chdir(root):   # where nbdev looks for its settings
         # The page shows the source, which says more than show_doc; and nbdev would link words such as `store` to other libraries.
@@ -68,14 +71,25 @@ def process(proc: Path) -> Path:
             write_nb(page, target)
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
             if module: modules[name] = module
-            finish(notebook["cells"], source["cells"], path.name, module, anchors[address(name)])
-            lead_to_pages(notebook["cells"])
+            finish(notebook["cells"], source["cells"], path, module, anchors[address(name)])
+            embed_html(notebook["cells"])
+            split_lines(notebook["cells"])
             target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), "utf-8", newline="\n")
     config = book.config()
     api.write(proc, config, modules, {name: front_of(proc/name)["title"] for name in modules})
-    card.draw(proc/config["website"]["image"], config["website"]["title"], config["website"]["description"])
+    for page in chinese.PAGES: write_chinese(proc, page)
+    card.draw(proc/config["website"]["image"].lstrip("/"), config["website"]["title"], config["website"]["description"])
     machine(proc/"machine")
     return proc
+
+
+def write_chinese(proc: Path, page: str) -> None:
+    "Write a page in Chinese into `proc`, with its pictures beside it."
+    cells = chinese.translated(page)
+    embed_html(cells, "../nbs/")
+    target = proc/page
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(chinese.led_back(markdown(cells, target.with_name(f"{target.stem}_files"))), "utf-8", newline="\n")
 
 
 def machine(folder: Path) -> None:
@@ -108,13 +122,19 @@ def anchors_of(modidx: Path) -> dict[str, list[str]]:
     return anchors
 
 
-def finish(cells: list[dict], source: list[dict], name: str, module: str, anchors: list[str]) -> None:
-    "Put the chapter's number before its title, the badge below it, and each symbol's anchor, and its module, before its code."
+def finish(cells: list[dict], source: list[dict], path: Path, module: str, anchors: list[str]) -> None:
+    """Put the chapter's number before its title, the link to Colab below it, and each symbol's anchor, and its module, before its code.
+
+    The link is words and not a picture, which would have to be fetched from elsewhere. No id of a cell may be that of a heading, too."""
     front = yaml.safe_load(text(cells[0]["source"]).strip("-\n "))
-    if number := re.match(r"\d\d", name): front["title"] = f"{number[0]} {front['title']}"
+    number = book.number(path)
+    if number is not None: front["title"] = f"{number:02} {front['title']}"
+    front["image"] = "/card.png"   # else Quarto takes the page's first picture, which is an SVG
+    if path.stem.startswith("mistakes_"): front["search"] = False   # these pages name every term, and would be found first
     cells[0]["source"] = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---"
-    badge = next((line for cell in source[:2] for line in text(cell["source"]).splitlines() if "colab-badge" in line), "")
-    left = list(anchors)
+    badge = re.search(r"\[!\[Open in Colab\]\(.+?\)\]\((.+?)\)", "\n".join(text(cell["source"]) for cell in source[:2]))
+    left = [anchor for anchor in anchors if anchor not in heading_ids(cells)]
+    for cell in cells: cell["id"] = f"cell-{cell.get('id', 'front')}"
     for at in reversed(range(1, len(cells))):
         if cells[at]["cell_type"] != "code" or "Exported source" not in text(cells[at]["source"]): continue
         defined = {getattr(node, "name", "").lower() for node in ast.parse(text(cells[at]["source"])).body}
@@ -122,17 +142,51 @@ def finish(cells: list[dict], source: list[dict], name: str, module: str, anchor
         left = [a for a in left if a not in here]
         cells[at]["source"] = text(cells[at]["source"]).replace("Exported source", f"Exported to llm_course.{module}", 1)
         cells.insert(at, markdown_cell(f"anchors-{at}", "".join(f"[]{{#{a}}}" for a in here)))
-    cells.insert(1, markdown_cell("badge", badge + "\n\n" + "".join(f"[]{{#{a}}}" for a in left)))
+    link = f"[Open in Colab]({badge[1]}){{.colab}}" if badge else ""
+    cells.insert(1, markdown_cell("badge", link + "\n\n" + "".join(f"[]{{#{a}}}" for a in left)))
 
 
-def lead_to_pages(cells: list[dict]) -> None:
-    "Let links to notebooks that a cell shows as HTML, such as those in a drawing, lead to their pages."
-    for data in (out["data"] for cell in cells for out in cell.get("outputs", ()) if "text/html" in out.get("data", {})):
-        data["text/html"] = re.sub(r'(?<=href=")[\w/]+\.ipynb', lambda found: address(found[0]), text(data["text/html"]))
+def heading_ids(cells: list[dict]) -> set[str]:
+    "The ids that pandoc gives to the headings of a page, where they have none of their own."
+    prose = "\n".join(text(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", prose, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w. -]|^[^a-zA-Z]+", "", heading).replace(" ", "-").lower() for heading in headings}
+
+
+def embed_html(cells: list[dict], folder: str = "") -> None:
+    """Put what a cell shows as HTML into Markdown, and let links to notebooks in it lead to their pages.
+
+    For any output of the type HTML, Quarto's pages load jQuery and RequireJS from other servers."""
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "text/html" not in data: continue
+            shown = re.sub(r'(?<=href=")[\w/]+\.ipynb', lambda found: folder + address(found[0]), text(data["text/html"]))
+            block = f"```{{=html}}\n{shown}\n```"
+            options = options_of(text(cell["source"]))
+            if options.get("label", "").startswith("fig-"):
+                block = f"::: {{#{options['label']}}}\n\n{block}\n\n{options['fig-cap']}\n\n:::"
+                cell["source"] = re.sub(r"^#\| (?:label|fig-cap|fig-alt):.*\n", "", text(cell["source"]), flags=re.M)
+            output["data"] = {"text/markdown": block}
+
+
+def split_lines(cells: list[dict]) -> None:
+    "Let every text be a list of lines: of one string, Quarto loses the ends of the lines."
+    for cell in cells:
+        cell["source"] = text(cell["source"]).splitlines(keepends=True)
+        for output in cell.get("outputs", ()):
+            if "text" in output: output["text"] = text(output["text"]).splitlines(keepends=True)
+            for kind in output.get("data", {}):
+                if kind.startswith("text/"): output["data"][kind] = text(output["data"][kind]).splitlines(keepends=True)
+
+
+def options_of(source: str) -> dict:
+    "What the directives of a cell, `#| name: value`, ask for."
+    return yaml.safe_load("\n".join(line[2:].strip() for line in source.splitlines() if line.startswith("#|"))) or {}
 
 
 def markdown_cell(name: str, source: str) -> dict:
-    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+    return {"cell_type": "markdown", "id": f"cell-{name}", "metadata": {}, "source": source}
 
 
 # ---- The second half, where Quarto is missing: a notebook as pandoc's Markdown, and that as a page
@@ -148,9 +202,8 @@ def markdown(cells: list[dict], files: Path) -> str:
 
 def code(source: str, outputs: list[dict], files: Path, at: int) -> str:
     "A code cell: its source, folded if it asks for it, and what came out."
-    lines = source.splitlines()
-    options = yaml.safe_load("\n".join(line[2:].strip() for line in lines if line.startswith("#|"))) or {}
-    source = "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
+    options = options_of(source)
+    source = "\n".join(line for line in source.splitlines() if not line.startswith("#|")).strip("\n")
     parts = []
     if options.get("include") is False: return ""
     if options.get("echo") is not False and source:
@@ -186,9 +239,6 @@ def output(out: dict, options: dict, files: Path, name: str) -> str:
         alt = json.dumps(options.get("fig-alt", ""), ensure_ascii=False)
         label = f"#{options['label']} " if "label" in options else ""
         return f"![{options.get('fig-cap', '')}]({files.name}/{name}.{suffix}){{{label}alt={alt}}}"
-    if "text/html" in data:
-        shown = f"```{{=html}}\n{data['text/html']}\n```"
-        return f"::: {{#{options['label']}}}\n\n{shown}\n\n{options['fig-cap']}\n\n:::" if options.get("label", "").startswith("fig-") else shown
     if "text/markdown" in data: return data["text/markdown"]
     return fenced(data["text/plain"], ".output")
 
@@ -221,14 +271,16 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
     target.parent.mkdir(parents=True, exist_ok=True)
     if page.endswith(".ipynb"): source = markdown(json.loads((proc/page).read_text("utf-8"))["cells"], target.with_name(target.stem + "_files"))
     else: source = (proc/page).read_text("utf-8")
+    lang = front_of(proc/page).get("lang", config["lang"])
     at, website = pages.index(page) if page in pages else 0, config["website"]
     variables = {
-        "site": website["title"], "root": os.path.relpath(output, target.parent), "lang": config["lang"],
+        "site": website["title"], "root": os.path.relpath(output, target.parent), "lang": lang,
         "sidebar": sidebar(website["sidebar"]["contents"], titles, page),
         "previous": link(pages[at - 1], titles, page, "prev") if at > 0 else "",
         "next": link(pages[at + 1], titles, page, "next") if at + 1 < len(pages) else "",
-        "card": f"{website['site-url']}/{website['image']}", "card-alt": website["image-alt"], "url": f"{website['site-url']}/{address(page)}",
-        "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}" if not page.startswith("api/") else "",   # those are made at build
+        "card": website["site-url"] + website["image"], "card-alt": website["image-alt"], "url": f"{website['site-url']}/{address(page)}",
+        "base": urlsplit(website["site-url"]).path + "/" if page == "404.qmd" else "",   # it answers for addresses of any depth
+        "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}" if page in pages and not page.startswith(MADE) else "",
     }
     extra = ["--standalone", "--mathml", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
              f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
@@ -244,21 +296,26 @@ def render_with_pandoc(proc: Path, output: Path) -> None:
     if missing := [page for page in pages if not (proc/page).exists()]: raise ValueError(f"_quarto.yml lists {missing}, which do not exist; write or unlist them")
     titles = {page: front_of(proc/page)["title"] for page in pages}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = [pool.submit(render_page, page, proc, output, config, titles, pages) for page in ("index.qmd", *pages)]
+        made = [pool.submit(render_page, page, proc, output, config, titles, pages) for page in ("index.qmd", "404.qmd", *pages)]
         for page in tqdm(made, "pages"): page.result()
-    for file in web/"style.css", proc/config["website"]["image"]: shutil.copy(file, output)
-    shutil.copytree(proc/"machine", output/"machine")
+    for file in web/"style.css", web/"site.js", proc/config["website"]["image"].lstrip("/"), *(web/"static").iterdir(): shutil.copy(file, output)
+    for folder in proc/"machine", *proc.glob("cn/*_files"): shutil.copytree(folder, output/folder.relative_to(proc))
     sections = [found for page in pages for found in sections_of(address(page), titles[page], (output/address(page)).read_text("utf-8"))]
     (output/"search.js").write_text(f"window.course = {json.dumps(sections, ensure_ascii=False)}\n", "utf-8", newline="\n")
 
 
-def sections_of(page: str, title: str, source: str) -> list[tuple[str, str, str, str]]:
-    "What can be searched for: of each section of a page its address, the page's title, its own heading and its words, but for code and formulas."
+def sections_of(page: str, title: str, source: str) -> list[tuple[str, str, str, str, str]]:
+    "What can be searched for: of each section of a page its address, the page's title, its own heading, its words and its code."
     body = source.partition("</header>")[2].partition('<nav class="turn"')[0]
-    body = re.sub(r"<(pre|math|script|style|button)\b.*?</\1>", " ", body, flags=re.S)
-    words = lambda part: " ".join(html.unescape(re.sub(r"<[^>]+>", " ", part)).split())
+    body = re.sub(r'<(math|script|style|svg)\b.*?</\1>|<a [^>]*class="colab".*?</a>', " ", body, flags=re.S)
+    promise = re.search(r'<p class="promise">(.*?)</p>', source, re.S)
+    plain = lambda part: " ".join(html.unescape(re.sub(r"<[^>]+>", "", part)).split())
+    def row(at: str, heading: str, part: str) -> tuple[str, str, str, str, str]:
+        code = " ".join(re.findall(r"<pre\b.*?</pre>", part, flags=re.S))
+        prose = re.sub(r"<pre\b.*?</pre>", " ", part, flags=re.S)
+        return at, title, plain(heading), plain(re.sub(r"(?=</(?:p|li|t[dh]|summary|figcaption)>)", " ", prose)), plain(code)
     first, *rest = re.split(r'<h[23][^>]*? id="([^"]+)"[^>]*>(.*?)</h[23]>', body, flags=re.S)
-    return [(page, title, "", words(first))] + [(f"{page}#{at}", title, words(heading), words(part)) for at, heading, part in zip(*[iter(rest)] * 3)]
+    return [row(page, "", (promise[0] if promise else "") + first)] + [row(f"{page}#{at}", heading, part) for at, heading, part in zip(*[iter(rest)] * 3)]
 
 
 def render(config: Config) -> None:

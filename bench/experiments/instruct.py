@@ -1,6 +1,6 @@
 """A small model learns five skills from conversations (bench.experiments.skills), from three seeds: as chapter 25 has it, without the mask, without limits between the conversations of a row, and with other things changed.
 
-`python -m bench.experiments.instruct` writes instruct.json, a run at a time, and goes on where it stopped; `… "no mask"` makes the runs of one change alone. One thread; seconds are the processor's."""
+`python -m bench.experiments.instruct` writes instruct.json, a run at a time, and goes on where it stopped; `… "no mask"` makes the runs of one change alone, `… nothing 2` that of one seed. One thread; seconds are the processor's."""
 import random
 import sys
 import time
@@ -18,7 +18,7 @@ from llm_course.optim import AdamW
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
-SEEDS, ROW, ROWS, STEPS, MIX = 3, 128, 8, 3000, "sums and counting"
+SEEDS, ROW, ROWS, STEPS, MIX = 3, 128, 8, 4500, "sums and counting"
 SHAPE = dict(vocab_size=260, max_seq_len=ROW, d_model=96, num_layers=4, num_heads=4, d_ff=256)
 RATES = {"muon": 0.02, "adamw": 4e-3}
 CHANGES = "nothing", "no mask", "no limits", "two matrices", "three questions"
@@ -93,10 +93,11 @@ def run(seed: int, change: str, mix: str, steps: int) -> dict:
     return {"parameters": sum(p.numel() for p in model.parameters()), "processor_seconds": round(seconds, 1), "right": ask(model), "losses": losses}
 
 
-def main(*changes: str) -> None:
-    "Make the runs that are still missing, seed by seed."
+def main(*names: str) -> None:
+    "Make the runs that are still missing, or those of some changes and seeds."
     torch.set_num_threads(1)
-    grid = [{"seed": seed, "change": change, "mix": MIX, "steps": STEPS} for change in changes or CHANGES for seed in range(SEEDS)]
+    changes, seeds = [name for name in names if not name.isdigit()], [int(name) for name in names if name.isdigit()]
+    grid = [{"seed": seed, "change": change, "mix": MIX, "steps": STEPS} for change in changes or CHANGES for seed in seeds or range(SEEDS)]
     resume(__file__, f"Share of {QUESTIONS} held-out questions of each skill, answered exactly.", grid, run)
 
 

@@ -14,10 +14,11 @@ import torch
 from bench.experiments import keep
 from bench.runner import read
 from llm_course.data import fetch
+from llm_course.engine.rollouts import reward_signs
 from llm_course.generating import DEMO, load_demo
 from llm_course.loss import bits_per_byte
 from llm_course.optim import AdamW, gradient_clip
-from llm_course.rewards import answer_logprobs, kl_estimate, lay_out, learn_from, pass_at_k, reward_signs, sample_answers
+from llm_course.rewards import answer_logprobs, kl_estimate, lay_out, learn_from, pass_at_k, sample_answers
 from llm_course.training import evaluate
 from llm_course.transformer import Transformer
 

@@ -3,7 +3,7 @@ import random
 import zlib
 
 SKILLS = "sums", "backwards", "counting", "sorting", "copying"
-MIXES = {"sums": (10, 3, 4, 2, 4), "sums and counting": (8, 2, 8, 1, 3)}   # how often each skill is asked in training
+MIXES = {"sums": (10, 3, 4, 2, 4), "sums and counting": (8, 2, 8, 1, 3), "sums, counting, copying": (9, 2, 6, 2, 4)}   # how often each skill is asked in training
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HELD_OUT = 10   # one question in ten is kept for the test, by its checksum
 

@@ -31,7 +31,7 @@ class RowsCache(KVCache):
     seen:Tensor                # True for the places each may look at, after it
 
     def append(self, k, v):
-        "Put the new token of each row behind its own last one."
+        "Put the new token of each row after its own last one."
         n = len(self.lengths)
         rows = torch.arange(n, device=k.device)
         self.keys[rows, :, self.lengths] = k[:, :, 0]
@@ -112,7 +112,7 @@ class Batch:
 class Said:
     "What a step has added to a text."
     text:str                # What may be shown of it by now; may be empty
-    id:int|None=None        # The token; `None` if there is none to report
+    id:int|None=None        # The token; `None` if there is nothing to report
     # Its log-probability; the likeliest tokens and theirs, if they were asked for
     logprob:float|None=None
     likeliest:tuple[tuple[int, float], ...]=()
@@ -198,7 +198,7 @@ class Scheduler:
             if _take(self.rows[row], scores[row:row+1]): self._leave(row)
 
     def _clear(self)->None:
-        "Let go of texts that nobody waits for any more."
+        "Drop texts that nobody waits for any more."
         with self.changed:
             gone = [job for job in self.waiting if job.cancelled]
             for job in gone: self.waiting.remove(job)

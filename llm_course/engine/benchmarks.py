@@ -39,7 +39,7 @@ def piqa(record:dict)->Question:
     return Question(f"Question: {record['goal']}\nAnswer:", choices, record["label"])
 
 def winogrande(record:dict)->Question:
-    "A sentence with a gap and two names; what stands behind the gap is scored."
+    "A sentence with a gap and two names; what comes after the gap is scored."
     before, after = record["sentence"].split("_", 1)
     choices = record["option1"], record["option2"]
     return Question(before, choices, int(record["answer"]) - 1, f" {after.strip()}")
@@ -53,7 +53,7 @@ def mmlu(record:dict)->Question:
     return Question("\n".join(lines) + "\nAnswer:", letters, record["answer"])
 
 def gsm8k(record:dict)->Question:
-    "A sum in words; the answer is the number behind four hashes."
+    "A sum in words; the answer is the number after four hashes."
     answer = record["answer"].split("####")[1].strip()
     return Question(f"Question: {record['question']}\nAnswer:", (), answer)
 
@@ -63,7 +63,7 @@ def blimp(record:dict)->Question:
 
 # %% ../../nbs/engine/benchmarks.ipynb #table
 class Benchmark(NamedTuple):
-    "Where a benchmark lies, and how it is read."
+    "Where a benchmark is, and how it is read."
     read:Callable[[dict], Question]   # Makes a question of a record
     repository:str                    # On the Hugging Face hub, among the data sets
     file:str                          # The split that is quoted
@@ -112,14 +112,14 @@ def _read_parquet(path:Path, read:Callable[[Any], Question])->tuple[Question, ..
     parquet = import_package("pyarrow.parquet", f"{path}, a parquet file,")
     try: records = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:   # what pyarrow raises is one of these
-        raise ValueError(f"{path} is no parquet file: {error}") from None
+        raise ValueError(f"{path} is not a Parquet file: {error}") from None
     questions = []
     for at, record in enumerate(records):
         try: questions.append(read(record))
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}, row {at} is not such a question: "
+            raise ValueError(f"{path}, row {at} is not a valid question: "
                              f"{type(error).__name__} {error}") from None
-    if not questions: raise ValueError(f"{path} holds no question")
+    if not questions: raise ValueError(f"{path} holds no questions")
     return tuple(questions)
 
 def fetch_benchmark(

@@ -70,6 +70,10 @@ def count_parameters(
     return matrices, block, numbers
 
 # %% ../../nbs/engine/budget.ipynb #kept
+def _noise(size:int, on_cpu:bool)->int:
+    "Bytes that dropout keeps for each number of a given size."
+    return size if on_cpu else 1
+
 def _kept_by_block(
     c:ModelConfig, # The shape of the model
     tokens:int,    # In the batch
@@ -78,18 +82,25 @@ def _kept_by_block(
 )->int:            # Bytes
     "Count what a block keeps for its backward pass."
     half = size == 2
-    inside = 4 if on_cpu else size
+    variant, t = variant_in(c), c.max_seq_len
+    in_float32 = on_cpu and variant.score_cap is None
+    inside = 4 if in_float32 else size
     d_k = c.d_k or c.d_model // c.num_heads
     heads = c.num_heads * d_k   # keys and values are repeated for each head of queries
     norms = 2 * 4 * (c.d_model + 1)
+    if variant.norms == "both": norms *= 2
     inputs = size * c.d_model * (5 if half else 2)   # of q, k, v, and of w1, w3
     attention = inside * 4 * heads + 4 * c.num_heads
-    if half and on_cpu: attention += size * heads    # the answers, cast for the product
+    if half and in_float32: attention += size * heads  # answers, cast for a product
     if c.qk_norm:
         shared = c.num_heads + (c.num_kv_heads or c.num_heads)
         attention += shared * (size*d_k + 4)
-    gates = c.d_ff * (3*size + 4)
-    kept = tokens * (norms + inputs + attention + gates)
+    if variant.score_cap is not None:   # written out: bent scores, powers, weights
+        attention += c.num_heads * t * (2*size + 5)
+    gates = c.d_ff * (4*size if variant.gate == "gelu" else 3*size + 4)
+    masks = 2 * _noise(size, on_cpu) * c.d_model if c.dropout else 0
+    kept = tokens * (norms + inputs + attention + gates + masks)
+    if variant.window is not None: kept += 4 * t**2   # who may look where
     if half: kept += size * count_parameters(c)[0]   # autocast's copies of the matrices
     return kept
 
@@ -99,7 +110,7 @@ class MemoryAccount:
     "Bytes that a training step needs, by what they are for."
     weights:int     # The parameters, in float32
     gradients:int   # As many numbers again
-    optimizer:int   # Its averages: two numbers a parameter for AdamW, one for Muon
+    optimizer:int   # Averages: two numbers a parameter for AdamW, one for Muon or EMA
     activations:int # What the forward pass keeps for the backward pass
     logits:int      # A score for each token and id, and its gradient
     diary:int       # What a run's own measurements need
@@ -113,6 +124,7 @@ def estimate_memory(
     *,
     pieces:int=1,             # Batches whose gradients add up to a step
     muon:bool=False,          # Does Muon step the blocks' matrices?
+    ema:bool=False,           # Is a running mean of the weights kept?
     diary:bool=False,         # Count what a step that is logged and validated needs?
     device:str="cpu",         # Where it computes
 )->MemoryAccount:
@@ -122,20 +134,23 @@ def estimate_memory(
     on_cpu = torch.device(device).type == "cpu"
     tokens = batch_size * c.max_seq_len
     stream = 4 * tokens * c.d_model
+    variant = variant_in(c)
     matrices, block_numbers, numbers = count_parameters(c)
     table = c.vocab_size * c.d_model
     copies = size * table if size == 2 else 0        # of the head's matrix
     tables = table if c.tie else 2 * table
 
     weights = gradients = 4 * numbers
-    averages = 8 * numbers
+    averages = (12 if ema else 8) * numbers
     if muon: averages -= 4 * c.num_layers * matrices
     measuring = 4 * (c.num_layers * matrices + tables) if diary else 0   # see `record`
     kept = _kept_by_block(c, tokens, size, on_cpu)
     stored = stream if checkpointing else kept       # by each block
     again = kept - stream if checkpointing else 0    # by the one that is computed again
     head = stream + tokens * (size*c.d_model + 21) + copies
+    if c.dropout: head += tokens * c.d_model * _noise(4, on_cpu)   # of the embedding
     logits = size * tokens * c.vocab_size
+    if variant.logit_cap is not None: head += logits   # as they were bent
 
     always = weights + averages + measuring + (16*pieces - 8) * tokens   # the ids
     if pieces > 1: always += gradients   # those of the pieces before
@@ -143,13 +158,20 @@ def estimate_memory(
     if not on_cpu: chunk = 4 * tokens * c.vocab_size * (2 if size == 2 else 1)
     # the gate's backward pass holds its gradient and both slopes, in float32
     gate = {(4, True): 8, (2, True): 14, (4, False): 8, (2, False): 12}[size, on_cpu]
+    if variant.gate == "gelu": gate = 2 * size
     work = stream + tokens * gate * c.d_ff + 4 * c.d_model * c.d_ff
+    if variant.score_cap is not None:   # tables of scores, when the gate is done
+        scores = 16 * c.num_heads * c.max_seq_len
+        gone = (3*size + 4) * c.d_ff
+        work = max(work, stream + tokens * (scores - gone) + 12 * c.d_model * c.d_ff)
+    looking = 0 if variant.window is None else 12 * c.max_seq_len**2   # masks, made
     body = 4 * (c.num_layers - 1) * block_numbers
     moments = [
         always + c.num_layers * stored + head + 2 * logits + chunk,           # the loss
         always + c.num_layers * stored + head + logits + 4*table + copies,
         always + c.num_layers * stored + again + 4*table + work,   # its last block
         always + stored + again + 4 * table + body + work,         # its first block
+        always + c.num_layers * stored + looking,                  # its last mask
         always + stream + gradients + (8 * table if c.tie else 0)] # all gradients
     if muon:   # it joins all matrices of a shape
         projections = 6 * 4 * c.d_model**2
@@ -317,8 +339,11 @@ def forecast(
 
 # %% ../../nbs/engine/budget.ipynb #shape-of
 def shape_of(
-    config:Any,    # Has fields of `ModelConfig`, and perhaps others
-)->ModelConfig:    # What it has; defaults for the rest
+    config:Any,     # Has fields of `ModelConfig`, and perhaps others
+    model:Any=None, # Has in its own `config` what that does not say
+)->ModelConfig:     # What it has; defaults for the rest
     "Take the shape of the model out of a larger configuration."
     names = [f.name for f in fields(ModelConfig) if hasattr(config, f.name)]
-    return ModelConfig(**{name: getattr(config, name) for name in names})
+    said = {name: getattr(config, name) for name in names}
+    return ModelConfig(**said) if model is None else replace(model.config, **said)
+

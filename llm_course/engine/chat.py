@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'MARKS', 'ROLES', 'Message', 'template_of', 'with_marks'
 # %% ../../nbs/engine/chat.ipynb #imports
 import datetime
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import one_line
 from .fast_bpe import special_pattern
 from .model_files import import_package
+from .tokenizer_formats import WHITE
 from .voices import end_ids
 
 # %% ../../nbs/engine/chat.ipynb #templates
@@ -75,7 +76,7 @@ Message = Mapping[str, Any]   # with `role` and `content`
 def check_messages(
     messages:Any, # What should be a conversation
 )->None:
-    "Raise `ValueError` for what is no conversation, and say which message is at fault."
+    "Raise `ValueError` unless this is a conversation, and name the faulty message."
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of at least one message")
     for i, message in enumerate(messages):
@@ -162,8 +163,8 @@ def pieces(
         parts = [contents[int(part)] if i % 2 else part for i, part in enumerate(frame)]
         if "".join(parts) == wanted: break
     else:
-        raise ValueError("the chat template changes what was said, in a way that we "
-                         "do not know")
+        raise ValueError("the chat template changes the messages in a way that is "
+                         "not supported")
     special, found, learns = special_pattern(special_tokens), [], False
     opening = _opening(marked, template, names)
     for i, part in enumerate(parts):
@@ -180,16 +181,32 @@ def pieces(
     return [piece for piece in found if piece.text]
 
 # %% ../../nbs/engine/chat.ipynb #encode
+_Part = tuple[bool, str, bool]   # Is it a special token? Which text? Is it learnt?
+
 def _split(
     found:Sequence[Piece],        # A conversation
     special_tokens:Sequence[str], # Of the tokenizer
-)->Iterator[tuple[bool, str, bool]]: # Is it a special token? Which text? Is it learnt?
+)->Iterator[_Part]:
     "Take special tokens out of the template's own text."
     special = special_pattern(special_tokens)
     for text, trusted, learnt in found:
         parts = special.split(text) if trusted and special else [text]
         for i, part in enumerate(parts):
             if part: yield i % 2 == 1, part, learnt
+
+def _trim(
+    parts:Iterable[_Part],      # A conversation, in one direction or the other
+    tokens:frozenset[str],      # Those that take in the white space that comes next
+    strip:Callable[..., str],   # `str.lstrip`, or on the way back `str.rstrip`
+)->Iterator[_Part]:
+    "Leave that white space out, whoever wrote it."
+    taking = False
+    for special, text, learnt in parts:
+        if special: taking = text in tokens
+        elif taking:
+            text = strip(text, WHITE)
+            taking = not text
+        if text: yield special, text, learnt
 
 def encode_chat(
     tokenizer:BpeTokenizer,     # The model's
@@ -207,17 +224,23 @@ def encode_chat(
     ids:list[int] = []
     mask:list[bool] = []
     ordinary, start = "", 0   # the text since the last special token; where it begins
-    parts = _split(pieces(messages, template, tokens, reply, **names), tokens)
+    place = 0                 # characters before it
+    rules = tokenizer.rules
+    found = _split(pieces(messages, template, tokens, reply, **names), tokens)
+    parts = [*_trim(found, rules.rstrip, str.lstrip)]
+    parts = [*_trim(reversed(parts), rules.lstrip, str.rstrip)][::-1]
     for (special, learnt), run in groupby(parts, key=lambda part: (part[0], part[2])):
         texts = [text for _, text, _ in run]
         if special:
             ids += [tokenizer.special_tokens[text] for text in texts]
+            place += len(ordinary) + sum(map(len, texts))
             ordinary, start = "", len(ids)
         else:
             text = "".join(texts)
             ordinary += text
-            new = ids[:start] + tokenizer.encode(ordinary, "none")
-            if new[:len(ids)] != ids: new = ids + tokenizer.encode(text, "none")
+            new = ids[:start] + tokenizer.encode_ordinary(ordinary, place)
+            if new[:len(ids)] != ids:
+                new = ids + tokenizer.encode_ordinary(text, place + len(ordinary))
             ids = new
         mask += [learnt] * (len(ids) - len(mask))
     return ids, mask

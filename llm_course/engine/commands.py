@@ -75,8 +75,8 @@ def parse(
         members = [(group.__name__.lower(), group) for group in groups]
         flags = make_dataclass(config.__name__, members, namespace={"__doc__": about})
     if example is not None: about = f"{about}\n\nExample: {prog} {example}"
-    about = (f"{about}\n\nFlags may also stand in a .toml or .json file that --config "
-             "names; those typed here win.")
+    about = (f"{about}\n\nFlags may also be set in a .toml or .json file that --config "
+             "names; those typed here take precedence.")
     found:Any = tyro.cli(
         flags, args=argv, prog=prog, description=about, use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone))
@@ -94,6 +94,8 @@ def parse(
     return found
 
 # %% ../../nbs/engine/commands.ipynb #verbs-table
+#| code-fold: true
+#| code-summary: "The table of commands"
 VERBS = {   # what one types: the module that does it, and what that is
     "data":       ("data", "fetch a corpus, or turn texts into token ids"),
     "tokenizer":  ("bpe_tokenizer", "train a tokenizer"),
@@ -176,9 +178,9 @@ def lacks_memory(error:BaseException)->bool:
 # %% ../../nbs/engine/commands.ipynb #terminable
 @contextmanager
 def terminable()->Iterator[None]:
-    """Let SIGTERM, by which systems end a process, unwind it as Ctrl-C does.
+    """Let SIGTERM, which ends a process, unwind it as Ctrl-C does.
 
-    So files and helpers are cleared away; a second one is final."""
+    Files and helpers are cleaned up; a second signal ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield   # only the main thread gets signals
         return
@@ -233,7 +235,7 @@ def input_file(
                          "check the spelling, or make it first")
     if not path.is_file():
         raise ValueError(f"{flag} {path} is a pipe or a device; "
-                         "write what it holds to a file, and name that")
+                         "write its contents to a file and name that file")
     return path
 
 # %% ../../nbs/engine/commands.ipynb #output-path
@@ -255,7 +257,7 @@ def output_path(
     except OSError as error:
         why = error.strerror
         if isinstance(error, FileExistsError | NotADirectoryError):
-            why = "a file stands where its folder should be"
+            why = "there is a file where its folder should be"
         raise ValueError(f"{flag} {path} cannot be written: {why}; "
                          "choose another place") from None
     return path
@@ -265,7 +267,7 @@ def words_of_file(
     path:Path,   # Ends in `.toml` or `.json`, such as the config.json of a run
     config:type, # The dataclass whose fields it may set
 )->list[str]:    # The same, as they would be typed
-    "Read flags from a file. Raises `ValueError` for what is no flag."
+    "Read flags from a file. Raises `ValueError` for an unknown flag."
     text = input_file(path, "--config").read_bytes()
     try: found = (tomllib if path.suffix == ".toml" else json).loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -277,7 +279,8 @@ def words_of_file(
         if name not in names:
             close = get_close_matches(name, names, 1)
             hint = f"did you mean {close[0]}?" if close else "leave it out"
-            raise ValueError(f"--config {path} sets {name}, which is no flag; {hint}")
+            raise ValueError(f"--config {path} sets {name}, which is not a flag; "
+                             f"{hint}")
         if isinstance(value, dict):
             raise ValueError(f"--config {path} sets {name} to a table, not to a value")
         if value is None or value == []: continue
@@ -310,7 +313,7 @@ def whole_file(
     If anything fails, `path` stays what it was."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no ordinary file, so it is not replaced; "
+        raise ValueError(f"{path} is not an ordinary file, so it is not replaced; "
                          "name another place")
     partial = path.with_name(path.name + ".partial")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
@@ -329,6 +332,8 @@ def whole_file(
     sync_folder(path.parent)
 
 # %% ../../nbs/engine/commands.ipynb #next-steps
+#| code-fold: true
+#| code-summary: "The steps"
 RECIPE = ("--d_model 128 --num_layers 3 --num_heads 4 --d_ff 352 --max_seq_len 128 "
           "--batch_size 12 --order epochs --iterations 1000 "
           "--lr_max 1.2e-2 --muon_lr 0.02 --lr_min 0 "
@@ -361,7 +366,7 @@ def overview(
     return "\n".join([
         f"llm_course {__version__}: how a large language model is built, part by part.",
         "",
-        "A small model comes along, and speaks at once:",
+        "A small model is included and can write at once:",
         '        llm-course generate --prompt "ROMEO:"', "",
         "A model of your own, in this folder:", *steps, "",
         "All commands, which explain their flags with --help:", *verbs,

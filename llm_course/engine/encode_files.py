@@ -48,7 +48,7 @@ def read_span(
 # %% ../../nbs/engine/encode_files.ipynb #safe-place
 def safe_place(
     window:bytes,           # Some bytes from the middle of a text
-    tokenizer:BpeTokenizer, # Whose pattern and special tokens to heed
+    tokenizer:BpeTokenizer, # Whose pattern and special tokens to use
 )->int:                     # The bytes before the last safe cut; 0 if there is none
     "Find where a text may be cut without changing its ids."
     tokens = tuple(tokenizer.special_tokens)
@@ -69,13 +69,16 @@ def safe_place(
 # %% ../../nbs/engine/encode_files.ipynb #block-spans
 def block_spans(
     span:Span,              # A part of a text
-    tokenizer:BpeTokenizer, # Whose pattern and special tokens to heed
+    tokenizer:BpeTokenizer, # Whose pattern and special tokens to use
     block:int=1<<20,        # Bytes that each piece should have, at most
 )->Iterator[Span]:          # Pieces, in order
     """Cut a file where no token can span, looking only at a little of it.
 
     The ids of the pieces in a row are the ids of the whole. A piece grows until there
     is a place for a cut."""
+    if tokenizer.spelling.needs_all:
+        yield span
+        return
     at = span.begin
     with open(span.path, "rb") as file:
         while at < span.end:
@@ -153,7 +156,7 @@ def merge_in_step(
 
 # %% ../../nbs/engine/encode_files.ipynb #piece-table-2
 class PieceTable(dict):
-    "Numbers each pre-token or special token when it is first met, and keeps its ids."
+    "Numbers each pre-token or special token when it is first seen, and keeps its ids."
     def __init__(self,
         tokenizer:BpeTokenizer, # Encodes what is new
         limit:int=1<<21,        # Characters to know; then the next block starts afresh
@@ -163,7 +166,8 @@ class PieceTable(dict):
         self.dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))
         self.merger = Merger(tokenizer)
         has_all_bytes = (self.merger.bytes >= 0).all()
-        in_step = has_all_bytes and not tokenizer.rules.fuse
+        by_bytes = has_all_bytes and tokenizer.spelling.by_bytes
+        in_step = by_bytes and not tokenizer.rules.fuse
         self.longest = 256 if in_step else 0   # bytes, to be merged with others
         self.forget()
 
@@ -231,7 +235,7 @@ class _ShortPieces:
         return (mixed >> self.shift).astype(np.int64)
 
     def holds(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
-        "Say for each key whether it lies in its place."
+        "Say for each key whether it is in its place."
         return (self.keys[0, places] == keys[0]) & (self.keys[1, places] == keys[1])
 
     def claim(self, keys:np.ndarray, places:np.ndarray)->np.ndarray:
@@ -308,6 +312,7 @@ def encode_block(
     pattern = table.tokenizer.pattern
     special = special_pattern(tuple(table.tokenizer.special_tokens))
     parts = special.split(text) if special else [text]   # ordinary, special, ...
+    parts = table.tokenizer.rules.trim(parts)
     at = 0
     for i, part in enumerate(parts):
         if i % 2: parts[i] = _SPECIAL + part

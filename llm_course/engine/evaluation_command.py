@@ -136,7 +136,7 @@ def run_evaluation(
     if config.questions < 1:
         raise ValueError(f"--questions must be 1 or more, but is {config.questions}")
     if config.score is not None and config.score not in SCORES:
-        raise ValueError(f"--score {config.score} is none of {', '.join(SCORES)}")
+        raise ValueError(f"--score {config.score} is not one of {', '.join(SCORES)}")
     if config.output is not None: output_path(config.output, "--output")
     texts = _texts(config.text, "--text", config)
     trained = _texts(config.train_text, "--train_text", config)

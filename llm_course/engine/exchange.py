@@ -76,7 +76,8 @@ def open_start(
     path = find_tokenizer(config)
     if tokenizer is None or path is None: return model
     if BpeTokenizer.load(path).vocab != tokenizer.vocab:
-        raise ValueError(f"{path} is another tokenizer than that of {start}; encode "
+        raise ValueError(f"{path} is a different tokenizer from that of {start}; "
+                         "encode "
                          "the text with the model's own")
     return model
 
@@ -109,7 +110,7 @@ def export(
     types = {
         "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if config.dtype is not None and config.dtype not in types:
-        raise ValueError(f"--dtype {config.dtype} is none of {', '.join(types)}")
+        raise ValueError(f"--dtype {config.dtype} is not one of {', '.join(types)}")
     dtype = None if config.dtype is None else types[config.dtype]
     gguf = config.output.suffix == ".gguf"
     output_path(config.output, "--output", folder=not gguf)
@@ -144,7 +145,7 @@ def check(
           f"the likeliest token is the same at {agreed:.0%} of {ids.numel()} places; "
           f"the tokenizers {'agree' if same else 'DISAGREE'}")
     if agreed < 1 or not same:
-        raise ValueError(f"{config.folder} is not read alike "
+        raise ValueError(f"{config.folder} is read differently "
                          "by this course and by transformers")
 
 # %% ../../nbs/engine/exchange.ipynb #main

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Variant', 'variant_in', 'windowed_attention', 'cap', 'capped_softmax', 'CappedLinear', 'norm_behind', 'NoNorm',
-           'WideNorm', 'widen_norms', 'GeGlu', 'ScaledEmbedding', 'attend_as', 'parts_of']
+           'FamilyAttention', 'ModelOptions', 'check_shape', 'GeGlu', 'ScaledEmbedding', 'attend_as', 'parts_of']
 
 # %% ../../nbs/engine/families.ipynb #imports
 import math
@@ -23,8 +23,10 @@ from .attention_kernel import fused_attention
 from ..embedding import Embedding
 from ..ffn import FFN
 from ..linear import Linear
-from ..multihead import merge_heads, split_heads
-from ..rmsnorm import RmsNorm
+from ..multihead import (
+    MultiHeadAttention, head_size, merge_heads, split_heads)
+from .rope_tables import RopeScaling
+from ..rope import RoPE
 from ..softmax import softmax
 
 # %% ../../nbs/engine/families.ipynb #variant
@@ -147,19 +149,107 @@ class NoNorm(nn.Module):
     def forward(self, x:Float[Tensor, "... d_model"])->Float[Tensor, "... d_model"]:
         return x
 
-class WideNorm(RmsNorm):
-    "One `RmsNorm` for the queries, or keys, of all heads of a token."
-    def forward(self, x:Float[Tensor, "... h t d"])->Float[Tensor, "... h t d"]:
-        return split_heads(super().forward(merge_heads(x)), x.shape[-1])
 
-def widen_norms(
-    layer:Any, # A `MultiHeadAttention` with norms of queries and keys
-    eps:float, # As for `RmsNorm`
+# %% ../../nbs/engine/families.ipynb #heads
+class FamilyAttention(MultiHeadAttention):
+    "`MultiHeadAttention` with heads of any size, biases, and norms before `RoPE`."
+    def __init__(self,
+        d_model:int, num_heads:int, num_kv_heads:int|None=None, # All these
+        max_seq_len:int=2048, theta:float=10000.0,              # as for its base class
+        attend:Callable[..., Tensor]=fused_attention,
+        rope:Callable[..., nn.Module]=RoPE,
+        device=None, dtype=None,
+        *,
+        d_k:int|None=None,   # Features of one head; `None` for `d_model / num_heads`
+        qkv_bias:bool=False, # Add a learned vector to queries, keys and values?
+        qk_norm:Callable[..., nn.Module]|None=None, # Builds a norm for each
+        wide_qk_norm:bool=False, # Normalise all heads of a token at once?
+    ):
+        nn.Module.__init__(self)   # not its base class's, which has no such options
+        if num_kv_heads is None: num_kv_heads = num_heads
+        width = d_model if d_k is None else num_heads * d_k
+        d_k = head_size(width, num_heads, num_kv_heads)
+        width_kv = num_kv_heads * d_k
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.d_k = d_k
+        self.max_seq_len = max_seq_len
+        self.attend = attend
+        self.wide = wide_qk_norm
+        kind = {"device": device, "dtype": dtype}
+        self.q_proj = Linear(d_model, width, qkv_bias, **kind)
+        self.k_proj = Linear(d_model, width_kv, qkv_bias, **kind)
+        self.v_proj = Linear(d_model, width_kv, qkv_bias, **kind)
+        self.output_proj = Linear(width, d_model, **kind)
+        self.q_norm:nn.Module|None = None
+        self.k_norm:nn.Module|None = None
+        if qk_norm is not None:
+            self.q_norm = qk_norm(width if self.wide else d_k).to(**kind)
+            self.k_norm = qk_norm(width_kv if self.wide else d_k).to(**kind)
+        elif self.wide: raise ValueError("wide_qk_norm needs qk_norm")
+        self.rope = rope(d_k, max_seq_len, theta).to(device=device)
+
+    def project(self,
+        x:Float[Tensor, "... t d_model"],
+    )->tuple[Tensor, Tensor, Tensor]:     # Queries, keys and values of each head
+        q, k, v = super().project(x)
+        if self.q_norm is None or self.k_norm is None: return q, k, v
+        if not self.wide: return self.q_norm(q), self.k_norm(k), v
+        q = split_heads(self.q_norm(merge_heads(q)), self.d_k)
+        k = split_heads(self.k_norm(merge_heads(k)), self.d_k)
+        return q, k, v
+
+# %% ../../nbs/engine/families.ipynb #model-options
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    "What a model may have besides its shape: every usual value changes nothing."
+    norm_eps:float=1e-5     # Added to the mean square by every norm
+    d_k:int|None=None       # Features of one head; `None` for `d_model / num_heads`
+    qkv_bias:bool=False     # Add a learned vector to queries, keys, values, as Qwen2?
+    qk_norm:bool=False      # Normalise each query and key, as Qwen3?
+    rope_scaling:RopeScaling|dict|None=None # Slower pairs, for long texts (Llama 3.1)
+    variant:Variant|dict|None=None # What other families changed
+    dropout:float=0.        # Share of each branch to leave out while learning
+
+    def __post_init__(self):
+        for name, kind in ("rope_scaling", RopeScaling), ("variant", Variant):
+            value = getattr(self, name)
+            # the one way to set a field of a frozen dataclass
+            if isinstance(value, dict): object.__setattr__(self, name, kind(**value))
+
+# %% ../../nbs/engine/families.ipynb #check-shape
+#| code-fold: true
+#| code-summary: "The rules"
+def check_shape(
+    config:Any, # A `ModelConfig`
 )->None:
-    "Put a `WideNorm` in their places. Raises `ValueError` where there are none."
-    if layer.q_norm is None: raise ValueError("wide_qk_norm needs qk_norm")
-    layer.q_norm = WideNorm(layer.num_heads * layer.d_k, eps)
-    layer.k_norm = WideNorm(layer.num_kv_heads * layer.d_k, eps)
+    "Raise `ValueError` for numbers that do not fit together."
+    sizes = ["vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"]
+    if config.d_k is not None: sizes.append("d_k")
+    for name in sizes:
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be at least 1, and whole, but is {size!r}")
+    width = config.d_model
+    heads = config.num_heads
+    if config.d_k is None and width % heads:
+        raise ValueError(
+            f"num_heads must divide d_model, but {width} % {heads} = {width % heads}")
+    if config.d_k is None and width // heads % 2:
+        raise ValueError("RoPE turns pairs, so d_model / num_heads must be even, "
+                         f"but {width} / {heads} = {width // heads}")
+    if config.d_k is not None and config.d_k % 2:
+        raise ValueError(f"RoPE turns pairs, so d_k must be even, but is {config.d_k}")
+    kv = heads if config.num_kv_heads is None else config.num_kv_heads
+    if not isinstance(kv, int) or kv < 1 or heads % kv:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads, but {kv!r} does not divide {heads}")
+    if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), but is {config.dropout!r}")
+    for name in "rope_theta", "norm_eps":
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, but is {value!r}")
 
 # %% ../../nbs/engine/families.ipynb #rest
 class GeGlu(FFN):

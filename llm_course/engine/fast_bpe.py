@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['splitter', 'ascii_splitter', 'quick_pre_tokens', 'unassigned', 'code_points', 'as_in_unicode_16', 'as_long_as',
-           'find_pieces', 'gpt2_starts', 'free_mark', 'gpt2_pre_tokens', 'merge_by_rank', 'join_runs', 'merge_long',
-           'Remembering', 'special_pattern']
+           'find_pieces', 'character_kinds', 'gpt2_starts', 'free_mark', 'gpt2_pre_tokens', 'merge_by_rank',
+           'join_runs', 'merge_long', 'Remembering', 'special_pattern']
 
 # %% ../../nbs/engine/fast_bpe.ipynb #imports
 import base64
@@ -149,7 +149,7 @@ def find_pieces(
 _LETTER, _NUMBER, _SPACE, _WALL = 1, 2, 3, 4   # 0 is anything else
 
 @cache
-def _kinds()->np.ndarray: # For each code point its kind, as Unicode 16 has it
+def character_kinds()->np.ndarray: # For each code point its kind, as Unicode 16 has it
     "Ask `regex` for the kinds of all characters."
     every = "".join(map(chr, range(0x323B0)))   # up to the last letter of Unicode 16
     table = np.zeros(0x110000, np.uint8)
@@ -163,7 +163,7 @@ def gpt2_starts(
     wall:str="",      # A character that stands between two texts, if there are several
 )->np.ndarray:        # For each: does a pre-token begin here?
     "Find where GPT-2's pattern cuts, by comparing neighbours."
-    kind = _kinds()[codes]
+    kind = character_kinds()[codes]
     if wall: kind[codes == ord(wall)] = _WALL
     starts = np.append(True, kind[1:] != kind[:-1])
     space = kind == _SPACE
@@ -309,7 +309,7 @@ class Remembering(dict):
 def _branches(
     tokens:list[str], # Distinct texts, sorted
 )->str:               # Matches the longest of them that fits
-    "Write a regular expression in which shared beginnings stand once."
+    "Write a regular expression in which shared beginnings appear once."
     first, last = tokens[0], tokens[-1]
     if first == last: return re.escape(first)
     size = 0   # what these two share, all share

@@ -82,7 +82,7 @@ class Shape:
     num_kv_heads:Annotated[
         int|None, by_default("as many as --num_heads")]=None
     tie:bool=False         # Use one matrix for embedding and logits?
-    # Share of what embedding and branches hand on that is left out while learning
+    # Share of what embedding and branches return that is dropped in training
     dropout:float=0.
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Learning:
     beta2:float=0.95
     # AdamW: share of the matrices that a step takes off, at learning rate 1
     weight_decay:float=0.1
-    grad_clip:float=1.0      # Longest gradient that passes unshortened; 0: all pass
+    grad_clip:float=1.0      # Longest gradient; longer ones are shortened; 0: no limit
     # Share of a running mean of the weights that outlives a step, such as 0.999; the
     # mean is a model of its own, average.safetensors
     ema:Annotated[float|None, by_default("no mean is kept")]=None

@@ -170,7 +170,7 @@ if triton is not None:
 TILE = 64   # queries, and keys, that a program holds at a time if none are tried
 
 def _settings(q:Tensor, k:Tensor, causal:bool)->dict:
-    "What all kernels are told: sizes, and how exactly to multiply."
+    "What all kernels are given: sizes, and how exactly to multiply."
     heads, kv_heads, d = q.shape[1], k.shape[1], q.shape[-1]
     return dict(
         scale=1 / math.sqrt(d), T=q.shape[2], S=k.shape[2], HEADS=heads,

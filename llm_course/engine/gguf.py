@@ -42,7 +42,7 @@ SCALARS = {   # GGUF's types of values; 8 is a text, 9 a list
     12: "d"}
 
 class Header:
-    "Reads values from the front of a GGUF file, one behind the other."
+    "Reads values from the front of a GGUF file, one after the other."
     def __init__(self, path:str|Path):
         with open(path, "rb") as file:
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -71,7 +71,7 @@ class Header:
 class GgufFile(Header):
     """What a GGUF file says of itself (`said`), and where its tensors lie (`tensors`).
 
-    The tensors stay on disk. Raises `ValueError` if it is no GGUF file, or damaged."""
+    The tensors stay on disk. Raises `ValueError` for a damaged or different file."""
     def __init__(self, path:str|Path):
         super().__init__(path)
         if self.mapped[:4] != b"GGUF": raise ValueError("it does not begin with GGUF")
@@ -94,7 +94,7 @@ class GgufFile(Header):
             self.tensors[name] = dims, self.number("I"), self.number("Q")
         step = self.said.get("general.alignment", 32)
         if type(step) is not int or step < 1 or step & (step - 1):
-            raise ValueError(f"its alignment is {step}, which is no power of two")
+            raise ValueError(f"its alignment is {step}, which is not a power of two")
         self.start = (self.at + step - 1) // step * step   # of the numbers
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-places
@@ -102,19 +102,19 @@ def _layout(
     file:GgufFile, # Where to look
     name:str,      # Of a tensor
 )->tuple[tuple[int, ...], int]: # Its shape in bytes, the last axis a row; its place
-    "Say where a tensor lies. Raises `ValueError` for rows of no whole blocks."
+    "Say where a tensor is. Raises `ValueError` for rows that are not whole blocks."
     gguf = import_package("gguf", "a GGUF file")
     dims, kind, offset = file.tensors[name]
     if not dims: raise ValueError(f"{name} has no shape")
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-    if dims[0] % per_block: raise ValueError(f"the rows of {name} are no whole blocks")
+    if dims[0] % per_block: raise ValueError(f"the rows of {name} are not whole blocks")
     bytes_in_row = dims[0] // per_block * block_bytes
     return (*reversed(dims[1:]), bytes_in_row), file.start + offset
 
 def check_places(
     file:GgufFile, # Where to look
 )->None:
-    "Raise `ValueError` for a tensor behind the end of the file, or on top of another."
+    "Raise `ValueError` for a tensor past the end of the file, or on top of another."
     spans = []
     for name in file.tensors:
         shape, start = _layout(file, name)
@@ -181,12 +181,12 @@ def check_said(
 )->None:
     """Raise `ValueError` for what might change an id or a number, and is unknown.
 
-    What other things a file says of its family, and we do not know, is said aloud."""
+    Other settings of its family that are not supported are named in a warning."""
     count, kind = said.get("split.count", 0), said.get("general.type", "model")
     if count > 1:
         raise ValueError(f"it is file {said.get('split.no', 0) + 1} of {count} "
                          "of a model; join all with llama.cpp's llama-gguf-split")
-    if kind != "model": raise ValueError(f"it is no model, but of the type {kind!r}")
+    if kind != "model": raise ValueError(f"it is not a model, but of the type {kind!r}")
     family = said.get("general.architecture")
     shape = {name.partition(".")[2]: value for name, value in said.items()
              if name.startswith(f"{family}.")}
@@ -198,7 +198,7 @@ def check_said(
         known |= dict.fromkeys((*_CAPS, "attention.sliding_window"), ANYTHING)
     numbers = {name: value for name, value in shape.items() if "." in name}
     for found in (*unknown_keys(numbers, known), *unknown_keys(tokens, _TOKENIZER)):
-        raise ValueError(f"it says {found}, which we do not heed")
+        raise ValueError(f"it says {found}, which is not supported")
     say_unknown(path, shape, known)
 
 def from_gguf_config(
@@ -224,7 +224,7 @@ def from_gguf_config(
     rule = of("rope.scaling.type", "linear" if factor != 1 else "none")
     if rule not in ("none", "linear"):
         raise ValueError(f"it scales RoPE by the rule {rule!r}, "
-                         "and the course's classes know only Llama 3's and 'linear'")
+                         "and the course's classes support only Llama 3's and 'linear'")
     if of("block_count") == _LARGE.get(name):
         raise ValueError(f"it is the 27B of {name}, for which llama.cpp divides scores "
                          "by another number than the file says; read it from a folder")
@@ -244,7 +244,7 @@ def _variant_of(of:Callable, family:str)->dict:
     for name in _CAPS:
         cap = of(name, found.get(name) or 0)
         if cap and family == "gemma3_text":
-            raise ValueError(f"it says {name} = {cap}, which no Gemma 3 does")
+            raise ValueError(f"it says {name} = {cap}, which no Gemma 3 model has")
         found[name] = cap or None
     return variant_of(found, family)
 
@@ -295,7 +295,8 @@ def scaling_of(
             scaling = RopeScaling(factor, original_max_seq_len=length)
         if torch.allclose(frequency / scaling.slow(frequency), slowed, rtol=1e-3):
             return scaling
-    raise ValueError("its table rope_freqs.weight follows another rule than Llama 3's")
+    raise ValueError("its table rope_freqs.weight follows a different rule from Llama "
+                     "3's")
 
 def _frequency(theta:float, d_k:int)->Tensor:
     "Radians that each pair turns for each token."
@@ -335,11 +336,11 @@ def _build_tokenizer(
         return from_scores(normal, scores, byte_ids, special, bool(first))
     if model != "gpt2":
         raise ValueError(f"its tokenizer is of the kind {model!r}, "
-                         "and we know gpt2 and llama")
+                         "and only gpt2 and llama are supported")
     pre = said["tokenizer.ggml.pre"]
     if pre not in PRE_TOKENIZERS:
-        raise ValueError(f"its way to cut words is {pre!r}, "
-                         f"and we know {', '.join(PRE_TOKENIZERS)}")
+        raise ValueError(f"its pre-tokenizer is {pre!r}, "
+                         f"and only these are supported: {', '.join(PRE_TOKENIZERS)}")
     return _from_merges(said, normal, special, pre)
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-tokenizer-2
@@ -372,7 +373,7 @@ def _rules_of(
         add = said.get(f"tokenizer.ggml.add_{name}_token", usual[name])
         if add and id not in tokenizer.vocab:
             raise ValueError(f"it asks for a {name} token at each prompt, "
-                             "and does not say which")
+                             "but does not say which")
         around.append((id,) if add else ())
     return replace(tokenizer.rules, before=around[0], after=around[1])
 
@@ -430,7 +431,7 @@ def architecture_of(
     family = family_of(config)
     names = {theirs: ours for ours, theirs in ARCHITECTURES.items()}
     if family not in names:
-        raise ValueError(f"GGUF has no words for the {family} family's windows; "
+        raise ValueError(f"GGUF cannot describe the windows of the {family} family; "
                          "export a folder instead")
     name, variant = names[family], variant_in(config)
     usual = Variant(pattern={"gemma2": "SL", "gemma3": "SSSSSL"}.get(name, "L"))
@@ -490,10 +491,12 @@ def _write_tokenizer(
     "Write a tokenizer in GGUF's words. Raises `ValueError` for a nameless pattern."
     names = {pattern: name for name, pattern in PRE_TOKENIZERS.items()}
     if isinstance(tokenizer, SentencePiece) or tokenizer.pattern not in names:
-        raise ValueError("GGUF has no name for this tokenizer's way to cut words; "
+        raise ValueError("GGUF has no name for this tokenizer's pattern; "
                          f"it has names for {', '.join(names.values())}")
     if tokenizer.rules.normalizer and names[tokenizer.pattern] != "qwen2":
-        raise ValueError("GGUF has no name for composing letters first")
+        raise ValueError("GGUF cannot say that letters are composed first")
+    if tokenizer.rules.lstrip or tokenizer.rules.rstrip:
+        raise ValueError("GGUF cannot say that special tokens take in white space")
     special = {id: token for token, id in tokenizer.special_tokens.items()}
     tokens, kinds = [f"[PAD{id}]" for id in range(size)], [_UNUSED] * size
     for id, spelled in tokenizer.vocab.items():
@@ -512,7 +515,7 @@ def _write_tokenizer(
         if known is not None: getattr(writer, f"add_{name}_token_id")(known)
         getattr(writer, f"add_add_{name}_token")(bool(ids))
         if ids not in ((), (known,)):
-            raise ValueError(f"GGUF has no word for the tokens {ids} at each prompt")
+            raise ValueError(f"GGUF cannot describe the tokens {ids} at each prompt")
     if "chat_template" in roles: writer.add_chat_template(roles["chat_template"])
 
 # %% ../../nbs/engine/gguf.ipynb #write-gguf

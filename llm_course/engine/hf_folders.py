@@ -93,7 +93,7 @@ def check_family(
         said = found.get(name, value)
         if value is ANYTHING or said == value or (said is None and not value): continue
         raise ValueError(f"its {name} is {said!r}, "
-                         f"but the course's classes know only {value!r}")
+                         f"but the course's classes support only {value!r}")
 
 # %% ../../nbs/engine/hf_folders.ipynb #window
 _KINDS = {"full_attention": "L", "sliding_attention": "S"}
@@ -171,7 +171,7 @@ def rope_of(
     kind = said.get("rope_type", said.get("type", "default"))
     if not isinstance(kind, str) or kind not in _RULES:
         raise ValueError(f"it scales RoPE by the rule {kind!r}, "
-                         f"and the course's classes know only {', '.join(_RULES)}")
+                         f"and the course's classes support only {', '.join(_RULES)}")
     known = {"rope_theta": ANYTHING, "rope_type": ANYTHING, "type": ANYTHING,
              "partial_rotary_factor": (1,), "factor": (1,)}
     for what in unknown_keys(said, known | dict.fromkeys(_RULES[kind], ANYTHING)):
@@ -360,7 +360,8 @@ def _read_index(
     shards:dict[Path, set[str]] = {}
     for name, file in sorted(listed.items(), key=str):
         if not isinstance(file, str) or not file or Path(file).name != file:
-            raise ValueError(f"{index} names {file!r}, which is no file of this folder")
+            raise ValueError(f"{index} names {file!r}, which is not a file in this "
+                             "folder")
         shards.setdefault(folder/file, set()).add(name)
     for path in sorted(shards):
         if not path.is_file():
@@ -396,7 +397,7 @@ def tensor_shapes(
             kinds = {name: part.get_dtype() for name, part in parts.items()}
             shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is no safetensors file, or a damaged one "
+        raise ValueError(f"{file} is not a safetensors file, or is a damaged one "
                          f"({one_line(error)}); download it again") from None
     for name, kind in kinds.items():
         if kind not in NUMBERS:

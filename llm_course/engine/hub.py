@@ -49,7 +49,7 @@ def from_hub(
     try: return _download(hub, name, revision)
     except failures as error:
         why = one_line(error).split(" (Request ID")[0].split(" For more details")[0]
-        raise OSError(f"{name} is no path here, and could not be had from the "
+        raise OSError(f"{name} is not a path here, and could not be fetched from the "
                       f"Hugging Face hub ({shorten(why, 240)}); "
                       "check the name and the connection, or name a folder or a file"
                       ) from None

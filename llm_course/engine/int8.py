@@ -37,7 +37,8 @@ class RoundedLinear(nn.Module):
         wide = layer.weight.detach().float()
         self.bits, self.d_in, self.bias = bits, wide.shape[1], layer.bias
         if bits == 4 and self.d_in % 64:
-            raise ValueError(f"4 bits need rows of a multiple of 64, not {self.d_in}")
+            raise ValueError("4 bits need rows whose length is a multiple of 64, not "
+                             f"{self.d_in}")
         groups = wide.unflatten(1, (-1, 32 if bits == 4 else self.d_in))
         most = 2**(bits - 1) - 1   # 127, or 7
         least = torch.finfo(torch.float32).tiny
@@ -105,12 +106,13 @@ def _few_on_a_cpu(x:Tensor)->bool:
 PRECISIONS = "float32", "bfloat16", "int8", "int4"   # what `--precision` may be
 
 def at_precision(
-    model:nn.Module, # To speak with; it is changed
+    model:nn.Module, # The model to change
     precision:str,   # One of `PRECISIONS`
 )->nn.Module:        # The same
     "Make a model's numbers smaller. Raises `ValueError` for an unknown precision."
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision {precision} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"--precision {precision} is not one of "
+                         f"{', '.join(PRECISIONS)}")
     if precision in ("int8", "int4"):
         for part in list(model.modules()):
             for name, layer in part.named_children():

@@ -38,7 +38,7 @@ class KVCache:
         v:Float[Tensor, "batch h_kv t d"], # Values of the new tokens
     # All so far
     )->tuple[Float[Tensor, "batch h_kv s d"], Float[Tensor, "batch h_kv s d"]]:
-        "Keep the new ones behind the old. Raises `ValueError` when they do not fit."
+        "Keep the new ones after the old. Raises `ValueError` when they do not fit."
         start = self.length
         end = start + k.shape[-2]
         room = self.keys.shape[-2]

@@ -57,7 +57,7 @@ class Llama2cHeader(NamedTuple):
 def llama2c_header(
     data:bytes, # The first 256 bytes
 )->Llama2cHeader:
-    "Read the header of Karpathy's llama2.c. Raises `ValueError` for what is none."
+    "Read the header of Karpathy's llama2.c. Raises `ValueError` for any other file."
     mark, version = struct.unpack_from("<Ii", data)
     if mark != MARK: version = 0
     elif version not in (1, 2):
@@ -68,7 +68,7 @@ def llama2c_header(
     positive = (
         d_model, d_ff, num_layers, num_heads, num_kv_heads, abs(vocab_size), length)
     if not all(0 < size < LARGEST for size in positive):
-        raise ValueError("it has neither a mark nor the header of a llama2.c model")
+        raise ValueError("it does not begin like a llama2.c model")
     tie, group = vocab_size > 0, 0
     if version: tie = data[36] > 0
     if version == 2: group, = struct.unpack_from("<i", data, 37)
@@ -86,10 +86,10 @@ def _bytes_of(
     header:Llama2cHeader,  # Of the file
     shape:tuple[int, ...], # Of a tensor
 )->int:
-    "How many bytes a tensor takes. Raises `ValueError` for rows of no whole groups."
+    "How many bytes a tensor takes. Raises `ValueError` unless rows are whole groups."
     if not _is_small(header, shape): return 4 * prod(shape)
     if shape[-1] % header.group:
-        raise ValueError(f"rows of {shape[-1]} are no multiple "
+        raise ValueError(f"rows of {shape[-1]} are not a multiple "
                          f"of its groups of {header.group}")
     return prod(shape) + 4 * prod(shape) // header.group
 
@@ -100,7 +100,7 @@ def _is_small(header:Llama2cHeader, shape:tuple[int, ...])->bool:
 def llama2c_size(
     header:Llama2cHeader, # Of the file
 )->int:                   # Bytes
-    "Work out how long a file must be. Raises `ValueError` for rows of no whole groups."
+    "Work out how long a file must be. Raises `ValueError` unless rows are groups."
     size = header.start
     for part, shape in llama2c_order(header.config, header.version):
         blocks = 1 if part in ONCE else header.config.num_layers
@@ -128,7 +128,7 @@ def open_llama2c(
 )->tuple[Stored, BpeTokenizer]: # The model, not read yet, and the tokenizer beside it
     """Look into a file of llama2.c.
 
-    Raises `ValueError` if it is none, or its length is not what its header asks for."""
+    Raises `ValueError` if it is another file, or not as long as its header says."""
     with open(path, "rb") as file: front = file.read(256).ljust(41, b"\0")
     header = explain(path, llama2c_header, front)
     size, wanted = path.stat().st_size, explain(path, llama2c_size, header)
@@ -179,7 +179,7 @@ def _parse_pieces(
     return tokenizer
 
 def read_pieces(
-    folder:Path,    # Where a llama2.c model lies
+    folder:Path,    # Where a llama2.c model is
     vocab_size:int, # How many tokens the model knows
 )->BpeTokenizer:
     """Read `tokenizer.bin`, or else a `tokenizer.json`, beside a llama2.c model.
@@ -190,4 +190,4 @@ def read_pieces(
         return explain(path, _parse_pieces, path.read_bytes(), vocab_size)
     if (folder/"tokenizer.json").is_file(): return load_tokenizer(folder, vocab_size)
     raise ValueError(f"{folder} lacks tokenizer.bin, without which a llama2.c model "
-                     "cannot speak; put it beside the model")
+                     "cannot read or write text; put it beside the model")

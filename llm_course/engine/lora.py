@@ -39,7 +39,7 @@ class LoraLinear(Linear):
         d_out, d_in = base.weight.shape
         if not 1 <= rank <= min(d_in, d_out):
             raise ValueError(f"rank must lie between 1 and {min(d_in, d_out)}, the "
-                             f"lesser side of the matrix, but is {rank}")
+                             f"smaller side of the matrix, but is {rank}")
         device, dtype = base.weight.device, base.weight.dtype
         self.weight, self.bias = base.weight, base.bias
         drawn = truncated_normal(
@@ -185,12 +185,12 @@ def _read_adapter(folder:Path)->tuple[int, float, dict[str, Tensor], float|None]
     for name, usual in _PLAIN.items():
         if name in said and said[name] not in usual:
             raise ValueError(f"{config} says {name} = {said[name]!r}, "
-                             "which we do not compute")
+                             "which is not supported")
     rank, alpha = said.get("r"), said.get("lora_alpha")
     if type(rank) is not int or not isinstance(alpha, int | float):
         raise ValueError(f"{config} must say r and lora_alpha, "
                          f"but says {rank!r} and {alpha!r}")
-    tensor_shapes(weights)   # refuses what is no such file
+    tensor_shapes(weights)   # refuses any other file
     with safe_open(weights, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         share = (file.metadata() or {}).get(_MARK)

@@ -73,7 +73,7 @@ def checked_fields(
 def model_shape(
     found:Mapping[str, Any], # The fields of a `ModelConfig`, as a file says them
 )->ModelConfig:              # The shape
-    "Read a model's shape. Raises `ValueError` for what is missing, or is no shape."
+    "Read a model's shape. Raises `ValueError` for what is missing, or is not a shape."
     missing = [name for name in _SAID if name not in found]
     if missing: raise ValueError(f"it lacks {', '.join(missing)}")
     for name, kind in ("rope_scaling", RopeScaling), ("variant", Variant):
@@ -110,7 +110,7 @@ def check_sizes(
 def own_shapes(
     config:ModelConfig, # The shape of a model of the course's own parts
 )->dict[str, tuple[int, ...]]: # Of every tensor that a file of it must hold
-    "List a model's tensors, of which a tied head is none."
+    "List a model's tensors, without a tied head."
     one = Transformer(**asdict(replace(config, num_layers=1)), device="meta")
     shapes = {}
     for name, parameter in one.named_parameters():
@@ -128,7 +128,7 @@ def check_every_tensor(
     for name, shape in wanted.items():
         if name not in held:
             raise ValueError(f"{path} lacks the tensor {name}, "
-                             "so it is not a whole model; download it again")
+                             "so the model is not complete; download it again")
         if held[name] != shape:
             raise ValueError(f"{path} holds {name} in the shape {held[name]}, "
                              f"but its configuration asks for {shape}")
@@ -155,7 +155,7 @@ def check_weights(
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         if not isinstance(x, Tensor) or (own and kind not in _FLOATS):
             raise ValueError(f"{path} holds {name} as {kind}; "
-                             "weights are tensors of floating point")
+                             "weights must be floating-point tensors")
         if not isinstance(name, str): raise ValueError(f"{path} names a tensor {name}")
         shapes[name] = tuple(x.shape)
         held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -213,7 +213,7 @@ def check_amount(
                 raise ValueError("it has a tensor without numbers of its own")
         if isinstance(value, dict): todo += [*value, *value.values()]
         elif isinstance(value, list | tuple | set): todo += value
-        if len(todo) > left: raise ValueError("it holds more than its bytes")
+        if len(todo) > left: raise ValueError("it claims more data than the file has")
 
 
 # %% ../../nbs/engine/model_files.ipynb #row-blocks

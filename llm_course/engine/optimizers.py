@@ -22,7 +22,7 @@ def check_group(
     group:dict,                # A parameter group with its settings
     own:tuple[str, ...]=(),    # Those of `_FLAGS` that this optimiser has after all
 )->None:
-    "Refuse settings that make no sense, and by name those that we do not have."
+    "Refuse settings that make no sense, and name those that are not supported."
     for flag in _FLAGS:
         if flag not in own and group.get(flag):
             raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, "

@@ -221,7 +221,7 @@ def _package_sources(
 def _certificates(
     setups:Sequence[_Setup], # What pip and uv are set up for
 )->ssl.SSLContext|bool:      # `True` for the certificates of the system
-    "Trust what pip and uv are told to trust; raises `OSError` for a file not there."
+    "Trust what pip and uv trust; raises `OSError` for a file that is missing."
     context = None
     for file in [file for setup in setups for file in setup.certificates]:
         cafile, capath = (None, file) if os.path.isdir(file) else (file, None)
@@ -372,7 +372,7 @@ def download_wheel(
         raise ValueError(
             f"what the package index offers as {requirement} has another sha256 than "
             f"{digest} ({others[0]}); ask another index")
-    why = "; ".join(dict.fromkeys(failures)) or "there is no index to ask"
+    why = "; ".join(dict.fromkeys(failures)) or "no package index is set up"
     raise OSError(f"could not download {requirement} ({why}); "
                   "connect to a package index, or name a copy with --path")
 

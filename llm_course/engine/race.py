@@ -54,7 +54,7 @@ class Result(NamedTuple):
 def race(
     ours:Callable[[int], Run],   # Trains the entry, given a seed
     theirs:Callable[[int], Run], # Trains what it is compared with
-    tell:Callable[[str], object]=print, # Is told of each pair
+    tell:Callable[[str], object]=print, # Called for each pair
 )->Result:
     "Run pairs until they decide. Raises `Refused` for an entry that took longer."
     mine, others = list[Run](), list[Run]()
@@ -176,7 +176,7 @@ def _own_module(entry:Path):
     path = entry/"model.py"
     if not path.is_file(): return None
     spec = spec_from_file_location("race_entry", path)
-    if spec is None or spec.loader is None: raise Refused(f"{path} is no module")
+    if spec is None or spec.loader is None: raise Refused(f"{path} is not a module")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -238,7 +238,7 @@ def nats_per_byte(
             other[:, half:] = (other[:, half:] + 1) % logits.shape[-1]
             gap = (model(other)[:, :half] - logits[:, :half]).abs()
             if gap.numel() and float(gap.max()) > 1e-3:
-                raise Refused("the model looks at tokens that it is to predict")
+                raise Refused("the model looks at tokens that it should predict")
     return nats / size
 
 def _score(entry:Path, folder:Path, text:str, threads:int)->float:

@@ -81,7 +81,7 @@ class Reader:
     def unread(self,
         length:int, # Tokens of the text that stay read
     )->None:
-        "Forget all behind the first `length` tokens."
+        "Forget all tokens after the first `length` tokens."
         self.forget(self.start, min(self.seen, length - self.start))
 
     def slide(self,
@@ -97,12 +97,12 @@ class Reader:
         ids:Int[Tensor, "b t"], # The whole text so far; longer at each call
         last:int=1,             # How many predictions to give
     )->Float[Tensor, "b last vocab"]: # Scores of the token after each of the last ones
-        "Read what is new. Raises `ValueError` where nothing is."
+        "Read what is new. Raises `ValueError` if nothing is."
         length = ids.shape[-1]
         self.slide(length)
         new = ids[:, self.start + self.seen:]
         if not new.shape[-1]:
-            raise ValueError("a Reader wants a longer text at each call, but this one "
+            raise ValueError("a Reader needs a longer text at each call, but this one "
                              f"has {length} tokens; make a new Reader")
         self.seen += new.shape[-1]
         if not self.keeps: return self.model(ids[:, self.start:])[:, -last:]
@@ -141,7 +141,7 @@ def pad_with_own(
         raise ValueError(f"max_tokens must be 0 or more, but is {max_tokens}")
     t = ids.shape[-1]
     if t == 0:
-        raise ValueError("a model needs at least one token to go on from; "
+        raise ValueError("a model needs at least one token to continue from; "
                          "start with <|endoftext|>")
     if padding is None: return ids
     if not bool(((0 <= padding) & (padding < t)).all()):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
-           'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'fit_shape', 'new_model',
-           'check_types', 'check_flags', 'account_of', 'check_memory', 'warn_of_slow_precision', 'import_board',
-           'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes',
-           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'flags_of_shape', 'fit_shape',
+           'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory',
+           'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates',
+           'position_of', 'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -65,7 +65,7 @@ def learning_rate(
     warmup, cycle = config.warmup_iters, config.cos_cycle_iters
     lr_min = config.lr_min
     if warmup is None or cycle is None or lr_min is None:
-        raise ValueError("the schedule is still open; call settle(config) first")
+        raise ValueError("the schedule is not complete yet; call settle(config) first")
     return schedule(step, warmup, cycle, lr_min, config.lr_max)
 
 def settle_rates(
@@ -92,7 +92,7 @@ def data_files(
 def find_tokenizer(
     config:TrainConfig, # As the user gave it
 )->Path|None:           # The file, or `None` where the data came without one
-    "Look for the tokenizer that made the data, so that losses can be told per byte."
+    "Look for the tokenizer that made the data, so that losses can be given per byte."
     if config.tokenizer_path:
         return input_file(config.tokenizer_path, "--tokenizer_path")
     first, *others = [path.parent/"tokenizer.json" for path in data_files(config)]
@@ -100,7 +100,7 @@ def find_tokenizer(
     for other in others:
         if other.is_file() and other.read_bytes() != first.read_bytes():
             raise ValueError(f"{other} is not the same as {first}, so the files of "
-                             "--train_data were not made by one tokenizer")
+                             "--train_data were not made by the same tokenizer")
     return first
 
 def find_vocab_size(
@@ -143,8 +143,15 @@ def own_start(
     if path is None: return None
     if path.suffix in OWN_FILES:
         return load_model(input_file(path, "--init_from"), "cpu", parts)
-    raise ValueError(f"--init_from {path} is no model of this course; open it with "
+    raise ValueError(f"--init_from {path} is not a model of this course; open it with "
                      "load_pretrained, and hand it over: train(config, model=model)")
+
+def flags_of_shape(
+    model:Transformer, # To begin with
+)->dict[str, Any]:     # `vocab_size` and so on, without `dropout`
+    "Say the shape of a model in flags of training."
+    names = {field.name for field in fields(TrainConfig)} - {"dropout"}
+    return {name: x for name, x in asdict(model.config).items() if name in names}
 
 def fit_shape(
     config:TrainConfig,    # As the user gave it
@@ -153,8 +160,7 @@ def fit_shape(
     "Find out the shape. Raises `ValueError` where flags and model, or data, disagree."
     if model is None: return replace(config, vocab_size=find_vocab_size(config))
     defaults = {f.name: f.default for f in fields(TrainConfig)}
-    found = asdict(model.config).items()
-    shape = {name: x for name, x in found if name in defaults and name != "dropout"}
+    shape = flags_of_shape(model)
     for name, there in shape.items():
         asked = getattr(config, name)
         if name == "max_seq_len" and asked < there: shape[name] = asked
@@ -186,6 +192,8 @@ def new_model(
     return model.to(config.device, torch.float32).train().requires_grad_(True)
 
 # %% ../../nbs/engine/run_config.ipynb #check-flags
+#| code-fold: true
+#| code-summary: "The rules"
 CHOICES = {"precision": PRECISIONS, "parallel": ("ddp", "fsdp"),
            "order": ORDERS, "decay": DECAYS}
 _COUNTS = ("max_seq_len", "batch_size", "grad_accumulation", "iterations",
@@ -220,7 +228,7 @@ def check_flags(
     for name, choices in CHOICES.items():
         chosen = getattr(config, name)
         if chosen is not None and chosen not in choices:
-            raise ValueError(f"--{name} {chosen} is none of {', '.join(choices)}")
+            raise ValueError(f"--{name} {chosen} is not one of {', '.join(choices)}")
     for name in _COUNTS:
         number = getattr(config, name)
         if number is not None and not 1 <= number < _MANY:
@@ -244,26 +252,38 @@ def check_flags(
 # %% ../../nbs/engine/run_config.ipynb #memory
 def account_of(
     config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
 )->MemoryAccount:       # Of a single process
     "Count the memory that a run will need."
     count = int(os.environ.get("WORLD_SIZE", 1))
     return estimate_memory(
-        shape_of(config), max(1, config.batch_size // count),
+        shape_of(config, model), max(1, config.batch_size // count),
         config.precision or "float32", config.activation_checkpointing,
-        pieces=config.grad_accumulation, muon=config.muon_lr is not None, diary=True,
-        device=config.device or "cpu")
+        pieces=config.grad_accumulation, muon=config.muon_lr is not None,
+        ema=config.ema is not None, diary=True, device=config.device or "cpu")
+
+def forecast_of(
+    config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
+)->str:                 # Two lines
+    "Tell what a run will cost in operations and time."
+    return budget.forecast(
+        shape_of(config, model), config.batch_size, config.grad_accumulation,
+        config.iterations, config.precision or "float32",
+        config.activation_checkpointing, config.device or "cpu")
 
 def check_memory(
     config:TrainConfig,  # Settled
     device:torch.device, # Where it will run
+    model:Transformer|None=None, # To begin with
 )->None:
     "Raise `ValueError` for a run that cannot fit."
-    account = account_of(config)
+    account = account_of(config, model)
     sharded = config.parallel == "fsdp"
     if config.compile or sharded:   # what is needed in any case
-        model = account.weights + account.gradients + account.optimizer
-        if sharded: model //= int(os.environ.get("WORLD_SIZE", 1))
-        account = replace(account, peak=max(model, account.logits // 2))
+        least = account.weights + account.gradients + account.optimizer
+        if sharded: least //= int(os.environ.get("WORLD_SIZE", 1))
+        account = replace(account, peak=max(least, account.logits // 2))
     budget.check_memory(account, device.type)
 
 # %% ../../nbs/engine/run_config.ipynb #account
@@ -313,7 +333,7 @@ def settle(
         fit_shape(settle_rates(config), model), device=str(device),
         tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device))
-    check_memory(settled, device)
+    check_memory(settled, device, model)
     warn_of_slow_precision(settled)
     return settled
 
@@ -449,7 +469,7 @@ def find_checkpoint(
     if (muon is None) != (config.muon_lr is None):
         was, now = (f"{value or 'left out'}" for value in (muon, config.muon_lr))
         raise ValueError(f"--muon_lr was {was} when the run in {config.output} began, "
-                         f"and is {now} now; another optimiser has no use for its "
+                         f"and is {now} now; a different optimiser cannot use its "
                          "moments: name another folder")
     if saved["iteration"] > config.iterations:
         raise ValueError(f"--iterations {config.iterations} is less than the "
@@ -459,9 +479,9 @@ def find_checkpoint(
 
 def no_number(
     config:TrainConfig, # Settled
-    step:int,           # Whose loss is no number
+    step:int,           # Whose loss is not a number
 )->ValueError:          # To be raised
-    "Say that a run has lost its way, what is left of it, and what to try."
+    "Say that a run has failed, what is left of it, and what to try."
     path, kept = config.output/"checkpoint.pt", "there is no checkpoint yet"
     muon = config.muon_lr
     if path.exists(): kept = f"{path} is the last good checkpoint"

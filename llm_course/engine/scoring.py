@@ -75,7 +75,7 @@ class Scorer:
         return last_scores(self.model, new, self.caches)
 
     def _behind(self, ids:Int[Tensor, "b t"])->Float[Tensor, "b t vocab"]:
-        "Read endings behind the prompt, each in a row of its own."
+        "Read endings after the prompt, each in a row of its own."
         length = len(self.ids)
         wide = self._new_caches(len(ids), length + ids.shape[-1])
         for cache, own in zip(wide, self.caches):

@@ -269,10 +269,10 @@ async def _read_body(
     except TimeoutError:
         raise Refused("the request took too long", status=408) from None
     try: return json.loads(data)
-    except (ValueError, RecursionError): raise Refused("the body is no JSON") from None
+    except (ValueError, RecursionError): raise Refused("the body is not JSON") from None
 
 def _submit(
-    job:Job,             # What a client wants
+    job:Job,             # The request of a client
     scheduler:Scheduler, # Who does it
 )->asyncio.Queue[Said]:  # What comes of it, as it comes
     "Start a job from the web's own thread. Raises `Busy` where there is no room."
@@ -357,17 +357,17 @@ def make_app(
 
 async def _cancel_when_gone(
     request:Any, # Of Starlette
-    job:Job,     # What its client wants
+    job:Job,     # The request of its client
 )->None:
     "Cancel a job when its client hangs up."
     while (await request.receive())["type"] != "http.disconnect": pass
     job.cancelled = True
 
 async def _events(
-    job:Job,                   # What a client wants
+    job:Job,                   # The request of a client
     heard:asyncio.Queue[Said], # What comes of it
     words:Answer,              # Says it in OpenAI's words
-    usage:bool,                # Is the number of tokens wanted at the end?
+    usage:bool,                # Report the number of tokens at the end?
 )->AsyncIterator[str]:         # Server-sent events
     "Turn what the model says into a stream of events; cancel it if nobody listens."
     def event(data): return f"data: {json.dumps(data)}\n\n"
@@ -458,7 +458,7 @@ def serve(
         address = f"http://{config.host}:{taken.getsockname()[1]}"
         print(f"{name} is served at {address} (a page to talk to it) and "
               f"{address}/v1 (for programs); Ctrl-C ends it", flush=True)
-        if not known: print("note: whoever reaches this address may use the model")
+        if not known: print("note: anyone who can reach this address can use the model")
         server.run(sockets=[taken])
 
 def main(

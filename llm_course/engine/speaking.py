@@ -49,9 +49,10 @@ def refuse(
 def refuse_precision(
     precision:str, # From the command line
 )->None:
-    "Raise `ValueError` for one that we do not have."
+    "Raise `ValueError` for one that does not exist."
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision {precision} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"--precision {precision} is not one of "
+                         f"{', '.join(PRECISIONS)}")
 
 # %% ../../nbs/engine/speaking.ipynb #open-models
 def open_speaker(

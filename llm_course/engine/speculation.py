@@ -58,7 +58,7 @@ def speculate(
     ours, theirs = model.config.vocab_size, draft.config.vocab_size
     if ours != theirs:
         raise ValueError(f"the model knows {ours:,} ids and the draft {theirs:,}; "
-                         "both must have been trained with one tokenizer")
+                         "both must have been trained with the same tokenizer")
     if ahead < 1: raise ValueError(f"ahead must be at least 1, but is {ahead}")
     ids = pad_with_own(ids, max_tokens)
     end = ids.shape[-1] + max_tokens

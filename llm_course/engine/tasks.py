@@ -27,7 +27,7 @@ class Question:
     prompt:str              # What the model reads first; may be empty
     choices:tuple[str, ...] # What may follow, spaces included; () where it writes
     answer:int|str          # The place of the right choice; or the text to be written
-    after:str=""            # If given, this text behind each choice is what is scored
+    after:str=""            # If given, this text after each choice is scored
 
     @property
     def pairs(self)->list[tuple[str, str]]: # For each choice, what is read and scored
@@ -97,7 +97,7 @@ def question_of(
 def read_lines(
     path:Path, # A file of one JSON object a line
 )->list[tuple[int, Any]]: # Each with the number of its line; empty lines left out
-    "Read JSONL. Raises `ValueError` with file and line for what is not."
+    "Read JSONL. Raises `ValueError` with file and line for a bad one."
     try: text = input_file(path, "--tasks").read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; a task is a .jsonl file") from None
@@ -107,7 +107,7 @@ def read_lines(
         try: found.append((number, json.loads(line)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-    if not found: raise ValueError(f"{path} holds no question")
+    if not found: raise ValueError(f"{path} holds no questions")
     return found
 
 def read_questions(
@@ -119,7 +119,7 @@ def read_questions(
     for number, record in read_lines(path):
         try: question = read(record)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number} is not such a question: "
+            raise ValueError(f"{path}, line {number} is not a valid question: "
                              f"{type(error).__name__} {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None

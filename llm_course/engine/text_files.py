@@ -50,7 +50,7 @@ def list_texts(
     paths:Iterable[str|Path], # Files, folders, or `-` for standard input
     flag:str,                 # The flag they came by, for the message
 )->list[Path]:                # Files, or `STDIN`
-    "List the files that are meant. Raises `ValueError` for what is not there."
+    "List the files that are named. Raises `ValueError` for what is not there."
     found = []
     for path in map(Path, paths):
         if path == STDIN: found.append(path)
@@ -109,14 +109,14 @@ def _table_rows(
                     elif text is not None:
                         raise ValueError(f"the column {field} of {path} holds no text")
     except ArrowException as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from None
+        raise ValueError(f"{path} is not a complete Parquet file: {error}") from None
 
 # %% ../../nbs/engine/text_files.ipynb #copy-text
 def _text_of(
     path:Path,  # A file of any kind
     errors:str, # What to do where it is not UTF-8: `strict` or `replace`
     field:str,  # Which field holds the text
-    end:str,    # What stands behind each document
+    end:str,    # What comes after each document
 )->Iterator[str]:
     "Read a file of any kind."
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
@@ -132,7 +132,7 @@ def _copy_text(
     copy:Path,  # Where to write it, as plain UTF-8
     errors:str, # What to do where it is not UTF-8: `strict` or `replace`
     field:str,  # Which field holds the text
-    end:str,    # What stands behind each document
+    end:str,    # What comes after each document
 )->int:         # Bytes written
     "Write the text of a file; raises `ValueError` if it is broken."
     try:
@@ -144,7 +144,7 @@ def _copy_text(
         raise ValueError(f"{path} is not UTF-8: {error.reason}; convert it first, as "
                          "with iconv -t UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+        raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
 # %% ../../nbs/engine/text_files.ipynb #plain-files
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class Reading:
 
     A path is a file, a folder with all texts in it, or - for standard input. Files are
     UTF-8; .jsonl and .parquet hold a document in each row; .gz is unpacked."""
-    text_field:str="text" # Where the text stands in a row of .jsonl or .parquet
+    text_field:str="text" # Field of the text in a row of .jsonl or .parquet
     # What to do with a file that is empty or not UTF-8
     bad_files:Literal["stop", "skip", "replace"]="stop"
 
@@ -161,7 +161,7 @@ def _try_copy(
     path:Path,         # What to read
     copy:Path,         # Where to write it, as plain UTF-8
     reading:Reading,   # What to do if it is empty or broken
-    end:str,           # What stands behind each document
+    end:str,           # What comes after each document
 )->str:                # What was done: `kept`, `replaced` or `skipped`
     "Write the text of a file as far as that can be done."
     field = reading.text_field
@@ -180,7 +180,7 @@ def plain_files(
     paths:Iterable[str|Path],  # As `list_texts` gives them
     folder:str|Path,           # Where copies may be written that are needed
     reading:Reading=Reading(), # What to do if one is empty or broken, and more
-    end:str=end_of_text,       # What stands behind each document of a file with rows
+    end:str=end_of_text,       # What comes after each document of a file with rows
 )->list[Path]:                 # Plain texts in UTF-8: the files themselves, or copies
     """Make every file a plain text that can be read from any place.
 

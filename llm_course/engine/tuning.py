@@ -30,9 +30,9 @@ from .foreign_tokenizers import add_facts
 from .lora import TARGETS, add_lora, merge_lora, save_adapter
 from .model_files import explain, read_object
 from .processes import polite_stop
-from llm_course.engine.run_config import (
+from .run_config import (
     PRECISIONS, TrainConfig, check_flags, default_precision, find_checkpoint,
-    optimizer_for, settle_rates)
+    flags_of_shape, optimizer_for, settle_rates)
 from ..generating import DEMO
 from llm_course.instruct import (
     Example, answer_logits, as_example, batch_faults, batch_of, pack,
@@ -84,7 +84,7 @@ class InstructConfig(_Files, _Lora):
     beta2:float=0.95
     # AdamW: share of the matrices that a step takes off, at learning rate 1
     weight_decay:float=0.
-    grad_clip:float=1.      # Longest gradient that passes unshortened; 0: all pass
+    grad_clip:float=1.      # Longest gradient; longer ones are shortened; 0: no limit
     seed:int=0              # Decides the order of the conversations
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
@@ -225,25 +225,22 @@ def settle(
     known = {field.name for field in fields(InstructConfig)}
     given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)
              if field.name in known and field.name != "tokenizer_path"}
-    shape = model.config
-    longest = config.max_seq_len or shape.max_seq_len
-    if longest > shape.max_seq_len:
+    shape = flags_of_shape(model)
+    longest = config.max_seq_len or shape["max_seq_len"]
+    if longest > shape["max_seq_len"]:
         raise ValueError(f"--max_seq_len {longest} is more than the model's "
-                         f"{shape.max_seq_len}")
+                         f"{shape['max_seq_len']}")
     device = pick_device(config.device)
-    c = TrainConfig(**given | dict(
+    c = TrainConfig(**given | shape | dict(
         max_seq_len=longest, device=str(device), order="epochs",
-        precision=config.precision or default_precision(device),
-        vocab_size=shape.vocab_size, d_model=shape.d_model, num_heads=shape.num_heads,
-        num_layers=shape.num_layers, d_ff=shape.d_ff, rope_theta=shape.rope_theta,
-        num_kv_heads=shape.num_kv_heads, tie=shape.tie))
+        precision=config.precision or default_precision(device)))
     check_flags(c)
     if c.precision == "float16":
         raise ValueError("--precision must be float32 or bfloat16, but is float16")
     return settle_rates(c)
 
 def _flat(rows:list[list[Example]])->np.ndarray:
-    "All ids, one conversation behind the other."
+    "All ids, one conversation after the other."
     return np.array([id for row in rows for example in row for id in example.ids])
 
 def _note_lora(config:InstructConfig)->None:
@@ -300,8 +297,8 @@ def instruct(
     model, tokenizer = open_both(base, config.tokenizer_path, device)
     model, tokenizer, new = with_template(model, tokenizer)
     if new and config.lora_rank:
-        raise ValueError(f"{base} has never seen the marks of a turn, and their rows "
-                         "must learn; leave --lora_rank out")
+        raise ValueError(f"{base} has never seen the marks of a turn, so their rows "
+                         "must be trained; leave out --lora_rank")
     c = settle(config, model)
     talks = Conversations(read_examples(config.train_data, tokenizer, c.max_seq_len),
                           read_examples(config.val_data, tokenizer, c.max_seq_len), c)

@@ -70,7 +70,7 @@ def sole_writer(
         owner = ""
         with suppress(OSError): owner = path.read_text("utf-8", errors="replace")
         raise ValueError(f"{folder} is being written by {owner or 'another process'}; "
-                         "wait for its end, or name another folder") from None
+                         "wait until it has finished, or name another folder") from None
     except (OSError, NotImplementedError) as error:   # some network disks have no locks
         warnings.warn(f"{folder} cannot be locked ({one_line(error)}), so see to it "
                       "that no other run writes into it", stacklevel=3)
@@ -101,7 +101,7 @@ def _move_out(
     for path in files:
         there = folder/path.name
         if there.exists() and not there.is_file():
-            raise ValueError(f"{there} is no ordinary file, so it is not replaced; "
+            raise ValueError(f"{there} is not an ordinary file, so it is not replaced; "
                              "name another place")
     manifest = stage/f"{kind}.manifest.json"
     marks = {path.name: fingerprint(path) for path in files}

@@ -16,7 +16,6 @@ from llm_course.grading.grading import (
     parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
 )
 from ..engine.kv_cache import KVCache
-from ..rmsnorm import RmsNorm
 from ..engine.rope_tables import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
@@ -123,6 +122,7 @@ def _ask_embedding(part):
     yield "when there is one id", lambda: table()(torch.tensor(2))
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
+    yield "in its fresh rows", lambda: bool((part(6, 4).weight == 0).all(-1).any())
     yield "for ids in int32", lambda: table()(ids.int())
     yield "in half precision", lambda: table().bfloat16()(ids)
     yield from placed(lambda **more: part(6, 4, **more))
@@ -158,6 +158,9 @@ MISTAKES["Embedding"] = {
         _an_embedding(lambda w, ids: w[ids] * w.shape[1] ** 0.5),
     "the vectors are brought to length one; a row must come out as it is":
         _an_embedding(lambda w, ids: torch.nn.functional.normalize(w[ids], dim=-1)),
+    "a row of the fresh table is zero; no id is padding here":
+        _an_embedding(spread=lambda v, d: torch.ones(v, 1).index_fill(
+            0, torch.tensor(0), 0.)),
     "the axes of the ids are flattened and not put back":
         _an_embedding(lambda w, ids: w[ids.flatten()]),
     "no gradient reaches the table: is it detached, or its data taken?":
@@ -657,6 +660,9 @@ MISTAKES["Softmax"] = {
 SYMPTOMS["Softmax"] = {
     "some shares are negative, or greater than one":
         lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
+    "the largest score of all rows is subtracted; a row far below the others breaks":
+        lambda part: not same(
+            part()(torch.stack([given(3), given(3) + 500]))[0], part()(given(3))),
     "the shares of a row do not add up to one":
         lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
     "rows are not independent: the scores of one change the shares of another":
@@ -1030,11 +1036,6 @@ def _ask_multihead(part):
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
-    yield "with heads of another size", lambda: made(d_k=8)(x)
-    yield "with biases", lambda: made(qkv_bias=True)(x)
-    yield "with norms of its queries and keys", lambda: parameters_of(
-        made(qk_norm=RmsNorm)
-    )
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield from placed(lambda **more: part(24, 4, max_seq_len=32, **more))
 
@@ -1053,6 +1054,7 @@ def _without(layer, *names):
 
 def _a_multihead(
     split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2),
+    split_q=None,
     join=lambda x: x.transpose(-3, -2).flatten(-2),
     turned="qk",
     shared="kv",
@@ -1069,7 +1071,7 @@ def _a_multihead(
         kv, d, layer = (h if every or kv is None else kv), d_model // h, _a_linear()
         def heads(s, x, positions=None):
             at, parts = heed(positions, x.shape[-2]), {
-                "q": split(s.q_proj(x), h),
+                "q": (split_q or split)(s.q_proj(x), h),
                 "k": split(s.k_proj(x), kv),
                 "v": split(s.v_proj(x), kv),
             }
@@ -1132,6 +1134,8 @@ MISTAKES["MultiHeadAttention"] = variants(
         "the heads are cut out by a reshape that mixes tokens: first unflatten the "
         "features, then swap two axes":
             dict(split=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
+        "the queries are cut into heads without a swap of axes, which mixes tokens":
+            dict(split_q=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
         "the heads are joined without swapping their axis back behind the tokens":
             dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
         "the features of the heads are interleaved when they are joined: one head is "
@@ -1165,6 +1169,25 @@ MISTAKES["MultiHeadAttention"] = variants(
             dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p),
     },
 )
+
+def _with_a_cache(change):
+    "A `MultiHeadAttention` in which something changes where there is a cache."
+    ours = reference("MultiHeadAttention")
+    def forward(self, x, token_positions=None, cache=None):
+        more = {} if cache is None else change(self, x)
+        at = more.get("at", token_positions)
+        usual, self.attend = self.attend, more.get("attend", self.attend)
+        try: return ours.forward(self, x, at, None if "none" in more else cache)
+        finally: self.attend = usual
+    return type("Part", (ours,), {"forward": forward})
+
+MISTAKES["MultiHeadAttention"] |= {
+    "with a cache, new tokens get positions from zero again": _with_a_cache(
+        lambda s, x: {"at": torch.arange(x.shape[-2])}),
+    "with a cache, nothing hides the future": _with_a_cache(
+        lambda s, x: {"attend": lambda q, k, v, mask=None, **how: s.attend(q, k, v)}),
+    "the cache has no effect": _with_a_cache(lambda s, x: {"none": True}),
+}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-multihead
 @torch.no_grad()

@@ -80,7 +80,8 @@ def _an_optimizer(rule, **defaults):
     class Part(Optimizer):
 
         def __init__(self, params, **settings):
-            super().__init__(params, defaults | settings)
+            settings = defaults | settings
+            super().__init__(params, settings | {"begun": settings.get("lr")})
 
         @torch.no_grad()
         def step(self, closure=None):
@@ -118,7 +119,7 @@ def _a_descent(
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
     return _an_optimizer(
         lambda p, g, state, group, t: change(
-            g, p, rate(group["lr"] if own else 0.1, t)
+            g, p, rate(group["lr" if own else "begun"], t)
         ),
         lr=1e-3,
         **more
@@ -139,7 +140,7 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
         "the rate is divided anew at each step, so that the roots pile up":
             dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
-        "it walks uphill: the gradient is subtracted":
+        "it walks uphill: subtract the gradient":
             dict(rate=lambda lr, t: -lr / t**0.5),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
         "the gradient is changed: it is to be read only": dict(change=_spoils),
@@ -193,6 +194,8 @@ def _ask_adamw(part):
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
+    yield "where betas change between steps", lambda: _retuned(
+        part, dict(betas=lambda t: (.5 / t, .7)), weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
@@ -226,7 +229,7 @@ def _an_adamw(
     def rule(p, g, state, group, t):
         (b1, b2), lr, eps, wd = (
             betas(*group["betas"]),
-            group["lr"] if own else 0.1,
+            group["lr" if own else "begun"],
             group["eps"],
             group["weight_decay"],
         )
@@ -369,7 +372,7 @@ MISTAKES["AdamW"] = _means | variants(
         ),
         "only the sign of the mean is taken, so that all steps are of one length":
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
-        "it walks uphill: the step is subtracted": dict(sign=-1),
+        "it walks uphill: subtract the step": dict(sign=-1),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
         "the gradient is changed: it is to be read only":
             dict(grow=lambda g: g.mul_(1.1)),
@@ -402,15 +405,17 @@ def _ask_muon(part):
 def _a_muon(
     turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g,
     ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** 0.5,
-    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1,
+    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False,
 ):
     "A `Muon` with something changed."
     def rule(p, g, state, group, t):
         lr, b, wd = group["lr"], group["momentum"], group["weight_decay"]
         g = g + l2 * wd * p
+        if early: g = turn(g, n)
         m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
         p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(
-            sign * lr * size(*p.shape) * turn(ahead(m, g, b), n)
+            sign * lr * size(*p.shape)
+            * (ahead(m, g, b) if early else turn(ahead(m, g, b), n))
         )
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
 
@@ -431,6 +436,10 @@ MISTAKES["Muon"] = variants(
         "the matrix isn't divided by its length before the iteration, which diverges "
         "from large values":
             dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
+        "gradients are made orthogonal before their mean is taken; do it afterwards":
+            dict(early=True),
+        "the step is scaled by columns over rows; it is the other way round":
+            dict(size=lambda r, c: max(1, c / r) ** 0.5),
         "there is one round of the iteration too few": dict(n=4),
         "there is one round of the iteration too many": dict(n=6),
         "the polynomial is the gentle one, 1.5 x − 0.5 x³":
@@ -860,6 +869,7 @@ def _ask_loss(part):
         ).bfloat16(),
     )
     yield "where targets are −100", lambda: part()(z, some)
+    yield "for targets of type int32", lambda: part()(z, y.int())
     yield "where sequences have different numbers of targets −100", lambda: part()(
         z, torch.tensor([[0, -100, -100], [3, 3, 1]])
     )

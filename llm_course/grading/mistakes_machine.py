@@ -476,6 +476,8 @@ MISTAKES["train_step"] = variants(
         ),
         "the loss of the last small batch is returned; the mean of all is wanted":
             dict(total=lambda losses: losses[-1]),
+        "only the last small batch's share of the loss is returned":
+            dict(total=lambda losses: losses[-1] / len(losses)),
         "the losses of the small batches are added up; their mean is wanted":
             dict(total=sum),
         "the loss is that of after the step; return the one that the gradient "

@@ -281,6 +281,7 @@ def _a_learner(
     joined=merge,
     fewer=0,
     stale=False,
+    piled=False,
     order=list,
 ):
     "A `learn_merges` with something changed."
@@ -298,8 +299,9 @@ def _a_learner(
                 for _ in range(n)
                 for piece in word
             ]], [1]
+        pairs = Counter()
         while len(merges) < num_merges - fewer:
-            pairs = Counter()
+            if not piled: pairs = Counter()
             for pieces, count in zip(spelled, counts):
                 for pair in pairs_of(pieces):
                     pairs[pair] += count
@@ -380,6 +382,7 @@ MISTAKES["learn_merges"] = variants(
         "the counts of pairs that a merge has unmade are kept: pairs once counted "
         "never leave":
             dict(stale=True),
+        "counts of earlier rounds add up: begin each count at zero": dict(piled=True),
         "the last pair of each word is not counted":
             dict(pairs_of=lambda pieces: list(pairwise(pieces))[:-1]),
         "after a merge only the first place in each word is joined":

@@ -394,7 +394,7 @@ async function take(given) {
     }
     if (!files.machine || !files.tokenizer) { told(files.machine ? "The model is read; now its tokenizer.json." : "The tokenizer is read; now its model.safetensors."); return }
     const {machine, tokenizer} = files
-    if (tokenizer.size > machine.config.vocab_size) throw new llm.Refused(`The tokenizer has ${tokenizer.size} ids, and the model knows ${machine.config.vocab_size} of them; they do not belong together.`)
+    if (tokenizer.size > machine.config.vocab_size) throw new llm.Refused(`The tokenizer has ${tokenizer.size} ids, but the model knows ${machine.config.vocab_size} of them; they do not belong together.`)
     delete files.machine
     delete files.tokenizer
     state.machine.end()

@@ -22,18 +22,18 @@ function makeModel() {
 
   function shapeOf(said) {
     const config = {...DEFAULTS, ...said}
-    for (const name of Object.keys(config)) if (!Object.hasOwn(FIELDS, name)) refuse(`This model has ${name}, which this page does not know; it may be of a newer version of the course.`)
+    for (const name of Object.keys(config)) if (!Object.hasOwn(FIELDS, name)) refuse(`This model has ${name}, which this page does not support; it may be of a newer version of the course.`)
     for (const [name, kind] of Object.entries(FIELDS)) {
       const value = config[name]
-      if (kind === "nothing" && value !== null) refuse("This model is of another family than Llama's, and what is different in it this page does not compute.")
+      if (kind === "nothing" && value !== null) refuse("This model is of another family than Llama's, and this page does not support it.")
       if (value === undefined) refuse(`This model does not say its ${name}.`)
-      if (!(value === null && MAY_LACK.includes(name)) && !FITS[kind](value)) refuse(`This model has ${name} = ${JSON.stringify(value)}, which no model has.`)
+      if (!(value === null && MAY_LACK.includes(name)) && !FITS[kind](value)) refuse(`This model has ${name} = ${JSON.stringify(value)}, which is not possible.`)
     }
     config.num_kv_heads ??= config.num_heads
-    if (config.num_heads % config.num_kv_heads) refuse(`This model has ${config.num_heads} heads, which its ${config.num_kv_heads} heads of keys do not divide.`)
-    if (config.d_k === null && config.d_model % config.num_heads) refuse(`This model has ${config.num_heads} heads, which do not divide its width of ${config.d_model}.`)
+    if (config.num_heads % config.num_kv_heads) refuse(`This model has ${config.num_heads} heads, which is not a multiple of its ${config.num_kv_heads} heads of keys.`)
+    if (config.d_k === null && config.d_model % config.num_heads) refuse(`This model has ${config.num_heads} heads, but its width must be a multiple of that, and is ${config.d_model}.`)
     config.d_k ??= config.d_model / config.num_heads
-    if (config.d_k % 2) refuse(`This model has heads of ${config.d_k} features, and RoPE turns pairs.`)
+    if (config.d_k % 2) refuse(`This model has heads of ${config.d_k} features, but RoPE needs an even number.`)
     return config
   }
 
@@ -81,7 +81,7 @@ function makeModel() {
 
   function readModel(buffer) {   // a file of `save_model`
     if (buffer.byteLength > LARGEST) refuse(`This model is larger than the ${LARGEST / 2 ** 20} MB that this page takes.`)
-    const cut = "This is no whole .safetensors file; it may have been cut short."
+    const cut = "This is not a complete .safetensors file; it may have been cut short."
     if (buffer.byteLength < 8) refuse(cut)
     const size = Number(new DataView(buffer).getBigUint64(0, true))
     if (size < 2 || size > buffer.byteLength - 8) refuse(cut)
@@ -89,16 +89,16 @@ function makeModel() {
     try { header = JSON.parse(new TextDecoder("utf-8", {fatal: true}).decode(new Uint8Array(buffer, 8, size))) } catch { refuse(cut) }
     const about = header?.__metadata__
     let said
-    try { said = JSON.parse(about.config) } catch { refuse("This model does not say what shape it has, as a file of save_model does; python -m llm_course.checkpoint writes one.") }
+    try { said = JSON.parse(about.config) } catch { refuse("This model does not say what shape it has; python -m llm_course.checkpoint writes one.") }
     if (typeof said !== "object" || said === null) refuse("This model does not say what shape it has.")
-    if (about.parts !== undefined && about.parts !== "{}") refuse("This model has parts that are not the course's own, which this page does not know.")
+    if (about.parts !== undefined && about.parts !== "{}") refuse("This model has parts that are not the course's own, which this page does not support.")
     const config = shapeOf(said), shapes = {}, weights = {}
     if (config.num_layers > Object.keys(header).length) refuse(`This model asks for ${config.num_layers} blocks, which it does not hold.`)
     Object.assign(shapes, shapesOf(config))
     for (const [name, shape] of Object.entries(shapes)) {
       const entry = header[name]
       if (!entry) refuse(`This model lacks the tensor ${name}.`)
-      if (JSON.stringify(entry.shape) !== JSON.stringify(shape)) refuse(`This model holds ${name} in the shape ${JSON.stringify(entry.shape)}, and its own description asks for ${JSON.stringify(shape)}.`)
+      if (JSON.stringify(entry.shape) !== JSON.stringify(shape)) refuse(`This model holds ${name} in the shape ${JSON.stringify(entry.shape)}, but its own description asks for ${JSON.stringify(shape)}.`)
       const kind = KINDS[entry.dtype] ?? refuse(`This model holds ${name} as ${entry.dtype}; this page reads ${Object.keys(KINDS).join(", ")}.`)
       const [begin, end] = entry.data_offsets ?? [], count = shape.reduce((a, b) => a * b)
       if (!(Number.isInteger(begin) && begin >= 0 && end === begin + count * kind.size && 8 + size + end <= buffer.byteLength)) refuse(cut)
@@ -107,7 +107,7 @@ function makeModel() {
     }
     if (config.tie) weights["head.weight"] = weights["embedding.weight"]
     const left = Object.keys(header).find(name => name !== "__metadata__" && !(name in weights))
-    if (left) refuse(`This model holds the tensor ${left}, for which the course's Transformer has no place.`)
+    if (left) refuse(`This model holds the tensor ${left}, which the course's Transformer does not have.`)
     return new Transformer(config, weights)
   }
 
@@ -216,7 +216,7 @@ function makeModel() {
 
     step(id, position, trace = null) {   // `trace` takes in all that is computed on the way
       const c = this.config, w = this.weights
-      if (!(id >= 0 && id < c.vocab_size)) refuse(`The tokenizer gives the id ${id}, and this model knows ${c.vocab_size} of them; they do not belong together.`)
+      if (!(id >= 0 && id < c.vocab_size)) refuse(`The tokenizer gives the id ${id}, but this model knows ${c.vocab_size} of them; they do not belong together.`)
       if (position >= c.max_seq_len) refuse(`This model can read ${c.max_seq_len} tokens, and this text has more.`)
       let x = w["embedding.weight"].slice(id * c.d_model, (id + 1) * c.d_model)
       if (trace) Object.assign(trace, {embedding: x, blocks: []})

@@ -10,14 +10,14 @@ const CASES = {s: "sSſ", S: "sSſ", k: "kK\u212a", K: "kK\u212a", i: "iI\u0130"
 
 function ignoringCase(letter) {
   if (/[a-zA-Z]/.test(letter)) return CASES[letter] ?? letter.toLowerCase() + letter.toUpperCase()
-  if (letter.toLowerCase() !== letter.toUpperCase()) refuse(`The tokenizer's pattern ignores the case of ${letter}, which this page does not translate.`)
+  if (letter.toLowerCase() !== letter.toUpperCase()) refuse(`The tokenizer's pattern ignores the case of ${letter}, which this page does not support.`)
   return letter
 }
 
 function translated(pattern) {
   const letters = [...pattern]
   let at = 0, names = 0
-  const cannot = what => refuse(`The tokenizer's pattern uses ${what}, which this page does not translate.`)
+  const cannot = what => refuse(`The tokenizer's pattern uses ${what}, which this page does not support.`)
   const take = word => letters.slice(at, at + word.length).join("") === word && (at += word.length, true)
   const literal = letter => /[\^$\\.*+?()[\]{}|/]/.test(letter) ? "\\" + letter : letter
 
@@ -130,7 +130,7 @@ function splitter(pattern) {
   try { finder = RegExp(translated(pattern), "gu") }
   catch (error) {
     if (error instanceof Refused) throw error
-    refuse(`The tokenizer's pattern cannot be said in JavaScript: ${error.message.split(": ").at(-1)}.`)
+    refuse(`The tokenizer's pattern cannot be written in JavaScript: ${error.message.split(": ").at(-1)}.`)
   }
   return text => {
     const known = text.replaceAll("\u0295", "\u0253")   // both are lower case in Unicode 16
@@ -161,7 +161,7 @@ const isObject = value => typeof value === "object" && value !== null && !Array.
 const isNothing = value => value === null || value === false || value === 0 || value === "" || (typeof value === "object" && !Object.keys(value).length)
 
 function knownOnly(said, known) {
-  for (const [name, value] of Object.entries(said)) if (!known.includes(name) && !isNothing(value)) refuse(`This tokenizer.json uses ${name}, which this page does not.`)
+  for (const [name, value] of Object.entries(said)) if (!known.includes(name) && !isNothing(value)) refuse(`This tokenizer.json uses ${name}, which this page does not support.`)
 }
 
 function patternOf(how) {
@@ -172,39 +172,39 @@ function patternOf(how) {
     if (steps.length === 2 && bytesByGpt2 && first.type === "Digits" && first.individual_digits) return SMOLLM
     if (steps.length === 2 && !bytesByGpt2 && first.type === "Split" && first.behavior === "Isolated" && !first.invert && typeof first.pattern?.Regex === "string") return first.pattern.Regex
   }
-  return refuse("This tokenizer.json splits text otherwise than by one pattern, which this page does not.")
+  return refuse("This tokenizer.json splits text by something other than a single pattern, which this page does not support.")
 }
 
 function idsBefore(how) {
   if (isNothing(how ?? null) || how.type === "ByteLevel") return []
   if (how.type === "Sequence") return how.processors.toReversed().flatMap(idsBefore)
-  if (how.type !== "TemplateProcessing") refuse(`This tokenizer.json finishes texts by ${how.type}, which this page does not.`)
+  if (how.type !== "TemplateProcessing") refuse(`This tokenizer.json ends texts by ${how.type}, which this page does not support.`)
   const at = how.single.findIndex(piece => piece.Sequence)
   return how.single.slice(0, at).flatMap(piece => how.special_tokens[piece.SpecialToken.id].ids)
 }
 
 class Tokenizer {
   constructor(data) {   // what a tokenizer.json says
-    if (!isObject(data) || !isObject(data.model)) refuse("This is no tokenizer.json, for it has no model.")
+    if (!isObject(data) || !isObject(data.model)) refuse("This is not a tokenizer.json: it has no model.")
     const model = data.model
-    if ((model.type ?? "BPE") !== "BPE") refuse(`This tokenizer.json is of the kind ${model.type}; this page knows BPE alone.`)
+    if ((model.type ?? "BPE") !== "BPE") refuse(`This tokenizer.json is of the kind ${model.type}; this page supports only BPE.`)
     if (!isObject(model.vocab) || !Array.isArray(model.merges)) refuse("This tokenizer.json lacks vocab or merges.")
     knownOnly(data, ["version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "truncation", "padding"])
     knownOnly(model, ["type", "vocab", "merges", "ignore_merges", "unk_token", "fuse_unk"])
     for (const token of data.added_tokens ?? []) {
       knownOnly(token, ["id", "content", "special", "normalized", "__type"])
       if (typeof token.content !== "string" || !token.content) refuse("This tokenizer.json has a special token without a text.")
-      if (data.normalizer && token.normalized) refuse(`This tokenizer.json looks for ${token.content} in rewritten text, which this page does not.`)
+      if (data.normalizer && token.normalized) refuse(`This tokenizer.json looks for ${token.content} in rewritten text, which this page does not support.`)
     }
     const forms = data.normalizer ? data.normalizer.normalizers ?? [data.normalizer] : []
-    for (const form of forms) if (form.type !== "NFC") refuse(`This tokenizer.json rewrites text first (${form.type}), which this page does not.`)
-    if ((data.decoder?.type ?? "ByteLevel") !== "ByteLevel") refuse(`This tokenizer.json decodes by ${data.decoder.type}, which this page does not.`)
+    for (const form of forms) if (form.type !== "NFC") refuse(`This tokenizer.json rewrites text first (${form.type}), which this page does not support.`)
+    if ((data.decoder?.type ?? "ByteLevel") !== "ByteLevel") refuse(`This tokenizer.json decodes by ${data.decoder.type}, which this page does not support.`)
 
     const ids = new Map(Object.entries(model.vocab)), special = new Map((data.added_tokens ?? []).map(token => [token.content, token.id]))
     const merges = model.merges.map(pair => typeof pair === "string" ? pair.split(" ") : pair)
     this.texts = new Map()   // the bytes of each id
     const place = (id, bytes, name) => {
-      if (!Number.isInteger(id) || id < 0 || id >= 2 ** 24) refuse(`This tokenizer.json gives the token ${name} the id ${id}, which is none.`)
+      if (!Number.isInteger(id) || id < 0 || id >= 2 ** 24) refuse(`This tokenizer.json gives the token ${name} the id ${id}, which is not a valid id.`)
       if (this.texts.has(id) && spelled(this.texts.get(id)) !== spelled(bytes)) refuse(`This tokenizer.json gives the id ${id} to two tokens.`)
       this.texts.set(id, bytes)
     }
@@ -229,7 +229,7 @@ class Tokenizer {
     this.whole = Boolean(model.ignore_merges)
     this.fuse = Boolean(model.fuse_unk)
     this.unknown = typeof model.unk_token === "string" ? special.get(model.unk_token) ?? ids.get(model.unk_token) : undefined
-    if (typeof model.unk_token === "string" && this.unknown === undefined) refuse(`This tokenizer.json lacks ${model.unk_token}, which it names for what is unknown.`)
+    if (typeof model.unk_token === "string" && this.unknown === undefined) refuse(`This tokenizer.json lacks ${model.unk_token}, its token for unknown characters.`)
     this.before = idsBefore(data.post_processor)
     this.special = special
     const longestFirst = [...special.keys()].sort((a, b) => b.length - a.length).map(RegExp.escape ?? (token => token.replace(/[\^$\\.*+?()[\]{}|/]/g, "\\$&")))
