@@ -309,6 +309,7 @@ def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost):
     from llm_course.engine import processes
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items(): monkeypatch.setenv(name, str(value))
     for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words, **more: None)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *words, **more: iter([(torch.distributed.HashStore(), 0, 1)]))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError if lost else RuntimeError, match="--resume goes on" if lost else "size of tensor"), processes.processes("ddp"): raise RuntimeError(said)
     signal.signal(signal.SIGTERM, before)
