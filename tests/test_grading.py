@@ -433,7 +433,7 @@ def test_a_part_that_lacks_an_argument_was_not_asked_about_it():
 UNSEEN = {   # arguments whose loss no answer can show (speed, a bar, a buffer's device), or which the exercise leaves open
     "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
     "windows..device", "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..seed", "stream..draft", "stream..ahead",   # the last three are the engine room's
-    *(f"{name}..{dial}" for name in ("generate", "stream") for dial in ("temperature", "top_p")),   # asked of `generate_ids`
+    *(f"{name}..{dial}" for name in ("generate", "stream") for dial in ("temperature", "top_p", "max_tokens")),   # asked of `generate_ids`, or slow without
     "TransformerBlock.__init__.max_seq_len", "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure", "Transformer.__init__.parts",
     *(f"{name}.{argument}" for name in ("TransformerBlock", "Transformer") for argument in ("__init__.device", "__init__.dtype", "forward.cache", "forward.caches"))}
 

@@ -239,14 +239,15 @@ def paired(
         if not a or not b or a[0] is not b[0] or a[1].keys() & b[1].keys(): continue
         alone = [differ(mine, traces(component)[hint]) for hint in (one, other)]
         if not all(sum(x and not y for x, y in zip(*pair)) > 1
-                   for pair in (alone, alone[::-1])): continue   # one adds next to nothing
+                   for pair in (alone, alone[::-1])):
+            continue   # one of the two adds next to nothing
         if _alike(a[0](**a[1], **b[1]), component, mine):
             return f"{one.partition(':')[0]}; and {other.partition(':')[0]}"
     return ""
 
 # %% ../../nbs/grading/grading.ipynb #symptom
 def reordered(
-    part:Callable, # A function, or a class of layers that take several inputs
+    part:Any,      # A function, or a class of layers that take several inputs
     component:str, # What it is to be
 )->str:            # A hint, or nothing
     "Is it right when its arguments are given in another order?"
@@ -267,8 +268,8 @@ def reordered(
     count = len(needed) if len(needed) <= 5 else 0
     for order in list(permutations(range(count)))[1:]:
         if _alike(version(order), component, truth_about(component)):
-            said = "forward(" if layer else ""
-            return f"its arguments come in another order: {signature_of(component, said)}"
+            called = signature_of(component, "forward(" if layer else "")
+            return f"its arguments come in another order: {called}"
     return ""
 
 def symptom(
@@ -752,8 +753,9 @@ def judge(
     why = f"it does not {bad[0]}; {len(bad)} of {len(mine)} answers are others"
     return verdict(ALIKE, why, hint_for(part, component, patience))
 
-ACTS = ("save_checkpoint", "load_model", "set_random_states", "generate_ids", "generate",
-        "stream", "ring_all_reduce")   # they are there to draw, or to change something
+ACTS = (   # they are there to draw, or to change something
+    "save_checkpoint", "load_model", "set_random_states", "generate_ids", "generate",
+    "stream", "ring_all_reduce")
 MANNERS = ("It returns something, and leaves its inputs, chance and torch's settings "
            "alone.")
 ALIKE = "In its settings, types and corners it answers as the page's own part does."

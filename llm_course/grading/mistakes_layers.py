@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #imports
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -1172,7 +1173,7 @@ MISTAKES["MultiHeadAttention"] = variants(
 
 def _with_a_cache(change):
     "A `MultiHeadAttention` in which something changes where there is a cache."
-    ours = reference("MultiHeadAttention")
+    ours:Any = reference("MultiHeadAttention")
     def forward(self, x, token_positions=None, cache=None):
         more = {} if cache is None else change(self, x)
         at = more.get("at", token_positions)
