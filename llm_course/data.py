@@ -114,13 +114,14 @@ def get_batch(
     device="cpu",       # Where the tensors go
     *,
     seed:int=0,         # Which run this is
-    iteration:int=0,    # Which step of the run
+    iteration:int|None=None, # Which step of the run; `None` draws anew at each call
     order:str="random", # Of `ORDERS`: from any place, or each row once in an epoch
 )->tuple:               # Two int64 tensors, `batch_size` by `max_seq_len`
     """Read rows of ids from random places, and the same rows one position later.
 
-    The same seed and iteration give the same batch. Raises `ValueError` if the dataset
-    is too short."""
+    The same seed and iteration give the same batch; without an iteration,
+    `np.random.seed` decides. Raises `ValueError` if the dataset is too short."""
+    if iteration is None: iteration = int(np.random.randint(2**31))
     if order not in ORDERS:
         raise ValueError(f"order {order} is not one of {', '.join(ORDERS)}")
     starts = ORDERS[order](Draw(len(dataset), batch_size, max_seq_len, seed, iteration))

@@ -62,8 +62,8 @@ def grouped_attention(
 # %% ../nbs/11_multihead.ipynb #head-size
 def head_size(
     d_model:int,       # Size of the vectors
-    num_heads:int,     # Heads that ask
-    num_kv_heads:int,  # Heads that answer
+    num_heads:int,     # Heads of queries
+    num_kv_heads:int,  # Heads of keys and values
 )->int:                # Features of one head
     "Divide the features among the heads. Raises `ValueError` for a remainder."
     if min(d_model, num_heads, num_kv_heads) < 1:
@@ -85,8 +85,8 @@ class MultiHeadAttention(nn.Module):
     Source: Vaswani et al. 2017, §3.2.2."""
     def __init__(self,
         d_model:int,                # Size of the vectors
-        num_heads:int,              # Heads that ask; must divide `d_model`
-        num_kv_heads:int|None=None, # Heads that answer; `None` for `num_heads`
+        num_heads:int,              # Heads of queries; must divide `d_model`
+        num_kv_heads:int|None=None, # Heads of keys and values; `None` for as many
         max_seq_len:int=2048,       # Positions that can be told apart
         theta:float=10000.0,        # Base of the wavelengths of `RoPE`
         attend:Callable[..., Tensor]=fused_attention, # What computes attention
@@ -118,7 +118,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self,
         x:Float[Tensor, "... t d_model"],                # The residual stream
-        token_positions:Int[Tensor, "... #t"]|None=None, # `None` counts on
+        token_positions:Int[Tensor, "... #t"]|None=None, # `None` follows the cache
         cache:KVCache|None=None,   # Takes in the keys and values of `x`
     )->Float[Tensor, "... t d_model"]:
         q, k, v = self.project(x)

@@ -59,9 +59,9 @@ def advantages(
     rewards:Float[Tensor, "groups g"], # Of `g` answers to each prompt
     method:str="dr_grpo",              # One of `METHODS`
 )->Float[Tensor, "groups g"]:
-    """Say how much better each answer is than what was to be expected.
+    """Say how much better each answer is than expected.
 
-    Raises `ValueError` for another method, or for a group of one that needs more.
+    Raises `ValueError` for an unknown method, or for one answer where two are needed.
     Source: Williams 1992; Ahmadian et al. 2024; Shao et al. 2024; Liu et al. 2025."""
     g = rewards.shape[-1]
     if method not in METHODS:
@@ -86,7 +86,7 @@ def policy_loss(
     rewards:Float[Tensor, "groups g"], # One for each of the `n` answers
     method:str="dr_grpo",          # One of `METHODS`
     clip:float=.2,                 # How far the ratio may move from 1 and still count
-)->Float[Tensor, ""]: # Its gradient is minus that of the expected reward
+)->Float[Tensor, ""]: # To be minimised; lower if better answers are likelier
     "Make what was better than expected likelier. Source: Schulman et al. 2017, eq. 7."
     gain = advantages(rewards, method).reshape(-1, 1)   # one for each answer
     ratio = (logprobs - old).exp()
@@ -173,7 +173,7 @@ def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
 )->None:
     "`python -m llm_course.rewards`"
-    from llm_course.engine import rollouts   # it stands above this page, and needs it
+    from llm_course.engine import rollouts   # here, as it imports this module
     rollouts.main(argv)
 
 # %% ../nbs/27_rewards.ipynb #run-it

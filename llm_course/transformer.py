@@ -52,9 +52,9 @@ class TransformerBlock(nn.Module):
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         device=None, dtype=None,    # Where the parameters live, and their type
         *,
-        norm:Callable=RmsNorm,      # The parts: classes that are built
-        attention:Callable=MultiHeadAttention, # and called as ours are
-        ffn:Callable=FFN,
+        norm:Callable=RmsNorm,      # Class of both norms
+        attention:Callable=MultiHeadAttention, # Class of the attention
+        ffn:Callable=FFN,           # Class of the feed-forward network
     ):
         super().__init__()
         with torch.device(device or torch.get_default_device()):
@@ -89,17 +89,17 @@ class Transformer(nn.Module):
         parts:Mapping|None=None,    # Other parts by their role, a key of `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
         *,
-        embedding:Callable=Embedding,    # The parts: classes that are built
-        block:Callable=TransformerBlock, # and called as ours are
-        final_norm:Callable=RmsNorm,
-        head:Callable=Linear,
+        embedding:Callable=Embedding,    # Class of the embedding
+        block:Callable=TransformerBlock, # Class of each block
+        final_norm:Callable=RmsNorm,     # Class of the norm before the head
+        head:Callable=Linear,            # Class of the head
         **options,                  # `norm_eps`, `d_k` and more: see `ModelConfig`
     ):
         super().__init__()
         self.config = ModelConfig(
             vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta,
             num_kv_heads, tie, **options)
-        # for files: which parts are not the course's; then, what builds each part
+        # the parts that are not the default ones, for files; then, all builders
         self.parts = replaced_parts(PARTS, parts, embedding=embedding, block=block,
                                     final_norm=final_norm, head=head)
         embedding, block, final_norm, head = part_builders(

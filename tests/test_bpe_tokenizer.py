@@ -448,7 +448,7 @@ def test_bad_gpt2_and_tiktoken_files(tmp_path):
     merges.write_text("a c\n", "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"vocab\.json is not a tokenizer that we can read: merge 0 joins b'a' and b'c'"): BpeTokenizer.from_gpt2(vocab, merges)
     whole = vocab.read_text("utf-8")
-    for wrong, said in (whole.replace('"ab": 256', '"ab": 97'), "'a' and 'ab' share an id, 97"), (whole.replace("256", "-5"), "has the id -5"), (whole.replace("256", str(2**31)), "no vocabulary"), ("[]", "does not map"):
+    for wrong, said in (whole.replace('"ab": 256', '"ab": 97'), "'a' and 'ab' share an id, 97"), (whole.replace("256", "-5"), "has the id -5"), (whole.replace("256", str(2**31)), "too large for a vocabulary"), ("[]", "does not map"):
         vocab.write_text(wrong, "utf-8", newline="\n")
         with pytest.raises(ValueError, match=said): BpeTokenizer.from_gpt2(vocab, merges)
     with pytest.raises(ValueError, match="does not hold tiktoken ranks: line 1"): BpeTokenizer.from_tiktoken(merges)

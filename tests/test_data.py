@@ -49,6 +49,16 @@ def test_a_batch_depends_on_no_other_chance_and_no_order():
     for (a, b), (c, d) in zip(first, again): assert torch.equal(a, c) and torch.equal(b, d)
 
 
+def test_without_an_iteration_each_call_draws_anew():
+    def drawn(order): return [get_batch(np.arange(1000), 4, 8, order=order)[0].tolist() for _ in range(3)]
+    for order in "random", "epochs":
+        np.random.seed(7)
+        first = drawn(order)
+        assert first[0] != first[1] != first[2]
+        np.random.seed(7)
+        assert drawn(order) == first
+
+
 def test_known_starts_stay_known():
     "A resumed run must see the batches of the release that began it."
     assert batch_starts(Draw(1_000_000, 4, 256, seed=0, iteration=0)).tolist() == [850406, 636798, 511005, 269717]

@@ -124,10 +124,10 @@ def test_shares_move_like_the_whole(count): in_processes(count, compare_shares)
 # ---- Training
 
 SHAPE = dict(vocab_size=101, max_seq_len=8, d_model=18, num_layers=2, num_heads=3, d_ff=35)   # rows that neither 2 nor 3 nor 4 divide
-KINDS = {   # flags, the type of the weights, and how far losses and gradients may differ
-    "AdamW": ({}, torch.float64, 1e-9), "tied": (dict(tie=True), torch.float64, 1e-9), "Muon": (dict(muon_lr=.02), torch.float64, 1e-5),
-    "Muon, tied, in float32": (dict(tie=True, muon_lr=.02), torch.float32, 1e-5), "half precision": (dict(precision="bfloat16"), torch.float32, 1e-5)}
-STEPS = 6
+KINDS = {   # on how many processes, flags, the type of the weights, and how far losses may differ: bfloat16 rounds the gradients of each process by itself
+    "tied": (2, dict(tie=True), torch.float64, 1e-9), "half precision": (2, dict(precision="bfloat16"), torch.float32, 2e-4),
+    "Muon": (3, dict(muon_lr=.02), torch.float64, 1e-9), "Muon, tied, in float32": (4, dict(tie=True, muon_lr=.02), torch.float32, 1e-5)}
+STEPS = 4
 
 
 def learn(kind, way=None, rank=0, count=1):
@@ -137,7 +137,7 @@ def learn(kind, way=None, rank=0, count=1):
     from llm_course.engine.run_config import optimizer_for
     from llm_course.training import TrainConfig, train_step
     from llm_course.transformer import Transformer
-    flags, dtype, _ = KINDS[kind]
+    _, flags, dtype, _ = KINDS[kind]
     config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, lr_max=3e-3, warmup_iters=0, **SHAPE, **flags)
     torch.manual_seed(0)
     model = Transformer(**SHAPE, tie=config.tie).to(dtype)
@@ -155,14 +155,15 @@ def learn(kind, way=None, rank=0, count=1):
 
 def learn_all_ways(rank, count, wanted, begun):
     for kind, (losses, norms, end, _) in wanted.items():
+        if KINDS[kind][0] != count: continue
         for way in "ddp", "fsdp":
-            close, told = KINDS[kind][2], f"{kind} by {way} on {count} processes"
+            close, told = KINDS[kind][3], f"{kind} by {way} on {count} processes"
             found = learn(kind, way, rank, count)
             torch.testing.assert_close(found[0], losses, rtol=close, atol=0, msg=lambda m, told=told: f"losses of {told}: {m}")
-            torch.testing.assert_close(found[1], norms, rtol=1e-3 if kind == "half precision" else close, atol=0, msg=lambda m, told=told: f"norms of {told}: {m}")
+            torch.testing.assert_close(found[1], norms, rtol=100 * close, atol=0, msg=lambda m, told=told: f"norms of {told}: {m}")
             for name, x in found[2].items():
                 moved, off = (end[name] - begun[kind][name]).norm(), (x - end[name]).norm()
-                assert moved > 0 and off < .05 * moved, f"{name} ended elsewhere, {told}"
+                assert moved > 0 and off < (.5 if kind == "half precision" else .001) * moved, f"{name} ended elsewhere, {told}"
             sent = found[3]   # gradients only once in a step of two batches: FSDP's embedding with head and norm, and two blocks; the copies' in two buckets at most
             if way == "fsdp": assert sent["c10d::_reduce_scatter_base_"] == 3, (told, sent)
             else: assert 1 <= sent["c10d::allreduce_"] <= 2, (told, sent)
@@ -173,11 +174,11 @@ def one_process():
     "What one process learns, and where it begins."
     from llm_course.transformer import Transformer
     begun = {}
-    for kind, (flags, dtype, _) in KINDS.items():
+    for kind, (_, flags, dtype, _) in KINDS.items():
         torch.manual_seed(0)
         begun[kind] = Transformer(**SHAPE, tie=flags.get("tie", False)).to(dtype).state_dict()
     wanted = {kind: learn(kind) for kind in KINDS}
-    assert all(losses[-1] < losses[0] - .1 and max(norms) > .4 for losses, norms, *_ in wanted.values())   # and gradients are clipped
+    assert all(losses[-1] < losses[0] - .02 and max(norms) > .4 for losses, norms, *_ in wanted.values())   # and gradients are clipped
     return wanted, begun
 
 
@@ -307,7 +308,8 @@ def test_a_port_in_use_is_said_in_a_line(monkeypatch):
 def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost):
     from llm_course.engine import processes
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items(): monkeypatch.setenv(name, str(value))
-    for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words: None)
+    for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words, **more: None)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *words, **more: iter([(torch.distributed.HashStore(), 0, 1)]))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError if lost else RuntimeError, match="--resume goes on" if lost else "size of tensor"), processes.processes("ddp"): raise RuntimeError(said)
     signal.signal(signal.SIGTERM, before)

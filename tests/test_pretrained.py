@@ -916,10 +916,10 @@ def test_what_is_said_last_of_a_token_counts(tmp_path):
 @pytest.mark.parametrize("change, said", [
     (dict(decoder=None), None), (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}), None),
     (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "prepend_scheme": "first", "split": False}), None),
-    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": False}), "prepares texts otherwise"),
-    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "last", "split": False}), "prepares texts otherwise"),
-    (dict(normalizer={"type": "NFKC"}), "prepares texts otherwise"), (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": []}), "prepares texts otherwise"),
-    (dict(decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}), "puts spaces back otherwise"),
+    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": False}), "prepares texts differently"),
+    (dict(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "last", "split": False}), "prepares texts differently"),
+    (dict(normalizer={"type": "NFKC"}), "prepares texts differently"), (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": []}), "prepares texts differently"),
+    (dict(decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}), "put spaces back"),
     (dict(added_tokens=[dict(id=0, content="<unk>", single_word=True, lstrip=False, rstrip=False, normalized=False, special=True)]), "uses single_word"),
     (dict(added_tokens=[dict(id=0, content="▁▁", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)]), "cannot have id 0")], ids=str)
 def test_other_ways_with_spaces_are_refused(change, said, tmp_path):

@@ -84,7 +84,7 @@ def parsed(source: str) -> ast.Module: return ast.parse(re.sub(r"^(\s*)[!%].*", 
 def names_in(tree: ast.Module) -> set[str]: return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def converted(cell: dict, exported: set[str], here_too: set[str]) -> str | None:
+def converted(cell: dict, exported: set[str], here_too: set[str], module: str) -> str | None:
     "A cell as the student gets it; `None` for one that goes. Earlier versions of what is exported are taken out, too."
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
@@ -95,7 +95,19 @@ def converted(cell: dict, exported: set[str], here_too: set[str]) -> str | None:
     code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
     if not is_export(source): return stubbed(code, exported).strip("\n") or None
     if re.match(r"\s*(if __name__ ==|_all_ =)", code): return None
-    return f"{MARK}\n" + (code if components(code) else stubbed(code)).strip("\n")
+    if components(code): return f"{MARK}\n" + lent(code.strip("\n"), module)
+    return f"{MARK}\n" + stubbed(code).strip("\n")
+
+
+def lent(code: str, module: str) -> str:
+    "Checks without the functions that they call: those come from the package, since some of them are what the student is to write."
+    helpers = [node for node in parsed(code).body if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
+    lines = code.splitlines()
+    for node in reversed(helpers):
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        del lines[first - 1: node.end_lineno]
+    kept = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    return "".join(f"from llm_course.{module} import {node.name}\n" for node in helpers) + ("\n" if helpers else "") + kept
 
 
 # ---- A page
@@ -105,9 +117,10 @@ def page(path: Path) -> list[dict]:
     source_cells, here_too = cells_of(path), {chapter.stem for chapter in parts()}
     texts = ["".join(cell["source"]) for cell in source_cells if cell["cell_type"] == "code"]
     exported = set().union(*(names_in(ast.parse(source)) for source in texts if is_export(source)))
+    module = next(re.findall(r"#\| default_exp (\S+)", text)[0] for text in texts if text.startswith("#| default_exp"))
     cells, asked, defined = [], [], set()
     for at, cell in enumerate(source_cells):
-        if (source := converted(cell, exported, here_too)) is None: continue
+        if (source := converted(cell, exported, here_too, module)) is None: continue
         if cell["cell_type"] == "code":
             asked += components(source)
             defined |= names_in(parsed(source))

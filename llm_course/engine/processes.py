@@ -100,7 +100,13 @@ def processes(
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend, longest = "nccl" if cuda else "gloo", timedelta(seconds=timeout)
-    try: torch.distributed.init_process_group(backend, timeout=longest)
+    try:
+        store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=longest))
+        # torchrun keeps its store for all attempts, with addresses of dead processes
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=longest)
     except (RuntimeError, ValueError) as error: raise _not_met(error) from None
     # let go by DDP, the group would wait for a thread that waits for Python's lock
     _groups.append(torch.distributed.group.WORLD)
