@@ -400,7 +400,7 @@ def test_only_what_is_certain_is_said_of_answers_whose_cause_is_unknown():
     assert told(lambda x: 2 * x, 2) == "it is wrong in half precision, and right elsewhere"
     assert told(lambda x: 2 * x, 3).startswith("the gradient is wrong") and told(lambda x: x / 0, 3).startswith("the gradient is not finite")
     assert told(torch.Tensor.half, 0).startswith("an answer in torch.float32 came in torch.float16") and "came as (1, 3)" in told(lambda x: x[None], 0) and "not finite" in told(lambda x: x / 0, 0)
-    assert describe([x], ["ValueError"], ["for senseless settings"]).endswith("should be refused with a ValueError")
+    assert describe([x], ["ValueError"], ["for senseless settings"]).endswith("must be refused with a ValueError")
 
 
 def test_a_hint_is_short():
