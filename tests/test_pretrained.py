@@ -380,7 +380,7 @@ def malicious_gguf(kind):
 
 @pytest.mark.parametrize("kind, said", [
     ("nested", ""), ("endless list", "cut short"), ("endless text", "cut short"), ("endless tensors", "cut short"), ("unknown type", ""), ("no alignment", "alignment is 0"),
-    ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches behind its end")])
+    ("negative alignment", "alignment is -32"), ("a value twice", "says a twice"), ("a tensor twice", "holds a twice"), ("overlap", "a and b overlap"), ("far away", "a reaches past the end of the file")])
 def test_headers_made_to_do_harm(tmp_path, kind, said):
     (tmp_path/"model.gguf").write_bytes(malicious_gguf(kind))
     with pytest.raises(ValueError, match=rf"model\.gguf is not a model that we can read: .*{said}") as caught: load_pretrained(tmp_path/"model.gguf", "cpu")

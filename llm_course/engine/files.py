@@ -52,7 +52,7 @@ def read_text(
                 at = place - waiting + error.start
                 bad = f"byte {error.object[error.start]:#04x} at position {at}"
                 raise ValueError(f"{path} is not UTF-8: {bad}; convert it first, "
-                                 "as with iconv -t UTF-8") from None
+                                 "for example with iconv -t UTF-8") from None
             if not data: return
             place += len(data)
             seen(len(data))

@@ -124,8 +124,8 @@ def check_places(
         if start < end: raise ValueError(f"its tensors {name} and {other} overlap")
     for _, end, name in spans:
         if end > len(file.mapped):
-            raise ValueError(f"its tensor {name} reaches behind its end; "
-                             "it is cut short")
+            raise ValueError(f"its tensor {name} reaches past the end of the file, "
+                             "which is cut short")
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-rows
 def gguf_rows(
