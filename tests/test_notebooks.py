@@ -392,7 +392,7 @@ def test_nobody_lists_pages_alone():
     "A tool that looks for notebooks by itself misses those that lie elsewhere, in silence."
     for path in [*root.glob("web/*.py"), *root.glob("tests/*.py"), *root.glob("bench/**/*.py")]:
         found = re.findall(r"r?glob\([^)]*ipynb[^)]*\)", path.read_text("utf-8"))
-        assert not found or path.name in ("test_your_turn.py",), (path, found)
+        assert not found or path.name in ("test_your_turn.py", "test_site.py"), (path, found)   # these look at what was made from the pages
 
 
 def test_lessons_are_numbered_in_reading_order_without_gaps_but_for_chapters_to_come():
