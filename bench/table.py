@@ -7,9 +7,9 @@ from bench.runner import kinds, root
 from llm_course.engine.commands import run_command
 
 ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's short name
-    "encode": ("encoding, one thread", "编码,单线程", "tokenizers"),
+    "encode": ("encoding, one thread", "编码，单线程", "tokenizers"),
     "encode_tiktoken": ("the same", "同上", "tiktoken"),
-    "encode_file": ("40 MB of text to ids on disk, two processes", "40 MB 文本编码到磁盘,两个进程", "tokenizers"),
+    "encode_file": ("40 MB of text to ids on disk, two processes", "40 MB 文本编码到磁盘，两个进程", "tokenizers"),
     "encode_file_tiktoken": ("the same", "同上", "tiktoken"),
     "train_small": ("learning 500 tokens from 133 kB", "从 133 kB 学 500 个词元", "minbpe's method"),
     "train_shakespeare": ("learning 10,000 tokens from 4.8 MB", "从 4.8 MB 学 10,000 个词元", "tokenizers"),
@@ -17,17 +17,17 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "train_mixed": ("learning 10,000 tokens from 40 MB", "从 40 MB 学 10,000 个词元", "tokenizers"),
     "train_mixed_rustbpe": ("the same", "同上", "rustbpe"),
     "rmsnorm": ("RMSNorm, there and back", "RMSNorm,前向与反向", "F.rms_norm"),
-    "attention": ("attention written out, there and back", "写开的注意力,前向与反向", "F.scaled_dot_product_attention"),
-    "cross_entropy": ("cross-entropy, there and back", "交叉熵,前向与反向", "F.cross_entropy"),
+    "attention": ("attention written out, there and back", "写开的注意力，前向与反向", "F.scaled_dot_product_attention"),
+    "cross_entropy": ("cross-entropy, there and back", "交叉熵，前向与反向", "F.cross_entropy"),
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
     "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
-    "train_step": ("a training step by default, width 512", "默认的训练一步,宽 512", "LlamaForCausalLM"),
-    "train_step_small": ("the same, width 128", "同上,宽 128", "LlamaForCausalLM"),
-    "step_large_float32_eager_torch": ("a training step, both AdamW fused, width 512", "训练一步,两边的 AdamW 都用融合核,宽 512", "torch's own layers"),
+    "train_step": ("a training step by default, width 512", "默认的训练一步，宽 512", "LlamaForCausalLM"),
+    "train_step_small": ("the same, width 128", "同上，宽 128", "LlamaForCausalLM"),
+    "step_large_float32_eager_torch": ("a training step, both AdamW fused, width 512", "训练一步，两边的 AdamW 都用融合核，宽 512", "torch's own layers"),
     "step_large_float32_eager_transformers": ("the same", "同上", "LlamaForCausalLM"),
-    "step_large_float32_compiled_transformers": ("the same, both compiled", "同上,两边都编译", "LlamaForCausalLM"),
-    "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层,宽 512", "transformers"),
-    "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元,4 层,宽 128", "transformers"),
+    "step_large_float32_compiled_transformers": ("the same, both compiled", "同上，两边都编译", "LlamaForCausalLM"),
+    "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层，宽 512", "transformers"),
+    "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元,4 层，宽 128", "transformers"),
     "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
     "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
@@ -36,9 +36,9 @@ CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步
 BROWSER = {   # what was measured, its row in English and in Chinese, and its unit
     "page_to_first_distribution_s": ("from opening the page to its first probabilities", "从打开页面到第一批概率", "s"),
     "first_token_s": ("the first token after loading", "加载之后的第一个词元", "s"),
-    "tokens_per_s": ("tokens a second, the model alone", "每秒词元数,仅模型", ""),
-    "tokens_per_s_on_the_page": ("tokens a second, as the page shows them", "每秒词元数,页面上所见", ""),
-    "size_mb": ("all of it, model included", "全部大小,含模型", "MB"),
+    "tokens_per_s": ("tokens a second, the model alone", "每秒词元数，仅模型", ""),
+    "tokens_per_s_on_the_page": ("tokens a second, as the page shows them", "每秒词元数，页面上所见", ""),
+    "size_mb": ("all of it, model included", "全部大小，含模型", "MB"),
 }
 BROWSER_HEADS = {"README.md": "| the demo model in Chromium | |", "README_cn.md": "| Chromium 中的演示模型 | |"}
 
