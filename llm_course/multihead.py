@@ -110,7 +110,9 @@ class MultiHeadAttention(nn.Module):
 
     def project(self,
         x:Float[Tensor, "... t d_model"], # The residual stream
-    )->tuple[Tensor, Tensor, Tensor]:     # Queries, keys and values of each head
+    )->tuple[   # Queries, keys and values of each head
+        Float[Tensor, "... h t d"], Float[Tensor, "... h_kv t d"],
+        Float[Tensor, "... h_kv t d"]]:
         q = split_heads(self.q_proj(x), self.d_k)
         k = split_heads(self.k_proj(x), self.d_k)
         v = split_heads(self.v_proj(x), self.d_k)

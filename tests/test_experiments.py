@@ -92,7 +92,7 @@ def test_a_model_that_looks_ahead_is_refused():
     def ahead(ids): return 9. * torch.nn.functional.one_hot(ids.roll(-1, 1), 50)   # it copies what comes next
     def behind(ids): return 9. * torch.nn.functional.one_hot(ids, 50)
     ids = race._as_array([7 * i % 50 for i in range(100)])
-    with pytest.raises(race.Refused, match="is to predict"): race.nats_per_byte(ahead, ids, 100, 10)
+    with pytest.raises(race.Refused, match="should predict"): race.nats_per_byte(ahead, ids, 100, 10)
     assert race.nats_per_byte(behind, ids, 100, 10) > 5
 
 

@@ -514,7 +514,7 @@ FIGURES = {"01_bpe": "merges", "08_softmax": "temperature", "09_attention": "loo
 def figures(browser, folder):
     "All figures on a page like a chapter's."
     divs = "".join(f'<div data-figure="{name}"></div>' for name in FIGURES.values())
-    inner = re.search(r"^if .*data-figure.*$", (root/"web"/"page.html").read_text("utf-8"), re.M)[0].replace("$root$/", "")
+    inner = re.search(r"^ *(if .*data-figure.*)$", (root/"web"/"site.js").read_text("utf-8"), re.M)[1].replace("site)", "location.href)")
     (folder.parent/"style.css").write_text((root/"web"/"style.css").read_text("utf-8"), "utf-8", newline="\n")
     (folder.parent/"page.html").write_text(f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>t</title><link rel="stylesheet" href="style.css"><nav class="book" aria-label="b"></nav><main><h1>t</h1>{divs}</main><script>{inner}</script></html>', "utf-8", newline="\n")
     window = browser.new_page(viewport=phone, color_scheme="dark")

@@ -1168,9 +1168,9 @@ def test_hub_refusals(hub):
     assert "it is of the family 'gemma'" in said and "\n" not in said
     assert not any("safetensors" in path for path in asked)   # refused before anything large was fetched
     said, _ = from_hub("someone/nobody", env)
-    assert said.startswith("refused: someone/nobody is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/nobody is not a path here, and could not be fetched from the Hugging Face hub (") and "\n" not in said
     said, _ = from_hub("someone/unheard", env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert said.startswith("refused: someone/unheard is not a path on this computer, and could not be fetched from the Hugging Face hub (") and "\n" not in said
+    assert said.startswith("refused: someone/unheard is not a path here, and could not be fetched from the Hugging Face hub (") and "\n" not in said
 
 
 # ---- Without the optional packages

@@ -660,10 +660,10 @@ def test_muon_goes_on_with_another_rate_but_cannot_go(asked):
     (lambda s: s.update(best="low"), "lacks best"), (lambda s: s.pop("schedule"), "lacks schedule"), (lambda s: s.update(best=math.nan), "lacks best"),
     (lambda s: s["optimizer"]["state"][0].update(exp_average=s["optimizer"]["state"][0].pop("exp_avg")), "has other moments than its neighbours"),
     (lambda s: s["optimizer"]["state"][2].update(exp_avg=torch.tensor(0.)), "has other moments than its neighbours"),
-    *((lambda s, odd=odd: s["schedule"].update(odd), "checkpoint.pt is no checkpoint that we can read") for odd in (dict(decay="up"), dict(lr_max="x"), dict(warmup_iters=None), dict(more=1), {3: 4})),
-    *((lambda s, odd=odd: s["optimizer"]["param_groups"][0].update(odd), "checkpoint.pt is no checkpoint") for odd in (dict(betas=3), dict(eps="x"), dict(weight_decay=-1.))),
+    *((lambda s, odd=odd: s["schedule"].update(odd), "checkpoint.pt is not a checkpoint that we can read") for odd in (dict(decay="up"), dict(lr_max="x"), dict(warmup_iters=None), dict(more=1), {3: 4})),
+    *((lambda s, odd=odd: s["optimizer"]["param_groups"][0].update(odd), "checkpoint.pt is not a checkpoint") for odd in (dict(betas=3), dict(eps="x"), dict(weight_decay=-1.))),
     (lambda s: s["optimizer"]["param_groups"][0]["params"].__setitem__(0, "x"), "has other groups of parameters"),
-    *((lambda s, odd=odd: s.update(odd), "checkpoint.pt is no checkpoint") for odd in (dict(pending=["x"]), dict(pending=[[]]), dict(random=[]), dict(random=[3]), dict(random=[{"python": (3, 2**70)}]))),
+    *((lambda s, odd=odd: s.update(odd), "checkpoint.pt is not a checkpoint") for odd in (dict(pending=["x"]), dict(pending=[[]]), dict(random=[]), dict(random=[3]), dict(random=[{"python": (3, 2**70)}]))),
     (lambda s: s["config"].update(rope_scaling=[1]), "its rope_scaling should be"), (lambda s: s["model"].update({"norm.weight": torch.full((16,), torch.nan)}), "norm.weight that are not finite")],
     ids=range(27))
 def test_a_forged_checkpoint_is_refused_in_one_line(asked, harm, message):

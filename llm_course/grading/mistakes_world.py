@@ -1001,6 +1001,7 @@ MISTAKES["advantages"] = variants(_an_advantage, {
     "the mean runs over the prompts, not over a prompt's answers":
         dict(mean=lambda r: r.mean(0, keepdim=True)),
     "no mean is subtracted": dict(mean=lambda r: 0 * r),
+    "`method` is ignored": dict(plain=(), scaled=(), others=False),
     "the best of the group is subtracted; subtract the mean":
         dict(mean=lambda r: r.amax(-1, keepdim=True)),
     "the median is subtracted; subtract the mean":
@@ -1077,6 +1078,7 @@ def _a_policy(
 
 MISTAKES["policy_loss"] = variants(_a_policy, {
     "the minus is missing: a step down makes good answers less likely": dict(sign=1),
+    "`method` is ignored": dict(gain=lambda r, m: advantages(r, "dr_grpo"), scaled=()),
     "the ratio is turned round: the new model stands below":
         dict(ratio=lambda new, old: (old - new).exp()),
     "log-probabilities are subtracted and not raised to a power":
