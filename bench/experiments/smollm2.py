@@ -34,6 +34,7 @@ from llm_course.transformer import Transformer
 
 STEPS, SUMS, RANK, RATE = 220, 16, 16, 1e-3   # sums of a step; the highest learning rate
 DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 16   # steps that learn from rewards; questions of a step; answers to each, and their tokens
+SENTENCES = 64   # tokens of an answer in an exam: untaught, the model explains at length
 TARGETS = "q_proj", "k_proj", "v_proj", "output_proj", "w1", "w2", "w3"
 TAUGHT = "What is {} + {}?"
 EXAMS = {   # questions, digits, wording
@@ -67,7 +68,7 @@ def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wordi
     right, pairs = 0, sums(n, "exam", digits, held=True)
     for at in range(0, n, 50):
         some = pairs[at:at + 50]
-        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], LONGEST)
+        said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], SENTENCES)
         right += sum(text is not None and is_right(text, str(a + b), number=True) for text, (a, b) in zip(said, some))
     return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson(right, n)]}
 
