@@ -37,6 +37,7 @@ def _one_process(work, rank:int, count:int, folder:Path):
         meeting = (folder/"meeting").as_uri()   # where they find each other
         dist.init_process_group("gloo", init_method=meeting, rank=rank,
                                 world_size=count, timeout=timedelta(seconds=60))
+        dist.barrier()   # nobody fails while another still looks for it
         torch.save(work(rank, count), folder/f"{rank}.pt")
         dist.barrier()   # nobody leaves while another still waits for a message
         dist.destroy_process_group()
