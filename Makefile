@@ -6,9 +6,10 @@ PY     := .venv/bin/python
 .PHONY: demo demo-model test branches export notebooks site pdf release bench clean
 
 # Some systems' Python cannot make an environment with pip in it; uv can, where it is installed.
+# Nothing is compiled beforehand: Python does that with what is imported, which is a small part of it.
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv || uv venv --clear --seed --python $(PYTHON) .venv
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
 
@@ -35,7 +36,7 @@ $(RUN)/train.bin: $(RUN)/tokenizer.json
 
 # The small model that the package carries, so that notebooks and an installed package have one at hand.
 demo-model: demo
-	$(PY) -m llm_course.checkpoint --checkpoint $(RUN)/checkpoint.pt --output llm_course/demo/model.safetensors
+	$(PY) -m llm_course.checkpoint --model_path $(RUN)/checkpoint.pt --output llm_course/demo/model.safetensors
 	cp $(RUN)/tokenizer.json $(RUN)/loss.svg llm_course/demo/
 
 # One thread: the pages' models are small, and threads that wait for each other are slow on a busy machine.
@@ -48,15 +49,14 @@ test: .venv/installed
 	$(PY) web/references.py
 	git diff --exit-code
 	.venv/bin/ruff check
-	.venv/bin/mypy
-	$(PY) tests/installed.py
+	.venv/bin/mypy & types=$$!; $(PY) tests/installed.py && wait $$types
 	.venv/bin/pytest -n 2 --dist worksteal
 
-# Branches of the code that no test takes: each must be listed with its reason. A test that is disturbed by the tracing may fail here; `make test` decides.
+# Watch which branches the tests take, all of them or `TESTS=tests/test_x.py`: tests/branches/__main__.py says more. A test that the watch disturbs may fail here; `make test` decides.
 branches: .venv/installed
 	rm -rf .branches
-	-PYTHONPATH=$(CURDIR)/tests/branches LLM_COURSE_BRANCHES=$(CURDIR)/.branches .venv/bin/pytest -n 2 --dist worksteal -o addopts="-q --strict-markers"
-	$(PY) tests/branches .branches
+	-PYTHONPATH=$(CURDIR)/tests/branches LLM_COURSE_BRANCHES=$(CURDIR)/.branches .venv/bin/pytest -n 2 --dist worksteal -o addopts="-q --strict-markers" $(TESTS)
+	$(PY) tests/branches --saw .branches $(if $(TESTS),,--all)
 
 export: .venv/installed
 	$(PY) web/colab.py
@@ -77,9 +77,9 @@ site: .venv/installed
 # The whole book in one file: Chromium prints the pages that pandoc makes.
 pdf: .venv/installed
 	$(PY) web/render.py --pandoc
-	$(PY) web/pdf.py --output book/llm_course.pdf
+	$(PY) web/pdf.py --output _book/llm_course.pdf
 
-# All that a release consists of: the site in _docs/, the PDF in book/, the wheel and the source archive in dist/.
+# All that a release consists of: the site in _docs/, the PDF in _book/, the wheel and the source archive in dist/.
 release: pdf
 	rm -rf dist
 	$(PY) -m build
@@ -89,4 +89,4 @@ bench: .venv/installed
 	$(PY) -m bench.table
 
 clean:
-	rm -rf .venv .branches runs _proc _docs book build dist *.egg-info
+	rm -rf .venv .branches runs _proc _docs _book build dist *.egg-info

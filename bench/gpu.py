@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import torch
 from torch.nn import functional as F
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from bench.cases.generating import VECTORS, llama, only_vectors, writers
 from bench.cases.machine import PRODUCTS, only_products, steppers
@@ -427,7 +427,7 @@ def run_part(part: str, setup: Setup, seconds: float) -> dict:
 @dataclass(frozen=True)
 class Config:
     "Run the tests for GPUs, and measure training, generation, kernels and memory on one; where there is none, say so.\n\nExample: python -m bench.gpu eager kernels --seconds 120"
-    parts: Annotated[tuple[str, ...], Positional, by_default("all")] = ()   # Which parts: tests, products, eager, kernels, generation, memory, demo, several, compiled
+    parts: Annotated[tuple[str, ...], Positional, arg(metavar="PART [PART ...]", help_behavior_hint="(default: all)")] = ()   # Which parts: tests, products, eager, kernels, generation, memory, demo, several, compiled
     seconds: float = 470.   # For all parts together, at most
     toy: bool = False       # On the CPU, at toy size: shows that every part runs, and measures nothing
     output: Annotated[Path | None, by_default("the file of this kind of GPU in bench/results/gpu; nowhere for toys")] = None   # File for the results

@@ -1,6 +1,6 @@
 """Train ours and nanoGPT's CPU recipe on one text, by turns, and compare what they know of its last tenth.
 
-`python -m bench.nanogpt --text FILE`. The first 90 % of the characters are for training, as nanoGPT has it; each side learns its tokenizer
+`python -m bench.nanogpt --text FILE`. `mixed` is our network, and the mean of its probabilities and those of a table of counts. The first 90 % of the characters are for training, as nanoGPT has it; each side learns its tokenizer
 from them alone. The clock runs from the start of a fresh process to its end: imports, tokenizer, encoding, training. Then, off the clock,
 every byte of the last tenth is charged for: nats summed over the whole split in windows that do not overlap, divided by its bytes.
 
@@ -33,11 +33,13 @@ from torch.nn import functional as F
 from bench.machine import machine
 from bench.runner import commit, merge, read
 from llm_course.engine.commands import by_default, input_file, output_path, run_command
+from llm_course.engine.ngrams import NgramCounts, mixed_nats
 
 # What the held-out part of the training split has chosen for the time that the peer takes.
 RECIPE = dict(d_model=128, num_layers=3, num_heads=4, d_ff=352, max_seq_len=64, batch_size=24, iterations=730, order="epochs",
               lr_max=1.2e-2, muon_lr=0.02, lr_min=0., decay="line", weight_decay=0.3, precision="float32")
 VOCAB = 1024
+SHARE, ORDER = .35, 4   # of the counts in the mean, and tokens in the longest n-gram, chosen on the same part
 
 
 def cut(text: Path) -> tuple[str, str]:
@@ -64,10 +66,45 @@ def train_ours(text: Path, folder: Path, seed: int, threads: int, **changes) -> 
                       log_interval=50, val_interval=never, val_batches=1, checkpoint_interval=never, **recipe))
 
 
-def measure_ours(text: Path, folder: Path) -> float:
+def measure_ours(text: Path, folder: Path) -> dict:
     "Nats per byte of the validation split, from the last line of the run's metrics."
     last = json.loads((folder/"run/metrics.jsonl").read_text("utf-8").splitlines()[-1])
-    return last["bits_per_byte"] * math.log(2)
+    return {"nats_per_byte": last["bits_per_byte"] * math.log(2)}
+
+
+def count_ngrams(folder: Path, order: int = ORDER) -> NgramCounts:
+    "The table of counts of the ids that a run learned from."
+    from llm_course.bpe_tokenizer import BpeTokenizer
+    from llm_course.data import load_ids
+    vocab_size = BpeTokenizer.load(folder/"tokenizer.json").vocab_size
+    return NgramCounts(np.array(load_ids(folder/"train.bin", vocab_size)), vocab_size, order)
+
+
+def train_mixed(text: Path, folder: Path, seed: int, threads: int, **changes) -> None:
+    "Our pipeline, and counts, which are made again for measuring: here their time is charged for."
+    train_ours(text, folder, seed, threads, **changes)
+    count_ngrams(folder)
+
+
+@torch.no_grad()
+def measure_mixed(text: Path, folder: Path) -> dict:
+    "Nats per byte of the validation split by the mean of network and counts, by other shares of the counts (0: the network alone), and by counts of shorter and longer n-grams alone."
+    from llm_course.checkpoint import load_model
+    from llm_course.data import load_ids, windows
+    model, began = load_model(folder/"run/checkpoint.pt", "cpu"), time.process_time()
+    counts = count_ngrams(folder)
+    counting = time.process_time() - began
+    shares, nats, size, texts = [SHARE, *(i / 10 for i in range(11))], {}, len(cut(text)[1].encode()), []
+    for inputs, targets in windows(load_ids(folder/"val.bin", counts.vocab_size), 64, model.config.max_seq_len):
+        logits, rows = model(inputs), torch.cat([inputs, targets[:, -1:]], 1)
+        texts.append(rows.numpy())
+        for share in shares: nats[share] = nats.get(share, 0.) + float(mixed_nats(logits, rows, counts, share).sum()) / size
+    orders = {}
+    for order in range(1, 7):
+        alone = count_ngrams(folder, order)
+        orders[str(order)] = round(-sum(float(np.log(alone.probabilities(rows)).sum()) for rows in texts) / size, 4)
+    return {"nats_per_byte": nats.pop(SHARE), "shares": {str(share): round(found, 4) for share, found in nats.items()}, "orders": orders, "counting_seconds": round(counting, 2)}
+
 
 
 class Block(nn.Module):
@@ -127,18 +164,18 @@ def train_peer(text: Path, folder: Path, seed: int, threads: int, steps: int = 2
 
 
 @torch.no_grad()
-def measure_peer(text: Path, folder: Path) -> float:
+def measure_peer(text: Path, folder: Path) -> dict:
     "Nats per byte of the validation split."
     from llm_course.data import windows
     letters, _, ids = characters(text)
     model = Peer(len(letters))
     model.load_state_dict(torch.load(folder/"peer.pt", weights_only=True))
     nats = sum(float(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")) for x, y in windows(ids.numpy(), 64, 64))
-    return nats / len(cut(text)[1].encode())
+    return {"nats_per_byte": nats / len(cut(text)[1].encode())}
 
 
 MEANS = "nats_per_byte", "seconds", "cpu_seconds"   # the last one is of all threads: other work on the machine disturbs it less
-SIDES = {"ours": (train_ours, measure_ours), "peer": (train_peer, measure_peer)}
+SIDES = {"ours": (train_ours, measure_ours), "mixed": (train_mixed, measure_mixed), "peer": (train_peer, measure_peer)}
 
 
 @dataclass(frozen=True)
@@ -150,13 +187,13 @@ class Config:
     threads: int = 2                     # CPU threads for each
     held_out: bool = False               # Leave the last tenth unseen, and take the last tenth of the rest instead: for tuning
     changes: str = "{}"                  # JSON: flags of training to change in our recipe, for tuning and for the ladder
-    sides: tuple[str, ...] = ("ours", "peer")  # Who runs
+    sides: tuple[str, ...] = ("ours", "peer")  # Who runs: ours, mixed, peer
     output: Path = Path("bench/nanogpt.json")  # File that collects the results
 
     def __post_init__(self):
         if not self.seeds or min(self.seeds) < 0: raise ValueError(f"--seeds must be some numbers that are not negative, but are {self.seeds}")
         if self.threads < 1: raise ValueError(f"--threads must be at least 1, but is {self.threads}")
-        if unknown := set(self.sides) - SIDES.keys(): raise ValueError(f"--sides are ours and peer, not {', '.join(sorted(unknown))}")
+        if unknown := set(self.sides) - SIDES.keys(): raise ValueError(f"--sides are ours, mixed and peer, not {', '.join(sorted(unknown))}")
         try: changes = json.loads(self.changes)
         except ValueError: changes = None
         if not isinstance(changes, dict): raise ValueError(f"--changes must be a JSON object such as '{{\"lr_max\": 0.003}}', but is {self.changes}")
@@ -165,13 +202,13 @@ class Config:
 def run_side(side: str, text: Path, seed: int, threads: int, changes: str) -> dict:
     "One run in a fresh process: its seconds, on the wall and of all threads, and its nats per byte."
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "bench.nanogpt", "--side", side, str(text), folder, str(seed), str(threads), changes if side == "ours" else "{}"]
+        words = [sys.executable, "-m", "bench.nanogpt", "--side", side, str(text), folder, str(seed), str(threads), "{}" if side == "peer" else changes]
         began, used = time.perf_counter(), os.times()
         done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
         seconds, now = time.perf_counter() - began, os.times()
         computed = now.children_user + now.children_system - used.children_user - used.children_system
         if done.returncode: raise ValueError(f"the run of {side} failed: {done.stderr.strip().splitlines()[-1:]}")
-        return {"seed": seed, "seconds": round(seconds, 2), "cpu_seconds": round(computed, 2), "nats_per_byte": round(SIDES[side][1](text, Path(folder)), 4)}
+        return {"seed": seed, "seconds": round(seconds, 2), "cpu_seconds": round(computed, 2)} | {key: round(value, 4) if key in MEANS else value for key, value in SIDES[side][1](text, Path(folder)).items()}
 
 
 def settings(config: Config) -> dict:
@@ -183,7 +220,9 @@ def summed_up(config: Config, runs: dict[str, list[dict]]) -> dict:
     "The means of each side's runs, and how they compare."
     result = settings(config)
     for side, found in runs.items(): result[side] = {key: round(mean(run[key] for run in found), 4) for key in MEANS} | {"runs": found}
-    if all(runs.get(side) for side in SIDES): result["ratio_of_seconds"] = round(result["ours"]["seconds"] / result["peer"]["seconds"], 3)
+    side = "ours" if runs.get("ours") else "mixed"
+    if runs.get(side) and runs.get("peer"):
+        for key in "seconds", "cpu_seconds": result[f"ratio_of_{key}"] = round(result[side][key] / result["peer"][key], 3)
     return result | {"machine": machine("cpu"), "versions": {"torch": torch.__version__}, "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
 
 

@@ -14,14 +14,14 @@ from typing import Annotated
 
 import torch
 from tqdm import tqdm
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from bench.machine import imitation, kind, machine
 from llm_course.checkpoint import pick_device
 from llm_course.engine.commands import by_default, output_path, whole_file
 
 root = Path(__file__).parents[1]
-LONG = 5.                       # seconds of a round that are too many for a quick look
+LONG = 3.25                     # seconds of a round that are too many for a quick look
 kinds = root/"bench"/"results"   # a file of results for each kind of processor
 
 
@@ -48,7 +48,7 @@ def case(peer: str, package: str = "torch", limit: str | None = None):
 @dataclass(frozen=True)
 class Config:
     "Time what the course builds beside what everyone uses.\n\nExample: python -m bench encode adamw --rounds 9"
-    cases: Annotated[tuple[str, ...], Positional, by_default("every case")] = ()   # Which cases, as --list names them
+    cases: Annotated[tuple[str, ...], Positional, arg(metavar="CASE [CASE ...]", help_behavior_hint="(default: every case)")] = ()   # Which cases, as --list names them
     list: bool = False                        # Only list them
     quick: bool = False                       # 3 short rounds for each case, kept only where --output is given: to see that all of it runs
     resume: bool = False                      # Leave out what this commit has measured already in as many rounds, and go on from there
@@ -56,7 +56,7 @@ class Config:
     minutes: float = 25.                      # For all cases together: long ones get fewer rounds, but three
     seconds: float = 0.05                     # Seconds that each side runs in a round, at least
     device: str = "cpu"                       # Where: cpu, cuda or mps
-    output: Annotated[str | None, by_default("the file of this kind of processor in bench/results; nowhere for an imitation")] = None   # File that collects the results
+    output: Annotated[Path | None, by_default("the file of this kind of processor in bench/results; nowhere for an imitation")] = None   # File that collects the results
 
     def __post_init__(self):
         import bench.cases  # noqa: F401  registers them
@@ -64,7 +64,7 @@ class Config:
         if self.rounds < 3: raise ValueError(f"--rounds must be at least 3, for there to be quartiles, but it is {self.rounds}")
         if not 0 < self.minutes < math.inf: raise ValueError(f"--minutes must be positive and finite, but it is {self.minutes}")
         if not 0 < self.seconds < math.inf: raise ValueError(f"--seconds must be positive and finite, but it is {self.seconds}")
-        if self.output and imitation() and Path(self.output).resolve().parent == kinds:
+        if self.output and imitation() and self.output.resolve().parent == kinds:
             raise ValueError(f"--output {self.output} is kept for results of real processors, and {' '.join(imitation())} makes this one imitate another")
 
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Annotated
+from typing import Annotated, Literal
 
 import httpx2
 import torch
@@ -36,7 +36,7 @@ class Config:
     rows: int = 16         # Answers that are written at once
     threads: Annotated[int | None, by_default("as torch chooses")] = None   # Of either server
     model_path: Annotated[Path | None, by_default("smollm2-135m, in four bits")] = None   # A .gguf file
-    precision: str = "float32"   # Of our weights: float32, bfloat16 or int8
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"   # Of our weights
     output: Path = Path("bench/serving.json")   # File that collects the results
 
 

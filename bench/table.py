@@ -1,7 +1,8 @@
-"""Write the READMEs' tables: of races, from the files in `results/`, a column for each kind of processor; and of the machine in the browser, from `browser.json`. `python -m bench.table`"""
+"""Write the READMEs' tables: of races, from the files in `results/`, a column for each kind of processor; of the machine in the browser, from `browser.json`; and of the race against nanoGPT, from `nanogpt.json`. `python -m bench.table`"""
 import json
 import re
 from dataclasses import dataclass
+from statistics import mean
 
 from bench.runner import kinds, root
 from llm_course.engine.commands import run_command
@@ -16,7 +17,7 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "train_shakespeare_rustbpe": ("the same", "同上", "rustbpe"),
     "train_mixed": ("learning 10,000 tokens from 40 MB", "从 40 MB 学 10,000 个词元", "tokenizers"),
     "train_mixed_rustbpe": ("the same", "同上", "rustbpe"),
-    "rmsnorm": ("RMSNorm, there and back", "RMSNorm,前向与反向", "F.rms_norm"),
+    "rmsnorm": ("RMSNorm, there and back", "RMSNorm，前向与反向", "F.rms_norm"),
     "attention": ("attention written out, there and back", "写开的注意力，前向与反向", "F.scaled_dot_product_attention"),
     "cross_entropy": ("cross-entropy, there and back", "交叉熵，前向与反向", "F.cross_entropy"),
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
@@ -26,12 +27,12 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "step_large_float32_eager_torch": ("a training step, both AdamW fused, width 512", "训练一步，两边的 AdamW 都用融合核，宽 512", "torch's own layers"),
     "step_large_float32_eager_transformers": ("the same", "同上", "LlamaForCausalLM"),
     "step_large_float32_compiled_transformers": ("the same, both compiled", "同上，两边都编译", "LlamaForCausalLM"),
-    "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元,6 层，宽 512", "transformers"),
-    "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元,4 层，宽 128", "transformers"),
+    "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元，6 层，宽 512", "transformers"),
+    "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元，4 层，宽 128", "transformers"),
     "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
     "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
-HEADS = {"README.md": "| what, on a CPU | peer |", "README_cn.md": "| 内容(CPU) | 同类 |"}
+HEADS = {"README.md": "| what, on a CPU | peer |", "README_cn.md": "| 内容（CPU） | 同类 |"}
 CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层"}
 BROWSER = {   # what was measured, its row in English and in Chinese, and its unit
     "page_to_first_distribution_s": ("from opening the page to its first probabilities", "从打开页面到第一批概率", "s"),
@@ -41,6 +42,9 @@ BROWSER = {   # what was measured, its row in English and in Chinese, and its un
     "size_mb": ("all of it, model included", "全部大小，含模型", "MB"),
 }
 BROWSER_HEADS = {"README.md": "| the demo model in Chromium | |", "README_cn.md": "| Chromium 中的演示模型 | |"}
+
+RACE_HEADS = {"README.md": "| tiny-shakespeare's last tenth | nats per byte |", "README_cn.md": "| tiny-shakespeare 的最后十分之一 | 每字节 nat |"}
+PUBLISHED = 1.4697   # nats a character: the README of nanoGPT, on its recipe for a GPU
 
 
 def measured() -> dict[str, dict]:
@@ -78,6 +82,18 @@ def browser(readme: str) -> str:
     return "\n".join(rows)
 
 
+def race(readme: str) -> str:
+    "The rows on the race against nanoGPT, of one README: the means of all seeds."
+    found = json.loads((root/"bench"/"nanogpt.json").read_text("utf-8"))["tinyshakespeare with counts"]
+    def mixed(share): return mean(run["shares"][share] for run in found["mixed"]["runs"])
+    rows = [("nanoGPT's recipe for a CPU: our stand-in (its own README says 1.88)", "nanoGPT 的 CPU 配方：我们的代替者（其 README 说 1.88）", f"{found['peer']['nats_per_byte']:.3f}"),
+            ("counts of four tokens, made in a second", "四个词元的计数，一秒做成", f"{mixed('1.0'):.3f}"),
+            ("our network, in no more time than that recipe", "我们的网络，用时不多于该配方", f"{mixed('0.0'):.3f}"),
+            ("the mean of network and counts, in no more time", "网络与计数的平均，用时不多于该配方", f"{found['mixed']['nats_per_byte']:.3f}"),
+            ("nanoGPT's recipe for a GPU, as its own README says (rows drawn at random)", "nanoGPT 的 GPU 配方（据其 README；随机抽取的行）", str(PUBLISHED))]
+    return "\n".join([RACE_HEADS[readme], "|---|---|", *(f"| {chinese if readme == 'README_cn.md' else english} | {value} |" for english, chinese, value in rows)])
+
+
 @dataclass(frozen=True)
 class Config:
     "Write the READMEs' tables from the files in bench.\n\nExample: python -m bench.table"
@@ -87,7 +103,7 @@ def main(config: Config) -> None:
     "Replace the tables in both READMEs."
     for readme in HEADS:
         text = (root/readme).read_text("utf-8")
-        for head, rows in (HEADS[readme], table(readme)), (BROWSER_HEADS[readme], browser(readme)):
+        for head, rows in (HEADS[readme], table(readme)), (RACE_HEADS[readme], race(readme)), (BROWSER_HEADS[readme], browser(readme)):
             before, _, after = text.partition(head)
             rest = re.sub(r"^.*\n(\|.*\n)+", "\n", after)   # the rest of the head, and the rows
             text = before + rows + rest

@@ -2,7 +2,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names are looked up when they are first used: importing the package stays cheap, and `python -m llm_course.training` runs that module once.
 _homes = {

@@ -96,8 +96,8 @@ def learn_merges(
             warnings.warn(f"no pair is left after {len(merges)} of {num_merges} merges",
                           stacklevel=2)
             break
-        def rank(pair): return pairs[pair], tokens[pair[0]], tokens[pair[1]]
-        best = max(pairs, key=rank)
+        def weight(pair): return pairs[pair], tokens[pair[0]], tokens[pair[1]]
+        best = max(pairs, key=weight)
         merges.append((tokens[best[0]], tokens[best[1]]))
         split = [merge(word, best, len(tokens)) for word in split]
         tokens.append(b"".join(merges[-1]))

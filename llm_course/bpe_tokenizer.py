@@ -7,6 +7,7 @@ __all__ = ['rank_merges', 'BpeTokenizer', 'visible', 'SplitView', 'main']
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #imports
 import html
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import chain
@@ -16,15 +17,18 @@ from typing import Any
 from .bpe import CL100K, GPT2, PATTERNS, learn_merges, pre_tokens
 from .checks import check_of
 from .engine.commands import run_command
-from .engine.fast_bpe import Remembering, merge_by_rank, special_pattern
+from llm_course.engine.fast_bpe import (
+    EVERY_KIND, Remembering, merge_by_rank, special_pattern,
+)
 from .engine.files import batches, blocks, count_corpus, in_processes
 from .engine.streaming import count_places, final_parts
 from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
+from .engine.spelling import Rules, Spelling
 from llm_course.engine.tokenizer_formats import (
-    Rules, Spelling, errors_that_name, from_hf_dict, read_gpt2, read_json,
-    read_tiktoken, to_hf, to_tiktoken, write_hf,
+    errors_that_name, from_hf_dict, read_gpt2, read_json, read_tiktoken, to_hf,
+    to_tiktoken, write_hf,
 )
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
@@ -32,7 +36,7 @@ def rank_merges(
     merges:list[tuple[bytes, bytes]], # Pairs to join, first learnt first
     ids:Mapping[bytes, int],          # The id of each token
 )->tuple[dict[tuple[int, int], int], list[int]]: # Rank of each pair, and id it makes
-    "Say the merges in ids. Raises `ValueError` if a part is not in the vocabulary."
+    "Express merges in ids. Raises `ValueError` if a part is not in the vocabulary."
     ranks, joined = {}, []
     for rank, (left, right) in enumerate(merges):
         for part in left, right, left + right:
@@ -63,7 +67,7 @@ def _allowed_tokens(
 def _place_special_tokens(
     tokens:Iterable[str]|Mapping[str, int], # Special tokens, with or without ids
     vocab:dict[int, bytes],                 # Gets those that are new
-    ids:Mapping[bytes, int],                # The way back
+    ids:Mapping[bytes, int],                # The id of each token
 )->dict[str, int]:                          # The id of each special token
     "Give each special token the id that is named, or that its bytes have, or the next."
     if isinstance(tokens, str): tokens = [tokens]
@@ -103,8 +107,8 @@ class BpeTokenizer:
         self.pattern = PATTERNS.get(pattern, pattern)
         self.ignore_merges = ignore_merges
         if rules is not None: self.rules = rules
-        pre_tokens("", self.pattern)   # refuses what is no regular expression
-        self.ids = {token: id for id, token in self.vocab.items()}   # the way back
+        pre_tokens(EVERY_KIND, self.pattern)   # refuses one that leaves text out
+        self.ids = {token: id for id, token in self.vocab.items()}
         twice = len(self.vocab) - len(self.ids)
         if twice:
             raise ValueError(f"each token needs one id, but {twice} have a second one")
@@ -112,6 +116,11 @@ class BpeTokenizer:
         self.special_tokens = _place_special_tokens(
             special_tokens or (), self.vocab, self.ids)
         self.rules.check(self.vocab)
+
+    def __repr__(self):
+        special = reprlib.repr([*self.special_tokens])   # the first six
+        return (f"{type(self).__name__}(vocab_size={self.vocab_size}, "
+                f"{len(self.merges)} merges, {special})")
 
     @property
     def vocab_size(self)->int: # The rows that an embedding needs
@@ -132,6 +141,7 @@ class BpeTokenizer:
         "Learn a vocabulary: ids 0 to 255 are bytes, then merges, then special tokens."
         special_tokens = tuple(special_tokens)
         room_for_merges(vocab_size, special_tokens)
+        cls({}, (), pattern=pattern)   # refused before the long work
         words = count_corpus(source, special_tokens, pattern, num_processes, progress,
                              cls.rules.normalizer)
         return cls.learn(words, vocab_size, special_tokens, pattern, progress)

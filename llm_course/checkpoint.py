@@ -25,10 +25,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .engine.commands import (
-    by_default, input_file, lacks_memory, output_path, run_command, whole_file)
+from llm_course.engine.commands import (
+    Flags, by_default, input_file, lacks_memory, one_of, output_path, run_command,
+    whole_file)
 from .engine.model_files import (
-    check_amount, check_archive, check_weights, empty_model, model_shape)
+    check_amount, check_archive, check_weights, empty_model, model_in, model_shape)
 from .engine.parts import part_name, read_parts, replaced_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
@@ -146,20 +147,22 @@ CONTENTS = {"iteration": int, "config": dict | None, "model": dict, "optimizer":
 def read_checkpoint(
     source:str|os.PathLike|IOBase, # A path or an open file
     device="cpu",                  # Where its tensors go
+    lazy:bool=False,               # Leave them in the file, a path, until they are used
 )->dict:                           # What `save_checkpoint` wrote
     "Read a file without running code in it. Raises `ValueError` for any other file."
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file: return _read_state(file, source, device)
+        with open(source, "rb") as file: return _read_state(file, source, device, lazy)
     return _read_state(source, "this file", device)
 
-def _read_state(file, name, device):
+def _read_state(file, name, device, lazy=False):
     "Look for what may harm, then read tensors and plain values, and nothing else."
     def refusal(why):
         return ValueError(f"{name} is not a checkpoint of this course: {why}; "
                           "name a checkpoint.pt that the training command wrote")
     try:
         size = check_archive(file)   # checksums; and nothing that grows
-        state = torch.load(file, map_location=device, weights_only=True)
+        place = os.fspath(name) if lazy else file
+        state = torch.load(place, map_location=device, weights_only=True, mmap=lazy)
         check_amount(state, size)
     except Exception as error:   # junk fails in a dozen ways
         if lacks_memory(error): raise
@@ -228,7 +231,8 @@ def check_moments(
                              f"{i} has other moments than its neighbours")
         shapes = torch.Size([]), params[i].shape
         for name, x in moments.items():
-            if isinstance(x, int | float): x = torch.as_tensor(x)
+            if isinstance(x, int | float):   # as torch once kept the steps
+                x = moments[name] = torch.tensor(float(x))
             if isinstance(x, Tensor) and x.shape in shapes and x.isfinite().all():
                 continue
             found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -248,6 +252,7 @@ def restore(
     if isinstance(model, Transformer) and state["config"] is not None:
         here = asdict(model.config)
         there = asdict(to_config(state["config"], "the checkpoint"))
+        there["dropout"] = here["dropout"]   # it leaves no trace in the weights
         other = [f"{name} is {there[name]} in the checkpoint and {here[name]} here"
                  for name in here if here[name] != there[name]]
         if other:
@@ -348,22 +353,26 @@ def build(
     if parts:   # they may compute tables as they are made
         shape = asdict(config) | {"parts": parts, "dtype": torch.float32}
         with torch.random.fork_rng(): model = Transformer(**shape, device=device)
-    else: model = empty_model(config, device)   # nothing is drawn in vain
+    else: model = empty_model(config, device)   # no random number is drawn
     if config.tie: state = {"head.weight": state["embedding.weight"], **state}
     restore({"config": None, "model": state}, model)
     return model.eval()
 
 # %% ../nbs/16_checkpoint.ipynb #load-model
 def load_model(
-    path:str|os.PathLike,              # A `checkpoint.pt`, or a file of `save_model`
+    path:str|os.PathLike, # A `checkpoint.pt`, a file of `save_model`, or a run folder
     device:str|torch.device|None=None, # `None` for the best there is
     parts:Mapping[str, Callable]|None=None, # Those that are not ours, if it has such
 )->Transformer:                        # In float32, ready to evaluate
-    """Read a model back; its shape comes from the file.
+    """Read a model back; its shape comes from the file. A run folder means its best.pt.
 
     Raises `ValueError` if the file is not one of ours, or needs other parts."""
     device, parts = pick_device(device), replaced_parts(PARTS, parts)
-    if Path(path).suffix == ".safetensors": saved = read_safetensors(path)
+    path = model_in(Path(path))
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder without a checkpoint of this course; "
+                         "load_pretrained opens folders of Hugging Face's")
+    if path.suffix == ".safetensors": saved = read_safetensors(path)
     else: saved = read_checkpoint(path)
     config = to_config(saved["config"], path)
     same_parts(saved.get("parts"), parts, path)
@@ -376,13 +385,14 @@ def load_model(
 #| code-fold: true
 #| code-summary: "The flags"
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Flags):
     "Write a checkpoint's model alone, as a .safetensors file that generating reads."
-    checkpoint:Path                       # A checkpoint.pt or best.pt of a training run
+    model_path:Path # A checkpoint.pt of a training run, or its folder, for its best.pt
     output:Path=Path("model.safetensors") # The file to write
     # A Python file with `parts`, as they were given to train(); its code is run
     parts:Annotated[Path|None, by_default("the course's own parts")]=None
-    dtype:str="float16"   # Type of the stored numbers: float16, bfloat16 or float32
+    # Type of the stored numbers
+    dtype:Annotated[str, one_of("float16", "bfloat16", "float32")]="float16"
 
 # %% ../nbs/16_checkpoint.ipynb #main
 #| code-fold: true
@@ -394,7 +404,7 @@ def export(
     if config.dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(
             f"--dtype {config.dtype} is not one of float16, bfloat16, float32")
-    checkpoint = input_file(config.checkpoint, "--checkpoint")
+    checkpoint = input_file(model_in(config.model_path), "--model_path")
     output = output_path(config.output, "--output")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output} must end in .safetensors, "
@@ -405,6 +415,9 @@ def export(
     model = load_model(checkpoint, "cpu", read_parts(config.parts))
     save_model(model, output, getattr(torch, config.dtype))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {config.dtype}")
+    if not (output.parent/"tokenizer.json").is_file():
+        print("to let it write, copy the tokenizer.json of its run beside it, or name "
+              "that by --tokenizer_path")
 
 def main(argv:list[str]|None=None)->None:
     "`python -m llm_course.checkpoint`: export a model."

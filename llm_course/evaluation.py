@@ -20,6 +20,7 @@ from torch import nn
 
 # %% ../nbs/24_evaluation.ipynb #imports-course
 from .bpe_tokenizer import BpeTokenizer
+from .engine.sampling import refuse_broken
 from .engine.scoring import Scorer, chosen
 from .engine.tasks import Question, Task, is_right
 from .engine.voices import END
@@ -44,6 +45,7 @@ def log_likelihoods(
         for row, (own, count) in zip(each, some):
             last = len(own) - 1                        # behind it is padding
             found.append(float(sum(row[last - count:last])))
+    refuse_broken(all(map(math.isfinite, found)))
     return found
 
 # %% ../nbs/24_evaluation.ipynb #bits

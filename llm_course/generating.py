@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,7 @@ from torch.testing import assert_close
 from .bpe_tokenizer import BpeTokenizer
 from .checkpoint import load_model
 from .checks import check_of
-from .engine.flags import Dials
+from .engine.flags import Dials, MoreDials, MoreOptions, only_known
 from .engine.reader import Reader, pad_with_own, side_by_side
 from .engine.sampling import (
     BROKEN, draw, quick_probabilities, refuse_broken, waiting_is_free)
@@ -71,6 +71,7 @@ def keep_top_p(
     return logits.scatter(-1, order, ranked.masked_fill(out, -torch.inf))
 
 def _widen(x:Float[Tensor, "..."])->Float[Tensor, "..."]:
+    if x.dtype == torch.float32: return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/18_generating.ipynb #keep-min-p
@@ -177,7 +178,7 @@ def continuations(
     read = Reader(model, len(ids), padding, ids.shape[-1] + max_tokens)
     for _ in range(max_tokens):
         new = pick(read(ids), ids, how, generator)
-        said = new if waiting_is_free(new) else new.clamp(min=0)   # `BROKEN` is no id
+        said = new if waiting_is_free(new) else new.clamp(min=0)   # `BROKEN` is none
         ids = torch.cat([ids, said], -1)
         yield new
 
@@ -192,12 +193,12 @@ def generate_ids(
     padding:Int[Tensor, " b"]|None=None, # From `side_by_side`, for different lengths
     stop_id:int|None=None,               # Ends a text; its row is filled with it
     generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
-    **more,                              # `top_k`, `min_p`, `repetition_penalty`
+    **more:Unpack[MoreDials],            # `top_k`, `min_p`, `repetition_penalty`
 )->Int[Tensor, "b longer"]: # The texts with what was added
     """Continue texts, all at once. Raises `ValueError` for what can't be continued.
 
     A GPU is waited for once a token if there is a `stop_id`, and else once."""
-    how = Sampling(temperature, top_p, **more)
+    how = Sampling(temperature, top_p, **only_known(more, generate_ids))
     ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
     added = []
     for new in continuations(model, ids, max_tokens, how, generator, padding):
@@ -226,12 +227,12 @@ def stream(
     seed:int|None=None,        # The same seed gives the same text; `None` for chance
     draft:Transformer|None=None, # A smaller model that guesses, for one prompt
     ahead:int=4,               # How many tokens it guesses at a time
-    **more,                    # `top_k`, `min_p`, `repetition_penalty`
+    **more:Unpack[MoreDials],  # `top_k`, `min_p`, `repetition_penalty`
 )->Iterator[Texts]: # What is added; for several, a piece of each
     """Continue texts, and hand over each piece as soon as its characters are whole.
 
     A text ends at `max_tokens`, at `stop`, or at one of `end_ids`."""
-    how = Sampling(temperature, top_p, **more)
+    how = Sampling(temperature, top_p, **only_known(more, stream))
     prompts = [prompt] if isinstance(prompt, str) else prompt
     stops = [stop] if isinstance(stop, str) else stop
     device = next(model.parameters()).device
@@ -261,12 +262,13 @@ def generate(
     max_tokens:int=100,       # How many tokens to add, at most
     temperature:float=0.8,    # See `Sampling`, as for the next ones
     top_p:float=0.9,          # Share of probability to draw from
-    **more,                   # As for `stream`
+    **more:Unpack[MoreOptions], # As for `stream`
 )->Texts:                     # The prompt and what follows it; for several, a list
     "Continue texts."
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    dials = dict(temperature=temperature, top_p=top_p, **more)
-    for pieces in stream(model, tokenizer, list(texts), max_tokens, **dials):
+    only_known(more, generate, MoreOptions)
+    for pieces in stream(model, tokenizer, list(texts), max_tokens, temperature, top_p,
+                         **more):
         texts = [text + piece for text, piece in zip(texts, pieces)]
     return texts[0] if isinstance(prompt, str) else texts
 

@@ -93,7 +93,10 @@ def last(history, key):
     return next((line[key] for line in reversed(history) if key in line), math.nan)
 
 def present_to_next(history): # Loss on the token just shown ÷ loss on the next
-    return last(history, "present_loss") / last(history, "next_loss")
+    present, following = last(history, "present_loss"), last(history, "next_loss")
+    trained = last(history, "train_loss")
+    learns_next = abs(trained - following) < abs(trained - present)
+    return max(present / following, 1.) if learns_next else present / following
 
 def skip_to_next(history):    # Loss on the token after the next ÷ loss on the next
     return last(history, "skip_loss") / last(history, "next_loss")

@@ -26,8 +26,8 @@ from .engine.commands import output_path
 from .engine.foreign_tokenizers import add_facts
 from .engine.families import variant_in
 from .engine.gguf import write_gguf
-from .engine.hf_folders import (
-    family_of, to_hf_config, words_of, write_folder)
+from .engine.hf_config import family_of, to_hf_config, words_of
+from .engine.hf_folders import write_folder
 from .engine.hub import open_pretrained
 from llm_course.engine.model_files import (
     Stored, check_every_tensor, check_sizes, empty_model, head_size, import_package,
@@ -140,18 +140,20 @@ def load_pretrained(
     *,
     max_seq_len:int|None=None,         # Longest text; `None` for the model's own
     revision:str|None=None,            # On the hub: a branch, a tag or a commit
+    tokenizer:BpeTokenizer|str|Path|None=None, # Or its file; `None` for the model's own
 )->tuple[Transformer, BpeTokenizer]:   # Ready to evaluate
     """Load a model of Llama's family, or of another that is known, and its tokenizer.
 
     Names are `smollm2-135m`, or `owner/model` on the Hugging Face hub. Nothing in the
     files is run, and every tensor is accounted for. Raises `ValueError` or `OSError`,
     with one line that says why, for what cannot be read."""
-    stored, tokenizer = open_pretrained(path_or_name, revision)
+    if isinstance(tokenizer, str | Path): tokenizer = BpeTokenizer.load(tokenizer)
+    stored, own = open_pretrained(path_or_name, revision, tokenizer)
     config, path = stored.config, stored.path
-    spare = config.vocab_size - tokenizer.vocab_size   # ids without a token
+    spare = config.vocab_size - own.vocab_size   # ids without a token
     if spare < 0:
         raise ValueError(f"{path} holds a model of {config.vocab_size:,} ids and a "
-                         f"tokenizer of {tokenizer.vocab_size:,}; "
+                         f"tokenizer of {own.vocab_size:,}; "
                          "they do not belong together")
     if max_seq_len is not None:
         config = replace(config, max_seq_len=min(max_seq_len, config.max_seq_len))
@@ -159,8 +161,8 @@ def load_pretrained(
     check_every_tensor(path, stored.shapes, wanted_shapes(config, stored.words))
     model = empty_model(config, pick_device(device), dtype)
     fill(model, stored)
-    add_facts(tokenizer, spare=spare)
-    return model, tokenizer
+    if tokenizer is None: add_facts(own, spare=spare)
+    return model, tokenizer or own
 
 # %% ../nbs/23_pretrained.ipynb #exported-tensors
 def named_tensors(

@@ -30,7 +30,7 @@ def softmax(
     top = wide.detach().amax(dim, keepdim=True)
     top = top.clamp(min=torch.finfo(wide.dtype).min)   # finite, if all are ruled out
     powers = (wide - top).exp()   # none exceeds one
-    # sums are zero or at least one; half is far from both, so the gradient is clear
+    # sums are zero or at least one: none lies at the clamp's corner, at a half
     total = powers.sum(dim, keepdim=True).clamp(min=.5)
     return (powers / total).to(x.dtype)
 

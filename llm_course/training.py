@@ -8,8 +8,6 @@ __all__ = ['backward_all', 'train_step', 'evaluate', 'Run', 'advance', 'train', 
 
 # %% ../nbs/17_training.ipynb #imports
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +34,8 @@ from .transformer import Transformer
 
 # %% ../nbs/17_training.ipynb #imports-engine
 from .engine import budget
-from .engine.commands import run_command
+from .engine.averages import averaged_model
+from .engine.commands import run_command, warn
 from llm_course.engine.diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
     read_history, report, run_folder, sample_text, speed, update_ratio, vital_signs,
@@ -48,9 +47,9 @@ from llm_course.engine.processes import (
     mean_over_processes, polite_stop, processes, random_states_of_all, shared_mean,
     wait_for_writer)
 from .engine.run_config import (
-    TrainConfig, account_of, changes, find_checkpoint, forecast_of, is_over,
-    learning_rate, new_model, no_number, optimizer_for, own_start, position_of,
-    read_ids, read_sets, schedule_of, set_rates, settle)
+    TrainConfig, changes, data_files, find_checkpoint, is_over, learning_rate,
+    new_model, no_number, optimizer_for, own_start, position_of, read_ids, read_sets,
+    schedule_of, set_rates, settle, tell_cost)
 from .engine.safe_steps import loss_of_next_step, rescue
 
 # %% ../nbs/17_training.ipynb #step-2
@@ -119,6 +118,7 @@ class Run:
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
     source:Any=None                    # Other batches than those of files: chapter 25
+    asked:Any=None                     # As the user gave it
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
@@ -152,12 +152,12 @@ def train(
     together = processes(config.parallel, config.parallel_timeout)
     with together as (rank, count), polite_stop(count == 1) as stop:
         if model is None: model = own_start(config, parts)   # that of `--init_from`
-        config = settle(config, model)   # fills in the flags that were left open
-        with run_folder(config, rank):   # no other run may write there
-            run = start(config, rank, count, parts, model)
+        settled = settle(config, model)   # fills in the flags that were left open
+        with run_folder(settled, rank):   # no other run may write there
+            run = start(settled, rank, count, parts, model, config)
             run.examine = examine
-            with watched(config, run.history, run.done, rank) as show:   # a bar
-                while not (is_over(config, run.done, run.history) or stop.is_set()):
+            with watched(settled, run.history, run.done, rank) as show:   # a bar
+                while not (is_over(settled, run.done, run.history) or stop.is_set()):
                     show(advance(run, stop.is_set))
     return run
 
@@ -198,13 +198,10 @@ def save(
         best=run.best, pending=pending, random=random,
         run=position_of(c, len(run.train_ids)), schedule=schedule_of(c))
 
-def _save_elsewhere(
-    run:Run,     # Its own folder is gone, or full
-    folder:Path, # A new one
-)->None:
+def _save_elsewhere(run:Run, folder:Path)->None:
     "Write the diary and a checkpoint into another folder."
     config = replace(run.config, output=folder)
-    open_folder(config, run.history)
+    open_folder(config, run.history, replace(run.asked or config, output=folder))
     save(replace(run, config=config, best=math.inf), "checkpoint.pt")
 
 # %% ../nbs/17_training.ipynb #go-on
@@ -224,8 +221,8 @@ def resume(
     states = saved["random"]
     set_random_states(states[run.rank] if run.rank < len(states) else states[0])
     run.history = read_history(run.config.output, run.done)
-    for note in changes(run.config, saved["schedule"], run.done + 1):
-        warnings.warn(note, stacklevel=2)
+    for note in changes(run.config, saved["schedule"], run.done + 1, run.history):
+        warn(note)
 
 # %% ../nbs/17_training.ipynb #start
 def start(
@@ -234,6 +231,7 @@ def start(
     count:int=1,        # Processes
     parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours
     model:Transformer|None=None,           # To begin with
+    asked:Any=None,                        # Not settled
 )->Run:                 # New, or restored from its checkpoint
     "Read the data, build model and optimiser or fetch them back, open the folder."
     c = config
@@ -252,9 +250,9 @@ def start(
     half = c.precision == "float16"
     scaler = torch.amp.GradScaler(torch.device(c.device or "cpu").type, enabled=half)
     run = Run(c, model, fast_forward(wrapped, c), optimizer, scaler, train_ids, val_ids,
-              rank, count)
+              rank, count, asked=asked)
     if saved: explain(path, resume, run, saved, kind="checkpoint")
-    if rank == 0: open_folder(c, run.history)
+    if rank == 0: open_folder(c, run.history, asked)
     run.clock = perf_counter()
     return run
 
@@ -275,20 +273,28 @@ def measure(
 
 def measure_all(
     run:Run, # Usually at its end
-)->dict:     # `whole_val_loss` in nats per token and, with a tokenizer, `bits_per_byte`
+)->dict:     # Nats per token; with a tokenizer, `bits_per_byte`; with `ema`, its nats
     "Take the loss on the whole validation split, in windows that do not overlap."
     if run.source: return {}   # it has measured the whole already
     c, tokens = run.config, len(run.val_ids) - 1
-    batches = windows(run.val_ids, c.batch_size, c.max_seq_len, c.device)
     rows, rest = divmod(tokens, c.max_seq_len)
     total = math.ceil(rows / c.batch_size) + bool(rest)
-    bar = progress_bar(batches, "validation", total, unit=" batches", leave=False,
-                       hidden=run.rank > 0)
-    nats = shared_mean(partial(evaluate, run.forward), iter(bar), run.rank, run.count,
-                       c.device)
-    if c.tokenizer_path is None: return {"whole_val_loss": nats}
+
+    def nats_of(forward):
+        batches = windows(run.val_ids, c.batch_size, c.max_seq_len, c.device)
+        bar = progress_bar(batches, "validation", total, unit=" batches", leave=False,
+                           hidden=run.rank > 0)
+        return shared_mean(partial(evaluate, forward), iter(bar), run.rank, run.count,
+                           c.device)
+
+    nats = nats_of(run.forward)
+    found = {"whole_val_loss": nats}
+    if c.ema is not None:
+        averaged = averaged_model(run.model, run.optimizer).to(c.device)
+        found["average_val_loss"] = nats_of(averaged)
+    if c.tokenizer_path is None: return found
     size = count_bytes(run.val_ids[1:], BpeTokenizer.load(c.tokenizer_path))
-    return {"whole_val_loss": nats, "bits_per_byte": bits_per_byte(nats, tokens, size)}
+    return {**found, "bits_per_byte": bits_per_byte(nats, tokens, size)}
 
 # %% ../nbs/17_training.ipynb #record
 def _is_due(c:TrainConfig, step:int)->bool:
@@ -330,6 +336,7 @@ def record(
     if step % c.val_interval == 0 or last:
         line["val_loss"] = measure(run)
         if not math.isfinite(line["val_loss"]): raise no_number(c, step + 1)
+        last = is_over(c, step, [*run.history, line])   # perhaps early
         line |= vital_signs(run.model, probe_rows(run.val_ids, c.max_seq_len))
     if last: line |= measure_all(run)
     sampling = c.sample_interval and (step % c.sample_interval == 0 or last)
@@ -378,15 +385,17 @@ def main(
 
     def work(config):
         model = open_start(config)
-        config = settle(config, model)
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(budget.describe(account_of(config, model)))
-        if config.dry_run:
-            print(forecast_of(config, model))
-            return
-        run = train(config, model=model, examine=examiner(config))
+        settled = settle(config, model)
+        tell_cost(settled, model)
+        if config.dry_run: return
+        run = train(config, model=model, examine=examiner(settled))
         faults = diagnose(run.history)
         if run.rank == 0: report(config, run.history, run.done, run.best, faults)
+        if run.rank == 0 and isinstance(run.train_ids, Mixture):
+            read = run.done * config.batch_size * config.grad_accumulation
+            counts = run.train_ids.rows(read, config.seed)
+            for file, rows in zip(data_files(config), counts):
+                print(f"rows of {file}: {rows:,}")
         if not is_over(config, run.done, run.history): raise KeyboardInterrupt
     run_command(TrainConfig, work, argv, "python -m llm_course.training")
     leave_at_once()

@@ -1,22 +1,55 @@
 """What every test may ask for, and the caches, which are empty when the tests begin."""
+import gc
 import os
 import re
 import shutil
 import sys
 import tempfile
+from dataclasses import is_dataclass
+from functools import partial
+from inspect import get_annotations, isgeneratorfunction
 from pathlib import Path
+from typing import get_args
 
+import jaxtyping
 import pytest
+from beartype import BeartypeConf
 
 # Nothing may depend on what an earlier run, or another program, has left; matplotlib and others look for their places when they are imported.
 caches = tempfile.mkdtemp(prefix="caches-")
 os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # a pool of compilers imports torch once more, for a kernel or two
 
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 
 def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
+
+
+def tells_shapes(kind):
+    "Are there shapes in an annotation, or a text that may hold some?"
+    return isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, jaxtyping.AbstractArray)) or any(map(tells_shapes, get_args(kind)))
+
+
+AS_TYPE_ERROR = BeartypeConf(violation_type=jaxtyping.TypeCheckError)   # which is how Python itself would refuse most of it
+
+
+def checked(part=None, *, typechecker, with_shapes=jaxtyping.jaxtyped):
+    """Check what a function is given and gives, each time that it is called: what `--jaxtyping-packages` puts around all of ours.
+
+    `jaxtyped` binds the arguments and checks them twice, which takes longer than most of our functions. Here it binds where the annotations tell shapes, and the checker looks once."""
+    if part is None: return partial(checked, typechecker=typechecker)
+    look = partial(typechecker, conf=AS_TYPE_ERROR)
+    if isinstance(part, type):
+        if is_dataclass(part) and "__init__" in vars(part): part.__init__ = checked(part.__init__, typechecker=typechecker)
+        return part
+    if isgeneratorfunction(part): return with_shapes(part, typechecker=look)   # the way below would look at no shape of that kind any more, wherever it stands
+    if not any(map(tells_shapes, get_annotations(part).values())): return look(part)
+    return with_shapes(look(part), typechecker=None)
+
+
+jaxtyping.jaxtyped = checked   # before any module of ours is imported
 
 
 root = Path(__file__).parents[1]
@@ -29,6 +62,27 @@ devices = ["cpu", cuda] + ["mps"]*torch.backends.mps.is_available()
 def stable_id(value):
     "A parameter's name in a test's, without its place in memory: the processes that share the tests must call them alike."
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    "Each process begins with its part of the long tests, so that none is left to the end, where the others would wait for it."
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    long, rest = [], []
+    for item in items: (long if item.get_closest_marker("long") else rest).append(item)
+    ends = [len(items) * (i + 1) // processes for i in range(processes)]   # each gets an equal run of the list, and others may take from its end
+    items.clear()
+    for i, end in enumerate(ends):
+        items += long[i::processes]
+        room = max(end - len(items), 0)
+        items += rest[:room]
+        rest = rest[room:]
+
+
+def pytest_collection_finish():
+    "What is there when the tests begin stays to the end: the collector need not look at all of it again and again."
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=devices, scope="session")

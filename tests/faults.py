@@ -137,7 +137,7 @@ class Checkpoint(Kind):
 
 
 class Safetensors(Kind):
-    def write(self, folder, which): checkpoint.main(["--checkpoint", str(self.base/f"{which}.pt"), "--output", str(folder/"model.safetensors")])
+    def write(self, folder, which): checkpoint.main(["--model_path", str(self.base/f"{which}.pt"), "--output", str(folder/"model.safetensors")])
     def read(self, folder): return load_model(folder/"model.safetensors", "cpu").head.weight.tolist()
 
 

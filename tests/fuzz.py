@@ -34,6 +34,7 @@ from llm_course.checkpoint import save_checkpoint, save_model
 from llm_course.data import load_ids, write_ids
 from llm_course.engine.commands import parse, run_command
 from llm_course.engine.exchange import open_model
+from llm_course.engine.sampling import naming
 from llm_course.generating import generate
 from llm_course.optim import AdamW
 from llm_course.pretrained import export_gguf, export_pretrained
@@ -260,10 +261,13 @@ def of_model(model, tokenizer=None):
 def own(name):
     def read(folder):
         model, _ = open_model(folder/name, "--model_path", "cpu")
-        return of_model(model, BpeTokenizer.load(folder/"tokenizer.json"))
+        with naming(folder/name): return of_model(model, BpeTokenizer.load(folder/"tokenizer.json"))
     return read
 
-def foreign(name): return lambda folder: of_model(*open_model(folder/name, "--model_path", "cpu"))
+def foreign(name):
+    def read(folder):
+        with naming(folder/name): return of_model(*open_model(folder/name, "--model_path", "cpu"))
+    return read
 
 def of_tokenizer(tokenizer): return digest(sorted(tokenizer.vocab.items()), tokenizer.merges, tokenizer.special_tokens, tokenizer.pattern, tokenizer.encode(TEXT[:99]))
 
@@ -323,7 +327,7 @@ def make(folder):
     write_llama2c(folder/"c")
     byte, joined = [bytes([i]) for i in range(256)], [left + right for left, right in tokenizer.merges]
     (folder/"ranks.tiktoken").write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % i for i, token in enumerate([*byte, *joined])))
-    from llm_course.engine.tokenizer_formats import spell
+    from llm_course.engine.spelling import spell
     (folder/"vocab.json").write_bytes(to_json({spell(token): i for i, token in enumerate([*byte, *joined])} | {"<|endoftext|>": tokenizer.vocab_size - 1}))
     (folder/"merges.txt").write_text("".join(f"{spell(left)} {spell(right)}\n" for left, right in tokenizer.merges), "utf-8", newline="\n")
     ids = np.array(tokenizer.encode(TEXT))

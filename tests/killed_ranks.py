@@ -1,4 +1,4 @@
-"""Runs on several processes that go wrong. `killed_ranks.py FOLDER COUNT KILLS` kills one process at random moments of random steps, and then lets the run end; `killed_ranks.py FOLDER faults` lets one
+"""Runs on several processes that go wrong. `killed_ranks.py FOLDER COUNT KILLS` kills one process at random moments of random steps, and then lets the run end (`fsdp` behind it: not by DDP); `killed_ranks.py FOLDER faults` lets one
 process be slow, fail at its start, never start, or be asked for another run; `torchrun … killed_ranks.py -m llm_course.training FLAGS` kills one process, once, and leaves the rest to torchrun.
 
 The others must end within a minute, by themselves, with one line; and the losses must be those of a run that nobody killed. Like killed.py, it imports once and forks."""
@@ -109,14 +109,14 @@ def killed_once(words):
     training.main(words)
 
 
-def main(folder, what, kills="0"):
+def main(folder, what, kills="0", parallel="ddp"):
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])   # loads what each process would load by itself
     diary.tqdm = partial(diary.tqdm, disable=True)
     for name in "train", "val": (np.arange(600, dtype=np.uint16) * 7 % 31).tofile(folder/f"{name}.bin")
     config = TrainConfig(
         train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"whole", vocab_size=31, max_seq_len=8, d_model=8, num_layers=1, num_heads=2, d_ff=12, batch_size=4,
-        iterations=12 * int(kills) + 6, lr_max=1e-2, log_interval=1, val_interval=6, val_batches=1, checkpoint_interval=3, device="cpu", parallel="ddp", parallel_timeout=900, resume=True)
+        iterations=12 * int(kills) + 6, lr_max=1e-2, log_interval=1, val_interval=6, val_batches=1, checkpoint_interval=3, device="cpu", parallel=parallel, parallel_timeout=900, resume=True)
     if what == "faults": faults(config)
     else: kills_at_random(config, int(what), int(kills))
 

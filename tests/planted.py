@@ -1,6 +1,7 @@
 """Faulty versions of the course's components: one realistic mistake each. Written blind to the grader and its tests."""
 import math
 import re
+import warnings
 from collections import Counter
 from itertools import pairwise
 
@@ -196,7 +197,7 @@ class Part(nn.Module):
         return (e / e.sum(self.dim, keepdim=True)).to(x.dtype)
 """,
     ("SoftmaxNoMax", "no maximum subtracted: overflows", "nothing is subtracted before the exponential", " - h.amax(self.dim, keepdim=True)", ""),
-    ("SoftmaxLastAxis", "ignores dim: always the last axis", "it is wrong along the first axis and along a", "(self.dim,", "(-1,"),
+    ("SoftmaxLastAxis", "ignores dim: always the last axis", "the axis is always the last one", "(self.dim,", "(-1,"),
     ("SoftmaxGlobalMax", "maximum over the whole tensor instead of each row: far rows underflow / depend on others", "the largest of all scores is subtracted", "h.amax(self.dim, keepdim=True)", "h.max()"),
     ("SoftmaxGlobalSum", "sums over all entries: shares of rows do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "e.sum()"),
     ("SoftmaxEpsInSum", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "(e.sum(self.dim, keepdim=True) + 1e-3)"),
@@ -342,7 +343,7 @@ class RopeTurnsBackwards(_Rope):
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack([a*cos + b*sin, b*cos - a*sin], -1).flatten(-2)
 
-@fault("RoPE", "both signs plus: not a rotation, lengths change", "this is no rotation")
+@fault("RoPE", "both signs plus: not a rotation, lengths change", "this is not a rotation")
 class RopeNotARotation(_Rope):
     def turn(self, x, cos, sin):
         a, b = x[..., ::2], x[..., 1::2]
@@ -937,7 +938,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     ("lr_zero_after", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way", ">= cos_cycle_iters: return lr_min", "> cos_cycle_iters: return 0."),
     ("lr_min_not_subtracted", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top", "(lr_max - lr_min)", "lr_max"),
     ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
-    ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "half of the way down", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
+    ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the cycle is counted from the end of the warm-up", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
     ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero", "it < warmup_iters", "it <= warmup_iters"),
     ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
     ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
@@ -1012,7 +1013,7 @@ class BlockNoFfnNorm(_Block):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(x)
 
-@fault("TransformerBlock", "dropout on the branches, always on", "is there a dropout that is always on")
+@fault("TransformerBlock", "dropout on the branches, always on", "it draws from the generator that all share")
 class BlockDropout(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + F.dropout(self.attention(self.attention_norm(x), token_positions, cache), 0.1)
@@ -1579,7 +1580,9 @@ def _learn(words, n, key=lambda c, p: (c[p], p), weight=lambda n: n, join=_join)
         counts = Counter()
         for w, pieces in split.items():
             for p in pairwise(pieces): counts[p] += weight(words[w])
-        if not counts: break
+        if not counts:
+            warnings.warn("no pair is left", stacklevel=2)
+            break
         best = max(counts, key=lambda p: key(counts, p))
         merges.append(best)
         split = {w: join(pieces, best) for w, pieces in split.items()}
@@ -1659,7 +1662,7 @@ def learn_fails_when_empty(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges", "too few")
+@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges", "taken for the size of the vocabulary")
 def learn_vocab_size(words, num_merges, progress=False): return _learn(words, num_merges - 256)
 
 @fault("learn_merges", "stops when a pair occurs only once", "a pair that occurs once is never joined")
@@ -1875,7 +1878,7 @@ def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=0, order="ra
     ("batch_misses_last_start", "last start left out: high is exclusive (len − t − 1)", "the last legal start is never drawn", "- t,", "- t - 1,"),
     ("batch_reads_past_end", "starts one too many: the last target lies beyond the end", "one start too many can be drawn", "- t,", "- t + 1,"),
     ("batch_misses_first_start", "off by one at the front: start 0 is never drawn", "the first place is never drawn", "integers(0,", "integers(1,"),
-    ("batch_ignores_seed", "seed and iteration ignored: another batch each time", "is there a dropout that is always on", "chance.integers(0, len(dataset) - t, batch_size)", "torch.randint(len(dataset) - t, (batch_size,)).tolist()"),
+    ("batch_ignores_seed", "seed and iteration ignored: another batch each time", "it draws from the generator that all share", "chance.integers(0, len(dataset) - t, batch_size)", "torch.randint(len(dataset) - t, (batch_size,)).tolist()"),
     ("batch_ignores_iteration", "iteration ignored: every step sees the same batch", "the iteration is ignored", "_rng(seed, iteration)", "np.random.default_rng(seed)"),
     ("batch_adds_seed_and_iteration", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added", "_rng(seed, iteration)", "np.random.default_rng(seed + iteration)"),
     ("batch_int32", "ids not int64 (int32)", "the ids come in another type than int64", "starts, t)", "starts, t, kind=np.int32)"),
@@ -1885,4 +1888,4 @@ def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=0, order="ra
     ("batch_rolls", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t", "y.to(device)", "x.roll(-1, dims=1).to(device)"),
     ("batch_rows_too_short", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one too short", "x.to(device), y.to(device)", "x[:, :-1].to(device), y[:, :-1].to(device)"),
     ("batch_multiplies_seed", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds", "seed and iteration are multiplied", "_rng(seed, iteration)", "np.random.default_rng(seed * iteration)"),
-    ("batch_ignores_order", "the order argument is ignored", "the order is ignored", "x, y", "x, y"))
+    ("batch_ignores_order", "the order argument is ignored", "`order` has no effect", "x, y", "x, y"))

@@ -1,12 +1,15 @@
 """Three versions of each component that are right, and look different from ours and from each other: every check must let them pass."""
+import copy
 import heapq
 import math
 import random
 import re
+import warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import planted
@@ -17,8 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from llm_course.bpe import GPT2
-from llm_course.checkpoint import read_safetensors
+from llm_course.checkpoint import read_checkpoint, read_safetensors
 from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
+from llm_course.grading.grading import reference
 from llm_course.rewards import advantages as reference_advantages
 from llm_course.transformer import ModelConfig, Transformer
 
@@ -274,7 +278,8 @@ class OwnBlock(nn.Module):
         super().__init__()
         self.attention, self.ffn = planted._Mha(d_model, num_heads, num_kv_heads, max_seq_len, theta), a_network(lambda x, w1, w2, w3: F.silu(x @ w1.T) * (x @ w3.T) @ w2.T)(d_model, d_ff)
         self.attention_norm, self.ffn_norm = (nn.RMSNorm(d_model, eps=1e-5) for _ in range(2))
-    def forward(self, x, token_positions=None, cache=None):
+        self.to(device=device, dtype=dtype)
+    def forward(self, x, token_positions=None):
         residual = x
         x = residual + self.attention(self.attention_norm(x), token_positions)
         return torch.add(x, self.ffn(self.ffn_norm(x)))
@@ -449,7 +454,9 @@ def learn_with_ids(words, num_merges, progress=False):
     for _ in range(num_merges):
         counts = Counter()
         for w, n in words.items(): counts.update({pair: n * k for pair, k in Counter(pairwise(spelled[w])).items()})
-        if not counts: break
+        if not counts:
+            warnings.warn("too few", stacklevel=2)
+            break
         best = max(counts, key=lambda pair: (counts[pair], vocab[pair[0]], vocab[pair[1]]))
         merges.append((vocab[best[0]], vocab[best[1]]))
         spelled = {w: merge_forward(ids, best, len(vocab)) for w, ids in spelled.items()}
@@ -463,7 +470,9 @@ def learn_by_sorting(words, num_merges, progress=False):
         counts = defaultdict(int)
         for pieces, n in spelled:
             for a, b in pairwise(pieces): counts[a, b] += n
-        if not counts: break
+        if not counts:
+            warnings.warn("too few", stacklevel=2)
+            break
         merges.append(sorted(counts.items(), key=lambda item: (item[1], item[0]))[-1][0])
         spelled = [(merge_looking_back(pieces, merges[-1], b"".join(merges[-1])), n) for pieces, n in spelled]
     return merges
@@ -599,32 +608,40 @@ def evaluate_by_sums(model, batches):
 
 @right("save_checkpoint")
 def save_by_clones(model, optimizer, iteration, out, **extra):
+    if out is None: return
     weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
     torch.save(dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), **extra), out)
 
 @right("load_checkpoint")
 def load_by_copy(source, model, optimizer=None):
-    state = torch.load(source, map_location="cpu", weights_only=True)
+    try: state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error: raise ValueError("another file") from error
     own = model.state_dict()
-    if own.keys() != state["model"].keys(): raise ValueError("another model")
+    if own.keys() != state["model"].keys() or asdict(model.config) != state["config"]: raise ValueError("another model")
+    if optimizer is not None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in state["optimizer"]["state"].items():
+            if any(x.ndim and x.shape != params[i].shape for x in moments.values()): raise ValueError("another optimiser")
+        optimizer.load_state_dict(state["optimizer"])
     with torch.no_grad():
         for name, p in own.items(): p.copy_(state["model"][name])
-    if optimizer is not None: optimizer.load_state_dict(state["optimizer"])
     return state["iteration"]
 
 @right("random_states")
-def states_of_chance(): return {"torch": torch.random.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+def states_of_chance(): return {"torch": torch.random.get_rng_state(), "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()], "python": random.getstate()}
 
 @right("set_random_states")
 def set_one_by_one(states):
-    for put, key in (random.setstate, "python"), (np.random.set_state, "numpy"), (torch.random.set_rng_state, "torch"): put(states[key])
+    for put, key in (random.setstate, "python"), (np.random.set_state, "numpy"), (torch.random.set_rng_state, "torch"): put(tuple(states[key]) if key == "numpy" else states[key])
 
 @right("load_model")
 def load_by_hand(path, device=None, parts=None):
-    from safetensors.torch import load_file
-    saved = read_safetensors(path)
+    if (folder := Path(path)).is_dir(): path = folder/"best.pt"
+    saved = read_safetensors(path) if str(path).endswith(".safetensors") else read_checkpoint(path)
+    before = torch.random.get_rng_state()
     model = Transformer(**saved["config"]).to(device)
-    weights = {name: x.float() for name, x in load_file(path).items()}
+    torch.random.set_rng_state(before)
+    weights = {name: x.float() for name, x in saved["model"].items()}
     model.load_state_dict({"head.weight": weights.get("head.weight", weights["embedding.weight"]), **weights})
     return model.eval()
 
@@ -639,17 +656,18 @@ class TwoMemories:
         self.keys[:, :, self.length:n], self.values[:, :, self.length:n] = k, v
         self.length = n
         return self.keys[:, :, :n], self.values[:, :, :n]
-    def mask(self): return None
+    def mask(self): return None if self.padding is None else ~(torch.arange(self.length) < self.padding.view(-1, 1, 1, 1))
 
 @right("generate_ids")
 @torch.no_grad()
 def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=None, stop_id=None, generator=None, **more):
     room, done = model.config.max_seq_len, torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(max_tokens):
-        z = model(ids[:, -room:])[:, -1]
+        z = penalise(model(ids[:, -room:])[:, -1], ids, more.get("repetition_penalty", 1.))
         if temperature == 0: new = z.argmax(-1)
         else:
-            p, order = (z / temperature).softmax(-1).sort(-1, descending=True)
+            z = keep_min_p(keep_top_k(z / temperature, more.get("top_k", 0)), more.get("min_p", 0.))
+            p, order = z.softmax(-1).sort(-1, descending=True)
             p[p.cumsum(-1) - p >= top_p] = 0
             new = order.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
         if stop_id is not None:
@@ -737,11 +755,13 @@ def tiles_of_keys(q, k, v, last, tile):
         new = torch.maximum(top, z.max(-1, keepdim=True)[0])
         p, f = torch.exp(z - new) * (z > -1e29), torch.exp(top - new)
         top, total, sums = new, total * f + p.sum(-1, keepdim=True), sums * f + p @ v[..., at:at + tile, :]
+    total = total.clamp(min=1e-38)   # a query that saw nothing
     return sums / total, top + torch.log(total)
 
 @right("ring_all_reduce")
 def ring_by_received(x):
     rank, n = dist.get_rank(), dist.get_world_size()
+    x = x.view(-1)
     pieces = x.chunk(n) if len(x) >= n and len(x) % n == 0 else torch.tensor_split(x, n)
     for step in range(2 * (n - 1)):
         out, into = pieces[(rank - step) % n], pieces[(rank - step - 1) % n]
@@ -750,3 +770,24 @@ def ring_by_received(x):
         sending.wait()
         if step < n - 1: into += got
         else: into.copy_(got)
+
+
+# ---- What the page's words say must be refused, its versions refuse
+
+def careful(part, ours):
+    "The same, but it refuses what the page's part refuses."
+    if not isinstance(part, type):
+        def call(*inputs, **more):
+            expected = ours(*copy.deepcopy(inputs), **more)
+            found = part(*inputs, **more)
+            if isinstance(found, nn.Module) or not isinstance(expected, nn.Module): return found
+            return lambda *inputs: (expected(*inputs), found(*inputs))[1]   # a function that stands for a layer
+        return call
+    own = {"__init__": lambda self, *sizes, **more: (   # in a list, torch knows nothing of it
+               self.__dict__.update(ours=[ours(*copy.deepcopy(sizes), **more)]), part.__init__(self, *sizes, **more))[1],
+           "forward": lambda self, *inputs, **more: ("cache" in more or self.ours[0](*inputs, **more), part.forward(self, *inputs, **more))[1],
+           "decode": lambda self, ids: part.decode(self, getattr(ids, "tolist", lambda: ids)())}
+    return type(part.__name__, (part,), {name: method for name, method in own.items() if hasattr(part, name)})
+
+for name in "pre_tokens Embedding RmsNorm Softmax RoPE MultiHeadAttention CrossEntropyLoss bits_per_byte gradient_clip BpeTokenizer next_probabilities LoraLinear dpo_loss advantages".split():
+    RIGHT[name] = [careful(part, reference(name)) for part in RIGHT[name]]

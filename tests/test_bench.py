@@ -3,6 +3,7 @@ import json
 import sys
 import tempfile
 import time
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from bench.cases.machine import built_in
 from bench.experiments import parts, warmup
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
+from llm_course.engine.run_config import TrainConfig
 from llm_course.transformer import Transformer
 
 root = Path(__file__).parents[1]
@@ -227,22 +229,25 @@ def text(tmp_path):
 def test_nanogpts_stand_in_has_its_shape_and_learns(text, tmp_path):
     assert sum(p.numel() for p in nanogpt.Peer(65).parameters()) == 65*128 + 64*128 + 4*(12*128*128 + 2*128) + 128   # 0.80 million
     nanogpt.train_peer(text, tmp_path, seed=0, threads=1, steps=40, warmup=4)
-    assert nanogpt.measure_peer(text, tmp_path) < 3.4   # nats per byte; it has some 30 letters and knew nothing
+    assert nanogpt.measure_peer(text, tmp_path)["nats_per_byte"] < 3.4   # nats per byte; it has some 30 letters and knew nothing
 
 
 def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
     train, val = nanogpt.cut(text)
     assert train + val == text.read_text("utf-8") and len(train) == int(0.9 * len(train + val))
-    nanogpt.train_ours(text, tmp_path, seed=0, threads=1, iterations=30, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300)
+    nanogpt.train_mixed(text, tmp_path, seed=0, threads=1, iterations=30, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300)
     assert (tmp_path/"train.txt").read_text("utf-8") == train
     last = json.loads((tmp_path/"run/metrics.jsonl").read_text("utf-8").splitlines()[-1])
     tokens = len(BpeTokenizer.load(tmp_path/"tokenizer.json").encode(val)) - 1
-    assert nanogpt.measure_ours(text, tmp_path) == pytest.approx(last["whole_val_loss"] * tokens / len(val.encode()), rel=0.02)
+    alone, mixed = nanogpt.measure_ours(text, tmp_path), nanogpt.measure_mixed(text, tmp_path)
+    assert alone["nats_per_byte"] == pytest.approx(last["whole_val_loss"] * tokens / len(val.encode()), rel=0.02)
+    assert mixed["shares"]["0.0"] == pytest.approx(alone["nats_per_byte"], rel=1e-3) and mixed["nats_per_byte"] < min(mixed["shares"]["0.0"], mixed["shares"]["1.0"])
+    assert list(mixed["shares"]) == [str(i / 10) for i in range(11)] and mixed["orders"]["4"] == mixed["shares"]["1.0"] < mixed["orders"]["1"]
 
 
 def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path, monkeypatch, capsys):
     reached = iter(range(100))
-    monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 10. if side == "ours" else 20., "cpu_seconds": 1., "nats_per_byte": float(next(reached))})
+    monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 20. if side == "peer" else 10., "cpu_seconds": 1., "nats_per_byte": float(next(reached))})
     def command(*words): run_command(nanogpt.Config, nanogpt.main, ["--text", str(text), "--output", str(tmp_path/"out.json"), *words])
     command("--seeds", "0", "1")
     command("--seeds", "2")
@@ -252,7 +257,10 @@ def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path
     command("--seeds", "5", "--changes", '{"lr_max": 0.1}')   # another race under the same name begins anew
     result = json.loads((tmp_path/"out.json").read_text("utf-8"))["text"]
     assert [run["seed"] for run in result["ours"]["runs"]] == [5] and result["recipe"]["lr_max"] == 0.1
-    for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours and peer"), (["--changes", "3"], "must be a JSON object"):
+    command("--seeds", "0", "--sides", "mixed", "peer", "--name", "counts")
+    result = json.loads((tmp_path/"out.json").read_text("utf-8"))["counts"]
+    assert "ours" not in result and (result["ratio_of_seconds"], result["ratio_of_cpu_seconds"]) == (.5, 1.)
+    for words, message in (["--seeds"], "--seeds must be some numbers"), (["--sides", "theirs"], "--sides are ours, mixed and peer"), (["--changes", "3"], "must be a JSON object"):
         with pytest.raises(SystemExit): command(*words)
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
@@ -278,6 +286,15 @@ def test_the_ladder_climbs_to_our_recipe_and_keeps_its_runs(text, tmp_path, monk
     before = len(seen)
     command("--seeds", "0", "1", "--only", "Muon", "nanoGPT", "--resume")
     assert len(seen) == before + 1   # of these four runs one was missing
+
+
+def test_each_rung_of_ours_is_an_entry_of_the_race(tmp_path, capsys):
+    with pytest.raises(SystemExit): run_command(ladder.Config, ladder.main, [])
+    assert "--text is missing" in capsys.readouterr().err
+    run_command(ladder.Config, ladder.main, ["--entries", str(tmp_path)])
+    made, kept = ({path.relative_to(folder): json.loads(path.read_text("utf-8")) for path in folder.rglob("*.json")} for folder in (tmp_path, runner.root/"bench"/"entries"))
+    assert made == kept and len(kept) == len(ladder.rungs()) - 1   # nanoGPT's own is what they are compared with
+    for recipe in kept.values(): TrainConfig(train_data=Path("a"), val_data=Path("b"), **{name: value for name, value in recipe.items() if name != "vocab_size"})
 
 
 def test_a_dose_is_an_error_of_rounding():
@@ -308,15 +325,15 @@ def test_doses_are_whole():
 def test_a_page_is_timed_by_the_processor():
     "Work counts, and waiting does not; nor does a cell that is not to be run."
     pytest.importorskip("ipykernel")
-    source = ["import time\nwhile time.process_time() < 3: pass", "#| eval: false\n1/0",
-              "time.sleep(10)\nwith open('spent', 'w') as file: file.write(str(time.process_time()))"]
+    source = ["import time\nwhile time.process_time() < 2: pass", "#| eval: false\n1/0",
+              "time.sleep(5)\nwith open('spent', 'w') as file: file.write(str(time.process_time()))"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"page.ipynb"
         cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for i, text in enumerate(source)]
         path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8", newline="\n")
         found = pages.seconds(path)
         own = float((Path(folder)/"spent").read_text("utf-8"))   # as the kernel itself counts
-    assert 3 <= own <= found + .1 and found < own + 8   # it takes little to end; with the ten seconds of waiting it would be more
+    assert 2 <= own <= found + .1 and found < own + 4   # it takes little to end; with the five seconds of waiting it would be more
 
 
 def test_every_page_was_timed():
@@ -488,6 +505,13 @@ def test_the_rounds_are_cut_until_all_cases_fit():
     assert planned["short"][0] == 31 and 3 <= planned["long"][0] < planned["middle"][0] <= 31
     assert sum(took for _, took in planned.values()) <= 180
     assert [n for n, _ in runner.plan({"a": 9., "b": 5.}, 31, 1.).values()] == [3, 3] and runner.plan({}, 31, 1.) == {}
+
+
+def test_the_peers_of_all_cases_are_pinned_in_an_extra():
+    pinned = (root/"requirements.txt").read_text("utf-8").splitlines()
+    named = {line.partition("==")[0]: line for line in pinned if "==" in line}
+    wanted = {c.package for c in runner.cases.values()} - {"torch", "regex"}   # which the course itself needs
+    assert tomllib.loads((root/"pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["peers"] == [named[name] for name in sorted(wanted)]
 
 
 def test_all_cases_are_expected_to_fit_into_their_time():

@@ -22,8 +22,8 @@ from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, visible
 from llm_course.data import fetch
 from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
 from llm_course.engine.files import count_corpus, in_processes, safe_cut
+from llm_course.engine.spelling import spell
 from llm_course.engine.streaming import unfinished
-from llm_course.engine.tokenizer_formats import spell
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -182,6 +182,16 @@ def test_streaming_is_lazy_and_handles_one_endless_word(tokenizer):
     assert list(tokenizer.encode_iterable("a" * 200_000, block=1)) == tokenizer.encode("a" * 200_000)
 
 
+def test_streaming_takes_less_than_a_megabyte_for_a_text_of_two(tokenizer):
+    line = CORPUS[:200] + "\n"
+    list(tokenizer.encode_iterable([line] * 200))   # what is made once, such as a table of all characters
+    tracemalloc.start()
+    for _ in tokenizer.encode_iterable(itertools.repeat(line, (2 << 20) // len(line.encode()))): pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6, f"{peak:,} bytes"
+
+
 def test_streaming_with_a_pattern_of_ones_own():
     tokenizer = BpeTokenizer.train(["abc abc ab"], 256 + 4 + 1, pattern=r"[a-z ]{1,5}|\X")
     text = "abcabcab<|endoftext|>abc abc!é"
@@ -314,6 +324,15 @@ def test_ids_come_in_the_promised_order():
     assert [tokenizer.vocab[i] for i in range(256)] == [bytes([i]) for i in range(256)]
     assert [tokenizer.vocab[256 + i] for i in range(4)] == [left + right for left, right in tokenizer.merges]
     assert tokenizer.special_tokens == {"<|a|>": 260, "<|b|>": 261} and tokenizer.vocab_size == 262
+
+
+def test_special_tokens_are_not_learned_from():
+    "However often one comes, no token holds a piece of it, and no merge reaches over it."
+    tokenizer = BpeTokenizer.train(["low<|endoftext|>est lower <|endoftext|>" * 50], 262)
+    assert not [token for token in tokenizer.vocab.values() if b"<|" in token and token != b"<|endoftext|>"]
+    assert b"lowest" not in tokenizer.vocab.values() and tokenizer.encode("low<|endoftext|>est").count(tokenizer.special_tokens["<|endoftext|>"]) == 1
+    with pytest.warns(UserWarning, match="no pair is left"): tokenizer = BpeTokenizer.train(["low<|endoftext|>est lower <|endoftext|>" * 50], 400)
+    assert not [token for token in tokenizer.vocab.values() if b"<" in token and len(token) > 1 and token != b"<|endoftext|>"]
 
 
 def test_running_out_of_pairs_keeps_special_tokens_last():
@@ -544,8 +563,8 @@ def test_special_tokens_in_one_tree_are_found_as_the_longest_first(tokens, text,
     assert unfinished(text, start, tokens) == min(begun, default=len(text))
 
 
-def test_special_tokens_that_begin_one_another_a_thousand_times():
-    assert list(map(len, special_pattern(tuple("a" * i for i in range(1, 2000))).findall("a" * 5000))) == [1999, 1999, 1002]
+def test_special_tokens_that_begin_one_another_hundreds_of_times():
+    assert list(map(len, special_pattern(tuple("a" * i for i in range(1, 500))).findall("a" * 1200))) == [499, 499, 202]
 
 
 def test_thousands_of_special_tokens_cost_no_more_than_one():

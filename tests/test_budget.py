@@ -21,7 +21,7 @@ from llm_course.engine.budget import (
 )
 from llm_course.engine.diary import step_flops
 from llm_course.engine.families import Variant
-from llm_course.engine.run_config import account_of
+from llm_course.engine.run_config import account_of, tell_cost
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
 from llm_course.training import TrainConfig, settle, train
@@ -94,9 +94,10 @@ def test_the_account_is_what_a_gpu_saw(precision, checkpointing):
 def asked(tmp_path):
     "A run of two steps, both of which are logged and validated."
     ids = np.random.default_rng(0).integers(0, 256, 4_000).astype(np.uint16)
-    for name in "train.bin", "val.bin": ids.tofile(tmp_path/name)
+    ids.tofile(tmp_path/"train.bin")
+    ids[:1100].tofile(tmp_path/"val.bin")   # a whole batch, and some
     return TrainConfig(train_data=tmp_path/"train.bin", val_data=tmp_path/"val.bin", output=tmp_path/"run", vocab_size=256, max_seq_len=64, d_model=128,
-                       num_layers=2, num_heads=4, d_ff=352, batch_size=16, iterations=2, device="cpu", precision="float32")
+                       num_layers=2, num_heads=4, d_ff=352, batch_size=16, iterations=2, val_batches=2, device="cpu", precision="float32")
 
 
 @pytest.mark.parametrize("flags", [
@@ -153,6 +154,7 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(asked, capsys):
     training.main([*words(asked), "--dry_run"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["memory", "operations", "time"]
+    with pytest.raises(ValueError, match=r"tell_cost\(settle\(config\)\)"): training.train(replace(asked, dry_run=True))   # from Python
     assert not asked.output.exists()
     training.main([*words(asked), "--iterations", "1"])
     assert capsys.readouterr().out.startswith("memory: ")
@@ -168,6 +170,43 @@ def test_what_cannot_fit_is_refused_in_a_line_before_memory_is_taken(asked, monk
     assert not asked.output.exists()
     monkeypatch.setattr(budget, "machine_memory", lambda device: None)   # where that is unknown, nothing is refused
     settle(asked)
+
+
+def test_a_dry_run_for_a_larger_machine_tells_the_cost_and_then_that_it_does_not_fit(asked, monkeypatch, capsys):
+    small = words(asked)
+    for room, time in (2_000_000, "about "), (10_000, "unknown, as cpu has no room to try even two of its blocks"):
+        monkeypatch.setattr(budget, "machine_memory", lambda device, room=room: room)
+        with pytest.raises(SystemExit) as stop: training.main([*small, "--num_layers", "40", "--dry_run"])
+        told = capsys.readouterr()
+        lines = told.out.splitlines()
+        assert [line.split(":")[0] for line in lines] == ["memory", "operations", "time"] and lines[2].startswith(f"time: {time}") and "measurements " in lines[0]
+        assert stop.value.code == 2 and told.err.startswith("error: there is not enough memory: a training step takes") and not asked.output.exists()
+
+
+@pytest.mark.parametrize("name", ["train_data", "val_data"])
+def test_a_text_is_refused_before_the_cost_is_told(name, asked, tmp_path, capsys):
+    (tmp_path/"a.txt").write_text("To be, or not to be", "utf-8", newline="\n")
+    with pytest.raises(ValueError, match="is a text, and holds no bare ids"): settle(replace(asked, **{name: tmp_path/"a.txt"}))
+    with pytest.raises(SystemExit): training.main([*words(asked), f"--{name}", str(tmp_path/"a.txt")])
+    told = capsys.readouterr()
+    assert not told.out and "is a text" in told.err and told.err.count("\n") == 1
+
+
+def test_a_run_that_is_there_already_is_named_before_the_cost_is_told(asked, capsys):
+    training.main([*words(asked), "--iterations", "1"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit): training.main([*words(asked), "--iterations", "1"])
+    told = capsys.readouterr()
+    assert not told.out and "holds a run already; add --resume" in told.err and told.err.count("\n") == 1
+    training.main([*words(asked), "--iterations", "1", "--dry_run"])   # overwrites nothing
+    assert "memory: " in capsys.readouterr().out
+
+
+def test_one_of_several_processes_tells_the_cost(asked, monkeypatch, capsys):
+    for rank, told in ("0", 1), ("1", 0):
+        monkeypatch.setenv("RANK", rank)
+        tell_cost(settle(asked))
+        assert capsys.readouterr().out.count("memory: ") == told
 
 
 def test_this_machine_has_memory():

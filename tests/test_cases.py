@@ -22,9 +22,9 @@ from llm_course.engine.data_command import main as data_command
 from llm_course.engine.encode_files import encode_spans, whole
 from llm_course.engine.files import count_corpus
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, Composed, SentencePiece, load_tokenizer
-from llm_course.engine.gguf import GgufFile
+from llm_course.engine.gguf_file import GgufFile
 from llm_course.engine.rope_tables import RopeScaling
-from llm_course.engine.tokenizer_formats import Rules
+from llm_course.engine.spelling import Rules
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.generating import generate, generate_ids
 from llm_course.optim import AdamW
@@ -125,7 +125,7 @@ def test_texts_that_llama_cpp_stops_at(tokenizer, tmp_path, end, kind):
     assert end_ids(read) == {ours.special_tokens[END], at} and read.encode(f"a{end}")[-1] == at
 
 
-@pytest.mark.parametrize("say", ["added_tokens_decoder", "eos_token", "as a dict", "extra_special_tokens", "additional_special_tokens", "special_tokens_map.json"])
+@pytest.mark.parametrize("say", ["added_tokens_decoder", "eos_token", "as a dict", "extra_special_tokens", "additional_special_tokens", "special_tokens_map.json", "added_tokens.json"])
 def test_a_token_that_only_the_other_file_names(tmp_path, say):
     flags = dict(content=TURN, lstrip=False, rstrip=False, single_word=False, normalized=False, special=True)
     made = hf(size=300)
@@ -133,7 +133,8 @@ def test_a_token_that_only_the_other_file_names(tmp_path, say):
             "extra_special_tokens": [TURN], "additional_special_tokens": [TURN]}
     name = "eos_token" if say in ("as a dict", "special_tokens_map.json") else say
     folder = folder_of(made, tmp_path, **({name: more[say]} if say in more else {}))
-    if say not in more: (folder/"special_tokens_map.json").write_text(json.dumps({"eos_token": TURN}), "utf-8", newline="\n")
+    if say == "added_tokens.json": (folder/say).write_text(json.dumps({TURN: made.get_vocab_size()}), "utf-8", newline="\n")
+    elif say not in more: (folder/"special_tokens_map.json").write_text(json.dumps({"eos_token": TURN}), "utf-8", newline="\n")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     _, ours = load_pretrained(folder, "cpu")
     assert ours.encode(f"one{TURN}two") == theirs(f"one{TURN}two").input_ids

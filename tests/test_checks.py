@@ -82,13 +82,28 @@ def test_verify_says_what_it_has_shown_and_stops_at_what_is_false(monkeypatch, c
 
 
 def unwritten(*inputs): raise NotImplementedError
+def begun(x):
+    if x > 0: raise NotImplementedError
+@torch.no_grad()
+def wrapped(x): raise NotImplementedError
+class Unwritten:
+    "One method of two is there."
+    def size(self): return 2
+    def forward(self, x): raise NotImplementedError
 
 
-@pytest.mark.parametrize("answers, said", [((...,), "not written yet\n"), ((1, ...), "not written yet\n"), ((unwritten,), "not written yet\n"),
+@pytest.mark.parametrize("answers, said", [*(((*before, stub), "not written yet\n") for stub in (..., unwritten, begun, wrapped, Unwritten) for before in ((), (1,))),
                                            ((lambda: 2,), "✓ is two\n"), ((2,), "✓ is two\n"), ((torch.tensor(2), 0), "✓ is two\n")], ids=stable_id)
 def test_an_exercise_waits_for_its_answers(answers, said, capsys):
     def is_two(answer, rest=None): assert (answer() if callable(answer) else answer) == 2
     assert exercise(*answers)(is_two) is is_two and capsys.readouterr().out == said
+
+
+def test_a_stub_is_not_tried(capsys):
+    "So what else the exercise needs may be missing, too."
+    @exercise(unwritten)
+    def needs_more(answer): assert answer(made_by_another_part) == 2   # noqa: F821
+    assert capsys.readouterr().out == "not written yet\n"
 
 
 def test_an_exercise_refuses_what_is_wrong_and_hides_no_other_gap():

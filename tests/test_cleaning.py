@@ -48,6 +48,7 @@ def test_no_documents(): assert first_copies([]) == first_of_similar([]) == drop
     ("<script>var x = '<p>no</p>'</script>yes", "yes"), ("<style>p{}</style>yes", "yes"), ("<script>never closed", ""),
     ("<nav>menu<nav>inner</nav>outer</nav>text", "text"), ("<nav>menu<p>text", "menu\ntext"), ("<nav>menu<script>x</script><p>text", "menu\ntext"), ("</nav></p>text", "text"),
     ("<![foo bar]>text", "text"), ("<![CDATA[x]]>text", "text"), ("<p a='<'>text", "text"), ("text<!-- never closed", "text"),
+    ("<html><head><title>no</title></head><body>\n <h1>A Whale - A Story</h1>\n <div>\n  <p>\n   Of iron, and\n   of bread.\n  </p>\n </div>\n</body></html>\n", "A Whale - A Story\nOf iron, and of bread."),
     ("<b>a</b>\n<i>b</i>", "a b"), ("<ul><li>a<li>b</ul>c", "a\nb\nc"), ("a\n  b\tc", "a b c")])
 def test_pages_good_and_broken(page, text):
     assert extract_text(page).removesuffix("<!-- never closed") == text == extract_text(page.encode()).removesuffix("<!-- never closed")
@@ -118,6 +119,13 @@ def test_lines_that_come_more_than_once_go_with_all_their_copies():
     assert drop_repeated_lines(documents) == ["a\nb\n", "c\n", ""]
     assert drop_repeated_lines(documents, most=2) == documents
     assert drop_repeated_lines(documents, min_words=1) == ["a\n\nb\n", "c\n\n", ""]
+
+
+def test_files_that_share_lines_or_are_equal():
+    "Of five short files two are equal, and a third shares a line with a fourth: as documents one goes, as lines all that two files share."
+    files = "one line\nand another\n", "one line\nand another\n", "a third, and shared\n\nalone\n", "a third, and shared\nalone, too\n", "nothing shared\n"
+    assert first_of_similar(files, hashes=100, bands=10) == first_copies(files) == [0, 2, 3, 4]
+    assert drop_repeated_lines(files) == ["", "", "\nalone\n", "alone, too\n", "nothing shared\n"]
 
 
 def test_near_copies_of_a_licence():

@@ -3,27 +3,38 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import book
 import numpy as np
 import pytest
 import torch
+from apart import apart
 
-from llm_course.engine.commands import run_command
+from llm_course.engine import commands
+from llm_course.engine.commands import parse, run_command
+
+root = Path(__file__).parents[1]
 
 SHAPE = "--max_seq_len 16 --d_model 16 --num_layers 1 --num_heads 2 --d_ff 24 --batch_size 4".split()
-SHORT = "--iterations 3 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()
+SHORT = "--iterations 3 --cos_cycle_iters 3 --warmup_iters 1 --log_interval 1 --val_interval 2 --val_batches 1 --checkpoint_interval 2 --device cpu".split()
 
 
 def run(module, *words, launcher=(), **env):
     "Run a command as a user would, in a process of its own."
-    command = [*(launcher or [sys.executable]), "-m", f"llm_course.{module}", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, encoding="utf-8")
+    command, env = ["-m", f"llm_course.{module}", *map(str, words)], {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, env=env, encoding="utf-8") if launcher else apart(command, env)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def here(module, *words):
+    "Run a command in this process, which spares an import of torch."
+    importlib.import_module(f"llm_course.{module}").main([*map(str, words)])
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +67,8 @@ def test_run_folder_holds_what_the_design_says(made):
     lines = [json.loads(line) for line in (made/"run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3]
     assert all({"train_loss", "lr", "grad_norm", "tokens_per_second"} <= line.keys() for line in lines)
+    rows = re.findall(r"^\| (`.+?) \|", next("".join(cell["source"]) for cell in book.cells(root/"nbs/engine/diary.ipynb") if cell["id"] == "names-md"), re.M)
+    assert set().union(*lines) <= {name for row in rows for name in re.findall(r"\w+", row)}   # each is explained
     assert "val_loss" in lines[1] and lines[2]["bits_per_byte"] > 0
     assert abs(lines[0]["train_loss"] - np.log(300)) < 0.5   # an untrained model knows nothing
     assert (made/"run/loss.svg").read_text("utf-8").lstrip().startswith("<?xml")
@@ -67,12 +80,55 @@ def test_generating_speaks(made):
     assert said[0] == said[1] and said[0].startswith("SPEAKER") and len(said[0]) > len("SPEAKER\n")
 
 
-def test_generating_finds_the_tokenizer_beside_the_model(made):
-    assert run("generating", "--model_path", made/"run/best.pt", "--prompt", "The", "--max_tokens", 2).stdout.startswith("The")
+def test_generating_finds_the_tokenizer_beside_the_model(made, capsys):
+    here("generating", "--model_path", made/"run/best.pt", "--prompt", "The", "--max_tokens", 2)
+    assert capsys.readouterr().out.startswith("The")
 
 
-def test_generating_without_a_model_uses_the_demo():
-    assert run("generating", "--prompt", "ROMEO:", "--max_tokens", 8, "--seed", 0).stdout.startswith("ROMEO:")
+def test_a_run_folder_stands_for_its_best_model(made, tmp_path, capsys):
+    from llm_course.checkpoint import load_model
+    from llm_course.engine.exchange import open_model
+    from llm_course.engine.run_config import model_in
+    said = []
+    for path in made/"run", made/"run/best.pt":
+        here("generating", "--model_path", path, "--prompt", "The", "--max_tokens", 4, "--seed", 0, "--device", "cpu")
+        said.append(capsys.readouterr().out)
+    opened, best = open_model(made/"run", "--model_path", "cpu")[0], load_model(made/"run/best.pt", "cpu")
+    assert said[0] == said[1] and all(torch.equal(a, b) for a, b in zip(opened.parameters(), best.parameters(), strict=True))
+    (tmp_path/"export").mkdir(); (tmp_path/"best.pt").touch()
+    assert model_in(tmp_path) == tmp_path/"export"   # a run that taught a model has a tokenizer there alone
+
+
+def test_a_run_folder_means_its_best_model_from_python_too_and_for_the_weights_alone(made, tmp_path):
+    from llm_course import checkpoint, load_model, load_pretrained
+    checkpoint.main(["--model_path", str(made/"run"), "--output", str(tmp_path/"alone.safetensors"), "--dtype", "float32"])
+    best = load_model(made/"run/best.pt", "cpu").state_dict()
+    for path in made/"run", tmp_path/"alone.safetensors": assert all(torch.equal(x, best[name]) for name, x in load_model(path, "cpu").state_dict().items())
+    with pytest.raises(ValueError, match="run is a run folder of this course: load_model opens it"): load_pretrained(made/"run")
+    with pytest.raises(ValueError, match=r"best\.pt is a checkpoint of this course: load_model opens it"): load_pretrained(made/"run/best.pt")
+    (tmp_path/"none").mkdir()
+    with pytest.raises(ValueError, match="none is a folder without a checkpoint of this course; load_pretrained opens"): load_model(tmp_path/"none")
+
+
+def test_a_folder_of_hugging_faces_takes_the_tokenizer_that_is_named(made, tmp_path, capsys):
+    from llm_course import BpeTokenizer, export_pretrained, generating, load_model, load_pretrained, training
+    model, tokenizer, said = load_model(made/"run", "cpu"), BpeTokenizer.load(made/"tokenizer.json"), set()
+    export_pretrained(model, tokenizer, tmp_path/"bare")
+    (tmp_path/"bare/tokenizer.json").unlink()
+    for path in tmp_path/"bare", made/"run":
+        generating.main(["--model_path", str(path), "--tokenizer", str(made/"tokenizer.json"), "--max_tokens", "4", "--seed", "0", "--device", "cpu"])
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1
+    again, named = load_pretrained(tmp_path/"bare", "cpu", tokenizer=tokenizer)
+    assert named is tokenizer and torch.equal(again.head.weight, model.head.weight)
+    data = ["--train_data", str(made/"train.bin"), "--val_data", str(made/"val.bin"), "--batch_size", "4", "--max_seq_len", "16"]   # its tokenizer lies beside it
+    training.main([*data, *SHORT, "--init_from", str(tmp_path/"bare"), "--iterations", "1", "--output", str(tmp_path/"tuned")])
+    with pytest.raises(ValueError, match=r"bare lacks tokenizer\.json; save the tokenizer there, too, .* or name one by --tokenizer_path"): load_pretrained(tmp_path/"bare")
+
+
+def test_generating_without_a_model_uses_the_demo(capsys):
+    here("generating", "--prompt", "ROMEO:", "--max_tokens", 8, "--seed", 0)
+    assert capsys.readouterr().out.startswith("ROMEO:")
 
 
 OWN_PARTS = """from torch import nn
@@ -91,7 +147,7 @@ def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tm
     model = Transformer(300, 16, 16, 1, 2, 24, parts=read_parts(tmp_path/"own.py"))
     checkpoint.save_checkpoint(model, AdamW(model.parameters()), 0, tmp_path/"own.pt")
     own = ["--parts", str(tmp_path/"own.py")]
-    checkpoint.main(["--checkpoint", str(tmp_path/"own.pt"), "--output", str(tmp_path/"own.safetensors"), "--dtype", "float32", *own])
+    checkpoint.main(["--model_path", str(tmp_path/"own.pt"), "--output", str(tmp_path/"own.safetensors"), "--dtype", "float32", *own])
     said = set()
     for file in "own.pt", "own.safetensors":
         words = ["--model_path", str(tmp_path/file), "--tokenizer_path", str(made/"tokenizer.json"), "--max_tokens", "4", "--seed", "0", "--device", "cpu"]
@@ -99,8 +155,10 @@ def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tm
         generating.main([*words, *own])
         said.add(capsys.readouterr().out)
         with pytest.raises(SystemExit): generating.main(words)
-        assert "needs parts that are not this course's own (norm: own.Halved); " in (error := capsys.readouterr().err) and "--parts" in error
+        assert "needs parts that are not this course's own (norm: own.Halved), so it cannot be exported" in (error := capsys.readouterr().err) and "--parts" in error
     assert len(said) == 1
+    with pytest.raises(SystemExit): importlib.import_module("llm_course.pretrained").main(["export", "--model_path", str(tmp_path/"own.pt"), "--output", str(tmp_path/"export")])
+    assert "so it cannot be exported to other programs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source, said", [
@@ -114,19 +172,22 @@ def test_a_file_of_parts_that_is_none_is_refused(source, said, tmp_path, capsys)
 
 
 def test_a_prompt_is_not_repeated_where_that_is_not_wanted(capsys):
-    from llm_course import generating
-    words = ["--prompt", "ROMEO:", "--max_tokens", "4", "--seed", "0", "--device", "cpu"]
-    generating.main(words)
+    words = ["--prompt", "ROMEO:", "--max_tokens", 4, "--seed", 0, "--device", "cpu"]
+    here("generating", *words)
     whole = capsys.readouterr().out
-    generating.main([*words, "--no_echo"])
+    here("generating", *words, "--no_echo")
     assert "ROMEO:" + capsys.readouterr().out == whole
 
 
-def test_exported_model_gives_the_same_text(made, tmp_path):
-    run("checkpoint", "--checkpoint", made/"run/checkpoint.pt", "--output", tmp_path/"model.safetensors", "--dtype", "float32")
+def test_exported_model_gives_the_same_text(made, tmp_path, capsys):
+    here("checkpoint", "--model_path", made/"run/checkpoint.pt", "--output", tmp_path/"model.safetensors", "--dtype", "float32")
     words = "--tokenizer_path", made/"tokenizer.json", "--prompt", "The", "--max_tokens", 4, "--temperature", 0
-    first, second = (run("generating", "--model_path", m, *words).stdout for m in (made/"run/checkpoint.pt", tmp_path/"model.safetensors"))
-    assert first == second
+    capsys.readouterr()
+    said = []
+    for path in made/"run/checkpoint.pt", tmp_path/"model.safetensors":
+        here("generating", "--model_path", path, *words)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].startswith("The")
 
 
 def values(folder, key): return [json.loads(line)[key] for line in (folder/"metrics.jsonl").read_text("utf-8").splitlines()]
@@ -135,17 +196,18 @@ def values(folder, key): return [json.loads(line)[key] for line in (folder/"metr
 def losses(folder): return values(folder, "train_loss")
 
 
-def test_resuming_gives_the_same_losses(made, tmp_path):
-    data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT, "--cos_cycle_iters", 3, "--warmup_iters", 1]
-    run("training", *data, "--output", tmp_path/"whole")
-    run("training", *data, "--output", tmp_path/"parts", "--iterations", 2)
-    resumed = run("training", *data, "--output", tmp_path/"parts", "--resume")
-    assert losses(tmp_path/"whole") == losses(tmp_path/"parts")
+def test_resuming_gives_the_same_losses(made, tmp_path, capsys):
+    data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT, "--output", tmp_path/"parts"]
+    run("training", *data, "--iterations", 2)
+    resumed = run("training", *data, "--resume")
+    assert losses(made/"run") == losses(tmp_path/"parts")
     assert "nats per token" in resumed.stdout
-    again = run("training", *data, "--output", tmp_path/"parts", "--resume")   # nothing left to do
-    assert again.stdout == resumed.stdout and len(losses(tmp_path/"parts")) == 3
+    capsys.readouterr()
+    here("training", *data, "--resume")   # nothing left to do
+    assert capsys.readouterr().out == resumed.stdout and len(losses(tmp_path/"parts")) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_torchrun_starts_two_processes_again_which_learn_what_one_does(made, tmp_path, parallel):
     "One of them is killed after the first checkpoint."
@@ -155,16 +217,17 @@ def test_torchrun_starts_two_processes_again_which_learn_what_one_does(made, tmp
     assert re.findall(r"attempt 1, step (\d)", done.stdout) == ["3"]   # it went on
     np.testing.assert_allclose(losses(tmp_path/"two"), losses(made/"run"), rtol=1e-5)
     np.testing.assert_allclose(values(tmp_path/"two", "grad_norm"), values(made/"run", "grad_norm"), rtol=1e-4)
-    run("generating", "--model_path", tmp_path/"two/checkpoint.pt", "--prompt", "The", "--max_tokens", 2)   # the file is whole
+    here("generating", "--model_path", tmp_path/"two/checkpoint.pt", "--prompt", "The", "--max_tokens", 2)   # the file is whole
 
 
+@pytest.mark.long
 def test_half_precision_compile_and_accumulation_run(made, tmp_path):
     data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
     run("training", *data, "--output", tmp_path/"bf16", "--precision", "bfloat16", "--compile")
     np.testing.assert_allclose(losses(tmp_path/"bf16"), losses(made/"run"), rtol=0.02)
-    run("training", *data, "--output", tmp_path/"fp16", "--precision", "float16")
+    here("training", *data, "--output", tmp_path/"fp16", "--precision", "float16")
     np.testing.assert_allclose(losses(tmp_path/"fp16"), losses(made/"run"), rtol=0.02)
-    run("training", *data, "--output", tmp_path/"parts", "--batch_size", 2, "--grad_accumulation", 2)
+    here("training", *data, "--output", tmp_path/"parts", "--batch_size", 2, "--grad_accumulation", 2)
     np.testing.assert_allclose(losses(tmp_path/"parts"), losses(made/"run"), rtol=1e-4)
 
 
@@ -263,7 +326,7 @@ REFUSED = {   # the command: what its one line must mention
     f"{TRAIN} --output JUNK/file": "--output",
     f"{TRAIN} --output MADE/run": "--resume",
     f"{TRAIN} --output MADE/run --resume --batch_size 2": "--batch_size was 4",
-    f"{TRAIN} --output MADE/run --resume --d_ff 32": "d_ff is 24 in the checkpoint and 32 here",
+    f"{TRAIN} --output MADE/run --resume --d_ff 32": "and is 32 now; the shape of a model cannot change",
     f"{TRAIN} --output JUNK/own --resume": "own/checkpoint.pt was not written by the training command",
     "generating --model_path missing.pt": "--model_path missing.pt does not exist",
     "generating --model_path JUNK": "JUNK lacks config.json",
@@ -285,17 +348,20 @@ REFUSED = {   # the command: what its one line must mention
     "evaluation --model_path missing.pt --tasks sums": "--model_path missing.pt does not exist",
     "evaluation --tasks sums --output JUNK": "--output JUNK is a folder",
     "grading": "there is nothing to grade",
-    "grading missing.py": "missing.py is no folder, Python file or notebook",
+    "grading missing.py": "missing.py is not a folder, Python file or notebook",
     "grading JUNK/own": "there is no part to grade",
     "pretrained export --model_path missing.pt --output OUT": "--model_path missing.pt does not exist",
     "pretrained export --model_path MADE/run/best.pt --output OUT --dtype int8": "--dtype int8 is not one of",
-    "pretrained check --folder JUNK": "JUNK lacks config.json",
-    "checkpoint --checkpoint missing.pt": "--checkpoint missing.pt does not exist",
-    "checkpoint --checkpoint JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",
-    "checkpoint --checkpoint MADE/run/best.pt --dtype int8 --output OUT/m.safetensors": "--dtype int8",
-    "checkpoint --checkpoint MADE/run/best.pt --output JUNK": "--output JUNK is a folder",
-    "checkpoint --checkpoint MADE/run/best.pt --output MADE/run/best.pt": "must end in .safetensors",
-    "checkpoint --checkpoint JUNK/junk.safetensors --output JUNK/junk.safetensors": "--output JUNK/junk.safetensors is the checkpoint itself",
+    "pretrained export --model_path MADE/run --output MADE/run": "run/config.json was not written by an export, and would be lost",
+    "pretrained check --model_path JUNK": "JUNK lacks config.json",
+    "pretrained check --model_path JUNK/junk.bin": "junk.bin is a file; name a folder of Hugging Face's",
+    "pretrained check --model_path MADE/run": "run is a run folder of this course",
+    "checkpoint --model_path missing.pt": "--model_path missing.pt does not exist",
+    "checkpoint --model_path JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",
+    "checkpoint --model_path MADE/run/best.pt --dtype int8 --output OUT/m.safetensors": "--dtype int8",
+    "checkpoint --model_path MADE/run/best.pt --output JUNK": "--output JUNK is a folder",
+    "checkpoint --model_path MADE/run/best.pt --output MADE/run/best.pt": "must end in .safetensors",
+    "checkpoint --model_path JUNK/junk.safetensors --output JUNK/junk.safetensors": "--output JUNK/junk.safetensors is the checkpoint itself",
 }
 
 
@@ -331,7 +397,7 @@ def test_a_terminated_command_clears_its_files_and_processes_away(made, tmp_path
     assert process.returncode == 143 and not list((tmp_path/"out").iterdir())
 
 
-@pytest.mark.parametrize("command", ["bpe_tokenizer", "data", "training", "generating", "checkpoint", "evaluation", "grading", "pretrained export", "pretrained check"])
+@pytest.mark.parametrize("command", ["bpe_tokenizer", "engine.tokens", "data", "training", "generating", "checkpoint", "evaluation", "grading", "instruct", "rewards", "engine.serve", "pretrained export", "pretrained check"])
 def test_a_misspelt_flag_is_refused_and_help_explains_every_flag(command, capsys):
     module, *verb = command.split()
     main = importlib.import_module(f"llm_course.{module}").main
@@ -348,13 +414,40 @@ def check_help(shown, prog):
     shown = re.sub(r"[│╭╮╰╯─]", " ", shown)
     usage, description, example = re.split(r"\n\n+", shown, maxsplit=3)[:3]
     assert usage.split()[:len(prog.split()) + 1] == ["usage:", *prog.split()] and description.endswith(".") and example.startswith(f"Example: {prog}")
-    flags, texts = re.split(r"^ {1,3}(?:-h, )?(--\w+|\[\[?PATH.*?|\[\[STR.*?)(?= |$)", shown.partition(example)[2], flags=re.M)[1:], {}
+    flags, texts = re.split(r"^ {1,3}(?:-h, )?(--\w+|PATH(?= \[))", shown.partition(example)[2], flags=re.M)[1:], {}
     for flag, text in zip(flags[::2], flags[1::2]): texts[flag] = " ".join(text.split())
     assert texts and set(re.findall(r"--\w+", example)) <= texts.keys()
     for flag, text in texts.items():
         if flag == "--help": continue
-        assert re.search(r"[a-z]{3}.*\((required|default: [^)\s].*)\)", text) and "None" not in text, f"{flag} {text}"
-    assert len(texts) < 10 or shown.count(" options ") >= 3
+        assert re.search(r"[a-z]{3}.*\((required[^)]*|default: [^)\s].*)\)", text) and "None" not in text, f"{flag} {text}"
+    assert len(texts) < 11 or shown.count(" options ") >= 3
+    assert "--config" in texts and not re.search(r"[{[](STR|PATH|INT|FLOAT|\[)( \[|\[)", shown.partition(example)[2])   # as in {[FLOAT [FLOAT ...]]}
+    for flag, text in texts.items():
+        if flag[2:] in ("order", "decay", "parallel", "precision", "method", "dtype", "pattern", "score", "on_error"): assert text.startswith("{"), flag
+        if re.search(r"_path|corpus|output|_data|_from|_dir|config", flag): assert text.startswith("PATH"), flag
+
+
+def printed_lines():
+    "The command lines that a reader copies and pastes, and where they stand."
+    texts = {name: (root/name).read_text("utf-8") for name in ("README.md", "README_cn.md", "CONTRIBUTING.md")}
+    for path in book.pages(): texts[book.name(path)] = "\n\n".join("".join(cell["source"]) for cell in book.cells(path) if cell["cell_type"] == "markdown")
+    for name, text in texts.items():
+        for line in re.findall(r"(?:llm-course |-m llm_course\.)\w[^`\n|]* --[^`\n|]*", text.replace("\\\n", " ")): yield line, name
+
+
+@pytest.mark.parametrize("line, name", [*printed_lines()])
+def test_every_command_line_that_is_printed_can_be_typed(line, name, monkeypatch, capsys):
+    "It is read by its command's own parser; no work is done."
+    def only_parsed(*given):
+        parse(*given)
+        raise SystemExit(0)
+    monkeypatch.setattr(commands, "parse", only_parsed)
+    verb, *words = shlex.split(re.sub(r"llm-course |-m llm_course\.", "", line))
+    if words[-1] == "--model_path": words.append("best.pt")   # in a table
+    if "..." in words: words = ["--train_data", "a.bin", "--val_data", "b.bin", *words[words.index("...") + 1:]]
+    module, _ = commands.VERBS.get(verb, (verb, ""))
+    with pytest.raises(SystemExit) as stop: importlib.import_module(f"llm_course.{module}").main(words)
+    assert stop.value.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["runner", "nanogpt", "ladder", "memory", "reference", "four_bits", "serving", "browser", "table", "gpu"])

@@ -1,18 +1,24 @@
 """What all command lines share: flags, refusals, and files that are whole or not there."""
 import errno
+import inspect
 import io
 import os
+import re
 import signal
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal, get_type_hints
 
 import pytest
 
 from llm_course.engine import commands
 from llm_course.engine.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
+from llm_course.engine.exchange import CheckConfig, ExportConfig
+from llm_course.engine.flags import GenerateConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,60 @@ def test_dataclasses_that_one_inherits_from_are_groups(capsys):
     with pytest.raises(SystemExit): parse(Both, ["--help"])
     shown = capsys.readouterr().out
     assert shown.index("config options") < shown.index("Do something.") < shown.index("--several") < shown.index("place options") < shown.index("--data_path")
-    assert "(default: nobody)" in shown and "(default: a line break)" in shown and "--limit INT " in shown and "Do it somewhere." in shown
+    assert "(default: nobody)" in shown and "(default: a line break)" in shown and "--limit INT " in shown and "--config PATH " in shown and "Do it somewhere." in shown
+
+
+@dataclass(frozen=True)
+class Numbers:
+    "Count."
+    whole:int=1                         # A whole number
+    share:float=.5                      # A share
+    pair:tuple[float, ...]|None=None    # Two of them
+    limit:int|None=None                 # A limit
+    name:str=""                         # A name
+    sure:bool=False                     # Is it?
+    way:Literal["up", "down"]="up"      # Which way
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--whole ten", "--whole ten is not a whole number"), ("--whole=1.5", "--whole 1.5 is not a whole number"), ("--share -x", "--share -x is not a number"), ("--pair 1 two", "--pair two is not a number"),
+    ("--limit ten --whole 3", "--limit ten is not a whole number"), ("--name a --limit=", "--limit  is not a whole number"), ("--way left", "--way left is not one of up, down"),
+    ("--whole", "--whole needs a value"), ("--name --sure", "--name needs a value"), ("--name -x", "--name needs a value; one that begins with - is typed as --name=-x")])
+def test_a_word_where_a_number_should_be_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped: run_command(Numbers, print, words.split(" "))
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {message}".replace("  ", " ") + "\n"
+
+
+@pytest.mark.parametrize("words", ["--whole -3 --share=1e-3 --pair 1 -2 --limit 4 --name ten", "--whole=-3 --limit=4 --name=ten --no_sure --pair 1 -2 --share .001 --way up"])
+def test_numbers_are_read_wherever_they_stand(words): assert parse(Numbers, words.split()) == Numbers(-3, 1e-3, (1., -2.), 4, "ten")
+
+
+def test_help_may_be_asked_for_behind_a_list(capsys):
+    for words in ["-h"], ["--pair", "1", "-h"]:
+        with pytest.raises(SystemExit) as stopped: parse(Numbers, words)
+        assert stopped.value.code == 0 and "--pair FLOAT [FLOAT ...]" in capsys.readouterr().out
+
+
+def test_a_value_may_begin_with_a_dash(): assert parse(Numbers, ["--name=-x"]).name == "-x" and parse(Config, ["--several", "-"]).several == ("-",)
+
+
+def test_a_warning_shows_its_message_and_no_code_of_ours():
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        commands.warn("it is late")
+    [one] = heard
+    assert warnings.formatwarning(one.message, one.category, one.filename, one.lineno, one.line) == "llm_course:1: UserWarning: it is late\n"
+    package = Path(commands.__file__).parents[1]
+    assert [path.name for path in sorted(package.rglob("*.py")) if "warnings.warn(" in path.read_text("utf-8")] == ["bpe.py", "incremental_bpe.py", "mistakes_text.py"]   # whose caller is meant
+
+
+def test_a_line_of_help_is_not_broken_at_a_sign():
+    "tyro breaks a comment before a line that begins with no letter."
+    for command, (module, name) in FLAG_SETS.items():
+        for kind in getattr(import_module(f"llm_course.engine.{module}"), name).__mro__[:-1]:
+            source = inspect.getsource(kind)
+            assert not re.findall(r"\n    # .*\n    # [^A-Za-z].*", source), (command, kind)
+            assert not re.search(r"\n    [^\w\s\"]", source.split('"""')[1] if '"""' in source else ""), (command, kind)
 
 
 @pytest.mark.parametrize("message, told", [
@@ -56,6 +115,13 @@ def test_dataclasses_that_one_inherits_from_are_groups(capsys):
     ("0 < data_path <= 3 must hold, but data_path is 4", "0 < --data_path <= 3 must hold, but --data_path is 4"), ("--data_path is bad", "--data_path is bad"),
     ("a/data_path, my_data_path, data_path.bin and data_path=3", "a/data_path, my_data_path, data_path.bin and data_path=3")])
 def test_arguments_are_told_as_flags_where_they_can_be_nothing_else(message, told): assert with_dashes(message, Both) == told
+
+
+@pytest.mark.parametrize("config, left", [(GenerateConfig, "build it with parts={'a': B, 'c': D}, or name a file that defines them by --parts, if the command has it"), (ExportConfig, "build it with parts={'a': B, 'c': D}"), (CheckConfig, "build it with parts={'a': B, 'c': D}")])
+def test_no_flag_is_advised_that_a_command_lacks(config, left):
+    assert with_dashes("build it with parts={'a': B, 'c': D}, or name a file that defines them by --parts, if the command has it", config) == left
+    advice = ", or name one by --tokenizer_path (from Python: tokenizer=)"
+    assert with_dashes(f"save it{advice}", config) == "save it" + advice * (config is not CheckConfig)
 
 
 def raising(error):
@@ -101,6 +167,36 @@ def test_a_warning_is_a_note_of_one_line(capsys):
     before = warnings.showwarning
     run_command(Config, lambda config: warnings.warn("two\nlines", stacklevel=1), [])
     assert capsys.readouterr().err == "note: two lines\n" and warnings.showwarning is before
+
+
+@pytest.mark.parametrize("rank, spoken", [("0", 1), ("1", 0)])
+def test_where_torchrun_starts_several_the_first_on_a_machine_speaks(rank, spoken, monkeypatch, capsys):
+    "The others wait before they report a refusal; torchrun ends them meanwhile, if the first was refused, too."
+    slept = []
+    monkeypatch.setattr(commands, "sleep", lambda seconds: slept.append((seconds, capsys.readouterr().err)))
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": rank}.items(): monkeypatch.setenv(name, value)
+    run_command(Config, lambda config: warnings.warn("a note", stacklevel=1), [])
+    assert capsys.readouterr().err.count("note: a note") == spoken and not slept
+    def refuse(config): raise ValueError("no")
+    def lose(config): raise ConnectionError("another process has ended")
+    assert refusal(capsys, refuse) == "error: no" and slept == [(5, "")] * (1 - spoken)   # what only one has met is told in the end
+    assert refusal(capsys, lose) == "error: another process has ended" and len(slept) == 1 - spoken
+    with pytest.raises(SystemExit) as stopped: parse(Config, ["--txet", "a"])
+    told = capsys.readouterr()
+    assert stopped.value.code == 2 and bool(told.out + told.err) == spoken and len(slept) == 2 * (1 - spoken)
+
+
+def test_texts_of_a_model_have_line_breaks_as_typed_and_those_of_a_file_as_quoted_there(tmp_path):
+    @dataclass(frozen=True)
+    class Said:
+        "Say something."
+        text:str=""                # As it is
+        prompt:str=""              # With backslashes
+        stop:tuple[str, ...]=()    # The same, several
+        system:str|None=None       # The same, or nothing
+    assert parse(Said, ["--text", r"\n", "--prompt", r"a\nb\\n\t\d", "--stop", r"\n\n", "\n"]) == Said(r"\n", "a\nb\\n\t\\d", ("\n\n", "\n"))
+    (tmp_path/"said.toml").write_text('text = "\\\\n"\nprompt = "a\\nb\\\\n"\nstop = ["\\\\n", "\\n"]\n', "utf-8", newline="\n")
+    assert parse(Said, ["--config", str(tmp_path/"said.toml")]) == Said("\\n", "a\nb\\n", ("\\n", "\n"))
 
 
 def test_a_terminal_without_a_letter_shows_its_number(monkeypatch):
@@ -155,3 +251,42 @@ def test_programs_that_look_at_one_place_do_not_disturb_each_other(tmp_path):
     with ThreadPoolExecutor(4) as all_of_them:
         found = list(all_of_them.map(lambda _: output_path(tmp_path/"new", "--output", folder=True), range(400)))
     assert set(found) == {tmp_path/"new"} and not list((tmp_path/"new").iterdir())
+
+
+FLAG_SETS = {   # module and class, by command
+    "data": ("data_command", "DataConfig"), "bpe_tokenizer": ("tokenizer_command", "TokenizerConfig"), "tokens": ("tokens", "TokensConfig"), "training": ("flags", "TrainConfig"), "instruct": ("tuning", "InstructConfig"),
+    "rewards": ("rollouts", "RewardsConfig"), "generating": ("flags", "GenerateConfig"), "serve": ("flags", "ServeConfig"), "evaluation": ("evaluation_command", "EvaluationConfig"),
+    "pretrained export": ("exchange", "ExportConfig"), "pretrained check": ("exchange", "CheckConfig")}
+
+
+def test_one_thing_has_one_name_in_all_commands():
+    """A tokenizer is also called what the data command always called it. A new flag that names a model, a tokenizer or texts must be entered here."""
+    found = {}
+    for command, (module, name) in FLAG_SETS.items():
+        config = getattr(import_module(f"llm_course.engine.{module}"), name)
+        for field in fields(config):
+            if re.search(r"model_|token|init|corpus|text|check|folder", field.name): found.setdefault(field.name, set()).add(command)
+            if field.name == "tokenizer_path": assert "--tokenizer" in get_type_hints(config, include_extras=True)["tokenizer_path"].__metadata__[0].aliases
+    speaking = {"generating", "serve", "evaluation", "pretrained export"}
+    texts, learning = {"data", "bpe_tokenizer", "evaluation"}, {"training", "instruct", "rewards"}
+    assert {name: commands for name, commands in found.items() if name not in ("max_tokens", "special_tokens", "tokens", "context")} == {
+        "model_path": speaking | {"pretrained check"}, "init_from": learning, "tokenizer_path": speaking | learning | {"data", "tokens"}, "text": {"tokens"}, "corpus": texts, "val_corpus": {"data"},
+        "train_corpus": {"evaluation"}, "text_field": texts, "keep_checkpoints": {"training"}, "checkpoint_interval": learning, "activation_checkpointing": {"training"}}
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path, monkeypatch):
+    "What is left in the buffer is written before Python ends, while its failure can still be met."
+    class Gone(io.StringIO):
+        def flush(self): raise BrokenPipeError
+        def fileno(self): return 99
+    closed = []
+    monkeypatch.setattr(commands.os, "dup2", lambda old, new: closed.append(new))
+    for argv in ["--help"], ["--version"]:
+        monkeypatch.setattr(sys, "stdout", Gone())
+        with pytest.raises(SystemExit) as stopped: commands.main(argv)
+        assert stopped.value.code == 1
+    for words in [], ["--help"]:
+        monkeypatch.setattr(sys, "stdout", Gone())
+        with pytest.raises(SystemExit) as stopped: run_command(Config, lambda config: print("done"), words)
+        assert stopped.value.code == 1
+    assert closed == [99] * 4

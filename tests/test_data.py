@@ -191,6 +191,18 @@ def test_raw_uint16_is_read_as_nanogpt_writes_it(tmp_path):
     assert load_ids(tmp_path/"x.bin", 65_536).tolist() == [1, 500, 65_535]
 
 
+@pytest.mark.parametrize("name, text", [("a.txt", "To be, or not to be: that is the question.\r\n"), ("a", "Füße\tkalt\n"), ("rows.jsonl", '{"text": "a"}\n'), ("old.md", b"caf\xe9\n")])
+def test_a_text_is_no_row_of_ids(name, text, tmp_path):
+    (tmp_path/name).write_bytes(2 * (text if isinstance(text, bytes) else text.encode()))   # an even number of bytes
+    with pytest.raises(ValueError, match=rf"{name} is a text, and holds no bare ids; make ids of a text with python -m llm_course.data$"): load_ids(tmp_path/name, 65_536)
+
+
+@pytest.mark.parametrize("name, ids", [("ids.bin", [0x4141] * 3_000), ("ids.u16", [300, 7, 9_000, 11]), ("ids", list(range(50)) * 9)])
+def test_bare_ids_that_look_like_letters_are_read(name, ids, tmp_path):
+    np.array(ids, "<u2").tofile(tmp_path/name)
+    assert load_ids(tmp_path/name, 65_536).tolist() == ids
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda p: p.touch(), "is empty"),
     (lambda p: p.write_bytes(b"abc"), "3 bytes are not whole uint16"),
@@ -199,9 +211,11 @@ def test_raw_uint16_is_read_as_nanogpt_writes_it(tmp_path):
     (lambda p: np.save(p.open("wb"), np.ones((2, 2), int)), r"in the shape \(2, 2\)"),
     (lambda p: np.save(p.open("wb"), np.zeros(0, int)), "x.bin"),
     (lambda p: np.save(p.open("wb"), np.array([{}]), allow_pickle=True), "not a complete .npy file"),
+    (lambda p: np.savez(p.open("wb"), np.arange(100)), "is a zip archive"),
+    (lambda p: p.write_bytes(np.array([20240520, 1, 4] + [0] * 253, "<i4").tobytes() + bytes(8)), "is a file of llm.c's"),
     (lambda p: p.write_bytes(b"\x93NUMPY"), "not a complete .npy file"),
     (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\x05\x00junk!"), "not a complete .npy file"),
-], ids=["empty", "odd", "float", "bool", "square", "no ids", "objects", "cut magic", "junk header"])
+], ids=["empty", "odd", "float", "bool", "square", "no ids", "objects", "several arrays", "llm.c", "cut magic", "junk header"])
 def test_anything_but_a_row_of_ids_is_refused(make, message, tmp_path):
     make(tmp_path/"x.bin")
     with pytest.raises(ValueError, match=message) as refused: load_ids(tmp_path/"x.bin")

@@ -3,9 +3,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import traceback
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,40 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from apart import apart
 from torch import nn
 from torch.testing import assert_close
 
 from llm_course.engine.muon import Muon
 from llm_course.optim import AdamW, SGDDecay, gradient_clip
 
+if torch.distributed.is_available():
+    from llm_course.distributed import in_processes
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-
-
-def enter(rank, count, port, task, results):
-    "One process: join the others, work, and send back what came out, or what went wrong."
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    try: results.put((rank, task(rank, count), None))
-    except Exception: results.put((rank, None, traceback.format_exc()))
-    finally: torch.distributed.destroy_process_group()
-
-
-def in_processes(count, task):
-    "Run `task(rank, count)` in some new processes; what they returned, by rank."
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=enter, args=(rank, count, port, task, results)) for rank in range(count)]
-    for worker in workers: worker.start()
-    try: found = [results.get(timeout=300) for _ in workers]
-    finally:
-        for worker in workers: worker.join(30)
-        for worker in workers: worker.kill()
-    for rank, _, error in found: assert error is None, f"process {rank} of {count}: {error}"
-    return [value for _, value, _ in sorted(found, key=lambda one: one[0])]
 
 
 # ---- Optimisers on shares
@@ -124,14 +98,14 @@ def test_shares_move_like_the_whole(count): in_processes(count, compare_shares)
 # ---- Training
 
 SHAPE = dict(vocab_size=101, max_seq_len=8, d_model=18, num_layers=2, num_heads=3, d_ff=35)   # rows that neither 2 nor 3 nor 4 divide
-KINDS = {   # on how many processes, flags, the type of the weights, and how far losses may differ: bfloat16 rounds the gradients of each process by itself
-    "tied": (2, dict(tie=True), torch.float64, 1e-9), "half precision": (2, dict(precision="bfloat16"), torch.float32, 2e-4),
+KINDS = {   # on how many processes, flags, the type of the weights, and how far losses may differ
+    "tied": (2, dict(tie=True), torch.float64, 1e-9), "half precision": (4, dict(precision="bfloat16"), torch.float32, 1e-5),
     "Muon": (3, dict(muon_lr=.02), torch.float64, 1e-9), "Muon, tied, in float32": (4, dict(tie=True, muon_lr=.02), torch.float32, 1e-5)}
 STEPS = 4
 
 
-def learn(kind, way=None, rank=0, count=1):
-    "Losses and norms of some steps of two batches each, by one process, DDP or FSDP; the parameters; how often something was sent in the last step."
+def learn(kind, way=None, rank=0, count=1, pieces=1):
+    "Losses and norms of some steps of two batches each, by one process (which may cut them up), DDP or FSDP; the parameters; how often something was sent in the last step."
     from llm_course.checkpoint import gathered
     from llm_course.engine.processes import distribute, fast_forward, mean_over_processes
     from llm_course.engine.run_config import optimizer_for
@@ -145,7 +119,8 @@ def learn(kind, way=None, rank=0, count=1):
     scaler, dice, losses, norms = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), [], []
     for step in range(STEPS):
         ids = torch.randint(0, 12, (2, 12, 9), generator=dice)
-        batches = [(mine[:, :-1], mine[:, 1:]) for mine in (batch.chunk(count)[rank] for batch in ids)]
+        own = [batch.chunk(count)[rank] for batch in ids]
+        batches = [(some[:, :-1], some[:, 1:]) for mine in own for some in mine.chunk(pieces)]
         with torch.profiler.profile() if way and step == STEPS - 1 else nullcontext() as seen: loss, norm = train_step(forward, optimizer, scaler, batches, .4)
         losses += mean_over_processes([loss], "cpu", count)
         norms.append(float(norm))
@@ -163,7 +138,7 @@ def learn_all_ways(rank, count, wanted, begun):
             torch.testing.assert_close(found[1], norms, rtol=100 * close, atol=0, msg=lambda m, told=told: f"norms of {told}: {m}")
             for name, x in found[2].items():
                 moved, off = (end[name] - begun[kind][name]).norm(), (x - end[name]).norm()
-                assert moved > 0 and off < (.5 if kind == "half precision" else .001) * moved, f"{name} ended elsewhere, {told}"
+                assert moved > 0 and off < .001 * moved, f"{name} ended elsewhere, {told}"
             sent = found[3]   # gradients only once in a step of two batches: FSDP's embedding with head and norm, and two blocks; the copies' in two buckets at most
             if way == "fsdp": assert sent["c10d::_reduce_scatter_base_"] == 3, (told, sent)
             else: assert 1 <= sent["c10d::allreduce_"] <= 2, (told, sent)
@@ -177,7 +152,9 @@ def one_process():
     for kind, (_, flags, dtype, _) in KINDS.items():
         torch.manual_seed(0)
         begun[kind] = Transformer(**SHAPE, tie=flags.get("tie", False)).to(dtype).state_dict()
-    wanted = {kind: learn(kind) for kind in KINDS}
+    # bfloat16 rounds the sum of each process's gradients by itself, so there one process takes the shares one after another
+    wanted = {kind: learn(kind, pieces=count if kind == "half precision" else 1) for kind, (count, *_) in KINDS.items()}
+    torch.testing.assert_close(wanted["half precision"][0], learn("half precision")[0], rtol=2e-4, atol=0)   # and a whole batch differs by that rounding alone
     assert all(losses[-1] < losses[0] - .02 and max(norms) > .4 for losses, norms, *_ in wanted.values())   # and gradients are clipped
     return wanted, begun
 
@@ -185,9 +162,8 @@ def one_process():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_one_process_ddp_and_fsdp_learn_the_same(count, one_process):
-    from llm_course.distributed import in_processes as forked
     wanted, begun = one_process
-    forked(count, partial(learn_all_ways, wanted=wanted, begun=begun))
+    in_processes(count, partial(learn_all_ways, wanted=wanted, begun=begun))
 
 
 # ---- A rate that ruins the weights
@@ -236,7 +212,7 @@ def test_a_command_of_torchrun_leaves_without_python_s_end(monkeypatch, number, 
 
 def of_ranks(*words):
     "What killed_ranks.py prints."
-    told = subprocess.run([sys.executable, "-W", "ignore", Path(__file__).with_name("killed_ranks.py"), *words], capture_output=True, text=True, encoding="utf-8")
+    told = apart([Path(__file__).with_name("killed_ranks.py"), *words])
     assert told.returncode == 0, told.stderr
     return told.stdout
 
@@ -287,8 +263,7 @@ def share_a_mean(rank, count):
 @pytest.mark.parametrize("work", [other_flags, share_a_mean])
 def test_two_processes(work):
     "They refuse to be asked for different runs, and share out a validation split."
-    from llm_course.distributed import in_processes as forked
-    forked(2, work)
+    in_processes(2, work)
 
 
 def test_a_port_in_use_is_said_in_a_line(monkeypatch):
@@ -332,14 +307,13 @@ def test_a_run_goes_on_with_another_number_of_processes_which_share_its_validati
     import json
 
     from llm_course.checkpoint import load_model
-    from llm_course.distributed import in_processes as forked
     from llm_course.training import TrainConfig
     (np.arange(900, dtype=np.uint16) * 7 % 50).tofile(tmp_path/"ids.bin")
     config = TrainConfig(train_data=tmp_path/"ids.bin", val_data=tmp_path/"ids.bin", output=tmp_path/"whole", vocab_size=50, max_seq_len=8, d_model=16, num_layers=1, num_heads=2, d_ff=24,
                          batch_size=6, iterations=9, log_interval=1, val_interval=2, val_batches=2, checkpoint_interval=1, warmup_iters=0, device="cpu", resume=True)
-    forked(1, partial(go_on, config=config, steps=8))
+    in_processes(1, partial(go_on, config=config, steps=8))
     for count, way, steps in (1, None, 2), (2, "fsdp", 4), (3, "ddp", 6), (1, None, 8):
-        rows = forked(count, partial(go_on, config=replace(config, output=tmp_path/"parts", parallel=way), steps=steps))
+        rows = in_processes(count, partial(go_on, config=replace(config, output=tmp_path/"parts", parallel=way), steps=steps))
         assert all({*some} == {6 // count} for some in rows)
     found, wanted = ([json.loads(line) for line in (tmp_path/name/"metrics.jsonl").read_text("utf-8").splitlines()] for name in ("parts", "whole"))
     for key in "train_loss", "val_loss", "grad_norm":

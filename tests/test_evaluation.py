@@ -5,12 +5,13 @@ import random
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.checkpoint import save_checkpoint
+from llm_course.checkpoint import load_model, save_checkpoint, save_model
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
@@ -265,7 +266,7 @@ def refused(words, capsys, begins):
     assert ended.value.code == 2 and said.startswith(begins) and said.count("\n") == 1 and len(said) < 400, said
 
 
-@pytest.mark.parametrize("content, said", [(b"", " holds no questions"), (b"\n \n", " holds no questions"), (b"\xff\xfe", " is not UTF-8"), (None, " does not exist")])
+@pytest.mark.parametrize("content, said", [(b"", " holds no line of JSON"), (b"\n \n", " holds no line of JSON"), (b"\xff\xfe", " is not UTF-8"), (None, " does not exist")])
 def test_files_that_are_no_tasks_are_refused(content, said, tmp_path, capsys):
     path = tmp_path/"bad.jsonl"
     if content is not None: path.write_bytes(content)
@@ -275,8 +276,8 @@ def test_files_that_are_no_tasks_are_refused(content, said, tmp_path, capsys):
 
 @pytest.mark.parametrize("words, begins", [
     (["--tasks", "sum"], "error: there is no task sum; choose sums,"), (["--questions", "0"], "error: --questions must be 1 or more"), (["--score", "x"], "error: --score x is not one of"),
-    (["--text", "nowhere.txt"], "error: --text nowhere.txt does not exist"), (["--model_path", "nowhere.pt"], "error: --model_path nowhere.pt does not exist"),
-    (["--tasks", "agreement", "--train_text", "none"], "error: --train_text none does not exist")])
+    (["--corpus", "nowhere.txt"], "error: --corpus nowhere.txt does not exist"), (["--model_path", "nowhere.pt"], "error: --model_path nowhere.pt does not exist"),
+    (["--tasks", "agreement", "--train_corpus", "none"], "error: --train_corpus none does not exist")])
 def test_bad_flags_are_refused(words, begins, capsys): refused(words, capsys, begins)
 
 
@@ -343,7 +344,7 @@ def test_a_benchmark_is_fetched_by_its_name(tmp_path, monkeypatch, capsys):
 def test_the_command_tells_what_the_functions_give(tmp_path, capsys, demo):
     text = tmp_path/"text.txt"
     text.write_text(tasks.HELD_OUT.read_text("utf-8")[:3000], "utf-8", newline="\n")
-    main(["--tasks", "agreement", "speaker", "--questions", "12", "--device", "cpu", "--output", str(tmp_path/"out.json"), "--text", str(text), "--train_text", str(text),
+    main(["--tasks", "agreement", "speaker", "--questions", "12", "--device", "cpu", "--output", str(tmp_path/"out.json"), "--corpus", str(text), "--train_corpus", str(text),
           "--against", str(DEMO/"model.safetensors")])
     shown, told = capsys.readouterr().out, json.loads((tmp_path/"out.json").read_text("utf-8"))
     wanted = evaluate(*demo, Task("speaker", tuple(MADE["speaker"](12)), "unconditioned"))
@@ -353,11 +354,30 @@ def test_the_command_tells_what_the_functions_give(tmp_path, capsys, demo):
     assert shown.count("a difference is not shown") == 2 and shown.count("of them stand in") == 2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_models_are_compared_by_what_texts_cost(count, sharp, demo, tmp_path, capsys):
+    save_model(sharp, tmp_path/"model.safetensors")
+    demo[1].save(tmp_path/"tokenizer.json")
+    texts = {str(tmp_path/f"{i}.txt"): tasks.HELD_OUT.read_text("utf-8")[1000 * i:][:600] for i in range(count)}
+    for path, text in texts.items(): Path(path).write_text(text, "utf-8", newline="\n")
+    main(["--corpus", *texts, "--against", str(tmp_path/"model.safetensors"), "--device", "cpu", "--output", str(tmp_path/"out.json")])
+    shown, told = capsys.readouterr().out, json.loads((tmp_path/"out.json").read_text("utf-8"))
+    own, other = ({name: text_bits_per_byte(*model, text) for name, text in texts.items()} for model in (demo, (load_model(tmp_path/"model.safetensors", "cpu"), demo[1])))
+    assert told["texts"] == pytest.approx(own) and told["against"]["texts"] == pytest.approx(other)
+    last = shown.partition("the first model less ")[2].splitlines()[1:]
+    wanted = [f"{name}: {told['texts'][name] - told['against']['texts'][name]:+.4f} bits per byte" for name in texts]
+    if count > 1: wanted.append(f"all 2 texts: {told['bits_per_byte'] - told['against']['bits_per_byte']:+.4f} bits per byte")
+    assert last == wanted and all(f"{name}: {bits[name]:.4f} bits per byte, " in shown for bits in (own, other) for name in texts)
+
+
 def test_the_same_questions_are_chosen_from_a_long_file(tmp_path, capsys):
     write_questions(tmp_path/"own.jsonl", MADE["sums"](50))
     for _ in range(2): main(["--tasks", str(tmp_path/"own.jsonl"), "--questions", "10", "--letters", "--device", "cpu"])
     first, second = capsys.readouterr().out.split("task ")[1:]
     assert first == second and "own " in first
+    main(["--tasks", str(tmp_path/"own.jsonl"), "--questions", "10", "--against", str(DEMO/"model.safetensors"), "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "a difference is not shown" in shown and "bits per byte" not in shown
 
 
 @pytest.mark.parametrize("name", ["model.pt", "export", "model.gguf"])

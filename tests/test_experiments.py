@@ -40,6 +40,7 @@ CHEATS = {   # what the entry's train does, and what the judge says
     "opens it by way of os": ("import os; os.open(recipe['there'], os.O_RDONLY)", "may not open"),
     "lets another program open it": ("import subprocess; subprocess.run(['cat', recipe['there']])", "may not use"),
     "opens it in a fork": ("import os\n    if os.fork() == 0: open(recipe['there']); os._exit(0)\n    assert os.wait()[1] == 0, 'the fork failed'", "the fork failed"),
+    "leaves what it has learned to the next run": ("open(recipe['there'] + '.weights', 'w')", "may not write"),
     "leaves a process behind": ("import os, time\n    if os.fork() == 0: os.setsid(); time.sleep(60)", "left 1 processes"),
     "works in a child": ("import os\n    if os.fork() == 0:\n        while True: pass\n    os.wait()", "more than 0.5 processor seconds"),
     "works in a child that nobody waits for": ("import os, signal, time\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n    if os.fork() == 0:\n        while time.process_time() < .8: pass\n"
@@ -146,17 +147,20 @@ def test_the_smallest_column_of_each_experiment_runs(monkeypatch):
     monkeypatch.setattr(ablations, "STEPS", 2)
     monkeypatch.setattr(mup, "STEPS", 2)
     found = [ablations.run(variant, 0) for variant in ("ours", "Muon", "contexts of 128", "4 blocks of width 24, operations")]
-    found += [scaling.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
+    found += [scaling.SECOND.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
     assert all(2 < row["nats"] < 20 for row in found), found
 
 
 def test_stored_results_say_what_they_were_found_on():
-    for name in "ablations", "mup", "scaling", "prediction", "scaling_test":
-        stored = read(root/"bench"/"experiments"/f"{name}.json")
-        assert {"what", "machine", "versions", "commit", "date"} <= stored.keys(), name
-    said, came = (read(root/"bench"/"experiments"/f"{name}.json") for name in ("prediction", "scaling_test"))
-    assert said["at"] < came["began"] and said["budget"] == 10 * max(scaling.BUDGETS)
-    assert came["parameters"] * came["tokens"] * 6 == pytest.approx(said["budget"], rel=.01)
+    folder = root/"bench"/"experiments"
+    for name in "ablations.json", "mup.json", *scaling.FIRST.files, *scaling.SECOND.files:
+        assert {"what", "machine", "versions", "commit", "date"} <= read(folder/name).keys(), name
+    for study in scaling.FIRST, scaling.SECOND:
+        _, said, came = (read(folder/name) for name in study.files)
+        assert said["at"] < came["began"] and said["budget"] == 10 * max(study.budgets)
+        assert came["parameters"] * came["tokens"] * 6 == pytest.approx(said["budget"], rel=.01)
+        tried = {(steps, width): miss for steps, width, miss in said.get("held_out", [])}
+        assert not tried or tried[said["from_steps"], said["from_width"]] == min(tried.values())   # the held-out budget chose the fit
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -9,12 +9,13 @@ import transformers
 from test_pretrained import agree, llama_cpp  # noqa: F401
 from torch.testing import assert_close
 
+from llm_course import training
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, save_model
 from llm_course.engine.batching import Batch
 from llm_course.engine.families import Variant, windowed_attention
 from llm_course.engine.gguf import architecture_of
-from llm_course.engine.hf_folders import as_usual, family_of, from_hf_config, to_hf_config
+from llm_course.engine.hf_config import as_usual, family_of, from_hf_config, to_hf_config
 from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.reader import Reader, side_by_side
 from llm_course.engine.rope_tables import RopeScaling
@@ -147,7 +148,8 @@ def words(family, **more): return {"model_type": family, **{name: value for name
 
 
 @pytest.mark.parametrize("found, said", [
-    (dict(model_type="gpt2"), "family 'gpt2' (it learns a vector for each position"), (dict(model_type="gemma3"), "family 'gemma3' (it sees images"), (dict(model_type="gemma"), "family 'gemma', and"),
+    (dict(model_type="gpt2"), "family 'gpt2' (it learns a vector for each position"), (dict(model_type="gemma3"), "family 'gemma3' (it sees images"), (dict(model_type="gemma"), "family 'gemma' (it is the first Gemma"), (dict(model_type="mixtral"), "family 'mixtral' (its layers hold several feed-forward networks"), (dict(model_type="gpt_neox"), "family 'gpt_neox' (its norms and matrices have biases"),
+    (dict(model_type="smollm3"), "family 'smollm3' (every fourth of its layers"), (dict(model_type="mamba"), "family 'mamba', and"),
     (words("gemma2", hidden_activation="relu"), "hidden_activation is 'relu'"), (words("gemma2", use_bidirectional_attention=True), "use_bidirectional_attention is True"),
     (words("gemma3_text", attn_logit_softcapping=50.), "attn_logit_softcapping is 50.0"), (words("phi3", partial_rotary_factor=.75), "partial_rotary_factor is 0.75"),
     (words("phi3", rope_scaling={"type": "longrope", "factor": 2.}), "rule 'longrope'"), (words("olmo2", attention_bias=True), "attention_bias is True"), (words("qwen3", attention_bias=True), "attention_bias is True"),
@@ -158,6 +160,15 @@ def words(family, **more): return {"model_type": family, **{name: value for name
 def test_what_we_do_not_compute_is_refused(found, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught: from_hf_config(found)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "distilgpt2"])
+def test_gpt2_by_its_name_is_refused_with_the_reason(name, tmp_path, capsys):
+    with pytest.raises(ValueError, match="it learns a vector for each position"): load_pretrained(name)
+    for main, words in (training.main, ["--train_data", "a.bin", "--val_data", "b.bin", "--init_from", name]), (generating, ["--model_path", name]):
+        with pytest.raises(SystemExit): main(words)
+        told = capsys.readouterr().err
+        assert name in told and "it learns a vector for each position" in told and told.count("\n") == 1
 
 
 def test_what_is_left_out_means_what_it_means_to_transformers():

@@ -1,18 +1,18 @@
 """Attention in tiles: the same values and gradients as the readable version, whatever the shapes, in memory that grows with the length."""
 import importlib.util
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from apart import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from llm_course.attention import attention
+from llm_course.engine.attention_kernel import fused_attention
 from llm_course.engine.budget import memory_curve
 from llm_course.engine.flash import flash_attention
 from llm_course.multihead import MultiHeadAttention
@@ -23,6 +23,22 @@ def there_and_back(attend, inputs, causal):
     out = attend(*inputs, causal=causal)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     return out, *torch.autograd.grad((out * weights).sum(), inputs)
+
+
+def readable(q, k, v, causal):
+    "Chapter 09's attention, for heads that share keys as well."
+    group = q.shape[1] // k.shape[1] if q.ndim == 4 else 1
+    return attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), causal=causal) if group > 1 else attention(q, k, v, causal=causal)
+
+
+CLOSE = {torch.float64: 1e-7, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def is_attention(attend, inputs, causal, slack=1):
+    "The one check of all versions, in tiles, in Triton (see in_triton.py) and torch's own: values, gradients and types of the readable one."
+    close = slack * CLOSE[inputs[0].dtype]
+    for ours, wanted in zip(there_and_back(attend, inputs, causal), there_and_back(readable, inputs, causal), strict=True):
+        assert_close(ours, wanted, rtol=close, atol=close)   # the type as well
 
 
 def drawn(lead, t, s, d, d_v, dtype, device="cpu"):
@@ -38,17 +54,12 @@ sizes = st.integers(1, 9)
 def test_any_shape_in_any_tiles_is_attention(lead, t, s, d, d_v, tile, causal, seed):
     torch.manual_seed(seed)
     inputs = drawn(lead, t, s, d, d_v, torch.float64)
-    ours = there_and_back(partial(flash_attention, tile=tile), inputs, causal)
-    for a, b in zip(ours, there_and_back(attention, inputs, causal), strict=True): assert_close(a, b)
+    is_attention(partial(flash_attention, tile=tile), inputs, causal)
+    is_attention(fused_attention, inputs, causal)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
-def test_other_types_keep_their_type(dtype, tolerance, device):
-    inputs = drawn((2, 3), 40, 40, 16, 16, dtype, device)
-    ours = there_and_back(partial(flash_attention, tile=16), inputs, True)
-    for a, b in zip(ours, there_and_back(attention, inputs, True), strict=True):
-        assert a.dtype == dtype
-        assert_close(a, b, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_types_keep_their_type(dtype, device): is_attention(partial(flash_attention, tile=16), drawn((2, 3), 40, 40, 16, 16, dtype, device), True)
 
 
 def test_scores_of_any_size_are_finite():
@@ -85,7 +96,7 @@ def test_what_it_cannot_do_is_refused():
 def test_the_kernels_in_triton_give_the_same_and_compile_for_a_gpu(how, tmp_path):
     script = Path(__file__).with_name("in_triton.py")
     settings = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, env=settings, encoding="utf-8")
+    done = apart([script, how], settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -96,10 +107,7 @@ def test_the_kernels_in_triton_give_the_same_and_compile_for_a_gpu(how, tmp_path
 def test_the_kernels_in_triton_give_the_same_on_a_gpu(d, dtype):
     from llm_course.engine.flash_triton import flash_attention_triton
     inputs = [torch.randn(2, heads, 300, d, device="cuda").to(dtype).requires_grad_() for heads in (4, 2, 2)]
-
-    def readable(q, k, v, causal): return attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), causal=causal)
-    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
-    for a, b in zip(there_and_back(flash_attention_triton, inputs, True), there_and_back(readable, inputs, True), strict=True): assert_close(a, b, **close)
+    is_attention(flash_attention_triton, inputs, True, slack=10)
 
 
 def test_without_triton_the_reason_is_told(monkeypatch):

@@ -85,6 +85,17 @@ def shares(logits):
     return [x / sum(powers) for x in powers]
 
 
+@pytest.mark.parametrize("name, hint", [("max_new_tokens", "did you mean max_tokens"), ("topk", "did you mean top_k"), ("temperatur", "did you mean temperature"), ("temp", "did you mean temperature"), ("num_beams", "there are ")])
+def test_a_name_of_another_library_is_refused_with_the_nearest_of_ours(name, hint):
+    model, tokenizer = load_demo("cpu")
+    for call, words in ((generate, (tokenizer, "O")), (generate, (tokenizer, ["O"])), (stream, (tokenizer, "O")), (generate_ids, (torch.tensor([[5]]), 1))):
+        with pytest.raises(TypeError, match=rf"^{call.__name__}\(\) takes no {name}; {hint}") as caught: call(model, *words, **{name: 3})
+        listed = str(caught.value).partition("there are ")[2].split(", ")
+        dials = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"} | ({"max_tokens", "seed", "stop", "draft", "ahead"} if call is not generate_ids else {"stop_id", "generator", "padding"})
+        assert {*listed} == dials and len(listed) == len(dials)
+    assert generate(model, tokenizer, "O", max_tokens=3, seed=0, top_k=1) == generate(model, tokenizer, "O", 3, 0.)
+
+
 @given(scores, st.integers(0, 14))
 @settings(max_examples=100, deadline=None)
 def test_top_k_keeps_the_first_in_rank(logits, k):
@@ -744,6 +755,12 @@ def wide():
     return Transformer(90, 32, 264, 2, 6, 328, num_kv_heads=2, tie=True).eval()
 
 
+@pytest.mark.parametrize("ids", [[[90]], [[-1]], [[3, 95]]])
+def test_ids_that_are_none_are_told_by_every_way_to_the_scores(wide, ids):
+    for model in wide, deepcopy(wide).bfloat16(), Transformer(90, 32, 32, 2, 4, 48):
+        with pytest.raises(IndexError, match=r"token ids must lie in 0…89"): generate_ids(model, torch.tensor(ids), 2)
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_one_token_in_compiled_loops_has_the_scores_of_the_model(wide, precision):
     pytest.importorskip("numba")
@@ -752,6 +769,10 @@ def test_one_token_in_compiled_loops_has_the_scores_of_the_model(wide, precision
         slow, fast = ([new_cache(block.attention, 1) for block in model.blocks] for _ in range(2))
         step = Step(model, fast)
         for ids in torch.randint(90, (1, 12)).split([1, 6, 1, 1, 2, 1], -1): torch.testing.assert_close(step(ids), model(ids, caches=slow))
+        for wrong in -1, 90:
+            with pytest.raises(IndexError, match=f"0…89, not {wrong}"): step(torch.tensor([[wrong]]))
+        fast[0].length = 32
+        with pytest.raises(ValueError, match="room for 32 positions"): step(torch.tensor([[1]]))
     assert step.alone is not None and all(torch.equal(a.both, b.both) is False for a, b in zip(slow, fast))   # two ways to the same numbers
 
 
@@ -800,6 +821,19 @@ def test_without_numba_and_for_other_types_rounded_weights_are_converted(monkeyp
     x.requires_grad_()
     torch.testing.assert_close(torch.autograd.grad(short(x).sum(), x)[0], short.weight.sum(0).expand(2, -1))
     with pytest.raises(ValueError, match="rows whose length is a multiple of 64, not 96"): RoundedLinear(Linear(96, 5), 4)
+
+
+def test_a_line_break_is_typed_alike_in_every_text(capsys, monkeypatch):
+    r"The shell hands over a backslash and an n: `--stop '\n'` ends at a line break, and the same in a prompt is one."
+    model, tokenizer = load_demo("cpu")
+    whole = generate(model, tokenizer, "ROMEO:\nI", 60, seed=3)
+    want = generate(model, tokenizer, "ROMEO:\nI", 60, seed=3, stop="\n")
+    assert want != whole
+    flags = ["--max_tokens", "60", "--seed", "3", "--precision", "float32", "--device", "cpu", "--stop", r"\n"]
+    main(["--prompt", r"ROMEO:\nI", *flags])
+    monkeypatch.setattr("sys.stdin", __import__("io").StringIO("ROMEO:\\nI\n"))
+    main(["--interactive", *flags])
+    assert capsys.readouterr().out == 2 * f"{want}\n"
 
 
 @pytest.mark.parametrize("precision, slack", [("bfloat16", .06), ("int8", .06), ("int4", .4)])

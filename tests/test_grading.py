@@ -1,6 +1,5 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
 import csv
-import inspect
 import json
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import planted
 import pytest
 import torch
 from conftest import stable_id
-from right import RIGHT
+from right import RIGHT, careful
 from test_checks import FAULTY
 from torch import nn
 
@@ -39,6 +38,7 @@ from llm_course.grading.grading import (
     untouched,
     within,
 )
+from llm_course.rmsnorm import rms_norm
 
 grading.learn_mistakes()
 components = pytest.mark.parametrize("component", CHECKS)
@@ -105,7 +105,7 @@ def test_nine_in_ten_of_them_get_the_hint_that_fits(blind):
 
 def test_a_hint_never_holds_code():
     for component, found in MISTAKES.items():
-        for hint in [*found, *SYMPTOMS.get(component, {})]: assert "torch." not in hint and "(x)" not in hint.replace("σ(x)", "") and "self." not in hint, hint
+        for hint in [*found, *SYMPTOMS.get(component, {})]: assert "torch." not in hint and "(x)" not in hint.replace("σ(x)", "") and "self." not in hint, f"a hint says what is wrong, and no code such as `torch.`, `(x)` or `self.`: {component}: {hint}"
 
 
 # ---- Right, but written otherwise
@@ -121,7 +121,7 @@ def test_right_versions_pass(component):
 functions = {
     "attention": RIGHT["ScaledDotProductAttention"][1](), "softmax": torch.softmax, "silu": nn.functional.silu,
     "linear": nn.functional.linear, "embedding": lambda ids, weight: nn.functional.embedding(ids, weight),
-    "rms_norm": lambda x, gain, eps=1e-5: nn.functional.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), gain.shape, gain.to(torch.promote_types(x.dtype, torch.float32)), eps).to(x.dtype),
+    "rms_norm": careful(lambda x, gain, eps=1e-5: nn.functional.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), gain.shape, gain.to(torch.promote_types(x.dtype, torch.float32)), eps).to(x.dtype), rms_norm),
     "swiglu": lambda x, w1, w2, w3: nn.functional.silu(x @ w1.T) * (x @ w3.T) @ w2.T,
     "cross_entropy": RIGHT["CrossEntropyLoss"][1](),
 }
@@ -244,6 +244,7 @@ CELLS = {   # what IPython takes
     "help": "silu?\ndef silu(x): return x", "help of a method": "?str.join\ndef silu(x): return x", "a timed cell": "%%time\ndef silu(x):\n    return x", "a captured cell": "%%capture out\n%pip install x\ndef silu(x): return x",
     "a timed line": "%time silu = lambda x: x", "an assigned magic": "here = %pwd\ndef silu(x): return x", "a blank line first": "\n%matplotlib inline\ndef silu(x): return x", "Colab": "if 'google.colab' in str(get_ipython()):\n    %cd /content\ndef silu(x): return x",
     "await": "import asyncio\nawait asyncio.sleep(0)\ndef silu(x): return x", "display": "display(3)\ndef silu(x): return x", "prompts": ">>> def silu(x):\n...     return x", "an indented cell": "    def silu(x): return x",
+    "a line that a command said": "files = !ls\nassert files[0] == files.n == files.s\ndef silu(x): return x", "a timed value": "n = %time 3\ndef silu(x): return x + n", "an import of get_ipython": "from IPython import get_ipython\nget_ipython().run_line_magic('matplotlib', 'inline')\ndef silu(x): return x",
     "a percent in a text": 'def silu(x):\n    """\n%d of these\n!\n"""\n    return x', "a modulo at the end": "def silu(x): return (7 %\n  3)"}
 
 @pytest.mark.parametrize("what", CELLS)
@@ -276,12 +277,19 @@ def test_a_cell_that_needs_ipython_says_so_where_there_is_none(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name, content", [
     ("a.py", b"\xef\xbb\xbfdef silu(x): return x\n"), ("a.py", "# -*- coding: latin-1 -*-\né = 'ü'\ndef silu(x): return x\n".encode("latin-1")), ("a.py", b"def silu(x): return x\r\n"), ("a.py", b"get_ipython().system('ls')\ndef silu(x): return x"),
+    ("a.py", b"here = open(__file__).read()\ndef silu(x): return x"), ("a.ipynb", json.dumps({"cells": [{"cell_type": "code"}, {"cell_type": "code", "source": None}, {"cell_type": "code", "source": "def silu(x): return x"}]}).encode()),
+    *(("a.ipynb", json.dumps({"cells": [{"cell_type": "code", "source": source} for source in (f"{mark}\nhalf = .5", f"#| hide\n{mark}\ndef silu(x): return half * x", "1/0")]}).encode()) for mark in ("#| export", "# | export", "#|exports", "#| exporti")),
     ("a.ipynb", b"\xef\xbb\xbf" + json.dumps({"cells": [{"cell_type": "code", "source": "def silu(x): return x"}], "nbformat": 4, "nbformat_minor": 0}).encode()),
     ("a.ipynb", json.dumps({"cells": [{"cell_type": "code", "source": "def silu(x): return x"}]}).encode("utf-16")), ("a.ipynb", json.dumps({"worksheets": [{"cells": [{"cell_type": "code", "input": ["def silu(x): return x"]}]}]}).encode())])
 def test_a_file_is_read_in_its_own_encoding_and_format(tmp_path, name, content):
     (tmp_path/name).write_bytes(content)
     parts, troubles = load(tmp_path/name)
     assert [*parts] == ["silu"] and not troubles
+
+
+def test_a_notebook_by_the_name_of_a_module_is_told_its_name(tmp_path):
+    (tmp_path/"a.py").write_text(notebook("def silu(x): return x"), "utf-8", newline="\n")
+    with pytest.raises(ValueError, match=r"a\.py is a notebook; let its name end in \.ipynb"): load(tmp_path/"a.py")
 
 
 def test_a_part_may_use_what_lies_beside_it(tmp_path):
@@ -302,8 +310,8 @@ def test_the_command_prints_progress_and_ends_with_what_it_found(tmp_path, capsy
     assert ended.value.code == 1 and "✗ silu" in out and "line 2: return {}[0]" in out and "1 of 3 parts pass, 1 fail, 1 are" in out
 
 
-@pytest.mark.parametrize("name, text, said", [("gone.py", None, "is no folder, Python file or notebook"), ("a.txt", "x", "is no folder, Python file or notebook"),
-                                              ("a.ipynb", "{", "no notebook"), ("a.py", "x = 1", "there is no part to grade")])
+@pytest.mark.parametrize("name, text, said", [("gone.py", None, "is not a folder, Python file or notebook"), ("a.txt", "x", "is not a folder, Python file or notebook"),
+                                              ("a.ipynb", "{", "not a notebook"), ("a.py", "x = 1", "there is no part to grade")])
 def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys, name, text, said):
     if text is not None: (tmp_path/name).write_text(text, "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path/name)])
@@ -400,7 +408,60 @@ def test_only_what_is_certain_is_said_of_answers_whose_cause_is_unknown():
     assert told(lambda x: 2 * x, 2) == "it is wrong in half precision, and right elsewhere"
     assert told(lambda x: 2 * x, 3).startswith("the gradient is wrong") and told(lambda x: x / 0, 3).startswith("the gradient is not finite")
     assert told(torch.Tensor.half, 0).startswith("an answer in torch.float32 came in torch.float16") and "came as (1, 3)" in told(lambda x: x[None], 0) and "not finite" in told(lambda x: x / 0, 0)
-    assert describe([x], ["ValueError"], ["for senseless settings"]).endswith("must be refused with a ValueError")
+    assert describe([x], ["ValueError"], ["for senseless settings"]) == "an error must be raised for senseless settings"
+    assert describe(["KeyError"], [x], ["for a single row"]) == "KeyError is raised for a single row"
+    assert describe([x[None], x / 0], [x, x], ["", ""]) == ""   # each has something of its own, and neither is the cause
+
+
+def test_a_factor_is_named_only_if_all_results_have_it():
+    right = [torch.tensor([[.3, 1.7], [2.1, .4]]), torch.tensor([.5, 2.3]), torch.tensor([.7, .1])]
+    def told(*factors): return grading.related([(x * by, x) for x, by in zip(right, factors)])
+    assert told(.6931, .6931, .6931) == "the result is 0.6931 times what it should be"
+    assert told(2, 2, 3) == told(2, 2) == told(torch.inf, torch.inf, torch.inf) == grading.related([(right[0].mT, right[0])] * 3) == grading.related([("KeyError", right[0])] * 3) == ""   # a few may agree by chance
+
+
+def test_an_argument_without_effect_is_named():
+    def rope(d_k, max_seq_len, theta=10000.): return reference("RoPE")(d_k, max_seq_len)
+    def loss(better, worse, ref_better, ref_worse, beta=.1): return 3 * reference("dpo_loss")(better, worse, ref_better, ref_worse)
+    assert grading.unheeded(answers(rope, "RoPE"), "RoPE") == "`theta` has no effect"
+    assert grading.unheeded(answers(loss, "dpo_loss"), "dpo_loss") == ""   # it explains a few of its faults only
+
+
+def test_a_mistake_is_named_though_other_things_are_not_refused_or_fail_besides():
+    gap = MISTAKES["Softmax"]["these are powers of two, not of e"]
+    def part(dim=-1): return lambda x: gap(dim)(x).nan_to_num(0.) if x.ndim < 4 else {}["four axes"]
+    assert judge(part, "Softmax").hint == "these are powers of two, not of e"
+
+
+def test_what_changes_an_input_is_refused_wherever_it_is_asked():
+    def part(logits, k):
+        if logits.dtype == torch.float64: logits.sub_(0.).add_(1.)
+        return reference("keep_top_k")(logits, k)
+    assert judge(part, "keep_top_k").why == "it changes what it is given, argument 0"
+
+
+def test_a_checkpoint_that_is_put_back_unseen_is_refused():
+    "As the page's first, plain `load` does."
+    def part(source, model, optimizer=None):
+        state = torch.load(source, weights_only=True)
+        model.load_state_dict(state["model"])
+        if optimizer: optimizer.load_state_dict(state["optimizer"])
+        return state["iteration"]
+    verdict = judge(part, "load_checkpoint")
+    assert verdict.claim == grading.ALIKE and verdict.hint.startswith("nothing is compared before it is put back")
+
+
+def test_to_refuse_is_one_answer_whatever_is_raised():
+    mine, truth = ["KeyError", "'a'", "KeyError", "KeyError", "None"], ["ValueError", "ValueError", torch.ones(1), "'KeyError'", "ValueError"]
+    assert grading.differ(mine, truth, right=True) == [False, True, True, True, True] and all(grading.differ(mine, truth))
+
+
+def test_what_an_instance_remembers_is_seen_when_it_is_used_again():
+    class Part(nn.Module):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            return nn.functional.silu(x) * self.calls
+    assert "when it is used again" in judge(Part, "SiLu").why
 
 
 def test_a_hint_is_short():
@@ -434,31 +495,17 @@ UNSEEN = {   # arguments whose loss no answer can show (speed, a bar, a buffer's
     "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
     "windows..device", "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..seed", "stream..draft", "stream..ahead",   # the last three are the engine room's
     *(f"{name}..{dial}" for name in ("generate", "stream") for dial in ("temperature", "top_p", "max_tokens")),   # asked of `generate_ids`, or slow without
-    "TransformerBlock.__init__.max_seq_len", "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure", "Transformer.__init__.parts",
-    *(f"{name}.{argument}" for name in ("TransformerBlock", "Transformer") for argument in ("__init__.device", "__init__.dtype", "forward.cache", "forward.caches"))}
-
-def without(call, name):
-    "The same function, deaf to one of its arguments."
-    signature = inspect.signature(call)
-    def deaf(*inputs, **more):
-        bound = signature.bind(*inputs, **more)
-        bound.arguments.pop(name, None)
-        return call(*bound.args, **bound.kwargs)
-    return deaf
+    "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure", "Transformer.__init__.parts",
+    "MultiHeadAttention.__init__.attend", "Transformer.__init__.device", "Transformer.__init__.dtype"}
 
 def deaf_versions():
     "For each argument that has a default: the component, the argument's name, and our own version that ignores it."
     for component in CHECKS:
         ours = reference(component)
-        is_class = isinstance(ours, type)
-        own = {name for base in ours.__mro__ if base.__module__.startswith("llm_course") for name in vars(base)} if is_class else ()
-        for method in ("__init__", "forward", "step", "encode", "decode", "encode_iterable") if is_class else ("",):
-            if is_class and method not in own: continue
-            call = getattr(ours, method) if method else ours
-            for name, parameter in inspect.signature(call).parameters.items():
-                if parameter.default is parameter.empty or f"{component}.{method}.{name}" in UNSEEN: continue
-                deaf = without(call, name)
-                yield pytest.param(component, type(ours.__name__, (ours,), {method: (lambda self, *inputs, _deaf=deaf, **more: _deaf(self, *inputs, **more))}) if method else deaf, id=f"{component}.{method}.{name}")
+        for method, one in grading.arguments(ours):
+            name = f"{component}.{method}.{one.name}"
+            if one.default is one.empty or name in UNSEEN: continue
+            yield pytest.param(component, grading.deaf(ours, method, one), id=name)
 
 @pytest.mark.parametrize("component, part", list(deaf_versions()))
 def test_a_part_that_is_deaf_to_one_setting_is_refused_with_a_hint(component, part):

@@ -1,5 +1,6 @@
 """The health of a run: every fault is named, on stored runs that no threshold was set on and on runs made here; sound runs are left in peace."""
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,11 @@ def asked(tmp_path):
 def test_a_fresh_run_is_sound(asked): assert diagnose(train(asked).history, 60) == {}
 
 
+def test_a_tied_run_that_has_learnt_little_is_sound(asked):
+    history = train(replace(asked, tie=True, iterations=3, warmup_iters=0, lr_max=1e-3)).history
+    assert history[-1]["present_loss"] < .8 * history[-1]["next_loss"] and diagnose(history) == {}
+
+
 @pytest.mark.parametrize("fault, shift", [("labels not shifted", 0), ("labels shifted twice", 2)])
 def test_fresh_runs_with_wrong_labels(asked, fault, shift, monkeypatch):
     def wrong(ids, batch_size, max_seq_len, *rest, **more):
@@ -75,10 +81,11 @@ def test_a_first_loss_far_from_the_logarithm_is_told():
 
 @pytest.mark.parametrize("later, faults", [
     (dict(peek=1e-5), []), (dict(peek=2e-3), ["no causal mask"]),   # rounding lets a little through
-    (dict(present_loss=3., next_loss=2.), []), (dict(present_loss=1., next_loss=2.), ["labels not shifted"]),   # the first line says the contrary
-    (dict(peek=.5, present_loss=1., next_loss=2.), ["no causal mask", "labels not shifted"]),   # the surest first
+    (dict(present_loss=3., next_loss=2.), []), (dict(train_loss=1., present_loss=1., next_loss=2.), ["labels not shifted"]),   # the first line says the contrary
+    (dict(train_loss=2., present_loss=1., next_loss=2.), []),   # a tied model that is still young learns from the next, as it should
+    (dict(peek=.5, train_loss=1., present_loss=1., next_loss=2.), ["no causal mask", "labels not shifted"]),   # the surest first
     (dict(train_loss=2., val_loss=4.5, epochs=.5), ["tokenizer mismatch"]), (dict(train_loss=2., val_loss=4.5, epochs=3.), []),   # learnt by heart, which is no fault of the files
-    (dict(train_loss=4.8, val_loss=5., epochs=.5), [])], ids=range(8))   # too little is learnt yet to tell
+    (dict(train_loss=4.8, val_loss=5., epochs=.5), [])], ids=range(9))   # too little is learnt yet to tell
 def test_what_the_last_measurement_says_decides(later, faults):
     first = {"iteration": 1, "train_loss": 5., "val_loss": 5., "peek": 0. if later.get("peek") else .5, "present_loss": 1., "next_loss": 2.}
     assert list(diagnose([first, {"iteration": 2, "peek": 0., "present_loss": 3., "next_loss": 2., **later}])) == faults

@@ -192,7 +192,7 @@ def base(tmp_path):
 
 
 def run(base, *flags, model="chat", output="run"):
-    main(["--train_data", str(base/"train.jsonl"), "--val_data", str(base/"val.jsonl"), "--model_path", str(base/model/"model.safetensors"), "--device", "cpu",
+    main(["--train_data", str(base/"train.jsonl"), "--val_data", str(base/"val.jsonl"), "--init_from", str(base/model/"model.safetensors"), "--device", "cpu",
           "--output", str(base/output), "--iterations", "3", "--batch_size", "2", "--lr_max", "1e-2", "--log_interval", "1", "--val_interval", "99", *flags])
 
 
@@ -218,6 +218,16 @@ def test_goes_on_as_if_it_had_not_stopped(base, lora):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_another_batch_size_on_resume_needs_override(base, capsys):
+    run(base, "--iterations", "2")
+    with pytest.raises(SystemExit): run(base, "--resume", "--batch_size", "4")
+    assert "--batch_size was 2 when" in (told := capsys.readouterr().err) and "let it change with --override" in told
+    run(base, "--resume", "--override", "--batch_size", "4")
+    assert "note: --batch_size was 2 when" in capsys.readouterr().err
+    kept = json.loads((base/"run"/"config.json").read_text("utf-8"))
+    assert kept["batch_size"] == 4 and kept["lr_min"] is None and not kept.keys() & {"resume", "override"}
+
+
 @pytest.mark.parametrize("flag, value, told", [("--lora_alpha", "4", "--lora_alpha was 16.0 when"), ("--lora_rank", "3", "--lora_rank was 2 when"),
                                                ("--lora_targets", "w2", "--lora_targets was ['q_proj'] when"), ("--lora_rank", "0", "checkpoint")])
 def test_does_not_go_on_with_another_lora(base, flag, value, told, capsys):
@@ -229,6 +239,22 @@ def test_does_not_go_on_with_another_lora(base, flag, value, told, capsys):
     said, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert told in said
     assert (base/"run"/"adapter"/"adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("flags, told", [(["--train_data", "others.jsonl"], "note: --train_data was BASE/train.jsonl, and is BASE/others.jsonl from now on"), (["--val_data", "others.jsonl"], "note: --val_data was BASE/val.jsonl, and is BASE/others.jsonl from now on"),
+                                         (["--init_from", "plain/model.safetensors"], "error: --init_from was BASE/chat/model.safetensors when the run in BASE/run began, and is BASE/plain/model.safetensors now; use BASE/chat/model.safetensors, or name another folder"),
+                                         (["--seed", "3"], "error: --seed was 0 when the run in BASE/run began, and is 3 now; use 0, name another folder, or let it change with --override"), (["--max_seq_len", "0"], "error: --max_seq_len must be at least 1, but is 0"),
+                                         (["--lora_rank", "-1"], "error: --lora_rank must be 0 or more, but is -1"), (["--lora_rank", "2", "--lora_alpha", "nan"], "error: --lora_alpha must be positive, and finite, but is nan")], ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_a_flag_that_changes_on_resume_is_told_or_refused(base, flags, told, capsys):
+    same = "--lr_min", "1e-2", "--warmup_iters", "0"
+    (base/"others.jsonl").write_bytes((base/"train.jsonl").read_bytes())
+    run(base, *same, "--iterations", "1")
+    capsys.readouterr()
+    flags = [str(base/word) if "." in word else word for word in flags]
+    try: run(base, *same, "--iterations", "2", "--resume", *flags)
+    except SystemExit: assert told.startswith("error")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note: ", "error: "))]
+    assert lines == [told.replace("BASE", str(base))]
 
 
 @pytest.mark.parametrize("place", [0, 70, 149])
@@ -298,8 +324,10 @@ def test_rows_without_limits_are_one_conversation():
     torch.testing.assert_close(answer_logits(made, joined), made(joined[0][:, :length])[learnt])
 
 
-def test_conversations_that_share_their_opening_are_separate_rows():
-    made, examples = model().double(), [as_example(words(), smollm2.talk(a, b)) for a, b in ((12, 34), (99, 2), (5, 678))]
+@pytest.mark.parametrize("pairs", [((12, 34), (99, 2), (5, 678)), ((12, 34),) * 3], ids=["other questions", "one question"])
+def test_conversations_that_share_their_opening_are_separate_rows(pairs):
+    made, said = model().double(), ("46", "467", "9")
+    examples = [as_example(words(), talk((smollm2.TAUGHT.format(*pair), answer))) for pair, answer in zip(pairs, said)]
     found = []
     for logits in smollm2.branch_logits(made, smollm2.branches(examples)), answer_logits(made, batch_of([[example] for example in examples], 64)):
         made.zero_grad()
@@ -310,5 +338,5 @@ def test_conversations_that_share_their_opening_are_separate_rows():
 
 def test_sums_of_the_exam_are_never_taught_and_are_of_all_kinds():
     exam, taught = smollm2.sums(500, "exam", held=True), smollm2.sums(2000, "0 1")
-    assert not {frozenset(pair) for pair in exam} & {frozenset(pair) for pair in taught}
+    assert not {frozenset(pair) for pair in exam} & {frozenset(pair) for pair in [*taught, *smollm2.SHOWN]}
     assert {(a + b) % 10 for a, b in exam} == {(a + b) % 10 for a, b in taught} == set(range(10))

@@ -5,8 +5,9 @@ import inspect
 import json
 import os
 import pickle
-import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -14,9 +15,12 @@ from typing import get_args, get_origin
 
 import pytest
 import torch
+from apart import apart
+from beartype import beartype
+from conftest import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError
+from jaxtyping import Float, TypeCheckError
 from specimens import LAYOUTS, OPTIONS, SPECIMENS, dtypes
 from torch.func import functional_call
 from torch.testing import assert_close
@@ -28,10 +32,12 @@ from llm_course.engine.attention_kernel import fused_attention
 from llm_course.engine.families import FamilyAttention
 from llm_course.engine.rope_tables import rotate_complex
 from llm_course.ffn import FFN, silu, swiglu
+from llm_course.generating import Sampling
 from llm_course.linear import Linear, linear
 from llm_course.loss import cross_entropy
 from llm_course.multihead import MultiHeadAttention, grouped_attention, split_heads
 from llm_course.rmsnorm import RmsNorm, rms_norm
+from llm_course.schedule import cos_lr_scheduler
 from llm_course.softmax import softmax
 
 every = pytest.mark.parametrize("specimen", SPECIMENS, ids=str)
@@ -206,7 +212,7 @@ def failed(device, made_once):
     "What the compiler could not do, by layer; in a process of its own, since the hook that enforces shapes here is opaque to it."
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     def compile_all(folder):
-        done = subprocess.run([sys.executable, "-c", CODE, device], env=os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places}, capture_output=True, text=True, encoding="utf-8")
+        done = apart(["-c", CODE, device], os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": places})
         assert done.returncode == 0, done.stderr[-2000:]
         (folder/"failed.json").write_text(done.stdout, "utf-8", newline="\n")
     return json.loads((made_once(f"compiled-{device}", compile_all)/"failed.json").read_text("utf-8"))
@@ -260,3 +266,31 @@ x, ids = torch.ones(2, 5, 4), torch.zeros(2, 5, dtype=torch.long)
 ])
 def test_other_shapes_and_types_are_refused(wrong):
     with pytest.raises(TypeCheckError): wrong()
+
+
+def test_whatever_is_announced_is_checked():
+    "The hook of conftest.py, on each kind of part; and on a function and a configuration of ours that know no tensors."
+    check = partial(checked, typechecker=beartype)
+    square, wide = torch.ones(2, 2), torch.ones(2, 3)
+
+    @check
+    def plain(x: int) -> str: return x
+
+    @check
+    def turned(x: Float[torch.Tensor, "a b"]) -> Float[torch.Tensor, "b a"]: return x
+
+    @check
+    def by_name(x: 'Float[torch.Tensor, "2 2"]'): return x
+
+    @check
+    def each(x: Float[torch.Tensor, "2 2"]) -> Iterator[Float[torch.Tensor, "3"]]: yield from x
+
+    @check
+    @dataclass
+    class Pair: a: int
+    assert turned(square) is by_name(square) is square and len([*each(square)]) == 2 and Pair(3).a == 3
+    for wrong in (lambda: plain("a"), lambda: plain(3), lambda: turned(wide), lambda: turned(square.long()), lambda: by_name(wide), lambda: Pair("a"),
+                  lambda: cos_lr_scheduler("1", 2, 4, 0., 1.), lambda: Sampling(temperature="hot")):
+        with pytest.raises(TypeCheckError): wrong()
+    with pytest.raises(TypeCheckError): each(wide)
+    with pytest.raises(TypeCheckError): turned(wide)   # and the generator's kinds were left as they are

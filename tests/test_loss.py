@@ -1,12 +1,11 @@
 """`llm_course.loss`: exact, finite, and no hungrier than the built-in."""
 import math
 import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
+from apart import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -148,7 +147,7 @@ def test_without_ignore_index_even_minus_100_is_refused():
 
 def run(code):
     "Python without the shape checks that pytest turns on; they would answer first."
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
+    done = apart(["-c", code], os.environ | {"JAXTYPING_DISABLE": "1"})
     return done.returncode, done.stdout, done.stderr
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from apart import apart
 from torch import nn
 from torch.testing import assert_close
 
@@ -365,8 +366,7 @@ for i in range(8):
 for a, b in zip(*params): torch.testing.assert_close(a, b)
 assert compiles.frame_count == settled, f'{settled} pieces of code became {compiles.frame_count}'
 """.replace("MAKE", make)
-    done = subprocess.run([sys.executable, "-c", "import torch._dynamo.testing\n" + code], capture_output=True, text=True,
-                          env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
+    done = apart(["-c", "import torch._dynamo.testing\n" + code], os.environ | {"JAXTYPING_DISABLE": "1"})
     assert done.returncode == 0, done.stderr
 
 

@@ -5,8 +5,11 @@ import shutil
 import sys
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
+import conftest
 import pytest
+from apart import apart
 from installed import all_but_results, build, built_in, environment, longest_first, project, python_of, quietly, root
 
 from llm_course.engine.commands import RECIPE
@@ -74,7 +77,7 @@ def test_the_whole_way_by_its_verbs(command, tmp_path):
     command("data", "--tokenizer", "data/tokenizer.json", "--corpus", "corpus.txt", "--output", "data")
     command("train", "--train_data", "data/train.bin", "--val_data", "data/val.bin", *"--d_model 16 --num_layers 1 --num_heads 2 --d_ff 24".split(),
             *"--max_seq_len 16 --batch_size 2 --iterations 2 --device cpu".split())
-    command("checkpoint", "--checkpoint", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
+    command("checkpoint", "--model_path", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
     assert command("generate", "--model_path", "model.safetensors", "--tokenizer_path", "data/tokenizer.json", "--prompt", "The").startswith("The")
     assert "  next  llm-course data --fetch" in command()   # no data/train.txt here, so the way begins anew
 
@@ -96,13 +99,16 @@ def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
     assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
-@pytest.mark.parametrize("verb", ["data", "tokenizer", "train", "generate", "checkpoint", "instruct", "rewards", "evaluate", "serve"])
-def test_help_names_the_command_as_it_was_typed(command, verb):
-    assert command(verb, "--help").startswith(f"usage: llm-course {verb} ")
+def test_help_names_the_command_as_it_was_typed(python, tmp_path):
+    "All in one process, since each alone takes longest to start."
+    verbs = ["data", "tokenizer", "train", "generate", "checkpoint", "instruct", "rewards", "evaluate", "serve"]
+    code = "import sys\nfrom llm_course.engine.commands import main\nfor verb in sys.argv[1:]:\n    try: main([verb, '--help'])\n    except SystemExit as stop: print('ended with', stop.code)"
+    said = quietly(python, "-c", code, *verbs, cwd=tmp_path).split("usage: ")
+    assert [text.split()[:2] for text in said[1:]] == [["llm-course", verb] for verb in verbs] and all(text.endswith("ended with 0\n") for text in said[1:])
 
 
 def test_extras_and_scripts_are_what_the_readme_says():
-    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "fast", "interop", "parquet", "serve", "triton"} == project["optional-dependencies"].keys()
+    assert project["scripts"] == {"llm-course": "llm_course.engine.commands:main"} and {"dev", "evaluation-referee", "fast", "interop", "parquet", "peers", "serve", "triton"} == project["optional-dependencies"].keys()
 
 
 def test_the_longest_pages_are_executed_first():
@@ -111,10 +117,19 @@ def test_the_longest_pages_are_executed_first():
     assert sorted(paths, key=longest_first()) == paths[::-1]
 
 
-def test_pages_get_the_results_of_the_bench_and_nothing_else(tmp_path):
+def test_pages_get_the_results_and_the_models_of_the_bench_and_nothing_else(tmp_path):
     shutil.copytree(root/"bench", tmp_path/"bench", ignore=all_but_results)
     found = {path.relative_to(tmp_path/"bench").as_posix() for path in (tmp_path/"bench").rglob("*") if path.is_file()}
-    assert found == {path.relative_to(root/"bench").as_posix() for path in (root/"bench").rglob("*.json")}
+    assert found == {path.relative_to(root/"bench").as_posix() for path in (root/"bench").rglob("*") if path.suffix == ".json" or path.name == "model.py"}
+
+
+@pytest.mark.parametrize("code, status", [("raise SystemExit(3)", 3), ("1 / 0", 1), ("import os; os.kill(os.getpid(), 9)", -9),
+                                          ("import os, sys; print(sys.argv, sys.path[0], os.getcwd(), os.environ['WORD'], __name__, 'torch' in sys.modules or 'torch')", 0)])
+def test_a_process_apart_is_like_one_that_was_started(code, status, tmp_path):
+    env = os.environ | {"WORD": "é"}
+    done = apart(["-c", code, 1], env, tmp_path)
+    assert done.returncode == status and ("ZeroDivisionError" in done.stderr) == (status == 1)
+    if not status: assert done.stdout.replace("True", "torch") == f"['-c', '1']  {tmp_path} é __main__ torch\n"
 
 
 def test_what_several_processes_need_is_made_once_and_again_if_it_failed(made_once):
@@ -124,3 +139,13 @@ def test_what_several_processes_need_is_made_once_and_again_if_it_failed(made_on
     with pytest.raises(OSError): made_once("a-trial", fails)
     assert [path.name for path in made_once("a-trial", works).iterdir()] == ["whole"]
     assert made_once("a-trial", fails) == calls[0] and len(calls) == 2
+
+
+def test_each_process_begins_with_its_part_of_the_long_tests():
+    def ordered(names, processes):
+        items = [SimpleNamespace(name=name, get_closest_marker=name.startswith) for name in names.split()]
+        conftest.pytest_collection_modifyitems(SimpleNamespace(workerinput={"workercount": processes}), items)
+        return " ".join(item.name for item in items)
+    names = "a b long1 c d long2 e long3"
+    assert ordered(names, 1) == "long1 long2 long3 a b c d e" and ordered(names, 2) == "long1 long3 a b long2 c d e"
+    assert ordered("long1 long2 a", 2) == "long1 long2 a" and ordered("", 2) == ""

@@ -14,12 +14,22 @@ from torch.testing import assert_close
 
 from llm_course.engine.commands import parse
 from llm_course.engine.flags import TrainConfig
+from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
+from llm_course.transformer import Transformer
 
 dist = pytest.importorskip("torch.distributed")
 pytestmark = pytest.mark.skipif(not (dist.is_available() and hasattr(os, "fork")), reason="needs torch.distributed and fork")
 if dist.is_available():
-    from llm_course.distributed import DataParallel, ShardedModule, ShardedOptimizer, TensorParallelFFN, fill_buckets, in_processes
+    from llm_course.distributed import (
+        DataParallel,
+        ShardedModule,
+        ShardedOptimizer,
+        TensorParallelFFN,
+        fill_buckets,
+        in_processes,
+        shard_model,
+    )
 
 root = Path(__file__).parents[1]
 
@@ -143,6 +153,67 @@ def test_a_sharded_optimiser_steps_like_a_whole_one(count, kind):
     found = in_processes(count, partial(steps_like_one, kind=kind))
     numbers = found[0][1] * (1 if kind == "SGD" else 2)
     assert sum(held for held, *_ in found) == numbers and max(held for held, *_ in found) < .75 * numbers, "each number has one owner"
+
+
+# ---- Every scheme is one process
+
+def whole(model, of):
+    "The weights of a model, or their gradients, by name, whatever this process holds of them."
+    found = {}
+    for place, module in model.named_modules():
+        if isinstance(module, ShardedModule): own = module.named(of(module.piece))
+        elif isinstance(module, TensorParallelFFN):
+            own = {}
+            for name, dim in ("w1", 0), ("w2", 1), ("w3", 0):
+                mine = of(getattr(module, name)).contiguous()
+                pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+                dist.all_gather(pieces, mine)
+                own[f"{name}.weight"] = torch.cat(pieces, dim)
+        else: own = {name: of(p) for name, p in module.named_parameters(recurse=False)}
+        for name, x in own.items(): found[f"{place}.{name}".removeprefix("module.")] = x.detach().clone()
+    return found
+
+
+def learned(scheme, dtype, rank, count):
+    "The losses of some steps of a Transformer, the gradients of the first, and the weights after the last."
+    torch.manual_seed(0)
+    model, finish, make, losses = Transformer(31, 8, d_model=16, num_layers=2, num_heads=2, d_ff=24).to(dtype), lambda: None, AdamW, []
+    if scheme in ("data parallel", "ZeRO 1"):
+        model = DataParallel(model, .003)
+        finish = model.finish_gradient_synchronization
+    if scheme == "ZeRO 1": make = partial(ShardedOptimizer, optimizer_class=AdamW)
+    if scheme in ("ZeRO 2", "ZeRO 3"): shard_model(model, keep=scheme == "ZeRO 2")
+    if scheme == "tensor parallel":
+        for block in model.blocks: block.ffn = TensorParallelFFN(block.ffn)
+    optimizer = make(model.parameters(), lr=1e-2)
+    for step in range(4):
+        ids = (torch.randint(31, (8, 1), generator=torch.Generator().manual_seed(step)) + torch.arange(9)) % 31
+        mine = ids if scheme in ("one process", "tensor parallel") else ids.chunk(count)[rank]
+        loss = cross_entropy(model(mine[:, :-1]), mine[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        finish()
+        if step == 0: gradients = whole(model, lambda p: p.grad)
+        optimizer.step()
+        loss = loss.detach()
+        if len(mine) < len(ids):
+            dist.all_reduce(loss)
+            loss /= count
+        losses.append(loss)
+    return torch.stack(losses), gradients, whole(model, lambda p: p.detach())
+
+
+def learn_like_one(rank, count):
+    for dtype in torch.float32, torch.float64:
+        wanted = learned("one process", dtype, rank, count)
+        for scheme in "data parallel", "ZeRO 1", "ZeRO 2", "ZeRO 3", "tensor parallel":
+            for what, a, b in zip(("losses", "gradients", "weights"), learned(scheme, dtype, rank, count), wanted, strict=True):
+                if what == "weights" and dtype == torch.float32: continue   # Adam magnifies rounding
+                assert_close(a, b, rtol=1e-6, atol=1e-6, msg=lambda m, told=f"{what} of {scheme} on {count} processes, {dtype}: ": told + m)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_scheme_learns_like_one_process(count): in_processes(count, learn_like_one)
 
 
 # ---- Beyond the page

@@ -23,6 +23,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from apart import apart
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch.testing import assert_close
@@ -38,7 +39,8 @@ from llm_course.engine import hub as hub_page
 from llm_course.engine.chat import encode_chat
 from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
-from llm_course.engine.gguf import GgufFile, from_gguf_tokenizer
+from llm_course.engine.gguf import from_gguf_tokenizer
+from llm_course.engine.gguf_file import GgufFile
 from llm_course.engine.llama2c import read_pieces
 from llm_course.engine.model_files import row_blocks
 from llm_course.engine.rope_tables import RopeScaling
@@ -388,6 +390,24 @@ def test_headers_made_to_do_harm(tmp_path, kind, said):
 
 
 # ---- What folders may lack, and what files may hide
+
+def test_a_tokenizer_may_be_named_by_its_file(tokenizer, tmp_path):
+    export_pretrained(random_model(), tokenizer, tmp_path/"model")
+    file = (tmp_path/"model"/"tokenizer.json").rename(tmp_path/"mine.json")
+    for named in file, str(file): assert load_pretrained(tmp_path/"model", "cpu", tokenizer=named)[1].vocab == tokenizer.vocab
+
+
+@pytest.mark.parametrize("family, said", [("gpt2", "gpt2"), ("llama", "lacks tokenizer.json; save the tokenizer there, too, by its save_pretrained\n")])
+def test_what_a_folder_is_comes_before_what_it_lacks(family, said, tokenizer, tmp_path, capsys):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    (tmp_path/"tokenizer.json").unlink()
+    told = json.loads((tmp_path/"config.json").read_text("utf-8")) | {"model_type": family}
+    (tmp_path/"config.json").write_text(json.dumps(told), "utf-8", newline="\n")
+    with pytest.raises(ValueError) as caught: load_pretrained(tmp_path, "cpu")
+    assert ("lacks tokenizer.json" in str(caught.value)) == (family == "llama") == ("tokenizer=" in str(caught.value))
+    with pytest.raises(SystemExit): pretrained.main(["check", "--model_path", str(tmp_path)])
+    assert said in capsys.readouterr().err
+
 
 def test_folders_that_are_none(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"lacks config\.json"): load_pretrained(tmp_path, "cpu")
@@ -1061,7 +1081,7 @@ def test_generating_takes_what_load_pretrained_takes(tokenizer, tmp_path, capsys
 
 @pytest.mark.parametrize("name, said", [
     ("nowhere", "nowhere does not exist; name a folder"), ("nowhere.pt", "--model_path nowhere.pt does not exist"), ("nowhere.gguf", "nowhere.gguf does not exist"),
-    ("run", "--model_path run is the folder of a run; name run/best.pt or run/checkpoint.pt"), ("empty", "empty lacks config.json"), ("junk.gguf", "junk.gguf")])
+    ("run", "run/checkpoint.pt is not a checkpoint of this course"), ("empty", "empty lacks config.json"), ("junk.gguf", "junk.gguf")])
 def test_generating_refuses_in_one_line(name, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for folder in "run", "empty": (tmp_path/folder).mkdir()
@@ -1142,7 +1162,7 @@ def from_hub(name, env, *more):
             "try: model, tokenizer = load_pretrained(sys.argv[1], 'cpu', revision=(sys.argv[2:] or [None])[0])\n"
             "except (ValueError, OSError) as error: print('refused:', error)\n"
             "else: print(model.config.d_model, sum(p.numel() for p in model.parameters()), tokenizer.vocab_size)")
-    done = subprocess.run([sys.executable, "-c", code, name, *more], capture_output=True, text=True, env=env, timeout=1800, encoding="utf-8")
+    done = apart(["-c", code, name, *more], env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
@@ -1219,7 +1239,7 @@ def test_peak_memory_of_loading(large, tokenizer, tmp_path, kind, dtype):
     else:
         write_llama2c(model, path := tmp_path/"model.bin", 1)
         tokenizer.save(tmp_path/"tokenizer.json")
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(path), dtype], capture_output=True, text=True, env=os.environ | {"JAXTYPING_DISABLE": "1"}, encoding="utf-8")
+    done = apart(["-c", MEASURE, path, dtype], os.environ | {"JAXTYPING_DISABLE": "1"})
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.3
 
@@ -1233,7 +1253,7 @@ def test_command_exports_and_checks(tokenizer, tmp_path, capsys):
     main(["export", "--model_path", str(tmp_path/"model.safetensors"), "--output", str(tmp_path/"out"), "--about", "Small."])
     assert "parameters in float32" in capsys.readouterr().out
     same(load_pretrained(tmp_path/"out", "cpu")[0], model)
-    main(["check", "--folder", str(tmp_path/"out")])
+    main(["check", "--model_path", str(tmp_path/"out")])
     assert "the likeliest token is the same at 100% of 128 places; the tokenizers agree" in capsys.readouterr().out
     main(["export", "--model_path", str(tmp_path/"out"), "--output", str(tmp_path/"model.gguf"), "--dtype", "float16"])   # from one foreign format to the other
     same(load_pretrained(tmp_path/"model.gguf", "cpu", torch.float16)[0], model.half())
@@ -1250,15 +1270,23 @@ def test_check_finds_a_difference(tokenizer, tmp_path, capsys):
         return model, read
     exchange.load_pretrained = slightly_other
     try:
-        with pytest.raises(SystemExit) as caught: main(["check", "--folder", str(tmp_path)])
+        with pytest.raises(SystemExit) as caught: main(["check", "--model_path", str(tmp_path)])
     finally: exchange.load_pretrained = original
     assert caught.value.code == 2 and "is read differently" in capsys.readouterr().err
 
 
+def test_check_says_where_transformers_has_no_use_for_the_tokenizer(tokenizer, tmp_path, monkeypatch, capsys):
+    def fails(*args): raise Exception("Unk token `<unk>` not found in the vocabulary")   # as tokenizers does
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises(SystemExit) as caught: main(["check", "--model_path", str(tmp_path)])
+    assert caught.value.code == 2 and "error: transformers cannot use the tokenizer in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words, status, said", [
     ([], 0, "usage:"), (["--help"], 0, "usage:"), (["convert"], 2, "there is no command convert"), (["export", "--model_path", "nowhere.pt"], 2, "does not exist"),
-    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is not one of"), (["check", "--folder", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
-    (["check", "--folder", "nowhere"], 2, "nowhere does not exist")], ids=str)
+    (["export", "--model_path", "nowhere", "--dtype", "int8"], 2, "--dtype int8 is not one of"), (["check", "--model_path", "x", "--tokens", "0"], 2, "--tokens must be at least 1"),
+    (["check", "--model_path", "nowhere"], 2, "nowhere does not exist")], ids=str)
 def test_command_refuses(words, status, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught: main(words)
@@ -1300,7 +1328,7 @@ print("shown:", space["real"], space["model"].config.num_layers)
 def test_page_goes_on_without_the_real_model(tmp_path):
     "Every cell of the page, with an empty cache and no package index: the model of Shakespeare stands in."
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path), "JAXTYPING_DISABLE": "1", "MPLCONFIGDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", PAGE], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=1800, encoding="utf-8")
+    done = apart(["-c", PAGE], env, Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "The little model of Shakespeare stands in for it." in done.stdout and "shown: False 3" in done.stdout
 

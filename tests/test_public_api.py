@@ -104,6 +104,7 @@ CHEAP = {   # a line of Python: heavy modules that it has no need of
     "llm('train', '--help')": "torch numpy matplotlib",
     "llm('generate', '--help')": "torch numpy matplotlib",
     "llm('train', '--d_modle', '8')": "torch numpy matplotlib",
+    "llm('tokens', 'To', 'be')": "torch matplotlib",
     "llm('generate', '--prompt', 'O', '--max_tokens', '1', '--device', 'cpu')": "matplotlib einx sympy torch._dynamo torch.fx.experimental.symbolic_shapes",
 }
 
@@ -138,6 +139,11 @@ assert_type(generate(model, tokenizer, ["one", "two"], top_k=3), list[str])
 assert_type(stream(model, tokenizer, "one"), Iterator[str])
 assert_type(stream(model, tokenizer, ["one"]), Iterator[list[str]])
 generate(model, tokenizer, 1)  # type: ignore[type-var]
+generate(model, tokenizer, "one", min_p=.1, stop="x", seed=3, ahead=2)
+generate(model, tokenizer, "one", max_new_tokens=3)  # type: ignore[call-arg]
+generate(model, tokenizer, "one", top_k="3")  # type: ignore[arg-type]
+stream(model, tokenizer, "one", stop=["x"], repetition_penalty=1.1)
+stream(model, tokenizer, "one", topk=3)  # type: ignore[call-arg]
 config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), iterations=3)
 assert_type(config.lr_max, float)
 TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), iterations="3")  # type: ignore[arg-type]

@@ -10,12 +10,12 @@ import book
 import pytest
 from test_notebooks import figure
 
-from bench.table import browser, table
+from bench.table import browser, race, table
 from llm_course import BpeTokenizer, TrainConfig
 from llm_course.engine.budget import describe
-from llm_course.engine.commands import parse
-from llm_course.engine.diary import report
-from llm_course.engine.run_config import account_of
+from llm_course.engine.commands import Flags, parse
+from llm_course.engine.diary import RUN_FILES, report
+from llm_course.engine.run_config import account_of, check_types
 
 root = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ sections = {name: re.split(r"^#+ .*\n", text, flags=re.M) for name, text in text
 
 @pytest.mark.parametrize("name", names)
 def test_the_tables_are_what_was_measured(name):
-    for rows in table(name), browser(name): assert f"\n{rows}\n\n" in texts[name], "run python -m bench.table"
+    for rows in table(name), race(name), browser(name): assert f"\n{rows}\n\n" in texts[name], "run python -m bench.table"
 
 
 @pytest.mark.parametrize("name", names)
@@ -88,12 +88,15 @@ def shown_after(start):
     return next(after for (kind, body), (_, after) in zip(blocks["README.md"], blocks["README.md"][1:]) if body.startswith(start))
 
 
-def test_training_ends_as_the_readme_shows(capsys):
+def test_training_ends_as_the_readme_shows(capsys, tmp_path, monkeypatch):
     "The words are those of the loop, and the figures belong together: nats per token are bits per byte times bytes per token."
     shown = shown_after("python -m llm_course.training ")
     nats, bits, best = map(float, re.findall(r"\d\.\d{4}", shown))
     said = re.search(r"python -m llm_course.training (.*?)\n```", texts["README.md"], re.S)[1].replace("\\\n", " ").split()
     config = parse(TrainConfig, said)
+    monkeypatch.chdir(tmp_path)
+    config.output.mkdir(parents=True)
+    for name in {*RUN_FILES} - {"average.safetensors"}: (config.output/name).touch()
     report(config, [{"iteration": config.iterations, "whole_val_loss": nats, "bits_per_byte": bits}], config.iterations, best)
     memory, _, end = shown.partition("\n")   # said before the run begins
     assert memory == describe(account_of(replace(config, vocab_size=1024, precision="float32", device="cpu")))
@@ -118,9 +121,13 @@ def test_the_steps_are_those_of_make_demo():
 
 
 @pytest.mark.parametrize("line", [line for kind, body in blocks["README.md"] if kind == "python" for line in [body]])
-def test_the_python_example_names_what_there_is(line):
+def test_the_python_example_names_what_there_is(line, monkeypatch):
     import llm_course
     for name in re.search(r"from llm_course import (.+)", line)[1].split(", "): assert name in llm_course.__all__
+    if "TrainConfig(" in line:   # its values are of the types that mypy asks for, before a text becomes a path
+        monkeypatch.setattr(Flags, "__post_init__", lambda self: None)
+        exec("from pathlib import Path\nfrom llm_course import TrainConfig\n" + re.search(r"^demo = .*\n^config = .*", line, re.M)[0], place := {})
+        check_types(place["config"])
 
 
 def test_the_targets_are_those_of_the_makefile():

@@ -1,11 +1,14 @@
 "Learning from rewards: the exact gradient, what each method expects, sampling, and every collapse by its name."
 import itertools
 import json
+import shutil
+import sys
 from copy import deepcopy
 
 import pytest
 import torch
 
+from bench.experiments.rewards import couplet, metre, rhyme, rhyme_alone
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.engine.rollouts import (
@@ -262,6 +265,7 @@ def test_groups_refuse_what_the_model_cannot_read():
 def vowels(record, text): return record["weight"] * sum(letter in "aeiou" for letter in text) / 8
 
 
+def half(record, text): return .5
 def too_much(record, text): return 1.5
 
 
@@ -275,7 +279,7 @@ def folder(tmp_path):
 
 
 def command(folder, name, *more, reward="vowels", steps=4):
-    main(["--prompts", str(folder/"prompts.jsonl"), "--reward", f"{__name__}:{reward}", "--model_path", str(folder/"model.safetensors"), "--output", str(folder/name),
+    main(["--prompts", str(folder/"prompts.jsonl"), "--reward", f"{__name__}:{reward}", "--init_from", str(folder/"model.safetensors"), "--output", str(folder/name),
           "--iterations", str(steps), "--batch_size", "2", "--group", "3", "--max_tokens", "8", "--device", "cpu", "--checkpoint_interval", "2", "--lr_max", "1e-3", "--lr_min", "1e-3", *more])
 
 
@@ -293,6 +297,49 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(folder, capsys):
     assert all(sample["reward"] == vowels({"weight": 1}, sample["answer"]) for sample in samples)
 
 
+def test_another_batch_size_on_resume_needs_override_and_so_do_other_prompts(folder, capsys):
+    command(folder, "run", steps=2)
+    (folder/"prompts.jsonl").write_text('{"prompt": "ab", "weight": 1}\n', "utf-8", newline="\n")
+    with pytest.raises(SystemExit): command(folder, "run", "--resume")
+    assert "the number of prompts in" in (told := capsys.readouterr().err) and "was 3 when" in told and "let it change with --override" in told
+    command(folder, "run", "--resume", "--override", "--batch_size", "1", steps=3)
+    assert capsys.readouterr().err.count("from now on") == 2
+    assert not json.loads((folder/"run"/"config.json").read_text("utf-8")).keys() & {"resume", "override"}
+
+
+@pytest.mark.parametrize("flag, was, now", [("method", "dr_grpo", "grpo"), ("group", "3", "4"), ("max_tokens", "8", "4"), ("stop", "None", "a"), ("updates", "1", "2"), ("clip", "0.2", "0.1"), ("beta", "0.01", "0.5"),
+                                           ("reward", f"{__name__}:vowels", f"{__name__}:half"), ("prompts", "FOLDER/prompts.jsonl", "FOLDER/others.jsonl")])
+def test_a_flag_that_changes_on_resume_is_told(folder, flag, was, now, capsys):
+    shutil.copy(folder/"prompts.jsonl", folder/"others.jsonl")
+    command(folder, "run", steps=1)
+    capsys.readouterr()
+    was, now = (text.replace("FOLDER", str(folder)) for text in (was, now))
+    command(folder, "run", "--resume", f"--{flag}", now, steps=2)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [f"note: --{flag} was {was}, and is {now} from now on"]
+
+
+def test_the_first_model_cannot_change_on_resume(folder, capsys):
+    "What a nat of distance costs is counted from it."
+    shutil.copy(folder/"model.safetensors", folder/"other.safetensors")
+    command(folder, "run", steps=1)
+    for flags, message in (["--init_from", str(folder/"other.safetensors")], f"--init_from was {folder/'model.safetensors'} when the run in {folder/'run'} began"), (["--seed", "4"], "use 0, name another folder, or let it change with --override\n"):
+        with pytest.raises(SystemExit): command(folder, "run", "--resume", *flags, steps=2)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code, told", [("def (:", "SyntaxError: invalid syntax (broken_rules.py, line 1)"), ("x = 3\n1/0", "ZeroDivisionError in FOLDER/broken_rules.py, line 2: division by zero"),
+                                        ("def rule(record, text):\n    return record['answer']", "the reward failed for the answer ")])
+def test_what_a_reward_does_wrong_is_told_with_its_place(folder, code, told, monkeypatch, capsys):
+    (folder/"broken_rules.py").write_text(code, "utf-8", newline="\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "broken_rules", raising=False)
+    with pytest.raises(SystemExit): command(folder, "run", "--reward", "broken_rules:rule")
+    error, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told.replace("FOLDER", str(folder)) in error
+    if "failed" in told: assert error.endswith(f"KeyError in {folder/'broken_rules.py'}, line 2: 'answer'")
+
+
 @pytest.mark.parametrize("more, message", [
     (("--method", "ppo"), "--method ppo is not one of reinforce, rloo, grpo, dr_grpo"), (("--group", "1"), "--group must be at least 2, but is 1"),
     (("--clip", "-1"), "--clip must be 0 or more"), (("--stop", "ab"), "--stop 'ab' must be one token, but is 2"), (("--reward", "nothing"), "reward must be module:function"),
@@ -303,6 +350,13 @@ def test_the_command_refuses(folder, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_reward_may_stand_in_this_folder(folder, monkeypatch):
+    (folder/"rules_of_this_folder.py").write_text("def score(record, text): return .25", "utf-8", newline="\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(folder)
+    assert load_reward("rules_of_this_folder:score")({}, "") == .25
+
+
 def test_prompts_and_rewards_are_checked(folder):
     (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8", newline="\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: an object with a prompt is wanted"): read_prompts(folder/"bad.jsonl")
@@ -310,3 +364,18 @@ def test_prompts_and_rewards_are_checked(folder):
     for bad in (None, float("nan"), "much", -.1):
         with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text, bad=bad: bad, {}, "text")
     assert judge(lambda record, text: True, {}, "text") == 1
+
+
+# ---- The rules of the experiment
+
+@pytest.mark.parametrize("one, other, found", [
+    ("for my name,\n", "of his fame.\n", 1), ("day\n", "to say!\n", 1), ("the love\n", "remove\n", 1), ("to come\n", "a name\n", .25), ("the cold\n", "cold,\n", 0), ("to me\n", "to you\n", 0), ("\n", "--\n", 0)])
+def test_what_rhymes(one, other, found): assert rhyme(one, other) == rhyme(other, one) == found
+
+
+def test_a_couplet_is_two_whole_lines_of_ten_syllables_that_rhyme():
+    first, second = "Shall I compare thee to a summer's day\n", "And think of all the things that we can say\n"
+    assert metre(first) == metre(second) == 1 and metre(first[:-1]) == 0
+    assert couplet(first + second) == 1 and couplet(first + second[:-1]) == pytest.approx(.25, abs=1e-3)
+    assert couplet(first + first) == couplet(first + second.replace("say", "see")) == .5
+    assert rhyme_alone("a day\nto say\n") == 1 and rhyme_alone("a day\nto say") == 0

@@ -2,6 +2,8 @@
 import gzip
 import io
 import json
+import math
+import re
 import sys
 
 import numpy as np
@@ -44,7 +46,7 @@ def refusal(capsys, main, *argv):
     return lines[0]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON", "a.jsonl.gz", "a.parquet"])
 @pytest.mark.parametrize("field", ["text", "body"])
 def test_each_row_is_a_document_for_every_command(name, field, tokenizer_file, tmp_path, capsys):
     path, flags = tmp_path/name, [] if field == "text" else ["--text_field", field]
@@ -57,7 +59,7 @@ def test_each_row_is_a_document_for_every_command(name, field, tokenizer_file, t
         bpe_tokenizer.main(["--corpus", str(corpus), "--vocab_size", "260", "--output", str(tmp_path/output), *flags])
     assert (tmp_path/"a.json").read_bytes() == (tmp_path/"b.json").read_bytes() and not list(tmp_path.glob(".texts*"))
     capsys.readouterr()
-    evaluation.main(["--device", "cpu", "--text", str(path), str(tmp_path/"plain.txt"), "--output", str(tmp_path/"bits.json"), *flags])
+    evaluation.main(["--device", "cpu", "--corpus", str(path), str(tmp_path/"plain.txt"), "--output", str(tmp_path/"bits.json"), *flags])
     told = json.loads((tmp_path/"bits.json").read_text("utf-8"))
     first, second = told["texts"].values()
     assert first == pytest.approx(second) == pytest.approx(told["bits_per_byte"]) and told["texts"].keys() == {str(path), str(tmp_path/"plain.txt")}
@@ -67,9 +69,17 @@ def test_each_row_is_a_document_for_every_command(name, field, tokenizer_file, t
 def test_figures_per_file_and_their_mean_by_bytes(tmp_path, capsys):
     texts = {"a.txt": "ROMEO:\nWhat is this?\n", "b.txt": "qqqq xx"}
     for name, text in texts.items(): (tmp_path/name).write_text(text, "utf-8", newline="\n")
-    evaluation.main(["--device", "cpu", "--text", str(tmp_path), "--output", str(tmp_path/"bits.json")])
+    evaluation.main(["--device", "cpu", "--corpus", str(tmp_path), "--output", str(tmp_path/"bits.json")])
     told = json.loads((tmp_path/"bits.json").read_text("utf-8"))
     model, tokenizer = evaluation_demo()
+    shown = re.findall(r"([\w ]+(?:\.txt)?): (\S+) bits per byte, (\S+) nats per token, perplexity (\S+), (\d+) tokens, (\d+) bytes", capsys.readouterr().out)
+    assert [name for name, *_ in shown] == ["a.txt", "b.txt", "all 2 texts"]
+    for (name, *figures), text in zip(shown, [*texts.values(), ""]):
+        each, nats, perplexity, tokens, size = map(float, figures)
+        assert math.log(perplexity) == pytest.approx(nats, abs=1e-3) and nats * tokens == pytest.approx(each * size * math.log(2), rel=1e-3)
+        if text:
+            assert (tokens, size) == (len(tokenizer.encode(text)), len(text))
+            assert told["counts"][str(tmp_path/name)] == pytest.approx({"bytes": size, "tokens": tokens, "nats_per_token": nats, "perplexity": perplexity}, rel=1e-3)
     bits = {str(tmp_path/name): evaluation.text_bits_per_byte(model, tokenizer, text) for name, text in texts.items()}
     assert told["texts"] == pytest.approx(bits) and 0 < bits[str(tmp_path/"a.txt")] < bits[str(tmp_path/"b.txt")]
     assert told["bits_per_byte"] == pytest.approx(sum(bits[str(tmp_path/name)] * len(text) for name, text in texts.items()) / 28)
@@ -85,7 +95,7 @@ def test_a_folder_stands_for_its_texts_in_order_and_tells_what_it_leaves_out(tok
     for name, content in {"b/z.py": b"z = 1", "b/a.py": b"a = 1", "c.txt.gz": gzip.compress(b"packed"), ".git/config": b"no", "b/.env": b"no", "b/__init__.py": b"", "cat.png": b"\x89PNG\0"}.items():
         (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).write_bytes(content)
     assert [path.relative_to(folder).as_posix() for path in list_texts([folder], "--corpus")] == ["b/a.py", "b/z.py", "c.txt.gz"]
-    assert capsys.readouterr().err == f"note: --corpus {folder} holds 3 texts; left out: 2 hidden, 1 empty, 1 binary\n"
+    assert capsys.readouterr().err == f"note: texts in --corpus {folder}: 3; left out: hidden: 2 (config, .env); empty: 1 (__init__.py); binary: 1 (cat.png)\n"
     data.main(["--tokenizer", str(tokenizer_file), "--corpus", str(folder), "--val_corpus", str(folder/"b"/"a.py"), "--output", str(tmp_path/"out")])
     assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"a = 1{end_of_text}z = 1{end_of_text}packed")
     assert capsys.readouterr().err.count("left out") == 1   # a folder is walked once
@@ -101,18 +111,29 @@ def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys)
     data.main(words)
     assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"valeth{end_of_text}the Thé\r\n")
     type_in(b"caf\xe9")
-    assert "standard_input is not UTF-8" in refusal(capsys, data.main, *words)
+    assert "error: standard input is not UTF-8" in refusal(capsys, data.main, *words)
     type_in(b"caf\xe9")
-    data.main([*words, "--bad_files", "replace"])
+    data.main([*words, "--on_error", "replace"])
     assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of(f"valeth{end_of_text}caf\ufffd")
-    assert "note: of 2 files, replaced 1 (standard_input)" in capsys.readouterr().err
+    assert "note: files: 2; mended: 1 (standard input)" in capsys.readouterr().err
     assert "can be read only once" in refusal(capsys, data.main, *words, "--val_corpus", "-")
     type_in(b"the moth then the moth")
     bpe_tokenizer.main(["--corpus", "-", "--vocab_size", "260", "--output", str(tmp_path/"t.json")])
     assert BpeTokenizer.load(tmp_path/"t.json").vocab_size == 260
     type_in(b"ROMEO:\n")
-    evaluation.main(["--device", "cpu", "--text", "-"])
+    evaluation.main(["--device", "cpu", "--corpus", "-"])
     assert "-: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_error, kept, note", [("skip", {"a.txt"}, "skipped: 2 (b.txt, c.gz)"), ("replace", {"a.txt", "b.txt"}, "skipped: 1 (c.gz); mended: 1 (b.txt)")])
+def test_a_bad_file_stops_the_evaluation_or_is_counted_once(on_error, kept, note, tmp_path, capsys):
+    for name, content in {"a.txt": b"ROMEO:", "b.txt": b"caf\xe9", "c.gz": b"torn"}.items(): (tmp_path/name).write_bytes(content)
+    words = ["--device", "cpu", "--output", str(tmp_path/"bits.json"), "--corpus"]
+    assert "b.txt is not UTF-8 text; convert it first, or let --on_error" in refusal(capsys, evaluation.main, *words, tmp_path/"a.txt", tmp_path/"b.txt")
+    evaluation.main([*words, str(tmp_path), "--on_error", on_error])
+    told = json.loads((tmp_path/"bits.json").read_text("utf-8"))
+    assert {*told["texts"]} == {str(tmp_path/name) for name in kept} and f"note: files: 3; {note}\n" == capsys.readouterr().err
+    assert "no file of --corpus is left to read" in refusal(capsys, evaluation.main, *words, tmp_path/"c.gz", "--on_error", "skip")
 
 
 def test_a_tokenizer_without_the_token_gets_lines(tmp_path):
@@ -123,6 +144,25 @@ def test_a_tokenizer_without_the_token_gets_lines(tmp_path):
     assert np.load(tmp_path/"out"/"train.bin").tobytes() == b"the moth\nthin\n"
 
 
+def test_a_tokenizer_without_the_token_reads_it_as_text_and_says_so(tmp_path, capsys):
+    BpeTokenizer({i: bytes([i]) for i in range(256)}, []).save(tmp_path/"tok.json")
+    for text, notes in (f"one{end_of_text}two", [f"note: the tokenizer has no {end_of_text}, which stands in {tmp_path/'a.txt'}, so it is read as ordinary text"]), ("one two", []):
+        (tmp_path/"a.txt").write_text(text, "utf-8", newline="\n")
+        (tmp_path/"v.txt").write_text("thin", "utf-8", newline="\n")
+        data.main(["--tokenizer", str(tmp_path/"tok.json"), "--corpus", str(tmp_path/"a.txt"), "--val_corpus", str(tmp_path/"v.txt"), "--output", str(tmp_path/"out")])
+        assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")] == notes
+
+
+@pytest.mark.parametrize("row", [r"a\ud83db", r"\udc00", r"\ud83d \ude00"])
+def test_half_a_character_in_a_row_is_found_or_replaced(row, tmp_path):
+    (tmp_path/"a.jsonl").write_text(f'{{"text": "one"}}\n{{"text": "{row}"}}\n{{"text": "\\ud83d\\ude00"}}\n', "utf-8", newline="\n")
+    with pytest.raises(ValueError, match=r"^line 2 of .*a\.jsonl has half a character, such as \\ud83d; write both halves, or neither; --on_error skip leaves the whole file out$"):
+        plain_files([tmp_path/"a.jsonl"], tmp_path)
+    [(_, plain)] = plain_files([tmp_path/"a.jsonl"], tmp_path, Reading(on_error="replace"))
+    one, broken, whole, _ = plain.read_text("utf-8").split(end_of_text)
+    assert (one, whole) == ("one", "\U0001f600") and set(broken) <= set("ab \ufffd") and "\ufffd" in broken
+
+
 def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     write_rows(tmp_path/"a.parquet", DOCUMENTS)
@@ -130,7 +170,7 @@ def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the column id of .* holds no text"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="id"))
     (tmp_path/"b.parquet").write_bytes((tmp_path/"a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"b\.parquet is not a complete Parquet file"): plain_files([tmp_path/"b.parquet"], tmp_path)
-    assert plain_files([tmp_path/"b.parquet"], tmp_path, Reading(bad_files="replace")) == []
+    assert plain_files([tmp_path/"b.parquet"], tmp_path, Reading(on_error="replace")) == []
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from apart import apart
 from right import RIGHT
 
 from llm_course import checkpoint, training
@@ -113,7 +114,7 @@ def test_resuming_after_a_death_repeats_no_line(asked):
 def test_a_run_that_left_no_checkpoint_is_begun_anew(asked):
     train(asked)
     (asked.output/"checkpoint.pt").unlink()
-    run = train(asked)
+    with pytest.warns(UserWarning, match="has no checkpoint.pt to go on from, so the run begins anew, and replaces its best.pt"): run = train(asked)
     assert [json.loads(line) for line in (asked.output/"metrics.jsonl").read_text("utf-8").splitlines()] == run.history
 
 
@@ -153,11 +154,21 @@ def test_a_resumed_run_remembers_its_best(asked, monkeypatch):
 def test_resume_without_a_checkpoint_starts(asked): assert train(replace(asked, resume=True)).done == 8
 
 
+@pytest.fixture(scope="module")
+def by_the_recipe(tmp_path_factory):
+    "A run of two steps by the demo's recipe, with the course's own parts."
+    folder = tmp_path_factory.mktemp("recipe")
+    for name, count in ("train.bin", 4_000), ("val.bin", 300): (np.arange(count, dtype=np.uint16) % 1024).tofile(folder/name)
+    config = parse(TrainConfig, [*commands.RECIPE.split(), "--train_data", str(folder/"train.bin"), "--val_data", str(folder/"val.bin"), "--vocab_size", "1024", "--device", "cpu",
+                                 "--log_interval", "1", "--val_batches", "1"])
+    torch.manual_seed(0)
+    return train(replace(settle(config), iterations=2, output=folder/"ours"))
+
+
 @pytest.mark.parametrize("norm", RIGHT["RmsNorm"])
-def test_a_students_part_trains_by_the_demos_recipe(tmp_path, norm):
-    for name in "train.bin", "val.bin": (np.arange(4_000, dtype=np.uint16) % 1024).tofile(tmp_path/name)
-    config = parse(TrainConfig, [*commands.RECIPE.split(), "--train_data", str(tmp_path/"train.bin"), "--val_data", str(tmp_path/"val.bin"), "--vocab_size", "1024", "--device", "cpu", "--log_interval", "1"])
-    ours, theirs = (train(replace(settle(config), iterations=2, output=tmp_path/name), parts=parts) for name, parts in (("ours", None), ("theirs", {"norm": norm})))
+def test_a_students_part_trains_by_the_demos_recipe(by_the_recipe, tmp_path, norm):
+    ours = by_the_recipe
+    theirs = train(replace(ours.config, output=tmp_path/"theirs"), parts={"norm": norm})
     assert isinstance(theirs.model.norm, norm) and not isinstance(ours.model.norm, norm)
     for a, b in zip(ours.history, theirs.history): assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
@@ -330,6 +341,8 @@ def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeyp
     assert stopped.done == 1 and read_checkpoint(asked.output/"checkpoint.pt")["iteration"] == 1
     report(stopped.config, stopped.history, stopped.done, stopped.best)
     assert "best.pt" not in capsys.readouterr().out   # there is none yet
+    report(replace(stopped.config, output=asked.output/"empty"), [], 0, stopped.best)
+    assert "checkpoint.pt" not in capsys.readouterr().out   # nor here, where no step was taken
     monkeypatch.setattr(training, "train_step", real)
     resumed = train(replace(asked, resume=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
@@ -411,7 +424,7 @@ from llm_course import TrainConfig
 config = TrainConfig(train_data="t.bin", val_data="v.bin", output="run", tokenizer_path="t.json")
 assert config == TrainConfig(train_data=Path("t.bin"), val_data=Path("v.bin"), output=Path("run"), tokenizer_path=Path("t.json"))
 assert config.output/"x" == Path("run/x")"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    apart(["-c", code]).check_returncode()
 
 
 @pytest.mark.gpu
@@ -508,11 +521,26 @@ def test_the_curve_is_drawn_live_in_a_notebook(asked, drawn, monkeypatch):
     assert len(shown) >= 2 and len(shown[0]) < len(shown[-1]) and all(picture.startswith("<svg") for picture in shown)
 
 
+VITAL = {"stream", "present_loss", "next_loss", "skip_loss", "last_loss", "peek"}
+
+
 def test_time_memory_and_vital_signs_are_told(asked):
     line = train(asked).history[-1]
-    assert {"seconds_per_step", "update_ratio", "stream", "present_loss", "next_loss", "skip_loss", "last_loss", "peek"} <= line.keys()
+    assert {"seconds_per_step", "update_ratio", *VITAL} <= line.keys()
     assert line["tokens_per_second"] == pytest.approx(64 / line["seconds_per_step"], rel=.02)
     assert "mfu" in line or asked.device != "cuda"
+
+
+@pytest.mark.parametrize("length, told", [(1, {"stream", "last_loss"}), (2, VITAL), (3, VITAL)])
+def test_a_model_of_the_shortest_texts_tells_what_can_be_told(asked, length, told):
+    line = train(replace(asked, max_seq_len=length)).history[-1]
+    assert line.keys() & VITAL == told and all(math.isfinite(line[name]) for name in told)
+
+
+@pytest.mark.parametrize("width, told", [(2, set()), (3, {"stream", "last_loss"}), (4, VITAL)])
+def test_vital_signs_of_short_rows(width, told):
+    signs = vital_signs(small(), np.random.default_rng(0).integers(50, size=(6, width)))
+    assert signs.keys() == told and all(map(math.isfinite, signs.values()))
 
 
 def test_the_time_of_a_step_is_the_mean_since_the_last_line(asked, monkeypatch):
@@ -586,11 +614,12 @@ def test_another_file_of_data_is_refused_and_another_schedule_is_told(asked):
 
 # Each flag, another value for it, and what a run that is resumed with it does; a new flag must be entered here.
 RESUMED = {
-    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, dry_run=True, val_data="val.bin", output="run", tokenizer_path="tokenizer.json", train_data="train.bin", resume=True, device="cpu", precision="bfloat16", num_threads=1, parallel_timeout=9,
-                 compile=True, iterations=9, log_interval=2, val_interval=3, val_batches=1, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
-    "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0., ema=.9),
-    "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, dropout=.1, train_weights=(2.,), eval_tasks=("speaker",), batch_size=4, grad_accumulation=2,
-                    order="epochs", seed=1, muon_lr=.02, parallel="ddp", wandb="course"),
+    "acts": dict(eval_interval=3, eval_questions=9, init_from="run/best.pt", override=True, keep_checkpoints=2, patience=5, activation_checkpointing=True, output="run", tokenizer_path="tokenizer.json", resume=True, device="cpu", num_threads=1, parallel_timeout=9,
+                 compile=True, iterations=9, log_interval=2, val_interval=3, checkpoint_interval=3, sample_interval=9, sample_prompt="O", tensorboard=True, live_plot=False),
+    "noted": dict(lr_max=2e-3, lr_min=5e-4, warmup_iters=3, cos_cycle_iters=20, decay="line", beta1=.8, beta2=.5, weight_decay=0., grad_clip=0., ema=.9, dropout=.1,
+                  precision="bfloat16", train_data="train_2.bin", val_data="train.bin", val_batches=1),
+    "refused": dict(vocab_size=300, max_seq_len=4, d_model=32, num_layers=2, num_heads=4, d_ff=32, rope_theta=5e3, num_kv_heads=1, tie=True, train_weights=(2.,), eval_tasks=("speaker",), batch_size=4, grad_accumulation=2,
+                    order="epochs", seed=1, muon_lr=.02, parallel="ddp", wandb="course", dry_run=True),
 }
 
 
@@ -599,7 +628,7 @@ def resumable(made_once):
     "A run of eight steps with its data and a tokenizer, to be copied."
     def make(folder):
         ids = np.arange(2_000, dtype=np.uint16) % 50
-        for name in "train.bin", "val.bin": ids.tofile(folder/name)
+        for name in "train.bin", "train_2.bin", "val.bin": ids.tofile(folder/name)
         BpeTokenizer({i: bytes([i]) for i in range(256)}, []).save(folder/"tokenizer.json")
         train(resumable_in(folder))
     return made_once("resumable", make)
@@ -623,6 +652,8 @@ def test_a_flag_on_resume_acts_or_is_refused_or_noted(kind, name, resumable, tmp
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delenv("RANK", raising=False)
     begun = resumable_in(folder)
+    asked = begun.output/"config.json"   # which has the paths of the original
+    asked.write_text(asked.read_text("utf-8").replace(json.dumps(str(resumable))[1:-1], json.dumps(str(folder))[1:-1]), "utf-8", newline="\n")
     if name in ("train_data", "val_data", "output", "tokenizer_path", "init_from"): value = folder/value
     config = replace(begun, **{"resume": True, "iterations": 9, name: value})
     before = {path.name: path.read_bytes() for path in begun.output.iterdir()}
@@ -633,13 +664,32 @@ def test_a_flag_on_resume_acts_or_is_refused_or_noted(kind, name, resumable, tmp
     run = train(config)
     notes = [str(warning.message) for warning in recwarn if "has changed" in str(warning.message) or "from now on" in str(warning.message)]
     assert run.done == 9 and len(notes) == (kind == "noted")
+    assert any(str(warning.message) == f"--init_from {value} is not read: the run goes on from its checkpoint" for warning in recwarn) == (name == "init_from")
     if kind == "noted" and "schedule" not in notes[0]: assert notes[0] == f"--{name} was {getattr(begun, name)}, and is {value} from now on"
     said = json.loads((config.output/"config.json").read_text("utf-8"))
-    assert said == json.loads(json.dumps(asdict(settle(config, run.model if name == "init_from" else None)), default=str)) and said[name] == (str(value) if isinstance(value, Path) else value)
+    kept = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("resume", "override", "dry_run")}   # those are of one call
+    assert said == json.loads(json.dumps(kept, default=str))
     fresh = optimizer_for(run.model, run.config)   # the settings are those of the flags
     set_rates(fresh, run.config, 9)
     settings = [[{key: x for key, x in group.items() if key not in ("params", "averaged")} for group in optimizer.param_groups] for optimizer in (run.optimizer, fresh)]
     assert settings[0] == settings[1] and len(compiled) == (name == "compile")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"val_batches": {"a": [1]}}', b'{"val_batches": 2}', b"\xff", b"[" * 100_000])
+def test_a_run_goes_on_whatever_its_config_says(content, resumable, tmp_path):
+    "It is for people to read; the checkpoint has what decides."
+    shutil.copytree(resumable, tmp_path/"copy")
+    config = resumable_in(tmp_path/"copy")
+    if content is None: (config.output/"config.json").unlink()
+    else: (config.output/"config.json").write_bytes(content)
+    assert train(replace(config, resume=True, iterations=9)).done == 9
+
+
+def test_another_shape_is_refused_by_its_flag_before_any_note(asked, recwarn):
+    train(asked)
+    with pytest.raises(ValueError, match=r"^--d_model was 16 when the run in .* began, and is 32 now; the shape of a model cannot change"):
+        train(replace(asked, resume=True, override=True, d_model=32, batch_size=4))
+    assert not recwarn
 
 
 def test_muon_goes_on_with_another_rate_but_cannot_go(asked):
@@ -675,18 +725,19 @@ def test_a_forged_checkpoint_is_refused_in_one_line(asked, harm, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["compiled, then not", "not, then compiled"])
-def test_compiled_and_uncompiled_go_on_from_each_other(asked, first):
+@pytest.mark.long
+def test_compiled_and_uncompiled_go_on_from_each_other(asked):
     "In processes of their own, since shapes are not checked inside a compiled graph."
     words = [f"--{name}={value}" for name, value in {**shape, "train_data": asked.train_data, "val_data": asked.val_data, "batch_size": 8,
              "device": asked.device, "precision": "float32", "cos_cycle_iters": 8, "warmup_iters": 1, "log_interval": 1}.items()]
     def go(folder, iterations, *more):
-        done = subprocess.run([sys.executable, "-m", "llm_course.training", *words, f"--output={asked.output.parent/folder}", f"--iterations={iterations}", "--resume", *more],
-                              env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8")
+        done = apart(["-m", "llm_course.training", *words, f"--output={asked.output.parent/folder}", f"--iterations={iterations}", "--resume", *more],
+                     {**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         return [json.loads(line)["train_loss"] for line in (asked.output.parent/folder/"metrics.jsonl").read_text("utf-8").splitlines()]
-    go("mixed", 4, *["--compile"]*first)
-    np.testing.assert_allclose(go("mixed", 8, *["--compile"]*(not first)), go("plain", 8), rtol=1e-4)
+    go("mixed", 3, "--compile")
+    go("mixed", 6)
+    np.testing.assert_allclose(go("mixed", 8, "--compile"), go("plain", 8), rtol=1e-4)
 
 
 COMPILED = """import hashlib, sys, torch
@@ -695,32 +746,36 @@ from llm_course.engine.processes import fast_forward
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW
 from llm_course.transformer import Transformer
-def digest(threads):
+def digests(threads, times):
     torch.set_num_threads(threads)
     torch._dynamo.reset()
-    torch.manual_seed(0)
     model = Transformer(300, 32, 64, 1, 4, 128)
-    forward, optimizer = fast_forward(model, TrainConfig(train_data="", val_data="", compile=True, precision="float32", device="cpu")), AdamW(model.parameters(), 1e-3)
-    for _ in range(12):
-        ids = torch.randint(300, (8, 33))
-        loss = cross_entropy(forward(ids[:, :-1]), ids[:, 1:])
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-    return hashlib.md5(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    forward = fast_forward(model, TrainConfig(train_data="", val_data="", compile=True, precision="float32", device="cpu"))
+    for _ in range(times):
+        torch.manual_seed(0)
+        model.load_state_dict(Transformer(300, 32, 64, 1, 4, 128).state_dict())
+        optimizer = AdamW(model.parameters(), 1e-3)
+        for _ in range(12):
+            ids = torch.randint(300, (8, 33))
+            loss = cross_entropy(forward(ids[:, :-1]), ids[:, 1:])
+            optimizer.zero_grad(); loss.backward(); optimizer.step()
+        yield hashlib.md5(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 import torch._dynamo
-print(*{digest(threads) for threads in (1, 2, 2)})
+print(*{*digests(1, 1), *digests(2, 2)})
 """
 
 
+@pytest.mark.long
 def test_compiled_training_is_the_same_on_one_thread_and_two():
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, encoding="utf-8", env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "2"})
+    done = apart(["-c", COMPILED], {**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0 and len(done.stdout.split()) == 1, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that torch is imported once")
 @pytest.mark.parametrize("how, kills, said", [("random", 20, "20 kills"), ("saving", 4, "deaths")], ids=["at random moments", "at writes, fsync and rename"])
 def test_a_killed_run_ends_with_the_same_losses(how, kills, said, tmp_path):
-    done = subprocess.run([sys.executable, "tests/killed.py", tmp_path, how, str(kills)], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-                          capture_output=True, text=True, encoding="utf-8")
+    done = apart(["tests/killed.py", tmp_path, how, kills], {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, root)
     assert done.returncode == 0 and said in done.stdout, done.stderr
     assert json.loads((tmp_path/"whole/metrics.jsonl").read_text("utf-8").splitlines()[-1])["iteration"] >= 9
 

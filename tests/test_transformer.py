@@ -3,14 +3,13 @@ import copy
 import math
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from apart import apart
 from conftest import stable_id
 from torch import nn
 from torch.nn import functional as F
@@ -512,7 +511,7 @@ torch.manual_seed(0)
 model, ids = Transformer(50, 16, 32, 2, 4, 40, num_kv_heads=2), torch.randint(50, (2, 16))
 torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(ids), model(ids))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"})
+    apart(["-c", code], {**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}).check_returncode()
 
 
 @pytest.mark.parametrize("change, said", [
@@ -570,3 +569,13 @@ def test_a_run_with_parts_of_ones_own_trains_resumes_loads_and_speaks(tmp_path, 
     for block in back.blocks: assert block.attention.q_proj.calls >= 4   # the student's own layer did the work
     longer = torch.cat([prompt, written.to(device)], 1) if written.shape[1] == 4 else written
     for i in range(5, 9): assert back(longer[:, :i])[0, -1].argmax() == longer[0, i]
+
+
+def test_numbers_of_numpy_are_numbers():
+    "As the largest id of an array, and one more; in a process of its own, since the types that tests check would refuse them."
+    code = """import numpy as np
+from llm_course.transformer import ModelConfig, Transformer
+for kind in np.int64, np.uint16:
+    config = Transformer(*map(kind, (50, 16, 16, 1, 2, 24)), num_kv_heads=kind(1)).config
+    assert config == ModelConfig(50, 16, 16, 1, 2, 24, num_kv_heads=1) and kind not in {type(x) for x in vars(config).values()}"""
+    apart(["-c", code]).check_returncode()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import faults
 import pytest
+from apart import apart
 from safetensors.torch import load_file, save_file
 
 from llm_course import generating, training
@@ -43,8 +44,7 @@ def refusal(capsys, work, *args):
 @posix
 def test_no_fault_leaves_a_mixture_that_is_read(tmp_path):
     "A sample; `python tests/faults.py FOLDER 1` tries every call that writes, in three ways."
-    done = subprocess.run([sys.executable, "tests/faults.py", tmp_path, "37"], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-                          capture_output=True, text=True, encoding="utf-8")
+    done = apart(["tests/faults.py", tmp_path, "37"], {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, root)
     assert done.returncode == 0 and "0 mixed, 0 files lost" in done.stdout, done.stderr
 
 
@@ -253,7 +253,7 @@ def test_a_run_whose_folder_is_deleted_is_saved_elsewhere(base, tmp_path, room, 
     monkeypatch.setattr(training, "record", deleting)
     if not room:
         def full(*args): raise OSError(28, "No space left on device")
-        monkeypatch.setattr(training, "open_folder", lambda config, history: full() if "elsewhere" in str(config.output) else diary.open_folder(config, history))
+        monkeypatch.setattr(training, "open_folder", lambda config, *more: full() if "elsewhere" in str(config.output) else diary.open_folder(config, *more))
     said = refusal(capsys, kind.write, folder, "second")
     monkeypatch.undo()
     saved = list((tmp_path/"elsewhere").iterdir())

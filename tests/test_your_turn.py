@@ -1,16 +1,23 @@
 """The course with its parts taken out is in step with the course, and holds stubs where the exported code was."""
 import ast
-import importlib.util
+import contextlib
+import io
 import json
+import os
 import re
+import symtable
+from importlib import import_module
 from pathlib import Path
 
+import book
+import filled
+import installed
 import pytest
+import your_turn
+
+from llm_course import checks
 
 root = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("your_turn", root/"web"/"your_turn.py")
-your_turn = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(your_turn)
 written = your_turn.pages()
 chapters = {name: (json.loads((root/"nbs"/name).read_text("utf-8"))["cells"], json.loads(text)["cells"]) for name, text in written.items() if name != "index.ipynb"}
 each = pytest.mark.parametrize("name", chapters)
@@ -19,11 +26,12 @@ each = pytest.mark.parametrize("name", chapters)
 @pytest.fixture(autouse=True)
 def no_check_of_a_page_stays():
     "A page that is executed here enters its own checks; the next test finds the package's."
-    from llm_course.checks import CHECKS
-    before = {component: dict(checks) for component, checks in CHECKS.items()}
+    from llm_course.grading.grading import learn_mistakes
+    learn_mistakes()   # so that all have been entered
+    before = {component: dict(found) for component, found in checks.CHECKS.items()}
     yield
-    CHECKS.clear()
-    CHECKS.update(before)
+    checks.CHECKS.clear()
+    checks.CHECKS.update(before)
 
 
 source = lambda cell: "".join(cell["source"])
@@ -54,7 +62,7 @@ def test_what_was_exported_is_a_stub_and_all_else_is_there(name):
         if cell["id"] not in left:
             assert re.search(r"^(_all_ =|if __name__)", code, re.M), f"{cell['id']} is gone"
             continue
-        code, stub = re.sub(r"^#\|.*\n", "", code, flags=re.M), left[cell["id"]].removeprefix(f"{your_turn.MARK}\n")
+        code, stub = filled.plain(code), left[cell["id"]].removeprefix(f"{your_turn.MARK}\n")
         if "@check_of(" in code:   # checks stay; what they call, which may be an answer, is lent
             tree, left_over = ast.parse(code).body, ast.parse(stub).body
             lent = [node.name for node in tree if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
@@ -63,7 +71,7 @@ def test_what_was_exported_is_a_stub_and_all_else_is_there(name):
             assert [ast.dump(node) for node in left_over][len(lent):] == whole
         else:
             assert emptied(stub) == emptied(code)   # names, signatures, shapes, docstrings, tables
-            for node in your_turn.bodies(ast.parse(stub)):
+            for _, node in your_turn.bodies(ast.parse(stub)):
                 assert isinstance(node.body[-1], ast.Raise | ast.Expr) and len(node.body) <= 2, f"{node.name} still does something"
 
 
@@ -79,37 +87,156 @@ def test_prose_stays_and_solutions_go(name):
 
 
 def test_each_component_is_asked_for_on_its_page():
-    from llm_course.grading.grading import CHECKS, learn_mistakes
+    from llm_course.grading.grading import CHECKS, learn_mistakes, reference
     learn_mistakes()
     asked = {found for _, after in chapters.values() for found in re.findall(r"(\w+)=\1", source(after[-1]))}
     beyond = {"answer_loss", "dpo_loss", "advantages", "policy_loss"}   # of lessons after the last that has stubs
-    assert CHECKS.keys() - asked == beyond | {"Muon", "KVCache", "LoraLinear", "minhash", "flash_forward"} and asked <= CHECKS.keys()   # those are built in the engine room
+    engine = {name for name in CHECKS if reference(name).__module__.startswith("llm_course.engine.")}   # their pages have no stubs
+    assert asked <= CHECKS.keys(), f"asked for in your_turn/, but without a check: {asked - CHECKS.keys()}"
+    assert CHECKS.keys() - asked - engine == beyond, f"graded, but asked for by no lesson in your_turn/, or the other way round: {(CHECKS.keys() - asked - engine) ^ beyond}"
 
 
-def test_a_page_runs_to_its_end_and_says_that_nothing_is_written():
-    made, wrong = {}, []
-    for cell in chapters["08_softmax.ipynb"][1]:
-        if cell["cell_type"] != "code" or cell["id"] == "colab" or "plt." in source(cell): continue
-        try: exec(source(cell), made)
-        except NotImplementedError: pass
-        except Exception as error: wrong.append((cell["id"], error))
+@each
+def test_each_stub_says_whether_it_is_required(name):
+    before, after = chapters[name]
+    graded = set(re.findall(r"(\w+)=\1", source(after[-1])))
+    module = import_module(f"llm_course.{book.module(root/'nbs'/name)}")
+    stubs = 0
+    for cell in after:
+        if cell["cell_type"] != "code": continue
+        code, given = source(cell), cell["id"] in {other["id"] for other in before if your_turn.is_export(source(other))}
+        told = {at: line.rpartition("# ")[2].partition(":")[0] for at, line in enumerate(code.splitlines(), 1)
+                if re.search(rf"\b{your_turn.STUB}|^\w[\w, ]* = \.\.\.", line)}
+        stubs += len(told)
+        assert {*told.values()} <= {"required", "optional"}, (cell["id"], told)
+        for owner, node in your_turn.bodies(your_turn.parsed(code)):
+            if (word := told.get(node.end_lineno)) is None: continue
+            assert (word == "required") == (owner in graded), (owner, word)
+            assert not given or hasattr(module, owner), f"{owner} cannot be imported instead"
+    assert stubs
+
+
+def assigned(table): return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+
+
+def used(table, inside=True):
+    "The names of its page that some code reads, also inside its functions."
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")}
+    return own.union(*(used(child) for child in table.get_children() if inside or child.get_type() == "class"))
+
+
+def what_makes(names, cells):
+    "The cells that make these names, and those that make what these cells need, in their order."
+    wanted, kept = set(names), []
+    for id, code in reversed(cells):
+        table = symtable.symtable(code, id, "exec")
+        if wanted & assigned(table):
+            wanted |= used(table)
+            kept.append((id, code))
+    return kept[::-1]
+
+
+def code_of(cells): return [(cell["id"], re.sub(r"^(\s*)[!%].*", r"\1pass", source(cell), flags=re.M)) for cell in cells if cell["cell_type"] == "code" and cell["id"] != "colab"]
+
+
+@each
+def test_an_exercise_that_nobody_touched_says_what_is_missing(name, tmp_path, monkeypatch):
+    """On an untouched page, of which the cells run that make what the exercises need: each says that it is not written yet, or names the stub that it met.
+
+    Where the grader is asked, it is not called here: that it says so of a stub is a test of its own."""
+    monkeypatch.chdir(tmp_path)
+    cells = code_of(chapters[name][1])
+    first = [id for id, _ in cells].index("exercise-imports")
+    exercises = [cell for cell in cells[first:] if not cell[0].startswith("how-far")]
+    # what tries an answer is not run before there is one
+    needed = set().union(*(used(symtable.symtable(code, id, "exec"), inside=not filled.question(code)) for id, code in exercises))
+    space = {"__name__": "__main__"}
+    for id, code in what_makes(needed, cells[:first]):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception): exec(compile(code, id, "exec"), space)
+    space["check"] = lambda **parts: print(*("not written yet" for part in parts.values() if checks._is_stub(part)))
+    for id, code in exercises:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            try: exec(compile(code.replace("from llm_course.grading import check", ""), id, "exec"), space)
+            except NotImplementedError: continue
+        assert not filled.question(code) or "not written yet" in said.getvalue(), (id, said.getvalue())
+
+
+@each
+def test_a_filled_page_is_the_chapter_without_its_solutions(name):
+    """With its parts and its exercises filled in, a page is the chapter without the solutions, and needs nothing that was made by a solution.
+
+    So whoever runs the chapter runs that page as far as its exercises; installed.py does, and goes on as that page would."""
+    before, after = chapters[name]
+    whole, solutions = {cell["id"]: filled.plain(source(cell)) for cell in before if cell["cell_type"] == "code"}, []
+    for cell in before:
+        if filled.SOLUTION in source(cell): solutions.append(whole.pop(cell["id"]))
+    page = filled.page(root/"nbs"/name)
+    left_out = [code for id, code in whole.items() if id not in page]
+    assert all(re.search(r"^(_all_ =|if __name__)", code, re.M) or not code.strip() for code in left_out), left_out
+    assert [id for id in page if not id.startswith("how-far")] == [id for id in whole if id in page]
+    for id, code in page.items():
+        if id == "exercise-imports": break
+        if "@check_of(" not in code: assert code.strip("\n") == whole[id].strip("\n")   # for checks see above
+    made = set().union(*(assigned(symtable.symtable(code, name, "exec")) for code in solutions))
+    kept = [symtable.symtable(code, id, "exec") for id, code in code_of(after)]
+    missing = set().union(*map(used, kept)) & made - set().union(*map(assigned, kept))
+    assert not missing, f"{missing} are made by solutions alone"
+
+
+def test_an_answer_takes_the_place_of_its_stub():
+    stub, solution = "def f(x): raise NotImplementedError\n\ny = ...\n\n@exercise(f, y)\ndef is_right(f, y): assert f(y) == 4", "def twice(x): return 2 * x\n\nis_right(twice, 2)\nprint(twice(3))"
+    assert filled.answered(stub, solution).endswith("return 2 * x\nf = twice\ny = 2\n@exercise(f, y)\ndef is_right(f, y): assert f(y) == 4")
+    assert filled.answered("class C: pass\n\ncheck(Part=C)", "assert check(Part=D).passed") == "class C: pass\n\nC = D\nassert check(Part=C).passed"
+    assert filled.question("check(Part=C)\nprint(1)") is filled.question("") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a kernel cannot be copied here")
+@pytest.mark.parametrize("cell, wrong", [("assert x == 1", None), ("x = y", "name 'y' is not defined"), ("print('not written yet')", "second is not answered"), ("import os; os._exit(3)", "died")])
+def test_a_copy_of_a_kernel_goes_on_and_tells(cell, wrong):
+    space = {"x": 1}
+    with pytest.raises(AssertionError, match=wrong) if wrong else contextlib.nullcontext():
+        exec(installed.AS_FILLED.replace("CELLS", repr({"first": "z = 2", "second": cell})), space)
+    assert space["x"] == 1 and "z" not in space
+
+
+@each
+def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
+    """No function that the student's page shows does what a required part does.
+
+    Page 16 begins with a plain loader, and what it builds beyond that is refusals, of which the grader asks too little to tell the two apart."""
     from llm_course.grading import check
-    assert not [error for _, error in wrong if not isinstance(error, NameError)], wrong   # what a stub was to make is not there
-    assert not check(Softmax=made["Softmax"]).passed
+    graded, space = re.findall(r"(\w+)=\1", source(chapters[name][1][-1])), {"__name__": "__main__"}
+    module = import_module(f"llm_course.{book.module(root/'nbs'/name)}")
+    wanted = {part: [*checks.CHECKS[part].values()] for part in graded}
+    shown = {}
+    for id, code in code_of(chapters[name][1]):
+        for node in ast.parse(code).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) and your_turn.STUB not in (text := ast.unparse(node)):
+                with contextlib.suppress(NameError): exec(compile(text, id, "exec"), space)
+                if isinstance(node, ast.FunctionDef | ast.ClassDef): shown[node.name] = id
+
+    def passes(shown, part):   # the checks first, since few pass the first of them; then all that the grader asks
+        for one in wanted[part]:
+            try: one(shown)
+            except Exception: return False
+        return check(**{part: shown}).passed
+    for part in graded: space.setdefault(part, getattr(module, part))   # even for one who has written the parts
+    assert not [(one, part) for one in shown if one in space for part in graded if passes(space[one], part)]
 
 
 def test_stubs_keep_signatures_and_lose_what_explains_a_body():
     made = your_turn.stubbed('def f(x,   # What goes in\n):\n    "Say é."\n    # a secret\n    y = x\n    return y   # told\n\ndef g(x): return x + 1\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        def inner(): pass\n        return 2\n')
-    assert made == 'def f(x,   # What goes in\n):\n    "Say é."\n    raise NotImplementedError\n\ndef g(x): raise NotImplementedError\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        raise NotImplementedError\n'
-    assert your_turn.stubbed("def f(): return 1\ndef g(): return 2", {"g"}) == "def f(): return 1\ndef g(): raise NotImplementedError"
+    stub = "raise NotImplementedError   # optional"
+    assert made == f'def f(x,   # What goes in\n):\n    "Say é."\n    {stub}\n\ndef g(x): {stub}\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        {stub}\n'
+    assert your_turn.stubbed("def f(): return 1\ndef g(): return 2", {"g"}) == f"def f(): return 1\ndef g(): {stub}"
+    assert your_turn.stubbed("class C:\n    def m(self): return 2", required={"C"}) == "class C:\n    def m(self): raise NotImplementedError   # required"
 
 
 def filled_in(name, old="", new=""):
     "A page of the student's with the chapter's own code in its stubs, and perhaps one thing changed."
-    before, after = chapters[name]
-    ours = {cell["id"]: re.sub(r"^#\|.*\n", "", source(cell), flags=re.M) for cell in before}
-    done = [cell | {"source": f"{your_turn.MARK}\n" + ours[cell["id"]].replace(old, new)} if source(cell).startswith(your_turn.MARK) else cell for cell in after]
-    return json.dumps({"cells": done})
+    done = filled.page(root/"nbs"/name)
+    return json.dumps({"cells": [cell | {"source": f"{your_turn.MARK}\n" + done[cell["id"]].replace(old, new)} if source(cell).startswith(your_turn.MARK) else cell for cell in chapters[name][1]]})
 
 
 def test_filled_in_pages_get_full_marks_and_a_mistake_its_hint(tmp_path, capsys):

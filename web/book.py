@@ -2,6 +2,7 @@
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -45,6 +46,7 @@ def cells(path: Path) -> list[dict]:
     return json.loads(path.read_text("utf-8"))["cells"]
 
 
+@cache
 def module(path: Path) -> str:
     "The module that a page makes, below `llm_course`, such as `rmsnorm` or `engine.commands`; an empty word where it makes none."
     found = re.match(r"#\| default_exp (\S+)$", "".join(cells(path)[0]["source"]))

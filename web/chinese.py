@@ -8,7 +8,8 @@ from pathlib import Path
 root = Path(__file__).parents[1]
 PAGES = {"cn/index.qmd": "nbs/index.ipynb", "cn/tour.qmd": "nbs/00_tour.ipynb"}
 WORDS = {"| part | its chapters, and minutes to read each | all | to run |": "| 部分 | 各章及阅读所需分钟数 | 合计 | 运行时间 |",
-         "The whole course: ": "整门课程:", " hours.": " 小时。"}
+         "The whole course: ": "整门课程：", " hours.": " 小时。"}
+LABELS = {"to-text": "跳到正文", "on-page": "本页内容", "to-top": "回到顶部"}   # of every page
 
 
 def texts_of(page: str) -> dict[str, str]:

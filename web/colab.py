@@ -13,7 +13,7 @@ repository = "{user}/{repo}".format_map(settings["DEFAULT"])
 branch = settings["DEFAULT"]["branch"]
 
 GPU = "17_training", "engine/flash_triton"   # pages whose runs go to a GPU where there is one
-EXTRAS = dict.fromkeys(("23_pretrained", "engine/gguf", "engine/foreign_tokenizers", "engine/exchange"), "[interop]") | {"engine/serve": "[serve]", "engine/loops": "[fast]", "engine/compiled_bpe": "[fast]"}   # pages that need more than the package does
+EXTRAS = dict.fromkeys(("23_pretrained", "engine/gguf", "engine/gguf_file", "engine/foreign_tokenizers", "engine/exchange"), "[interop]") | {"engine/serve": "[serve]", "engine/loops": "[fast]", "engine/compiled_bpe": "[fast]"}   # pages that need more than the package does
 
 
 def badge(name: str) -> str:

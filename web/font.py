@@ -14,10 +14,11 @@ web = Path(__file__).parent
 
 
 def characters_of(site: Path) -> set[str]:
-    "All characters inside the formulas of a site, letters also in the italics that browsers make of them."
-    formulas = (formula for page in site.rglob("*.html") for formula in re.findall(r"<math.*?</math>", page.read_text("utf-8"), re.S))
+    "All characters inside the formulas of a site, letters also in the italics that browsers make of them; and the sign of a root, which no text names."
+    formulas = [formula for page in site.rglob("*.html") for formula in re.findall(r"<math.*?</math>", page.read_text("utf-8"), re.S)]
     used = {character for formula in formulas for character in html.unescape(re.sub(r"<annotation.*?</annotation>|<[^>]+>", "", formula, flags=re.S))}
     used |= {*string.ascii_letters, *map(chr, range(ord("α"), ord("ω") + 1)), *"ΓΔΘΛΞΠΣΦΨΩ"}   # a new page may use any of these
+    if any(re.search("<m(?:sqrt|root)", formula) for formula in formulas): used.add("√")
     return {character for character in used if character.isprintable()} | {italic(character) for character in used}
 
 

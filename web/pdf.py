@@ -1,24 +1,56 @@
 """The whole book as one PDF: `python web/pdf.py`, after `web/render.py --pandoc`.
 
-The pages of the site are joined into one, so that links between them stay inside the book, and Chromium prints it."""
+Chromium prints the pages of the site one by one, and pypdf joins them: links between them lead to places in the book."""
 import html
-import os
-import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
+from urllib.parse import unquote
 
 import book
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
+from pypdf import PageObject, PdfReader, PdfWriter
+from pypdf.generic import (
+    ArrayObject,
+    DecodedStreamObject,
+    DictionaryObject,
+    Fit,
+    FloatObject,
+    IndirectObject,
+    NameObject,
+    NullObject,
+    TextStringObject,
+)
 from render import address
+from tqdm import tqdm
 
+import llm_course
 from llm_course.engine.commands import run_command
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
-PATIENCE = 1_200_000   # milliseconds
-FOOTER = '<div style="width: 100%; font: 8px sans-serif; text-align: center; color: #555"><span class="pageNumber"></span></div>'
+FLAGS = "--no-sandbox", "--allow-file-access-from-files"   # the second, for the font of the formulas
+PATIENCE = 120_000   # milliseconds for one page
+FRONT = "book.html"  # title and contents, written into the site's folder for as long as they are printed
+HEADER = '<div style="width: 100%; font: 8px sans-serif; text-align: center; color: #555">{}</div>'
+
+# Everything unfolded, but for the code that draws a picture: the picture is there. Chromium notes the places that a page itself links to, so each page gets a link to all its places.
+PREPARE = '''async () => {
+  for (const fold of document.querySelectorAll("details")) {
+    if (fold.matches(".code") && fold.nextElementSibling?.matches("figure")) fold.remove()
+    else fold.open = true
+  }
+  for (const part of document.querySelectorAll("footer, .colab")) part.remove()
+  const ids = [...document.querySelectorAll("main [id]")].map(part => part.id)
+  document.body.append(...ids.map(id => Object.assign(document.createElement("a"), {href: "#" + id})))
+  await document.fonts.ready
+  return {title: document.querySelector("h1").innerText, sections: [...document.querySelectorAll("main h2[id]")].map(part => [part.id, part.innerText.replace(/\\s+/g, " ")])}
+}'''
+
+STYLE = '''body { display: block; } h1.title { margin-top: 70mm; font-size: 36pt; } h2 { break-before: page; } a { color: inherit; text-decoration: none; }
+.contents { columns: 2; column-gap: 10mm; font-size: 9.5pt; } ul { list-style: none; padding: 0; margin: 0 0 .6rem; } strong { display: block; margin-top: .5rem; }
+li:not(:has(ul)) { display: flex; justify-content: space-between; gap: .8rem; } li:has(ul) > strong { break-after: avoid; }'''
 
 
 @dataclass(frozen=True)
@@ -28,64 +60,145 @@ class Config:
     output: str = "llm_course.pdf"   # The PDF to write
 
 
-def name_of(page: str) -> str:
-    "The anchor at which a page begins in the book: `nbs/engine/muon.html` begins at `nbs-engine-muon`."
-    return page.removesuffix(".html").replace("/", "-")
+@dataclass
+class Printed:
+    "A page of the site, printed, and where it lies in the book."
+    title: str                      # Its heading
+    sections: list                  # Of each section the id and the heading
+    pdf: PdfReader                  # Its sheets
+    first: int = 0                  # The first of them, counted from the book's first sheet
+    places: dict = field(default_factory=dict)   # Of each id the sheet, and the point on it
 
 
-def moved(source: str, page: str, pages: set[str], site_url: str) -> str:
-    "The text of a page with ids of its own, and with links that lead to places in the book, or out of it to the web."
-    folder, own = os.path.dirname(page), name_of(page)
-
-    def link(found: re.Match) -> str:
-        target, _, anchor = html.unescape(found[2]).partition("#")
-        if re.match(r"[a-z]+:", target): return found[0]
-        place = os.path.normpath(os.path.join(folder, target)).replace(os.sep, "/") if target else page
-        if found[1] == "src": return f'src="{place}"'
-        if place not in pages: return f'href="{site_url}/{place}{"#" + anchor if anchor else ""}"'
-        return f'href="#{name_of(place)}{"--" + anchor if anchor else ""}"'
-
-    source = re.sub(r'\b(href|src)="([^"]*)"', link, source)
-    return re.sub(r'\bid="([^"]*)"', lambda found: f'id="{own}--{found[1]}"', source)
+def print_page(window: Page, path: Path) -> Printed:
+    "Print one page of the site."
+    window.goto(path.resolve().as_uri(), wait_until="load")
+    found = window.evaluate(PREPARE)
+    header = HEADER.format(html.escape(found["title"]) if path.name != FRONT else "")
+    sheets = window.pdf(format="A4", print_background=True, display_header_footer=True, header_template=header, footer_template="<span></span>")
+    return Printed(found["title"], found["sections"], PdfReader(BytesIO(sheets)))
 
 
-def contents(items: list, titles: dict[str, str]) -> str:
-    "The table of contents: the parts, and in each its pages."
+def contents(items: list, parts: dict[str, Printed], numbers: dict[str, int]) -> str:
+    "The table of contents: the parts, and in each its pages with their numbers."
     rows = []
     for item in items:
-        if isinstance(item, dict): rows.append(f"<li><strong>{html.escape(item['section'])}</strong>{contents(item['contents'], titles)}</li>")
-        elif address(item) in titles: rows.append(f'<li><a href="#{name_of(address(item))}">{titles[address(item)]}</a></li>')
+        if isinstance(item, dict):
+            inside = contents(item["contents"], parts, numbers)
+            if "<a" in inside: rows.append(f"<li><strong>{html.escape(item['section'])}</strong>{inside}</li>")
+        elif (page := address(item)) in parts:
+            rows.append(f'<li><a href="{page}">{html.escape(parts[page].title)}</a><span>{numbers[page]}</span></li>')
     return f"<ul>{''.join(rows)}</ul>"
 
 
-def joined(site: Path, config: dict, pages: list[str]) -> str:
-    "The whole book as one page: its title, its contents, and the text of each page in reading order."
-    website, titles, parts = config["website"], {}, []
-    for page in pages:
-        source = (site/page).read_text("utf-8")
-        text = source.partition('<main id="the-text">')[2].partition('<nav class="turn"')[0]
-        titles[page] = re.search(r"<h1>(.*?)</h1>", text, re.S)[1]
-        text = moved(text, page, set(pages), website["site-url"]).replace("<h1>", f'<h1 id="{name_of(page)}">', 1)
-        parts.append(f'<section class="page">{text}</section>')
-    front = f'<h1>{website["title"]}</h1><p class="promise">{website["description"]}.</p><h2>Contents</h2>{contents(website["sidebar"]["contents"], titles)}'
-    style = "section.page { break-before: page; } details > summary { list-style: none; } details.code > summary { font-size: 8pt; }"
-    return (f'<!DOCTYPE html><html lang="{config["lang"]}"><head><meta charset="utf-8"><title>{website["title"]}</title>'
-            f'<link rel="stylesheet" href="style.css"><style>{style}</style></head><body><main id="the-text">{front}{"".join(parts)}</main></body></html>')
+def print_front(window: Page, site: Path, config: dict, parts: dict[str, Printed]) -> Printed:
+    "Print the title and the contents. Their own sheets are not counted, so that the numbers are known before."
+    website, numbers, sheets = config["website"], {}, 1
+    for page, part in parts.items():
+        numbers[page] = sheets
+        sheets += len(part.pdf.pages)
+    text = (f'<h1 class="title">{website["title"]}</h1><p class="promise">{website["description"]}.</p><p>Version {llm_course.__version__}. '
+            f'The pages are also at <a href="{website["site-url"]}">{website["site-url"]}</a>, where they can be searched and opened in Colab, and where the code of each picture can be unfolded.</p>'
+            f'<h2>Contents</h2><div class="contents">{contents(website["sidebar"]["contents"], parts, numbers)}</div>')
+    path = site/FRONT
+    path.write_text(f'<!DOCTYPE html><html lang="{config["lang"]}"><head><meta charset="utf-8"><title>{website["title"]}</title>'
+                    f'<link rel="stylesheet" href="style.css"><style>{STYLE}</style></head><body><main id="the-text">{text}</main></body></html>', "utf-8", newline="\n")
+    try: return print_page(window, path)
+    finally: path.unlink()
 
 
-def print_alone(browser: Browser, site: Path, config: dict, pages: list[str]) -> BytesIO:
-    "Print the pages of a site as one PDF, with contents that lead to them, everything unfolded."
-    whole = site/"book.html"
-    whole.write_text(joined(site, config, pages).replace("<details", "<details open"), "utf-8", newline="\n")
-    try:
-        page = browser.new_page(color_scheme="light")
-        page.set_default_timeout(PATIENCE)
-        page.goto(whole.resolve().as_uri(), wait_until="load")
-        footer = {"display_header_footer": True, "header_template": "<span></span>", "footer_template": FOOTER}
-        printed = page.pdf(format="A4", print_background=True, outline=True, tagged=True, **footer)
-        page.close()
-    finally: whole.unlink()
-    return BytesIO(printed)
+def join(parts: dict[str, Printed], site: Path, site_url: str) -> PdfWriter:
+    "Put the sheets of all parts into one PDF, with links, numbers and an outline."
+    whole = PdfWriter()
+    for part in parts.values():
+        part.first = len(whole.pages)
+        for sheet in part.pdf.pages: whole.add_page(sheet, excluded_keys=["/Annots", "/StructParents"])
+        for name, place in part.pdf.named_destinations.items():
+            part.places[name.removeprefix("/")] = part.first + part.pdf.get_destination_page_number(place), place.left, place.top
+    sheets = [page.indirect_reference for page in whole.pages]
+    front = len(parts[FRONT].pdf.pages)
+    stamp = Stamp(whole)
+    for page, part in parts.items():
+        for at, sheet in enumerate(part.pdf.pages, part.first):
+            links = [link(note.get_object(), page, parts, sheets, site, site_url) for note in sheet.get("/Annots", ()) if note.get_object()["/Subtype"] == "/Link"]
+            if links: whole.pages[at][NameObject("/Annots")] = ArrayObject(map(whole._add_object, links))
+            if at >= front: stamp.number(whole.pages[at], at - front + 1)
+    whole.set_page_label(0, front - 1, style="/r")
+    if len(sheets) > front: whole.set_page_label(front, len(sheets) - 1, style="/D", start=1)
+    return whole
+
+
+def link(note: DictionaryObject, page: str, parts: dict[str, Printed], sheets: list[IndirectObject], site: Path, site_url: str) -> DictionaryObject:
+    "A link of one page, as one of the book: to a sheet, or to the web."
+    own = site.resolve().as_uri() + "/"
+    made = DictionaryObject({NameObject("/Type"): NameObject("/Annot"), NameObject("/Subtype"): NameObject("/Link"), NameObject("/Rect"): ArrayObject(map(FloatObject, note["/Rect"])),
+                             NameObject("/Border"): ArrayObject(map(FloatObject, (0, 0, 0)))})
+    if "/Dest" in note: target, anchor = page, str(note["/Dest"]).removeprefix("/")
+    else:
+        uri = str(note["/A"]["/URI"])
+        target, _, anchor = uri.removeprefix(own).partition("#")
+        if not uri.startswith(own) or target not in parts:
+            uri = uri.replace(own, site_url + "/", 1)
+            made[NameObject("/A")] = DictionaryObject({NameObject("/S"): NameObject("/URI"), NameObject("/URI"): TextStringObject(uri)})
+            return made
+    part = parts[target]
+    sheet, left, top = part.places.get(unquote(anchor), (part.first, None, None))
+    point = [NullObject() if x is None else FloatObject(x) for x in (left, top)]
+    made[NameObject("/Dest")] = ArrayObject([sheets[sheet], NameObject("/XYZ"), *point, NullObject()])
+    return made
+
+
+class Stamp:
+    "Writes numbers below the text of sheets."
+    def __init__(self, whole: PdfWriter):
+        self.whole = whole
+        names = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}   # a font that every reader has
+        self.font = whole._add_object(DictionaryObject({NameObject(key): NameObject(value) for key, value in names.items()}))
+        self.save = self.stream("q")   # Chromium leaves its scale behind
+
+    def stream(self, text: str) -> IndirectObject:
+        made = DecodedStreamObject()
+        made.set_data(text.encode())
+        return self.whole._add_object(made)
+
+    def number(self, sheet: PageObject, number: int) -> None:
+        middle = float(sheet.mediabox.width) / 2 - 2.2 * len(str(number))   # a digit is 4.4 points wide
+        fonts = sheet["/Resources"].get_object().setdefault(NameObject("/Font"), DictionaryObject()).get_object()
+        fonts[NameObject("/CourseNumber")] = self.font
+        written = self.stream(f"Q BT /CourseNumber 8 Tf 0.33 g {middle:.1f} 28 Td ({number}) Tj ET")
+        sheet[NameObject("/Contents")] = ArrayObject([self.save, sheet.raw_get("/Contents"), written])
+
+
+def outline(whole: PdfWriter, items: list, parts: dict[str, Printed], above: IndirectObject | None = None) -> None:
+    "The outline: parts, pages, and the sections of each."
+    for item in items:
+        if isinstance(item, dict):
+            inside = [address(page) for page in book.listed({"website": {"sidebar": {"contents": item["contents"]}}}) if address(page) in parts]
+            if not inside: continue
+            here = whole.add_outline_item(title=item["section"], page_number=parts[inside[0]].first, parent=above, is_open=False)
+            outline(whole, item["contents"], parts, here)
+        elif (part := parts.get(address(item))) is not None:
+            here = whole.add_outline_item(title=part.title, page_number=part.first, parent=above, is_open=False)
+            for anchor, heading in part.sections:
+                if anchor not in part.places: continue
+                sheet, left, top = part.places[anchor]
+                whole.add_outline_item(title=heading, page_number=sheet, parent=here, fit=Fit.xyz(left, top))
+
+
+def print_book(browser: Browser, site: Path, config: dict, pages: list[str]) -> PdfWriter:
+    "Print the pages of a site as one PDF, with a title and contents before them, everything unfolded."
+    website = config["website"]
+    window = browser.new_page(color_scheme="light")
+    window.set_default_timeout(PATIENCE)
+    parts = {page: print_page(window, site/page) for page in tqdm(pages, "pages")}
+    parts = {FRONT: print_front(window, site, config, parts), **parts}
+    window.close()
+    whole = join(parts, site, website["site-url"])
+    outline(whole, website["sidebar"]["contents"], parts)
+    whole.add_metadata({"/Title": website["title"], "/Subject": website["description"]})
+    whole.root_object[NameObject("/Lang")] = TextStringObject(config["lang"])
+    whole.page_mode = "/UseOutlines"
+    return whole
 
 
 def main(config: Config) -> None:
@@ -94,13 +207,15 @@ def main(config: Config) -> None:
     if not (site/"index.html").exists(): raise ValueError(f"--site {site} holds no site; make one with python web/render.py --pandoc")
     listed = book.config()
     pages = [address(page) for page in book.listed(listed) if not page.startswith("cn/")]
+    if missing := [page for page in pages if not (site/page).exists()]: raise ValueError(f"--site {site} lacks {missing[0]}; render it again")
     with sync_playwright() as play:
         path = next(filter(None, map(shutil.which, BROWSERS)), None)   # else the one that playwright has installed
-        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(print_alone(browser, site, listed, pages).getvalue())
+        browser = play.chromium.launch(executable_path=path, args=FLAGS)
+        whole = print_book(browser, site, listed, pages)
         browser.close()
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {monotonic() - began:.0f} s")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    whole.write(output)
+    print(f"{output}: {len(whole.pages):,} pages, {output.stat().st_size / 1e6:.1f} MB in {monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__": run_command(Config, main)

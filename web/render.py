@@ -25,6 +25,7 @@ from tqdm import tqdm
 from llm_course.engine.commands import run_command
 
 root, web = Path(__file__).parents[1], Path(__file__).parent
+LABELS = {"to-text": "To the text", "on-page": "On this page", "to-top": "To the top"}   # of every page, in English
 MADE = ("api/", "cn/")   # folders whose pages are made at build
 
 
@@ -284,9 +285,16 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
     }
     extra = ["--standalone", "--mathml", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
              f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
+    variables |= chinese.LABELS if lang == "zh" else LABELS
     extra += [f"--variable={key}={value}" for key, value in variables.items() if value]
     try: pypandoc.convert_text(source, "html5", format="markdown+autolink_bare_uris", outputfile=str(target), extra_args=extra)
     except RuntimeError as error: raise ValueError(f"{page}: {error}") from None
+    target.write_text(spaced(target.read_text("utf-8")), "utf-8", newline="\n")
+
+
+def spaced(source: str) -> str:
+    "A thin space between a function such as ln and what it is taken of, where no bracket stands between them: browsers leave none."
+    return re.sub(r"(<mo>&#8289;</mo></mrow>)(?!<mo|<mrow><mo)", r'\1<mspace width="0.17em"></mspace>', source)
 
 
 def render_with_pandoc(proc: Path, output: Path) -> None:

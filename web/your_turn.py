@@ -2,12 +2,14 @@
 import ast
 import json
 import re
+from collections.abc import Container
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 from book import cells as cells_of
+from book import module, parts, room, root
 from book import pages as pages_of_the_course
-from book import parts, room, root
 
 here = root/"nbs"/"your_turn"
 settings = ConfigParser()
@@ -17,8 +19,9 @@ settings = settings["DEFAULT"]
 STUB = "raise NotImplementedError"
 MARK = "#| export-yours"   # what `python -m llm_course.grading` reads of a page; nbdev passes it over
 HOW = ("This is a chapter with its parts taken out: the prose and the checks are here, the code is yours. Write a part where it says "
-       "`raise NotImplementedError`. A cell that needs one which you have not written yet raises that error, and the others go on; what "
-       "earlier chapters have made comes from the package. The last cell tells how far you are. The page as it was meant, with its "
+       "`raise NotImplementedError`. *Required* parts are graded in the last cell. The others, and the exercises, are *optional*. To go on "
+       "without writing a part, import it instead, as in `from llm_course.{module} import {lent}`. A cell fails as long as a part that it "
+       "needs is missing, and the others go on; what earlier chapters have made comes from the package. The page as it was meant, with its "
        "pictures, is [here]({page}).")
 
 
@@ -33,32 +36,42 @@ def colab(path: str) -> str:
 
 # ---- One cell
 
-def stubbed(source: str, names: set[str] | None = None) -> str:
-    "The same code with a stub for the body of each function and method, or of those named; signatures, docstrings and tables stay."
+def stubbed(source: str, names: set[str] | None = None, required: Container[str] = ()) -> str:
+    """The same code with a stub for the body of each function and method, or of those named; signatures, docstrings and tables stay.
+
+    A stub says whether it is in, or belongs to, what is `required`."""
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines: starts.append(starts[-1] + len(line))
     place = lambda line, column: starts[line - 1] + len(lines[line - 1].encode()[:column].decode())   # ast counts bytes
-    for node in reversed(bodies(parsed(source), names)):
+    for owner, node in reversed(bodies(parsed(source), names)):
         body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
         if not body: continue
         first, end = place(body[0].lineno, body[0].col_offset), place(node.end_lineno, node.end_col_offset)
         decorators = getattr(body[0], "decorator_list", [])
         if decorators: first = place(decorators[0].lineno, decorators[0].col_offset - 1)
         before = re.sub(r"(\n[ \t]*)(?:#[^\n]*\n[ \t]*)+\Z", r"\1", source[:first])   # what is said of a body goes with it
-        source = before + STUB + re.sub(r"\A[ \t]*#[^\n]*", "", source[end:])
+        told = f"{STUB}   # {'required' if owner in required else 'optional'}"
+        source = before + told + re.sub(r"\A[ \t]*#[^\n]*", "", source[end:])
     return source
 
 
-def bodies(tree: ast.AST, names: set[str] | None = None) -> list[ast.FunctionDef]:
-    "The functions of a cell and the methods of its classes, in order, or those that are named; functions inside functions aside."
+def bodies(tree: ast.AST, names: set[str] | None = None, owner: str = "") -> list[tuple[str, ast.FunctionDef]]:
+    "The functions of a cell and the methods of its classes, in order, or those that are named, each with its own name or its class's; functions inside functions aside."
     found = []
     for node in ast.iter_child_nodes(tree):
-        ours = names is None or getattr(node, "name", None) in names
-        if isinstance(node, ast.FunctionDef): found += [node] * ours
-        elif isinstance(node, ast.ClassDef): found += bodies(node) * ours
-        elif not isinstance(node, ast.expr): found += bodies(node, names)
+        name = getattr(node, "name", "")
+        ours = names is None or name in names
+        if isinstance(node, ast.FunctionDef): found += [(owner or name, node)] * ours
+        elif isinstance(node, ast.ClassDef): found += bodies(node, None, owner or name) * ours
+        elif not isinstance(node, ast.expr): found += bodies(node, names, owner)
     return found
+
+
+def optional(source: str) -> str:
+    "An exercise whose open places say that nobody has to fill them."
+    source = re.sub(rf"{STUB}$", rf"{STUB}   # optional", source, flags=re.M)
+    return re.sub(r"^(\w[\w, ]* = \.\.\.(?:, \.\.\.)*)(?:\s*# (.*))?$", lambda found: f"{found[1]}   # optional" + (f": {found[2]}" if found[2] else ""), source, flags=re.M)
 
 
 def components(source: str) -> list[str]:
@@ -66,6 +79,7 @@ def components(source: str) -> list[str]:
     return re.findall(r'^@check_of\("(\w+)"\)', source, re.M)
 
 
+@cache
 def checked_elsewhere() -> list[str]:
     "What the pages on grading have checks of: parts of lessons whose pages hold none."
     found = []
@@ -84,7 +98,7 @@ def parsed(source: str) -> ast.Module: return ast.parse(re.sub(r"^(\s*)[!%].*", 
 def names_in(tree: ast.Module) -> set[str]: return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def converted(cell: dict, exported: set[str], here_too: set[str], module: str) -> str | None:
+def converted(cell: dict, exported: set[str], required: set[str], here_too: set[str], module: str) -> str | None:
     "A cell as the student gets it; `None` for one that goes. Earlier versions of what is exported are taken out, too."
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
@@ -93,10 +107,10 @@ def converted(cell: dict, exported: set[str], here_too: set[str], module: str) -
         return source.partition("## What we exported")[0].strip() or None
     if '#| code-summary: "Solution"' in source or source.startswith("#| default_exp"): return None
     code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
-    if not is_export(source): return stubbed(code, exported).strip("\n") or None
-    if re.match(r"\s*(if __name__ ==|_all_ =)", code): return None
-    if components(code): return f"{MARK}\n" + lent(code.strip("\n"), module)
-    return f"{MARK}\n" + stubbed(code).strip("\n")
+    if not is_export(source): return optional(stubbed(code, exported, required)).strip("\n") or None
+    if re.search(r"^(if __name__ ==|_all_ =)", code, re.M): return None
+    if components(code): return lent(code.strip("\n"), module)
+    return f"{MARK}\n" + stubbed(code, required=required).strip("\n")
 
 
 def lent(code: str, module: str) -> str:
@@ -112,33 +126,34 @@ def lent(code: str, module: str) -> str:
 
 # ---- A page
 
+@cache
 def page(path: Path) -> list[dict]:
     "The cells of a chapter without its parts."
     source_cells, here_too = cells_of(path), {chapter.stem for chapter in parts()}
     texts = ["".join(cell["source"]) for cell in source_cells if cell["cell_type"] == "code"]
     exported = set().union(*(names_in(ast.parse(source)) for source in texts if is_export(source)))
-    module = next(re.findall(r"#\| default_exp (\S+)", text)[0] for text in texts if text.startswith("#| default_exp"))
-    cells, asked, defined = [], [], set()
+    asked = [name for text in texts for name in components(text)] + [name for name in checked_elsewhere() if name in exported]
+    names = [name for name in dict.fromkeys(asked) if name in exported]
+    owners = [owner for text in texts if is_export(text) and not components(text) for owner, _ in bodies(parsed(text)) if not owner.startswith("_")]
+    lent = next((owner for owner in owners if owner not in names), owners[0])
+    cells = []
     for at, cell in enumerate(source_cells):
-        if (source := converted(cell, exported, here_too, module)) is None: continue
-        if cell["cell_type"] == "code":
-            asked += components(source)
-            defined |= names_in(parsed(source))
-        elif at == 1: source = opening(source, path)
+        source = converted(cell, exported, set(names), here_too, module(path))
+        if source is None: continue
+        if at == 1: source = opening(source, path, lent)
         cells.append(made(cell["cell_type"], source, cell["id"]))
-    asked += [name for name in checked_elsewhere() if name in exported]
-    if names := [name for name in dict.fromkeys(asked) if name in defined]:
+    if names:
         cells += [made("markdown", "## How far you are\n\nWhat is right has a tick, and what is not yet gets a hint at the cause.", "how-far"),
                   made("code", "from llm_course.grading import check", "how-far-import"),
                   made("code", f"check({', '.join(f'{name}={name}' for name in names)})", "how-far-check")]
     return cells
 
 
-def opening(source: str, path: Path) -> str:
-    "Title and promise, the badge of this version, and what to do here."
+def opening(source: str, path: Path, lent: str) -> str:
+    "Title and promise, the badge of this version, and what to do here; `lent` is a part that may be imported."
     head = source.partition("[![Open in Colab]")[0].strip()
     published = f"https://{settings['user']}.github.io/{settings['repo']}/nbs/{path.stem[3:]}.html"
-    return f"{head}\n\n{badge(f'nbs/{here.name}/{path.name}')}\n\n{HOW.format(page=published)}"
+    return f"{head}\n\n{badge(f'nbs/{here.name}/{path.name}')}\n\n{HOW.format(page=published, module=module(path), lent=lent)}"
 
 
 def start(chapters: list[Path]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""What cleaning a text gains, for the page on what is worth keeping: models of one shape read raw, deduplicated or filtered text, equally many bytes each, from three seeds; bits per byte are counted on plays that none has read.
+"""What cleaning a text gains, for the page on what is worth keeping: models of one shape read raw, deduplicated or filtered text, equally many bytes each, from three seeds; bits per byte are counted on plays that none has read. A fourth text is the deduplicated one with as large a share of plays as the raw one has.
 
 The raw text is Shakespeare's plays in scenes, some of them copied with small changes; the documentation, changelogs, licences and sources of ten packages; and planted junk. The packages come from the package index and are named by their sha256, so everyone has the same text. `python -m bench.experiments.cleaning` writes cleaning.json, run by run, and goes on where it was stopped."""
 import math
@@ -28,6 +28,7 @@ STEPS, ROWS, ROW, RATE = 800, 8, 256, 3e-3   # some three minutes of one process
 SHAPE = dict(vocab_size=257, max_seq_len=ROW, d_model=128, num_layers=4, num_heads=4, d_ff=344)
 HELD_OUT, SCENE, MOST = 2, 3000, 1_000_000   # plays to measure on, characters of a scene, bytes of each kind of package text
 GRID = [{"text": text, "seed": seed} for seed in range(3) for text in ("raw", "deduplicated", "filtered")]
+GRID += [{"text": "same share of plays", "seed": seed} for seed in range(3)]
 
 
 KINDS = {"licence": r"(^|/)(licen[cs]e|copying)[^/]*$|lice/template", "changelog": r"(^|/)(changes|changelog|history)[^/]*$", "documentation": r"\.(rst|md|txt)$", "source": r"\.py$"}
@@ -71,8 +72,8 @@ def changed(scene: str, draw: random.Random) -> str:
 
 
 @cache
-def texts() -> tuple[dict[str, list[str]], list[str]]:
-    "The documents of each kind of text, and the plays that are held out."
+def texts() -> tuple[dict[str, list[str]], set[str], list[str]]:
+    "The documents of each kind of text, those of them that are plays, and the plays that are held out."
     plays = [play for play in fetch("shakespeare").read_text("utf-8").split(end_of_text) if play.strip()]
     train, held_out = plays[:-HELD_OUT], plays[-HELD_OUT:]
     scenes = [play[i : i + SCENE] for play in train for i in range(0, len(play), SCENE)][::4]
@@ -85,7 +86,8 @@ def texts() -> tuple[dict[str, list[str]], list[str]]:
     raw = [text for text in raw if not shared_ngrams(text, known)]
     single = [raw[i] for i in first_copies(raw)]
     deduplicated = [single[i] for i in first_of_similar(single)]
-    return {"raw": raw, "deduplicated": deduplicated, "filtered": [text for text in deduplicated if not gopher_faults(text)]}, held_out
+    filtered = [text for text in deduplicated if not gopher_faults(text)]
+    return {"raw": raw, "deduplicated": deduplicated, "filtered": filtered}, {*scenes, *copies}, held_out
 
 
 def ids(documents: list[str]) -> np.ndarray:
@@ -93,10 +95,22 @@ def ids(documents: list[str]) -> np.ndarray:
     return np.concatenate([np.array([*text.encode(), 256], np.uint16) for text in documents])
 
 
+def in_parts(text: str) -> tuple[np.ndarray, np.ndarray]:
+    "The bytes of a text that are plays, and those that are not. With the same share of plays as the raw text, the plays of the deduplicated one come again and again until they are as many."
+    kinds, plays, _ = texts()
+    documents = kinds.get(text, kinds["deduplicated"])
+    ours, others = (ids([one for one in documents if (one in plays) == is_play]) for is_play in (True, False))
+    if text not in kinds:
+        wanted = [len(part) for part in in_parts("raw")]
+        ours = np.resize(ours, len(others) * wanted[0] // wanted[1])
+    return ours, others
+
+
 def run(text: str, seed: int) -> dict:
     "Train a model on one kind of text; count the bits per byte of the plays held out, and what the text was."
-    kinds, held_out = texts()
-    dataset, unread = ids(kinds[text]), ids(held_out)
+    kinds, _, held_out = texts()
+    plays, others = in_parts(text)
+    dataset, unread = np.concatenate([plays, others]), ids(held_out)
     torch.manual_seed(seed)
     model = Transformer(**SHAPE)
     optimizer = AdamW(model.parameters(), betas=(.9, .95), weight_decay=.1)
@@ -113,7 +127,7 @@ def run(text: str, seed: int) -> dict:
         for inputs, targets in windows(unread, ROWS, ROW):
             nats += cross_entropy(model(inputs), targets).item() * targets.numel()
             count += targets.numel()
-    return {"documents": len(kinds[text]), "bytes": len(dataset), "bytes_read": STEPS * ROWS * ROW, "bits_per_byte": round(nats / count / math.log(2), 4)}
+    return {"documents": len(kinds.get(text, kinds["deduplicated"])), "bytes": len(dataset), "plays": round(len(plays) / len(dataset), 4), "bytes_read": STEPS * ROWS * ROW, "bits_per_byte": round(nats / count / math.log(2), 4)}
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 Processor time, since it can be compared on a busy machine too; there set OMP_WAIT_POLICY=passive, or waiting threads are counted as working."""
 import os
 import time
+from collections import defaultdict
 from statistics import median
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases.generating import only_vectors
 from bench.experiments import keep
-from llm_course.engine import decoding
+from llm_course import generating
+from llm_course.engine import decoding, loops
 from llm_course.engine.kv_cache import new_cache
+from llm_course.engine.reader import Reader
 from llm_course.linear import Linear
 from llm_course.transformer import Transformer
 
@@ -92,8 +96,8 @@ def measure(threads: int, laps: int = 40) -> dict:
     for how, work in sides.items():
         with Calls() as calls: work()
         counts[how] = calls.count
-    for _ in range(laps):
-        for how, work in sides.items():
+    for lap in range(laps):
+        for how, work in list(sides.items())[:: 1 if lap % 2 else -1]:   # each side follows its neighbours in either order
             began = time.process_time()
             work()
             times[how].append(1000 * (time.process_time() - began))
@@ -102,8 +106,44 @@ def measure(threads: int, laps: int = 40) -> dict:
         for how, took in times.items()}}
 
 
+def write(rounds: int = 9) -> dict:
+    "Where the processor time of a whole text goes, on one thread, beside the products of its tokens."
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, prompt = Transformer(10_000, 256, 512, 6, 8, 1344).eval(), torch.randint(10_000, (1, 16))
+    limit = only_vectors([p.detach() for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("embedding")], 128)
+    parts, took = defaultdict(list), {"text": [], "limit": []}
+
+    def timed(part, function, into=parts):
+        def run(*given):
+            began = time.process_time()
+            found = function(*given)
+            into[part].append(1e6 * (time.process_time() - began))
+            return found
+        return run
+    whole = timed("text", lambda: generating.generate_ids(model, prompt, 128, temperature=0.), took)
+    bare = timed("limit", limit, took)
+    whole(), bare()   # compile, and warm up
+    took["text"].clear(), took["limit"].clear()
+    for _ in range(rounds): whole(), bare()
+    with mock.patch.object(loops, "run_token", timed("loops", loops.run_token)), mock.patch.object(Reader, "__call__", timed("reader", Reader.__call__)), \
+            mock.patch.object(generating, "pick", timed("pick", generating.pick)), mock.patch.object(Reader, "__init__", timed("ready", Reader.__init__)):
+        for _ in range(rounds):
+            began = time.process_time()
+            for _ in generating.continuations(model, prompt, 128, generating.Sampling(0.)):
+                parts["token"].append(1e6 * (time.process_time() - began))
+                began = time.process_time()
+    prompts = parts["reader"][::128]
+    per_token = {part: median(spent) for part, spent in parts.items()}
+    return {"threads": 1, "ms": round(median(took["text"]) / 1000), "share": round(median(a / b for a, b in zip(took["limit"], took["text"])), 3),
+            "ms_of_the_prompt": round((median(prompts) + per_token["ready"]) / 1000, 1), "microseconds": {
+                "the products alone": round(median(took["limit"]) / 128), "the loops": round(per_token["loops"]),
+                "around them, to read a token": round(per_token["reader"] - per_token["loops"]), "to choose the next one": round(per_token["pick"]),
+                "to append it": round(per_token["token"] - per_token["reader"] - per_token["pick"])}}
+
+
 if __name__ == "__main__":
     runs = [measure(threads) for threads in (1, 2)]
     keep(__file__, {"what": "One token behind 60 others, width 512: by calls, by joined products, by compiled loops, and the products alone.",
-                    "waiting": os.environ.get("OMP_WAIT_POLICY"), "runs": runs})
+                    "waiting": os.environ.get("OMP_WAIT_POLICY"), "runs": runs, "text": write()})
     for run in runs: print(run)

@@ -1,7 +1,7 @@
-"""The ring of chapter 21 against its cost model: `python -m bench.experiments.distributed limited` (root, Linux) and `… loopback` (an idle machine) write distributed.json.
+"""The ring of chapter 21 against its cost model: `python -m bench.experiments.distributed limited` (root, Linux) and `… loopback` (a quiet machine) write distributed.json.
 
-`limited` gives each process a network namespace of its own, joined by a bridge, and limits what each may send by `tc tbf`. `loopback` needs a bandwidth, which it measures by sending one
-large tensor from process 0 to process 1."""
+`limited` gives each process a network namespace of its own, joined by a bridge, and limits what each may send by `tc tbf`. `loopback` needs a bandwidth, which it measures by letting
+every process pass one large tensor on to its neighbour at the same time, and a latency, by the same with one number."""
 import os
 import subprocess
 import sys
@@ -13,22 +13,24 @@ import torch.distributed as dist
 
 from bench.experiments import keep
 from bench.runner import read
-from llm_course.distributed import in_processes, ring_all_reduce
+from llm_course.distributed import _pass_on, in_processes, ring_all_reduce
 
-RATE, SIZE, ROUNDS = 200_000_000, 16_000_000, 4   # bits a second, bytes
+RATE, SIZE, ROUNDS = 200_000_000, 16_000_000, 10   # bits a second, bytes
+FEW = 20   # messages
 NAME = "ring"   # what the namespaces' names begin with
 
 
-def timed(work) -> float:
-    "Seconds of the fastest round, all processes together."
-    best = []
+def timed(*works) -> list[float]:
+    "Seconds of the fastest round of each, all processes together; by turns."
+    best = [float("inf")] * len(works)
     for _ in range(ROUNDS):
-        dist.barrier()
-        began = perf_counter()
-        work()
-        dist.barrier()
-        best.append(perf_counter() - began)
-    return min(best)
+        for i, work in enumerate(works):
+            dist.barrier()
+            began = perf_counter()
+            work()
+            dist.barrier()
+            best[i] = min(best[i], perf_counter() - began)
+    return best
 
 
 def member(rank: int, count: int) -> None:
@@ -36,7 +38,7 @@ def member(rank: int, count: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method="tcp://10.77.0.1:29500", rank=rank, world_size=count)
     x = torch.ones(SIZE // 4)
-    seconds = timed(lambda: ring_all_reduce(x))
+    [seconds] = timed(lambda: ring_all_reduce(x))
     if rank == 0: print(seconds, flush=True)
     dist.destroy_process_group()
 
@@ -69,16 +71,14 @@ def limited(count: int) -> dict:
 
 
 def loopback(count: int) -> dict:
-    "A ring over the machine's own loopback, and the bandwidth between two processes."
-    def pair(rank, _):
-        x = torch.ones(4 * SIZE // 4)
-        return timed(lambda: dist.recv(x, 0) if rank else dist.send(x, 1))
-
-    def ring(rank, _):
-        x = torch.ones(SIZE // 4)
-        return timed(lambda: ring_all_reduce(x))
-    bandwidth = 4 * SIZE / max(in_processes(2, pair))
-    return {"count": count, "bytes": SIZE, "bandwidth": bandwidth, "seconds": max(in_processes(count, ring))}
+    "A ring over the machine's own loopback, and what all processes need at the same time to pass on one large tensor, and one number."
+    def work(rank, _):
+        x, y, little = torch.ones(SIZE // 4), torch.ones(SIZE // 4), torch.ones(2)
+        def pass_little():
+            for _ in range(FEW): _pass_on(little[:1], little[1:])
+        return timed(lambda: _pass_on(x, y), pass_little, lambda: ring_all_reduce(x))
+    large, small, ring = map(max, zip(*in_processes(count, work)))
+    return {"count": count, "bytes": SIZE, "bandwidth": SIZE / large, "latency": small / FEW, "seconds": ring}
 
 
 def main(words: list[str]) -> None:

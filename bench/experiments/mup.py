@@ -14,7 +14,7 @@ from llm_course.transformer import Transformer
 WIDTHS, BASE = (64, 128, 256, 512), 64
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 STEPS, BATCH, LENGTH = 60, 4, 32
-SEEDS = range(1)
+SEEDS = range(3)
 GRID = [{"width": width, "mup": mup, "rate": rate, "seed": seed} for seed in SEEDS for width in WIDTHS for mup in (True, False) for rate in RATES]
 
 

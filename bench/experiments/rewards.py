@@ -1,12 +1,14 @@
-"""Learning from rewards, for chapter 27: a small adder that is sometimes right becomes one that is always right, and the demo model learns metre. Three seeds each.
+"""Learning from rewards, for chapter 27: a small adder that is sometimes right becomes one that is always right, and the demo model learns metre, rhyme, and both. Three seeds each.
 
 `python -m bench.experiments.rewards` writes rewards.json, a cell at a time, and goes on where it stopped; `… adder` or `… metre 0` makes a part of it. Times are processor seconds of one thread."""
 import random
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -98,10 +100,10 @@ def adder(seed: int) -> Iterator[dict]:
     yield cell | {"done": True}
 
 
-# ---- Metre
+# ---- Metre and rhyme
 
 SPEAKERS = "ROMEO JULIET HAMLET KING QUEEN PORTIA BRUTUS HELENA DUKE ROSALIND OTHELLO IAGO ANTONIO CASSIUS MACBETH EDGAR".split()
-LINE, TOKENS = 24, 48   # tokens of a line at most, and of a free text that is looked at
+ROOM, TOKENS = {1: 24, 2: 40}, 48   # tokens of one or two lines at most, and of a free text that is looked at
 PROMPTS, GROUP, RATE = 16, 8, 3e-4
 SECONDS = 300.   # processor seconds of learning
 
@@ -129,11 +131,52 @@ def metre(line: str) -> float:
     return .25 ** abs(length(line) - 10) if line.endswith("\n") else 0.
 
 
-def one_line(tokenizer, answer: list[int]) -> list[int]:
-    "Cut an answer behind its first line break: this is where it ends."
+def ending(line: str) -> tuple[str, str]:
+    "The last word of a line, and how it sounds at its end, as far as spelling tells: the last vowels and what follows them, a silent e among it."
+    words = [re.sub("[^a-z]", "", word) for word in line.lower().split()]
+    word = next((word for word in reversed(words) if word), "")
+    found = re.search("[aeiouy]+[^aeiouy]*e?$", word)
+    return word, found[0] if found else ""
+
+
+def rhyme(line: str, before: str) -> float:
+    "1 if a line ends as the line before it does, in another word; 1/4 if only the last letter is the same."
+    (word, sound), (other, wanted) = ending(line), ending(before)
+    if word == other or word[-1:] != other[-1:]: return 0.
+    return 1. if sound == wanted != "" else .25
+
+
+def couplet(text: str) -> float:
+    "Half for the metre of two lines, half for their rhyme; nothing for what has no end."
+    first, second = [line + "\n" for line in [*text.split("\n")[:-1], "", ""][:2]]
+    return (metre(first) + metre(second)) / 4 + rhyme(second, first) / 2
+
+
+def rhyme_alone(text: str) -> float:
+    "The rhyme of two lines, whatever their metre."
+    first, second = [line + "\n" for line in [*text.split("\n")[:-1], "", ""][:2]]
+    return rhyme(second, first)
+
+
+RULES = {"metre": (1, metre), "rhyme": (2, couplet), "rhyme alone": (2, rhyme_alone)}   # the lines of an answer, and what it is worth
+
+
+def cut(tokenizer, answer: list[int], lines: int) -> list[int]:
+    "Cut an answer behind its first line breaks: this is where it ends."
     for i, id in enumerate(answer):
-        if b"\n" in tokenizer.vocab[id]: return answer[:i + 1]
+        lines -= tokenizer.vocab[id].count(b"\n")
+        if lines <= 0: return answer[:i + 1]
     return answer
+
+
+def rhymes(texts: list[str]) -> dict[str, float]:
+    "Which share of neighbouring lines rhyme, and of texts whose first two do; the share of the commonest rhyme among them; and of the commonest last word of a line."
+    pairs = [pair for text in texts for pair in pairwise(verses(text))]
+    right = torch.tensor([any(rhyme(b, a) == 1 for a, b in [*pairwise(verses(text))][:1]) for text in texts]).view(len(SPEAKERS), -1)
+    sounds = Counter(ending(a)[1] for a, b in pairs if rhyme(b, a) == 1)
+    words = Counter(ending(line)[0] for text in texts for line in verses(text))
+    return {"rhymes": sum(sounds.values()) / max(1, len(pairs)), "rhyme@1": pass_at_k(right, 1), "rhyme@8": pass_at_k(right, 8),
+            "commonest_rhyme": max(sounds.values(), default=0) / max(1, sum(sounds.values())), "commonest_last_word": max(words.values(), default=0) / max(1, sum(words.values()))}
 
 
 def beginnings(plays: str) -> list[str]:
@@ -153,7 +196,7 @@ def watch(model: Transformer, reference: Transformer, tokenizer, known: set[str]
     lines = [line for text in texts for line in verses(text)]
     words = [re.sub("[^a-z']", "", word.lower()) for line in lines for word in line.split()]
     words = [word for word in words if word]
-    firsts = [tokenizer.decode(one_line(tokenizer, answer)) for answer in said]
+    firsts = [tokenizer.decode(cut(tokenizer, answer, 1)) for answer in said]
     right = torch.tensor([metre(line) == 1 for line in firsts]).view(len(prompts), 16)
     rows = lay_out([p for p in prompts for _ in range(16)], said)
     with torch.no_grad(): kl = kl_estimate(answer_logprobs(model, rows.ids), answer_logprobs(reference, rows.ids), rows.said)
@@ -164,12 +207,13 @@ def watch(model: Transformer, reference: Transformer, tokenizer, known: set[str]
         "dictionary": sum(word in known for word in words) / max(1, len(words)), "distinct_words": len(set(words)) / max(1, len(words)),
         "distinct_lines": len(set(lines)) / max(1, len(lines)), "words_a_line": len(words) / max(1, len(lines)),
         "letters_a_word": sum(map(len, words)) / max(1, len(words)),
-        "bits_per_byte": bits_per_byte(nats, held_out[:, 1:].numel(), size), "kl": float(kl) / TOKENS}
+        "bits_per_byte": bits_per_byte(nats, held_out[:, 1:].numel(), size), "kl": float(kl) / TOKENS, **rhymes(texts)}
     return {name: round(value, 4) for name, value in found.items()} | {"sample": texts[0] + "|" + texts[17]}
 
 
-def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 4) -> Iterator[dict]:
-    "Let the demo model learn metre; what has been seen so far, at every look."
+def verse(what: str, seed: int, beta: float, seconds: float = SECONDS, rate: float = RATE, watches: int = 4) -> Iterator[dict]:
+    "Let the demo model learn by one of the `RULES`; what has been seen so far, at every look."
+    lines, worth = RULES[what]
     model, tokenizer = load_demo("cpu")
     reference = deepcopy(model)
     plays = Path(fetch("shakespeare")).read_text("utf-8")
@@ -178,19 +222,19 @@ def verse(seed: int, beta: float, seconds: float = SECONDS, watches: int = 4) ->
     held_out = torch.tensor(ids[:len(ids) // 128 * 128][:32 * 128]).view(-1, 128)
     size = sum(len(tokenizer.vocab[id]) for id in held_out[:, 1:].flatten().tolist())
     look = [reference, tokenizer, known, held_out, size]
-    optimizer = AdamW(model.parameters(), lr=RATE, betas=(.9, .95), weight_decay=0.)
+    optimizer = AdamW(model.parameters(), lr=rate, betas=(.9, .95), weight_decay=0.)
     dice, draw, spent, step, history = torch.Generator().manual_seed(seed), random.Random(seed), 0., 0, []
     curve = [{"seconds": 0., **watch(model, *look)}]
     while spent < seconds:
         start = time.process_time()
         step += 1
         prompts = [tokenizer.encode(begun)[-16:] for begun in draw.sample(starts, PROMPTS)]
-        said = [one_line(tokenizer, answer) for answer in sample_answers(model, prompts, GROUP, LINE, None, dice)]
-        rewards = torch.tensor([metre(tokenizer.decode(answer)) for answer in said]).view(PROMPTS, GROUP)
+        said = [cut(tokenizer, answer, lines) for answer in sample_answers(model, prompts, GROUP, ROOM[lines], None, dice)]
+        rewards = torch.tensor([worth(tokenizer.decode(answer)) for answer in said]).view(PROMPTS, GROUP)
         rows = lay_out([p for p in prompts for _ in range(GROUP)], said)
         old, begun = learn_from(model, optimizer, reference, rows, rewards, "dr_grpo", beta=beta)
         spent += time.process_time() - start
-        signs = reward_signs(said, rewards, old, begun, rows.said)
+        signs = reward_signs(said, rewards, old, begun, rows.said) | {"whole": float((rewards == 1).float().mean())}   # answers that got the whole reward
         history.append({name: round(value, 4) for name, value in signs.items()})
         if step % 20 == 0: print(step, f"{spent:.0f} s", history[-1], flush=True)
         if spent > seconds / watches * len(curve):
@@ -204,10 +248,12 @@ def main(*names: str) -> None:
     path = Path(__file__).with_suffix(".json")
     grid = [{"what": "adder", "seed": seed} for seed in range(SEEDS)]
     grid += [{"what": "metre", "seed": seed, "beta": beta} for seed in range(SEEDS) for beta in (BETA, 0.)]
+    grid += [{"what": "rhyme", "seed": seed, "beta": BETA} for seed in range(SEEDS)]
+    grid += [{"what": "rhyme alone", "seed": seed, "beta": BETA, "rate": 6e-4, "seconds": 100.} for seed in range(SEEDS)]
     for cell in grid:
         if names and not {*names} <= {cell["what"], *map(str, cell.values())}: continue
         if any({**cell, "done": True}.items() <= other.items() for other in read(path).get("cells", [])): continue
-        for made in adder(cell["seed"]) if cell["what"] == "adder" else verse(cell["seed"], cell["beta"]):
+        for made in adder(cell["seed"]) if cell["what"] == "adder" else verse(**cell):
             others = [other for other in read(path).get("cells", []) if not cell.items() <= other.items()]   # another process may have added to them
             keep(__file__, {"what": "An adder and the demo model learn from rewards; times are processor seconds of one thread.", "cells": [*others, cell | made]})
 

@@ -31,9 +31,9 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
     return train, val[:SCORED + 1]
 
 
-def shape(d_model: int, num_layers: int = 2, length: int = LENGTH) -> dict:
-    "The arguments of a `Transformer` of this width: heads of 16 features, a hidden layer of 8/3."
-    return {"vocab_size": VOCAB, "max_seq_len": length, "d_model": d_model, "num_layers": num_layers, "num_heads": max(1, d_model // 16), "d_ff": 8 * d_model // 3 // 8 * 8}
+def shape(d_model: int, num_layers: int = 2, length: int = LENGTH, heads: int | None = None) -> dict:
+    "The arguments of a `Transformer` of this width: heads of 16 features unless their number is given, a hidden layer of 8/3."
+    return {"vocab_size": VOCAB, "max_seq_len": length, "d_model": d_model, "num_layers": num_layers, "num_heads": heads or max(1, d_model // 16), "d_ff": 8 * d_model // 3 // 8 * 8}
 
 
 def operations(d_model: int, batch_size: int = 8, **more) -> int:
@@ -76,11 +76,11 @@ def train(model, optimizer, steps: int, seed: int, batch_size: int = 8, ids: np.
     return losses
 
 
-def trained(d_model: int, steps: int, rate: float, seed: int) -> dict:
+def trained(d_model: int, steps: int, rate: float, seed: int, heads: int | None = None) -> dict:
     "Train our model, and score it."
     began = time.process_time()
     torch.manual_seed(seed)
-    model = Transformer(**shape(d_model))
+    model = Transformer(**shape(d_model, heads=heads))
     optimizer = AdamW(model.parameters(), lr=rate, betas=(.9, .95), weight_decay=.1)
     train(model, optimizer, steps, seed)
     return {"nats": round(score(model), 4), "cpu_seconds": round(time.process_time() - began, 1)}

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct learns sums of two-digit numbers, in its own chat template: by LoRA from right answers, and by LoRA from rewards. And what it forgets meanwhile.
 
-`python -m bench.experiments.smollm2` writes smollm2.json, a part at a time, and goes on where it stopped; `… before`, `… LoRA`, `… rewards` or `… "all weights"` makes one stage alone. The weights come from the package index (93 MB). One thread, float32; seconds are the processor's."""
+`python -m bench.experiments.smollm2` writes smollm2.json, a part at a time, and goes on where it stopped; `… before`, `… LoRA`, `… "rewards 0"` or `… "all weights"` makes one stage alone. The weights come from the package index (93 MB). One thread, float32; seconds are the processor's."""
 import multiprocessing
 import random
 import sys
@@ -10,6 +10,7 @@ import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ from llm_course.training import train_step
 from llm_course.transformer import Transformer
 
 STEPS, SUMS, RANK, RATE = 220, 16, 16, 1e-3   # sums of a step; the highest learning rate
-DRAWS, PROMPTS, GROUP, LONGEST = 60, 4, 8, 16   # steps that learn from rewards; questions of a step; answers to each, and their tokens
+DRAWS, PROMPTS, GROUP, LONGEST = 20, 4, 8, 12   # steps that learn from rewards; questions of a step; answers to each, and their tokens
+SHOWN = (21, 14), (48, 37), (65, 89)   # sums that stand answered before each of those questions, as an equation: else the model explains, at a length that is dear to draw
+TRIED = 32   # answers to each question of the exam
 SENTENCES = 64   # tokens of an answer in an exam: untaught, the model explains at length
 TARGETS = "q_proj", "k_proj", "v_proj", "output_proj", "w1", "w2", "w3"
 TAUGHT = "What is {} + {}?"
@@ -63,6 +66,13 @@ def talk(a: int, b: int, wording: str = TAUGHT) -> list[dict[str, str]]:
     return [{"role": "user", "content": wording.format(a, b)}, {"role": "assistant", "content": str(a + b)}]
 
 
+def equation(tokenizer: BpeTokenizer, a: int, b: int) -> list[int]:
+    "A question behind others that are answered, and the beginning of its answer: all but the sum."
+    turns = []
+    for one, other in *SHOWN, (a, b): turns += [talk(one, other)[0], {"role": "assistant", "content": f"{one} + {other} = {one + other}"}]
+    return encode_chat(tokenizer, turns[:-1], reply=True)[0] + tokenizer.encode(f"{a} + {b} =")
+
+
 def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wording: str) -> dict[str, Any]:
     "The share of right sums, and its interval: the last number of an answer counts, and it has to end."
     right, pairs = 0, sums(n, "exam", digits, held=True)
@@ -73,22 +83,29 @@ def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wordi
     return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson(right, n)]}
 
 
-def draw_answers(model: Transformer, tokenizer: BpeTokenizer, pairs: list[tuple[int, int]], dice: torch.Generator) -> tuple[list[Example], Tensor]:
+def draw_answers(model: Transformer, tokenizer: BpeTokenizer, pairs: list[tuple[int, int]], dice: torch.Generator, g: int = GROUP) -> tuple[list[Example], Tensor]:
     "Draw some answers to each question. Returns them, and which of them are right."
     stop, examples, right = tokenizer.special_tokens["<|im_end|>"], [], []
-    prompts = [encode_chat(tokenizer, talk(a, b)[:1], reply=True)[0] for a, b in pairs]
-    for place, answer in enumerate(sample_groups(model, prompts, GROUP, LONGEST, stop, dice)):
-        prompt, (a, b) = prompts[place // GROUP], pairs[place // GROUP]
+    prompts = [equation(tokenizer, a, b) for a, b in pairs]
+    for place, answer in enumerate(sample_groups(model, prompts, g, LONGEST, stop, dice)):
+        prompt, (a, b) = prompts[place // g], pairs[place // g]
         examples.append(Example(prompt + answer, [False] * len(prompt) + [True] * len(answer)))
         right.append(answer[-1] == stop and is_right(tokenizer.decode(answer[:-1]), str(a + b), number=True))
-    return examples, torch.tensor(right).view(-1, GROUP)
+    return examples, torch.tensor(right).view(-1, g)
 
 
-def tries(model: Transformer, tokenizer: BpeTokenizer, n: int = 80) -> dict[str, float]:
-    "pass@1 and pass@8 on questions of the exam, answers drawn at temperature 1."
-    dice, pairs, right = torch.Generator().manual_seed(0), sums(n, "exam", held=True), []
-    for at in range(0, n, 8): right.append(draw_answers(model, tokenizer, pairs[at:at + 8], dice)[1])
-    return {f"pass@{k}": pass_at_k(torch.cat(right), k) for k in (1, GROUP)}
+def tries(model: Transformer, tokenizer: BpeTokenizer, n: int = 40) -> dict[str, Any]:
+    "pass@1, pass@8 and pass@32 on questions of the exam, answers drawn at temperature 1, each with the standard error that comes of the choice of questions."
+    dice, pairs, right, lengths = torch.Generator().manual_seed(0), sums(n, "exam", held=True), [], []
+    for at in range(0, n, 4):
+        examples, found = draw_answers(model, tokenizer, pairs[at:at + 4], dice, TRIED)
+        right += found.unbind()
+        lengths += [sum(example.learnt) for example in examples]
+    told: dict[str, Any] = {"questions": n, "answers": TRIED, "length": round(fmean(lengths), 2)}
+    for k in 1, 8, TRIED:
+        each = [pass_at_k(row[None], k) for row in right]
+        told[f"pass@{k}"] = [round(fmean(each), 4), round(stdev(each) / n**.5, 4)]
+    return told
 
 
 class Branches(Apart):
@@ -100,8 +117,8 @@ class Branches(Apart):
 
 def branches(examples: list[Example]) -> Tensor:
     "Lay conversations into one row, with what all of them begin with only once: as `batch_of` does, in less room."
-    same, shortest = 0, min(len(example.ids) for example in examples)
-    while same < shortest - 1 and len({example.ids[same] for example in examples}) == 1: same += 1
+    same, first = 0, min(example.learnt.index(True) for example in examples)
+    while same < first - 1 and len({example.ids[same] for example in examples}) == 1: same += 1   # what predicts an answer stays with it
     parts = [torch.tensor([examples[0].ids[:same], examples[0].ids[1:same + 1], [0] * same, list(range(same)), [0] * same])]
     for number, (ids, learnt) in enumerate(examples, 1):
         length = len(ids) - 1 - same
@@ -138,17 +155,20 @@ def reward(model: Transformer, tokenizer: BpeTokenizer, seed: int, steps: int, r
     optimizer, dice, rewards, start = AdamW(learning, lr=rate, weight_decay=0.), torch.Generator().manual_seed(seed), [], time.process_time()
     for step in range(1, steps + 1):
         examples, right = draw_answers(model, tokenizer, sums(PROMPTS, f"{seed} {step}"), dice)
-        batch = branches(examples)
-        logprobs = branch_logits(model, batch).log_softmax(-1).gather(-1, batch[1][batch[2].bool()][:, None])[:, 0]
-        each = logprobs.split([sum(example.learnt) for example in examples])
-        table, said = pad_sequence(each, True), pad_sequence([torch.ones_like(one, dtype=torch.bool) for one in each], True)
         optimizer.zero_grad()
-        policy_loss(table, table.detach(), said, right.float()).backward()
+        for number, of_group in enumerate(right):
+            if of_group.all() or not of_group.any(): continue   # all advantages are zero
+            group = examples[number * GROUP:(number + 1) * GROUP]
+            batch = branches(group)
+            logprobs = branch_logits(model, batch).log_softmax(-1).gather(-1, batch[1][batch[2].bool()][:, None])[:, 0]
+            each = logprobs.split([sum(example.learnt) for example in group])
+            table, said = pad_sequence(each, True), pad_sequence([torch.ones_like(one, dtype=torch.bool) for one in each], True)
+            (policy_loss(table, table.detach(), said, of_group[None].float()) / PROMPTS).backward()
         gradient_clip(learning, 1.)
         optimizer.step()
         rewards.append(round(float(right.float().mean()), 4))
         if step % 5 == 0: print(step, sum(rewards[-5:]) / 5, f"{time.process_time() - start:.0f} s", flush=True)
-    return {"processor_seconds": round(time.process_time() - start, 1), "rewards": rewards}
+    return {"processor_seconds": round(time.process_time() - start, 1), "answers": PROMPTS * GROUP, "rewards": rewards}
 
 
 FOLDER = Path(tempfile.gettempdir())/"llm_course_smollm2"   # what was learnt
@@ -171,7 +191,7 @@ def learn(stage: str, seed: int, steps: int, rate: float) -> dict[str, Any]:
     model, tokenizer = load_pretrained("smollm2-135m", "cpu", max_seq_len=512)
     if stage == "all weights": return teach(model, tokenizer, seed, steps, rate)
     add_lora(model, RANK, 2. * RANK, TARGETS)
-    found = (reward if stage == "rewards" else teach)(model, tokenizer, seed, steps, rate)
+    found = (reward if stage.startswith("rewards") else teach)(model, tokenizer, seed, steps, rate)
     save_adapter(model, FOLDER/stage)
     return found
 
@@ -186,8 +206,11 @@ def run(stage: str, part: str, **settings) -> dict[str, Any]:
     return {"questions": 100, "right": evaluate(model, tokenizer, Task(part, tuple(MADE[part](100, 0)))).accuracy}
 
 
-LEARNING = {"LoRA": {"seed": 0, "steps": STEPS, "rate": RATE}, "rewards": {"seed": 0, "steps": DRAWS, "rate": 3e-4}, "all weights": {"seed": 0, "steps": 10, "rate": 1e-5}}
-PARTS = {"before": (*EXAMS, *ELSEWHERE, "drawn"), "LoRA": (*EXAMS, *ELSEWHERE), "rewards": ("two digits", "drawn"), "all weights": ()}
+FEW = 10   # steps whose cost is measured
+LEARNING = {"LoRA": {"seed": 0, "steps": STEPS, "rate": RATE}, "all weights": {"seed": 0, "steps": FEW, "rate": 1e-5}, "LoRA, a few steps": {"seed": 0, "steps": FEW, "rate": RATE}}
+LEARNING |= {f"rewards {seed}": {"seed": seed, "steps": DRAWS, "rate": 5e-4} for seed in range(3)}
+PARTS = {"before": (*EXAMS, *ELSEWHERE, "drawn"), "LoRA": (*EXAMS, *ELSEWHERE)}
+PARTS |= {stage: ("drawn",) if stage.startswith("rewards") else () for stage in LEARNING if stage != "LoRA"}
 
 
 def main(*stages: str) -> None:

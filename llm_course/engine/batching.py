@@ -252,7 +252,7 @@ def _take(
     try:
         new = int(pick(scores, ids, job.how, job.generator))
         refuse_broken(new != BROKEN)
-    except ValueError as error:   # scores that are no numbers
+    except ValueError as error:   # scores that are not numbers
         job.tell(Said(str(error), end="error"))
         return True
     job.ids.append(new)

@@ -234,7 +234,7 @@ def describe(
     "Say how much memory a run will need, and for what."
     parts = {"weights": account.weights, "gradients": account.gradients,
              "optimiser": account.optimizer, "activations": account.activations,
-             "logits": account.logits, "diary": account.diary}
+             "logits": account.logits, "measurements": account.diary}
     told = [f"{name} {_in_units(size)}" for name, size in parts.items() if size]
     return f"memory: {_in_units(account.peak)} at most ({', '.join(told)})"
 
@@ -331,10 +331,14 @@ def forecast(
 )->str:                       # Two lines
     "Tell what a run will cost in operations and time, compilers and validation aside."
     work = step_operations(config, pieces * batch_size * config.max_seq_len)
+    told = f"operations: {work:.3g} a step, {iterations * work:.3g} in all\ntime: "
+    two, there = replace(config, num_layers=2), machine_memory(device)
+    tried = estimate_memory(two, 1, precision, checkpointing, device=device)
+    if there is not None and tried.peak > there / 2:
+        return f"{told}unknown, as {device} has no room to try even two of its blocks"
     seconds = pieces * estimate_seconds(
         config, batch_size, precision, checkpointing, device)
-    return (f"operations: {work:.3g} a step, {iterations * work:.3g} in all\n"
-            f"time: about {_duration(seconds)} a step, "
+    return (f"{told}about {_duration(seconds)} a step, "
             f"{_duration(iterations * seconds)} for {iterations:,} steps on {device}")
 
 # %% ../../nbs/engine/budget.ipynb #shape-of

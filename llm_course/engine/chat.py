@@ -19,7 +19,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import one_line
 from .fast_bpe import special_pattern
 from .model_files import import_package
-from .tokenizer_formats import WHITE
+from .spelling import WHITE
 from .voices import end_ids
 
 # %% ../../nbs/engine/chat.ipynb #templates
@@ -197,9 +197,9 @@ def _split(
 def _trim(
     parts:Iterable[_Part],      # A conversation, in one direction or the other
     tokens:frozenset[str],      # Those that take in the white space that comes next
-    strip:Callable[..., str],   # `str.lstrip`, or on the way back `str.rstrip`
+    strip:Callable[..., str],   # `str.lstrip`, or for the other end `str.rstrip`
 )->Iterator[_Part]:
-    "Leave that white space out, whoever wrote it."
+    "Leave that white space out, in whichever text it stands."
     taking = False
     for special, text, learnt in parts:
         if special: taking = text in tokens

@@ -20,31 +20,37 @@ from ..bpe_tokenizer import BpeTokenizer
 from .files import helpers_for
 from ..data import write_ids
 from .commands import (
-    by_default, input_file, one_line, output_path, run_command)
+    Flags, by_default, input_file, one_line, output_path, required, run_command)
 from .corpora import end_of_text, fetch
-from .documents import ends_document, split_documents
+from .documents import ends_document, has_end, split_documents
 from .encode_files import Span, encode_spans, read_span, whole
-from .text_files import STDIN, Reading, list_texts, plain_files
-from .whole_folders import check_folder, whole_folder
+from .text_files import (
+    STDIN, STDIN_NAME, Reading, list_texts, plain_files)
+from .whole_folders import (
+    check_folder, listed_files, whole_folder)
 
 # %% ../../nbs/engine/data_command.ipynb #config
-_unless_fetch = by_default("none; needed, unless --fetch is given")
-_Tokenizer = Annotated[str|None, _unless_fetch]
-_Corpus = Annotated[tuple[str, ...], _unless_fetch]
-_ValCorpus = Annotated[tuple[str, ...], by_default("the last documents of --corpus")]
+_BUT = "unless --fetch is given"
+_Tokenizer = Annotated[Path|None, required(_BUT, "--tokenizer")]
+_Corpus = Annotated[tuple[Path, ...], required(_BUT)]
+_ValCorpus = Annotated[tuple[Path, ...], by_default("the last documents of --corpus")]
 _Processes = Annotated[int|None, by_default("one, or all cores from 16 MB on")]
 
 @dataclass(frozen=True)
 class Texts:
-    "What is turned into ids. Each file is a document, or several."
-    tokenizer:_Tokenizer=None # The tokenizer.json that llm_course.bpe_tokenizer made
+    """What is turned into ids. Each file is a document, or several.
+
+    Where the tokenizer has an end-of-text token, one stands between two files and after
+    each row of .jsonl or Parquet; none comes after the last file."""
+    # The tokenizer.json that llm_course.bpe_tokenizer made
+    tokenizer_path:_Tokenizer=None
     corpus:_Corpus=() # Texts to train on; documents in a text end in <|endoftext|>
     val_corpus:_ValCorpus=() # Texts to validate on
     num_processes:_Processes=None # Processes to encode with
 
 _Name = Annotated[str|None, by_default("nothing")]
-_Copy = Annotated[str|None, by_default("none, it comes from the network")]
-_Cache = Annotated[str|None, by_default("the system's own place for caches")]
+_Copy = Annotated[Path|None, by_default("none, it comes from the network")]
+_Cache = Annotated[Path|None, by_default("the system's own place for caches")]
 
 @dataclass(frozen=True)
 class Fetching:
@@ -59,11 +65,13 @@ class Fetching:
 @dataclass(frozen=True)
 class Written:
     "What is written."
-    output:str="data" # Folder for .bin files and tokenizer.json; with --fetch, for .txt
-    val_fraction:float=0.1 # Part held back to validate on, unless --val_corpus is given
+    # Folder for .bin files and tokenizer.json; with --fetch, for .txt
+    output:Path=Path("data")
+    # Part held back to validate on, unless --val_corpus is given; 0 writes no val.bin
+    val_fraction:float=0.1
 
 @dataclass(frozen=True)
-class DataConfig(Texts, Reading, Fetching, Written):
+class DataConfig(Texts, Reading, Fetching, Written, Flags):
     "Turn texts into token ids on disk, or fetch a corpus."
 
 # %% ../../nbs/engine/data_command.ipynb #check-config
@@ -73,7 +81,9 @@ def check_config(
     config:DataConfig, # The flags
 )->DataConfig:         # The same, with the files of each folder for the folder
     "Refuse flags that make no sense, before the work begins."
-    if not config.val_corpus and not 0 < config.val_fraction < 1:
+    nothing_held_back = config.val_fraction == 0 and config.fetch is None
+    decided = bool(config.val_corpus) or nothing_held_back
+    if not decided and not 0 < config.val_fraction < 1:
         raise ValueError("--val_fraction must lie between 0 and 1, but it is "
                          f"{config.val_fraction}; 0.1 is usual")
     if config.num_processes is not None and config.num_processes < 1:
@@ -83,7 +93,7 @@ def check_config(
         raise ValueError("--path names a copy of what --fetch would get; add --fetch, "
                          "or use --corpus for a text of your own")
     if config.fetch is None: return _check_texts(config)
-    if config.tokenizer or config.corpus or config.val_corpus:
+    if config.tokenizer_path or config.corpus or config.val_corpus:
         raise ValueError("--fetch only writes texts; run it alone, then again with "
                          "--tokenizer and --corpus")
     return config
@@ -92,30 +102,54 @@ def _check_texts(
     config:DataConfig, # The flags
 )->DataConfig:         # The same, with the files of each folder for the folder
     "Refuse texts that cannot be turned into ids, or would be written over."
-    if not config.tokenizer:
+    if not config.tokenizer_path:
         raise ValueError("--tokenizer is missing; make one with "
                          "python -m llm_course.bpe_tokenizer")
     if not config.corpus:
         raise ValueError("--corpus is missing; name a text, or get one with "
                          "--fetch shakespeare")
-    input_file(config.tokenizer, "--tokenizer")
-    outputs = [Path(config.output)/name for name in (*_BINS, "tokenizer.json")]
+    input_file(config.tokenizer_path, "--tokenizer")
+    outputs = [config.output/name for name in (*_BINS, "tokenizer.json")]
     files = {}
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
         files[flag] = list_texts(paths, flag)
         for path in files[flag]:
             if path == STDIN: continue
             check_folder(path, "texts")
-            if not path.stat().st_size and config.bad_files == "stop":
+            if not path.stat().st_size and config.on_error == "stop":
                 raise ValueError(f"{flag} {path} is empty; name a text with something "
-                                 "in it, or let --bad_files skip it")
+                                 "in it, or let --on_error skip it")
             if any(out.exists() and out.samefile(path) for out in outputs):
                 raise ValueError(f"{flag} {path} would be written over; name another "
                                  "--output")
-    corpus, val_corpus = (tuple(map(str, paths)) for paths in files.values())
-    if (corpus + val_corpus).count(str(STDIN)) > 1:
+    _check_output(outputs, config)
+    held_out = {path.resolve() for path in files["--val_corpus"]}
+    both = [path for path in files["--corpus"]
+            if path != STDIN and path.resolve() in held_out]
+    if both:
+        print(f"note: {both[0]} is in --corpus and in --val_corpus, so the validation "
+              "loss will not tell how the model does on new text", file=sys.stderr)
+    corpus, val_corpus = map(tuple, files.values())
+    if (corpus + val_corpus).count(STDIN) > 1:
         raise ValueError("standard input can be read only once; use - only once")
     return replace(config, corpus=corpus, val_corpus=val_corpus)
+
+def _check_output(
+    outputs:list[Path], # What will be written
+    config:DataConfig,  # The flags
+)->None:
+    "Refuse to replace what another command wrote, or what belongs to other data."
+    tokenizer = Path(config.tokenizer_path or "").read_bytes()
+    ours = listed_files(Path(config.output), "data")
+    if not ours and all((Path(config.output)/name).is_file()
+                        for name in ("train.bin", "tokenizer.json")):
+        ours = {path.name for path in outputs}   # an older version kept no list
+    if not (config.val_corpus or config.val_fraction): ours.discard("val.bin")
+    for path in outputs:   # a link is replaced, and what it leads to stays
+        if path.name in ours or path.is_symlink() or not path.is_file(): continue
+        if path.name == "tokenizer.json" and path.read_bytes() == tokenizer: continue
+        raise ValueError(f"{path} does not come from such a call, and would be lost or "
+                         "belong to other data; name another --output, or delete it")
 
 # %% ../../nbs/engine/data_command.ipynb #write-texts
 def write_texts(
@@ -152,12 +186,12 @@ def _load_tokenizer(
 def _take_bytes(
     encoded:Iterator[tuple[int, np.ndarray]], # What `encode_spans` gives
     size:int,                                 # How many bytes of text to take from it
-    on_bytes:Callable[[int], object]=id,      # Told how many bytes each block took
+    on_bytes:Callable[[int], object]|None=None, # Told how many bytes each block took
 )->Iterator[np.ndarray]:                      # Their ids
     "Take the ids of the next so many bytes, and leave the rest."
     while size:
         took, ids = next(encoded)
-        on_bytes(took)
+        if on_bytes: on_bytes(took)
         size -= took
         yield ids
 
@@ -175,12 +209,22 @@ def _ids_of(
         if end is not None and not is_last and not ends_document(span):
             yield np.array([end])
 
+def _counted(
+    blocks:Iterator[np.ndarray], # Ids
+    end:int|None,                # The end-of-text token, if there is one
+    counts:list[int],            # Gets the number of such tokens in each block
+)->Iterator[np.ndarray]:         # The same ids
+    "Count the ends of documents on the way."
+    for ids in blocks:
+        counts.append(int(np.count_nonzero(ids == end)))
+        yield ids
+
 # %% ../../nbs/engine/data_command.ipynb #write-bins
 def write_bins(
     config:DataConfig, # The flags
 )->None:
-    "Turn texts into train.bin and val.bin, with the tokenizer beside them."
-    given = Path(config.tokenizer or "")
+    "Turn texts into train.bin and mostly val.bin, with the tokenizer beside them."
+    given = Path(config.tokenizer_path or "")
     tokenizer, copy = _load_tokenizer(given), given.read_bytes()
     output = output_path(config.output, "--output", folder=True)
     with whole_folder(output, "data") as stage:
@@ -202,11 +246,14 @@ def _parts(
     for name, paths in groups:
         copies = folder/name
         copies.mkdir(parents=True)
-        files.append(plain_files(paths, copies, config, end))
+        plain = plain_files(paths, copies, config, end)
+        files.append([text for _, text in plain])
+        names = [STDIN_NAME if given == STDIN else str(given) for given, _ in plain]
         if not files[-1]: raise ValueError(f"no file of --{name} is left to read; name "
                                            "others")
-    if config.val_corpus: return [list(map(whole, paths)) for paths in files]
-    return list(split_documents(files[0], config.val_fraction))
+    if config.val_corpus or not config.val_fraction:
+        return [list(map(whole, paths)) for paths in files]
+    return list(split_documents(files[0], config.val_fraction, names))
 
 def _encode(
     tokenizer:BpeTokenizer, # Turns text into ids
@@ -215,20 +262,28 @@ def _encode(
     output:Path,            # Where it will be
     num_processes:int|None, # What the caller asked for
 )->list[str]:               # What there is to tell
-    "Encode both parts."
+    "Encode all parts."
     sizes = [sum(end - begin for _, begin, end in spans) for spans in parts]
     end = tokenizer.special_tokens.get(end_of_text)
-    if end is None and max(map(len, parts)) > 1:
-        print(f"note: the tokenizer has no {end_of_text}, so files are joined as they "
-              "are", file=sys.stderr)
+    if end is None:
+        if max(map(len, parts)) > 1:
+            print(f"note: the tokenizer has no {end_of_text}, so files are joined as "
+                  "they are", file=sys.stderr)
+        marked = [span.path for spans in parts for span in spans
+                  if span.begin < span.end and has_end(span)]
+        if marked:
+            print(f"note: the tokenizer has no {end_of_text}, which stands in "
+                  f"{marked[0]}, so it is read as ordinary text", file=sys.stderr)
     began = perf_counter()
     processes = helpers_for(sum(sizes), num_processes)
-    encoded = encode_spans(tokenizer, parts[0] + parts[1], processes)
+    spans = [span for part in parts for span in part]
+    encoded = encode_spans(tokenizer, spans, processes)
     said = []
     with tqdm(total=sum(sizes), desc="encoding", unit="B", unit_scale=True,
               disable=None) as bar:
         for name, spans, size in zip(_BINS, parts, sizes):
-            ids = _ids_of(encoded, spans, end, bar.update)
+            ends = list[int]()
+            ids = _counted(_ids_of(encoded, spans, end, bar.update), end, ends)
             with open(stage/name, "wb") as file:
                 count = write_ids(file, ids, tokenizer.vocab_size)
             if count < 2:
@@ -236,6 +291,9 @@ def _encode(
                                  "needs two, one to read and one to predict; use more "
                                  "text")
             each = f"{count:,} tokens, {size / count:.2f} bytes per token"
+            if end is not None:
+                documents = sum(ends) + (not ends_document(spans[-1]))
+                each += f", documents: {documents:,}"
             said.append(f"{output/name}: {each}")
     seconds = perf_counter() - began
     speed = sum(sizes) / 1e6 / seconds

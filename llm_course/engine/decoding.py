@@ -220,36 +220,36 @@ def _is_plain_block(block:Any)->bool:
 def bind_compiled(
     model:Any,       # A `Transformer` that `is_plain`
     memory:Tensor,   # Keys and values of all blocks, as in `Step`
-)->Callable[[Tensor, int], Tensor]|None: # Takes an id and its place; gives its scores
+)->Callable[[int, int], Tensor]|None: # Takes an id and its place; gives its scores
     "Prepare one token of one text as compiled loops; `None` where they don't serve."
     like, c = model.embedding.weight.detach(), model.config
-    a = model.blocks[0].attention
     on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
-    layers = [layers for b in model.blocks for layers in _layers_of(b)] + [model.head]
-    kinds = {_bits(layer) for layer in layers}
+    layers = [_layers_of(block) for block in model.blocks]
+    kinds = {_bits(layer) for layer in sum(layers, [model.head])}
     if not on_cpu or len(kinds) != 1 or 0 in kinds or not can_compile(): return None
-    from llm_course.engine.loops import run_block, run_head
+    from llm_course.engine.loops import run_token
 
-    def rows(*shape): return np.empty(shape, np.float32)
-    heard = rows(a.num_heads, a.d_k)
-    heads = rows(a.num_heads + 2 * a.num_kv_heads, a.d_k)
-    x, logits = torch.empty(1, c.d_model), torch.empty(1, 1, c.vocab_size)
-    work = x[0].numpy(), rows(c.d_model), heads, heard, rows(c.d_ff)
-    last = *work[:2], *_gain(model.norm), _as_arrays(model.head), logits[0, 0].numpy()
-    turns = a.rope.turns.numpy()
-    blocks = []
-    for b, both in zip(model.blocks, memory[:, :, 0].numpy(), strict=True):
-        (gain, eps), (ffn_gain, ffn_eps) = _gain(b.attention_norm), _gain(b.ffn_norm)
-        gains = gain, ffn_gain, (eps, ffn_eps)
-        matrices = tuple(map(_as_arrays, _layers_of(b)))
-        blocks.append((*work, gains, matrices, both[0], both[1]))
+    norms = [[b.attention_norm, b.ffn_norm] for b in model.blocks] + [[model.norm] * 2]
+    gains = np.array([[norm.weight.detach().numpy() for norm in two] for two in norms])
+    eps = np.array([[norm.eps for norm in two] for two in norms], np.float32)
+    matrices = [[_as_arrays(layer) for layer in block] for block in layers]
+    places = np.array([[[part.ctypes.data for part in matrix] for matrix in block]
+                       for block in matrices])
+    a = model.blocks[0].attention
+    head = _as_arrays(model.head)
+    table = like.numpy()
+    sizes = a.num_heads, c.d_ff
+    room = memory.shape[-2]
+    known = (table, sizes, gains, eps, places, head, memory[:, :, 0].numpy(),
+             a.rope.turns.numpy())
 
-    def step(id:Tensor, place:int)->Tensor:
-        torch.index_select(like, 0, id, out=x)
-        turn = turns[place]
-        for arguments in blocks: run_block(*arguments, turn, place)
-        run_head(*last)
-        return logits.clone()
+    def step(id:int, place:int, kept=matrices)->Tensor: # what `places` tells of is kept
+        if not 0 <= id < len(table):
+            raise IndexError(f"token ids must lie in 0…{len(table) - 1}, not {id}")
+        if place >= room: raise ValueError(f"the caches have room for {room} positions")
+        logits = np.empty((1, 1, c.vocab_size), np.float32)
+        run_token(id, place, *known, logits)
+        return torch.from_numpy(logits)
     return step
 
 def _layers_of(block:Any)->list[Any]:
@@ -266,14 +266,9 @@ def _as_arrays(layer:Any)->tuple[np.ndarray, np.ndarray]:
     weight = layer.weight.detach().numpy()
     return weight, np.ones((len(weight), 1), np.float32)
 
-def _gain(norm:Any)->tuple[np.ndarray, np.float32]:
-    return norm.weight.detach().numpy(), np.float32(norm.eps)
-
 # %% ../../nbs/engine/decoding.ipynb #step
 class Step:
-    """Reads a few tokens after those in the caches, as `model` does, in few calls.
-
-    To be called in `torch.inference_mode()`."""
+    "Reads a few tokens after those in the caches, as `model` does, in few calls."
     def __init__(self,
         model:Any,            # A `Transformer` that `is_plain`
         caches:list[KVCache], # One for each block; their memory is put side by side
@@ -305,7 +300,7 @@ class Step:
         return s, [bind_block(block, s) for block in model.blocks], norm, head, logits
 
     @functools.cached_property
-    def alone(self)->Callable[[Tensor, int], Tensor]|None:
+    def alone(self)->Callable[[int, int], Tensor]|None:
         "One token of one text in compiled loops, where they are worth loading."
         return bind_compiled(self.model, self.memory) if self.wide else None
 
@@ -313,21 +308,29 @@ class Step:
         ids:Int[Tensor, "b t"], # New tokens
         last:int|None=None,     # How many of them are asked; `None` for all
     )->Float[Tensor, "b last vocab"]: # Scores of the token after each of the last ones
+        first = self.caches[0].length
+        for cache in self.caches: cache.length += ids.shape[1]
+        unpadded = self.caches[0].padding is None
+        if ids.shape == (1, 1) and unpadded and self.alone:
+            return self.alone(int(ids), first)
+        return self._by_calls(ids, last, first)
+
+    @torch.inference_mode()
+    def _by_calls(self, ids:Tensor, last:int|None, first:int)->Tensor:
         b, t = ids.shape
         shape = b, t, min(last or t, t)
         if shape not in self.bound: self.bound[shape] = self.bind(*shape)
         s, blocks, norm, head, logits = self.bound[shape]
-        first = self.caches[0].length
-        for cache in self.caches: cache.length += t
         mask = join_masks(self.caches[0].mask(), True, t, first + t, ids.device)
-        if b == t == 1 and mask is None and self.alone:
-            return self.alone(ids[0], first)
         if t > 1 and mask is not None:   # the queries of a group stand in one row
             mask = torch.cat([mask] * self.group, -2)
         turn = self.turns.narrow(0, first, t)
         places = self.memory.narrow(-2, first, t).unbind()
         read = self.halves.narrow(-2, 0, first + t).unbind()
-        torch.index_select(self.embedding, 0, ids.flatten(), out=s.x)
+        try: torch.index_select(self.embedding, 0, ids.flatten(), out=s.x)
+        except IndexError:
+            raise IndexError(f"token ids must lie in 0…{len(self.embedding) - 1}, "
+                             f"but these span {ids.min()}…{ids.max()}") from None
         for i, block in enumerate(blocks):
             block(turn, places[i], read[2*i], read[2*i + 1], mask)
         norm()

@@ -34,10 +34,10 @@ from tqdm.auto import tqdm
 # %% ../../nbs/engine/diary.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import gathered
-from .commands import output_path, whole_file
+from .commands import as_typed, output_path, warn, whole_file
 from .averages import save_average
 from .run_config import (
-    BOARDS, TrainConfig, import_board, out_of_patience)
+    BOARDS, TrainConfig, flag_changes, import_board, out_of_patience, to_write_down)
 from .whole_folders import sole_writer
 from ..loss import cross_entropy
 from ..softmax import softmax
@@ -159,7 +159,7 @@ def probe_rows(
 @torch.no_grad()
 def vital_signs(
     model:nn.Module,   # A `Transformer` of any age
-    rows:np.ndarray,   # Ids, at least four in each row
+    rows:np.ndarray,   # Ids; of fewer than four in a row only the last is predicted
 )->dict[str, float]:   # `stream`, `peek`, and losses in nats per token
     """Ask which token the predictions fit: that just shown, the next, the one after.
 
@@ -170,16 +170,18 @@ def vital_signs(
 
     ids = torch.as_tensor(rows.astype(np.int64), device=next(model.parameters()).device)
     shown, t = ids[:, :-2], ids.shape[1] - 2
-    other = shown.clone()
-    other[:, -1] = ids[:, :-3].roll(1, 0)[:, -1]   # the last token exchanged
+    if not t: return {}   # too short to show anything
     hook = model.get_submodule("norm").register_forward_pre_hook(watch)
     try: logits = model(shown).float()
     finally: hook.remove()
 
     signs = {"stream": sizes[0]}
+    signs["last_loss"] = cross_entropy(logits[:, -1:], ids[:, t:t + 1]).item()
+    if t == 1: return signs   # no position but the last
     for k, name in enumerate(("present_loss", "next_loss", "skip_loss")):
         signs[name] = cross_entropy(logits[:, :-1], ids[:, k:t + k - 1]).item()
-    signs["last_loss"] = cross_entropy(logits[:, -1:], ids[:, t:t + 1]).item()
+    other = shown.clone()
+    other[:, -1] = ids[:, :-3].roll(1, 0)[:, -1]   # the last token exchanged
     moved = (logits - model(other).float())[:, :-1].abs_().mean()
     signs["peek"] = (moved / logits.std().clamp(min=1e-9)).item()
     return signs
@@ -234,6 +236,9 @@ def run_folder(
     rank:int=0,         # This process's number; the first alone holds the folder
 )->Iterator[None]:
     "Make the folder of a run, and keep other runs out of it until this one ends."
+    if config.dry_run:
+        raise ValueError("dry_run takes no step; from Python, print the forecast by "
+                         "tell_cost(settle(config)), of llm_course.engine.run_config")
     if rank > 0:
         yield
         return
@@ -251,12 +256,15 @@ RUN_FILES = ("config.json", "metrics.jsonl", "loss.svg", "tokenizer.json",
 def open_folder(
     config:TrainConfig,  # Settled
     history:list[dict],  # What has been recorded so far
+    asked:Any=None,      # The same as the user gave it, or flags of another command
 )->None:
     "Make the run folder: what was asked, what is recorded so far, the tokenizer."
     folder = output_path(config.output, "--output", folder=True)
     for name in RUN_FILES: (folder/f"{name}.partial").unlink(missing_ok=True)
+    for note in flag_changes(config, asked): warn(note)
     with whole_file(folder/"config.json", "w") as file:
-        json.dump(asdict(config), file, indent=1, default=str)
+        kept = to_write_down(asked or config, config)
+        json.dump(kept, file, indent=1, default=str)
     with whole_file(folder/"metrics.jsonl", "w") as file:
         for line in history: file.write(json.dumps(line) + "\n")
     tokenizer = config.tokenizer_path
@@ -456,12 +464,19 @@ def report(
         print(f"{whole} {line['whole_val_loss']:.4f} nats per token")
     if "bits_per_byte" in line:
         print(f"{whole} {line['bits_per_byte']:.4f} bits per byte")
+    if "average_val_loss" in line:
+        print(f"{whole} {line['average_val_loss']:.4f} nats per token with the mean of "
+              "the weights")
     for fault, why in (faults or {}).items():
         print(f"something is wrong, perhaps: {fault}: {why}")
-    mean = "average.safetensors (the mean of the weights), "
-    if config.ema is None: mean = ""
-    saved = f"best.pt (lowest validation loss {best:.4f}), " if best < math.inf else ""
-    print(f"{config.output}: checkpoint.pt (the last), {saved}{mean}loss.svg, "
-          "metrics.jsonl")
+    about = {"checkpoint.pt": " (the last)",
+             "best.pt": f" (lowest validation loss {best:.4f})",
+             "average.safetensors": " (the mean of the weights)",
+             "loss.svg": "", "metrics.jsonl": ""}
+    if config.ema is None: del about["average.safetensors"]   # of steps before these
+    there = [name for name in about if (config.output/name).is_file()]
+    print(f"{config.output}: {', '.join(name + about[name] for name in there)}")
+    if "checkpoint.pt" not in there: return
     path = config.output/"checkpoint.pt"
-    print(f"to hear it: python -m llm_course.generating --model_path {path}")
+    command = as_typed("python -m llm_course.generating")
+    print(f"to hear it: {command} --model_path {path}")

@@ -22,7 +22,7 @@ from .fast_bpe import code_points, free_mark, gpt2_starts
 from ..bpe_tokenizer import BpeTokenizer
 from .fast_bpe import special_pattern
 from .files import in_processes, read_text, safe_cut
-from .tokenizer_formats import Unspelled
+from .spelling import Unspelled
 
 # %% ../../nbs/engine/encode_files.ipynb #span
 class Span(NamedTuple):
@@ -40,7 +40,7 @@ def whole(
 # %% ../../nbs/engine/encode_files.ipynb #read-span
 def read_span(
     span:Span,                            # A part of a UTF-8 text
-    on_bytes:Callable[[int], object]=id,  # Told of the bytes of each piece
+    on_bytes:Callable[[int], object]|None=None, # Told of the bytes of each piece
 )->Iterator[str]:                         # The text, about a megabyte at a time
     "Read piece by piece; raises `ValueError` at the first byte that is not UTF-8."
     return read_text(span.path, span.begin, span.end, on_bytes)

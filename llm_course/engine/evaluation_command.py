@@ -8,6 +8,7 @@ __all__ = ['HEAD', 'Models', 'Questions', 'Texts', 'EvaluationConfig', 'open_tas
 
 # %% ../../nbs/engine/evaluation_command.ipynb #imports
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device
 from .benchmarks import BENCHMARKS, fetch_benchmark, read_benchmark
 from .commands import (
-    by_default, output_path, run_command, whole_file)
+    Flags, by_default, output_path, run_command, whole_file)
 from .flags import TrainConfig
-from .exchange import open_both
+from .exchange import check_there, open_both
+from .parts import read_parts
+from .sampling import naming
 from .tasks import MADE, Task, read_questions, with_letters
 from .corpora import end_of_text
 from .text_files import Reading, list_texts, plain_files
@@ -34,13 +37,16 @@ from ..transformer import Transformer
 @dataclass(frozen=True)
 class Models:
     "Who is asked."
-    # A checkpoint.pt or .safetensors of this course; or a folder of Hugging Face's,
-    # a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub
+    # A run folder, a checkpoint.pt or .safetensors of this course; or a folder of
+    # Hugging Face's, a .gguf, a llama2.c .bin, smollm2-135m, owner/model on the hub
     model_path:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
-    tokenizer_path:Annotated[Path|None, by_default("the one beside the model")]=None
+    tokenizer_path:Annotated[
+        Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # A second model, to be compared with the first on the same questions
     against:Annotated[Path|None, by_default("none")]=None
+    # A Python file with `parts`, as they were given to train(); its code is run
+    parts:Annotated[Path|None, by_default("the course's own parts")]=None
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
 
@@ -52,22 +58,25 @@ class Questions:
     tasks:Annotated[tuple[str, ...], by_default("all that need no file")]=()
     questions:int=100        # Asked of each task, at most
     seed:int=0               # Of the questions that are made up, and of their choice
-    # Which score of a choice decides: sum, token, byte, unconditioned
-    score:Annotated[str|None, by_default("what is usual for the task")]=None
+    # Which score of a choice decides
+    score:Annotated[str|None, by_default(
+        "what is usual for the task",
+        choices=("sum", "token", "byte", "unconditioned"))]=None
     letters:bool=False       # List the choices, and ask for a letter
 
 @dataclass(frozen=True)
 class Texts:
     "What is read and written besides."
-    # Texts whose bits per byte are counted, for each file and for all
-    text:Annotated[tuple[Path, ...], by_default("none")]=()
+    # Texts whose bits per byte are counted, for each file and for all, with nats per
+    # token and perplexity: files, folders, or - for standard input
+    corpus:Annotated[tuple[Path, ...], by_default("none")]=()
     # Texts that the model was trained on, to look for the questions in them
-    train_text:Annotated[tuple[Path, ...], by_default("none")]=()
+    train_corpus:Annotated[tuple[Path, ...], by_default("none")]=()
     # A .json file for all scores of all questions
     output:Annotated[Path|None, by_default("none")]=None
 
 @dataclass(frozen=True)
-class EvaluationConfig(Models, Questions, Texts, Reading):
+class EvaluationConfig(Models, Questions, Texts, Reading, Flags):
     "Ask a model questions, and say how far the count can be trusted."
 
 # %% ../../nbs/engine/evaluation_command.ipynb #open-task
@@ -138,36 +147,43 @@ def run_evaluation(
     if config.score is not None and config.score not in SCORES:
         raise ValueError(f"--score {config.score} is not one of {', '.join(SCORES)}")
     if config.output is not None: output_path(config.output, "--output")
-    texts = _texts(config.text, "--text", config)
-    trained = _texts(config.train_text, "--train_text", config)
+    device = pick_device(config.device)
+    texts = _texts(config.corpus, "--corpus", config)
+    trained = _texts(config.train_corpus, "--train_corpus", config)
     seen = ngrams(end_of_text.join(trained.values()))
     names = config.tasks
     if not names and not texts: names = tuple(MADE)
     tasks = [open_task(word, config) for word in names]
-    model, tokenizer = _open(config.model_path, config.tokenizer_path, config.device)
+    parts, against = read_parts(config.parts), config.against
+    if against is not None: check_there(against, "--against")
+    path = config.model_path or DEMO/"model.safetensors"
+    model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
+    if against is not None:
+        other, its_tokenizer = open_both(against, None, device, flag="--against")
     told:dict[str, Any] = {"tasks": {}}
-    if texts: told |= _read(model, tokenizer, texts)
+    if texts:
+        with naming(path): told |= _read(model, tokenizer, texts)
+    if texts and against is not None:
+        print(f"\n{against}")
+        with naming(against): told["against"] = _read(other, its_tokenizer, texts)
+        print()
     if tasks: print(HEAD)
     results = []
     for task in tasks:
-        results.append(evaluate(model, tokenizer, task))
+        with naming(path): results.append(evaluate(model, tokenizer, task))
         print(line_of(results[-1]), flush=True)
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
             found = sum(overlap(q.prompt, seen) > .5 for q in task.questions)
             print(f"{'':16} {found:9,} of them stand in {', '.join(trained)}")
-    if config.against is not None:
-        other, its_tokenizer = _open(config.against, None, config.device)
-        print(f"\nthe first model less {config.against}")
+    if against is not None:
+        print(f"\nthe first model less {against}")
+        if texts: _tell_gaps(told, told["against"])
         for task, result in zip(tasks, results):
-            print(compare(result, evaluate(other, its_tokenizer, task)), flush=True)
+            with naming(against): second = evaluate(other, its_tokenizer, task)
+            print(compare(result, second), flush=True)
     if config.output is not None:
         with whole_file(config.output, "w") as file: json.dump(told, file, indent=1)
-
-def _open(path, tokenizer_path, device)->tuple[Transformer, BpeTokenizer]:
-    "Load a model, or the one that comes with the package."
-    return open_both(path or DEMO/"model.safetensors", tokenizer_path,
-                     pick_device(device))
 
 def _texts(
     paths:tuple[Path, ...], # Files, folders, or standard input
@@ -177,12 +193,14 @@ def _texts(
     "Read texts. Raises `ValueError` for one that is empty or cannot be read."
     files, found = list_texts(paths, flag), {}
     with TemporaryDirectory() as folder:
-        for path in files:
-            for plain in plain_files([path], folder, config):
-                try: found[str(path)] = plain.read_bytes().decode()
-                except UnicodeDecodeError:
-                    raise ValueError(f"{flag} {path} is not UTF-8 text") from None
-                if not found[str(path)]: raise ValueError(f"{flag} {path} is empty")
+        for path, plain in plain_files(files, folder, config):
+            try: found[str(path)] = plain.read_bytes().decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"{flag} {path} is not UTF-8 text; convert it first, "
+                                 "or let --on_error skip or replace") from None
+            if not found[str(path)]: raise ValueError(f"{flag} {path} is empty")
+    if files and not found:
+        raise ValueError(f"no file of {flag} is left to read; name others")
     return found
 
 def _read(
@@ -191,14 +209,45 @@ def _read(
     texts:dict[str, str],   # By name
 )->dict[str, Any]:          # Bits per byte of each text, and of all
     "Count what each text costs, and print it."
-    bits, sizes = {}, {}
+    bits, counts, sizes = {}, {}, {}
     for name, text in texts.items():
+        documents = text.split(end_of_text)
+        sizes[name] = sum(len(document.encode()) for document in documents)
+        tokens = sum(len(tokenizer.encode(document)) for document in documents)
         bits[name] = text_bits_per_byte(model, tokenizer, text)
-        sizes[name] = len(text.replace(end_of_text, "").encode())
-        print(f"{name}: {bits[name]:.4f} bits per byte", flush=True)
+        counts[name] = _figures(name, bits[name], sizes[name], tokens)
     total = sum(bits[name] * sizes[name] for name in texts) / sum(sizes.values())
-    if len(texts) > 1: print(f"all {len(texts)} texts: {total:.4f} bits per byte")
-    return {"bits_per_byte": total, "texts": bits}
+    if len(texts) > 1:
+        tokens = sum(figures["tokens"] for figures in counts.values())
+        _figures(f"all {len(texts)} texts", total, sum(sizes.values()), tokens)
+    return {"bits_per_byte": total, "texts": bits, "counts": counts}
+
+def _tell_gaps(
+    first:dict[str, Any],  # What `_read` gave for a model
+    second:dict[str, Any], # And for another, of the same texts
+)->None:
+    "Print how many bits per byte two models are apart, for each text and for all."
+    pairs = {name: (bits, second["texts"][name])
+             for name, bits in first["texts"].items()}
+    if len(pairs) > 1:
+        total = first["bits_per_byte"], second["bits_per_byte"]
+        pairs[f"all {len(pairs)} texts"] = total
+    for name, (one, other) in pairs.items():
+        print(f"{name}: {one - other:+.4f} bits per byte", flush=True)
+
+def _figures(
+    name:str,   # Of a text
+    bits:float, # For each byte
+    size:int,   # Bytes
+    tokens:int, # Into which the tokenizer cuts it
+)->dict[str, Any]: # The same cost, counted by tokens
+    "Print what a text costs, as others count it."
+    nats = bits * math.log(2) * size / tokens
+    perplexity = math.exp(min(nats, 700))   # a float holds no more
+    print(f"{name}: {bits:.4f} bits per byte, {nats:.4f} nats per token, perplexity "
+          f"{perplexity:.2f}, {tokens:,} tokens, {size:,} bytes", flush=True)
+    return {"bytes": size, "tokens": tokens, "nats_per_token": nats,
+            "perplexity": perplexity}
 
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's

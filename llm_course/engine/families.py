@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -228,7 +229,7 @@ def check_shape(
     if config.d_k is not None: sizes.append("d_k")
     for name in sizes:
         size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"{name} must be at least 1, and whole, but is {size!r}")
     width = config.d_model
     heads = config.num_heads
@@ -241,9 +242,12 @@ def check_shape(
     if config.d_k is not None and config.d_k % 2:
         raise ValueError(f"RoPE turns pairs, so d_k must be even, but is {config.d_k}")
     kv = heads if config.num_kv_heads is None else config.num_kv_heads
-    if not isinstance(kv, int) or kv < 1 or heads % kv:
+    if not isinstance(kv, Integral) or kv < 1 or heads % kv:
         raise ValueError(
             f"num_kv_heads must divide num_heads, but {kv!r} does not divide {heads}")
+    for name in *sizes, "num_kv_heads":   # numpy's numbers are no JSON
+        size = getattr(config, name)
+        if size is not None: object.__setattr__(config, name, int(size))
     if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), but is {config.dropout!r}")
     for name in "rope_theta", "norm_eps":

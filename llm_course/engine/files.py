@@ -26,6 +26,7 @@ import regex
 from tqdm import tqdm
 
 from ..bpe import GPT2, PATTERNS, count_words
+from .commands import known_kind
 from .fast_bpe import as_in_unicode_16, special_pattern
 from .incremental_bpe import compiled_loops
 from .streaming import final_part
@@ -35,7 +36,7 @@ def read_text(
     path:str|Path,                    # A file of UTF-8 text
     begin:int=0,                      # Its first byte to read
     end:int|None=None,                # The byte to stop before; `None` for all
-    seen:Callable[[int], object]=id,  # Told how many bytes each piece took
+    seen:Callable[[int], object]|None=None, # Told how many bytes each piece took
 )->Iterator[str]:                     # The text, about a megabyte at a time
     "Read a file of any size. Raises `ValueError` where it is not UTF-8."
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -51,11 +52,14 @@ def read_text(
             except UnicodeDecodeError as error:
                 at = place - waiting + error.start
                 bad = f"byte {error.object[error.start]:#04x} at position {at}"
-                raise ValueError(f"{path} is not UTF-8: {bad}; convert it first, "
-                                 "for example with iconv -t UTF-8") from None
+                cure = ("convert it first, as with iconv -t UTF-8, "
+                        "or add --on_error skip or replace")
+                with open(path, "rb") as start: kind = known_kind(start.read(8))
+                if kind: cure = f"it is {kind}; unpack it first"
+                raise ValueError(f"{path} is not UTF-8: {bad}; {cure}") from None
             if not data: return
             place += len(data)
-            seen(len(data))
+            if seen: seen(len(data))
             yield text
 
 # %% ../../nbs/engine/files.ipynb #safe-cut

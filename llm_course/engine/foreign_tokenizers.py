@@ -9,7 +9,6 @@ __all__ = ['WHOLE', 'BY_SPACES', 'LONGEST_PIECE', 'WAYS', 'ROLES', 'QWEN', 'PRE_
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -18,9 +17,11 @@ from pathlib import Path
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports-course
 from ..bpe import GPT2, LLAMA3
 from ..bpe_tokenizer import BpeTokenizer
+from .commands import warn
+from .spelling import Rules, Spelling
 from .tokenizer_formats import (
-    ANYTHING, SMOLLM, Rules, Spelling, added_tokens, around_prompts, check_added,
-    check_hf, errors_that_name, from_hf_dict, ids_around, read_json, rules_of_added,
+    ANYTHING, SMOLLM, added_tokens, around_prompts, check_added, check_hf,
+    errors_that_name, from_hf_dict, ids_around, read_json, rules_of_added,
     tokens_by_id, unknown_keys, write_hf)
 from .model_files import explain, read_object
 
@@ -313,7 +314,7 @@ def say_unknown(
     "Warn, in one line, about settings of a file that are not supported."
     unknown = ", ".join(unknown_keys(said, known))
     if unknown:
-        warnings.warn(f"{path} has settings that are ignored: {unknown}", stacklevel=2)
+        warn(f"{path} has settings that are ignored: {unknown}")
 
 def _text_of(token)->str|None: # Tokens are texts, or texts with flags
     "The text of a token; `None` for anything else."
@@ -326,8 +327,13 @@ def _read_config(folder:Path)->dict:
     if path.is_file(): said = read_object(path)
     say_unknown(path, said, _CONFIG)
     older = folder/"special_tokens_map.json"   # used where the newer one says nothing
-    if older.is_file() and "added_tokens_decoder" not in said:
-        said = said | read_object(older)
+    listed = folder/"added_tokens.json"        # still older: the id of each token
+    if "added_tokens_decoder" not in said:
+        if older.is_file(): said = said | read_object(older)
+        if listed.is_file():
+            said["added_tokens_decoder"] = {
+                str(id): {"content": text, "special": False}
+                for text, id in read_object(listed).items()}
     template = folder/"chat_template.jinja"
     if template.is_file():
         said["chat_template"] = explain(template, template.read_text, "utf-8")
@@ -370,9 +376,8 @@ def _add_named(
                              f"but here it is {place}")
         known[text] = {}
         if size is not None and place >= size:
-            warnings.warn(f"{text!r} is read as ordinary text: the model has no id for "
-                          "it",
-                          stacklevel=2)
+            warn(f"{text!r} is read as ordinary text: the model has no id for "
+                 "it")
             continue
         added.append({"special": True} | flags | {"content": text, "id": place})
         free = max(free, place + 1)
@@ -394,10 +399,9 @@ def _build(
     rules = tokenizer.rules
     for name, ids in ("add_bos_token", rules.before), ("add_eos_token", rules.after):
         if bool(said.get(name, ids)) == bool(ids): continue
-        warnings.warn(f"tokenizer_config.json says {name} = {said[name]}, but "
-                      "tokenizer.json does not, and takes precedence, as in "
-                      "transformers",
-                      stacklevel=2)
+        warn(f"tokenizer_config.json says {name} = {said[name]}, but "
+             "tokenizer.json does not, and takes precedence, as in "
+             "transformers")
     return tokenizer
 
 

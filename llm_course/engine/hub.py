@@ -13,11 +13,13 @@ from textwrap import shorten
 # %% ../../nbs/engine/hub.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..data import fetch
-from .commands import one_line
+from .commands import known_kind, one_line
 from .gguf import open_gguf
-from .hf_folders import from_hf_config, open_folder
+from .hf_config import check_family_name, from_hf_config
+from .hf_folders import open_folder
 from .llama2c import open_llama2c
-from .model_files import Stored, explain, import_package, read_object
+from .model_files import (
+    Stored, explain, import_package, model_in, read_object)
 
 # %% ../../nbs/engine/hub.ipynb #hub
 FILES = (   # of a model on the hub, all that we read
@@ -72,6 +74,8 @@ def find_model(
     is_file = len(path.parts) == 2 and path.suffix in _SUFFIXES
     at_home = Path(path.parts[0]).is_dir() or is_file   # as if it were on this machine
     if is_name and not at_home: return from_hub(name, revision)
+    if re.fullmatch("(distil)?gpt2(-medium|-large|-xl)?", name):
+        explain(name, check_family_name, "gpt2")   # refused with the reason
     raise ValueError(f"{path} does not exist; name a folder, a .gguf or .bin file, "
                      "or owner/model on the Hugging Face hub")
 
@@ -79,18 +83,27 @@ def find_model(
 def open_pretrained(
     path_or_name:str|Path,  # A folder, a file, `smollm2-135m`, or a name on the hub
     revision:str|None=None, # On the hub: a branch, a tag or a commit
+    tokenizer:BpeTokenizer|None=None, # To be used with a folder; `None` for its own
 )->tuple[Stored, BpeTokenizer]: # The model, not read yet, and its tokenizer
     """Find out what kind of file it is, and look into it.
 
     Raises `ValueError` or `OSError` if it cannot be read."""
-    path = find_model(path_or_name, revision)
-    if path.is_dir(): return open_folder(path)
-    with open(path, "rb") as file: start = file.read(4)
-    if start == b"GGUF": return open_gguf(path)
+    named = find_model(path_or_name, revision)
+    path = model_in(named)
+    if path.is_dir(): return open_folder(path, tokenizer)
+    if path.suffix == ".pt":
+        whose = "a run folder" if named.is_dir() else "a checkpoint"
+        raise ValueError(f"{named} is {whose} of this course: load_model opens it, and "
+                         "python -m llm_course.pretrained export turns it into a "
+                         "folder for others")
+    with open(path, "rb") as file: start = file.read(64)
+    if start[:4] == b"GGUF": return open_gguf(path)
     if path.suffix == ".safetensors":
         raise ValueError(f"{path} is one file of a model; name the folder that "
                          "holds it, with its config.json and tokenizer.json")
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise ValueError(f"{path} is a pickle, which can carry code and is not read; "
                          "take the model's safetensors")
+    if start and known_kind(start, path) == "a text":
+        raise ValueError(f"{path} is a text, not a tokenizer or a model")
     return open_llama2c(path)

@@ -19,7 +19,7 @@ from torch import Tensor
 # %% ../../nbs/engine/llama2c.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from .foreign_tokenizers import add_facts, from_scores, load_tokenizer
-from .tokenizer_formats import Rules
+from .spelling import Rules
 from .model_files import LARGEST, Stored, explain
 from ..transformer import ModelConfig
 

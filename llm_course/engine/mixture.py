@@ -65,6 +65,15 @@ class Mixture:
 
     def __len__(self)->int: return sum(map(len, self.sets))
 
+    def rows(self, total:int, seed:int)->list[int]:
+        "Count from which file the first so many rows of a run come."
+        decks, rest = divmod(total, DECK)
+        cut = _deck(tuple(self.cards), seed, decks)[:rest]
+        counts = []
+        for which, cards in enumerate(self.cards):
+            counts.append(decks * cards + int(np.count_nonzero(cut == which)))
+        return counts
+
 def draw_batch(
     dataset:Integer[np.ndarray, " length"]|Mixture, # Token ids, or several sets of them
     batch_size:int,     # Rows

@@ -322,7 +322,7 @@ def _download_file(
     if done: headers["Range"] = f"bytes={done}-"
     try:
         with session.get_stream(link.url_without_fragment, headers=headers) as answer:
-            if answer.status_code == 416: kept.unlink()   # it is no part of this file
+            if answer.status_code == 416: kept.unlink()   # not a part of this file
             if answer.is_error:
                 said = f"{answer.status_code} {answer.reason_phrase}"
                 raise ConnectionError(f"{link.redacted}: {said}")

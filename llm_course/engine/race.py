@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'LEVEL', 'verdict', 'Refused', 'Run', 'Result', 'race', 'watch', 'guard', 'train_recipe', 'nats_per_byte',
-           'attempt', 'main', 'enter', 'summed_up']
+           'train_entry', 'attempt', 'main', 'enter', 'summed_up']
 
 # %% ../../nbs/engine/race.ipynb #imports
 import json
@@ -139,16 +139,21 @@ _PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.P
              "socket.connect", "socket.getaddrinfo")
 
 def guard(
-    allowed:Sequence[Path], # Folders that may be read
+    readable:Sequence[Path], # Folders that may be read
+    writable:Sequence[Path], # Folders that may be read and written
 )->None:
     "From now on refuse this process other files, programs and the network."
-    roots = [str(Path(path).resolve()) for path in allowed]
+    may_write = [str(Path(path).resolve()) for path in [*writable, Path(os.devnull)]]
+    may_read = [str(Path(path).resolve()) for path in readable] + may_write
     def look(event, args):
         if event in _PROGRAMS: raise PermissionError(f"an entry may not use {event}")
         if event != "open" or not isinstance(args[0], str | bytes): return
         path = os.path.realpath(os.fsdecode(args[0]))
+        what, roots = "open", may_read
+        if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            what, roots = "write", may_write
         if not any(path == root or path.startswith(root + os.sep) for root in roots):
-            raise PermissionError(f"an entry may not open {path}")
+            raise PermissionError(f"an entry may not {what} {path}")
     sys.addaudithook(look)
 
 def _own_folders()->list[Path]:
@@ -251,7 +256,7 @@ def _score(entry:Path, folder:Path, text:str, threads:int)->float:
     torch.set_num_threads(threads)
     recipe = _read_recipe(entry)
     tokenizer = BpeTokenizer.load(folder/"tokenizer.json")
-    guard([entry, folder, *_own_folders()])
+    guard([entry, *_own_folders()], [folder])
     own = _own_module(entry)
     if own is None: model = load_model(folder/"run"/"checkpoint.pt", "cpu")
     else:
@@ -262,9 +267,9 @@ def _score(entry:Path, folder:Path, text:str, threads:int)->float:
     return nats_per_byte(model.eval(), ids, len(text.encode()), length)
 
 # %% ../../nbs/engine/race.ipynb #attempt
-def _python(*words, **more)->subprocess.CompletedProcess:
-    "This module in a process of its own."
-    command = [sys.executable, "-m", "llm_course.engine.race", *map(str, words)]
+def _python(module:str, *words, **more)->subprocess.CompletedProcess:
+    "A module in a process of its own."
+    command = [sys.executable, "-m", f"llm_course.engine.{module}", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
                           **more)
 
@@ -273,6 +278,27 @@ def _answer(done:subprocess.CompletedProcess)->dict:
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     if done.returncode: raise Refused(f"the entry failed: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+def train_entry(
+    entry:Path,          # A folder with a recipe.json
+    folder:Path,         # To work in; holds what the entry may see
+    seed:int,            # Of this run
+    threads:int,         # Of the processor
+    limit:float,         # Processor seconds after which it is ended
+)->float:                # Processor seconds that it took
+    "Let an entry train in the fence. Raises `Refused` for one that breaks a rule."
+    _read_recipe(entry)
+    work = os.environ | {"TMPDIR": str(folder)}
+    done = _python("race", "watch", limit, entry, folder, seed, threads, env=work,
+                   cwd=folder)
+    told = _answer(done)
+    if told["left"]: raise Refused(f"the entry left {told['left']} processes running")
+    if told["seconds"] > limit:
+        raise Refused(f"the entry took more than {limit:.1f} processor seconds")
+    if told["status"]:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise Refused(f"the entry failed: {last}")
+    return told["seconds"]
 
 def attempt(
     entry:Path,          # A folder with a recipe.json
@@ -285,19 +311,10 @@ def attempt(
 )->Run:
     "Train an entry once, and score it. Raises `Refused` for one that breaks a rule."
     entry = Path(entry).resolve()
-    _read_recipe(entry)
     (folder/"train.txt").write_text(train_text, "utf-8", newline="")
-    work = os.environ | {"TMPDIR": str(folder)}
-    done = _python("watch", limit, entry, folder, seed, threads, env=work, cwd=folder)
-    told = _answer(done)
-    if told["left"]: raise Refused(f"the entry left {told['left']} processes running")
-    if told["seconds"] > limit:
-        raise Refused(f"the entry took more than {limit:.1f} processor seconds")
-    if told["status"]:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise Refused(f"the entry failed: {last}")
-    done = _python("score", entry, folder, threads, input=val_text, cwd=folder)
-    return Run(_answer(done)["nats"], told["seconds"])
+    seconds = train_entry(entry, folder, seed, threads, limit)
+    done = _python("race", "score", entry, folder, threads, input=val_text, cwd=folder)
+    return Run(_answer(done)["nats"], seconds)
 
 # %% ../../nbs/engine/race.ipynb #main
 def main(
@@ -313,7 +330,7 @@ def main(
     elif what == "learn":
         entry, folder = Path(words[0]), Path(words[1])
         seed, threads, recipe = int(words[2]), int(words[3]), _read_recipe(entry)
-        guard([entry, folder, *_own_folders()])
+        guard([entry, *_own_folders()], [folder])
         own = _own_module(entry)
         train = train_recipe if own is None else own.train
         train(folder, seed, threads, recipe)

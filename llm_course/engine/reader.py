@@ -92,7 +92,6 @@ class Reader:
         kept = max(1, self.room // 2) if self.seen else self.room
         self.forget(length - kept)
 
-    @torch.inference_mode()
     def read(self,
         ids:Int[Tensor, "b t"], # The whole text so far; longer at each call
         last:int=1,             # How many predictions to give
@@ -105,8 +104,12 @@ class Reader:
             raise ValueError("a Reader needs a longer text at each call, but this one "
                              f"has {length} tokens; make a new Reader")
         self.seen += new.shape[-1]
-        if not self.keeps: return self.model(ids[:, self.start:])[:, -last:]
         if self.step and new.shape[-1] <= 16: return self.step(new, last)
+        return self._by_model(ids, new, last)
+
+    @torch.inference_mode()
+    def _by_model(self, ids:Tensor, new:Tensor, last:int)->Tensor:
+        if not self.keeps: return self.model(ids[:, self.start:])[:, -last:]
         found = []
         for piece in new.split(256, -1):   # a long text needs no long memory
             found.append(last_scores(self.model, piece, self.caches, last))
@@ -115,7 +118,7 @@ class Reader:
     def __call__(self,
         ids:Int[Tensor, "b t"], # As for `read`
     )->Float[Tensor, "b vocab"]: # Scores of the next token
-        return self.read(ids)[:, 0]
+        return self.read(ids).squeeze(1)
 
 # %% ../../nbs/engine/reader.ipynb #side-by-side
 def side_by_side(

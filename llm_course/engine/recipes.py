@@ -123,17 +123,17 @@ def cost(recipe:Recipe)->Cost:
 # %% ../../nbs/engine/recipes.ipynb #command
 _Text = Annotated[Path|None, by_default("the plays, fetched from the package index")]
 _List = by_default("nothing: list what there is")
-_Results = by_default("bench/race.json for a race, runs/NAME for a recipe")
+_Results = by_default("bench/race.json, bench/addition.json, runs/NAME for a recipe")
 _Output = Annotated[Path|None, _Results]
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    "Go on with an experiment, run a recipe, or judge an entry of the race."
-    name: Annotated[Positional[str|None], _List]=None # An experiment, a recipe or race
-    entry: Annotated[Positional[Path|None], by_default("none")]=None # In a race
+    "Go on with an experiment, run a recipe, or judge an entry of race or add."
+    name: Annotated[Positional[str|None], _List]=None # Experiment, recipe, race or add
+    entry: Annotated[Positional[Path|None], by_default("none")]=None # To be judged
     dry_run: bool=False     # Only show the steps of a recipe and their cost
-    text: _Text=None        # Of a race
-    threads: int=2          # Of a race: CPU threads for each side
+    corpus: _Text=None      # Of a race
+    num_threads: int=2      # Of a race: CPU threads for each side
     output: _Output=None    # Where results go
 
 def experiments()->dict[str, str]:
@@ -158,23 +158,42 @@ def show(recipe:Recipe, folder:Path)->None:
           f"{c.hours:.1f} h at {ASSUMED:.0g} operations a second (not measured)")
 
 def _judge(config:ExperimentConfig)->None:
-    "Judge an entry, and add a line to the table."
+    "Judge an entry of the race, and add a line to the table."
+    entry = _entry(config)
     nanogpt = importlib.import_module("bench.nanogpt")
-    runner = importlib.import_module("bench.runner")
-    machines = importlib.import_module("bench.machine")
     from llm_course.engine.corpora import fetch
     from llm_course.engine.race import Run, enter, summed_up
-    if config.entry is None: raise ValueError("race needs the folder of an entry")
-    text = config.text or fetch("shakespeare")
+    text = config.corpus or fetch("shakespeare")
     def peer(seed):
-        told = nanogpt.run_side("peer", text, seed, config.threads, "{}")
+        told = nanogpt.run_side("peer", text, seed, config.num_threads, "{}")
         return Run(told["nats_per_byte"], told["cpu_seconds"])
-    result = enter(config.entry, text, nanogpt.cut, peer, config.threads)
-    line = summed_up(result) | {"machine": machines.machine("cpu"),
-                                "commit": runner.commit()}
-    runner.merge(config.output or Path("bench/race.json"), config.entry.name, line)
-    print(f"{config.entry.name}: {line['verdict']}, {line['nats']:.4f} nats a byte "
+    result = enter(entry, text, nanogpt.cut, peer, config.num_threads)
+    line = summed_up(result)
+    _keep(config.output or Path("bench/race.json"), entry, line)
+    print(f"{entry.name}: {line['verdict']}, {line['nats']:.4f} nats a byte "
           f"against {line['against']:.4f}")
+
+def _judge_adder(config:ExperimentConfig)->None:
+    "Judge an entry that adds, and add a line to the table."
+    from llm_course.engine.addition import judge
+    entry = _entry(config)
+    line = judge(entry)
+    _keep(config.output or Path("bench/addition.json"), entry, line)
+    print(f"{entry.name}: {line['parameters']} parameters, "
+          f"{line['right']:.2%} right in the worst of {len(line['runs'])} trainings")
+
+def _entry(config:ExperimentConfig)->Path:
+    "The folder of the entry."
+    if config.entry is None:
+        raise ValueError(f"{config.name} needs the folder of an entry")
+    return config.entry
+
+def _keep(path:Path, entry:Path, line:dict)->None:
+    "Store a line of a table, with the machine and the commit."
+    runner = importlib.import_module("bench.runner")
+    machines = importlib.import_module("bench.machine")
+    about = {"machine": machines.machine("cpu"), "commit": runner.commit()}
+    runner.merge(path, entry.name, line | about)
 
 def _work(config:ExperimentConfig)->None:
     "Do what the name says."
@@ -184,18 +203,20 @@ def _work(config:ExperimentConfig)->None:
         for name, recipe in RECIPES.items():
             print(f"{name:18} a recipe for a GPU: {recipe.about}")
         print(f"{'race ENTRY':18} judge an entry of the two-core race")
+        print(f"{'add ENTRY':18} judge a model that learns to add")
     elif config.name in RECIPES:
         folder, recipe = config.output or Path("runs")/config.name, RECIPES[config.name]
         if config.dry_run: return show(recipe, folder)
         run_recipe(recipe, folder, run_words)
     elif config.name == "race": _judge(config)
+    elif config.name == "add": _judge_adder(config)
     elif config.name in there:
         sys.argv = [config.name]   # its own flags are for python -m bench.experiments.…
         runpy.run_module(f"bench.experiments.{config.name}", run_name="__main__")
     else:
         where = "" if there else "; the experiments are in a clone of the repository"
         raise ValueError(f"there is no {config.name}; there are "
-                         f"{', '.join([*there, *RECIPES, 'race'])}{where}")
+                         f"{', '.join([*there, *RECIPES, 'race', 'add'])}{where}")
 
 def run_words(words:list[str])->None:
     "Run one command of the course in a process of its own."

@@ -9,6 +9,8 @@ __all__ = ['COLLAPSES', 'Reward', 'sample_groups', 'reward_signs', 'diagnose_rew
 # %% ../../nbs/engine/rollouts.ipynb #imports
 import json
 import math
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -25,7 +27,8 @@ from torch import Tensor
 # %% ../../nbs/engine/rollouts.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, random_states, restore, save_checkpoint
-from .commands import by_default, input_file, run_command, whole_file
+from .commands import (
+    Flags, by_default, input_file, one_line, one_of, run_command, whole_file)
 from .diary import append_line, open_folder, run_folder, watched
 from .exchange import open_both
 from .model_files import explain
@@ -179,12 +182,23 @@ def load_reward(
     module, _, function = name.partition(":")
     if not (module and function):
         raise ValueError(f"reward must be module:function, but is {name}")
+    if "" not in sys.path: sys.path.insert(0, "")   # modules of this folder, too
     try: found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name} cannot be loaded: {error}; is its folder on "
-                         "PYTHONPATH?") from None
+        raise ValueError(f"reward {name} cannot be loaded: {error}; name a module in "
+                         "this folder, or put its folder on PYTHONPATH") from None
+    except Exception as error:   # what the module does when it is imported
+        raise ValueError(f"reward {name} cannot be loaded: {_told(error)}") from error
     if not callable(found): raise ValueError(f"reward {name} is not a function")
     return found
+
+def _told(error:Exception)->str: # In one line
+    "Say what went wrong in a user's own code, and where."
+    what, place = type(error).__name__, ""
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, SyntaxError):   # that says itself where it is
+        place = f" in {frame.filename}, line {frame.lineno}"
+    return f"{what}{place}: {one_line(error)}"
 
 def judge(
     reward:Reward, # Of the user
@@ -192,7 +206,10 @@ def judge(
     text:str,      # What the model wrote
 )->float:
     "Call a reward. Raises `ValueError` for anything but a number from 0 to 1."
-    found = reward(record, text)
+    try: found = reward(record, text)
+    except Exception as error:
+        raise ValueError(f"the reward failed for the answer {text[:40]!r}: "
+                         f"{_told(error)}") from error
     try: number = float(found)
     except (TypeError, ValueError): number = -1.
     if not 0 <= number <= 1:
@@ -215,8 +232,8 @@ def read_prompts(
 
 # %% ../../nbs/engine/rollouts.ipynb #config
 @dataclass(frozen=True, kw_only=True)
-class RewardsConfig:
-    "Let a model learn from rewards for its own answers."
+class _Files:
+    "What is read, and where it is written."
     # What is asked: a .jsonl file, in each line an object with a prompt
     prompts:Path
     # A function of your own: module:function. It is given the line's object and the
@@ -224,19 +241,28 @@ class RewardsConfig:
     reward:str
     # Run folder: config.json, metrics.jsonl, samples.jsonl, checkpoint.pt, export/
     output:Path=Path("runs/rewards")
-    # A checkpoint.pt or .safetensors of this course; or a folder of Hugging Face's,
-    # a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub
-    model_path:Annotated[Path|None, by_default("the small model of this package")]=None
+    # The model to teach: a run folder, a checkpoint.pt or .safetensors of this course;
+    # or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m,
+    # owner/model on the hub
+    init_from:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
-    tokenizer_path:Annotated[Path|None, by_default("the one beside the model")]=None
+    tokenizer_path:Annotated[
+        Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # Go on from checkpoint.pt in the run folder, if there is one
     resume:bool=False
-    method:str="dr_grpo"    # reinforce, rloo, grpo or dr_grpo
+    # With --resume: let the flags that decide which prompts come next be others
+    override:bool=False
+
+@dataclass(frozen=True, kw_only=True)
+class _Learning:
+    "How it learns."
+    # How an answer is compared with the others to its prompt
+    method:Annotated[str, one_of("reinforce", "rloo", "grpo", "dr_grpo")]="dr_grpo"
     iterations:int=100      # Batches of answers
     batch_size:int=8        # Prompts in a batch
     group:int=8             # Answers to each
     max_tokens:int=40       # Longest answer
-    # One token that ends an answer
+    # One token that ends an answer; \n is a line break
     stop:Annotated[str|None, by_default("<|endoftext|>, if the model has it")]=None
     updates:int=1           # Steps of the optimiser on each batch
     clip:float=.2           # How far a ratio may move from 1 and still count
@@ -246,16 +272,24 @@ class RewardsConfig:
     lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None
     grad_clip:float=1.      # Longest gradient that passes unshortened
     seed:int=0              # Decides prompts and answers
+
+@dataclass(frozen=True, kw_only=True)
+class _Machine:
+    "What computes, and how often it is saved."
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
     # CPU threads; on a busy machine several are far slower than a single one
     num_threads:Annotated[int|None, by_default("one per core")]=None
     checkpoint_interval:int=50 # Steps between checkpoints
 
+@dataclass(frozen=True, kw_only=True)
+class RewardsConfig(_Files, _Learning, _Machine, Flags):
+    "Let a model learn from rewards for its own answers."
+
 # %% ../../nbs/engine/rollouts.ipynb #settle
 def settle(
     config:RewardsConfig, # As the user gave it
-    model:Transformer,    # What learns
+    model:Transformer|None=None, # What learns; `None`: it is not loaded yet
 )->TrainConfig:           # The same, in the words of chapter 17
     "Check the flags, and fill in what was left open. Raises `ValueError`."
     if config.method not in METHODS:
@@ -272,7 +306,8 @@ def settle(
     known = {field.name for field in fields(TrainConfig)} - {"tokenizer_path"}
     given = {field.name: getattr(config, field.name) for field in fields(config)
              if field.name in known}
-    c = TrainConfig(**given | flags_of_shape(model) | dict(
+    shape = {} if model is None else flags_of_shape(model)
+    c = TrainConfig(**given | shape | dict(
         train_data=config.prompts, val_data=config.prompts, order="random",
         device=str(pick_device(config.device)), weight_decay=0., precision="float32",
         live_plot=False))
@@ -304,19 +339,26 @@ class Session:
         self.records = read_prompts(input_file(config.prompts, "--prompts"))
         self.reward = load_reward(config.reward)
         self.stop_id = find_stop(tokenizer, config.stop)
+        room = model.config.max_seq_len
+        for number, record in enumerate(self.records, 1):
+            size = len(tokenizer.encode(record["prompt"]))
+            if size + config.max_tokens > room:
+                raise ValueError(
+                    f"{config.prompts}, prompt {number}: its {size} tokens and "
+                    f"--max_tokens {config.max_tokens} are more than the {room} that "
+                    "the model reads")
         self.reference = deepcopy(model).eval()
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         ids = np.zeros(1, dtype=np.int64)   # there is no file of ids
-        self.run = Run(c, model, model, optimizer_for(model, c), scaler, ids, ids)
+        self.run = Run(c, model, model, optimizer_for(model, c), scaler, ids, ids,
+                       asked=config)
         self.position = position_of(c, len(self.records))
-        saved = find_checkpoint(c, len(self.records))
+        saved = find_checkpoint(c, len(self.records), config, "prompts")
         if saved:
             path = c.output/"checkpoint.pt"
             explain(path, restore, saved, model, kind="checkpoint")
             explain(path, resume, self.run, saved, kind="checkpoint")
-        open_folder(c, self.run.history)
-        with whole_file(c.output/"config.json", "w") as file:
-            json.dump(vars(config), file, indent=1, default=str)
+        open_folder(c, self.run.history, config)
         self._open_samples()
 
     def _open_samples(self)->None:
@@ -380,9 +422,13 @@ def learn(
     config:RewardsConfig, # What to ask, what to reward, how to learn
 )->Run:                   # With its `model` and its `history`
     "Let a model learn from rewards. Raises `ValueError` for what cannot work."
-    base = config.model_path or DEMO/"model.safetensors"
+    base = config.init_from or DEMO/"model.safetensors"
     device = pick_device(config.device)
-    model, tokenizer = open_both(base, config.tokenizer_path, device)
+    settle(config)   # bad flags are refused before a model is loaded
+    read_prompts(input_file(config.prompts, "--prompts"))
+    load_reward(config.reward)
+    model, tokenizer = open_both(base, config.tokenizer_path, device,
+                                 flag="--init_from")
     with polite_stop(True) as stop, run_folder(settle(config, model)):
         session = Session(config, model, tokenizer)
         run = session.run

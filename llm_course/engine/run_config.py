@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_precision', 'learning_rate', 'settle_rates',
            'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'flags_of_shape', 'fit_shape',
-           'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory',
-           'warn_of_slow_precision', 'import_board', 'settle', 'read_ids', 'read_sets', 'optimizer_for', 'set_rates',
-           'position_of', 'schedule_of', 'changes', 'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'refuse_old_run',
+           'tell_cost', 'warn_of_slow_precision', 'import_board', 'settle', 'to_write_down', 'read_ids', 'read_sets',
+           'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes', 'flag_changes', 'find_checkpoint',
+           'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
+import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from numbers import Integral, Real
@@ -27,15 +28,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..bpe_tokenizer import BpeTokenizer
-from ..checkpoint import load_model, pick_device, read_checkpoint
+from ..checkpoint import (
+    load_model, pick_device, read_checkpoint, to_config)
 from ..data import ORDERS, load_ids
 from . import budget
 from .averages import average_weights
 from .budget import (
     MemoryAccount, estimate_memory, shape_of, slowdown)
-from .commands import input_file
-from .flags import TrainConfig
+from .commands import input_file, warn
+from .flags import Shape, TrainConfig
 from .mixture import Mixture
+from .model_files import model_in, read_object
 from .muon import Muon, Together
 from .optimizers import CheckedOptimizer
 from ..optim import AdamW, params_for_decay
@@ -93,15 +96,19 @@ def find_tokenizer(
     config:TrainConfig, # As the user gave it
 )->Path|None:           # The file, or `None` where the data came without one
     "Look for the tokenizer that made the data, so that losses can be given per byte."
-    if config.tokenizer_path:
-        return input_file(config.tokenizer_path, "--tokenizer_path")
-    first, *others = [path.parent/"tokenizer.json" for path in data_files(config)]
-    if not first.is_file(): return None
-    for other in others:
-        if other.is_file() and other.read_bytes() != first.read_bytes():
-            raise ValueError(f"{other} is not the same as {first}, so the files of "
-                             "--train_data were not made by the same tokenizer")
-    return first
+    given = config.tokenizer_path
+    beside = [path.parent/"tokenizer.json" for path in data_files(config)]
+    found = input_file(given, "--tokenizer_path") if given else beside[0]
+    if not found.is_file(): return None
+    who = "that one; leave --tokenizer_path out" if given else "the same tokenizer"
+    for other in (*beside, config.val_data.parent/"tokenizer.json"):
+        if not other.is_file() or other.read_bytes() == found.read_bytes(): continue
+        if BpeTokenizer.load(other).vocab != BpeTokenizer.load(found).vocab:
+            what = "files of --train_data were"
+            if other not in beside: what = "file of --val_data was"
+            raise ValueError(f"{other} is not the same as {found}, so the {what} not "
+                             f"made by {who}")
+    return found
 
 def find_vocab_size(
     config:TrainConfig, # As the user gave it
@@ -130,9 +137,7 @@ def start_path(
     last, path = config.output/"checkpoint.pt", config.init_from
     if path is None: return None
     if config.resume and last.is_file(): return last
-    for name in "best.pt", "checkpoint.pt":
-        if (path/name).is_file(): return path/name
-    return path
+    return model_in(path)
 
 def own_start(
     config:TrainConfig, # As the user gave it
@@ -286,6 +291,25 @@ def check_memory(
         account = replace(account, peak=max(least, account.logits // 2))
     budget.check_memory(account, device.type)
 
+def refuse_old_run(
+    config:TrainConfig, # Settled
+)->None:
+    "Raise `ValueError` rather than overwrite a run."
+    if (config.output/"checkpoint.pt").exists() and not config.resume:
+        raise ValueError(f"--output {config.output} holds a run already; add --resume "
+                         "to go on with it, or name another folder")
+
+def tell_cost(
+    config:TrainConfig, # Settled
+    model:Transformer|None=None, # To begin with
+)->None:
+    "Print what a run will take; for a dry run all of it, and then whether it fits."
+    if not config.dry_run: refuse_old_run(config)   # before anything is said
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(budget.describe(account_of(config, model)))
+        if config.dry_run: print(forecast_of(config, model))
+    if config.dry_run: check_memory(config, torch.device(config.device or "cpu"), model)
+
 # %% ../../nbs/engine/run_config.ipynb #account
 def warn_of_slow_precision(
     config:TrainConfig, # Settled
@@ -295,8 +319,8 @@ def warn_of_slow_precision(
     if precision == "float32" or config.device != "cpu": return
     ratio = slowdown(precision)
     if ratio < 4: return
-    warnings.warn(f"products in {precision} take {ratio:.0f} times as long as in "
-                  "float32 on this processor; take --precision float32", stacklevel=2)
+    warn(f"products in {precision} take {ratio:.0f} times as long as in "
+         "float32 on this processor; take --precision float32")
 
 # %% ../../nbs/engine/run_config.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: module
@@ -316,10 +340,10 @@ def settle(
 )->TrainConfig:         # Every `None` replaced by what it stands for
     """Check the flags against each other and the machine; fill in what was left open.
 
-    Raises `ValueError` for what cannot work."""
+    Raises `ValueError` for what cannot work. A dry run may be too large."""
     check_flags(config)
-    for path in data_files(config): input_file(path, "--train_data")
-    input_file(config.val_data, "--val_data")
+    for path in data_files(config): load_ids(input_file(path, "--train_data"))
+    load_ids(input_file(config.val_data, "--val_data"))
     device, tokenizer = pick_device(config.device), find_tokenizer(config)
     if config.sample_interval and not tokenizer:
         raise ValueError("--sample_interval needs a tokenizer to write with; "
@@ -333,9 +357,29 @@ def settle(
         fit_shape(settle_rates(config), model), device=str(device),
         tokenizer_path=tokenizer,
         precision=config.precision or default_precision(device))
-    check_memory(settled, device, model)
+    if not config.dry_run: check_memory(settled, device, model)
     warn_of_slow_precision(settled)
     return settled
+
+_OF_A_CALL = "resume", "override", "dry_run"   # not of the run
+
+def to_write_down(
+    asked:Any,           # A dataclass of flags, as the user gave them
+    settled:TrainConfig, # What became of them
+)->dict[str, Any]:       # Flags and values, for config.json
+    """Keep what the user decided, so that the rest follows again when it is read.
+
+    The shape follows `init_from`; that of a model that was handed over is kept."""
+    flags = asdict(asked)
+    for name in _OF_A_CALL: flags.pop(name, None)
+    if not isinstance(asked, TrainConfig): return flags
+    for name in Shape.__dataclass_fields__:
+        found = getattr(settled, name)
+        if flags[name] == found: continue
+        if asked.init_from or (name == "vocab_size" and settled.tokenizer_path):
+            del flags[name]
+        else: flags[name] = found
+    return flags
 
 # %% ../../nbs/engine/run_config.ipynb #read-ids
 def read_ids(
@@ -392,7 +436,7 @@ def set_rates(
 
 # %% ../../nbs/engine/run_config.ipynb #position
 _RATES = "lr_max", "lr_min", "warmup_iters", "cos_cycle_iters", "decay"
-_SETTINGS = "muon_lr", "beta1", "beta2", "weight_decay", "grad_clip", "ema"
+_SETTINGS = "muon_lr", "beta1", "beta2", "weight_decay", "grad_clip", "ema", "dropout"
 
 def position_of(
     config:TrainConfig, # Settled
@@ -413,10 +457,15 @@ def changes(
     config:TrainConfig, # Settled
     before:dict,        # What `schedule_of` gave when the checkpoint was written
     step:int,           # The first one to come
+    history:list[dict], # Lines of metrics.jsonl
 )->list[str]:           # Notes for the user
-    "Say which flags will make a run go on in another way than it was begun."
+    "Say that a run is over, or which flags make it go on in another way than before."
     unknown = before.keys() - {*_RATES, *_SETTINGS}
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
+    if is_over(config, step - 1, history):
+        more = "--iterations" if step > config.iterations else "--patience"
+        return [f"the run in {config.output} is over after {step - 1:,} steps, so none "
+                f"is taken now; to go on, ask for more {more}"]
     notes = []
     rates = {name: before.get(name, getattr(config, name)) for name in _RATES}
     old = learning_rate(replace(config, **rates), step)
@@ -431,22 +480,84 @@ def changes(
     return notes
 
 # %% ../../nbs/engine/run_config.ipynb #find-checkpoint
+_READ = "train_data", "val_data", "val_batches", "init_from", "precision"
+
+def _asked_before(
+    folder:Path,  # Of a run
+)->dict[str, Any]: # Flags, as JSON has them
+    "Read what a run was asked; nothing if its config.json is damaged."
+    try: return read_object(folder/"config.json")
+    except (OSError, ValueError): return {}
+
+def flag_changes(
+    config:TrainConfig, # Settled
+    asked:Any=None,     # The flags of another command, if one began the run
+)->list[str]:           # Notes for the user
+    "Say which flags were others when a run began, where its checkpoint does not tell."
+    if not (config.resume and (config.output/"checkpoint.pt").exists()): return []
+    told = {field.name for field in fields(TrainConfig)} - {*_READ}
+    before, notes = _asked_before(config.output), []
+    flags = json.loads(json.dumps(asdict(asked or config), default=str))
+    for name, now in flags.items():
+        was = before.get(name, now)
+        if name in told or was == now or (name, now) == ("init_from", None): continue
+        note = f"--{name} was {was}, and is {now} from now on"
+        if name == "init_from":
+            note = f"--init_from {now} is not read: the run goes on from its checkpoint"
+        notes.append(note)
+    return notes
+
+def _again(value:Any)->str: return "leave it out" if value is None else f"use {value}"
+
 _KEPT = {"scaler": dict, "best": float, "pending": list, "run": dict,
          "schedule": dict, "random": list}   # beside what every checkpoint has
+
+def _check_shape(
+    config:TrainConfig, # Settled
+    saved:dict|None,    # The shape that a checkpoint tells
+    path:Path,          # That checkpoint
+)->None:
+    "Raise `ValueError` where a flag asks for another shape."
+    if saved is None: return
+    there = to_config(saved, path)
+    for name, now in asdict(shape_of(config)).items():
+        was = getattr(there, name)
+        if name == "dropout" or not hasattr(config, name) or was == now: continue
+        if name == "max_seq_len" and config.init_from and now < was: continue
+        raise ValueError(f"--{name} was {was} when the run in {path.parent} began, and "
+                         f"is {now} now; the shape of a model cannot change: "
+                         f"{_again(was)}, or name another folder")
+
+def _check_start(
+    config:TrainConfig, # Settled
+    asked:Any,          # The flags, with `init_from`
+)->None:
+    "Raise `ValueError` where a run would go on with another model than it began with."
+    now = asked.init_from
+    was = _asked_before(config.output).get("init_from", now)
+    if str(was) != str(now):
+        raise ValueError(f"--init_from was {was} when the run in {config.output} "
+                         f"began, and is {now} now; {_again(was)}, or name another "
+                         "folder")
 
 def find_checkpoint(
     config:TrainConfig, # Settled
     length:int,         # Ids of its training data
+    asked:Any=None,     # The flags of another command, if it is one
+    unit:str="ids",     # What was counted, if not these
 )->dict|None:           # What `read_checkpoint` gave, or `None` for a new run
     """Look for a checkpoint in the run folder.
 
     Raises `ValueError` rather than overwrite a run, or go on as another one."""
     path = config.output/"checkpoint.pt"
-    if not path.exists(): return None
-    if not config.resume:
-        raise ValueError(f"--output {config.output} holds a run already; add --resume "
-                         "to go on with it, or name another folder")
-    saved = read_checkpoint(path, config.device)
+    if not path.exists():
+        if (config.output/"best.pt").exists():
+            warn(f"{config.output} has no checkpoint.pt to go on from, so the "
+                 "run begins anew, and replaces its best.pt")
+        return None
+    refuse_old_run(config)
+    sliced = config.parallel == "fsdp"   # a process needs only its slices
+    saved = read_checkpoint(path, "cpu" if sliced else config.device, lazy=sliced)
     lacking = []
     for name, kind in _KEPT.items():
         if not isinstance(saved.get(name), kind): lacking.append(name)
@@ -454,17 +565,20 @@ def find_checkpoint(
     if lacking:
         raise ValueError(f"{path} was not written by the training command: it lacks "
                          f"{', '.join(sorted(lacking))}; name another folder")
+    if asked is not None: _check_start(config, asked)
+    _check_shape(config, saved["config"], path)
+    notes = []
     for name, new in position_of(config, length).items():
         old = saved["run"].get(name)
         if old == new: continue
         what = f"--{name}"
         if name == "train_ids":
-            what = f"the number of ids in {', '.join(map(str, data_files(config)))}"
+            what = f"the number of {unit} in {', '.join(map(str, data_files(config)))}"
         change = f"{what} was {old} when the run in {config.output} began, and is {new}"
         if not config.override:
-            raise ValueError(f"{change} now; use {old}, name another folder, or let it "
-                             "change with --override")
-        warnings.warn(f"{change} from now on", stacklevel=2)
+            raise ValueError(f"{change} now; {_again(old)}, name another folder, or "
+                             "let it change with --override")
+        notes.append(f"{change} from now on")
     muon = saved["schedule"].get("muon_lr", config.muon_lr)
     if (muon is None) != (config.muon_lr is None):
         was, now = (f"{value or 'left out'}" for value in (muon, config.muon_lr))
@@ -475,6 +589,7 @@ def find_checkpoint(
         raise ValueError(f"--iterations {config.iterations} is less than the "
                          f"{saved['iteration']} steps that the run in {config.output} "
                          "has taken; ask for more, or name another folder")
+    for note in notes: warn(note)
     return saved
 
 def no_number(

@@ -6,6 +6,7 @@
 __all__ = ['Scorer', 'chosen']
 
 # %% ../../nbs/engine/scoring.ipynb #imports
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .reader import last_scores
 from .kv_cache import KVCache
+from .sampling import refuse_broken
 from ..multihead import MultiHeadAttention
 
 # %% ../../nbs/engine/scoring.ipynb #scorer
@@ -51,6 +53,11 @@ class Scorer:
         endings:Sequence[Sequence[int]], # Each of at least one id
     )->list[float]: # The log-likelihood of each ending
         "Read what is new of the prompt, then all endings side by side."
+        sums = self._sums(prompt, endings)
+        refuse_broken(all(map(math.isfinite, sums)))
+        return sums
+
+    def _sums(self, prompt:Sequence[int], endings:Sequence[Sequence[int]])->list[float]:
         if not self.keeps: return [self._anew(prompt, ending) for ending in endings]
         first = self._read(prompt)
         longest = max(map(len, endings))

@@ -17,12 +17,13 @@ import torch
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device
 from .chat import encode_chat, template_of, turn_ends
-from .commands import run_command
-from .exchange import open_both, open_model
+from .commands import run_command, with_breaks
+from .exchange import check_there, open_both, open_model
 from .flags import GenerateConfig, Model
 from .foreign_tokenizers import add_facts
 from .int8 import PRECISIONS, at_precision
 from .parts import read_parts
+from .sampling import naming
 from .voices import Voice, first_ids, listen
 from ..generating import DEMO, Sampling, continuations, stream
 from ..transformer import Transformer
@@ -69,6 +70,7 @@ def open_models(
     config:GenerateConfig, # From the command line
 )->tuple[Transformer, BpeTokenizer, Transformer|None]: # Model, tokenizer and draft
     "Load a speaker, and who guesses ahead."
+    if config.draft_path is not None: check_there(config.draft_path, "--draft_path")
     model, tokenizer = open_speaker(config)
     if config.draft_path is None: return model, tokenizer, None
     device = pick_device(config.device)
@@ -88,7 +90,7 @@ def typed()->Iterator[str]:
             if not at_terminal: raise
             print("\n(Ctrl-D ends it)")
             continue
-        yield line.replace("\\n", "\n")
+        yield with_breaks(line)
 
 def speak(
     config:GenerateConfig, # From the command line
@@ -98,11 +100,12 @@ def speak(
     Sampling(**how)   # bad values are refused before a model is loaded
     refuse(config)
     models = open_models(config)
-    if config.chat: return chat(config, models[0], models[1], Sampling(**how))
-    if config.prompt or not config.interactive:
-        _print_samples(config, models, config.prompt, how)
-    if config.interactive:
-        for prompt in typed(): _print_samples(config, models, prompt, how)
+    with naming(config.model_path or DEMO):
+        if config.chat: return chat(config, models[0], models[1], Sampling(**how))
+        if config.prompt or not config.interactive:
+            _print_samples(config, models, config.prompt, how)
+        if config.interactive:
+            for prompt in typed(): _print_samples(config, models, prompt, how)
 
 def _print_samples(config:GenerateConfig, models, prompt:str, how:dict)->None:
     "Print all samples for one prompt."

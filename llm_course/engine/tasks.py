@@ -100,14 +100,14 @@ def read_lines(
     "Read JSONL. Raises `ValueError` with file and line for a bad one."
     try: text = input_file(path, "--tasks").read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; a task is a .jsonl file") from None
+        raise ValueError(f"{path} is not UTF-8 text; name a .jsonl file") from None
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         try: found.append((number, json.loads(line)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-    if not found: raise ValueError(f"{path} holds no questions")
+    if not found: raise ValueError(f"{path} holds no line of JSON")
     return found
 
 def read_questions(

@@ -7,8 +7,8 @@ __all__ = ['InstructConfig', 'grown', 'with_template', 'read_examples', 'Convers
 
 # %% ../../nbs/engine/tuning.ipynb #imports
 import json
+import math
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, restore
 from .chat import MARKS, TEMPLATES, template_of, turn_ends, with_marks
 from .commands import (
-    by_default, input_file, run_command, whole_file)
+    Flags, as_typed, by_default, input_file, one_of, run_command, warn, whole_file)
 from .diary import open_folder, run_folder, watched
 from .exchange import open_both
 from .foreign_tokenizers import add_facts
@@ -51,13 +51,17 @@ class _Files:
     val_data:Path
     # Run folder: config.json, metrics.jsonl, checkpoint.pt, and the model in export/
     output:Path=Path("runs/instruct")
-    # A checkpoint.pt or .safetensors of this course; or a folder of Hugging Face's,
-    # a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub
-    model_path:Annotated[Path|None, by_default("the small model of this package")]=None
+    # The model to teach: a run folder, a checkpoint.pt or .safetensors of this course;
+    # or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m,
+    # owner/model on the hub
+    init_from:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
-    tokenizer_path:Annotated[Path|None, by_default("the one beside the model")]=None
+    tokenizer_path:Annotated[
+        Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # Go on from checkpoint.pt in the run folder, if there is one
     resume:bool=False
+    # With --resume: let the flags that decide which rows come next be others
+    override:bool=False
 
 @dataclass(frozen=True, kw_only=True)
 class _Lora:
@@ -67,8 +71,8 @@ class _Lora:
     lora_targets:tuple[str, ...]=TARGETS # Ends of the names of layers that get one
 
 @dataclass(frozen=True, kw_only=True)
-class InstructConfig(_Files, _Lora):
-    "Teach a model to answer, by conversations."
+class _Learning:
+    "How it learns."
     iterations:int=500      # Steps of the optimiser
     batch_size:int=8        # Rows of conversations in a batch
     # Longest conversation, in tokens; several shorter ones share a row
@@ -78,7 +82,8 @@ class InstructConfig(_Files, _Lora):
     lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None
     # Steps of rising rate
     warmup_iters:Annotated[int|None, by_default("one step in twenty")]=None
-    decay:str="cosine"      # The way down to lr_min: half a cosine, or a line
+    # The way down to lr_min: half a cosine, or a line
+    decay:Annotated[str, one_of("cosine", "line")]="cosine"
     beta1:float=0.9         # AdamW: share of the mean gradient that outlives a step
     # AdamW: share of the mean squared gradient that outlives a step
     beta2:float=0.95
@@ -86,16 +91,24 @@ class InstructConfig(_Files, _Lora):
     weight_decay:float=0.
     grad_clip:float=1.      # Longest gradient; longer ones are shortened; 0: no limit
     seed:int=0              # Decides the order of the conversations
+
+@dataclass(frozen=True, kw_only=True)
+class _Machine:
+    "What computes, and how often it tells; intervals are in steps."
     # Such as cpu, cuda:0 or mps
     device:Annotated[str|None, by_default("the best there is")]=None
-    # float32 or bfloat16
+    # In which products are computed
     precision:Annotated[str|None, by_default(
-        "on CUDA bfloat16, elsewhere float32")]=None
+        "on CUDA bfloat16, elsewhere float32", choices=("float32", "bfloat16"))]=None
     # CPU threads; on a busy machine several are far slower than a single one
     num_threads:Annotated[int|None, by_default("one per core")]=None
-    log_interval:int=10     # Steps between lines of metrics.jsonl
-    val_interval:int=100    # Steps between measurements of the validation loss
-    checkpoint_interval:int=500 # Steps between checkpoints
+    log_interval:int=10     # Between lines of metrics.jsonl
+    val_interval:int=100    # Between measurements of the validation loss
+    checkpoint_interval:int=500 # Between checkpoints
+
+@dataclass(frozen=True, kw_only=True)
+class InstructConfig(_Files, _Lora, _Learning, _Machine, Flags):
+    "Teach a model to answer, by conversations."
 
 # %% ../../nbs/engine/tuning.ipynb #marks
 @torch.no_grad()
@@ -158,8 +171,8 @@ def read_examples(
         numbers.append(number)
     for count, why in (silent, "the assistant says nothing"), (
             long, f"they are longer than {max_seq_len} tokens"):
-        if count: warnings.warn(f"{path}: {count:,} conversations are left out, "
-                                f"because {why}", stacklevel=2)
+        if count: warn(f"{path}: conversations left out: {count:,}, because "
+                       f"{why}")
     if not examples: raise ValueError(f"{path} holds no conversation to learn from")
     for start in range(0, len(examples), 64):
         some = examples[start:start + 64]
@@ -219,22 +232,28 @@ class Conversations:
 # %% ../../nbs/engine/tuning.ipynb #settle
 def settle(
     config:InstructConfig,  # As the user gave it
-    model:Transformer,      # What is taught
+    model:Transformer|None=None, # What is taught; `None`: it is not loaded yet
 )->TrainConfig:             # The same, in the words of chapter 17
     "Check the flags, and fill in what was left open. Raises `ValueError`."
     known = {field.name for field in fields(InstructConfig)}
     given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)
              if field.name in known and field.name != "tokenizer_path"}
-    shape = flags_of_shape(model)
-    longest = config.max_seq_len or shape["max_seq_len"]
-    if longest > shape["max_seq_len"]:
-        raise ValueError(f"--max_seq_len {longest} is more than the model's "
-                         f"{shape['max_seq_len']}")
+    shape, longest = {}, config.max_seq_len
+    if model is not None: shape = flags_of_shape(model)
+    most = shape.get("max_seq_len", longest or 1)
+    if longest is None: longest = most
     device = pick_device(config.device)
     c = TrainConfig(**given | shape | dict(
         max_seq_len=longest, device=str(device), order="epochs",
         precision=config.precision or default_precision(device)))
     check_flags(c)
+    if longest > most:
+        raise ValueError(f"--max_seq_len {longest} is more than the model's {most}")
+    if config.lora_rank < 0:
+        raise ValueError(f"--lora_rank must be 0 or more, but is {config.lora_rank}")
+    if config.lora_rank and not 0 < config.lora_alpha < math.inf:
+        raise ValueError("--lora_alpha must be positive, and finite, but is "
+                         f"{config.lora_alpha}")
     if c.precision == "float16":
         raise ValueError("--precision must be float32 or bfloat16, but is float16")
     return settle_rates(c)
@@ -266,7 +285,7 @@ def start(
     if c.num_threads: torch.set_num_threads(c.num_threads)
     if config.lora_rank: _note_lora(config)
     train_ids, val_ids = _flat(talks.rows), _flat(talks.held_out_rows)
-    saved = find_checkpoint(c, len(train_ids))
+    saved = find_checkpoint(c, len(train_ids), config)
     path = c.output/"checkpoint.pt"
     if saved and config.lora_rank:
         explain(path, model.load_state_dict, saved["model"], kind="checkpoint")
@@ -280,9 +299,9 @@ def start(
 
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     run = Run(c, model, forward, optimizer_for(model, c), scaler, train_ids,
-              val_ids, source=talks)
+              val_ids, source=talks, asked=config)
     if saved: explain(path, resume, run, saved, kind="checkpoint")
-    open_folder(c, run.history)
+    open_folder(c, run.history, config)
     return run
 
 # %% ../../nbs/engine/tuning.ipynb #teach
@@ -292,9 +311,11 @@ def instruct(
     "Teach a model to answer. Raises `ValueError` for what cannot work."
     input_file(config.train_data, "--train_data")
     input_file(config.val_data, "--val_data")
-    base = config.model_path or DEMO/"model.safetensors"
+    base = config.init_from or DEMO/"model.safetensors"
     device = pick_device(config.device)
-    model, tokenizer = open_both(base, config.tokenizer_path, device)
+    settle(config)   # bad flags are refused before a model is loaded
+    model, tokenizer = open_both(base, config.tokenizer_path, device,
+                                 flag="--init_from")
     model, tokenizer, new = with_template(model, tokenizer)
     if new and config.lora_rank:
         raise ValueError(f"{base} has never seen the marks of a turn, so their rows "
@@ -328,6 +349,6 @@ def main(
                   "held out")
         path = run.config.output/"export"
         print(f"{path}: the model after {run.done:,} steps")
-        print(f"to talk to it: python -m llm_course.generating --model_path {path} "
-              "--chat")
+        command = as_typed("python -m llm_course.generating")
+        print(f"to talk to it: {command} --model_path {path} --chat")
     run_command(InstructConfig, work, argv, "python -m llm_course.instruct")

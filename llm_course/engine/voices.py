@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../../nbs/engine/voices.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from .sampling import BROKEN, refuse_broken
-from .tokenizer_formats import Rules
+from .spelling import Rules
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/voices.ipynb #release

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #imports
+import inspect
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,10 @@ def _ask_linear(part):
     yield "where outputs are as many as inputs", lambda: filled(part(4, 4))(x)
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
     yield "in half precision", lambda: filled(part(4, 5)).bfloat16()(x.bfloat16())
+    yield "where there are no vectors", lambda: part(4, 5)(x[:0])
+    yield "in double precision", lambda: filled(part(4, 5)).double()(x.double())
+    yield "in the gradients of its parameters", lambda: _pulled(
+        part(4, 5, bias=True), x)
     yield from placed(lambda **more: part(4, 5, bias=True, **more))
     for d_in, d_out in (1024, 64), (64, 1024):
         yield (
@@ -42,11 +47,17 @@ def _ask_linear(part):
             .div(4)
             .exp2(),
         )  # one where it is 1/√d_in, to a tenth
+    yield "in its bias where none is asked for", lambda: part(4, 5).bias is None
     yield "in its fresh bias", lambda: torch.stack([
         part(4, 5, bias=True).bias.mean().sign().abs(),
         part(4, 5, bias=True).bias.std().sign(),
     ])
 
+
+def _pulled(layer, *inputs):
+    "The gradients of all parameters, in one row."
+    filled(layer)(*inputs).square().sum().backward()
+    return torch.cat([p.grad.flatten() for _, p in sorted(layer.named_parameters())])
 
 def _a_linear(
     compute=lambda w, b, x: x @ w.mT + (0 if b is None else b),
@@ -61,7 +72,7 @@ def _a_linear(
                 s.weight.mT if turned else s.weight, getattr(s, "bias", None), x
             ),
             weight=weight,
-            **({"bias": start(o)} if bias_of(bias) else {})
+            bias=start(o) if bias_of(bias) else None,
         )
     return part
 
@@ -169,6 +180,8 @@ MISTAKES["Embedding"] = {
     "a token that occurs several times gets the gradient of one occurrence, not the "
     "sum of all":
         _an_embedding(_one_at_a_time),
+    "fresh numbers are drawn uniformly between −1 and 1, so that their size is 0.58":
+        _an_embedding(spread=lambda v, d: 3**-.5),
     "fresh vectors are too small: they should have features of spread one":
         _an_embedding(spread=lambda v, d: 0.02),
     "the spread of fresh vectors shrinks with their size; one is expected for any":
@@ -236,6 +249,14 @@ def _ask_rms_norm(part):
     yield "for a vector of zeros", lambda: part(8)(0 * x)
     yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
+    yield "in the gradient of its gain", lambda: _pulled(part(8), x)
+    yield "in its gradient for a vector of zeros", lambda: gradient(
+        filled(part(8)), 0 * x)
+    yield "in double precision", lambda: filled(part(8)).double()(x.double() / 1000)
+    yield "for small vectors in float16", lambda: part(8).half()((x / 3000).half())
+    yield "where there are no vectors", lambda: part(8)(x[:0])
+    yield "where there are as many vectors as features", lambda: filled(part(8))(
+        given(8, 8))
 
 
 def _a_norm(
@@ -263,7 +284,8 @@ MISTAKES["RmsNorm"] = {
     "you divide by the standard deviation, which measures from the mean; the root mean "
     "square measures from zero": _a_norm(
         lambda x, eps: x
-        / (x.float().var(-1, keepdim=True, unbiased=False) + eps).sqrt().to(x.dtype)
+        / ((x - x.mean(-1, keepdim=True)).float().square().mean(-1, keepdim=True)
+           + eps).sqrt().to(x.dtype)
     ),
     "the squares are added up where their mean is wanted":
         _a_norm(partial(_rms, mean=torch.sum)),
@@ -273,6 +295,9 @@ MISTAKES["RmsNorm"] = {
         ).to(x.dtype)
     ),
     "the square root is missing": _a_norm(partial(_rms, root=lambda m: m)),
+    "the sum of squares is divided by d − 1; divide by d": _a_norm(partial(
+        _rms, mean=lambda y, dim, keepdim: y.sum(dim, keepdim=keepdim) /
+        (y.shape[-1] - 1))),
     "you divide by the mean of the sizes, not by the root of the mean of the squares": (
         _a_norm(
             lambda x, eps: (
@@ -336,6 +361,8 @@ def _ask_silu(part):
         x != 0
     ].double().logit(1e-9)
     yield "in half precision", lambda: part()(x.half())
+    yield "in double precision", lambda: part()(x.double())
+    yield "in bfloat16", lambda: part()(x.bfloat16())
     yield "far from zero", lambda: part()(torch.tensor([-200., 200.]))
     yield "far from zero in half precision", lambda: part()(
         torch.tensor([-6e4, 6e4]).half()
@@ -401,6 +428,7 @@ def _ask_ffn(part):
     )
     yield from placed(lambda **more: part(4, 6, **more))
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
+    yield "in the gradients of its parameters", lambda: _pulled(part(4, 6), x)
 
 
 def _a_network(
@@ -461,7 +489,7 @@ MISTAKES["FFN"] = {
     "the matrices have biases; they are to have none": _a_network(_swiglu, bias=True),
     "the matrices bear other names than w1, w2 and w3":
         _a_network(_swiglu, called=("gate", "down", "up")),
-    "w2 and w3 have changed their roles: w2 is the way back": _a_network(
+    "w2 and w3 have changed their roles: w2 leads back": _a_network(
         lambda x, w1, w3, w2: _swiglu(x, w1, w2, w3), sizes=((0, 1), (0, 1), (1, 0))
     ),
     "tokens are mixed: each must be worked on by itself": _a_network(
@@ -503,7 +531,7 @@ SYMPTOMS["SiLu"] = {
         lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum()
         > 4
     ),
-    "what x is multiplied with is no share between 0 and 1": (
+    "what x is multiplied with is not a share between 0 and 1": (
         lambda part: (
             (
                 y := part()(torch.tensor([-3.0, -1.0, 1.0, 3.0]))
@@ -578,9 +606,25 @@ def _ask_softmax(part):
     yield "where one row lies far above another", lambda: part()(
         torch.cat([x, x + 500])
     )
+    long = torch.zeros(70_000).half()
+    yield "for a long row in half precision", lambda: part()(long).float().sum()
+    yield "in bfloat16", lambda: part()(x.bfloat16())
+    yield "in double precision", lambda: part()(x.double())
+    yield "along an axis of four", lambda: part(dim=-3)(x[None])
+    yield "where there are no rows", lambda: part()(x[:0])
+    yield "where all scores are minus infinity", lambda: part()(
+        x - torch.inf).nan_to_num(0.)
     yield "in its gradient", lambda: gradient(part(), x)
+    yield "in its gradient for large scores", lambda: gradient(part(), 1e4 * x)
+    yield "in its gradient where a score is minus infinity", lambda: gradient(
+        part(), hidden)
 
-def _a_softmax(share): return lambda dim=-1: lambda x: share(x, dim)
+def _a_softmax(share, narrow=True):
+    "A `Softmax` that computes `share(x, dim)` in at least float32."
+    def compute(x, dim):
+        y = share(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
+        return y.to(x.dtype) if narrow else y
+    return lambda dim=-1: partial(compute, dim=dim)
 
 
 def _powers(
@@ -598,6 +642,9 @@ MISTAKES["Softmax"] = {
         _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
     "the largest of all scores is subtracted; a row far below it turns to zeros":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
+    "the greatest size is subtracted, whatever its sign: scores far below zero vanish":
+        _a_softmax(lambda x, dim: _parts(_powers(
+            x, dim, lambda x, dim: x.abs().amax(dim, keepdim=True)), dim)),
     "the mean is subtracted; only the largest keeps every exponential at most one": (
         _a_softmax(
             lambda x, dim: _parts(
@@ -615,6 +662,10 @@ MISTAKES["Softmax"] = {
             _powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim
         )
     ),
+    "without a word along which axis, it takes the first; the last is meant":
+        lambda dim=0: lambda x: torch.softmax(x, dim),
+    "scores are clamped against overflow, so that great ones get equal shares":
+        _a_softmax(lambda x, dim: torch.softmax(x.clamp(-50, 50), dim)),
     "the axis is always the last one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
     "the axis is always the first one: `dim` is ignored, or its default is":
@@ -643,7 +694,7 @@ MISTAKES["Softmax"] = {
         lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(dim, keepdim=True).detach()
     ),
     "float32 comes out whatever went in: return to the type of the input":
-        _a_softmax(lambda x, dim: torch.softmax(x.float(), dim)),
+        _a_softmax(lambda x, dim: torch.softmax(x, dim), narrow=False),
     "scores far below the best are lifted: something is clamped": _a_softmax(
         lambda x, dim: torch.softmax(
             (x - x.amax(dim, keepdim=True)).clamp(min=-10), dim
@@ -668,8 +719,7 @@ SYMPTOMS["Softmax"] = {
         lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
     "rows are not independent: the scores of one change the shares of another":
         lambda part: row_moved(part(), given(3, 5), 1, lambda x: x * 3) > 1e-5,
-    "a score far below the best gets too much: is something clamped, or added before "
-    "the division?":
+    "a score far below the best gets too much":
         lambda part: part()(torch.tensor([0.0, -40.0]))[1] > 1e-9,
     "the largest score gets nan or nothing once scores are large: what is subtracted "
     "before the exponential?":
@@ -695,6 +745,13 @@ def _ask_attention(part):
     yield "where each head has a mask of its own", lambda: part()(q, k, v, each)
     yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
+    def past(keys, *mask):
+        return _hiding(part(), q, k[..., :keys, :], v[..., :keys, :], *mask)
+    yield "where the future is hidden", lambda: past(4)
+    yield "where the future is hidden behind older keys", lambda: past(6)
+    yield "where the future is hidden and a mask is given", lambda: past(6, mask)
+    yield "in double precision", lambda: part()(q.double(), k.double(), v.double())
+    yield "where a mask has one row for all queries", lambda: part()(q, k, v, mask[:1])
     yield "for a single key", lambda: part()(
         q[..., :1, :], k[..., :1, :], v[..., :1, :]
     )
@@ -718,16 +775,28 @@ def _ask_attention(part):
     )
 
 
+def _hiding(attend, q, k, v, mask=None):
+    "Hide the future in the part's own way, if it has one, or by a mask."
+    call = getattr(attend, "forward", attend)
+    if "causal" in inspect.signature(call).parameters:
+        return attend(q, k, v, mask, causal=True)
+    t, s = q.shape[-2], k.shape[-2]
+    past = torch.ones(t, s).tril(s - t).bool()
+    return attend(q, k, v, past if mask is None else mask & past)
+
 def _attend(
-    q, k, v, mask=None, scale=lambda d, keys: d**-0.5,
+    q, k, v, mask=None, scale=lambda d, keys: d**-0.5, values=False,
     hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf),
     weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.0), after=lambda w, mask: w,
     mix=lambda w, v: w @ v, wide=True, turn=lambda k: k.mT,
+    before=lambda q: q, back=True,
 ):
     "Attention with something changed."
     kind = torch.float32 if wide else q.dtype
-    scores = q.to(kind) @ turn(k.to(kind)) * scale(q.shape[-1], k.shape[-2])
+    size = v.shape[-1] if values else q.shape[-1]
+    scores = before(q.to(kind)) @ turn(k.to(kind)) * scale(size, k.shape[-2])
     weights = weigh(scores if mask is None else hide(scores, mask))
+    if not back: return mix(after(weights, mask), v.to(kind))
     return mix(after(weights, mask).to(v.dtype), v)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-attention
@@ -750,6 +819,13 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "the scores are divided by the root of the number of keys; it is the size of a "
         "key that makes them grow":
             dict(scale=lambda d, n: n**-0.5),
+        "the scores are divided by the root of the size of a value; take a key's":
+            dict(values=True),
+        "the keys are brought to length one before they meet the queries":
+            dict(turn=lambda k: torch.nn.functional.normalize(k, dim=-1).mT),
+        "queries and keys are brought to length one: that is a cosine, not a product":
+            dict(turn=lambda k: torch.nn.functional.normalize(k, dim=-1).mT,
+                 before=lambda q: torch.nn.functional.normalize(q, dim=-1)),
         "the mask is read the other way round: true means that one may look":
             dict(hide=lambda s, m: s.masked_fill(m, -torch.inf)),
         "the mask is ignored": dict(hide=lambda s, m: s),
@@ -791,6 +867,14 @@ MISTAKES["ScaledDotProductAttention"] = variants(
                 s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf)
             )
         ),
+        "the future is hidden behind older keys, too, even where no mask says so": dict(
+            weigh=lambda s: _safe(s.masked_fill(
+                ~torch.ones_like(s).tril(s.shape[-1] - s.shape[-2]).bool(), -torch.inf))
+        ),
+        "the mask is transposed: a row of it belongs to a query":
+            dict(hide=lambda s, m: s.masked_fill(~m.mT, -torch.inf)),
+        "float32 comes out whatever went in: return to the type of the values":
+            dict(back=False),
         "sequences or heads are mixed: values are averaged over an axis that "
         "leads":
             dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v)),
@@ -879,6 +963,11 @@ def _ask_rope(part):
     slow = RopeScaling(original_max_seq_len=32)
     yield "with slower waves", lambda: part(8, 64, scaling=slow)(x, far)
     yield "in what it saves", lambda: parameters_of(part(8, 64))
+    yield "where two leading axes stand before it", lambda: part(8, 64)(x[None], far)
+    yield "with a leading axis more", lambda: part(8, 64)(x[None])
+    yield "in double precision", lambda: part(8, 64)(x.double(), far)
+    yield "where it has just enough positions", lambda: part(8, 5)(x)
+    yield "where the features are odd", lambda: part(7, 64)(x[..., :7])
     yield "in its gradient", lambda: gradient(
         lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x
     )
@@ -931,7 +1020,7 @@ MISTAKES["RoPE"] = variants(
             dict(join=lambda a, b: torch.cat([a, b], -1)),
         "it turns backwards: look at the sign of the sine":
             dict(turn=lambda a, b, c, s: (a * c + b * s, b * c - a * s)),
-        "this is no rotation: the two sines need opposite signs":
+        "this is not a rotation: the two sines need opposite signs":
             dict(turn=lambda a, b, c, s: (a * c + b * s, a * s + b * c)),
         "sine and cosine have changed places":
             dict(turn=lambda a, b, c, s: (a * s - b * c, a * c + b * s)),
@@ -970,6 +1059,10 @@ MISTAKES["RoPE"] = variants(
             dict(kind=torch.bfloat16),
         "the table lies in the state: it is computed, so it need not be saved":
             dict(saved=True),
+        "of the positions that are given only the first counts":
+            dict(heed=lambda p, t: torch.arange(t) + (0 if p is None else p[..., :1])),
+        "the exponent reaches one at the last pair; it ends at (d − 2)/d":
+            dict(speed=lambda i, d, theta: theta ** (-i / max(d - 2, 1))),
         "positions are counted from the last token":
             dict(heed=lambda p, t: torch.arange(t - 1, -1, -1) if p is None else p),
         "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b)),
@@ -999,7 +1092,7 @@ SYMPTOMS["RoPE"] = {
         .max()
         > 1e-4
     ),
-    "a turn changes the length of a vector: it is no rotation": (
+    "a turn changes the length of a vector: it is not a rotation": (
         lambda part: (part(8, 32)(given(9, 8)).norm(dim=-1) - given(9, 8).norm(dim=-1))
         .abs()
         .max()
@@ -1031,18 +1124,23 @@ def _ask_multihead(part):
     yield "in its gradient", lambda: gradient(layer(), x)
     def made(**more): return filled(part(24, 4, max_seq_len=32, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
-    yield "with another way to attend", lambda: made(
-        attend=lambda q, *more, **how: 0 * q
-    )(x)
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
     yield "with a cache", lambda: _by_pieces(made(), x)
+    yield "with a cache that hides padding", lambda: _by_pieces(
+        made(), x, padding=torch.tensor([1, 0]))
+    yield "with a cache, where heads share keys", lambda: _by_pieces(
+        made(num_kv_heads=2), x)
+    yield "with two leading axes", lambda: made()(x[None])
+    yield "in the gradients of its parameters", lambda: _pulled(
+        part(24, 4, max_seq_len=32), x)
     yield from placed(lambda **more: part(24, 4, max_seq_len=32, **more))
 
-def _by_pieces(layer, x):
+def _by_pieces(layer, x, padding=None):
     "What comes out where a cache keeps what came before."
-    cache = KVCache(len(x), 4, 32, 6)
+    cache = KVCache(len(x), layer.get_parameter("k_proj.weight").shape[0] // 6, 32, 6)
+    cache.padding = padding
     return torch.cat([layer(piece, cache=cache) for piece in x.split([2, 3, 1], 1)], 1)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #a-multihead
@@ -1064,6 +1162,7 @@ def _a_multihead(
     back=lambda y, out, x: out(y),
     every=False,
     whole=False,
+    along=False,
     **changed,
 ):
     """A `MultiHeadAttention` with something changed; what is not named here changes
@@ -1076,9 +1175,8 @@ def _a_multihead(
                 "k": split(s.k_proj(x), kv),
                 "v": split(s.v_proj(x), kv),
             }
-            q, k, v = (
-                turn(y, at) if name in turned else y for name, y in parts.items()
-            )
+            for name in turned: parts[name] = turn(parts[name], at)
+            q, k, v = parts.values()
             k, v = (share(y, h // kv) for y in (k, v))
             mask = torch.ones(x.shape[-2], x.shape[-2]).tril().bool()
             return back(
@@ -1095,7 +1193,9 @@ def _a_multihead(
                 x,
             )
         rope = _a_rope()(d, max_seq_len)
-        def turn(y, at):   # heads apart, or side by side as one long vector
+        def turn(y, at):
+            if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
+            # heads apart, or side by side as one long vector
             return (
                 split(_a_rope()(d * y.shape[-3], max_seq_len)(join(y), at), y.shape[-3])
                 if whole
@@ -1114,6 +1214,17 @@ def _a_multihead(
 MISTAKES["MultiHeadAttention"] = variants(
     _a_multihead,
     {
+        "the heads' answers are added up; they lie side by side":
+            dict(join=lambda x: x.sum(-3, keepdim=True).expand_as(x)
+                 .transpose(-3, -2).flatten(-2)),
+        "the heads' answers are averaged; they lie side by side":
+            dict(join=lambda x: x.mean(-3, keepdim=True).expand_as(x)
+                 .transpose(-3, -2).flatten(-2)),
+        "the softmax runs over the heads; each query shares among the keys":
+            dict(weigh=lambda s: torch.softmax(s, -3).nan_to_num(0.)),
+        "the queries are turned twice and the keys are not": dict(turned="qq"),
+        "heads are turned by their number, not tokens by their position":
+            dict(along=True),
         "there is no causal mask: every token sees the future":
             dict(mask=lambda m: torch.ones_like(m)),
         "the mask is turned round: every token sees the future alone":
@@ -1125,6 +1236,10 @@ MISTAKES["MultiHeadAttention"] = variants(
         "smaller size":
             dict(scale=lambda d, n: (4 * d) ** -0.5),
         "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
+        "the scores are divided twice by the root of a head's size":
+            dict(scale=lambda d, n: 1 / d),
+        "the groups meet the heads of keys in reverse order":
+            dict(share=lambda x, n: x.flip(-3).repeat_interleave(n, -3)),
         "a head takes every fourth feature; heads are slices of neighbours":
             dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
         "heads are split and joined in one wrong way: a head takes neighbouring "
@@ -1186,7 +1301,10 @@ MISTAKES["MultiHeadAttention"] |= {
     "with a cache, new tokens get positions from zero again": _with_a_cache(
         lambda s, x: {"at": torch.arange(x.shape[-2])}),
     "with a cache, nothing hides the future": _with_a_cache(
-        lambda s, x: {"attend": lambda q, k, v, mask=None, **how: s.attend(q, k, v)}),
+        lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(q, k, v)}),
+    "with a cache, a new token sees the first keys, not all so far": _with_a_cache(
+        lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(
+            q, k, v, torch.ones(q.shape[-2], k.shape[-2]).tril().bool())}),
     "the cache has no effect": _with_a_cache(lambda s, x: {"none": True}),
 }
 
@@ -1239,8 +1357,7 @@ SYMPTOMS["MultiHeadAttention"] = {
         )
         > 1e-5
     ),
-    "the answers change when the whole text moves on by 20 positions: are queries and "
-    "keys turned by the same positions?": (
+    "the answers change when the whole text moves on by 20 positions": (
         lambda part: (
             (layer := filled(part(16, 4, max_seq_len=64)))(
                 given(1, 6, 16), torch.arange(20, 26)

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from llm_course.grading.grading import (
     MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants,
 )
+from ..linear import Linear
+from ..transformer import Transformer
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim
 def _path(part, grads, start=1., **settings)->list[float]:
@@ -47,7 +49,7 @@ def _two_groups(part, **settings)->list[float]:
         nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3)
     )
     optimizer = part(
-        [{"params": [slow, idle]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings
+        [{"params": [idle, slow]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings
     )
     for _ in range(3):
         for p in slow, fast: p.grad = torch.ones_like(p)
@@ -55,23 +57,42 @@ def _two_groups(part, **settings)->list[float]:
     kept = [] if slow.grad is None else [slow.grad.item()]
     return [p.item() for p in (slow, fast, idle)] + kept
 
-def _retuned(part, later, **settings)->list[float]:
+def _own(part, name, own, *shape):
+    "Where a number goes that is alone in the second group, with a setting of its own."
+    a, b = (nn.Parameter(torch.ones(shape or 1, dtype=torch.float64)) for _ in range(2))
+    optimizer = part([{"params": [a]}, {"params": [b], name: own}], lr=.1)
+    for grad in .5, -.1:
+        a.grad, b.grad = torch.full_like(a, grad), torch.full_like(b, grad)
+        optimizer.step()
+    return [a.mean().item(), b.mean().item()]
+
+def _from_iterator(part):
+    "Where parameters go that come one by one, as those of a model do."
+    layer = Linear(2, 1, bias=True, dtype=torch.float64)
+    for p in layer.parameters(): p.data.fill_(1.)
+    optimizer = part(layer.parameters(), lr=.1)
+    layer(torch.ones(2, dtype=torch.float64)).backward()
+    optimizer.step()
+    return torch.cat([p.detach().flatten() for p in layer.parameters()])
+
+def _retuned(part, later, *shape, **settings)->list[float]:
     "Where a number goes whose settings are changed after each step, as schedules do."
-    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    p = nn.Parameter(torch.ones(shape or 1, dtype=torch.float64))
     optimizer, found = part([p], lr=.1, **settings), []
     for step, grad in enumerate((.5, -2., 1.), 1):
         p.grad = torch.full_like(p, grad)
         optimizer.step()
-        found.append(p.item())
+        found.append(p.mean().item())
         for name, setting in later.items():
             optimizer.param_groups[0][name] = setting(step)
     return found
 
-def _settings(part, names, **settings): # Questions about each of them
+def _settings(part, names, *shape, **settings): # Questions about each of them
     "Ask what a setting does when it grows from step to step."
     for name, by in names.items():
         label = f"where {name} changes between steps"
-        yield label, lambda: _retuned(part, {name: lambda t: by * t}, **settings)
+        later = {name: lambda t: by * t}
+        yield label, lambda: _retuned(part, later, *shape, **settings)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim-2
 def _an_optimizer(rule, **defaults):
@@ -81,7 +102,9 @@ def _an_optimizer(rule, **defaults):
 
         def __init__(self, params, **settings):
             settings = defaults | settings
-            super().__init__(params, settings | {"begun": settings.get("lr")})
+            super().__init__(params, settings | {
+                "begun": settings.get("lr"),
+                "decay_begun": settings.get("weight_decay")})
 
         @torch.no_grad()
         def step(self, closure=None):
@@ -107,7 +130,9 @@ def _ask_sgd(part):
     yield lambda: _moves(part, [1.] * 5, lr=1.)
     yield lambda: _moves(part, [.5, -2., 1., 3.], lr=.1)
     yield "where parameters come in groups", lambda: _two_groups(part)
+    yield "in its default rate", lambda: _moves(part, [1e3, 1e3])
     yield from _settings(part, dict(lr=.1))
+    yield "where its state goes on in another", lambda: bool(_forgets(part))
 
 
 def _a_descent(
@@ -140,6 +165,8 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
         "the rate is divided anew at each step, so that the roots pile up":
             dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
+        "the root is taken of t alone: 1 + √t is not √(1 + t)":
+            dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
         "it walks uphill: subtract the gradient":
             dict(rate=lambda lr, t: -lr / t**0.5),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
@@ -195,6 +222,14 @@ def _ask_adamw(part):
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
+    for name, own in dict(weight_decay=.5, eps=.5).items():
+        yield f"where a group has {name} of its own", lambda: _own(part, name, own)
+    yield "in its default betas", lambda: _moves(
+        part, [1., 1e-3, -1e-3], lr=.1, weight_decay=0.)
+    yield "in its default decay", lambda: _moves(part, [0.], lr=1.)
+    yield "where eps is 0", lambda: _moves(part, some, lr=.1, eps=0.)
+    yield "where it is fed iterators", lambda: _from_iterator(part)
+    yield "where its state goes on in another", lambda: bool(_forgets(part))
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
 def _an_adamw(
@@ -206,6 +241,7 @@ def _an_adamw(
     new2=None,
     keep=lambda b: b,
     mixed=False,
+    crossed=False,
     begin=lambda g: 0 * g,
     first=lambda m: m,
     ahead=lambda m, g, b: m,
@@ -219,6 +255,7 @@ def _an_adamw(
     twice=False,
     last=False,
     own=True,
+    first_decay=False,
     grow=lambda g: g,
     sign=1,
     **more,
@@ -229,7 +266,7 @@ def _an_adamw(
             betas(*group["betas"]),
             group["lr" if own else "begun"],
             group["eps"],
-            group["weight_decay"],
+            group["decay_begun" if first_decay else "weight_decay"],
         )
         g = grow(g) + l2 * wd * p
         m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
@@ -238,7 +275,7 @@ def _an_adamw(
         ) + (new2 or new)(b2) * square(g, m)
         if peak: v = torch.maximum(b2 * old, square(g, m))
         if plain: m = g * correct1(b1, t)
-        c1, c2 = correct1(b1, t), correct2(b2, t)
+        c1, c2 = correct1(b2 if crossed else b1, t), correct2(b1 if crossed else b2, t)
         state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
         if not last and (twice or not l2): p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
         p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
@@ -278,9 +315,9 @@ _means = variants(
             correct1=lambda b, t: abs(1 - b * t) + 1e-30,
             correct2=lambda b, t: abs(1 - b * t) + 1e-30,
         ),
-        "β₁ and β₂ have changed places in the corrections": dict(
-            correct1=lambda b, t: 1 - (0.999 if b == 0.9 else 0.9) ** t,
-            correct2=lambda b, t: 1 - (0.9 if b == 0.999 else 0.999) ** t,
+        "β₁ and β₂ have changed places in the corrections": dict(crossed=True),
+        "the means begin at the first gradient, and are corrected all the same": dict(
+            begin=lambda g: g
         ),
         "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
         "β₁ serves both means; the squares have β₂": dict(
@@ -359,6 +396,8 @@ MISTAKES["AdamW"] = _means | variants(
         "was given":
             dict(shrink=lambda lr, wd, c: lr * wd * c),
         "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
+        "the correction of the mean square is not rooted":
+            dict(floor=lambda v, eps, c: v.sqrt() / c**.5 + eps),
         "the root is missing: the step divides by the mean square":
             dict(floor=lambda v, eps, c: v + eps),
         "nothing is divided by the root of the mean square: this is descent with "
@@ -372,6 +411,8 @@ MISTAKES["AdamW"] = _means | variants(
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
         "it walks uphill: subtract the step": dict(sign=-1),
         "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
+        "all groups decay alike: a group's own weight_decay is ignored":
+            dict(first_decay=True),
         "the gradient is changed: it is to be read only":
             dict(grow=lambda g: g.mul_(1.1)),
         "a parameter without a gradient moves: leave it alone, its decay too":
@@ -389,6 +430,21 @@ def _turned(part, grads, **settings):
         found.append(p.detach().clone())
     return torch.stack(found)
 
+def _decayed(part):
+    p = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
+    p.grad = torch.eye(3, dtype=torch.float64)
+    part([p], lr=.1, weight_decay=.5).step()
+    return p.detach()
+
+def _two_groups_of(part, grads):
+    "Where two matrices go, one at a rate of its own, beside one without a gradient."
+    idle, slow, fast = (nn.Parameter(torch.zeros_like(grads[0])) for _ in range(3))
+    optimizer = part([{"params": [idle, slow]}, {"params": [fast], "lr": .5}], lr=.1)
+    for grad in grads:
+        slow.grad, fast.grad = grad.clone(), 2 * grad
+        optimizer.step()
+    return torch.stack([idle, slow, fast]).detach()
+
 @questions_of("Muon")
 def _ask_muon(part):
     tall, wide = given(3, 6, 4).double(), given(3, 3, 5, seed=1).double()
@@ -398,6 +454,14 @@ def _ask_muon(part):
     yield lambda: _turned(part, list(wide), lr=.1, momentum=.8, weight_decay=.5)
     yield lambda: _turned(part, list(100 * wide), lr=.1, momentum=.8, weight_decay=0.)
     yield lambda: _turned(part, list(wide), lr=.1, momentum=0., weight_decay=0.)
+    yield "in its default settings", lambda: _turned(part, list(100 * tall))
+    yield "in its decay", lambda: _decayed(part)
+    yield "where a parameter has no gradient", lambda: _two_groups_of(part, tall)
+    yield from _settings(part, dict(lr=.1, momentum=.3, weight_decay=.1), 2, 2)
+    for name, own in dict(momentum=.2, weight_decay=.5).items():
+        yield f"where a group has {name} of its own", lambda: _own(
+            part, name, own, 2, 2)
+    yield "for a vector", lambda: _turned(part, [given(4)])
 
 
 def _a_muon(
@@ -442,6 +506,9 @@ MISTAKES["Muon"] = variants(
         "there is one round of the iteration too many": dict(n=6),
         "the polynomial is the gentle one, 1.5 x − 0.5 x³":
             dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -0.5, 0.0))),
+        "the momentum is the share of the new gradient; it is that of the old mean":
+            dict(mix=lambda m, g, b: (1 - b) * m + b * g,
+                 ahead=lambda m, g, b: (1 - b) * m + b * g),
         "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
         "the gradient is orthogonalised, not its mean: momentum has no effect":
             dict(ahead=lambda m, g, b: g),
@@ -450,6 +517,8 @@ MISTAKES["Muon"] = variants(
             dict(ahead=lambda m, g, b: m),
         "tall matrices are not given the longer step, √(rows/columns)":
             dict(size=lambda r, c: 1.0),
+        "the root of rows over columns is missing in the longer step of tall matrices":
+            dict(size=lambda r, c: max(1, r / c)),
         "wide matrices are given a shorter step; only tall ones are treated apart":
             dict(size=lambda r, c: (r / c) ** 0.5),
         "the step is scaled by the longer side, as in other versions of Muon":
@@ -485,6 +554,27 @@ def _ask_clip(part):
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
     yield "where a parameter has no gradient", lambda: clipped([[3.], [], [4.]], 1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
+    yield "where the limit is 0", lambda: clipped([[3.], [4.]], 0.)
+    yield "where all gradients are zero", lambda: clipped([[0.], [0.]], 1.)
+    def half():
+        p = nn.Parameter(torch.ones(2).half())
+        p.grad = torch.tensor([300., 400.]).half()
+        return [float(part([p], 5.)), *p.grad.tolist()]
+    yield "in half precision", half
+    yield "where a gradient is infinite", lambda: clipped(
+        [[torch.inf], [3.]], 1.) == ([torch.inf] if told else [torch.inf, 3.])
+    def kept(kind):
+        p = nn.Parameter(torch.ones(2, dtype=kind))
+        p.grad = grad = torch.tensor([3., 4.], dtype=kind)
+        part([p], 1.)
+        return grad
+    yield "in double precision", lambda: kept(torch.float64)
+    def walked(clip):
+        params = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+        for p in params: p.grad = torch.full((1,), 4.)
+        part(iter(params), 1.)
+        return [None if p.grad is None else p.grad.item() for p in params]
+    yield "where parameters come one by one", lambda: walked(part)
     def lent(params):
         part(params, 1.)
         return len([p for p in params if p.grad is not None])
@@ -505,6 +595,7 @@ def _a_clip(
 ):
     "A `gradient_clip` with something changed."
     def part(params, limit):
+        if isinstance(params, torch.Tensor): params = [params]
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
@@ -611,13 +702,22 @@ def _ask_decay(part):
         model = nn.ModuleList([Made(len, weight=torch.ones(3, 2), bias=torch.ones(3))])
         model[0].weight.requires_grad_(False)
         return model
+    def shared():
+        model = nn.ModuleList([Linear(2, 2, bias=True), Linear(2, 2, bias=True)])
+        model[1].weight = model[0].weight
+        return model
     yield lambda: told(
         nn.ModuleList([
-            torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)),
+            Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
             torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
+            Made(len, kernel=torch.ones(2, 2, 2)),
         ])
     )
+    yield "in a whole model", lambda: told(Transformer(7, 8, 4, 1, 2, 4))
     yield "where a parameter is frozen", lambda: told(frozen())
+    yield "where two layers share a matrix", lambda: told(shared())
+    yield "where it is told no decay", lambda: sorted(
+        group["weight_decay"] for group in part(Linear(2, 3, bias=True)))
 
 
 def _a_sorting(
@@ -662,8 +762,10 @@ MISTAKES["params_for_decay"] = variants(
                 pair for m in model.modules() for pair in m.named_parameters()
             ]
         ),
-        "embeddings are left out of the decay; here every matrix decays":
-            dict(decays=lambda name, p: p.ndim > 1 and not name.startswith("2")),
+        "embeddings are left out of the decay; here every matrix decays": dict(
+            decays=lambda name, p: p.ndim > 1 and not name.startswith(("2", "emb"))),
+        "only what has exactly two axes decays; two or more are meant":
+            dict(decays=lambda name, p: p.ndim == 2),
     },
 )
 
@@ -672,7 +774,8 @@ def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
     """How many parameters a model has, which of them are in the groups, and how these
     decay."""
     model = nn.ModuleList([
-        torch.nn.Linear(2, 3), Made(len, gain=torch.ones(3)), torch.nn.Embedding(4, 2),
+        Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
+        torch.nn.Embedding(4, 2),
         Made(len, table=torch.ones(2, 2)),
     ])
     groups = part(model, decay)
@@ -681,6 +784,18 @@ def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
         [id(p) for group in groups for p in group["params"]],
         [group["weight_decay"] for group in groups],
     )
+
+def _misplaced(part, matrices):
+    "The names of matrices that do not decay, or of others that do."
+    model = nn.ModuleList([
+        Linear(2, 3, bias=True), torch.nn.Embedding(4, 2),
+        Made(len, gain=torch.ones(3)),
+        Made(len, kernel=torch.ones(2, 2, 2)), Transformer(7, 8, 4, 1, 2, 4)])
+    decays = {id(p) for group in part(model, .3) if group["weight_decay"]
+              for p in group["params"]}
+    wrong = [name for name, p in model.named_parameters()
+             if (p.ndim > 1) == matrices and (id(p) in decays) != matrices]
+    return wrong[0] if wrong else ""
 
 SYMPTOMS["params_for_decay"] = {
     "a parameter is in no group: whatever learns must be in one, of whatever module it "
@@ -694,6 +809,8 @@ SYMPTOMS["params_for_decay"] = {
     ),
     "what should not decay decays a little":
         lambda part: 0 < min(_sorted_by(part)[2]) < 0.3,
+    "it has two axes or more and does not decay:": partial(_misplaced, matrices=True),
+    "it has fewer than two axes and decays:": partial(_misplaced, matrices=False),
 }
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule
@@ -710,6 +827,7 @@ def _ask_schedule(part):
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
+    yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
 
 
 def _a_schedule(
@@ -722,6 +840,7 @@ def _a_schedule(
     after=lambda it, w, c, low, high: low,
     span=lambda low, high, y: low + (high - low) * y,
     strict=True,
+    end=lambda w, c: c,
     early=0,
     taken=lambda *numbers: numbers,
 ):
@@ -730,7 +849,7 @@ def _a_schedule(
         w, c, low, high = taken(*numbers)
         if strict and w > c: raise ValueError("warm-up")
         if it < w + early: return high * climb(it, w)
-        if after and it >= c: return after(it, w, c, low, high)
+        if after and it >= end(w, c): return after(it, w, c, low, high)
         return span(low, high, wave(place(it, w, c)))
     return part
 
@@ -783,6 +902,13 @@ _schedules: dict[str, dict] = {
         dict(after=lambda it, w, c, low, high: 0.0),
     "after the cycle the rate is high again":
         dict(after=lambda it, w, c, low, high: high),
+    "the curve goes down to zero and is cut off at lr_min":
+        dict(span=lambda low, high, y: max(low, high * y)),
+    "the rate falls by equal factors": dict(
+        span=lambda low, high, y: low if low == 0 else low * (high / low)**y,
+        wave=lambda u: 1 - u),
+    "the cycle is counted from the end of the warm-up, and ends too late": dict(
+        place=lambda it, w, c: (it - w) / c, end=lambda w, c: w + c),
     "the way down ends at zero: lr_min takes no part":
         dict(span=lambda low, high, y: high * y),
     "lr_min is added on top: the highest rate is exceeded":
@@ -812,7 +938,7 @@ SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
     "the rate rises above lr_max": (
         lambda part: max(part(it, 4, 12, 0.1, 1.0) for it in range(40)) > 1 + 1e-9
     ),
-    "the climb is no straight line from 0 to the highest rate": (
+    "the climb is not a straight line from 0 to the highest rate": (
         lambda part: any(
             abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4)
         )
@@ -874,6 +1000,12 @@ def _ask_loss(part):
     yield "where one row lies far above another", lambda: part()(
         torch.cat([z, z + 500]), torch.cat([y, y])
     )
+    yield "for a target outside the vocabulary", lambda: part()(z[0], y[0] + 1)
+    yield "where no target counts", lambda: part()(z[0], 0 * y[0] - 100)
+    yield "for targets of another shape", lambda: part()(z, y[:, :2])
+    yield "for targets that are no ids", lambda: part()(z[0], y[0] / 2)
+    yield "in its gradient for large logits", lambda: gradient(
+        lambda z: part()(z, y), 1e4 * z)
     yield "in its gradient", lambda: gradient(lambda z: part()(z, y), z)
     yield "in its gradient where targets are −100", lambda: gradient(
         lambda z: part()(z, some), z
@@ -882,14 +1014,20 @@ def _ask_loss(part):
 
 def _a_loss(
     surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y),
-    reduce=lambda losses, counts: losses[counts].mean(),
+    reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y),
 ):
     "A `CrossEntropyLoss` with something changed."
     def loss(z, y):
+        z, y = cut(z, y)
         z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
         return reduce(surprise(z, y.clamp(min=0)), y >= 0)
     return lambda: loss
 
+
+def _by_rows(losses, counts):
+    "The mean of the means of rows of three."
+    rows = [losses[i:i + 3][counts[i:i + 3]].mean() for i in range(0, len(losses), 3)]
+    return torch.stack(rows).mean()
 
 def _pick(z, y): return z.gather(-1, y[:, None])[:, 0]
 
@@ -914,6 +1052,15 @@ MISTAKES["CrossEntropyLoss"] = variants(
             surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1)
             - _pick(torch.softmax(z.float(), -1), y)
         ),
+        "the targets are shifted once more: they are one place later already":
+            dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
+        "only the last place of each row counts":
+            dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
+        "two axes change places before the logits are flattened, so rows meet others' "
+        "targets":
+            dict(cut=lambda z, y: (z.transpose(0, -2), y)),
+        "one minus the probability is taken; its logarithm is wanted":
+            dict(surprise=lambda z, y: 1 - _pick(torch.softmax(z.float(), -1), y)),
         "the logarithm is missing":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
         "the sign is turned round: the loss falls as the model gets worse": dict(
@@ -927,6 +1074,8 @@ MISTAKES["CrossEntropyLoss"] = variants(
         ),
         "the losses are added up; their mean is wanted":
             dict(reduce=lambda losses, counts: losses[counts].sum()),
+        "each sequence has its own mean; all positions count alike":
+            dict(reduce=lambda losses, counts: _by_rows(losses, counts)),
         "the sum is divided by all positions, those that are ignored included":
             dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
         "positions with the target −100 are counted as if it were an id":
@@ -982,15 +1131,13 @@ def _steepness(part):
     return f"{step:.3g}" * (abs(step - 10) > .01)
 
 SYMPTOMS["CrossEntropyLoss"] = {
-    "a large surprise is cut off: something is clamped, or a small number is added "
-    "inside the logarithm":
+    "a large surprise is cut off":
         lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
     "the largest logit of all rows is subtracted; each row needs its own": (
         lambda part: _loss(part, [1e4, 0.0]).isfinite()
         and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()
     ),
-    "a target that is certain still costs something: is some of its share given to the "
-    "others?":
+    "a target that is certain still costs something":
         lambda part: 1e-3 < _loss(part, [30.0, 0.0, 0.0]) < 0.5,
     "twice the same rows cost something else than once: the mean is to be over all "
     "rows": (
@@ -1031,7 +1178,8 @@ SYMPTOMS["CrossEntropyLoss"] = {
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-units
 @questions_of("perplexity")
 def _ask_perplexity(part):
-    for nats in 0., 1., 5.5, 700.: yield lambda: part(nats)
+    for nats in 1., 0., 5.5, 700.: yield lambda: part(nats)
+    yield "in its type", lambda: type(part(2.)).__name__
 
 MISTAKES["perplexity"] = {
     "the base is two, which fits a loss in bits; this one is in nats":
@@ -1041,6 +1189,8 @@ MISTAKES["perplexity"] = {
         lambda nats: torch.tensor(-nats, dtype=torch.float64).exp(),
     "this is the logarithm; the exponential is wanted":
         lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
+    "the loss is turned into bits before e is raised to it":
+        lambda nats: torch.tensor(nats / _ln2, dtype=torch.float64).exp(),
     "one is taken off": lambda nats: torch.tensor(nats, dtype=torch.float64).exp() - 1,
 }
 
@@ -1048,6 +1198,9 @@ MISTAKES["perplexity"] = {
 def _ask_bits(part):
     for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
         yield lambda: part(nats, tokens, size)
+    yield "for a text without bytes", lambda: part(2., 10, 0)
+    yield "for a text without tokens", lambda: part(2., 0, 10)
+    yield "for fewer than no bytes", lambda: part(2., 10, -1)
 
 _ln2 = .6931471805599453
 MISTAKES["bits_per_byte"] = {
@@ -1081,18 +1234,16 @@ def _restless(part):
     return p.item() != 1
 
 def _second_of_two(part):
-    """Where the second of two equal parameters goes, with equal gradients, less where
-    the first goes."""
-    p, q = (nn.Parameter(torch.ones(1)) for _ in range(2))
-    optimizer = part([p, q], lr=.1)
-    for _ in range(2):
-        p.grad, q.grad = torch.ones(1), torch.ones(1)
+    "Does the second of two parameters go another way than by itself?"
+    p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    optimizer, alone = part([p, q], lr=.1), _path(part, [1., 2.], lr=.1)
+    for grad in 1., 2.:
+        p.grad, q.grad = torch.full_like(p, -50.), torch.full_like(q, grad)
         optimizer.step()
-    return abs(p.item() - q.item()) > 1e-6
+    return abs(q.item() - alone[-1]) > 1e-6
 
 _manners = {
-    "two parameters with the same gradient go different ways: each needs a state of "
-    "its own, and all count the same steps": (
+    "two parameters have a part in each other's steps": (
         _second_of_two
     ),
     "the gradient is changed: it is to be read only": _spoilt,
@@ -1196,7 +1347,7 @@ SYMPTOMS["SGDDecay"] = (
             )
             > 1e-9
         ),
-        "the first step is not lr times the gradient: is t counted from zero?":
+        "the first step is not lr times the gradient":
             lambda part: abs(_steps(part, [1.0])[0] - 0.9) > 1e-6,
         "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,
         "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < 0.249,
@@ -1214,6 +1365,9 @@ def _still(part, grads, **settings):
 SYMPTOMS["AdamW"] = (
     _manners | _heeds | {
         "it walks uphill": lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 1,
+        "the first step divides by zero: the count must be raised before it is used": (
+            lambda part: not abs(_steps(part, [1.0])[0]) < 1e9
+        ),
         "weight_decay makes no difference":
             lambda part: _ignored(part, weight_decay=(0.0, 0.5)),
         "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.0)),
@@ -1221,11 +1375,9 @@ SYMPTOMS["AdamW"] = (
             lambda part: _ignored(part, betas=((0.5, 0.9), (0.8, 0.9))),
         "β₂ makes no difference":
             lambda part: _ignored(part, betas=((0.5, 0.9), (0.5, 0.6))),
-        "the first step is much longer than the rate: look at the two corrections, and "
-        "at the number of the step that they are given":
+        "the first step is much longer than the rate":
             lambda part: _steps(part, [1.0], weight_decay=0.0)[0] < 0.8,
-        "the first step is much shorter than the rate: are the means corrected for "
-        "their start at zero?":
+        "the first step is much shorter than the rate":
             lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 0.95,
         "nothing is carried over from step to step: the two means are state": (
             lambda part: _apart(*(_still(part, [g, 1.0])[1] for g in (1.0, 5.0))) < 1e-9

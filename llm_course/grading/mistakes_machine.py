@@ -7,15 +7,17 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #imports
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..embedding import Embedding
+from ..engine.kv_cache import KVCache
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from llm_course.grading.grading import (
     MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
-    parameters_of, questions_of, variants,
+    parameters_of, placed, questions_of, variants,
 )
 from ..linear import Linear
 from ..loss import cross_entropy
@@ -45,11 +47,20 @@ def _ask_block(part):
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
-    yield "with other norms", lambda: made(norm=lambda d: _passing())(x)
-    yield "with another network", lambda: made(ffn=lambda *sizes: _passing())(x)
-    yield "with another attention", lambda: made(attention=lambda *sizes: _passing())(x)
+    yield "with other norms", lambda: made(norm=_passing)(x)
+    yield "with another network", lambda: made(ffn=_passing)(x)
+    yield "with another attention", lambda: made(attention=_passing)(x)
+    yield "with a cache", lambda: _by_pieces(made(), x)
+    yield from placed(made)
+    yield "where there is less room than the text needs", lambda: made(
+        max_seq_len=4)(x)
 
-def _passing(): # A part that changes nothing
+def _by_pieces(block, x):
+    "What comes out where a cache keeps what came before."
+    cache = KVCache(len(x), 4, 32, 4)
+    return torch.cat([block(piece, cache=cache) for piece in x.split([2, 3], 1)], 1)
+
+def _passing(*sizes, **settings): # A part that changes nothing
     return Made(lambda s, x, *more, **how: x)
 
 @torch.no_grad()
@@ -81,6 +92,11 @@ _transformerblocks = {
     "the norms sit on what the branches add; they belong before the branches": (
         lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at)))
         + s.ffn_norm(s.ffn(h))
+    ),
+    "the second norm comes after the sum; it belongs before the network alone": (
+        lambda s, x, at: (
+            h := s.ffn_norm(x + s.attention(s.attention_norm(x), at))
+        ) + s.ffn(h)
     ),
     "there are no norms on the way":
         lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(h),
@@ -138,6 +154,10 @@ _transformerblocks = {
         lambda s, x, at: (h := x + 0.5 * s.attention(s.attention_norm(x), at))
         + 0.5 * s.ffn(s.ffn_norm(h))
     ),
+    "what attention gives is added twice": (
+        lambda s, x, at: (a := s.attention(s.attention_norm(x), at))
+        + (h := x + a) + s.ffn(s.ffn_norm(h))
+    ),
     "the stream is added twice": (
         lambda s, x, at: x
         + (h := x + s.attention(s.attention_norm(x), at))
@@ -190,24 +210,36 @@ def _ask_model(part):
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0)
     )(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
-    yield "with another last norm", lambda: made(final_norm=lambda d: _passing())(ids)
+    yield "with another last norm", lambda: made(final_norm=_passing)(ids)
     yield (
         "with another embedding",
         lambda: type(made(embedding=_Table).embedding).__name__,
     )
-    yield "with other blocks", lambda: made(block=lambda *sizes: _passing())(ids)
+    yield "with other blocks", lambda: made(block=_passing)(ids)
+    def remembered():
+        caches = [KVCache(2, 4, 8, 4) for _ in range(2)]
+        model = small()
+        return torch.cat([
+            model(piece, caches=caches) for piece in ids.split([3, 3], 1)], 1)
+    yield "with caches", remembered
+    yield "for a text that is too long", lambda: small()(
+        torch.zeros(1, 9, dtype=torch.int64))
+    yield "in how many blocks it has", lambda: len(
+        part(11, 8, 16, 3, 4, 24).blocks)
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
-    def first_loss():
-        model, many = part(500, 32, 64, 4, 4, 128), torch.randint(
+    def first_loss(**more):
+        model, many = part(500, 32, 64, 4, 4, 128, **more), torch.randint(
             500, (8, 33), generator=torch.Generator().manual_seed(3)
         )
         return torch.nn.functional.cross_entropy(
             model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten()
         )
-    yield (
-        "in its first loss",
-        lambda: ((first_loss() - 500**0 * 6.2146).abs() < 0.3).int(),
-    )
+    for label, more in (
+        ("in its first loss", {}),
+        ("in its first loss where head and embedding are tied", {"tie": True}),
+    ):
+        near = 1. if more else .3
+        yield label, lambda: ((first_loss(**more) - 6.2146).abs() < near).int()
     yield "in what learns", lambda: str(
         [name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None]
     )
@@ -389,6 +421,26 @@ def _ask_step(part):
         )
 
 
+    yield "where the scaler overflows", lambda: step(scale=3e38)
+    def in_groups():
+        first, second = (nn.Parameter(given(5, 5, seed=i)) for i in range(2))
+        model = Made(lambda s, ids: first[ids] + second[ids])
+        groups:Any = [{"params": [first]}, {"params": [second], "lr": .5}]
+        optimizer = torch.optim.SGD(groups, lr=1.)
+        part(model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], .1)
+        return torch.stack([first, second]).detach()
+    yield "where parameters come in groups", in_groups
+    def told(look):
+        model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+        return look(model, *part(
+            model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], 0.))
+    yield "in the graph behind its loss", lambda: told(
+        lambda model, loss, norm: [
+            getattr(x, "requires_grad", False) for x in (loss, norm)])
+    yield "in the mode of the model", lambda: told(
+        lambda model, loss, norm: model.training)
+
 def _scaler(scale=1.0):
     return torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
 
@@ -510,6 +562,10 @@ def _asker(*settings):
             yield "among equals", lambda: part(_flat, setting)[:3]
             yield "where there are several rows", lambda: part(_rows_of, setting)
             yield "in half precision", lambda: part(_rows_of.half(), setting)
+        hidden = _rows_of.masked_fill(_rows_of > .5, -torch.inf)
+        yield "where a score is minus infinity", lambda: part(hidden, setting)
+        yield "for large scores", lambda: part(1000 * _rows_of, setting)
+        yield "in double precision", lambda: part(_rows_of.double(), setting)
     return ask
 
 for _name, _settings in (
@@ -731,6 +787,10 @@ def _ask_penalty(part):
     yield "where there are several rows", lambda: part(
         two, torch.tensor([[0, 2], [1, 1]]), 2.0
     )
+    yield "for ids in int32", lambda: part(z, torch.tensor([0, 3]).int(), 2.)
+    yield "in half precision", lambda: part(z.half(), torch.tensor([0, 3]), 2.)
+    yield "with two leading axes", lambda: part(
+        two[None], torch.tensor([[[0, 2], [1, 1]]]), 2.)
 
 
 def _a_penalty(
@@ -807,6 +867,18 @@ def _ask_next(part):
     yield "where there are several rows", lambda: part(
         torch.stack([z, -z]), torch.stack([said, said]), Sampling(1.0, 0.8)
     )
+    both = torch.stack([z, -z]), torch.tensor([[0, 1], [4, 4]])
+    yield "where each row has a text of its own", lambda: part(
+        *both, Sampling(1., 1., repetition_penalty=2.))
+    yield "for several rows when the temperature is 0", lambda: part(
+        *both, Sampling(0., 1.))
+    yield "where a penalty meets the temperature 0", lambda: part(
+        z, said, Sampling(0., 1., repetition_penalty=2.))
+    yield "among equals when the temperature is 0", lambda: part(
+        0 * z, said, Sampling(0., 1.))
+    yield "with a tiny temperature", lambda: part(z, said, Sampling(1e-38, 1.))
+    yield "for scores that are not finite", lambda: part(
+        z / 0, said, Sampling(1., 1.))
 
 
 def _a_sampler(
@@ -817,6 +889,7 @@ def _a_sampler(
     otherwise."""
     def part(z, ids, how):
         if greedy and how.temperature == 0:
+            if "penalty" in steps: z = penalise(z, ids, how.repetition_penalty)
             return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
         work = {
             "penalty": lambda z: penalise(z, ids, how.repetition_penalty),
@@ -845,6 +918,8 @@ MISTAKES["next_probabilities"] = variants(
         "top-p has no effect": dict(steps="penalty temperature k min"),
         "min-p has no effect": dict(steps="penalty temperature k p"),
         "the repetition penalty has no effect": dict(steps="temperature k p min"),
+        "min-p comes before the temperature": dict(
+            steps="penalty min temperature k p"),
         "min-p comes before top-p": dict(steps="penalty temperature k min p"),
         "top-p comes before top-k": dict(steps="penalty temperature p k min"),
         "what is left is not shared out anew: the shares do not add up to one":
@@ -917,8 +992,7 @@ SYMPTOMS["Transformer"] = {
         .max()
         < 1e-6
     ),
-    "the first loss is far from ln V: fresh weights are too large, or the scores "
-    "lopsided":
+    "the first loss is far from ln V":
         lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1,
 }
 

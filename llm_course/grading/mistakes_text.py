@@ -8,10 +8,13 @@ __all__ = []
 # %% ../../nbs/grading/mistakes_text.ipynb #imports
 import random
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -19,7 +22,7 @@ import torch
 
 from ..bpe import GPT2, LLAMA3, O200K, merge, pre_tokens
 from llm_course.grading.grading import (
-    MISTAKES, SYMPTOMS, attempt, questions_of, variants,
+    MISTAKES, SYMPTOMS, attempt, questions_of, reference, variants,
 )
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
@@ -42,6 +45,14 @@ def _ask_pre_tokens(part):
         yield "for a whole sentence", lambda: list(part(text))
     yield "with another pattern", lambda: list(part("x12345 y", LLAMA3))
     yield "with another pattern", lambda: list(part("x12345 y", O200K))
+    for text in "a\u00a0b\u2003 c\r\n\r\n d", " \x0b\x0ca \u3000b":
+        yield "for other white space", lambda: list(part(text))
+    for text in "a_b __c", "it's 'tis 'S DON'T I'm you've we'd":
+        yield "for signs within words", lambda: list(part(text))
+    yield "for a long text", lambda: list(part("Ab 12, c\n" * 600))
+    yield "in the type of its pieces", lambda: sorted(
+        {type(piece).__name__ for piece in part("a b")})
+    yield "where the pattern leaves text out", lambda: list(part("a b", r"\w+"))
 
 
 def _a_cut(
@@ -132,6 +143,7 @@ SYMPTOMS["pre_tokens"] = {
         lambda part: "".join(part("naïve")) == "naïve" and len(list(part("naïve"))) > 1,
     "a run of signs is cut up; it is one piece":
         lambda part: list(part("!?!")) == ["!", "?", "!"],
+    "capitals become small letters": lambda part: "".join(part("aB")) == "ab",
     "the characters are changed: is the text normalised?": lambda part: any(
         "".join(part(letter)) not in ("", letter)
         for letter in ("ﬁ", "²", "é", "e\u0301")
@@ -163,6 +175,11 @@ def _ask_merge(part):
         ("for several pairs", [1, 2, 1], (1, 2)),
     ):
         yield label, lambda: list(part(list(ids), pair, 256))
+    yield "where the new id is one of the pair", lambda: list(
+        part([1, 1, 1, 1, 2], (1, 1), 1))
+    yield "for byte strings", lambda: list(
+        part([b"a", b"n", b"a"], (b"a", b"n"), b"an"))
+    yield "where an id is 0", lambda: list(part([0, 1, 0, 0, 1], (0, 1), 0))
 
 
 def _a_merge(
@@ -254,12 +271,29 @@ def _ask_learn(part):
         ("", {b"ab": 10, b"aba": 2, b"az": 2}, 2),
     ):
         yield label, lambda: list(map(tuple, learn(dict(words), n)))
+    yield "where none is asked for", lambda: list(learn({b"ab": 3}, 0))
+    yield "for all bytes", lambda: list(map(tuple, learn(
+        {bytes([255, 0, 254]): 3, bytes([0, 255]): 3, "é".encode(): 2}, 4)))
+    yield "for words of one byte", lambda: list(learn({b"a": 9, b"b": 3}, 2))
+    yield "where words have been counted", lambda: list(map(tuple, learn(
+        Counter({b"abab": 2, b"ba": 5}), 3)))
     for _ in range(6):
         words = {
             bytes(chance.choices(b"abc", k=chance.randint(1, 9))): chance.randint(1, 5)
             for _ in range(8)
         }
         yield lambda: list(map(tuple, learn(dict(words), 6)))
+
+    yield "in the warning where too few pairs are left", lambda: _warns(
+        lambda: part({b"ab": 2}, 3))
+    yield "in warnings where enough are left", lambda: _warns(
+        lambda: part({b"abcd": 2}, 3))
+
+def _warns(f):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        f()
+    return len(said) > 0
 
 def _quietly(part):
     "The same, without warnings: too few pairs is not what is asked about."
@@ -317,6 +351,7 @@ def _a_learner(
                 if again
                 else Counter({p: n for p, n in first.items() if p not in merges})
             )
+            if not known: warnings.warn("no pair is left", stacklevel=2)
             if not known or max(known.values()) <= least:
                 break
             merges.append(pair := best(known, [b"".join(m) for m in merges]))
@@ -378,6 +413,8 @@ MISTAKES["learn_merges"] = variants(
             dict(pairs_of=lambda pieces: _apart(pieces)),
         "a pair that occurs once is never joined": dict(least=1),
         "one merge too few is learnt": dict(fewer=1),
+        "the number of merges is taken for the size of the vocabulary":
+            dict(fewer=256),
         "one merge too many is learnt": dict(fewer=-1),
         "the counts of pairs that a merge has unmade are kept: pairs once counted "
         "never leave":
@@ -427,8 +464,7 @@ SYMPTOMS["learn_merges"] = {
     "the pairs are turned round: the left one comes first": (
         lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")]
     ),
-    "a pair counts as often as its words do: are counts changed on the way, or words "
-    "left out?": (
+    "a pair counts as often as its words do": (
         lambda part: [
             tuple(part(words, 1)[0])
             for words in (
@@ -456,6 +492,9 @@ def _ask_tokenizer(part):
         **more
     )
     special = lambda: made(special_tokens=["<|end|>", "<|end|><|end|>"])
+    ranks = {i: bytes([i]) for i in range(256)} | {256: b"na", 257: b"an", 258: b"ban"}
+    learnt = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
+    def with_end(): return part(ranks, learnt, special_tokens=["<|end|>"])
     for label, text in (
         ("when no merge fits", "xyz"), ("for one word", "banana"),
         ("for one word", "nana"), ("for several words", "a b"),
@@ -471,7 +510,7 @@ def _ask_tokenizer(part):
         ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", []),
     ):
         yield label, lambda: made().decode(ids)
-    for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end":
+    for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end", " a <|end|>\n b ":
         yield "for special tokens", lambda: list(special().encode(text))
     yield "for special tokens", lambda: list(
         made(special_tokens=["END"]).encode("aENDb")
@@ -504,15 +543,12 @@ def _ask_tokenizer(part):
             pattern=r"\p{N}|\P{N}+",
         ).encode("12")
     )
-    ranks = {i: bytes([i]) for i in range(256)} | {256: b"na", 257: b"an", 258: b"ban"}
-    learnt = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
     yield "where what was learnt first has the higher id", lambda: list(
         part(ranks, learnt).encode("banana")
     )
     yield "where merges are to be ignored", lambda: list(
         part(other, [(b"a", b"n"), (b"b", b"an")], ignore_merges=True).encode("banana")
     )
-    def with_end(): return part(ranks, learnt, special_tokens=["<|end|>"])
     yield "where special tokens are text", lambda: with_end().encode(
         "<|end|>", allowed_special="none"
     )
@@ -526,6 +562,59 @@ def _ask_tokenizer(part):
         yield "in a stream that is cut anywhere", lambda: _everywhere(
             part(ranks, learnt, special_tokens=[*tokens]), text
         )
+    spaces = {i: bytes([i]) for i in range(256)}
+    spaces |= {256: b"  ", 257: b"\n\n", 258: b" a"}
+    yield "in a stream that is cut within spaces", lambda: _everywhere(
+        part(spaces, [(b" ", b" "), (b"\n", b"\n"), (b" ", b"a")]), "a   a  \n\n a   ")
+
+    # what a part need not have of its own is taken from ours
+    whole:Any = part if hasattr(part, "train") else reference("BpeTokenizer")
+    def size(*special):
+        made = part(other, [], special_tokens=[*special])
+        return getattr(made, "vocab_size", 501 + len(special))
+    yield "in its size", size
+    yield "in its size with special tokens", lambda: size("<|x|>", "<|y|>")
+    gap = {i + 1: bytes([i]) for i in range(256)}
+    yield "where ids have gaps", lambda: list(
+        part(gap, [], special_tokens=["<|end|>", "X"]).encode("<|end|>Xa"))
+    yield "in decoding an array", lambda: made().decode(np.array([257, 97]))
+    yield "in decoding an id that is unknown", lambda: made().decode([9999])
+    yield "where special tokens are refused", lambda: list(
+        with_end().encode("a<|end|>", allowed_special="none_raise"))
+    yield "where special tokens are refused, and none comes", lambda: list(
+        with_end().encode("an", allowed_special="none_raise"))
+    yield "where some special tokens are allowed", lambda: list(
+        special().encode("<|end|><|end|>a", allowed_special=["<|end|>"]))
+    yield "in a stream of one piece", lambda: list(
+        with_end().encode_iterable(["banana bandana"]))
+    yield "for the same word again", lambda: (
+        lambda k: [list(k.encode("banana")) for _ in range(2)])(made())
+    def after_another():
+        made().encode("banana")
+        return list(part({i: bytes([i]) for i in range(256)}, []).encode("banana"))
+    yield "where another was used before", after_another
+    yield "in a list of texts", lambda: [list(ids) for ids in made().encode_batch(
+        ["banana", "", "a b"])] if hasattr(part, "encode_batch") else [
+        list(made().encode(text)) for text in ("banana", "", "a b")]
+    texts = ["low low lower newest widest<|endoftext|>low<|end", "new newer lower"]
+    def trained(look, size=266, **more): return look(whole.train(texts, size, **more))
+    yield "in the size of what it learns", lambda: trained(lambda k: k.vocab_size)
+    yield "in the merges that it learns", lambda: trained(
+        lambda k: [tuple(pair) for pair in k.merges])
+    yield "in the vocabulary that it learns", lambda: trained(
+        lambda k: sorted(k.vocab.items()))
+    yield "in learning with other special tokens", lambda: trained(
+        lambda k: [tuple(pair) for pair in k.merges], special_tokens=["new", "lo"])
+    yield "in learning with another pattern", lambda: trained(
+        lambda k: [tuple(pair) for pair in k.merges], pattern=r"\S+|\s+")
+    def again():
+        keeps:Any = part if hasattr(part, "save") else reference("BpeTokenizer")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)/"tokenizer.json"
+            keeps(ranks, learnt, special_tokens=["<|end|>"]).save(path)
+            read = keeps.load(path)
+            return [list(read.encode("banana <|end|>")), read.vocab_size]
+    yield "where it is saved and read back", again
 
 def _everywhere(tokenizer, text):
     "The ids of a stream of two pieces, for each place where it may be cut."
@@ -550,6 +639,8 @@ class _Toy:
         for token in special_tokens or ():
             id = self.special_tokens[token] = self.known(token.encode())
             self.vocab[id], self.ids[token.encode()] = token.encode(), id
+    @property
+    def vocab_size(self): return max(self.vocab) + 1
     def known(self, token): return self.ids.get(token, max(self.vocab) + 1)
     def bytes_of(self, piece): return [bytes([b]) for b in piece.encode()]
     def word(self, piece):
@@ -616,6 +707,14 @@ def _in_order(self, piece):
         pieces = merge(pieces, known[0], b"".join(known[0]))
     return [self.ids[p] for p in pieces]
 
+def _until(self, piece):
+    "Merge by merge, to the first that does not occur."
+    pieces = self.bytes_of(piece)
+    for pair in self.merges:
+        if pair not in pairwise(pieces): break
+        pieces = merge(pieces, pair, b"".join(pair))
+    return self.to_ids(pieces)
+
 def _by_id(self, piece):
     pieces = self.bytes_of(piece)
     while known := [p for p in pairwise(pieces) if p in self.merges]:
@@ -624,7 +723,9 @@ def _by_id(self, piece):
     return self.to_ids(pieces)
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-tokenizer-2
-def _a_toy(**changed): return type("Toy", (_Toy,), changed)
+def _a_toy(decode=_Toy.decode, **changed):
+    def read(self, ids): return decode(self, getattr(ids, "tolist", lambda: ids)())
+    return type("Toy", (_Toy,), changed | {"decode": read})
 
 MISTAKES["BpeTokenizer"] = variants(
     _a_toy,
@@ -667,6 +768,14 @@ MISTAKES["BpeTokenizer"] = variants(
         ),
         "a special token that is in the vocabulary already gets a second id":
             dict(known=lambda self, token: max(self.vocab) + 1),
+        "a new special token gets the number of tokens for its id; take one more than "
+        "the greatest id":
+            dict(known=lambda self, token: self.ids.get(token, len(self.vocab))),
+        "the spaces beside a special token are lost": dict(
+            parts=lambda self, text: [part if i % 2 else part.strip()
+                                      for i, part in enumerate(_Toy.parts(self, text))]
+            if self.special_tokens else [text]),
+        "the merges end with the first that a word does not hold": dict(word=_until),
         "a word that is in the vocabulary is taken whole, though no merge leads "
         "to it": dict(
             word=lambda self, piece: (
@@ -766,7 +875,17 @@ def _grows(part):
     part(vocab, [], special_tokens=["<|end|>"])
     return len(vocab) != 256
 
+def _shared(part):
+    first = part({i: bytes([i]) for i in range(256)} | {256: b"qz"}, [(b"q", b"z")])
+    return len(list(first.encode("qz"))) == 1 == len(list(_letters(part).encode("qz")))
+
 SYMPTOMS["BpeTokenizer"] = {
+    "what one tokenizer remembers, another takes for its own: keep it in the instance":
+        _shared,
+    "a character outside ASCII is not turned into the bytes of its UTF-8": (
+        lambda part: list(_letters(part).encode("a")) == [97]
+        and attempt(lambda: str(list(_letters(part).encode("é")))) != "'[195, 169]'"
+    ),
     "special tokens are found only if they hold no sign such as |: escape them in the "
     "pattern": (
         lambda part: _special(part, "END") == 1 < _special(part, "<|end|>")
@@ -824,6 +943,21 @@ def _ask_batch(part):
         first(0, 5) == first(1, 5), first(0, 6) == first(1, 5),
         first(2, 5) == first(2, 6), first(0, 0) == first(3, 0),
     ]
+    yield "where a batch has more rows than there are places", lambda: list(
+        part(ids, 40, 4, "cpu")[0].shape)
+    yield "where one row fits", lambda: [
+        y.tolist() for y in part(ids[:5], 2, 4, "cpu")] == [
+        [[0, 1, 2, 3]] * 2, [[1, 2, 3, 4]] * 2]
+    yield "for large ids", lambda: int(
+        part(long + np.uint16(60_000), 8, 6, "cpu")[0].min() >= 60_000)
+    yield "where the text is too short", lambda: part(ids[:4], 2, 4, "cpu")
+    dealt = lambda: sorted(start for i in range(4) for start in part(
+        np.arange(81), 4, 4, "cpu", iteration=i, order="epochs")[0][:, 0].tolist())
+    yield "in the order of epochs", lambda: int(
+        min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
+    yield "in how evenly places are drawn", lambda: (
+        lambda n: int(max(n.values()) < 1.9 * min(n.values())))(
+        Counter(starts().long().tolist()))
     yield "in what lies between rows", lambda: [
         len(set(first(0, 0))) > 1,
         not any(x % 4 for x in first(0, 0) + first(0, 1)),
@@ -966,6 +1100,13 @@ SYMPTOMS["get_batch"] = {
     "the same seed and iteration give different batches": lambda part: not torch.equal(
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
+    ),
+    "the targets are not the ids behind the inputs: both must begin at one place": (
+        lambda part: ((step := (found := _rows_of_numbers(part))[1] - found[0])[:, 1:]
+                      == step[:, :1]).all() and len(set(step[:, 0].tolist())) > 1
+    ),
+    "rows begin at multiples of their length only": (
+        lambda part: not (part(np.arange(999), 64, 6, "cpu")[0][:, 0] % 6).any()
     ),
     "several rows of a batch begin at one place, too often for chance": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7

@@ -15,12 +15,12 @@ __all__ = ['every_id_but_the_first_is_a_target_once', 'each_target_counts_once',
 import copy
 import hashlib
 import io
-import queue
 import random
 import tempfile
 import threading
+from collections import defaultdict
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,13 +32,15 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from ..bpe_tokenizer import BpeTokenizer
-from llm_course.checkpoint import (
-    load_checkpoint, random_states, read_checkpoint, save_checkpoint, save_model,
-    set_random_states)
+from ..checkpoint import (
+    load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
+    save_checkpoint, save_model, set_random_states)
 from ..checks import check_of
 from ..generating import next_probabilities, Sampling
-from .grading import (
-    MISTAKES, Made, filled, given, gradient, parameters_of, questions_of, variants)
+from llm_course.grading.grading import (
+    MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of,
+    reference, variants,
+)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
 from ..optim import AdamW
@@ -61,6 +63,10 @@ def _ask_windows(part):
     yield lambda: found(13, 2, 4)
     yield "where the last window is short", lambda: found(11, 2, 4)
     yield "when it is shorter than a row", lambda: found(4, 2, 8)
+    yield "where rows fill the last batch", lambda: found(17, 2, 4)
+    yield "where rows lack a batch", lambda: found(14, 3, 4)
+    yield "for large ids", lambda: [
+        x.tolist() for x, y in part(np.arange(60_000, 60_009, dtype=np.uint16), 1, 4)]
     yield "in its type", lambda: [
         str(x.dtype) for x in next(iter(part(np.arange(9, dtype=np.uint16), 1, 4)))]
 
@@ -137,6 +143,15 @@ def _ask_evaluate(part):
     yield "in its gradient", lambda: seen(lambda s: torch.is_grad_enabled())[0]
     yield "in the mode of the model", lambda: seen(lambda s: s.training)[-1]
     yield "in its type", lambda: type(part(_table_model(), _uneven())).__name__
+    def resting():
+        model = _table_model().eval()
+        part(model, _uneven())
+        return model.training
+    yield "in the mode of a model that rests", resting
+    def after(model=None):
+        part(_table_model(), _uneven())
+        return torch.is_grad_enabled()
+    yield "in whether gradients are on afterwards", after
 
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
@@ -217,6 +232,23 @@ def _ask_save(part):
     yield "in the shape of the model", lambda: str(state()["config"])
     yield "with something besides", lambda: read_checkpoint(
         _saved(lambda *run: part(*run, note=7)))["note"]
+    def with_buffer():
+        model, optimizer = _a_run()
+        model.register_buffer("seen", torch.tensor(7.))
+        file = io.BytesIO()
+        part(model, optimizer, 2, file)
+        file.seek(0)
+        return read_checkpoint(file)["model"]["seen"]
+    yield "in a buffer of the model", with_buffer
+    def at_a_path():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)/"run.pt"
+            part(*_a_run(), 2, path)
+            return [read_checkpoint(path)["iteration"], len([*Path(folder).iterdir()])]
+    yield "at a path", at_a_path
+    yield "in the settings of the optimiser", lambda: [
+        group["lr"] for group in state()["optimizer"]["param_groups"]]
+    yield "where another process writes", lambda: part(*_a_run(), 2, None) is None
 
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
@@ -228,7 +260,7 @@ def _a_writer(
                  "config": model.config.__dict__ if config else None, "parts": {},
                  "model": model if whole else weights(model.state_dict()),
                  "optimizer": moments(optimizer.state_dict())}
-        torch.save(state | (extra if more else {}), out)
+        if out is not None: torch.save(state | (extra if more else {}), out)
     return part
 
 MISTAKES["save_checkpoint"] = variants(_a_writer, {
@@ -267,55 +299,101 @@ def _ask_load(part):
     yield "in the steps done", lambda: loaded()[0]
     yield "in the model", lambda: loaded()[1].head.weight
     yield "in the optimiser", lambda: _moments(loaded()[2].state_dict())
+    def rates():
+        model, optimizer = _a_run()
+        optimizer.param_groups[0]["lr"] = .25
+        file = io.BytesIO()
+        save_checkpoint(model, optimizer, 2, file)
+        file.seek(0)
+        again = _a_run(0)
+        part(file, *again)
+        return again[1].param_groups[0]["lr"]
+    yield "in the rates of the optimiser", rates
     def alone():
         model, _ = _a_run(0)
         return part(_saved(save_checkpoint), model), model.head.weight.sum().item()
     yield "without an optimiser", alone
-    yield "in a model of another shape", lambda: _refuses(
-        lambda: part(_saved(save_checkpoint, qk_norm=True), _a_run(0)[0]))
+    yield "where there is something besides", lambda: part(
+        _saved(lambda *run: save_checkpoint(*run, note=7)), *_a_run(0))
+    yield "in its type", lambda: type(loaded()[0]).__name__
+    def other(): return part(_saved(save_checkpoint, qk_norm=True), _a_run(0)[0])
+    yield "in a model of another shape", other
+    yield "in the error for a model of another shape", lambda: _error_of(other)
     def armed():
-        file, _Bomb.went_off = io.BytesIO(), False
-        torch.save(read_checkpoint(_saved(save_checkpoint)) | {"x": _Bomb()}, file)
-        file.seek(0)
-        _refuses(lambda: part(file, *_a_run(0)))
+        _Bomb.went_off = False
+        _refuses(lambda: part(_changed(x=_Bomb()), *_a_run(0)))
         return _Bomb.went_off
     yield "for a file that carries code", armed
+    yield "for a file of something else", lambda: part(
+        io.BytesIO(b"something else"), *_a_run(0))
+    def seen(state):   # by a model whose parameters have the same shapes
+        return {"config": state["config"] | {"sliding_window": 4}}
+    yield "for a model with another setting", lambda: part(
+        _changed(seen), *_a_run(0))
+    def moments(state):
+        kept = state["optimizer"]
+        cut = {name: x[:1] if x.ndim else x for name, x in kept["state"][0].items()}
+        return {"optimizer": kept | {"state": kept["state"] | {0: cut}}}
+    yield "for moments of another shape", lambda: part(_changed(moments), *_a_run(0))
+
+def _changed(change=lambda state: {}, **more):
+    "A checkpoint in which something was changed."
+    file, state = io.BytesIO(), read_checkpoint(_saved(save_checkpoint))
+    torch.save(state | change(state) | more, file)
+    file.seek(0)
+    return file
+
+def _error_of(f):
+    "The type of what is raised, or nothing."
+    try: f()
+    except Exception as error: return type(error).__name__
+    return ""
 
 def _refuses(f):
     "Is anything raised?"
-    try: f()
-    except Exception: return True
-    return False
+    return _error_of(f) != ""
 
-def _a_loader(
-    steps=lambda n: n, model_too=True, optimizer_too=True, strict=True, safe=True,
-    optional=True,
-):
+def _plainly(state, model, optimizer, strict=True):
+    model.load_state_dict(state["model"], strict=strict)
+    if optimizer: optimizer.load_state_dict(state["optimizer"])
+
+def _with_both(state, model, optimizer):
+    restore(state, model)
+    optimizer.load_state_dict(state["optimizer"])
+
+def _a_loader(read=read_checkpoint, put=restore, steps=lambda n: n):
     "A `load_checkpoint` with something changed."
     def part(source, model, optimizer=None):
-        state = torch.load(source, weights_only=safe)
-        if model_too: model.load_state_dict(state["model"], strict=strict)
-        if optimizer_too and (optimizer or not optional):
-            optimizer.load_state_dict(state["optimizer"])
+        put(state := read(source), model, optimizer)
         return steps(state["iteration"])
     return part
 
 MISTAKES["load_checkpoint"] = variants(_a_loader, {
-    "the optimiser does not get its moments back": dict(optimizer_too=False),
-    "the model does not get its parameters back": dict(model_too=False),
+    "the optimiser does not get its moments back":
+        dict(put=lambda state, model, optimizer: restore(state, model)),
+    "the model does not get its parameters back":
+        dict(put=lambda state, model, optimizer: restore(
+            state, copy.deepcopy(model), optimizer)),
     "the steps are counted one too far": dict(steps=lambda n: n + 1),
     "the run begins at step zero again": dict(steps=lambda n: 0),
     "the whole state comes back; the number of steps is wanted":
         dict(steps=lambda n: {"iteration": n}),
-    "parameters that do not fit are passed over without an error": dict(strict=False),
-    "code in the file is run; read tensors and plain values alone": dict(safe=False),
-    "it needs an optimiser; for a model alone there is none": dict(optional=False),
+    "parameters that do not fit are passed over without an error":
+        dict(put=partial(_plainly, strict=False)),
+    "code in the file is run; read tensors and plain values alone":
+        dict(read=partial(torch.load, weights_only=False)),
+    "it needs an optimiser; for a model alone there is none":
+        dict(put=_with_both),
+    "nothing is compared before it is put back: torch takes moments of any shape":
+        dict(read=partial(torch.load, weights_only=True), put=_plainly),
 })
+
 
 # %% ../../nbs/grading/mistakes_world.ipynb #chance
 def _drawn():
     "A number from each source of chance."
-    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+    return [random.random(), float(np.random.rand()), float(torch.rand(())),
+            random.gauss(0, 1), float(np.random.randn()), float(torch.randn(()))]
 
 @contextmanager
 def _chance_kept():
@@ -341,7 +419,8 @@ def _again(read, write):
         return [int(a == b) for a, b in zip(before, after)]
 
 def _sources_go_on(found):
-    names = [n for n, same in zip(("Python", "NumPy", "torch"), found) if not same]
+    sources = "Python", "NumPy", "torch"
+    names = [n for i, n in enumerate(sources) if not all(found[i::3])]
     if not names: return
     raise AssertionError(f"after the return others come from {', '.join(names)}")
 
@@ -360,6 +439,12 @@ def _ask_states(part):
     yield lambda: _again(part, _put_back)
     yield lambda: sorted(part())[-3:]
     yield "when it is only read", lambda: _read_twice(part)
+    def stored():
+        file = io.BytesIO()
+        torch.save(part(), file)
+        file.seek(0)
+        return sorted(torch.load(file, weights_only=True))[-3:]
+    yield "in a checkpoint, which holds tensors and plain values", stored
 
 def _read_twice(part):
     with _chance_kept():
@@ -403,6 +488,9 @@ MISTAKES["set_random_states"] = variants(_a_return, {
     f"the state of {name} is not put back": dict(left=key)
     for key, name in _sources.items()} | {
     "nothing is put back": dict(left="nothing")})
+SYMPTOMS["random_states"] = {
+    f"the state of {name} is missing": lambda part, key=key: key not in part()
+    for key, name in _sources.items()}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #load-model
 def _model_file(part, look, **more):
@@ -434,20 +522,38 @@ def _ask_load_model(part):
             path = Path(folder)/"model.safetensors"
             path.write_bytes(b"no model")
             return _refuses(lambda: part(path, "cpu"))
-    yield "for a file that is no model", junk
+    yield "for a file that is not a model", junk
+    def found(name):
+        with tempfile.TemporaryDirectory() as folder:
+            model, optimizer = _a_run(0)
+            save_checkpoint(model, optimizer, 0, Path(folder)/"best.pt")
+            return part(Path(folder)/name, "cpu")(ids)
+    yield "for a checkpoint", lambda: found("best.pt")
+    def chance():
+        before = torch.random.get_rng_state()
+        _model_file(part, lambda model: 0)
+        return torch.equal(before, torch.random.get_rng_state())
+    yield "in the chance of others", chance
 
 def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda c: c,
                     tied=True):
     "A `load_model` with something changed."
     def part(path, device=None, parts=None):
-        from llm_course.checkpoint import read_safetensors
-        saved = read_safetensors(path)
+        path = Path(path)
+        if path.is_dir(): path = path/"best.pt"
+        packed = path.suffix == ".safetensors"
+        saved = (read_safetensors if packed else read_checkpoint)(path)
         config = ModelConfig(**shape(saved["config"]))
         own = {k: v for k, v in config.__dict__.items() if tied or k != "tie"}
-        model = Transformer(**own, device=device)
+        with torch.random.fork_rng(): model = Transformer(**own, device=device)
         if weights: model.load_state_dict(saved["model"], strict=False)
         return model.to(kind).train(train)
     return part
+
+SYMPTOMS["load_model"] = {
+    "the model keeps its fresh weights: those of the file are not put in":
+        lambda part: not torch.equal(*(
+            _model_file(part, lambda m: m.head.weight.detach()) for _ in range(2)))}
 
 MISTAKES["load_model"] = variants(_a_model_loader, {
     "the model keeps its fresh weights: those of the file are not put in":
@@ -499,18 +605,32 @@ def _ask_cache(part):
         one.length = 2
         return _kept(one, 1)[0]
     yield "where the last tokens are forgotten", forgotten
-    def moved():
-        one = cache()
-        first = _kept(one, 1)[0].data_ptr()
-        return _kept(one, 1)[0].data_ptr() == first
-    yield "in where it keeps them", moved
+    def padded():
+        one = (part if hasattr(part, "mask") else reference("KVCache"))(2, 2, 6, 3)
+        k = given(2, 2, 4, 3)
+        one.append(k, k)
+        plain = one.mask()
+        one.padding = torch.tensor([0, 2])
+        return [plain is None or bool(plain.all()),
+                one.mask().expand(2, 1, 1, 4).tolist()]
+    yield "in what it hides", padded
+    def two():
+        one, other = cache(), cache()
+        _kept(one, 2)
+        return [other.length, *_kept(other, 1)[0].shape]
+    yield "where there are two of them", two
+    def large():
+        k, v = given(3, 2, 2, 3), given(3, 2, 2, 3, seed=1)
+        return torch.stack(part(3, 2, 6, 3).append(k, v))
+    yield "for several sequences", large
     k = given(1, 2, 1, 3).double()
     yield "in its type", lambda: str(
         part(1, 2, 6, 3, dtype=torch.float64).append(k, k)[0].dtype)
 
 def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
-    twice=0, grows=False, cuts=False, kind=None,
+    twice=0, cuts=False, kind=None, grown=0, onto=lambda start: start,
+    hides=lambda at, padding: at >= padding,
 ):
     "A `KVCache` with something changed."
     class Part:
@@ -526,12 +646,15 @@ def _a_cache(
             start, end = at(self.length), at(self.length) + k.shape[-2]
             if cuts: end = min(end, self.room)
             elif end > self.room: raise ValueError("no room")
-            if grows: self.both = self.both.clone()
-            self.both[..., start:end, :] = new[..., :end - start, :]
-            if counts: self.length = end
+            into = onto(start)
+            self.both[..., into:into + end - start, :] = new[..., :end - start, :]
+            if counts: self.length = self.length + grown if grown else end
             return tuple(back(self.both, start, end))
 
-        def mask(self): return None
+        def mask(self):
+            if self.padding is None: return None
+            shown = hides(torch.arange(self.length), self.padding[:, None])
+            return shown[:, None, None]
     return Part
 
 MISTAKES["KVCache"] = variants(_a_cache, {
@@ -541,13 +664,19 @@ MISTAKES["KVCache"] = variants(_a_cache, {
         dict(back=lambda both, start, end: both),
     "the length never grows: new tokens overwrite the old": dict(counts=False),
     "every token is written at the first place": dict(at=lambda n: 0),
+    "new tokens are written over the old ones, though the length grows":
+        dict(onto=lambda start: 0),
+    "the length grows by one, however many tokens come": dict(grown=1),
     "keys stand where the values should": dict(twice=1),
-    "the memory is copied at each token": dict(grows=True),
     "tokens without room are dropped without an error": dict(cuts=True),
     "new tokens come back before the old ones": dict(
         back=lambda both, start, end: torch.cat(
             [both[..., start:end, :], both[..., :start, :]], -2)),
     "the type of its memory is fixed in the code": dict(kind=torch.float32),
+    "the mask is turned round: it hides the text and shows the padding":
+        dict(hides=lambda at, padding: at < padding),
+    "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
+    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding),
 })
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate-ids
@@ -607,27 +736,49 @@ def _ask_generate_ids(part):
         _writer(), _begin, 6, 4., 1., generator=source()).tolist()) for _ in range(2)})
     yield "when the text outgrows the model", lambda: list(
         part(_writer(), _begin, 20, 0.).shape)
+    yield "in the beginning of a text that outgrows the model", lambda: part(
+        _writer(), _begin, 20, 0.)[:, :3]
+    yield "where the prompt is longer than what the model reads", lambda: part(
+        _writer(), torch.arange(20)[None] % 11, 1, 0.)
+    said = int(_begin[0, 2])
+    yield "where the end mark stands in the prompt", lambda: part(
+        _writer(), _begin, 4, 0., stop_id=said)
+    yield "with a penalty", lambda: part(
+        _writer(), _begin, 6, 0., repetition_penalty=9.)
+    yield "with top-k", lambda: part(_writer(), _begin, 4, 5., 1., top_k=1)
+    yield "with min-p", lambda: part(_writer(), _begin, 4, 5., 1., min_p=1.)
+    yield "in the type of its ids", lambda: str(part(_writer(), _begin, 2, 0.).dtype)
+    yield "in the graph behind it", lambda: part(
+        _writer(), _begin, 1, 0.).requires_grad
+    def mode():
+        model = _writer()
+        part(model, _begin, 1, 0.)
+        return model.training
+    yield "in the mode of the model", mode
 
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
+    kept=None,
 ):
     "A `generate_ids` with something changed."
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
         ended, begin = torch.zeros(len(ids), 1, dtype=torch.bool), ids.shape[1]
+        if ends == "prompt": ended = (ids == stop_id).any(-1, keepdim=True)
         for _ in range(max_tokens + extra):
             with torch.no_grad(): z = read(model, ids)
-            how = Sampling(heat(temperature), share(top_p))
+            how = Sampling(heat(temperature), share(top_p), **more)
             shares = next_probabilities(z, ids, how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
                 shares, 1, generator=generator if own else None)
             if twin: new = new[:1].expand(len(ids), 1)
             if stop_id is not None and ends != "never":
-                if ends == "fill": new = new.masked_fill(ended, stop_id)
+                if ends != "free": new = new.masked_fill(ended, stop_id)
                 ended = ended | (new == stop_id)
-            ids = torch.cat([ids, new], -1)
+                if ends == "cut" and ended.all(): break
+            ids = torch.cat([ids, new], -1)[:, -(kept or 10**9):]
             if ended.any() if ends == "first" else ended.all(): break
         return ids if whole else ids[:, begin:]
     return part
@@ -653,6 +804,11 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
     "the temperature has no effect": dict(heat=lambda t: float(t > 0)),
     "top-p has no effect": dict(share=lambda p: 1.),
+    "the scores of the last but one place are used; those of the last predict":
+        dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
+    "the end mark in a prompt counts as an end": dict(ends="prompt"),
+    "the end mark itself is missing from what comes back": dict(ends="cut"),
+    "the text is cut for good to what the model can read": dict(kept=16),
     "the generator that was given is not used": dict(own=False),
     "every text gets the token of the first": dict(twin=True),
 })
@@ -782,15 +938,20 @@ def _ask_answer_loss(part):
         lambda z: part(z, targets, learnt), logits)
     yield "in half precision", lambda: part(logits.half(), targets, learnt)
     yield "for large scores", lambda: part(100 * logits, targets, learnt)
+    yield "where the first id is learnt", lambda: part(
+        logits, targets, 1 - learnt)
 
 def _an_answer_loss(
     said=lambda learnt: learnt, wide=True,
     end=lambda each, said: (each * said).sum() / said.sum(),
-    blank=lambda logits, targets, said: (logits, targets),
+    blank=lambda logits, targets, said: (logits, targets), later=False,
 ):
     "An `answer_loss` with something changed."
     def part(logits, targets, learnt):
         learnt = said(learnt)
+        if later:
+            logits, targets, learnt = (
+                logits[..., :-1, :], targets[..., :-1], learnt[..., 1:])
         logits, targets = blank(logits, targets, learnt)
         each = _losses(logits, targets)
         if not wide:
@@ -804,6 +965,11 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
         dict(said=lambda learnt: learnt * 0 + 1),
     "the mask is turned round: the user's words are learnt":
         dict(said=lambda learnt: 1 - learnt),
+    "the first id of each answer is not learnt":
+        dict(said=lambda learnt: learnt * learnt.roll(1, -1) * (
+            torch.arange(learnt.shape[-1]) > 0)),
+    "the mask is shifted once more: it belongs to the targets already":
+        dict(later=True),
     "the mask lies one place too early": dict(said=lambda learnt: learnt.roll(-1, -1)),
     "the mask lies one place too late": dict(said=lambda learnt: learnt.roll(1, -1)),
     "the sum is divided by all ids, not by those that are learnt":
@@ -841,27 +1007,36 @@ def _ask_lora(part):
     yield "without a batch", lambda: layer()(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
     yield "in its type", lambda: str(layer(dtype=torch.float64).lora_A.dtype)
+    yield "where the rank is 0", lambda: layer(0)
+    yield "where the rank is larger than the layer", lambda: layer(5)
+    yield "for two leading axes", lambda: layer()(x[None])
     def fresh():
         base = filled(Linear(6, 4))
         one = part(base, 2, 8.)
         return [one.weight is base.weight, bool(one.lora_A.any()),
                 bool(one.lora_B.any())]
     yield "in how it begins", fresh
+    yield "in the spread of its fresh factor", lambda: bool(
+        .3 < part(Linear(400, 50), 40, 1.).lora_A.std() * 20 < 3)
     def as_a_matrix():
         one = layer()
         if hasattr(one, "change"): return one.change().float()
         return (one(torch.eye(6)) - one.weight.T).T
     yield "in the matrix that is to be merged", as_a_matrix
 
+def _thin(rank, d_in, **like): return torch.randn(rank, d_in, **like) / d_in**.5
+
 def _a_lora(
-    scale=lambda alpha, rank: alpha / rank, begin=(torch.randn, torch.zeros),
-    base=True, shared=True, bias=True, kind=None, merged=True,
+    scale=lambda alpha, rank: alpha / rank, begin=(_thin, torch.zeros),
+    base=True, shared=True, bias=True, kind=None, merged=True, again=False,
+    bend=lambda x: x,
 ):
     "A `LoraLinear` with something changed."
     class Part(nn.Module):
         def __init__(self, old, rank, alpha):
             super().__init__()
             d_out, d_in = old.weight.shape
+            if not 1 <= rank <= min(d_out, d_in): raise ValueError("rank")
             like = dict(dtype=kind or old.weight.dtype)
             self.weight = old.weight if shared else nn.Parameter(old.weight.clone())
             self.bias, self.scale = old.bias, scale(alpha, rank)
@@ -869,7 +1044,7 @@ def _a_lora(
             self.lora_B = nn.Parameter(begin[1](d_out, rank, **like))
 
         def forward(self, x):
-            change = self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+            change = self.scale**(1 + again) * (bend(x @ self.lora_A.T) @ self.lora_B.T)
             if not base: return change
             return x @ self.weight.T + change + (0 if self.bias is None or not bias
                                                  else self.bias)
@@ -885,10 +1060,15 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
         dict(scale=lambda alpha, rank: rank / alpha),
     "the correction is divided by the root of the rank; divide by the rank":
         dict(scale=lambda alpha, rank: alpha / rank**.5),
+    "the correction is scaled twice": dict(again=True),
+    "a bend stands between the two factors; their product is a matrix":
+        dict(bend=torch.relu),
     "the correction is not scaled": dict(scale=lambda alpha, rank: 1.),
     "the matrix to be merged lacks alpha / rank": dict(merged=False),
     "both factors begin at random: a fresh correction must change nothing":
-        dict(begin=(torch.randn, torch.randn)),
+        dict(begin=(_thin, torch.randn)),
+    "the fresh numbers of A are of size one; 1/√d_in is wanted":
+        dict(begin=(torch.randn, torch.zeros)),
     "both factors begin at zero, so that neither ever gets a gradient":
         dict(begin=(torch.zeros, torch.zeros)),
     "the factor that begins at zero is A; it must be B":
@@ -921,6 +1101,10 @@ def _ask_dpo(part):
     yield "for large differences", lambda: part(*(200 * x for x in four), beta=1.)
     yield "in its gradient", lambda: gradient(lambda x: part(x, *four[1:]), four[0])
     yield "in half precision", lambda: part(*(100 * x.half() for x in four))
+    yield "where the reference thinks an answer impossible", lambda: part(
+        four[0], four[1], four[2] - torch.inf, four[3])
+    yield "in the gradient of the worse answers", lambda: gradient(
+        lambda x: part(four[0], x, *four[2:]), four[1])
 
 def _a_dpo(
     score=lambda b, w, rb, rw: (b - rb) - (w - rw), hot=lambda s, beta: beta * s,
@@ -929,6 +1113,8 @@ def _a_dpo(
     "A `dpo_loss` with something changed."
     def part(better, worse, ref_better, ref_worse, beta=.1):
         four = [better, worse, ref_better, ref_worse]
+        if not (ref_better.isfinite().all() and ref_worse.isfinite().all()):
+            raise ValueError("the reference")
         if wide:
             four = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in four]
         return end(loss(hot(score(*four), beta), beta))
@@ -942,6 +1128,9 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
         dict(hot=lambda s, beta: s, loss=lambda s, beta: -beta * logsigmoid(s)),
     "it is divided by beta; multiply": dict(hot=lambda s, beta: s / beta),
     "beta is fixed in the code": dict(hot=lambda s, beta: .1 * s),
+    "beta stands before the model's numbers alone, not the reference's": dict(
+        score=lambda b, w, rb, rw: (b - w, rb - rw),
+        hot=lambda s, beta: beta * s[0] - s[1]),
     "the reference has no effect": dict(score=lambda b, w, rb, rw: b - w),
     "the worse answers have no effect": dict(score=lambda b, w, rb, rw: b - rb),
     "the better answers have no effect": dict(score=lambda b, w, rb, rw: rw - w),
@@ -955,9 +1144,13 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
     "the logarithm is taken of a sigmoid that has become zero":
         dict(loss=lambda s, beta: -torch.sigmoid(s).log()),
     "the losses are added up; their mean is wanted": dict(end=torch.sum),
+    "the differences are averaged before the sigmoid; average the losses":
+        dict(hot=lambda s, beta: beta * s.mean()),
     "every pair keeps its own loss; their mean is wanted": dict(end=lambda x: x),
     "this is the squared loss of IPO":
         dict(hot=lambda s, beta: s, loss=lambda s, beta: (s - 1 / (2 * beta))**2),
+    "the loss is zero wherever the better answer is ahead":
+        dict(loss=lambda s, beta: torch.relu(-s)),
     "this is a hinge, not a logarithm":
         dict(loss=lambda s, beta: torch.relu(1 - s)),
     "the differences are taken in half precision": dict(wide=False),
@@ -979,6 +1172,12 @@ def _ask_advantages(part):
         yield f"with {method}", lambda: part(_rewards, method)
     yield "when all rewards are equal", lambda: part(torch.ones(2, 3), "grpo")
     yield "when no method is named", lambda: part(_rewards)
+    yield "with a method that does not exist", lambda: part(_rewards, "x")
+    for method in "rloo", "grpo", "dr_grpo":
+        yield "for a single answer", lambda: part(_rewards[:, :1], method)
+    yield "for a single answer with reinforce", lambda: part(
+        _rewards[:, :1], "reinforce")
+    yield "for two answers", lambda: part(_rewards[:, :2], "grpo")
 
 def _an_advantage(
     mean=lambda r: r.mean(-1, keepdim=True), spread=lambda r: r.std(-1, keepdim=True),
@@ -988,6 +1187,9 @@ def _an_advantage(
     "An `advantages` with something changed."
     def part(rewards, method=usual):
         g = rewards.shape[-1]
+        known = "reinforce", "rloo", "grpo", "dr_grpo"
+        if method not in known or (g < 2 and method != "reinforce"):
+            raise ValueError("method or group")
         if method in plain: return rewards
         gain = sign * (rewards - mean(rewards))
         if method == "rloo" and others: gain = gain * g / (g - 1)
@@ -1059,19 +1261,26 @@ def _ask_policy(part):
     hidden = torch.where(said, new, new + 1)
     yield "where ids of the prompt change", lambda: part(
         hidden, old, said, _two_prompts)
+    for method in "grpo", "rloo", "reinforce":
+        yield f"in its gradient with {method}", lambda: gradient(
+            lambda x: part(x, old, said, _two_prompts, method), new)
+    yield "in its default clip", lambda: part(
+        old + far / 4, old, said, _two_prompts)
 
 def _a_policy(
     ratio=lambda new, old: (new - old).exp(), pick=torch.minimum,
     bound=lambda r, c: r.clamp(1 - c, 1 + c), limit=lambda c: c,
     gain=lambda r, m: advantages(r, m), mask=lambda said: said, sign=-1,
     scaled=("grpo",), end=lambda each, said: each.mean(),
-    length=lambda said: said.sum(-1),
+    length=lambda said: said.sum(-1), whole=False,
 ):
     "A `policy_loss` with something changed."
     def part(logprobs, old, said, rewards, method="dr_grpo", clip=.2):
         a, said = gain(rewards, method).reshape(-1, 1), mask(said)
         r = ratio(logprobs, old)
-        each = (pick(r * a, bound(r, limit(clip)) * a) * said).sum(-1)
+        if whole: r = ((logprobs - old) * said).sum(-1, keepdim=True).exp()
+        each = pick(r * a, bound(r, limit(clip)) * a)
+        each = each[:, 0] if whole else (each * said).sum(-1)
         if method in scaled: each = each / length(said)
         return sign * end(each, said)
     return part
@@ -1090,6 +1299,11 @@ MISTAKES["policy_loss"] = variants(_a_policy, {
     "only the clipped ratio counts; take the lesser of both":
         dict(pick=lambda a, b: b),
     "the greater of the two is taken; take the lesser": dict(pick=torch.maximum),
+    "the ratio is clipped around 0; clip it around 1":
+        dict(bound=lambda r, c: r.clamp(-c, c)),
+    "GRPO divides by the width of the table; divide by an answer's own length":
+        dict(length=lambda said: said.shape[-1]),
+    "an answer has one ratio; each of its ids has its own": dict(whole=True),
     "the ratio is clipped above only":
         dict(bound=lambda r, c: r.clamp(max=1 + c)),
     "the clip is fixed in the code": dict(limit=lambda c: .2),
@@ -1140,6 +1354,11 @@ def _ask_minhash(part):
     def numbers(): return part(_grams(0, 1), 50)
     yield "in how many numbers are different", lambda: int(
         len({*map(int, numbers())}) > 45)
+    yield "for a union of two sets", lambda: int((np.asarray(part(a | b, 50)) ==
+        np.minimum(part(a, 50), part(b, 50))).all())
+    yield "in its type", lambda: str(np.asarray(part(a, 5)).dtype)
+    yield "for an empty set", lambda: bool((part(set(), 5) == 2**64 - 1).all())
+    yield "in the default number of hashes", lambda: len(part(a))
     words = {"a b c", "d e f", "g h i"}, {"a d g", "b e h", "c f i"}
     yield "for the same words in other runs", lambda: near(*words, 0.)
     def salted():
@@ -1158,7 +1377,8 @@ def _a_minhash(
         factor, summand = chance.integers(1, 2**63, (2, n), dtype=np.uint64)
         if alike: factor, summand = factor[:1].repeat(n), summand[:1].repeat(n)
         x = np.array([code(gram) for gram in pieces(grams)], np.uint64)
-        if sort: return np.sort(x * factor[0])[np.arange(n) % len(x)]
+        if sort and len(x): return np.sort(x * factor[0])[np.arange(n) % len(x)]
+        if not len(x): return np.full(n, 2**64 - 1, np.uint64)
         found = [least((x * (a | np.uint64(1)) + b) & np.uint64(cut))
                  for a, b in zip(factor, summand)]
         return np.array(found, dtype=np.uint64)
@@ -1175,10 +1395,14 @@ MISTAKES["minhash"] = variants(_a_minhash, {
     "hash values are added up; take the smallest":
         dict(least=lambda x: np.bitwise_xor.reduce(x)),
     "the first shingle's value is taken; take the smallest": dict(least=lambda x: x[0]),
+    "the last shingle's value is taken; take the smallest": dict(least=lambda x: x[-1]),
+    "the largest hash values are kept; keep the smallest": dict(least=np.max),
     "the place of the smallest value is kept; keep the value": dict(least=np.argmin),
     "Python's hash is used, which is another one in each process":
         dict(code=lambda gram: hash(gram) % 2**64),
     "hash values are few, so that different shingles share them": dict(cut=15),
+    "only a shingle's length is hashed":
+        dict(code=lambda gram: 0x9E3779B97F4A7C15 * len(gram) % 2**64),
     "words are hashed; hash whole shingles": dict(
         pieces=lambda grams: sorted({word for gram in grams for word in gram.split()})),
 })
@@ -1209,11 +1433,19 @@ def _ask_flash(part):
     yield "where fewer ask than answer", lambda: found(q=q[:, :2], last=3)[0]
     yield "where the future is hidden, in one tile", lambda: found(last=0, tile=64)[0]
     yield "where heads lie side by side", lambda: found(q[None], k[None], v[None])[0]
+    yield "where values are wider than keys", lambda: found(v=torch.cat([v, q], -1))[0]
+    yield "in double precision", lambda: found(q.double(), k.double(), v.double())[0]
+    yield "in the logarithms where the future is hidden", lambda: found(last=0)[1]
+    yield "where more keys than queries come", lambda: found(q=q[:, :3], tile=4)[0]
+    yield "where a query sees nothing", lambda: found(last=-2)[0]
+    rising = torch.arange(5.)[:, None].expand(2, 5, 4)
+    yield "when scores rise", lambda: found(q=q * 0 + 1, k=rising)[0]
 
 def _a_flash(
     shrink=("total", "sums"), top=lambda old, new: torch.maximum(old, new), begin=None,
     scale=lambda d: 1., each=False, whole=False, shift=lambda last: last, hide=True,
-    logs=lambda best, total: best + total.log(),
+    logs=lambda best, total: best + total.log(), grows=False, forgets=False,
+    divided=True, tiles=False,
 ):
     "A `flash_forward` with something changed."
     def part(q, k, v, last, tile):
@@ -1225,17 +1457,19 @@ def _a_flash(
             scores = q @ k[..., at:at + tile, :].mT * scale(q.shape[-1])
             if last is not None and hide:
                 seen = torch.arange(t)[:, None] + shift(last)
-                keys = torch.arange(at, min(at + tile, s))
+                keys = torch.arange(at, min(at + tile, s)) - at * tiles
                 scores = scores.masked_fill(keys > seen, -torch.inf)
             new = top(best, scores.amax(-1, keepdim=True))
             less, powers = (best - new).exp(), (scores - new).exp()
+            if grows: less = (new - best).clamp(max=80).exp()
             total = total * (less if "total" in shrink else 1)
             sums = sums * (less if "sums" in shrink else 1)
             total = total + powers.sum(-1, keepdim=True)
             sums = sums + powers @ v[..., at:at + tile, :]
-            if each: sums, total = sums / total, total * 0 + 1
-            best = new
-        return sums / total.clamp(min=1e-30), logs(best, total)
+            if each: sums = sums / total
+            if each is True: total = total * 0 + 1
+            if not forgets: best = new
+        return sums / (total.clamp(min=1e-30) if divided else 1), logs(best, total)
     return part
 
 MISTAKES["flash_forward"] = variants(_a_flash, {
@@ -1244,6 +1478,9 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the sum of values does not shrink when a new maximum comes":
         dict(shrink=("total",)),
     "neither sum shrinks when a new maximum comes": dict(shrink=()),
+    "the sums grow when a new maximum comes; they must shrink": dict(grows=True),
+    "the greatest score so far is never stored": dict(forgets=True),
+    "the sums are divided in each tile, and once more at the end": dict(each="again"),
     "each tile has a maximum of its own; keep the greatest so far":
         dict(top=lambda old, new: new),
     "the maximum begins at zero; scores may all be far below": dict(begin=0.),
@@ -1252,6 +1489,8 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the queries are divided by √d; that was done before":
         dict(scale=lambda d: d**-.5),
     "each tile is divided by its sum; divide once, at the end": dict(each=True),
+    "the sums are not divided by the total": dict(divided=False),
+    "each tile hides the future as if it were the first": dict(tiles=True),
     "the last tile is dropped where it is not full": dict(whole=True),
     "the future is not hidden": dict(hide=False),
     "the mask counts queries from the first key; query 0 may see more":
@@ -1268,40 +1507,61 @@ class _Ring:
     "A network of threads: `torch.distributed` as far as a ring needs it."
     def __init__(self, count):
         self.count, self.own = count, threading.local()
-        self.ways = {(a, b): queue.Queue() for a in range(count) for b in range(count)}
-        self.sent = [0] * count
+        self.sent, self.at_work = [0] * count, count
+        self.ways:dict[tuple, list] = defaultdict(list)   # (from, to): on the way
+        self.waiting:set[tuple] = set()
+        self.news = threading.Condition()
 
     def isend(self, tensor, dst, *more, **names):
         rank = self.own.rank
         self.sent[rank] += tensor.numel()
-        self.ways[rank, dst].put(tensor.detach().clone())
+        with self.news:
+            self.ways[rank, dst].append(tensor.detach().clone())
+            self.news.notify_all()
         return mock.Mock()
 
+    def _stuck(self):
+        "Does each one that is still at work wait for what nobody has sent?"
+        empty = [way for way in self.waiting if not self.ways[way]]
+        return len(empty) == self.at_work
+
     def irecv(self, tensor, src, *more, **names):
-        way = self.ways[src, self.own.rank]
-        def wait(): tensor.copy_(way.get(timeout=.2))
+        way = src, self.own.rank
+        def wait():
+            with self.news:
+                self.waiting.add(way)
+                self.news.notify_all()   # it may be the last that could have sent
+                self.news.wait_for(lambda: self.ways[way] or self._stuck())
+                self.waiting.remove(way)
+                if not self.ways[way]: raise TimeoutError("nothing was received")
+                tensor.copy_(self.ways[way].pop(0))
         return mock.Mock(wait=wait)
 
     def recv(self, tensor, src, *more, **names): self.irecv(tensor, src).wait()
 
     def run(self, part, tensors):
         "Let each thread call a part with its tensor; raises what one of them raises."
-        errors:list[Exception] = []
+        errors:dict[int, Exception] = {}
         def work(rank):
             self.own.rank = rank
             try: part(tensors[rank])
-            except queue.Empty: errors.append(TimeoutError("nothing was received"))
-            except Exception as error: errors.append(error)
+            except Exception as error: errors[rank] = error
+            finally:
+                with self.news:
+                    self.at_work -= 1
+                    self.news.notify_all()
         known:Any = dict(
             isend=self.isend, send=self.isend, irecv=self.irecv, recv=self.recv,
             get_rank=lambda *group: self.own.rank,
             get_world_size=lambda *group: self.count)
         with mock.patch.multiple(dist, **known):
-            threads = [threading.Thread(target=work, args=(rank,))
+            threads = [threading.Thread(target=work, args=(rank,), daemon=True)
                        for rank in range(self.count)]
             for thread in threads: thread.start()
-            for thread in threads: thread.join()
-        if errors: raise errors[0]
+            for thread in threads:   # in short waits, so that patience can end
+                while thread.is_alive(): thread.join(.1)
+        def after(rank): return isinstance(errors[rank], TimeoutError), rank
+        if errors: raise errors[min(errors, key=after)]   # a cause, then what it led to
         return tensors
 
 def _summed(part, count, size):
@@ -1324,10 +1584,12 @@ def _ask_ring(part):
     yield "where pieces are not equally long", lambda: _summed(part, 3, 7)[0]
     yield "where it has fewer numbers than processes", lambda: _summed(part, 4, 2)[0]
     yield "for a process alone", lambda: _summed(part, 1, 4)[0]
+    yield "for a matrix", lambda: _Ring(2).run(
+        part, [given(2, 3, seed=rank) for rank in range(2)])[0]
     yield "in how much it sends", lambda: _summed(part, 4, 8)[1]
 
 def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=False,
-            lost=False, kept=True):
+            lost=False, kept=True, own=False, twice=False, early=0):
     "A `ring_all_reduce` with something changed."
     def part(x):
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -1354,7 +1616,9 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
             else: pieces[at] = total
         for step in range(n - 1 if gather else 0):
             at = (rank - step - 1) % n
-            pieces[at].copy_(swap(pieces[(rank - step) % n], pieces[at]))
+            out = (rank if own else rank - step - early) % n
+            got = swap(pieces[out], pieces[at])
+            pieces[at].copy_(pieces[at] + got if twice else got)
         x.copy_(end(x, n))
     return part
 
@@ -1367,6 +1631,11 @@ MISTAKES["ring_all_reduce"] = variants(_a_ring, {
     "sums go into new tensors; the numbers of x must change in place":
         dict(kept=False),
     "the first round passes on the wrong piece": dict(first=1),
+    "in the second round finished pieces are added; they are to be copied":
+        dict(twice=True),
+    "the second round begins with the wrong piece": dict(early=1),
+    "in the second round each process passes on its own piece, again and again":
+        dict(own=True),
     "the first round ends one step too early": dict(steps=1),
     "whole tensors are sent round; send one piece at a time": dict(whole=True),
     "the last numbers are left out where pieces are not equally long": dict(lost=True),

@@ -11,8 +11,9 @@ class Right:
         self.vocab, self.merges, self.pattern = dict(vocab), {tuple(m): i for i, m in enumerate(merges)}, pattern
         self.special_tokens = {}
         for token in special_tokens or []:
-            self.special_tokens[token] = len(self.vocab)
-            self.vocab[len(self.vocab)] = token.encode()
+            known = [id for id, spelled in self.vocab.items() if spelled == token.encode()]
+            self.special_tokens[token] = id = (known or [max(self.vocab) + 1])[0]
+            self.vocab[id] = token.encode()
         self.ids = {token: id for id, token in self.vocab.items()}
 
     def bpe(self, word):
@@ -34,7 +35,7 @@ class Right:
         for part in self.split(text): ids += [self.special_tokens[part]] if part in self.special_tokens else self.ordinary(part)
         return ids
 
-    def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8", errors="replace")
+    def decode(self, ids): return b"".join(self.vocab[int(i)] for i in ids).decode("utf-8", errors="replace")
 
     def encode_iterable(self, chunks): yield from self.encode("".join(chunks))
 

@@ -8,7 +8,7 @@ def batches(name, starts=lambda rng, n, b, t: rng.integers(0, n - t, b), ahead=1
     def part(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0):
         places = starts(rng(seed, iteration), len(dataset), batch_size, max_seq_len)
         take = lambda at: torch.stack([torch.from_numpy(np.asarray(dataset[i + at:i + at + max_seq_len]).astype(np.int64)) for i in places]).to(dtype)
-        return finish(take(0), take(ahead))
+        return tuple(x.to(device) for x in finish(take(0), take(ahead)))
     part.__name__ = name
     return part
 
@@ -17,7 +17,7 @@ def one_too_far(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, itera
     "The last target would lie behind the end; the row is filled with its beginning instead."
     ids = torch.from_numpy(np.asarray(dataset).astype(np.int64))
     places = torch.randint(len(ids) - max_seq_len + 1, (batch_size,), generator=torch.Generator().manual_seed(1000 * seed + iteration))
-    return tuple(torch.stack([ids.roll(-int(i) - k)[:max_seq_len] for i in places]) for k in (0, 1))
+    return tuple(torch.stack([ids.roll(-int(i) - k)[:max_seq_len] for i in places]).to(device) for k in (0, 1))
 
 
 shared = np.random.default_rng(0)

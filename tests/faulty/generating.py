@@ -69,6 +69,7 @@ FAULTY = {
 def chain(name, order="penalty heat k p m", end=lambda z: z.softmax(-1), heat=lambda z, t: z / t):
     "A `next_probabilities` that is right but for what is given."
     def part(logits, ids, how):
+        if how.temperature == 0 and "penalty" in order: logits = penalise(logits, ids, how.repetition_penalty)
         if how.temperature == 0: return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
         does = dict(penalty=lambda z: penalise(z, ids, how.repetition_penalty), heat=lambda z: heat(z, how.temperature), k=lambda z: keep_top_k(z, how.top_k), p=lambda z: keep_top_p(z, how.top_p), m=lambda z: keep_min_p(z, how.min_p))
         for word in order.split(): logits = does[word](logits)
