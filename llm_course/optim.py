@@ -175,8 +175,8 @@ def leaves_alone_what_has_no_gradient(part):
 #| code-fold: true
 @check_of("SGDDecay")
 def steps_are_as_long_as_the_gradient(part):
-    """A gradient twice as large moves a parameter twice as far, one of the other sign
-    the other way, and none that came before counts."""
+    """Twice the gradient moves a parameter twice as far, one of the other sign the
+    other way, and earlier gradients do not count."""
     p = nn.Parameter(torch.zeros(1))
     optimizer = part([p], lr=.1)
     for t, grad in enumerate((2., -.5, 3.)):

@@ -117,7 +117,7 @@ def does_not_overflow_in_float16(part):
 #| code-fold: true
 @check_of("RmsNorm")
 def zero_is_harmless(part):
-    "A vector of zeros stays one, and its gradient is finite."
+    "Zeros stay zeros, and their gradient is finite."
     x = torch.zeros(2, 8, requires_grad=True)
     out = part(8)(x)
     grad, = torch.autograd.grad(out.sum(), x)

@@ -214,8 +214,8 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
 #| code-fold: true
 @check_of("TransformerBlock")
 def lets_gradients_through_both_branches(part):
-    """What flows back is what flows back through its own parts put together,
-    to the stream and to every matrix."""
+    """The stream and every matrix get the same gradients as from its parts put
+    together."""
     block = _stirred(part(16, 4, 24))
     x = torch.randn(2, 5, 16, requires_grad=True)
     middle = x + block.attention(block.attention_norm(x))

@@ -183,7 +183,7 @@ def test_only_files_of_such_a_call_are_replaced(there, kept, corpus, tokenizer_f
     if there == "the same tokenizer": (out/"tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     else: (out/there).write_text("somebody's", "utf-8", newline="\n")
     if kept:
-        assert f"{there} does not come from such a call" in data_refusal(*words)
+        assert f"{there} was not made by this command" in data_refusal(*words)
         assert [p.name for p in out.iterdir()] == [there]
         return
     main(words)
@@ -198,7 +198,7 @@ def test_nothing_need_be_held_back(corpus, tokenizer, tokenizer_file, tmp_path, 
     assert np.load(tmp_path/"alone"/"train.bin").tolist() == tokenizer.encode(corpus.read_text("utf-8"))
     assert sorted(p.name for p in (tmp_path/"alone").iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin"]
     main([*words, str(tmp_path/"both")])
-    assert "val.bin does not come from such a call, and would be lost or belong to other data" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
+    assert "val.bin was not made by this command, and would be lost or belong to other data" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
 
 
 @pytest.mark.parametrize("texts, documents", [(["a"], 1), (["a", "b"], 2), ([f"a{end_of_text}b"], 2), ([f"a{end_of_text}b{end_of_text}\n"], 2), ([f"a{end_of_text}", "b", f"c{end_of_text}d"], 4)])

@@ -147,7 +147,7 @@ REFUSED = {
     "is looked for in rewritten text": lambda folder: check_added([{"content": "<x>", "normalized": True}], {"type": "NFC"}),
     "repeats or drops texts": lambda folder: ids_around({"type": "TemplateProcessing", "single": [], "special_tokens": {}}),
     "tiktoken needs ids in the order of the merges": lambda folder: BpeTokenizer({**BYTES, 256: b"he", 257: b"th"}, [(b"t", b"h"), (b"h", b"e")]).to_tiktoken(),
-    "it spells 3 bytes": lambda folder: SentencePiece(**pieces(byte_ids=[1, 2, 3])),
+    "it has ids for 3 bytes": lambda folder: SentencePiece(**pieces(byte_ids=[1, 2, 3])),
     "has the score nan": lambda folder: from_scores({0: "a"}, {0: float("nan")}, bytes_of_pieces, {}),
     "it ignores merges": lambda folder: from_hf_pieces({"model": {"vocab": {}, "merges": [], "ignore_merges": True}}),
     # GGUF

@@ -20,7 +20,7 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/averages.ipynb #average-weights
 def average_weights(
     optimizer:Optimizer, # Gets a mean of each parameter among its moments
-    share:float,         # Of a mean that outlives a step, such as 0.999
+    share:float,         # Of the mean kept at each step, such as 0.999
 )->None:
     "Let each step move a running mean of the weights. Source: Polyak & Juditsky 1992."
     @torch.no_grad()

@@ -71,7 +71,7 @@ class _Gate(torch.autograd.Function):
         return slope.mul_(b).mul_(grad).to(a.dtype), u.mul_(grad).to(b.dtype)
 
 def fused_gate(
-    a:Float[Tensor, "..."], # Gates, before the bend
+    a:Float[Tensor, "..."], # Gates, before SiLU
     b:Float[Tensor, "..."], # What they let through; of the same shape and type
 )->Float[Tensor, "..."]: # `silu(a) * b`
     "Let each number of `b` through as far as its gate says."

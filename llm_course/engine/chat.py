@@ -85,7 +85,7 @@ def check_messages(
             raise ValueError(f"message {i} must have a role, one of "
                              f"{', '.join(ROLES)}, but has {role!r}")
         if role == "system" and i > 0:
-            raise ValueError(f"message {i} is of the system, which may speak only "
+            raise ValueError(f"message {i} has role system, which may stand only "
                              "first")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of message {i} must be a text, "

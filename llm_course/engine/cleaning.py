@@ -336,7 +336,7 @@ def first_of_similar(
 # %% ../../nbs/engine/cleaning.ipynb #decontaminate
 def shared_ngrams(
     text:str,       # A document
-    known:set[str], # The runs of words of a text that it should know nothing of
+    known:set[str], # Runs of words that the document should not contain
     n:int=13,       # Words in each of them
 )->set[str]:        # Those that the document has too; none for a clean one
     "Find what a document gives away. Source: Brown et al. 2020, appendix C."

@@ -356,7 +356,7 @@ def ends_quietly()->Iterator[None]:
 def warn(
     message:str, # For whoever runs this
 )->None:
-    "Warn, from Python without a line of our own code, and from a command in a note."
+    "Warn: in Python without showing our own code, in a command by a note."
     warnings.warn_explicit(message, UserWarning, "llm_course", 1)
 
 def run_command(

@@ -203,7 +203,7 @@ def _keep_copy(
     path:str|Path, # A file that holds it
     folder:Path,   # Where to keep it
 )->Path:           # The copy
-    "Take what would be fetched from a file; raises `ValueError` if it is another."
+    "Take a file instead of fetching it; raises `ValueError` for a wrong one."
     if name in packages: file, known = packages[name].file, packages[name].sha256
     else: file, known = f"{name}.txt", corpora[name][1]
     found = sha256(input_file(path, "--path"))

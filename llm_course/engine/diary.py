@@ -123,7 +123,7 @@ def count_bytes(
 def matrices(
     model:nn.Module, # Whole, or cut up by `fsdp`
 )->list[Tensor]:     # Its parameters of two dimensions
-    "Pick what a step moves far enough to be watched."
+    "Pick the parameters that are matrices."
     return [p for p in model.parameters() if p.ndim > 1]
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def update_ratio(
     before:list[Tensor], # Parameters before a step
     after:list[Tensor],  # The same parameters after it
 )->float:
-    "Measure how far a step moved the middle one of some parameters."
+    "Give the median of how far a step moved some parameters."
     return median(update_ratios(before, after))
 
 # %% ../../nbs/engine/diary.ipynb #vital-signs
@@ -194,7 +194,7 @@ def sample_text(
     prompt:str,             # What to go on with, at least one token
     max_tokens:int=60,      # How many tokens to add
     temperature:float=0.8,  # Below 1: likely tokens become likelier
-    seed:int=0,             # Where the dice begin
+    seed:int=0,             # Fixes the sampling
 )->str:                     # The prompt and what follows it
     "Let the model write a little, with the same dice each time."
     dice = torch.Generator().manual_seed(seed)

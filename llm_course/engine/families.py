@@ -203,7 +203,7 @@ class FamilyAttention(MultiHeadAttention):
 # %% ../../nbs/engine/families.ipynb #model-options
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    "What a model may have besides its shape: every usual value changes nothing."
+    "Options of a model besides its shape: the defaults change nothing."
     norm_eps:float=1e-5     # Added to the mean square by every norm
     d_k:int|None=None       # Features of one head; `None` for `d_model / num_heads`
     qkv_bias:bool=False     # Add a learned vector to queries, keys, values, as Qwen2?

@@ -40,7 +40,7 @@ class Files:
     init_from:Annotated[Path|None, by_default("random weights")]=None
     # Go on from checkpoint.pt in the run folder, if there is one
     resume:bool=False
-    # With --resume: let the flags that decide which ids come next be others than before
+    # With --resume: allow changes to the flags that decide which ids come next
     override:bool=False
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Watching:
     # Batches in each of them, always the same ones; the end measures on the whole split
     val_batches:int=20
     checkpoint_interval:int=500  # Between checkpoints
-    keep_checkpoints:int=0     # Of older ones, as checkpoint_STEP.pt: the last so many
+    keep_checkpoints:int=0     # Older checkpoints to keep, as checkpoint_STEP.pt
     sample_interval:int=0      # Between texts that the model writes meanwhile; 0: none
     # What those texts begin with; \n is a line break
     sample_prompt:Annotated[str, by_default("a line break")]="\n"
@@ -186,7 +186,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Draft:
-    "Who guesses ahead: the same distribution, perhaps faster."
+    "Speculative decoding: same distribution, perhaps faster."
     # A smaller model with the same tokenizer
     draft_path:Annotated[Path|None, by_default("none")]=None
     ahead:int=4              # Tokens that it guesses at a time
@@ -225,7 +225,7 @@ def only_known(
     function:Callable, # That was called
     kind:type=MoreDials, # What its `more` may be
 )->M:                  # The same
-    "Raise `TypeError` for a name that there is not, and tell the nearest one."
+    "Raise `TypeError` for an unknown name, and suggest the nearest one."
     wrong = [name for name in more if name not in kind.__annotations__]
     if not wrong: return more
     given = signature(function).parameters

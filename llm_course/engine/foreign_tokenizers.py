@@ -88,7 +88,7 @@ class SentencePiece(BpeTokenizer):
         pattern:str=WHOLE,                # How texts are cut: `WHOLE`, or `BY_SPACES`
     ):
         if len(byte_ids) != 256:
-            raise ValueError(f"it spells {len(byte_ids)} bytes, and there are 256")
+            raise ValueError(f"it has ids for {len(byte_ids)} bytes, not 256")
         vocab = {id: _plain(piece) for id, piece in pieces.items()}
         for token, id in special_tokens.items():   # some are pieces, too
             if vocab.setdefault(id, _plain(token)) != _plain(token):

@@ -115,7 +115,7 @@ def layers_of(
     for kind in kinds:
         known = kind in _KINDS and (layered or _KINDS[kind] == usual)
         if not known: raise ValueError(f"it has layers of {kind}, "
-                                       "which the course's classes have not")
+                                       "which the course's classes lack")
     return "".join(_KINDS[kind] for kind in kinds)
 
 def as_usual(
@@ -170,8 +170,8 @@ def rope_of(
     known = {"rope_theta": ANYTHING, "rope_type": ANYTHING, "type": ANYTHING,
              "partial_rotary_factor": (1,), "factor": (1,)}
     for what in unknown_keys(said, known | dict.fromkeys(_RULES[kind], ANYTHING)):
-        raise ValueError(f"it says {what} of RoPE, with which the rule {kind!r} "
-                         "has nothing to do")
+        raise ValueError(f"it says {what} of RoPE, which the rule {kind!r} "
+                         "does not use")
     if kind == "default": return {"rope_theta": theta}
     rule = {name: said[name] for name in _RULES[kind]}   # linear: as if trained on 1
     rule["original_max_seq_len"] = rule.pop("original_max_position_embeddings", 1)

@@ -140,7 +140,7 @@ def check_stamp(
     path:Path, # A file of weights
     said:dict, # The `config.json` beside it
 )->None:
-    "Raise `ValueError` if both tell of an export, and not of the same."
+    "Raise `ValueError` if both have a stamp, but not the same."
     with safe_open(path, "pt") as file: stamp = (file.metadata() or {}).get(STAMP)
     if None not in (stamp, said.get(STAMP)) and stamp != said[STAMP]:
         raise ValueError(f"{path} and config.json are of different exports; "

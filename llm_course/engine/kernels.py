@@ -63,7 +63,7 @@ _FUSED_TYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 def kernel_serves(
     *tensors:Tensor, # A parameter, its gradient and its two averages
 )->bool:
-    "Does torch's fused kernel of AdamW go the same way for these as the formulas?"
+    "Does torch's fused kernel of AdamW compute the same here as the formulas?"
     p = tensors[0]
     if p.device.type not in _FUSED_DEVICES or p.dtype not in _FUSED_TYPES: return False
     same = all(x.dtype == p.dtype and x.device == p.device for x in tensors)

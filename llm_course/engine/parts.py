@@ -72,7 +72,7 @@ def checked_part(
     role:str,      # For messages
     part:Callable, # A class, or a function that builds a layer
 )->Callable[..., nn.Module]: # Called like `part`
-    "Let a part that cannot be built say which one it is, in a `ValueError`."
+    "Name, in a `ValueError`, a part that cannot be built."
     def build(*shape, **options):
         try: signature(part).bind(*shape, **options)
         except TypeError as error:

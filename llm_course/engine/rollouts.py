@@ -250,7 +250,7 @@ class _Files:
         Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # Go on from checkpoint.pt in the run folder, if there is one
     resume:bool=False
-    # With --resume: let the flags that decide which prompts come next be others
+    # With --resume: allow changes to flags that decide which prompts come next
     override:bool=False
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def refuse(
         raise ValueError("--seed must lie between 0 and 2**63 - 1, "
                          f"but is {config.seed}")
     if config.chat and (config.draft_path is not None or config.num_samples > 1):
-        raise ValueError("--chat goes with neither --draft_path nor --num_samples")
+        raise ValueError("with --chat, leave out --draft_path and --num_samples")
     if config.system is not None and not config.chat:
         raise ValueError("--system begins a conversation; add --chat")
     if "" in config.stop: raise ValueError("--stop must not be empty")
