@@ -65,7 +65,7 @@ SECOND = Study(("scaling_more.json", "prediction_more.json", "scaling_more_test.
                fits=((0, 16), (0, 24), (0, 32), (300, 16), (300, 24), (300, 32), (600, 16), (600, 24)))   # each leaves six runs or more
 HOFFMANN = .34, .28   # alpha and beta of Hoffmann et al. 2022, §D.3
 THIRD = Study(("scaling_most.json", "prediction_most.json", "scaling_most_test.json"), {1.35e11: (), 4.05e11: (), 1.215e12: (), 3.645e12: (208, 160, 128, 96, 80)},
-              (208, 240), heads=4, falls=1., fits=((0, 0), (0, 0, HOFFMANN)), apart=9., other="scaling_more.json")
+              (208, 240), heads=4, falls=1., fits=((0, 16), (0, 16, HOFFMANN)), apart=9., other="scaling_more.json")
 
 
 def size(width: int) -> float:
