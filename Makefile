@@ -5,6 +5,9 @@ PY     := .venv/bin/python
 
 .PHONY: demo demo-model test branches export notebooks site pdf release bench clean
 
+# Each module is compiled once and kept: where an environment forbids that, every process compiles torch for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Some systems' Python cannot make an environment with pip in it; uv can, where it is installed.
 # Nothing is compiled beforehand: Python does that with what is imported, which is a small part of it.
 .venv/installed: requirements.txt pyproject.toml

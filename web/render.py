@@ -11,6 +11,8 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ import card
 import chinese
 import pypandoc
 import yaml
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
 from tqdm import tqdm
 
 from llm_course.engine.commands import run_command
@@ -27,6 +31,9 @@ from llm_course.engine.commands import run_command
 root, web = Path(__file__).parents[1], Path(__file__).parent
 LABELS = {"to-text": "To the text", "on-page": "On this page", "to-top": "To the top"}   # of every page, in English
 MADE = ("api/", "cn/")   # folders whose pages are made at build
+COLOURS = {   # of each kind of word in code, and of the kinds below it: a class of style.css
+    Comment: "co", String.Doc: "co", String: "st", Number: "dv", Keyword: "kw", Keyword.Constant: "", Operator.Word: "kw",
+    Name.Builtin: "fu", Name.Builtin.Pseudo: "", Name.Decorator: "fu", Name.Function.Magic: "fu", Name.Tag: "fu"}
 
 
 @dataclass(frozen=True)
@@ -283,13 +290,32 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
         "base": urlsplit(website["site-url"]).path + "/" if page == "404.qmd" else "",   # it answers for addresses of any depth
         "edit": f"{website['repo-url']}/edit/{website['repo-branch']}/{page}" if page in pages and not page.startswith(MADE) else "",
     }
-    extra = ["--standalone", "--mathml", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
+    extra = ["--standalone", "--mathml", "--syntax-highlighting=none", "--toc", "--toc-depth=3", "--columns=9999", f"--template={web/'page.html'}", f"--lua-filter={web/'quarto.lua'}",
              f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
     variables |= chinese.LABELS if lang == "zh" else LABELS
     extra += [f"--variable={key}={value}" for key, value in variables.items() if value]
     try: pypandoc.convert_text(source, "html5", format="markdown+autolink_bare_uris", outputfile=str(target), extra_args=extra)
     except RuntimeError as error: raise ValueError(f"{page}: {error}") from None
-    target.write_text(spaced(target.read_text("utf-8")), "utf-8", newline="\n")
+    blocks = r'<pre class="(?!output)(\w+)"><code>(.*?)</code></pre>'
+    made = re.sub(blocks, lambda found: coloured(html.unescape(found[2]), found[1]), spaced(target.read_text("utf-8")), flags=re.S)
+    target.write_text(made, "utf-8", newline="\n")
+
+
+def coloured(source: str, language: str) -> str:
+    "A block of code, a span for each line, its words in colours: pandoc takes half a second to get ready for that, for every page."
+    tokens, lines = get_lexer_by_name(language, stripnl=False, ensurenl=False).get_tokens(source), [""]
+    for colour, alike in groupby(tokens, lambda token: colour_of(token[0])):
+        for at, part in enumerate(html.escape("".join(words for _, words in alike), quote=False).split("\n")):
+            if at: lines.append("")
+            lines[-1] += f'<span class="{colour}">{part}</span>' if colour and part else part
+    shown = "\n".join(f"<span>{line}</span>" for line in lines)
+    return f'<div class="sourceCode"><pre class="sourceCode {language}"><code>{shown}</code></pre></div>'
+
+
+@cache
+def colour_of(kind: _TokenType) -> str:
+    "The class of a kind of word, or of the nearest kind above it; empty for most."
+    return next((COLOURS[above] for above in reversed(kind.split()) if above in COLOURS), "")
 
 
 def spaced(source: str) -> str:
