@@ -147,20 +147,22 @@ def test_the_smallest_column_of_each_experiment_runs(monkeypatch):
     monkeypatch.setattr(ablations, "STEPS", 2)
     monkeypatch.setattr(mup, "STEPS", 2)
     found = [ablations.run(variant, 0) for variant in ("ours", "Muon", "contexts of 128", "4 blocks of width 24, operations")]
-    found += [scaling.SECOND.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
+    found += [scaling.THIRD.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
     assert all(2 < row["nats"] < 20 for row in found), found
 
 
 def test_stored_results_say_what_they_were_found_on():
     folder = root/"bench"/"experiments"
-    for name in "ablations.json", "mup.json", *scaling.FIRST.files, *scaling.SECOND.files:
+    for name in "ablations.json", "mup.json", *scaling.FIRST.files, *scaling.SECOND.files, *scaling.THIRD.files:
         assert {"what", "machine", "versions", "commit", "date"} <= read(folder/name).keys(), name
-    for study in scaling.FIRST, scaling.SECOND:
+    for study in scaling.FIRST, scaling.SECOND, scaling.THIRD:
         _, said, came = (read(folder/name) for name in study.files)
         assert said["at"] < came["began"] and said["budget"] == 10 * max(study.budgets)
         assert came["parameters"] * came["tokens"] * 6 == pytest.approx(said["budget"], rel=.01)
-        tried = {(steps, width): miss for steps, width, miss in said.get("held_out", [])}
-        assert not tried or tried[said["from_steps"], said["from_width"]] == min(tried.values())   # the held-out budget chose the fit
+        tried = [(miss, steps, width, exponents) for steps, width, *exponents, miss in said.get("held_out", [])]
+        if not tried: continue
+        _, steps, width, exponents = min(tried)   # the held-out budget chose the fit
+        assert (steps, width) == (said["from_steps"], said["from_width"]) and exponents in ([], [[said["law"]["alpha"], said["law"]["beta"]]])
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
