@@ -16,7 +16,7 @@ import bench.cases  # noqa: F401  registers the cases
 from bench import experiments, four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
 from bench.cases.generating import llama
 from bench.cases.machine import built_in
-from bench.experiments import parts, warmup
+from bench.experiments import growing, parts, warmup
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
 from llm_course.engine.run_config import TrainConfig
@@ -454,7 +454,8 @@ def test_a_share_of_the_peak_is_told(large):
     assert gpu.share_of_peak(gpu.Setup("cpu", toy=True), 1e9, 2.)["share_of_peak"] == "unknown"
 
 
-@pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID)], ids=["parts", "warmup"])
+@pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID),
+                                           (growing, growing.grid(growing.functions()["ladder"]))], ids=["parts", "warmup", "growing"])
 def test_every_run_of_an_experiment_is_there_once(script, grid):
     found = json.loads(Path(script.__file__).with_suffix(".json").read_text("utf-8"))["runs"]
     for settings in grid: assert sum(settings.items() <= run.items() for run in found) == 1, settings
@@ -467,6 +468,13 @@ def test_the_runs_of_the_parts_are_those_of_the_page():
     kept, = (run["nats"] for run in json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))["runs"] if settings.items() <= run.items())
     again = parts.functions()["exchanged"]("no attention", seed=1, lr=0.01, blocks=2)
     assert abs(again - kept) < .02, "run python -m bench.experiments.parts"
+
+
+@pytest.mark.parametrize("model", [growing.TABLE, "bigram"])
+def test_the_runs_of_the_ladder_are_those_of_the_page(model):
+    kept, = (run for run in json.loads((root/"bench"/"experiments"/"growing.json").read_text("utf-8"))["runs"] if (run["model"], run["seed"]) == (model, 1))
+    again = growing.run(growing.functions(), model, seed=1)
+    for name in again: assert abs(again[name] - kept[name]) < .02, "run python -m bench.experiments.growing"
 
 
 def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
