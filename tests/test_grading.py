@@ -1,13 +1,14 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
 import csv
 import json
-import subprocess
+import os
 import sys
 import time
 
 import planted
 import pytest
 import torch
+from apart import apart
 from conftest import stable_id
 from right import RIGHT, careful
 from test_checks import FAULTY
@@ -320,7 +321,7 @@ def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys, name, te
 
 def test_the_command_runs_as_a_module(tmp_path):
     (tmp_path/"a.py").write_text("import torch\ndef silu(x): return torch.relu(x)\n", "utf-8", newline="\n")
-    done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(tmp_path)], capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
+    done = apart(["-m", "llm_course.grading", tmp_path], os.environ | {"PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 1 and "this is ReLU" in done.stdout and not done.stderr, done
 
 
@@ -352,8 +353,7 @@ def a_class(tmp_path_factory):
             (home/name).parent.mkdir(parents=True, exist_ok=True)
             (home/name).write_text(text, "utf-8", newline="\n")
         (home/"link.py").symlink_to(home/"a.py")
-        done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(home), "--submissions", "--require", "perplexity", "--csv", str(folder/"t.csv"), "--html", str(folder/"t.html")],
-                              capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
+        done = apart(["-m", "llm_course.grading", home, "--submissions", "--require", "perplexity", "--csv", folder/"t.csv", "--html", folder/"t.html"], os.environ | {"PYTHONIOENCODING": "utf-8"})
     return done, home, [*csv.DictReader((folder/"t.csv").open(encoding="utf-8"))], (folder/"t.html").read_text("utf-8")
 
 
