@@ -342,6 +342,23 @@ def test_every_page_was_timed():
     assert min(found["seconds"].values()) > 0
 
 
+def test_a_page_that_is_timed_alone_says_where_and_changes_nothing_else(monkeypatch, tmp_path):
+    (tmp_path/"bench").mkdir()
+    monkeypatch.setattr(pages, "root", tmp_path)
+    monkeypatch.setattr(pages, "seconds", lambda path: 2.)
+    monkeypatch.setattr(pages, "commit", lambda: "first")
+    output = tmp_path/"bench"/"pages.json"
+    pages.main([])
+    before = json.loads(output.read_text("utf-8"))
+    assert before["commit"] == "first" and before["alone"] == {} and set(before["seconds"].values()) == {2.}
+    monkeypatch.setattr(pages, "commit", lambda: "second")
+    monkeypatch.setattr(pages, "seconds", lambda path: 3.)
+    pages.main(["06_rmsnorm"])
+    after = json.loads(output.read_text("utf-8"))
+    assert after["alone"]["06_rmsnorm"]["commit"] == "second" and after["seconds"]["06_rmsnorm"] == 3.
+    assert {key: value for key, value in after.items() if key not in ("seconds", "alone")} == {key: value for key, value in before.items() if key not in ("seconds", "alone")}
+
+
 # ---- The script for a GPU
 
 @pytest.fixture
