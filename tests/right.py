@@ -4,6 +4,7 @@ import heapq
 import math
 import random
 import re
+import tempfile
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -610,7 +611,16 @@ def evaluate_by_sums(model, batches):
 def save_by_clones(model, optimizer, iteration, out, **extra):
     if out is None: return
     weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
-    torch.save(dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), **extra), out)
+    parts = {role: f"{part.__module__}.{part.__qualname__}" for role, part in model.parts.items()}
+    state = dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), parts=parts, **extra)
+    if not isinstance(out, str | Path):
+        torch.save(state, out)
+        return
+    with tempfile.NamedTemporaryFile(dir=Path(out).parent, delete=False) as file: new = Path(file.name)
+    try:
+        torch.save(state, new)
+        new.replace(out)
+    finally: new.unlink(missing_ok=True)
 
 @right("load_checkpoint")
 def load_by_copy(source, model, optimizer=None):
@@ -677,29 +687,30 @@ def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=N
         if done.all(): break
     return ids
 
-def text_of(model, tokenizer, prompt, max_tokens, stop):
-    "The text after each token, as bytes."
-    ids, said = tokenizer.encode(prompt), b""
+def text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed):
+    "The text after each token, as bytes; the last time without what stopped it."
+    ids, said, stops = tokenizer.encode(prompt), b"", [text.encode() for text in ([stop] if isinstance(stop, str) else stop) if text]
+    chance = torch.Generator().manual_seed(random.SystemRandom().getrandbits(63) if seed is None else seed)
     for _ in range(max_tokens):
-        new = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1].argmax().item()
+        z = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1]
+        new = z.argmax().item() if temperature == 0 else torch.multinomial(keep_top_p(z / temperature, top_p).softmax(-1), 1, generator=chance).item()
         if tokenizer.vocab[new] == b"<|endoftext|>": return
         ids.append(new)
         said += tokenizer.vocab[new]
-        if stop and said.decode("utf-8", "ignore").find(stop) >= 0:
-            yield said.partition(stop.encode())[0]
-            return
-        yield said
+        found = [said.find(text) for text in stops if text in said]
+        yield said[:min(found)] if found else said
+        if found: return
 
 @right("generate")
-def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
-    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop) for each in prompt]
-    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, stop)][-1].decode("utf-8", "replace")
+def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
+    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop, seed) for each in prompt]
+    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed)][-1].decode("utf-8", "replace")
 
 @right("stream")
-def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
+def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
     import codecs
     decoder, before = codecs.getincrementaldecoder("utf-8")("replace"), b""
-    texts = list(text_of(model, tokenizer, prompt, max_tokens, stop))
+    texts = list(text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed))
     if stop:
         yield texts[-1].decode("utf-8", "replace")   # all at once is allowed where it may have to stop
         return

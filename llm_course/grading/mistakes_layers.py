@@ -246,6 +246,8 @@ def _ask_rms_norm(part):
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
     yield "in bfloat16", lambda: filled(part(8)).bfloat16()(x.bfloat16())
+    yield "in half precision where the gain is not", lambda: filled(part(8))(
+        x.bfloat16())
     yield "for a vector of zeros", lambda: part(8)(0 * x)
     yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
@@ -255,18 +257,21 @@ def _ask_rms_norm(part):
     yield "in double precision", lambda: filled(part(8)).double()(x.double() / 1000)
     yield "for small vectors in float16", lambda: part(8).half()((x / 3000).half())
     yield "where there are no vectors", lambda: part(8)(x[:0])
+    yield "for whole numbers", lambda: part(8)(x.long())
     yield "where there are as many vectors as features", lambda: filled(part(8))(
         given(8, 8))
 
 
 def _a_norm(
-    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more
+    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, wide=False,
+    **more
 ):
     "An `RmsNorm` that computes `gained(shrink(x, eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
         return Made(
-            lambda s, x: gained(shrink(x, eps), s.weight),
+            lambda s, x: gained(
+                shrink(x, eps), s.weight if wide else s.weight.to(x.dtype)),
             weight=start(d),
             **{name: made(d) for name, made in more.items()}
         )
@@ -344,6 +349,8 @@ MISTAKES["RmsNorm"] = {
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
     "float32 comes out whatever went in: return to the type of the input":
         _a_norm(lambda x, eps: _rms(x.float(), eps)),
+    "the gain decides the type that comes out; return to that of the input":
+        _a_norm(_rms, wide=True),
     "no gradient flows through the size that you divide by: is it detached?": _a_norm(
         lambda x, eps: (
             x.float()
@@ -612,6 +619,7 @@ def _ask_softmax(part):
     yield "in double precision", lambda: part()(x.double())
     yield "along an axis of four", lambda: part(dim=-3)(x[None])
     yield "where there are no rows", lambda: part()(x[:0])
+    yield "for whole numbers", lambda: part()(x.long())
     yield "where all scores are minus infinity", lambda: part()(
         x - torch.inf).nan_to_num(0.)
     yield "in its gradient", lambda: gradient(part(), x)
@@ -1127,6 +1135,8 @@ def _ask_multihead(part):
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
+    yield "with another attention", lambda: made(
+        attend=lambda q, k, v, *more, **how: v)(x)
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield "with a cache that hides padding", lambda: _by_pieces(
         made(), x, padding=torch.tensor([1, 0]))

@@ -555,6 +555,12 @@ def _ask_clip(part):
     yield "where a parameter has no gradient", lambda: clipped([[3.], [], [4.]], 1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
     yield "where the limit is 0", lambda: clipped([[3.], [4.]], 0.)
+    yield "where the limit is negative", lambda: clipped([[3.]], -1.)
+    def turned():
+        p = nn.Parameter(torch.ones(2, 3).mT)
+        p.grad = given(2, 3).mT
+        return part([p], .1) + p.grad
+    yield "where numbers do not lie side by side", turned
     yield "where all gradients are zero", lambda: clipped([[0.], [0.]], 1.)
     def half():
         p = nn.Parameter(torch.ones(2).half())
@@ -826,6 +832,9 @@ def _ask_schedule(part):
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
+    yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
+    yield "where a rate is negative", lambda: part(0, 4, 12, -.1, 1.)
+    yield "where the last rate is above the highest", lambda: part(0, 4, 12, 1., .1)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
     yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
 
