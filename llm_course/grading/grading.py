@@ -192,7 +192,7 @@ def _at_rest(call, *inputs, **more):
 
 WAYS:dict[str, Callable] = {"when it is used again": _twice,
     "where numbers do not lie side by side": _strewn,
-    "in evaluation, without gradients": _at_rest}
+    "in evaluation": _at_rest}
 
 def answers(
     part:object,   # Any version
@@ -528,8 +528,7 @@ RAISED = {   # a pattern in the text of an error → what it means
         "the shapes do not fit: write down the shape of each factor, axis by axis; is "
         "one turned round, or an axis missing?",
     r"view size is not compatible":
-        "a view needs numbers that lie side by side; after a swap of axes, or for a "
-        "slice, reshape copies them",
+        "a view needs numbers that lie side by side; reshape copies others",
     r"invalid for input of size|shape .* is invalid":
         "a reshape does not fit: has an axis been forgotten, or swapped before it was "
         "split or joined?",

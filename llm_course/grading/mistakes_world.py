@@ -278,7 +278,7 @@ class _Full:   # as where a disk is full: it cannot be written
 
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
-    weights=lambda state: state, whole=False, parts=True, straight=False,
+    weights=lambda state: state, parts=True, straight=False,
 ):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
@@ -286,7 +286,7 @@ def _a_writer(
                  "config": model.config.__dict__ if config else None,
                  "parts": {role: part_name(one) for role, one in model.parts.items()}
                           if parts else {},
-                 "model": model if whole else weights(model.state_dict()),
+                 "model": weights(model.state_dict()),
                  "optimizer": moments(optimizer.state_dict())}
         state |= extra if more else {}
         if out is None: return
@@ -300,7 +300,11 @@ def _lacks(part):
     found = torch.load(_saved(part), weights_only=True)
     return ", ".join({"iteration", "config", "model", "optimizer"} - {*found})
 
-SYMPTOMS["save_checkpoint"] = {"the file has no entry called": _lacks}
+SYMPTOMS["save_checkpoint"] = {
+    "the file has no entry called": _lacks,
+    "the model object is saved, with its code; save its state_dict":
+        lambda part: isinstance(
+            torch.load(_saved(part), weights_only=False)["model"], nn.Module)}
 
 MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the optimiser's moments are not in the file":
@@ -308,7 +312,6 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the number of steps is off by one": dict(steps=lambda n: n + 1),
     "the number of steps is always zero": dict(steps=lambda n: 0),
     "the shape of the model is not in the file": dict(config=False),
-    "the model object is saved, with its code; save its state_dict": dict(whole=True),
     "parameters are rounded to half precision on the way": dict(
         weights=lambda state: {name: x.half() for name, x in state.items()}),
     "parameters bear the name of a wrapper before their own": dict(
