@@ -512,7 +512,7 @@ def test_a_checkpoint_without_an_entry_is_told_which():
 def epochs(order, count=lambda n, b: n):
     "A `get_batch` that deals out rows by `order(chance, rows, epoch)`, as many of them as is said."
     ours = reference("get_batch")
-    def part(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, **more):
+    def part(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, **more):
         if more.get("order", "random") == "random": return ours(dataset, batch_size, max_seq_len, device, seed=seed, iteration=iteration)
         rows = (len(dataset) - 1) // max_seq_len
         n = count(rows, batch_size)
@@ -560,7 +560,7 @@ def test_a_part_that_lacks_an_argument_was_not_asked_about_it():
 
 UNSEEN = {   # arguments whose loss no answer can show (speed, a bar, a buffer's device), or which the exercise leaves open
     "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
-    "windows..device", "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..draft", "stream..ahead",   # the last two are the engine room's
+    "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..draft", "stream..ahead",   # the last two are the engine room's
     "generate..max_tokens", "stream..max_tokens",   # slow without
     "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure",
     "Transformer.__init__.device", "Transformer.__init__.dtype"}

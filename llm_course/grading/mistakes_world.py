@@ -70,8 +70,11 @@ def _ask_windows(part):
     yield "where rows lack a batch", lambda: found(14, 3, 4)
     yield "for large ids", lambda: [
         x.tolist() for x, y in part(np.arange(60_000, 60_009, dtype=np.uint16), 1, 4)]
-    yield "in its type", lambda: [
-        str(x.dtype) for x in next(iter(part(np.arange(9, dtype=np.uint16), 1, 4)))]
+    def first(*device):
+        return next(iter(part(np.arange(9, dtype=np.uint16), 1, 4, *device)))
+    yield "in its type", lambda: [str(x.dtype) for x in first()]
+    yield "on the device that is asked for", lambda: [
+        str(x.device) for x in first("meta")]
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
