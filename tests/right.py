@@ -218,7 +218,7 @@ RIGHT["Muon"] = [muon(five_rounds, lambda m, g, b: b * m + (1 - b) * g), muon(la
 def clip_by_stack(params, max_norm):
     grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
     norm = torch.stack([g.norm() for g in grads]).norm() if grads else torch.tensor(0.)
-    if norm > max_norm:
+    if max_norm < norm < torch.inf:
         for g in grads: g.mul_(max_norm / norm)
     return norm
 
@@ -226,10 +226,14 @@ def clip_by_stack(params, max_norm):
 def clip_by_sum(params, max_norm):
     grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
     norm = sum((g.double()**2).sum() for g in grads)**.5 if grads else 0.
-    for g in grads: g *= min(1., float(max_norm / (norm + 1e-6)))
+    for g in grads if norm < torch.inf else (): g *= min(1., float(max_norm / (norm + 1e-6)))
     return torch.as_tensor(norm, dtype=torch.float32)
 
-RIGHT["gradient_clip"] += [lambda params, max_norm: nn.utils.clip_grad_norm_(params, max_norm)]
+@right("gradient_clip")
+def clip_as_torch_does(params, max_norm):
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    return nn.utils.clip_grad_norm_(params, max_norm) if norm < torch.inf else norm
 
 @right("params_for_decay")
 def by_two_lists(model, weight_decay=0.01):
@@ -302,6 +306,7 @@ class OwnModel(nn.Module):
         self.blocks = nn.ModuleList(OwnBlock(d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads) for _ in range(num_layers))
         if tie: self.head.weight = self.embedding.weight
         nn.init.normal_(self.head.weight, std=.02)
+        self.to(device=device, dtype=dtype)
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks: x = block(x, token_positions)

@@ -257,7 +257,6 @@ def _ask_rms_norm(part):
     yield "in double precision", lambda: filled(part(8)).double()(x.double() / 1000)
     yield "for small vectors in float16", lambda: part(8).half()((x / 3000).half())
     yield "where there are no vectors", lambda: part(8)(x[:0])
-    yield "for whole numbers", lambda: part(8)(x.long())
     yield "where there are as many vectors as features", lambda: filled(part(8))(
         given(8, 8))
 
@@ -619,7 +618,6 @@ def _ask_softmax(part):
     yield "in double precision", lambda: part()(x.double())
     yield "along an axis of four", lambda: part(dim=-3)(x[None])
     yield "where there are no rows", lambda: part()(x[:0])
-    yield "for whole numbers", lambda: part()(x.long())
     yield "where all scores are minus infinity", lambda: part()(
         x - torch.inf).nan_to_num(0.)
     yield "in its gradient", lambda: gradient(part(), x)
@@ -976,6 +974,7 @@ def _ask_rope(part):
     yield "in double precision", lambda: part(8, 64)(x.double(), far)
     yield "where it has just enough positions", lambda: part(8, 5)(x)
     yield "where the features are odd", lambda: part(7, 64)(x[..., :7])
+    yield "where the first position is given", lambda: part(8, 64)(x, 7)
     yield "in its gradient", lambda: gradient(
         lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x
     )

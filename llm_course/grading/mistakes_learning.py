@@ -224,6 +224,7 @@ def _ask_adamw(part):
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
     for name, own in dict(weight_decay=.5, eps=.5).items():
         yield f"where a group has {name} of its own", lambda: _own(part, name, own)
+    yield "in its default eps", lambda: _moves(part, [1e-8], lr=.1, weight_decay=0.)
     yield "in its default betas", lambda: _moves(
         part, [1., 1e-3, -1e-3], lr=.1, weight_decay=0.)
     yield "in its default decay", lambda: _moves(part, [0.], lr=1.)
@@ -544,7 +545,7 @@ def _ask_clip(part):
             if told
             else [x for p in params if p.grad is not None for x in p.grad.tolist()]
         )
-    for told in False, True:
+    for told in True, False:
         label = "in the length that it returns" * told
         yield label or "where nothing is to be clipped", lambda: clipped(
             [[3.0, 0.0], [0.0, 4.0]], 100.0
@@ -568,7 +569,13 @@ def _ask_clip(part):
         return [float(part([p], 5.)), *p.grad.tolist()]
     yield "in half precision", half
     yield "where a gradient is infinite", lambda: clipped(
-        [[torch.inf], [3.]], 1.) == ([torch.inf] if told else [torch.inf, 3.])
+        [[torch.inf], [3.]], 1.)
+    def alone():
+        p = nn.Parameter(torch.ones(2))
+        p.grad = torch.tensor([3., 4.])
+        part(p, 1.)
+        return p.grad
+    yield "where a single tensor is given", alone
     def kept(kind):
         p = nn.Parameter(torch.ones(2, dtype=kind))
         p.grad = grad = torch.tensor([3., 4.], dtype=kind)
@@ -610,7 +617,7 @@ def _a_clip(
             if grads
             else 0.0
         )
-        for g in grads if act else ():
+        for g in grads if act and n < torch.inf else ():
             (
                 g.clamp_(-limit, limit)
                 if cut
@@ -830,9 +837,11 @@ def _ask_schedule(part):
     ):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
+    yield "in a climb to another rate than one", lambda: part(3, 4, 12, .1, 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
+    yield "where the warm-up is negative", lambda: part(0, -1, 12, .1, 1.)
     yield "where a rate is negative", lambda: part(0, 4, 12, -.1, 1.)
     yield "where the last rate is above the highest", lambda: part(0, 4, 12, 1., .1)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)

@@ -210,6 +210,7 @@ def _ask_model(part):
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0)
     )(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    yield from placed(made)
     yield "with another last norm", lambda: made(final_norm=_passing)(ids)
     yield (
         "with another embedding",

@@ -800,14 +800,17 @@ def _ask_generate_ids(part):
     yield "where a text ends", lambda: part(_writer(), _begin, 6, 0., stop_id=stop)
     yield "where the only text ends", lambda: part(
         _writer(), _begin[:1], 6, 0., stop_id=stop)
-    def likely(temperature, top_p):
+    yield "where the end mark is the id 0", lambda: part(
+        _chain("ab\0c")[0], torch.tensor([[97]]), 4, 0., stop_id=0)
+    def likely(*how):
         ids = _begin[:1].expand(400, 3)
-        new = part(_writer(), ids, 1, temperature, top_p, generator=source())[:, -1]
+        new = part(_writer(), ids, 1, *how, generator=source())[:, -1]
         shares = torch.bincount(new, minlength=11) / 400
         with torch.no_grad(): z = _writer()(_begin[:1])[0, -1]
-        right = next_probabilities(z, _begin[0], Sampling(temperature, top_p))
+        right = next_probabilities(z, _begin[0], Sampling(*(how or (.8, .9))))
         return int((shares - right).abs().max() < .1)
     yield "in its draws", lambda: likely(1., 1.)
+    yield "in its default settings", lambda: likely()
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
@@ -1146,7 +1149,11 @@ def _ask_lora(part):
     yield "with a bias", lambda: layer(bias=True)(x)
     yield "without a batch", lambda: layer()(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
-    yield "in its type", lambda: str(layer(dtype=torch.float64).lora_A.dtype)
+    def kinds(kind, **more):
+        one = part(Linear(6, 4, **more), 1, 8.)
+        return sorted({str(getattr(p, kind)) for p in one.parameters()})
+    yield "in its type", lambda: kinds("dtype", dtype=torch.float64)
+    yield "on the device of its base", lambda: kinds("device", device="meta")
     yield "where the rank is 0", lambda: layer(0)
     yield "where the rank is larger than the layer", lambda: layer(5)
     yield "for two leading axes", lambda: layer()(x[None])
@@ -1177,7 +1184,7 @@ def _a_lora(
             super().__init__()
             d_out, d_in = old.weight.shape
             if not 1 <= rank <= min(d_out, d_in): raise ValueError("rank")
-            like = dict(dtype=kind or old.weight.dtype)
+            like = dict(dtype=kind or old.weight.dtype, device=old.weight.device)
             self.weight = old.weight if shared else nn.Parameter(old.weight.clone())
             self.bias, self.scale = old.bias, scale(alpha, rank)
             self.lora_A = nn.Parameter(begin[0](rank, d_in, **like))
@@ -1243,6 +1250,8 @@ def _ask_dpo(part):
     yield "in half precision", lambda: part(*(100 * x.half() for x in four))
     yield "where the reference thinks an answer impossible", lambda: part(
         four[0], four[1], four[2] - torch.inf, four[3])
+    yield "where the reference thinks a worse answer impossible", lambda: part(
+        *four[:3], four[3] - torch.inf)
     yield "in the gradient of the worse answers", lambda: gradient(
         lambda x: part(four[0], x, *four[2:]), four[1])
 
