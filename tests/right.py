@@ -510,24 +510,17 @@ class HeapTokenizer(planted._Tok):
             at = found.end()
         return out + self.ordinary(text[at:])
 
-def anew(part):
-    "The same, which draws a step where none is named."
-    def batch(*inputs, iteration=None, **more): return part(*inputs, iteration=np.random.randint(2**31) if iteration is None else iteration, **more)
-    return batch
-
 def dealt(n, b, t, seed, iteration):
     rows = (n - 1) // t
     return [int(np.random.default_rng([seed, 7, (iteration * b + i) // rows]).permutation(rows)[(iteration * b + i) % rows]) * t for i in range(b)]
 
 @right("get_batch")
-@anew
 def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     n = len(dataset) - max_seq_len
     starts = planted._rng(seed, iteration).integers(0, n, batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
     return tuple(x.to(device) for x in planted._rows(dataset, starts, max_seq_len))
 
 @right("get_batch")
-@anew
 def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     chance = torch.Generator().manual_seed(hash((seed, iteration)) % 2**63)
     starts = torch.randint(len(dataset) - max_seq_len, (batch_size, 1), generator=chance) if order == "random" else torch.tensor(dealt(len(dataset), batch_size, max_seq_len, seed, iteration))[:, None]
@@ -535,7 +528,6 @@ def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, it
     return rows[:, :-1].to(device), rows[:, 1:].to(device)
 
 @right("get_batch")
-@anew
 def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(dataset), max_seq_len + 1)
     chance = np.random.Generator(np.random.Philox(np.random.SeedSequence((iteration, seed))))

@@ -939,8 +939,8 @@ def judge(
     return verdict(ALIKE, why, hint_for(part, component, patience))
 
 ACTS = (   # they are there to draw, or to change something
-    "get_batch", "save_checkpoint", "load_model", "set_random_states", "generate_ids",
-    "generate", "stream", "ring_all_reduce")
+    "save_checkpoint", "load_model", "set_random_states", "generate_ids", "generate",
+    "stream", "ring_all_reduce")
 MANNERS = ("It returns something, and leaves its inputs, chance and torch's settings "
            "alone.")
 ALIKE = "In its settings, types and corners it answers as the page's own part does."

@@ -974,7 +974,6 @@ def _ask_rope(part):
     yield "in double precision", lambda: part(8, 64)(x.double(), far)
     yield "where it has just enough positions", lambda: part(8, 5)(x)
     yield "where the features are odd", lambda: part(7, 64)(x[..., :7])
-    yield "where the first position is given", lambda: part(8, 64)(x, 7)
     yield "in its gradient", lambda: gradient(
         lambda x: part(8, 64)(x, far) * given(2, 5, 8, seed=5), x
     )

@@ -921,7 +921,7 @@ def _steady(part):
 
 @questions_of("get_batch")
 def _ask_batch(part):
-    plain, part = part, _steady(part)
+    part = _steady(part)
     ids, long = np.arange(13, dtype=np.uint16), np.arange(1000, dtype=np.uint16)
     starts = lambda: torch.cat(
         [part(ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)]
@@ -972,15 +972,6 @@ def _ask_batch(part):
         len(set(first(0, 0))) > 1,
         not any(x % 4 for x in first(0, 0) + first(0, 1)),
     ]
-    def unnamed():
-        kept = np.random.get_state()
-        found = []
-        for seed in 1, None, 1:
-            if seed: np.random.seed(seed)
-            found.append(plain(long, 8, 4)[0].tolist())
-        np.random.set_state(kept)
-        return [found[0] == found[1], found[0] == found[2]]
-    yield "without an iteration", unnamed
     yield "in the order of the rows", lambda: all(
         rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
 
@@ -1004,11 +995,10 @@ def _drops(part):
 def _a_batch(
     low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [seed, i],
     step=lambda starts, t: starts, dtype=torch.int64, form=lambda x: x,
-    late=lambda y: y, anew=True,
+    late=lambda y: y,
 ):
     "A `get_batch` with something changed."
-    def part(ids, b, t, device="cpu", *, seed=0, iteration=None):
-        if iteration is None: iteration = np.random.randint(2**31) if anew else 0
+    def part(ids, b, t, device="cpu", *, seed=0, iteration=0):
         starts = step(
             np.random.default_rng(chance(seed, iteration)).integers(
                 low, high(len(ids), t), size=b
@@ -1062,8 +1052,6 @@ MISTAKES["get_batch"] = variants(
         "rows are one too short: cut one id more than a row holds, then drop the last "
         "for inputs and the first for targets":
             dict(form=lambda x: x[:, :-1]),
-        "without an iteration the batch is always the same; it is to be drawn anew":
-            dict(anew=False),
         "the batch is flattened: a row for each sequence is wanted":
             dict(form=lambda x: x.flatten()),
     },
