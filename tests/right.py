@@ -359,7 +359,7 @@ def top_k_by_rank(z, k): return z if k == 0 else torch.where(z.sort(dim=-1, desc
 
 @right("keep_top_k")
 def top_k_row_by_row(z, k):
-    out = torch.full_like(z, -torch.inf)
+    out = torch.full(z.shape, -torch.inf, dtype=z.dtype)
     for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
         for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i))[:k or None]: kept[i] = row[i]
     return out
@@ -384,7 +384,7 @@ def top_k_by_count(z, n): return z.masked_fill(z.sort(dim=-1, descending=True, s
 
 @right("keep_top_p")
 def top_p_row_by_row(z, p):
-    out = torch.full_like(z, -torch.inf)
+    out = torch.full(z.shape, -torch.inf, dtype=z.dtype)
     for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
         shares, total = row.float().softmax(-1).tolist(), 0.
         for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i)):

@@ -109,8 +109,8 @@ UNASKED = "it takes no such argument"
 class Rude(AssertionError): "Raised for bad manners: what a part did, and the cure."
 
 class Refusal(str):
-    "An answer: the name of what was raised. Its `why` says what that means, if known."
-    why = ""
+    "An answer: the name of what was raised. `said` is all of it."
+    said = ""
 
 def attempt(
     question:Callable, # Takes nothing
@@ -121,7 +121,7 @@ def attempt(
     except Exception as error:
         if isinstance(error, TypeError) and _lacks(error): return UNASKED
         refusal = Refusal(type(error).__name__)
-        refusal.why = _meaning(error)
+        refusal.said = f"{refusal}: {error}"
         return refusal
     if isinstance(found, Tensor): return found.detach()
     text = repr(found)   # torch would take bytes for numbers, an empty text for none
@@ -505,7 +505,8 @@ def describe(
         return f"an error must be raised {' and '.join(bad[:2])}"
     if few and all(_raised(mine[i]) and not _raised(truth[i]) for i in wrong):
         raised = mine[wrong[0]]
-        said, why = f"{raised} is raised {told}", getattr(raised, "why", "")
+        why = _meaning(getattr(raised, "said", ""))
+        said = f"{raised} is raised {told}"
         return f"{said}: {why}" if why and len(f"{said} {why}".split()) <= 30 else said
     if bad and all("gradient" in label for label in bad):
         found = [mine[i] for i in wrong]
@@ -812,9 +813,8 @@ def _lacks(error:BaseException)->bool:
     if "unexpected keyword argument" in str(error): return within <= {"__init__"}
     return "positional argument" in str(error) and not within
 
-def _meaning(error:BaseException)->str:
-    "Look a raised error up among the common ones."
-    said = f"{type(error).__name__}: {error}"
+def _meaning(said:str)->str:
+    "Look up among the common ones what an error has said."
     return next((hint for sign, hint in RAISED.items() if re.search(sign, said)), "")
 
 def signature_of(
@@ -840,7 +840,7 @@ def reason(error:BaseException|None, component:str)->str: # A hint, or nothing
     calls = "positional argument|keyword argument|Can't instantiate|takes no arguments"
     if not _inside(error) and re.search(calls, said):
         return f"it is called otherwise: as {signature_of(component, said)}"
-    return next((hint for sign, hint in RAISED.items() if re.search(sign, said)), "")
+    return _meaning(said)
 
 # %% ../../nbs/grading/grading.ipynb #verdict
 @dataclass(frozen=True)
