@@ -1037,6 +1037,7 @@ class _Model(nn.Module):
         self.head = Linear(d_model, vocab_size)
         if tie: self.head.weight = self.embedding.weight
         self.start()
+        self.to(device=device, dtype=dtype)
     def make(self, n, *shape): return nn.ModuleList([TransformerBlock(*shape) for _ in range(n)])
     def start(self): start_small(self)
     def forward(self, ids, token_positions=None):

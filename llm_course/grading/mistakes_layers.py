@@ -246,6 +246,8 @@ def _ask_rms_norm(part):
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
     yield "in bfloat16", lambda: filled(part(8)).bfloat16()(x.bfloat16())
+    yield "in half precision where the gain is not", lambda: filled(part(8))(
+        x.bfloat16())
     yield "for a vector of zeros", lambda: part(8)(0 * x)
     yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
@@ -260,13 +262,15 @@ def _ask_rms_norm(part):
 
 
 def _a_norm(
-    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more
+    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, wide=False,
+    **more
 ):
     "An `RmsNorm` that computes `gained(shrink(x, eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
         return Made(
-            lambda s, x: gained(shrink(x, eps), s.weight),
+            lambda s, x: gained(
+                shrink(x, eps), s.weight if wide else s.weight.to(x.dtype)),
             weight=start(d),
             **{name: made(d) for name, made in more.items()}
         )
@@ -344,6 +348,8 @@ MISTAKES["RmsNorm"] = {
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
     "float32 comes out whatever went in: return to the type of the input":
         _a_norm(lambda x, eps: _rms(x.float(), eps)),
+    "the gain decides the type that comes out; return to that of the input":
+        _a_norm(_rms, wide=True),
     "no gradient flows through the size that you divide by: is it detached?": _a_norm(
         lambda x, eps: (
             x.float()
@@ -1127,6 +1133,8 @@ def _ask_multihead(part):
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
+    yield "with another attention", lambda: made(
+        attend=lambda q, k, v, *more, **how: v)(x)
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield "with a cache that hides padding", lambda: _by_pieces(
         made(), x, padding=torch.tensor([1, 0]))

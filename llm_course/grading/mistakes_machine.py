@@ -210,18 +210,25 @@ def _ask_model(part):
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0)
     )(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    yield from placed(made)
     yield "with another last norm", lambda: made(final_norm=_passing)(ids)
     yield (
         "with another embedding",
         lambda: type(made(embedding=_Table).embedding).__name__,
     )
     yield "with other blocks", lambda: made(block=_passing)(ids)
-    def remembered():
+    yield "with other parts by their role", lambda: made(
+        parts={"final_norm": _passing})(ids)
+    def remembered(ids, *sizes):
         caches = [KVCache(2, 4, 8, 4) for _ in range(2)]
         model = small()
         return torch.cat([
-            model(piece, caches=caches) for piece in ids.split([3, 3], 1)], 1)
-    yield "with caches", remembered
+            model(piece, caches=caches) for piece in ids.split([*sizes], 1)], 1)
+    yield "with caches", lambda: remembered(ids, 3, 3)
+    full = torch.cat([ids, ids[:, :2]], 1)
+    yield "with caches that are filled to the last place", lambda: remembered(
+        full, 5, 2, 1)
+    yield "for the longest text", lambda: small()(full)
     yield "for a text that is too long", lambda: small()(
         torch.zeros(1, 9, dtype=torch.int64))
     yield "in how many blocks it has", lambda: len(

@@ -543,6 +543,13 @@ def _ask_tokenizer(part):
             pattern=r"\p{N}|\P{N}+",
         ).encode("12")
     )
+    low = {0: b"<|end|>", 1: b"an"} | {i + 2: bytes([i]) for i in range(256)}
+    def of_zero(vocab, *special):
+        made = part(vocab, [(b"a", b"n")], special_tokens=special)
+        return [list(made.encode("ban<|end|>")), made.decode([0, 1, 0])]
+    yield "where a special token has the id 0", lambda: of_zero(low, "<|end|>")
+    yield "where a merge has the id 0", lambda: of_zero(
+        {0: b"an"} | {i + 1: bytes([i]) for i in range(256)})
     yield "where what was learnt first has the higher id", lambda: list(
         part(ranks, learnt).encode("banana")
     )
@@ -955,6 +962,9 @@ def _ask_batch(part):
         np.arange(81), 4, 4, "cpu", iteration=i, order="epochs")[0][:, 0].tolist())
     yield "in the order of epochs", lambda: int(
         min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
+    yield "in the shuffling of an epoch", lambda: len(set(np.diff(_dealt(part)))) > 2
+    yield "in the shuffling of the next epoch", lambda: _repeats(part)
+    yield "where an epoch ends within a batch", lambda: _drops(part)
     yield "in how evenly places are drawn", lambda: (
         lambda n: int(max(n.values()) < 1.9 * min(n.values())))(
         Counter(starts().long().tolist()))
@@ -962,6 +972,24 @@ def _ask_batch(part):
         len(set(first(0, 0))) > 1,
         not any(x % 4 for x in first(0, 0) + first(0, 1)),
     ]
+    yield "in the order of the rows", lambda: all(
+        rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
+
+def _dealt(part, size=19, seed=0, step=0):
+    "Where rows of 4 begin in 80 ids, 19 of which make an epoch; the first 19 or more."
+    rows = [part(np.arange(80), size, 4, "cpu", seed=seed, iteration=i, order="epochs")
+            for i in range(step, step - (-19 // size))]
+    return torch.cat([x[:, 0] for x, _ in rows]).tolist()
+
+def _repeats(part):
+    "Is the second epoch like the first, but for where it begins?"
+    first, second = (np.array(_dealt(part, step=i)) for i in range(2))
+    return bool(((first - first[0] - second + second[0]) % 76 == 0).all())
+
+def _drops(part):
+    "Does a row come twice among the 19 of an epoch, dealt out by six?"
+    return any(min(np.diff(sorted(_dealt(part, 6, seed)[:19]))) < 4
+               for seed in range(5))
 
 
 def _a_batch(
@@ -1111,6 +1139,12 @@ SYMPTOMS["get_batch"] = {
     "several rows of a batch begin at one place, too often for chance": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7
     ),
+    "the rows of an epoch come in the order of the text: shuffle them":
+        lambda part: len(set(np.diff(_dealt(part)))) < 3,
+    "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
+    "where the rows of an epoch do not fill the last batch they are lost: the next "
+    "epoch is to fill it up":
+        lambda part: _drops(part) and min(np.diff(sorted(_dealt(part)))) >= 4,
     "the order is ignored: dealt out by epochs, no id comes twice before all have "
     "come": (
         lambda part: min(
