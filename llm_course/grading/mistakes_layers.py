@@ -347,7 +347,7 @@ MISTAKES["RmsNorm"] = {
     ),
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
     "float32 comes out whatever went in: return to the type of the input":
-        _a_norm(lambda x, eps: _rms(x.float(), eps)),
+        _a_norm(lambda x, eps: _rms(x.float(), eps), wide=True),
     "the gain decides the type that comes out; return to that of the input":
         _a_norm(_rms, wide=True),
     "no gradient flows through the size that you divide by: is it detached?": _a_norm(

@@ -828,7 +828,7 @@ def _ask_schedule(part):
     ):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
-    yield "in a climb to another rate than one", lambda: part(3, 4, 12, .1, 2.)
+    yield "in a climb to another rate than one", lambda: part(3, 4, 12, .2, 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
