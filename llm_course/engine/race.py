@@ -183,7 +183,9 @@ def _own_module(entry:Path):
     spec = spec_from_file_location("race_entry", path)
     if spec is None or spec.loader is None: raise Refused(f"{path} is not a module")
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True   # beside its files
+    try: spec.loader.exec_module(module)
+    finally: sys.dont_write_bytecode = kept
     return module
 
 def train_recipe(
