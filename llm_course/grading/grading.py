@@ -161,7 +161,7 @@ def _used(part, component, use):
 
 @cache
 def _telling_question(component):
-    "The place of one that hands in a tensor of two axes or three, best without label."
+    "The place of one that hands in a tensor, best of three axes and without label."
     ours, axes, seen = reference(component), [], []
     if isinstance(ours, type) and not issubclass(ours, nn.Module): return None
     def note(call, *inputs, **more):
@@ -173,7 +173,7 @@ def _telling_question(component):
             attempt(question)
             seen.append((min(max(axes, default=0), 3), not label))
     best = max(seen)
-    return seen.index(best) if best[0] > 1 and component not in ACTS else None
+    return seen.index(best) if best[0] > 0 and component not in ACTS else None
 
 def _twice(call, *inputs, **more):
     call(*inputs, **more)

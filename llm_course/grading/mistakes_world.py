@@ -392,7 +392,8 @@ def _ask_load(part):
     ):
         yield label, lambda: part(
             _changed(lambda state: {"model": change(state["model"])}), *_a_run(0))
-    for kind in Path, str: yield "from a path", lambda: _at_a_path(part, kind)
+    for kind in Path, str:
+        yield "for a file named by a path", lambda: _at_a_path(part, kind)
 
 def _changed(change=lambda state: {}, **more):
     "A checkpoint in which something was changed."
