@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llm_course.engine.commands import (
-    Flags, by_default, input_file, lacks_memory, one_of, output_path, run_command,
-    whole_file)
+    Flags, by_default, input_file, lacks_memory, one_of, open_file, output_path,
+    run_command, whole_file)
 from .engine.kernels import gathered
 from .engine.model_files import (
     check_amount, check_archive, check_weights, empty_model, model_in, model_shape)
@@ -136,7 +136,7 @@ def read_checkpoint(
 )->dict:                           # What `save_checkpoint` wrote
     "Read a file without running code in it. Raises `ValueError` for any other file."
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file: return _read_state(file, source, device, lazy)
+        with open_file(source) as file: return _read_state(file, source, device, lazy)
     return _read_state(source, "this file", device)
 
 def _read_state(file, name, device, lazy=False):
@@ -316,7 +316,7 @@ def read_safetensors(
 )->dict:                  # `config`, names of `parts`, and the parameters as `model`
     "Read a file of `save_model`. Raises `ValueError` for any other file."
     # a file that cannot be opened is the system's to report
-    with open(path, "rb"): pass
+    with open_file(path): pass
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()

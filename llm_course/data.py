@@ -7,7 +7,6 @@ __all__ = ['ORDERS', 'Draw', 'batch_starts', 'epoch_starts', 'as_tensors', 'get_
            'write_ids', 'load_ids', 'main', 'end_of_text', 'fetch']
 
 # %% ../nbs/03_data.ipynb #imports
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from .checks import check_of
-from .engine.commands import known_kind, one_line
+from .engine.commands import check_bare, one_line, open_file
 from .engine.corpora import end_of_text, fetch
 from .engine.whole_folders import check_folder
 
@@ -200,29 +199,16 @@ def load_ids(
 )->Integer[np.ndarray, " length"]: # The ids, mapped: read from disk as they are used
     "Open a file of token ids; raises `ValueError` if it holds anything else."
     remedy = "make ids of a text with python -m llm_course.data"
-    with open(path, "rb") as file:
-        magic = file.read(4096)
-        size = os.fstat(file.fileno()).st_size
-    if magic.startswith(b"\x93NUMPY"):
+    with open_file(path) as file: magic = file.read(6)
+    if magic == b"\x93NUMPY":
         try: ids = np.load(path, mmap_mode="r")
         except Exception as error:   # junk in its header fails in a dozen ways
             why = one_line(error)
             raise ValueError(f"{path} is not a complete .npy file ({why}); "
                              f"{remedy}") from None
     else:
-        if not size: raise ValueError(f"{path} is empty; {remedy}")
-        kind = known_kind(magic, path)
-        if kind: raise ValueError(f"{path} is {kind}, and holds no bare ids; {remedy}")
-        if size % 2:
-            raise ValueError(f"{path} has no .npy header, and its {size} bytes are not "
-                             f"whole uint16 ids either; {remedy}")
+        check_bare(path, vocab_size)   # do they look like uint16?
         ids = np.memmap(path, "<u2", "r")
-        upper = ids[1::2]   # the upper halves, if these are numbers of 32 bits
-        wider = len(upper) > 8 and not upper.any() and ids.any()
-        if wider or (vocab_size or 0) > 1 << 16:
-            raise ValueError(f"{path} has no .npy header, so its ids would be read as "
-                             "uint16, but they are wider, or the vocabulary is; "
-                             f"{remedy}")
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
         raise ValueError(f"{path} must hold a row of integers, but it holds "
                          f"{ids.dtype} in the shape {ids.shape}; {remedy}")

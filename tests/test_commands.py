@@ -2,10 +2,13 @@
 import errno
 import inspect
 import io
+import json
 import os
 import re
 import signal
+import socket
 import sys
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -14,11 +17,23 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import pytest
+import torch
 
+from llm_course.bpe_tokenizer import BpeTokenizer
+from llm_course.checkpoint import load_checkpoint, load_model, read_safetensors
+from llm_course.data import load_ids
 from llm_course.engine import commands
 from llm_course.engine.commands import by_default, input_file, one_line, output_path, parse, run_command, whole_file, with_dashes
 from llm_course.engine.exchange import CheckConfig, ExportConfig
+from llm_course.engine.files import read_text
 from llm_course.engine.flags import GenerateConfig
+from llm_course.engine.gguf import open_gguf
+from llm_course.engine.hub import find_model
+from llm_course.engine.llama2c import open_llama2c
+from llm_course.engine.spelling import letter_bytes
+from llm_course.engine.tokens import open_tokenizer
+from llm_course.generating import main as generating
+from llm_course.pretrained import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,53 @@ def test_a_pipe_is_neither_read_nor_replaced(pipe):
     with pytest.raises(ValueError, match=r"--output .*pipe is a pipe or a device"): output_path(pipe, "--output")
     with pytest.raises(ValueError, match="not an ordinary file"), whole_file(pipe): pass
     assert pipe.is_fifo() and list(pipe.parent.iterdir()) == [pipe]
+
+
+DOORS = {   # all that read a file which somebody else has named
+    "load_model": lambda p: load_model(p, "cpu"), "load_checkpoint": lambda p: load_checkpoint(p, torch.nn.Linear(1, 1)), "read_safetensors": read_safetensors,
+    "load_pretrained": lambda p: load_pretrained(p, "cpu"), "its tokenizer": lambda p: load_pretrained("nowhere", "cpu", tokenizer=p), "find_model": find_model,
+    "gguf": open_gguf, "llama2c": open_llama2c, "load": BpeTokenizer.load, "from_hf": BpeTokenizer.from_hf, "vocab": lambda p: BpeTokenizer.from_gpt2(p, p),
+    "merges": lambda p: BpeTokenizer.from_gpt2(vocab_of_letters(), p), "tiktoken": BpeTokenizer.from_tiktoken,
+    "open_tokenizer": open_tokenizer, "load_ids": load_ids, "ids of 100": lambda p: load_ids(p, 100), "read_text": lambda p: [*read_text(p)]}
+
+
+def vocab_of_letters():
+    "A file with a vocabulary of GPT-2's 256 letters."
+    file = Path(tempfile.mkdtemp())/"vocab.json"
+    file.write_text(json.dumps({letter: i for i, letter in enumerate(letter_bytes())}), "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to a pipe"])
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_neither_file_nor_folder_is_refused_at_once(door, kind, pipe):
+    path = pipe
+    if kind == "socket":
+        path = pipe.with_name("s")
+        home = os.getcwd()
+        os.chdir(pipe.parent)   # its path has to be short
+        try:
+            with socket.socket(socket.AF_UNIX) as made: made.bind("s")
+        finally: os.chdir(home)
+    if kind == "device": path = Path(os.devnull)
+    if kind == "link to a pipe":
+        path = pipe.with_name("link")
+        path.symlink_to(pipe)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is a pipe or a device; write its contents to a file and name that file$"): DOORS[door](path)
+
+
+def test_a_folder_with_a_pipe_in_it_is_refused_at_once(pipe):
+    for name in "checkpoint.pt", "best.pt":
+        pipe.rename(pipe.with_name(name))
+        pipe = pipe.with_name(name)
+        with pytest.raises(ValueError, match="is a pipe or a device"): load_model(pipe.parent, "cpu")
+
+
+@pytest.mark.parametrize("flag", ["--model_path", "--draft_path", "--tokenizer_path"])
+def test_generate_refuses_a_pipe(flag, pipe, capsys):
+    with pytest.raises(SystemExit): generating([flag, str(pipe), "--prompt", "a"])
+    said = capsys.readouterr().err
+    assert "pipe is a pipe or a device; write its contents to a file" in said and said.count("\n") == 1
 
 
 def test_a_folder_is_refused_before_anything_is_written(tmp_path):

@@ -203,6 +203,48 @@ def test_bare_ids_that_look_like_letters_are_read(name, ids, tmp_path):
     assert load_ids(tmp_path/name, 65_536).tolist() == ids
 
 
+DRAWN = np.random.default_rng(0)
+WIDE = {   # raw ids of 32 bits
+    "one": [7], "three": [5, 300, 1_000], "eight": range(1, 9), "a large one": [5, 70_000, 1_000], "large ones": [70_000, 70_001], "up to 2^18": DRAWN.integers(0, 1 << 18, 5_000),
+    "as GPT-2's": DRAWN.integers(0, 50_257, 5_000), "as Llama 3's": DRAWN.zipf(1.2, 100_000) % 128_256, "as Qwen's": DRAWN.integers(0, 151_936, 40), "100,000": DRAWN.integers(0, 100_000, 300_000), "in order": range(70_000)}
+
+
+@pytest.mark.parametrize("vocab_size", [None, 50_257, 65_536])
+@pytest.mark.parametrize("ids", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("kind", ["<u4", "<i4"])
+def test_raw_ids_of_32_bits_are_not_read_as_pairs(ids, vocab_size, kind, tmp_path):
+    np.array(ids, kind).tofile(tmp_path/"x.bin")
+    with pytest.raises(ValueError, match=r"x.bin has no .npy header, so its ids would be read as uint16, but they are wider.*save them by numpy.save") as refused: load_ids(tmp_path/"x.bin", vocab_size)
+    assert "\n" not in str(refused.value)
+
+
+def test_ids_of_64_bits_are_not_read_as_four(tmp_path):
+    DRAWN.integers(0, 50_257, 100).astype("<i8").tofile(tmp_path/"x.bin")
+    with pytest.raises(ValueError, match="they are wider"): load_ids(tmp_path/"x.bin", 65_536)
+
+
+BYTES = {"text": b"To be, or not to be: that is the question. " * 100, "letters": bytes(DRAWN.permutation(np.frombuffer(b"etaoinshrdlucmfwypvbgkqjxz" * 40, np.uint8))), "any": DRAWN.bytes(20_000), "few": DRAWN.bytes(1_000)}
+
+
+@pytest.mark.parametrize("data", BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("vocab_size", [None, 65_536])
+def test_raw_ids_of_8_bits_get_a_note(data, vocab_size, tmp_path):
+    (tmp_path/"x.bin").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"x.bin has no .npy header, so its ids are read as uint16, but they look like bytes; save them by numpy.save"): load_ids(tmp_path/"x.bin", vocab_size)
+
+
+NARROW = {   # raw ids of 16 bits
+    "as GPT-2's": DRAWN.zipf(1.2, 100_000) % 50_257, "level": DRAWN.integers(0, 50_257, 100_000), "few": DRAWN.integers(0, 50_257, 40), "characters": DRAWN.integers(0, 65, 1_000), "two": DRAWN.integers(0, 2, 1_000),
+    "with one end": [*DRAWN.integers(0, 65, 999), 50_256], "zeros": [0] * 100, "digits and spaces": [5, 1, 6, 1, 7, 1, 8, 1] * 50, "odd": [5, 0, 6], "bytes": DRAWN.integers(0, 256, 10_000)}
+
+
+@pytest.mark.parametrize("ids", NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize("vocab_size", [None, 65_536])
+def test_raw_uint16_is_read_without_a_word(ids, vocab_size, tmp_path, recwarn):
+    np.array(ids, "<u2").tofile(tmp_path/"x.bin")
+    assert np.array_equal(load_ids(tmp_path/"x.bin", vocab_size), np.array(ids)) and not recwarn
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda p: p.touch(), "is empty"),
     (lambda p: p.write_bytes(b"abc"), "3 bytes are not whole uint16"),

@@ -38,6 +38,7 @@ from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
 from llm_course.engine.chat import encode_chat
 from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
+from llm_course.engine.flags import GenerateConfig
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import from_gguf_tokenizer
 from llm_course.engine.gguf_file import GgufFile
@@ -46,6 +47,7 @@ from llm_course.engine.model_files import row_blocks
 from llm_course.engine.rope_tables import RopeScaling
 from llm_course.engine.scoring import Scorer
 from llm_course.engine.tasks import MADE
+from llm_course.engine.tokens import open_tokenizer
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.evaluation import choice_scores, encode_pair
 from llm_course.generating import generate, generate_ids
@@ -428,6 +430,44 @@ def test_a_mistyped_path_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path/"runs").mkdir()
     for name in "runs/latst", "runs/model.gguf", "nowhere.gguf", "runs/a/b.bin":
         with pytest.raises(ValueError, match="does not exist; name a folder"): load_pretrained(name, "cpu")
+
+
+@pytest.mark.parametrize("name", ["./a/b", "./b", "../b", "../a/b", "/a/b", "~/b", "~a/b", "a/b/", "./a/b/", "a//b", "a\\b", "a/.b", ".a/b", "./a/b/c.gguf", "a/./b"])
+def test_what_is_typed_as_a_path_is_no_name_on_the_hub(name, tmp_path, monkeypatch, capsys):
+    """From Python as a text, and from the command line and its `--config`, whose flag is a `Path`."""
+    (tmp_path/"here").mkdir()
+    monkeypatch.chdir(tmp_path/"here")
+    monkeypatch.setattr(hub_page, "from_hub", lambda name, revision: pytest.fail(f"asked for {name}"))
+    for call in (lambda: load_pretrained(name, "cpu"), lambda: open_tokenizer(name), lambda: exchange.open_both(GenerateConfig(model_path=name).model_path, None)):
+        with pytest.raises(ValueError, match="does not exist; name a folder"): call()
+    with open("flags.toml", "w", encoding="utf-8", newline="\n") as file: file.write(f"model_path = {json.dumps(name)}")
+    for words in (["--model_path", name], [f"--model_path={name}"], ["--config", "flags.toml"], ["--draft_path", name]):
+        with pytest.raises(SystemExit): generating([*words, "--prompt", "a"])
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and "does not exist; name a folder" in said and said.count("\n") == 1
+
+
+def test_a_name_on_the_hub_is_one_from_everywhere(tmp_path, monkeypatch):
+    asked = []
+    def from_hub(name, revision):
+        asked.append(name)
+        raise ValueError("asked")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_page, "from_hub", from_hub)
+    for name in "someone/tiny", "some-one/Ti_ny.1", "someone/tiny/a/b.gguf":
+        with pytest.raises(SystemExit): generating(["--model_path", name, "--prompt", "a"])
+        for path in name, Path(name):
+            with pytest.raises(ValueError, match="asked"): load_pretrained(path, "cpu")
+        assert asked == [name] * 3
+        asked.clear()
+
+
+def test_the_model_that_we_fetch_is_known_by_its_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_page, "fetch", lambda name: Path("fetched", name))
+    for name in "smollm2-135m", Path("smollm2-135m"), GenerateConfig(model_path="smollm2-135m").model_path: assert hub_page.find_model(name) == Path("fetched/smollm2-135m")
+    for name in "./smollm2-135m", GenerateConfig(model_path="smollm2-135m/").model_path:
+        with pytest.raises(ValueError, match="does not exist"): hub_page.find_model(name)
 
 
 class Bomb:

@@ -54,7 +54,7 @@ def open_model(
     if path.suffix in OWN_FILES or not others:
         return load_model(path, device, parts), tokenizer
     if parts: raise ValueError(f"--parts are for models of this course, not for {path}")
-    return load_pretrained(path.as_posix(), device, tokenizer=tokenizer)
+    return load_pretrained(path, device, tokenizer=tokenizer)
 
 # %% ../../nbs/engine/exchange.ipynb #open-both
 def open_both(

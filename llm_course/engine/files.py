@@ -26,7 +26,7 @@ import regex
 from tqdm import tqdm
 
 from ..bpe import GPT2, PATTERNS, count_words
-from .commands import known_kind
+from .commands import known_kind, open_file
 from .fast_bpe import as_in_unicode_16, special_pattern
 from .incremental_bpe import compiled_loops
 from .streaming import final_part
@@ -41,7 +41,7 @@ def read_text(
     "Read a file of any size. Raises `ValueError` where it is not UTF-8."
     decoder = codecs.getincrementaldecoder("utf-8")()
     place = begin
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(begin)
         while True:
             size = 1 << 20

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .commands import open_file
 from .model_files import import_package
 
 # %% ../../nbs/engine/gguf_file.ipynb #gguf-reader
@@ -26,7 +27,7 @@ SCALARS = {   # GGUF's types of values; 8 is a text, 9 a list
 class Header:
     "Reads values from the front of a GGUF file, one after the other."
     def __init__(self, path:str|Path):
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.at = 0
 

@@ -13,7 +13,8 @@ from textwrap import shorten
 # %% ../../nbs/engine/hub.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..data import fetch
-from .commands import known_kind, one_line
+from .commands import (
+    as_written, known_kind, one_line, refuse_special)
 from .gguf import open_gguf
 from .hf_config import check_family_name, from_hf_config
 from .hf_folders import open_folder
@@ -64,13 +65,14 @@ def find_model(
     revision:str|None=None, # On the hub: a branch, a tag or a commit
 )->Path:                    # What is there
     "Find a model, and fetch it if need be. Raises `ValueError` or `OSError`."
-    path = Path(path_or_name)
+    path, name = Path(path_or_name), as_written(path_or_name)
+    refuse_special(path)
     if path.exists(): return path
-    if path_or_name == "smollm2-135m":
+    if name == "smollm2-135m":
         import_package("gguf", "smollm2-135m, a GGUF file,")   # before it is fetched
         return fetch("smollm2-135m")
-    name = str(path_or_name)
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", name)
+    # nothing that begins with a dot, as ./ and ../ do, and no backslash
+    is_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+\.gguf)?", name)
     is_file = len(path.parts) == 2 and path.suffix in _SUFFIXES
     at_home = Path(path.parts[0]).is_dir() or is_file   # as if it were on this machine
     if is_name and not at_home: return from_hub(name, revision)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 # %% ../../nbs/engine/llama2c.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
+from .commands import open_file
 from .foreign_tokenizers import add_facts, from_scores, load_tokenizer
 from .spelling import Rules
 from .model_files import LARGEST, Stored, explain
@@ -129,7 +130,7 @@ def open_llama2c(
     """Look into a file of llama2.c.
 
     Raises `ValueError` if it is another file, or not as long as its header says."""
-    with open(path, "rb") as file: front = file.read(256).ljust(41, b"\0")
+    with open_file(path) as file: front = file.read(256).ljust(41, b"\0")
     header = explain(path, llama2c_header, front)
     size, wanted = path.stat().st_size, explain(path, llama2c_size, header)
     if size != wanted:

@@ -19,7 +19,8 @@ from textwrap import shorten
 from typing import Any
 
 from ..bpe import CL100K, GPT2
-from .commands import lacks_memory, one_line, warn, whole_file
+from .commands import (
+    lacks_memory, one_line, refuse_special, warn, whole_file)
 from .fast_bpe import merge_by_rank
 from .spelling import (
     PLAIN, Rules, letter_bytes, spell, unspell)
@@ -140,6 +141,7 @@ def read_json(
     path:str|Path, # A JSON file
 )->Any:            # What it holds
     "Read a JSON file. Raises `ValueError` as `parse_json`."
+    refuse_special(path)
     try: text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is cut short or not text") from None
@@ -350,6 +352,7 @@ def _read_merges(
     path:str|Path, # A pair on each line, first learnt first
 )->list[tuple[str, str]]:
     "Read GPT-2's merges. Raises `ValueError` for a line that is not a pair."
+    refuse_special(path)
     pairs = []
     with errors_that_name(path, "list of merges"):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -403,6 +406,7 @@ def _read_ranks(
     path:str|Path,       # A file of lines such as `IHRoZQ== 262`
 )->dict[int, bytes]:     # The token of each rank, lowest first
     "Read a token in base64 and its rank on each line. Raises `ValueError` otherwise."
+    refuse_special(path)
     ranks:dict[bytes, int] = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         if not line: continue

@@ -16,7 +16,8 @@ from typing import Annotated
 import tyro
 
 from ..bpe_tokenizer import BpeTokenizer
-from .commands import Flags, by_default, input_file, run_command
+from .commands import (
+    Flags, as_path, by_default, input_file, open_file, run_command)
 
 # %% ../../nbs/engine/tokens.ipynb #config
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def open_tokenizer(
     path:str|Path, # A tokenizer.json, a model that has one, or a file of ids beside one
 )->BpeTokenizer:
     "Load the tokenizer that a path leads to. Raises `ValueError` where there is none."
-    path, file = Path(path), Path(path)/"tokenizer.json"
+    path, file = as_path(path), Path(path)/"tokenizer.json"
     if path.suffix == ".json": return BpeTokenizer.load(input_file(path, "--tokenizer"))
     if file.is_file() and not any((path/name).exists() for name in _OTHERS):
         return BpeTokenizer.load(file)   # without torch, which the rest imports
@@ -50,7 +51,7 @@ def open_tokenizer(
     from llm_course.engine.model_files import model_in
     found = model_in(path)
     if found.is_file() and _lies_beside(found): found = found.parent
-    if not found.is_dir(): return open_pretrained(path.as_posix())[1]
+    if not found.is_dir(): return open_pretrained(path)[1]
     if not (found/"tokenizer.json").is_file():
         raise ValueError(f"--tokenizer {path}: there is no tokenizer.json in {found}; "
                          "name the one that was used")
@@ -59,7 +60,7 @@ def open_tokenizer(
 def _lies_beside(file:Path)->bool:
     "Is it a file of this course, which has its tokenizer beside it?"
     if file.suffix in (".pt", ".safetensors"): return True
-    with open(file, "rb") as opened: return opened.read(6) == b"\x93NUMPY"
+    with open_file(file) as opened: return opened.read(6) == b"\x93NUMPY"
 
 # %% ../../nbs/engine/tokens.ipynb #bytes-of
 def bytes_of(
