@@ -363,7 +363,7 @@ def _add_named(
     check_hf(data)
     added, vocab = [*map(dict, data.get("added_tokens") or [])], data["model"]["vocab"]
     known = {token["content"]: token for token in added}
-    free = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
+    free = max([len(vocab), *(token["id"] + 1 for token in added)])
     for token, id in _named_tokens(said):
         text, flags = _text_of(token), token if isinstance(token, dict) else {}
         check_added([flags])
