@@ -236,4 +236,12 @@ def test_a_text_to_train_and_to_validate_on_is_told(same, tokenizer_file, tmp_pa
         assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")] == notes
 
 
+def test_a_tokenizer_may_be_named_by_its_folder(corpus, tokenizer_file, tmp_path, data_refusal):
+    (tmp_path/"run").mkdir(); (tmp_path/"none").mkdir()
+    (tmp_path/"run"/"tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    for name in tokenizer_file, tmp_path/"run": main(["--tokenizer", str(name), "--corpus", str(corpus), "--output", str(tmp_path/"out")]); assert (tmp_path/"out"/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
+    assert f"--tokenizer {tmp_path/'none'} is a folder without a tokenizer.json; name the file, or a folder that has it" in data_refusal("--tokenizer", tmp_path/"none", "--corpus", corpus)
+    assert "nowhere does not exist" in data_refusal("--tokenizer", tmp_path/"nowhere", "--corpus", corpus)
+
+
 def test_flags_have_defaults(): assert DataConfig().val_fraction == 0.1

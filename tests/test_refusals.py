@@ -345,6 +345,17 @@ def test_a_command_may_run_in_a_thread():
     assert ended
 
 
+@pytest.mark.parametrize("words, said", [
+    ("tokenizer --corpuss a.txt", "--corpuss is not a flag of this command; did you mean --corpus?"), ("tokenizer --corpus a.txt --vocab-sise=3", "--vocab_sise is not a flag of this command; did you mean --vocab_size?"),
+    ("train --train_dat x --val_data y", "--train_dat is not a flag of this command; did you mean --train_data?"), ("train --no_resum --train_data x", "--no_resum is not a flag of this command; did you mean --resume?"),
+    ("data --tokenzier a", "--tokenzier is not a flag of this command; did you mean --tokenizer?"), ("rewards --promts a", "did you mean --prompts?"), ("instruct --train_dta a", "did you mean --train_data?"),
+    ("serve --prot 3", "did you mean --port?"), ("generate --zzz", "--zzz is not a flag of this command; --help lists them"), ("pretrained export --model_pth x", "did you mean --model_path?"), ("train --conf x", "did you mean --config?")])
+def test_a_misspelt_flag_is_one_line_that_names_the_nearest(words, said, capsys):
+    with pytest.raises(SystemExit) as refused: commands.main(words.split())
+    out, err = capsys.readouterr()
+    assert refused.value.code == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1 and not out
+
+
 def test_a_misspelt_command_is_one_line(capsys, monkeypatch):
     for words, said in (["trian"], "did you mean train?"), (["zzz"], "there are data, tokenizer"):
         with pytest.raises(SystemExit) as refused: commands.main(words)

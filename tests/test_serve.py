@@ -223,6 +223,19 @@ def test_a_bad_request_is_refused_in_one_line(address, field, value, message):
     assert told.status_code == 400 and message in error["message"] and "\n" not in error["message"] and error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"a\ud83db", r"\ude00\ud83d"])
+@pytest.mark.parametrize("body", ['{"prompt": "%s"}', '{"prompt": "I", "%s": 1}', '{"prompt": "I", "stop": ["%s"]}', '{"prompt": "I", "model": "%s"}', '{"prompt": "I", "temperature": "%s"}', '{"prompt": "I", "user": {"a": ["%s"]}}',
+                                  '{"messages": [{"role": "%s", "content": "I"}]}', '{"messages": [{"role": "user", "content": "%s"}]}', '{"messages": [{"role": "user", "content": [{"type": "text", "text": "%s"}]}], "stream": true}', '["%s"]', '"%s"'])
+def test_half_a_character_anywhere_is_refused(address, body, half):
+    path = "chat/completions" if "messages" in body else "completions"
+    told = httpx2.post(f"{address}/v1/{path}", content=(body % half).encode(), headers={"Content-Type": "application/json"})
+    assert told.status_code == 400 and told.json()["error"]["message"] == r"a text in the body has half a character, such as \ud83d; write both halves, or neither"
+    whole = httpx2.post(f"{address}/v1/completions", content=rb'{"prompt": "\ud83d\ude00", "max_tokens": 1}', headers={"Content-Type": "application/json"})
+    assert whole.status_code == 200
+    raw = httpx2.post(f"{address}/v1/completions", content=b'{"prompt": "\xed\xa0\x80"}', headers={"Content-Type": "application/json"})   # a half in bytes
+    assert raw.status_code == 400
+
+
 def test_what_is_no_request_is_refused(address, client):
     def post(content, **headers): return httpx2.post(f"{address}/v1/completions", content=content, headers={"Content-Type": "application/json"} | headers).status_code
     fine = b'{"prompt": "I", "max_tokens": 1}'

@@ -6,8 +6,8 @@
 __all__ = ['TEXTS', 'VERBS', 'EXAMPLES', 'by_verb', 'RECIPE', 'STEPS', 'Typed', 'as_path', 'as_written', 'by_default', 'required',
            'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'with_breaks', 'parse', 'as_typed',
            'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly', 'warn', 'run_command', 'is_special',
-           'refuse_special', 'open_file', 'input_file', 'known_kind', 'check_bare', 'output_path', 'names_of',
-           'words_of_file', 'Flags', 'sync_folder', 'whole_file', 'overview', 'main']
+           'refuse_special', 'open_file', 'input_file', 'tokenizer_file', 'not_a_text', 'known_kind', 'check_bare',
+           'output_path', 'words_of_file', 'Flags', 'sync_folder', 'whole_file', 'overview', 'main']
 
 # %% ../../nbs/engine/commands.ipynb #imports
 import json
@@ -120,19 +120,35 @@ def _check_number(
         if good: return
     raise ValueError(f"{said} {' or '.join(sorted(_TOLD[kind] for kind in kinds))}")
 
+def names_of(
+    config:type,   # The dataclass whose fields are flags
+)->dict[str, str]: # The field of every name that a flag may be typed by
+    "List the names of flags, also their other ones, such as `tokenizer`."
+    names = {f.name: f.name for f in fields(config)}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        for told in getattr(hint, "__metadata__", ()):
+            for other in getattr(told, "aliases", None) or ():
+                names[other.removeprefix("--").replace("-", "_")] = name
+    return names
+
 def _check_typed(
     words:list[str], # Of a command line
     config:type,     # The dataclass that holds the flags
 )->None:
     "Raise `ValueError` where a flag has no value, or one of another type."
-    hints = get_type_hints(config)
+    hints, known = get_type_hints(config), {*names_of(config), "config", "help"}
     given:list[tuple[str, list[str]]] = []   # flags and what follows them
     for word in words:
+        if word == "--": break   # what follows is no flag
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             given.append((name[2:].replace("-", "_"), [value] if equals else []))
         elif given and word != "-h": given[-1][1].append(word)
     for flag, values in given:
+        if flag.removeprefix("no_") not in known:
+            close = get_close_matches(flag, known, 1)
+            hint = f"did you mean --{close[0]}?" if close else "--help lists them"
+            raise ValueError(f"--{flag} is not a flag of this command; {hint}")
         hint = hints.get(flag, bool)
         if hint is bool: continue
         if not _is_list(hint):
@@ -460,11 +476,35 @@ def input_file(
     refuse_special(path, flag)
     return path
 
+def tokenizer_file(
+    path:str|Path, # What the user named: the file, or a folder with it
+    flag:str="--tokenizer", # The flag it came by, for the message
+)->Path:           # The file
+    "Find a tokenizer.json. Refuse a path that leads to none."
+    if not Path(path).is_dir(): return input_file(path, flag)
+    found = Path(path)/"tokenizer.json"
+    if found.is_file(): return found
+    raise ValueError(f"{flag} {path} is a folder without a tokenizer.json; name the "
+                     "file, or a folder that has it, such as that of a run")
+
 _KINDS = {   # by their first bytes
     b"\x1f\x8b": "packed by gzip", b"PK\x03\x04": "a zip archive",
     b"\x28\xb5\x2f\xfd": "packed by zstd", b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz", b"PAR1": "a Parquet table",
     b"\x88\xd84\x01": "a file of llm.c's", b"\xa1\xd94\x01": "a file of llm.c's"}
+
+_WAYS = {   # to the text in it; unpacking comes first, whatever it is
+    "packed by gzip": "by zcat, or give the file a name that ends in .gz",
+    "a Parquet table": "by a program that reads it, or give the file a name that ends "
+                       "in .parquet",
+    "packed by zstd": "by zstdcat", "packed by bzip2": "by bzcat",
+    "packed by xz": "by xzcat"}
+
+def not_a_text(
+    kind:str, # Of data, as `known_kind` tells it
+)->str:       # For a message
+    "Say what data are instead of a text, and the way out."
+    return " ".join(f"it is {kind}; unpack it first {_WAYS.get(kind, '')}".split())
 
 def known_kind(
     start:bytes, # The first bytes of a file, five at least
@@ -558,17 +598,6 @@ def output_path(
     return path
 
 # %% ../../nbs/engine/commands.ipynb #words-of-file
-def names_of(
-    config:type,   # The dataclass whose fields are flags
-)->dict[str, str]: # The field of every name that a flag may be typed by
-    "List the names of flags, also their other ones, such as `tokenizer`."
-    names = {f.name: f.name for f in fields(config)}
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        for told in getattr(hint, "__metadata__", ()):
-            for other in getattr(told, "aliases", None) or ():
-                names[other.removeprefix("--").replace("-", "_")] = name
-    return names
-
 def words_of_file(
     path:Path,   # Ends in `.toml` or `.json`, such as the config.json of a run
     config:type, # The dataclass whose fields it may set

@@ -20,7 +20,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .files import helpers_for
 from ..data import write_ids
 from .commands import (
-    Flags, by_default, input_file, one_line, output_path, required, run_command)
+    Flags, by_default, one_line, output_path, required, run_command, tokenizer_file)
 from .corpora import end_of_text, fetch
 from .documents import ends_document, has_end, split_documents
 from .encode_files import Span, encode_spans, read_span, whole
@@ -108,7 +108,7 @@ def _check_texts(
     if not config.corpus:
         raise ValueError("--corpus is missing; name a text, or get one with "
                          "--fetch shakespeare")
-    input_file(config.tokenizer_path, "--tokenizer")
+    config = replace(config, tokenizer_path=tokenizer_file(config.tokenizer_path))
     outputs = [config.output/name for name in (*_BINS, "tokenizer.json")]
     files = {}
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):

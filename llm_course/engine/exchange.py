@@ -18,9 +18,9 @@ import torch
 # %% ../../nbs/engine/exchange.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import load_model
-from llm_course.engine.commands import (
+from .commands import (
     Flags, as_typed, by_default, ends_quietly, input_file, one_line, output_path,
-    run_command)
+    run_command, tokenizer_file)
 from .flags import TrainConfig
 from .model_files import import_package, model_in
 from .run_config import (
@@ -67,7 +67,8 @@ def open_both(
     "Load what two flags name."
     named = None
     if tokenizer_path is not None:
-        named = BpeTokenizer.load(input_file(tokenizer_path, "--tokenizer_path"))
+        found = tokenizer_file(tokenizer_path, "--tokenizer_path")
+        named = BpeTokenizer.load(found)
     model, tokenizer = open_model(path, flag, device, parts, named)
     if tokenizer is not None: return model, tokenizer
     beside = model_in(path).parent/"tokenizer.json"

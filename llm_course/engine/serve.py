@@ -285,7 +285,13 @@ async def _read_body(
                                   "bytes", status=413)
     except TimeoutError:
         raise Refused("the request took too long", status=408) from None
-    try: return json.loads(data)
+    try:
+        body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()
+        return body
+    except UnicodeEncodeError:
+        raise Refused("a text in the body has half a character, such as \\ud83d; write "
+                      "both halves, or neither") from None
     except (ValueError, RecursionError): raise Refused("the body is not JSON") from None
 
 _Heard = asyncio.Queue[tuple[int, Said]]   # which answer, and what has come of it

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .commands import input_file
+from .commands import input_file, known_kind, not_a_text
 from .corpora import end_of_text
 
 # %% ../../nbs/engine/text_files.ipynb #list-texts
@@ -79,6 +79,11 @@ def list_texts(
 def _marked(path:Path)->bool:
     "Does a file begin with the mark that some editors of Windows put before UTF-8?"
     with open(path, "rb") as file: return file.read(3) == codecs.BOM_UTF8
+
+def _kind_of(path:Path)->str:
+    "Tell what a file is that is no text; empty for one that may be a text."
+    if _ending(path) in PACKED: return ""
+    with open(path, "rb") as file: return known_kind(file.read(8))
 
 def _pieces(
     path:Path,  # A text; `.gz`: packed by gzip
@@ -177,8 +182,11 @@ def _copy_text(
                 if not text: empty += 1
             return file.tell(), empty
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error.reason}; convert it first, as "
-                         "with iconv -t UTF-8; --on_error replace mends it") from None
+        kind = _kind_of(path)
+        cure = ("convert it first, as with iconv -t UTF-8; "
+                "--on_error replace mends it")
+        if kind: cure = not_a_text(kind)
+        raise ValueError(f"{path} is not UTF-8: {error.reason}; {cure}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
@@ -211,7 +219,7 @@ def _try_copy(
         if reading.on_error == "stop":
             raise ValueError(f"{error}; --on_error skip leaves the whole file out"
                              ) from None
-        if reading.on_error == "replace":
+        if reading.on_error == "replace" and not _kind_of(path):
             with suppress(ValueError):   # it is broken in another way
                 _, empty = _copy_text(path, copy, "replace", field, end)
                 return "mended", empty

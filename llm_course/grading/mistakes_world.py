@@ -406,7 +406,8 @@ def _at_a_path(part, kind):
     "What comes back of a file."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"run.pt"
-        save_checkpoint(*_a_run(), 2, path)
+        model, optimizer = _a_run()
+        save_checkpoint(model, optimizer, 2, path)
         return part(kind(path), *_a_run(0))
 
 def _error_of(f):
