@@ -25,7 +25,7 @@ from .engine.streaming import count_places, final_parts
 from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
-from .engine.spelling import Rules, Spelling, check_text
+from .engine.spelling import Rules, Spelling, check_text, listed, no_ids
 from llm_course.engine.tokenizer_formats import (
     errors_that_name, from_hf_dict, read_gpt2, read_json, read_tiktoken, to_hf,
     to_tiktoken, write_hf,
@@ -248,11 +248,9 @@ class BpeTokenizer:
         ids:Any, # A list, an array or a tensor of one axis
     )->str:      # Their text; bytes that are no UTF-8 show as U+FFFD
         "Read the bytes of the ids as UTF-8. Raises `ValueError` for an unknown id."
-        if hasattr(ids, "tolist"): ids = ids.tolist()   # a tensor or an array
-        try: data = b"".join([self.vocab[id] for id in ids])
-        except KeyError as error:
-            raise ValueError(f"id {error} is not in the vocabulary of "
-                             f"{len(self.vocab)} tokens") from None
+        try: data = b"".join([self.vocab[id] for id in listed(ids)])
+        except (KeyError, TypeError) as error:
+            raise no_ids(error, ids, len(self.vocab)) from None
         return data.decode("utf-8", errors="replace")
 
     def decode_batch(self, batch:Iterable[Any])->list[str]: # The text of each

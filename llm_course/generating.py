@@ -26,10 +26,11 @@ from .checkpoint import load_model
 from .checks import check_of
 from .engine.flags import Dials, MoreDials, MoreOptions, only_known
 from .engine.reader import Reader, pad_with_own, side_by_side
-from .engine.sampling import (
-    BROKEN, draw, quick_probabilities, refuse_broken, waiting_is_free)
+from llm_course.engine.sampling import (
+    BROKEN, check_dials, draw, quick_probabilities, refuse_broken, seeded,
+    waiting_is_free)
 from .engine.speculation import speculate
-from .engine.voices import Voice, first_ids, listen
+from .engine.voices import Voice, first_ids, listen, texts_of
 from .softmax import softmax
 from .transformer import Transformer
 
@@ -106,6 +107,7 @@ def penalise(
 class Sampling(Dials):   # the fields of `Dials`, as the command has them
     "How a token is drawn; penalty, temperature, top-k, top-p and min-p, in this order."
     def __post_init__(self):
+        check_dials(self)
         for name in "top_p", "min_p":
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -233,12 +235,9 @@ def stream(
 
     A text ends at `max_tokens`, at `stop`, or at one of `end_ids`."""
     how = Sampling(temperature, top_p, **only_known(more, stream))
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    stops = [stop] if isinstance(stop, str) else stop
+    prompts, stops = texts_of(prompt, "prompt"), texts_of(stop, "stop")
     device = next(model.parameters()).device
-    generator = torch.Generator(device)
-    if seed is None: generator.seed()
-    else: generator.manual_seed(seed)
+    generator = seeded(seed, device)
     texts = [first_ids(model, tokenizer, each) for each in prompts]
     ids, padding = side_by_side(texts, device)
     places = padding if len(prompts) > 1 else None   # one text needs no padding
@@ -265,7 +264,7 @@ def generate(
     **more:Unpack[MoreOptions], # As for `stream`
 )->Texts:                     # The prompt and what follows it; for several, a list
     "Continue texts."
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = texts_of(prompt, "prompt")
     only_known(more, generate, MoreOptions)
     for pieces in stream(model, tokenizer, list(texts), max_tokens, temperature, top_p,
                          **more):

@@ -1,4 +1,5 @@
 "How the next token is drawn, that the cache changes nothing, and that text comes whole."
+import json
 import math
 import os
 import subprocess
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from apart import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -230,6 +232,49 @@ def test_half_precision_scores_are_widened_first(dtype):
 @pytest.mark.parametrize("temperature", [0., 1.])
 def test_scores_that_are_no_numbers_are_refused(row, temperature):
     with pytest.raises(ValueError, match="did training diverge"): pick(torch.tensor([[0., 1.], row]), NOTHING.expand(2, 0), Sampling(temperature))
+
+
+KINDS = {   # what a call may get wrong, and what it is told
+    "b'RO'": "prompt must be a text or a list of texts, but has b'RO'; decode them first", "bytearray(b'RO')": "prompt must be a text", "None": "prompt must be a text or a list of texts, but has None", "7": "prompt must be a text or a list of texts, but has 7",
+    "['a', b'b']": "but has b'b'; decode them first", "[1, 2]": "but has 1", "Path('a')": "prompt must be a text", "[]": "at least one text", "tokenizer": "prompt must be a text", "'a', stop=b'x'": "stop must be a text or a list of texts, but has b'x'",
+    "'a', stop=5": "stop must be a text", "'a', stop=['a', None]": "stop must be a text or a list of texts, but has None", "'a', stop=None": "stop must be a text", "'a', top_k=1.5": "top_k must be a whole number, but is 1.5", "'a', top_k='5'": "top_k must be a whole number, but is '5'",
+    "'a', top_k=None": "top_k must be a whole number", "'a', temperature='hot'": "temperature must be a number, but is 'hot'", "'a', temperature=None": "temperature must be a number", "'a', temperature=1j": "temperature must be a number", "'a', top_p='0.9'": "top_p must be a number",
+    "'a', min_p=[.1]": "min_p must be a number, but is [0.1]", "'a', repetition_penalty='1'": "repetition_penalty must be a number", "'a', seed=2**70": "seed must be a number of 64 bits, but is 1180591620717411303424", "'a', seed=-2**70": "seed must be a number of 64 bits",
+    "'a', seed=1.5": "seed must be a whole number, but is 1.5", "'a', seed='1'": "seed must be a whole number", "'a', max_tokens=1.5": "max_tokens must be a whole number, but is 1.5", "'a', max_tokens='5'": "max_tokens must be a whole number", "'a', max_tokens=None": "max_tokens must be a whole number",
+    "'a', max_tokens=-1": "max_tokens must be 0 or more", "'a', draft=model, ahead=1.5": "ahead must be a whole number", "'a', draft=model, ahead=0": "ahead must be at least 1", "'a', draft=model, max_tokens=1.5": "max_tokens must be a whole number"}
+IDS = {
+    "torch.zeros(2, 3).long()": "ids must be whole numbers in a list, or in an array or a tensor of one axis, but are the shape (2, 3); decode_batch takes several texts", "np.zeros((2, 3), int)": "the shape (2, 3); decode_batch", "torch.tensor(5)": "but are the shape ()",
+    "[[1, 2]]": "but are [[1, 2]]", "5": "but are 5", "None": "but are None", "'abc'": "but are 'abc'", "[None]": "but are [None]", "['1']": "but are ['1']", "[1.5]": "but are [1.5]", "[torch.tensor([1, 2])]": "ids must be whole numbers", "torch.tensor([1.5])": "ids must be whole numbers",
+    "[99_999]": "id 99999 is not in the vocabulary", "[-1]": "id -1 is not in the vocabulary", "np.array([99_999])": "id 99999 is not in"}
+TRIED = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from llm_course.generating import generate, load_demo, stream
+model, tokenizer = load_demo("cpu")
+told = {}
+for call in json.loads(sys.argv[1]):
+    try: told[call] = repr(eval(call))
+    except (TypeError, ValueError) as error: told[call] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_what_is_of_another_kind_is_named():
+    "In a process of its own, without the tests' own checks of types."
+    wanted = {f"tokenizer.decode({ids})": said for ids, said in IDS.items()}
+    for call, said in KINDS.items(): wanted |= {f"generate(model, tokenizer, {call})": said, f"[*stream(model, tokenizer, {call})]": said}
+    done = apart(["-c", TRIED, json.dumps([*wanted])])
+    told = json.loads(done.stdout)
+    assert not {call: told[call] for call, said in wanted.items() if said not in told[call] or "\n" in told[call]}
+
+
+def test_numbers_of_every_kind_are_taken():
+    model, tokenizer = load_demo("cpu")
+    said = generate(model, tokenizer, "RO", 4, .8, .9, seed=3, top_k=5)
+    more = [f"generate(model, tokenizer, ('RO',), np.int64(4), np.float64(.8), torch.tensor(.9), seed=np.uint8(3), top_k=np.int32(5)) == {[said]!r}"]
+    more += [f"generate(model, tokenizer, 'RO', 1, seed={seed}) is None" for seed in ("0", "-1", "2**64 - 1")]
+    assert [*json.loads(apart(["-c", TRIED, json.dumps(more)]).stdout).values()] == ["True", "False", "False", "False"]
 
 
 @pytest.mark.parametrize("bad, message", [

@@ -16,6 +16,7 @@ from torch import Tensor
 # %% ../../nbs/engine/reader.ipynb #imports-course
 from .decoding import Step, is_plain
 from .kv_cache import KVCache
+from .sampling import check_number
 from ..multihead import MultiHeadAttention
 from ..transformer import Transformer
 
@@ -140,6 +141,7 @@ def pad_with_own(
     padding:Int[Tensor, " b"]|None=None, # Padding on the left of each; `None` for none
 )->Int[Tensor, "b t"]: # The same, each padded with its own first token
     "Refuse what cannot be continued, and fill the padding."
+    check_number("max_tokens", max_tokens, whole=True)
     if max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more, but is {max_tokens}")
     t = ids.shape[-1]

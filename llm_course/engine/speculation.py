@@ -15,7 +15,7 @@ from torch import Tensor
 
 # %% ../../nbs/engine/speculation.ipynb #imports-course
 from .reader import Reader, pad_with_own
-from .sampling import draw
+from .sampling import check_number, draw
 
 # %% ../../nbs/engine/speculation.ipynb #accept
 def accept(
@@ -59,6 +59,8 @@ def speculate(
     if ours != theirs:
         raise ValueError(f"the model knows {ours:,} ids and the draft {theirs:,}; "
                          "both must have been trained with the same tokenizer")
+    check_number("ahead", ahead, whole=True)
+    check_number("max_tokens", max_tokens, whole=True)
     if ahead < 1: raise ValueError(f"ahead must be at least 1, but is {ahead}")
     ids = pad_with_own(ids, max_tokens)
     end = ids.shape[-1] + max_tokens
