@@ -282,7 +282,7 @@ def test_what_float16_cannot_hold_is_refused(value, run, tmp_path):
 
 def test_what_could_not_be_read_back_is_not_written(run, tmp_path):
     "Layers that others took the place of: of rounded numbers, of corrections, of one's own."
-    model, optimizer = run
+    _, optimizer = run
     writers = [lambda made: save_checkpoint(made, optimizer, 3, tmp_path/"c.pt"), lambda made: save_model(made, tmp_path/"m.safetensors"),
                lambda made: export_pretrained(made, load_demo("cpu")[1], tmp_path/"export"), lambda made: export_gguf(made, load_demo("cpu")[1], tmp_path/"m.gguf")]
     for parts in {}, {"norm": nn.RMSNorm}:
