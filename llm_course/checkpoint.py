@@ -29,8 +29,9 @@ from llm_course.engine.commands import (
     Flags, by_default, input_file, lacks_memory, one_of, open_file, output_path,
     run_command, whole_file)
 from .engine.kernels import gathered
-from .engine.model_files import (
-    check_amount, check_archive, check_weights, empty_model, model_in, model_shape)
+from llm_course.engine.model_files import (
+    check_amount, check_archive, check_readable, check_weights, empty_model, model_in,
+    model_shape)
 from .engine.parts import part_name, read_parts, replaced_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
@@ -79,6 +80,7 @@ def save_checkpoint(
 )->None:
     "Write all that a run needs to go on; at a path, whole or not at all."
     model = bare(model)
+    check_readable(model, lora=True)
     if out is None:   # another process writes
         gathered([model.state_dict(), optimizer.state_dict()], keep=False)
         return
@@ -295,6 +297,7 @@ def save_model(
     model = bare(model)
     if not isinstance(model, Transformer):
         raise ValueError("save_model writes a Transformer")
+    check_readable(model)
     tensors = {}
     for name, x in parameters_of(model).items():
         if model.config.tie and name == "head.weight": continue   # one matrix, one copy

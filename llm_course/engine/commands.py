@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TEXTS', 'VERBS', 'EXAMPLES', 'by_verb', 'RECIPE', 'STEPS', 'names_of', 'Typed', 'as_path', 'as_written', 'by_default',
            'required', 'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'with_breaks', 'parse',
-           'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly', 'warn', 'run_command',
-           'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file', 'not_a_text', 'known_kind',
-           'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder', 'whole_file', 'overview', 'main']
+           'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'leaving_at_once', 'ends_quietly',
+           'warn', 'run_command', 'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file',
+           'not_a_text', 'known_kind', 'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder',
+           'whole_file', 'overview', 'main']
 
 # %% ../../nbs/engine/commands.ipynb #imports
 import json
@@ -37,6 +38,8 @@ from typing import (
     IO, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints)
 
 import tyro
+
+from .. import _leave_at_once
 
 # %% ../../nbs/engine/commands.ipynb #type-var
 T = TypeVar("T")
@@ -386,12 +389,27 @@ def terminable()->Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield   # only the main thread gets signals
         return
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:   # all is imported now
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     def leave(signum, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(143)   # the shell's number for it
     before = signal.signal(signal.SIGTERM, leave)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
+
+@contextmanager
+def leaving_at_once()->Iterator[None]:
+    """Let Ctrl-C end the process as it stands, while modules are imported.
+
+    They may swallow it, or turn it into another error."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave_at_once)
+    try: yield
+    finally: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../../nbs/engine/commands.ipynb #run-command
 @contextmanager
@@ -426,7 +444,7 @@ def run_command(
     for stream in sys.stdout, sys.stderr:   # show the number of a letter they lack
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings(), terminable(), ends_quietly():
+        with ends_quietly(), warnings.catch_warnings(), terminable():
             warnings.showwarning = note
             work(parse(config, argv, as_typed(prog), EXAMPLES.get(prog or "")))
     except Exception as error:
@@ -753,5 +771,6 @@ def main(
         with ends_quietly():   # also while torch loads
             if verb in FLAGS:   # help and refusals need not wait for torch
                 run_command(FLAGS[verb], lambda flags: None, words, prog)
-            import_module(f"llm_course.{module}").main(words)
+            with leaving_at_once(): loaded = import_module(f"llm_course.{module}")
+            loaded.main(words)
     finally: by_verb.reset(token)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'DEEPEST', 'T', 'BLOCK', 'Stored', 'model_in', 'checked_fields', 'model_shape', 'head_size', 'check_sizes',
-           'own_shapes', 'check_every_tensor', 'check_weights', 'check_archive', 'check_amount', 'row_blocks',
-           'empty_model', 'without_copies', 'explain', 'read_object', 'import_package']
+           'own_shapes', 'check_readable', 'check_every_tensor', 'check_weights', 'check_archive', 'check_amount',
+           'row_blocks', 'empty_model', 'without_copies', 'explain', 'read_object', 'import_package']
 
 # %% ../../nbs/engine/model_files.ipynb #imports
 import os
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% ../../nbs/engine/model_files.ipynb #imports-course
 from .tokenizer_formats import errors_that_name, read_json
@@ -131,6 +131,34 @@ def own_shapes(
         for i in range(copies):
             shapes[name.replace("blocks.0.", f"blocks.{i}.")] = tuple(parameter.shape)
     return shapes
+
+_CURES = {   # what took the place of a `Linear`, and how such a model is kept
+    "RoundedLinear": "save the model before at_precision makes its numbers smaller",
+    "LoraLinear": "call merge_lora first, or write the corrections by save_adapter"}
+
+def check_readable(
+    model:nn.Module,   # That is to be written
+    lora:bool=False,   # May it have corrections that still learn?
+)->None:
+    """Raise `ValueError` for a `Transformer` that could not be read back.
+
+    Of one with other parts only our own layers are known."""
+    if not isinstance(model, Transformer): return
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if kind not in _CURES or (lora and kind == "LoraLinear"): continue
+        raise ValueError(f"{name} is a {kind}, which no file of a model holds; "
+                         f"{_CURES[kind]}")
+    if model.parts: return
+    wanted = own_shapes(model.config)
+    held = {name: tuple(x.shape) for name, x in model.state_dict().items()
+            if not (lora and ".lora_" in name)}
+    if model.config.tie: held.pop("head.weight", None)
+    for name in sorted(wanted.keys() | held.keys()):
+        if wanted.get(name) == held.get(name): continue
+        raise ValueError(f"{name} is not what the model's configuration asks for, so "
+                         "a file of it could not be read; change its config, too, or "
+                         "build it with parts={…}")
 
 def check_every_tensor(
     path:str|os.PathLike,                 # The file, for the message
