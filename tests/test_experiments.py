@@ -171,7 +171,7 @@ def try_ways(folder, before="pass"):
     "The ways that reach a text in a process of their own."
     (folder/"code").mkdir(parents=True)
     (folder/"work").mkdir()
-    memory, where = hidden(folder)
+    _memory, where = hidden(folder)
     (folder/"code"/"ways.py").write_text(WAYS, "utf-8", newline="\n")
     code = f"import json, os, sys; sys.path.append({str(folder/'code')!r}); import ways; {before}; print(json.dumps(ways.read(*{[*where.values()]})))"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder/"work", capture_output=True, text=True)
@@ -190,7 +190,7 @@ def test_python_s_hook_alone_stops_what_python_sees(tmp_path):
 
 @fenced
 def test_no_way_leads_to_the_text(tmp_path):
-    memory, where = hidden(tmp_path)
+    _memory, where = hidden(tmp_path)
     code = WAYS + "def train(folder, seed, threads, recipe): raise SystemExit('read by ' + (', '.join(read(**recipe)) or 'nothing'))"
     entry, work = write_entry(tmp_path/"entry", code, **where), tmp_path/"work"
     work.mkdir()
@@ -206,7 +206,7 @@ SPY = '''
                 if "targets" in frame.f_locals: return answer(frame.f_locals["targets"])
                 frame = frame.f_back
             for found in gc.get_objects():
-                if isinstance(found, dict) and "targets" in found: return answer(found["targets"])
+                if type(found) is torch.Tensor and found.dtype == torch.long and found.shape == ids.shape and found is not ids: return answer(found)
             return self.logits.expand(*ids.shape, -1)
 '''
 CACHE = '''
@@ -279,7 +279,7 @@ def test_a_model_that_looks_ahead_is_refused():
 def test_a_text_within_reach_is_refused(tmp_path):
     entry = write_entry(tmp_path/"entry")
     (entry/"whole.txt").write_bytes(SECRET)
-    with pytest.raises(ValueError, match="so keep .*whole.txt elsewhere"): race.enter(entry, entry/"whole.txt", None, None)
+    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): race.enter(entry, entry/"whole.txt", None, None)
 
 
 def test_a_race_is_refused_if_it_took_longer():
