@@ -217,11 +217,14 @@ def test_the_model_apart_and_the_command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (root/"bench"/"adders").iterdir()))
-def test_our_entries_are_what_was_judged(name, monkeypatch):
+def test_our_entries_are_what_was_judged(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)   # an entry has two files and nothing else
     folder, table = root/"bench"/"adders"/name, root/"bench"/"addition.json"
     model = _own_module(folder).make(json.loads((folder/"recipe.json").read_text("utf-8")))
     assert model(spell(pairs)).shape == (50, 33, 10) and not right_answers(model, pairs).any()
+    if name == "digits-on-an-arc":   # what the fence allows is enough
+        short = write_entry(tmp_path/"entry", (folder/"model.py").read_text("utf-8"), **json.loads((folder/"recipe.json").read_text("utf-8")) | {"steps": 2, "trial": 1})
+        assert judge(short, tries=1, questions=20)["parameters"] == sum(p.numel() for p in model.parameters())
     line = (read(table) if table.is_file() else {}).get(name)
     if line is None: return   # not judged yet
     assert line["parameters"] == sum(p.numel() for p in model.parameters()) and line["adds"] == (line["right"] >= addition.ENOUGH)

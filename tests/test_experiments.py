@@ -174,7 +174,7 @@ def try_ways(folder, before="pass"):
     _memory, where = hidden(folder)
     (folder/"code"/"ways.py").write_text(WAYS, "utf-8", newline="\n")
     code = f"import json, os, sys; sys.path.append({str(folder/'code')!r}); import ways; {before}; print(json.dumps(ways.read(*{[*where.values()]})))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder/"work", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder/"work", capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return {*json.loads(done.stdout)}
 
@@ -238,7 +238,7 @@ def test_the_model_does_not_score_itself(forward, said, tmp_path):
     if said is None: assert 2 < race._score(entry, tmp_path, SECRET.decode(), 1) < math.log(256)
     else:
         with pytest.raises(race.Refused, match=said): race._score(entry, tmp_path, SECRET.decode(), 1)
-    (tmp_path/"tokenizer.json").write_text("{", "utf-8")
+    (tmp_path/"tokenizer.json").write_text("{", "utf-8", newline="\n")
     with pytest.raises(race.Refused, match="no tokenizer"): race._score(entry, tmp_path, SECRET.decode(), 1)
 
 
@@ -267,6 +267,15 @@ def test_a_recipe_alone_is_trained_and_scored(tmp_path):
         assert 1 < race.nats_per_byte(model, lambda ids: answer({"ids": ids}), ids, len(text), 16) < math.log(256)
 
 
+@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps"])
+def test_an_entry_of_ours_trains_in_the_fence(name, tmp_path):
+    recipe = json.loads((root/"bench"/"entries"/name/"recipe.json").read_text("utf-8"))
+    entry = write_entry(tmp_path/"entry", **recipe | {"iterations": 2, "vocab_size": 270, "max_seq_len": 16})
+    (tmp_path/"work").mkdir()
+    run = race.attempt(entry, "to be or not to be that is the question " * 100, "that is the question " * 20, tmp_path/"work", threads=1)
+    assert 1 < run.nats < math.log(256) and run.seconds > 0
+
+
 def test_a_model_that_looks_ahead_is_refused():
     def ahead(ids): return 9. * torch.nn.functional.one_hot(ids.roll(-1, 1), 50)   # it copies what comes next
     def behind(ids): return 9. * torch.nn.functional.one_hot(ids, 50)
@@ -279,7 +288,7 @@ def test_a_model_that_looks_ahead_is_refused():
 def test_a_text_within_reach_is_refused(tmp_path):
     entry = write_entry(tmp_path/"entry")
     (entry/"whole.txt").write_bytes(SECRET)
-    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): race.enter(entry, entry/"whole.txt", None, None)
+    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): race.enter(entry, entry/"whole.txt", lambda path: ("", ""), lambda seed: race.Run(1., 1.))
 
 
 def test_a_race_is_refused_if_it_took_longer():
@@ -300,6 +309,15 @@ def test_two_processes_can_share_a_table(tmp_path):
         return {"loss": float(seed)}
     rows = run_cells(table, grid, run, lambda: {"what": "A test."})
     assert {row["seed"]: row["loss"] for row in rows} == {0: 0., 1: 1., 2: 9., 3: 3.} and read(table)["what"] == "A test."
+
+
+def test_each_cell_keeps_the_machine_it_was_made_on(tmp_path):
+    table = tmp_path/"table.json"
+    table.write_text(json.dumps({"machine": "old", "runs": [{"seed": 0, "loss": 0.}]}), "utf-8", newline="\n")   # as it was once written
+    for seed, machine in (1, "new"), (2, "newer"), (3, "new"): run_cells(table, [{"seed": seed}], lambda seed: {"loss": 1.}, lambda: {"machine": machine})   # noqa: B023
+    found = read(table)
+    assert found["machine"] == "new" and [found["sittings"][row.get("sitting", 0)]["machine"] for row in found["runs"]] == ["old", "new", "newer", "new"]
+    assert len(found["sittings"]) == 3
 
 
 def test_few_or_unequal_runs_show_nothing():

@@ -54,7 +54,7 @@ def spell(
 # %% ../../nbs/engine/addition.ipynb #answers
 @torch.no_grad()
 def right_answers(
-    model:nn.Module,          # Ids in, logits out
+    model:Callable,           # Ids in, logits out
     pairs:Int[Tensor, "n 2"], # The questions
 )->Bool[Tensor, " n"]:        # True for each sum of which all digits are right
     "Let a model add."

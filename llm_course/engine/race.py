@@ -314,7 +314,8 @@ class Apart:
     def __exit__(self, *error):
         self.process.kill()
         self.process.wait()
-        for file in self.process.stdin, self.process.stdout, self.errors:
+        files: list[Any] = [self.process.stdin, self.process.stdout, self.errors]
+        for file in files:
             try: file.close()
             except BrokenPipeError: pass
         self.place.cleanup()
@@ -480,7 +481,7 @@ def main(
         build = import_module(f"llm_course.engine.{words[0]}").answers
         _serve(build(entry, folder, int(words[3])), sys.stdin.buffer, send)
     elif what == "reads":
-        print(json.dumps([str(path.resolve()) for path in _own_folders()]))
+        print(json.dumps({"places": [str(path.resolve()) for path in _own_folders()]}))
 
 def say_if_weak()->None:
     "Print a note on a system where the kernel helps no fence."
@@ -496,7 +497,7 @@ def enter(
     threads:int=2,    # Of the processor
 )->Result:
     "Judge an entry."
-    for place in [entry, *_answer(_python("race", "reads", cwd=entry))]:
+    for place in [entry, *_answer(_python("race", "reads", cwd=entry))["places"]]:
         if text.resolve().is_relative_to(Path(place).resolve()):
             raise ValueError(f"an entry may read {place}, so keep {text} elsewhere")
     say_if_weak()
