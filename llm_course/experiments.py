@@ -82,13 +82,22 @@ def run_cells(
         if any(done): continue
         cell = {**settings, **run(**settings)}
         with FileLock(f"{path}.lock"):   # several processes may share the work
-            found = {**about(), "runs": [*_cells(path), cell]}
+            found = {"runs": [], **_stored(path)}
+            runs, now = found.pop("runs"), {**about()}
+            sittings = found.pop("sittings", [found] if found else [])
+            if now not in sittings: sittings.append(now)
+            cell["sitting"] = sittings.index(now)   # a cell without one is of the first
+            found = {**now, "sittings": sittings, "runs": [*runs, cell]}
             with whole_file(path, "w") as file: file.write(json.dumps(found, indent=1))
     return _cells(path)
 
 def _cells(path:Path)->list[dict]:
     "The cells that a file has."
-    return json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else []
+    return _stored(path).get("runs", [])
+
+def _stored(path:Path)->dict:
+    "What a file has; nothing if it is missing."
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 # %% ../nbs/22_experiments.ipynb #law
 class Law(NamedTuple):

@@ -513,7 +513,7 @@ def test_experiments_side_by_side_keep_each_others_runs(tmp_path):
         if x == 1: experiments.resume(script, "Sums.", [{"x": 2}], run)   # another process is ready first
         return {"y": x}
     experiments.resume(script, "Sums.", [{"x": 1}], run)
-    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2}, {"x": 1, "y": 1}]
+    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2, "sitting": 0}, {"x": 1, "y": 1, "sitting": 0}]
 
 
 def test_an_experiment_takes_cells_that_are_there(tmp_path):
