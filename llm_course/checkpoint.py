@@ -31,7 +31,7 @@ from llm_course.engine.commands import (
 from .engine.kernels import gathered
 from llm_course.engine.model_files import (
     check_amount, check_archive, check_readable, check_weights, empty_model, model_in,
-    model_shape)
+    model_shape, own_file)
 from .engine.parts import part_name, read_parts, replaced_parts, same_parts
 from .engine.tokenizer_formats import parse_json
 from .transformer import PARTS, ModelConfig, Transformer
@@ -356,10 +356,7 @@ def load_model(
 
     Raises `ValueError` if the file is not one of ours, or needs other parts."""
     device, parts = pick_device(device), replaced_parts(PARTS, parts)
-    path = model_in(Path(path))
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder without a checkpoint of this course; "
-                         "load_pretrained opens folders of Hugging Face's")
+    path = own_file(Path(path))
     if path.suffix == ".safetensors": saved = read_safetensors(path)
     else: saved = read_checkpoint(path)
     config = to_config(saved["config"], path)

@@ -351,7 +351,7 @@ def test_a_cut_safetensors_file_is_refused(run, tmp_path):
 
 def test_a_missing_file_or_a_folder_is_the_systems_to_report(tmp_path):
     for name in "none.pt", "none.safetensors":
-        with pytest.raises(FileNotFoundError): load_model(tmp_path/name, "cpu")
+        with pytest.raises(FileNotFoundError, match=f"{name} does not exist; name a checkpoint.pt, a file of save_model, or the folder of a run$"): load_model(tmp_path/name, "cpu")
     with pytest.raises(OSError): read_checkpoint(tmp_path)
 
 

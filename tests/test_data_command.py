@@ -100,7 +100,7 @@ def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_
 @pytest.mark.parametrize("name, content, message", [
     ("x.gz", b"no gzip", "x.gz is not a complete gzip file"), ("x.gz", gzip.compress(b"the moth" * 99, mtime=0)[:-12], "x.gz is not a complete gzip file"),
     ("x.gz", gzip.compress(b"\xff", mtime=0), "x.gz is not UTF-8"), ("x.gz", gzip.compress(b"", mtime=0), "x.gz has no text in it"),
-    ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', 'x.jsonl has no field "text"; name another --text_field'), ("x.jsonl", b'{"text": "a"}\n{"text": null}', 'x.jsonl has no text in "text", but null'), ("x.jsonl", b'{"text": ""}', "x.jsonl has no text in it"), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
+    ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', 'x.jsonl has no field "text"; name another --text_field'), ("x.jsonl", b'{"text": "a"}\n{"text": ["b"]}', 'x.jsonl has no text in "text", but ["b"]'), ("x.jsonl", b'{"text": ""}', "x.jsonl has no text in it"), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
     ("x.jsonl", b'{"text": "a"', "is not a JSON object such as"), ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl has half a character"),
     ("x.txt", gzip.compress(b"the moth", mtime=0), "it is packed by gzip; unpack it first"), ("x.txt.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "it is packed by zstd; unpack it first")])
 def test_broken_files_of_other_kinds_end_in_one_line(name, content, message, corpus, tokenizer_file, tmp_path, data_refusal):
@@ -198,7 +198,7 @@ def test_nothing_need_be_held_back(corpus, tokenizer, tokenizer_file, tmp_path, 
     assert np.load(tmp_path/"alone"/"train.bin").tolist() == tokenizer.encode(corpus.read_text("utf-8"))
     assert sorted(p.name for p in (tmp_path/"alone").iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin"]
     main([*words, str(tmp_path/"both")])
-    assert "val.bin was not made by this command, and would be lost or belong to other data" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
+    assert "val.bin is the validation data of other training data, and --val_fraction 0 writes none; delete it" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
 
 
 @pytest.mark.parametrize("texts, documents", [(["a"], 1), (["a", "b"], 2), ([f"a{end_of_text}b"], 2), ([f"a{end_of_text}b{end_of_text}\n"], 2), ([f"a{end_of_text}", "b", f"c{end_of_text}d"], 4)])

@@ -244,7 +244,14 @@ def test_what_is_no_request_is_refused(address, client):
     assert post(fine, Host="evil.example") == 400                      # a name that was made to point here
     assert post(b"x" * (serve.MAX_BODY + 1)) == 413
     assert [post(data) for data in (b"", b"{", b"[" * 100_000, b"\xff", b"[]", b"null")] == [400] * 6
-    assert httpx2.get(f"{address}/v1/completions").status_code == 405 and httpx2.get(f"{address}/secret").status_code == 404
+    for method, path, status in ("GET", "completions", 405), ("GET", "secret", 404), ("POST", "embeddings", 404), ("POST", "responses", 404):
+        answer = httpx2.request(method, f"{address}/v1/{path}")
+        assert answer.status_code == status and answer.headers.get("allow") == ("POST" if status == 405 else None)
+        error = answer.json()["error"]
+        assert error["type"] == "invalid_request_error" and error["message"].startswith(f"{method} /v1/{path} is not served here; there are GET /v1/models")
+    for prompt in (["a", "b"], [1, 2]):
+        with pytest.raises(openai.BadRequestError, match="one text, not a list of texts or ids; send a request for each"): client.completions.create(model="tiny", prompt=prompt)
+    with pytest.raises(openai.NotFoundError, match="is not served here"): client.embeddings.create(model="tiny", input="a")
     with pytest.raises(openai.NotFoundError, match="the model here is tiny"): client.completions.create(model="gpt-9", prompt="I")
     with pytest.raises(openai.BadRequestError, match="surprise"): client.completions.create(model="tiny", prompt="I", extra_body={"surprise": 1})
 
@@ -412,7 +419,7 @@ def _take_terminal():
 
 
 def test_what_cannot_chat_says_so(capsys, monkeypatch):
-    for flags, message in (("--chat", "was not trained to answer"), ("--chat --num_samples 2", "--num_samples"), ("--system x", "add --chat")):
+    for flags, message in (("--chat", "was not trained to answer; teach it by python -m llm_course.instruct"), ("--chat --num_samples 2", "--num_samples"), ("--system x", "add --chat")):
         with pytest.raises(SystemExit) as stop: main([*flags.split(), "--device", "cpu"])
         assert stop.value.code == 2 and message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gguf", None)   # the refusal comes before 93 MB are fetched and read

@@ -49,6 +49,23 @@ def refusal(capsys, main, *argv):
     return lines[0]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_rows_with_null_are_left_out_and_counted(name, tmp_path, capsys):
+    write_rows(tmp_path/name, ["a", None, "b", ""])
+    [(_, text)] = plain_files([tmp_path/name], tmp_path)
+    assert text.read_text("utf-8") == f"a{end_of_text}b{end_of_text}" and capsys.readouterr().err == "note: empty rows left out: 2\n"
+
+
+def test_rows_that_are_read_as_plain_text_are_told(tmp_path, capsys):
+    texts = {"a.json": ' [ {"text": "a"}]', "b.json": '["a", "b"]', "c.csv": "text\na", "d.TSV": "text\na", "e.json": '{"text": "a"}', "f.json": "[1, 2]", "g.txt": '["a"]'}
+    for name, text in texts.items(): (tmp_path/name).write_text(text, "utf-8-sig" if name == "b.json" else "utf-8", newline="\n")
+    assert len(plain_files([tmp_path/name for name in texts], tmp_path/".")) == 7
+    assert capsys.readouterr().err == ("note: read as plain text, with all quotes and commas: 4 (a.json, b.json, c.csv, …); "
+                                       'for a document in each row write .jsonl, a line such as {"text": "…"} for each\n')
+    plain_files([tmp_path/"e.json", tmp_path/"g.txt"], tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON", "a.jsonl.gz", "a.parquet"])
 @pytest.mark.parametrize("field", ["text", "body"])
 def test_each_row_is_a_document_for_every_command(name, field, tokenizer_file, tmp_path, capsys):

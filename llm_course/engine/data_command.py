@@ -148,6 +148,10 @@ def _check_output(
     for path in outputs:   # a link is replaced, and what it leads to stays
         if path.name in ours or path.is_symlink() or not path.is_file(): continue
         if path.name == "tokenizer.json" and path.read_bytes() == tokenizer: continue
+        if path.name == "val.bin" and not (config.val_corpus or config.val_fraction):
+            raise ValueError(f"{path} is the validation data of other training data, "
+                             "and --val_fraction 0 writes none; delete it, or name "
+                             "another --output")
         raise ValueError(f"{path} was not made by this command, and would be lost or "
                          "belong to other data; name another --output, or delete it")
 

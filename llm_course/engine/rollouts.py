@@ -182,6 +182,11 @@ def load_reward(
     module, _, function = name.partition(":")
     if not (module and function):
         raise ValueError(f"reward must be module:function, but is {name}")
+    file = Path(module)
+    if file.suffix == ".py" or len(file.parts) > 1:
+        more = f", and put {file.parent} on PYTHONPATH" if file.parent.name else ""
+        raise ValueError(f"reward {name} names a file, not a module; "
+                         f"write {file.stem}:{function}{more}")
     if "" not in sys.path: sys.path.insert(0, "")   # modules of this folder, too
     try: found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -113,10 +113,10 @@ def _json_rows(
                 wrong = f'is not a JSON object such as {{"{field}": "…"}}'
             elif field not in found:
                 wrong = f'has no field "{field}"; name another --text_field'
-            elif not isinstance(found[field], str):
+            elif not isinstance(found[field], str | None):
                 wrong = f'has no text in "{field}", but {json.dumps(found[field])[:40]}'
             if wrong: raise ValueError(f"line {number} of {path} {wrong}")
-            text = found[field]
+            text = found[field] or ""
             if not _HALVES.search(text): yield text
             elif errors == "replace": yield _HALVES.sub("�", text)
             else:
@@ -165,6 +165,14 @@ def _text_of(
     for text in rows:
         text = text.removesuffix(end)
         yield text + end if text.strip() else ""
+
+_TABLE = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[\s*["{]')   # JSON: a list of texts or rows
+
+def _looks_like_rows(path:Path)->bool:
+    "Does a file that is read as plain text hold rows that we do not take apart?"
+    if _ending(path) in (".csv", ".tsv"): return True
+    if _ending(path) != ".json": return False
+    with open(path, "rb") as file: return _TABLE.match(file.read(1 << 10)) is not None
 
 def _copy_text(
     path:Path,  # A file of any kind
@@ -236,6 +244,12 @@ def plain_files(
     A file that is empty or broken is refused by `ValueError`, or else it is left out,
     or what is not UTF-8 in it is replaced; a note says which files that were."""
     found, changed = [], {"skipped": [], "mended": []}
+    rows = [given.name for given in map(Path, paths)
+            if given != STDIN and _looks_like_rows(given)]
+    if rows:
+        told = _counted({"read as plain text, with all quotes and commas": rows})
+        print(f"note: {told}; for a document in each row write .jsonl, a line such as "
+              f'{{"{reading.text_field}": "…"}} for each', file=sys.stderr)
     empty_rows = 0
     for number, given in enumerate(map(Path, paths)):
         path, name = given, given.name
