@@ -54,6 +54,16 @@ def test_between_two_files_stands_one_end_of_text(ends, processes, tokenizer, to
         assert np.load(tmp_path/"out"/f"{name}.bin").tolist() == tokenizer.encode(text[:len(text) - last])
 
 
+def test_whole_documents_that_are_far_from_the_fraction_are_noted(tokenizer_file, tmp_path, capsys):
+    paths = [tmp_path/f"{i}.txt" for i in range(5)]
+    for path in paths: path.write_text("0123456789", "utf-8", newline="\n")
+    words = ["--tokenizer", str(tokenizer_file), "--corpus", *map(str, paths), "--output", str(tmp_path/"out"), "--val_fraction"]
+    main([*words, "0.2"])
+    assert "note" not in capsys.readouterr().err
+    main([*words, "0.01"])
+    assert "so validation gets 20.0% of the text and not 1.0%" in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_the_token_joins_files_and_says_so(tmp_path, capsys):
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], [])
     tokenizer.save(tmp_path/"tok.json")

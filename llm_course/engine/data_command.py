@@ -257,7 +257,15 @@ def _parts(
                                            "others")
     if config.val_corpus or not config.val_fraction:
         return [list(map(whole, paths)) for paths in files]
-    return list(split_documents(files[0], config.val_fraction, names))
+    parts = list(split_documents(files[0], config.val_fraction, names))
+    train, val = (sum(span.end - span.begin for span in spans) for spans in parts)
+    share = val / (train + val)
+    if not config.val_fraction / 2 <= share <= config.val_fraction * 2:
+        print(f"note: only whole documents are held back, so validation gets "
+              f"{share:.1%} of the text and not {config.val_fraction:.1%}; name a text "
+              "for it with --val_corpus, or cut the documents smaller",
+              file=sys.stderr)
+    return parts
 
 def _encode(
     tokenizer:BpeTokenizer, # Turns text into ids
