@@ -92,7 +92,7 @@ def by_hand(x, dim=-1):
     top = wide(x).amax(dim, keepdim=True).detach()
     powers = (wide(x) - top.clamp(min=-1e30)).exp()
     return (powers / powers.sum(dim, keepdim=True).clamp(min=1e-30)).to(x.dtype)
-RIGHT["Softmax"] = [lambda dim=-1: nn.Softmax(dim), lambda dim=-1: partial(by_logarithm, dim=dim), lambda dim=-1: partial(by_hand, dim=dim)]
+RIGHT["Softmax"] = [lambda dim=-1: lambda x: F.softmax(x, dim).masked_fill((x == -torch.inf).all(dim, keepdim=True), 0.), lambda dim=-1: partial(by_logarithm, dim=dim), lambda dim=-1: partial(by_hand, dim=dim)]
 
 @right("ScaledDotProductAttention")
 class Fused(nn.Module):
@@ -415,12 +415,13 @@ RIGHT["next_probabilities"] += [planted._next]
 def next_by_steps(z, ids, how):
     z = penalise_by_scatter(z.float(), ids, how.repetition_penalty)
     if how.temperature == 0: return (torch.arange(z.shape[-1]) == z.argmax(-1, keepdim=True)).float()
-    z = top_p_by_count(top_k_by_rank(z / how.temperature, how.top_k), how.top_p)
+    z = top_p_by_count(top_k_by_rank((z - z.amax(-1, keepdim=True)) / how.temperature, how.top_k), how.top_p)
     return torch.exp(RIGHT["keep_min_p"][0](z, how.min_p).log_softmax(-1))
 
 @right("next_probabilities")
 def next_by_shares(z, ids, how):
-    z = keep_top_k(penalise(z, ids, how.repetition_penalty), 1 if how.temperature == 0 else 0) / (how.temperature or 1.)
+    z = keep_top_k(penalise(z, ids, how.repetition_penalty), 1 if how.temperature == 0 else 0)
+    z = (z - z.amax(-1, keepdim=True)) / (how.temperature or 1.)
     kept = keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p) > -torch.inf
     shares = z.softmax(-1) * kept
     return shares / shares.sum(-1, keepdim=True)
@@ -515,20 +516,23 @@ def dealt(n, b, t, seed, iteration):
     return [int(np.random.default_rng([seed, 7, (iteration * b + i) // rows]).permutation(rows)[(iteration * b + i) % rows]) * t for i in range(b)]
 
 @right("get_batch")
-def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     n = len(dataset) - max_seq_len
     starts = planted._rng(seed, iteration).integers(0, n, batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
     return tuple(x.to(device) for x in planted._rows(dataset, starts, max_seq_len))
 
 @right("get_batch")
-def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     chance = torch.Generator().manual_seed(hash((seed, iteration)) % 2**63)
     starts = torch.randint(len(dataset) - max_seq_len, (batch_size, 1), generator=chance) if order == "random" else torch.tensor(dealt(len(dataset), batch_size, max_seq_len, seed, iteration))[:, None]
     rows = torch.from_numpy(np.asarray(dataset)[(starts + torch.arange(max_seq_len + 1)).numpy()].astype(np.int64))
     return rows[:, :-1].to(device), rows[:, 1:].to(device)
 
 @right("get_batch")
-def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(dataset), max_seq_len + 1)
     chance = np.random.Generator(np.random.Philox(np.random.SeedSequence((iteration, seed))))
     chosen = chance.choice(len(windows), batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
@@ -615,6 +619,7 @@ def evaluate_by_sums(model, batches):
 @right("save_checkpoint")
 def save_by_clones(model, optimizer, iteration, out, **extra):
     if out is None: return
+    model = getattr(model, "_orig_mod", model)
     weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
     parts = {role: f"{part.__module__}.{part.__qualname__}" for role, part in model.parts.items()}
     state = dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), parts=parts, **extra)

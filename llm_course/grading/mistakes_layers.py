@@ -18,7 +18,6 @@ from llm_course.grading.grading import (
     parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
 )
 from ..engine.kv_cache import KVCache
-from ..engine.rope_tables import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -135,6 +134,7 @@ def _ask_embedding(part):
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
     yield "in its fresh rows", lambda: bool((part(6, 4).weight == 0).all(-1).any())
+    yield "for a negative id", lambda: table()(ids - 1)
     yield "for ids in int32", lambda: table()(ids.int())
     yield "in half precision", lambda: table().bfloat16()(ids)
     yield from placed(lambda **more: part(6, 4, **more))
@@ -619,7 +619,7 @@ def _ask_softmax(part):
     yield "along an axis of four", lambda: part(dim=-3)(x[None])
     yield "where there are no rows", lambda: part()(x[:0])
     yield "where all scores are minus infinity", lambda: part()(
-        x - torch.inf).nan_to_num(0.)
+        torch.cat([x, x - torch.inf]))
     yield "in its gradient", lambda: gradient(part(), x)
     yield "in its gradient for large scores", lambda: gradient(part(), 1e4 * x)
     yield "in its gradient where a score is minus infinity", lambda: gradient(
@@ -959,6 +959,7 @@ def _ask_rope(part):
             4090:
         ],
     )
+    yield "where the first position is given", lambda: part(8, 64)(x, 7)
     yield "in half precision", lambda: part(8, 64)(x.half())
     yield "in half precision, where positions are given", lambda: part(8, 64)(
         x.bfloat16(), far
@@ -966,8 +967,6 @@ def _ask_rope(part):
     yield "where each sequence has positions of its own", lambda: part(8, 64)(
         x, torch.stack([far, far - 2])
     )
-    slow = RopeScaling(original_max_seq_len=32)
-    yield "with slower waves", lambda: part(8, 64, scaling=slow)(x, far)
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "where two leading axes stand before it", lambda: part(8, 64)(x[None], far)
     yield "with a leading axis more", lambda: part(8, 64)(x[None])
@@ -1133,8 +1132,6 @@ def _ask_multihead(part):
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x)
     )(x)
-    yield "with another attention", lambda: made(
-        attend=lambda q, k, v, *more, **how: v)(x)
     yield "with a cache", lambda: _by_pieces(made(), x)
     yield "with a cache that hides padding", lambda: _by_pieces(
         made(), x, padding=torch.tensor([1, 0]))

@@ -217,8 +217,6 @@ def _ask_model(part):
         lambda: type(made(embedding=_Table).embedding).__name__,
     )
     yield "with other blocks", lambda: made(block=_passing)(ids)
-    yield "with other parts by their role", lambda: made(
-        parts={"final_norm": _passing})(ids)
     def remembered(ids, *sizes):
         caches = [KVCache(2, 4, 8, 4) for _ in range(2)]
         model = small()
@@ -883,7 +881,9 @@ def _ask_next(part):
         z, said, Sampling(0., 1., repetition_penalty=2.))
     yield "among equals when the temperature is 0", lambda: part(
         0 * z, said, Sampling(0., 1.))
-    yield "with a tiny temperature", lambda: part(z, said, Sampling(1e-38, 1.))
+    for extreme in 1e-38, 1e-40:
+        yield "with a tiny temperature", lambda: part(z, said, Sampling(extreme, 1.))
+    yield "with a huge temperature", lambda: part(z, said, Sampling(1e30, 1.))
     yield "for scores that are not finite", lambda: part(
         z / 0, said, Sampling(1., 1.))
 

@@ -34,7 +34,7 @@ from torch.nn.functional import logsigmoid
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import (
-    load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
+    bare, load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
     save_checkpoint, save_model, set_random_states)
 from ..checks import check_of
 from ..engine.parts import part_name
@@ -270,9 +270,27 @@ def _ask_save(part):
         file.seek(0)
         return load_checkpoint(file, *run)
     yield "for a model with a part of one's own", own
+    def compiled():
+        model, optimizer = _a_run()
+        file = io.BytesIO()
+        part(_Compiled(model), optimizer, 2, file)
+        file.seek(0)
+        state = read_checkpoint(file)
+        return sorted(state["model"]), str(state["config"])
+    yield "for a compiled model", compiled
     yield "in the settings of the optimiser", lambda: [
         group["lr"] for group in state()["optimizer"]["param_groups"]]
     yield "where another process writes", lambda: part(*_a_run(), 2, None) is None
+
+class _Compiled(nn.Module):
+    "A model in a wrapper such as that of `torch.compile`."
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+    def __getattr__(self, name):
+        inside = self.__dict__["_modules"]["_orig_mod"]
+        return inside if name == "_orig_mod" else getattr(inside, name)
 
 class _OwnNorm(RmsNorm): "A norm by another name."
 
@@ -285,6 +303,7 @@ def _a_writer(
 ):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
+        model = bare(model)
         state = {"iteration": steps(iteration),
                  "config": model.config.__dict__ if config else None,
                  "parts": {role: part_name(one) for role, one in model.parts.items()}
