@@ -80,7 +80,7 @@ def test_only_a_command_answers_ctrl_c_so(monkeypatch):
 def test_a_module_is_imported_as_the_user_wants_interrupts(before):
     old = signal.signal(signal.SIGINT, before)
     try:
-        with commands.leaving_at_once(): assert signal.getsignal(signal.SIGINT) is (llm_course._leave_at_once if before is signal.default_int_handler else before)
+        with commands.leaving_at_once(): assert signal.getsignal(signal.SIGINT) is (commands._leave_at_once if before is signal.default_int_handler else before)
         assert signal.getsignal(signal.SIGINT) is before
     finally: signal.signal(signal.SIGINT, old)
 

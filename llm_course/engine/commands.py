@@ -39,8 +39,6 @@ from typing import (
 
 import tyro
 
-from .. import _leave_at_once
-
 # %% ../../nbs/engine/commands.ipynb #type-var
 T = TypeVar("T")
 
@@ -389,7 +387,8 @@ def terminable()->Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield   # only the main thread gets signals
         return
-    if signal.getsignal(signal.SIGINT) is _leave_at_once:   # all is imported now
+    present = getattr(signal.getsignal(signal.SIGINT), "__name__", "")
+    if present == "_leave_at_once":   # of `llm_course`; all is imported now
         signal.signal(signal.SIGINT, signal.default_int_handler)
     def leave(signum, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -397,6 +396,8 @@ def terminable()->Iterator[None]:
     before = signal.signal(signal.SIGTERM, leave)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
+
+def _leave_at_once(signum, frame): os._exit(130)   # as shells have it
 
 @contextmanager
 def leaving_at_once()->Iterator[None]:
