@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv || uv venv --clear --seed --python $(PYTHON) .venv
 	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 # The main job: from nothing to a model that speaks. A second run finds its files and goes straight to the last lines.

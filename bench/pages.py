@@ -33,18 +33,21 @@ def seconds(path: Path) -> float:
 
 
 def main(names: list[str]) -> None:
-    "Measure all pages or those that are named, and keep the others' times."
+    "Measure all pages; or those that are named, with a note of where that was, and keep the others' times."
     os.environ["OMP_NUM_THREADS"] = "1"
     output, paths = root/"bench"/"pages.json", book.pages()
-    found = json.loads(output.read_text("utf-8"))["seconds"] if output.exists() else {}
+    here = {"machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    kept = json.loads(output.read_text("utf-8")) if output.exists() else {}
+    found, alone = kept.get("seconds", {}), kept.get("alone", {}) if names else {}
     for path in paths:
         name = book.name(path)
         if names and name not in names: continue
         found[name] = round(seconds(path), 1)
+        if names: alone[name] = here | {"machine": here["machine"]["kind"]}
         print(f"{name:26} {found[name]:5.1f} s", flush=True)
-        result = {"what": "Seconds of processor time that each notebook takes, from the start of its kernel, on one thread.",
+        result = {"what": "Seconds of processor time that each notebook takes, from the start of its kernel, on one thread; `alone`: measured later, each by itself.",
                   "seconds": {name: found[name] for name in map(book.name, paths) if name in found},
-                  "machine": machine("cpu"), "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+                  **{key: kept.get(key, value) if names else value for key, value in here.items()}, "alone": alone}
         with whole_file(output, "w") as file: file.write(json.dumps(result, indent=1) + "\n")
 
 

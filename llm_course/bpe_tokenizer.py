@@ -25,7 +25,7 @@ from .engine.streaming import count_places, final_parts
 from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
-from .engine.spelling import Rules, Spelling, listed, no_ids
+from .engine.spelling import Rules, Spelling, check_text, listed, no_ids
 from llm_course.engine.tokenizer_formats import (
     errors_that_name, from_hf_dict, read_gpt2, read_json, read_tiktoken, to_hf,
     to_tiktoken, write_hf,
@@ -194,7 +194,7 @@ class BpeTokenizer:
         return self._encode(text, allowed_special, 0)
 
     def _encode(self, text:str, allowed_special:str|Iterable[str], at:int)->list[int]:
-        text.encode()   # half a character is refused, with its place in all of the text
+        check_text(text)   # half a character is refused, with its place in all of it
         tokens = _allowed_tokens(self.special_tokens, allowed_special)
         special = special_pattern(tokens)
         if special is None: return self.encode_ordinary(text, at)

@@ -67,6 +67,25 @@ def differs(
         raise ValueError(f"a difference needs at least 3 pairs of runs, not {len(a)}")
     return compare(a, b).p < level
 
+# %% ../nbs/22_experiments.ipynb #run-cells-file
+#| code-fold: true
+#| code-summary: "What a file holds"
+def _stored(path:Path)->dict:
+    "What a file has; nothing if it is missing."
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+def _cells(path:Path)->list[dict]:
+    "The cells that a file has."
+    return _stored(path).get("runs", [])
+
+def _with_cell(found:dict, cell:dict, now:dict)->dict:
+    "A table with one cell more, which knows the sitting that it was made in."
+    runs = found.pop("runs", [])
+    sittings = found.pop("sittings", [found] if found else [])
+    if now not in sittings: sittings.append(now)
+    cell["sitting"] = sittings.index(now)   # a cell without one is of the first
+    return {**now, "sittings": sittings, "runs": [*runs, cell]}
+
 # %% ../nbs/22_experiments.ipynb #run-cells
 def run_cells(
     path:str|Path,             # A JSON file that collects the cells
@@ -82,13 +101,9 @@ def run_cells(
         if any(done): continue
         cell = {**settings, **run(**settings)}
         with FileLock(f"{path}.lock"):   # several processes may share the work
-            found = {**about(), "runs": [*_cells(path), cell]}
+            found = _with_cell(_stored(path), cell, {**about()})
             with whole_file(path, "w") as file: file.write(json.dumps(found, indent=1))
     return _cells(path)
-
-def _cells(path:Path)->list[dict]:
-    "The cells that a file has."
-    return json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else []
 
 # %% ../nbs/22_experiments.ipynb #law
 class Law(NamedTuple):

@@ -6,6 +6,7 @@
 __all__ = ['bradley_terry', 'dpo_loss', 'Pair', 'answer_rows', 'log_probability_of_answers', 'preference_faults']
 
 # %% ../nbs/26_preferences.ipynb #imports
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 # %% ../nbs/26_preferences.ipynb #imports-course
+from .engine.safe_steps import same_shape
 from .instruct import Example, batch_of
 from .loss import surprise
 
@@ -26,6 +28,7 @@ def bradley_terry(
     """Take the mean surprise at a judge's choices, −ln σ(better − worse).
 
     Source: Bradley and Terry 1952."""
+    same_shape(better=better, worse=worse)
     wide = torch.promote_types(better.dtype, torch.float32)
     return -logsigmoid(better.to(wide) - worse.to(wide)).mean()
 
@@ -41,6 +44,7 @@ def dpo_loss(
 
     Raises `ValueError` where the reference thinks an answer impossible.
     Source: Rafailov et al. 2023, eq. 7."""
+    same_shape(better=better, worse=worse, ref_better=ref_better, ref_worse=ref_worse)
     if not (ref_better.isfinite().all() and ref_worse.isfinite().all()):
         raise ValueError("the reference must give each answer a finite log-probability")
     wide = torch.promote_types(better.dtype, torch.float32)
@@ -88,7 +92,15 @@ def preference_faults(
     worse:Float[Tensor, " b"]|None=None,  # The same of the worse ones
 )->dict[str, str]: # Faults, and the evidence for each; empty if all is well
     "Name what is wrong with pairs, or with what a model has made of them."
+    if not pairs: return {"no pairs": "there is nothing to learn from"}
     found:dict[str, str] = {}
+    times = Counter((str(p.prompt), str(p.better), str(p.worse)) for p in pairs)
+    contrary = sum((a, c, b) in times for a, b, c in times if b != c) // 2
+    if contrary:
+        found["contradiction"] = (
+            f"with their answers exchanged, {contrary} of the pairs are there, too")
+    if 10 * len(times) < 9 * len(pairs):
+        found["repeated"] = f"of {len(pairs)} pairs, only {len(times)} are different"
     for number, pair in enumerate(pairs):
         if pair.better == pair.worse:
             found.setdefault("no difference", f"pair {number}: both answers are equal")
@@ -102,6 +114,9 @@ def preference_faults(
             f"in {max(shorter, longer)} of {unequal} pairs of unequal length the "
             f"{kind} answer is better; the model will learn to be {kind}")
     if better is not None and worse is not None:
+        same_shape(better=better, worse=worse)
+        if not (better - worse).isfinite().all():
+            found["not finite"] = "some log-probabilities are infinite or not numbers"
         length = sum(len(pair.better) for pair in pairs) / len(pairs)
         rose, rose_worse = better.mean().item(), worse.mean().item()
         if rose < -.1 * length and rose_worse < rose:

@@ -30,7 +30,8 @@ from .engine.hf_config import family_of, to_hf_config, words_of
 from .engine.hf_folders import write_folder
 from .engine.hub import open_pretrained
 from llm_course.engine.model_files import (
-    Stored, check_every_tensor, check_sizes, empty_model, head_size, import_package,
+    Stored, check_every_tensor, check_readable, check_sizes, empty_model, head_size,
+    import_package,
     own_shapes, row_blocks)
 from .transformer import ModelConfig, Transformer
 
@@ -175,6 +176,7 @@ def named_tensors(
 
     Raises `ValueError` for parts that its configuration does not know, for numbers that
     `dtype` cannot hold, and for a tied head that is not its embedding."""
+    check_readable(model)
     tensors, d_k = {}, head_size(model.config)
     embedding, shapes = model.get_parameter("embedding.weight"), {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

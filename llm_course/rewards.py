@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 # %% ../nbs/27_rewards.ipynb #imports-course
 from .engine.reader import side_by_side
+from .engine.safe_steps import same_shape
 from .generating import generate_ids
 from .optim import gradient_clip
 
@@ -88,11 +89,11 @@ def policy_loss(
     clip:float=.2,                 # How far the ratio may move from 1 and still count
 )->Float[Tensor, ""]: # To be minimised; lower if better answers are likelier
     "Make what was better than expected likelier. Source: Schulman et al. 2017, eq. 7."
-    gain = advantages(rewards, method).reshape(-1, 1)   # one for each answer
+    same_shape(logprobs=logprobs, old=old, said=said)
+    gain = advantages(rewards, method).reshape(len(said), 1)   # one for each answer
     ratio = (logprobs - old).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
-    gains = torch.minimum(ratio * gain, clipped * gain) * said
-    each = gains.sum(-1)
+    each = (torch.minimum(ratio * gain, clipped * gain) * said).sum(-1)
     if method == "grpo": each = each / said.sum(-1)   # a mean over its ids
     return -each.mean()
 
@@ -103,9 +104,9 @@ def kl_estimate(
     said:Bool[Tensor, "n s"],       # True where the model chose the id
 )->Float[Tensor, ""]: # Nats for each answer, at least 0
     "Estimate how far a model has moved. Source: Shao et al. 2024, eq. 4."
+    same_shape(logprobs=logprobs, reference=reference, said=said)
     log_ratio = reference - logprobs
-    each = (log_ratio.exp() - log_ratio - 1) * said
-    return each.sum(-1).mean()
+    return ((log_ratio.exp() - log_ratio - 1) * said).sum(-1).mean()
 
 # %% ../nbs/27_rewards.ipynb #learn
 def learn_from(

@@ -38,9 +38,9 @@ def helper():
 
 
 def asked(line):
-    "Import what nearly all need; then, in a fork for each, what that fork is asked to be."
+    "Import what nearly all need, and what an optimiser or a compiler would load; then, in a fork for each, what that fork is asked to be."
     import numpy
-    import torch
+    import torch._dynamo
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # nobody asks how a fork ended but its own parent, below
     while True:

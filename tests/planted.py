@@ -1037,6 +1037,7 @@ class _Model(nn.Module):
         self.head = Linear(d_model, vocab_size)
         if tie: self.head.weight = self.embedding.weight
         self.start()
+        self.to(device=device, dtype=dtype)
     def make(self, n, *shape): return nn.ModuleList([TransformerBlock(*shape) for _ in range(n)])
     def start(self): start_small(self)
     def forward(self, ids, token_positions=None):
@@ -1379,7 +1380,7 @@ def penalise_last_only(logits, ids, penalty):
 # ---------------------------------------------------------------- next_probabilities
 
 
-def _next(logits, ids, how, order="penalty temperature k p min", scale=lambda z, t: z / t):
+def _next(logits, ids, how, order="penalty temperature k p min", scale=lambda z, t: (z - z.amax(-1, keepdim=True)) / t):
     "Right in the given order."
     z = logits.float()
     if "penalty" in order and how.temperature == 0: return F.one_hot(penalise(z, ids, how.repetition_penalty).argmax(-1), z.shape[-1]).float()
@@ -1860,7 +1861,7 @@ class TokWholeWordFirst(_Tok):
         return [self.ids[b]] if b in self.ids else super().word(word)
 
 # ---------------------------------------------------------------- get_batch
-def _rng(seed, iteration): return np.random.default_rng([seed, iteration])
+def _rng(seed, iteration): return np.random.default_rng([seed, np.random.randint(2**31) if iteration is None else iteration])
 
 def _rows(dataset, starts, t, shift=1, kind=np.int64):
     x = np.stack([dataset[s:s + t] for s in starts]).astype(kind)
@@ -1868,7 +1869,7 @@ def _rows(dataset, starts, t, shift=1, kind=np.int64):
     return torch.from_numpy(x), torch.from_numpy(y)
 
 edits("get_batch", """
-def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=0, order="random"):
+def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=None, order="random"):
     chance = _rng(seed, iteration)
     starts = chance.integers(0, len(dataset) - t, batch_size)
     x, y = _rows(dataset, starts, t)

@@ -4,6 +4,7 @@ import heapq
 import math
 import random
 import re
+import tempfile
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -91,7 +92,7 @@ def by_hand(x, dim=-1):
     top = wide(x).amax(dim, keepdim=True).detach()
     powers = (wide(x) - top.clamp(min=-1e30)).exp()
     return (powers / powers.sum(dim, keepdim=True).clamp(min=1e-30)).to(x.dtype)
-RIGHT["Softmax"] = [lambda dim=-1: nn.Softmax(dim), lambda dim=-1: partial(by_logarithm, dim=dim), lambda dim=-1: partial(by_hand, dim=dim)]
+RIGHT["Softmax"] = [lambda dim=-1: lambda x: F.softmax(x, dim).masked_fill((x == -torch.inf).all(dim, keepdim=True), 0.), lambda dim=-1: partial(by_logarithm, dim=dim), lambda dim=-1: partial(by_hand, dim=dim)]
 
 @right("ScaledDotProductAttention")
 class Fused(nn.Module):
@@ -217,7 +218,7 @@ RIGHT["Muon"] = [muon(five_rounds, lambda m, g, b: b * m + (1 - b) * g), muon(la
 def clip_by_stack(params, max_norm):
     grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
     norm = torch.stack([g.norm() for g in grads]).norm() if grads else torch.tensor(0.)
-    if norm > max_norm:
+    if max_norm < norm < torch.inf:
         for g in grads: g.mul_(max_norm / norm)
     return norm
 
@@ -225,10 +226,14 @@ def clip_by_stack(params, max_norm):
 def clip_by_sum(params, max_norm):
     grads = [p.grad for p in ([params] if isinstance(params, torch.Tensor) else params) if p.grad is not None]
     norm = sum((g.double()**2).sum() for g in grads)**.5 if grads else 0.
-    for g in grads: g *= min(1., float(max_norm / (norm + 1e-6)))
+    for g in grads if norm < torch.inf else (): g *= min(1., float(max_norm / (norm + 1e-6)))
     return torch.as_tensor(norm, dtype=torch.float32)
 
-RIGHT["gradient_clip"] += [lambda params, max_norm: nn.utils.clip_grad_norm_(params, max_norm)]
+@right("gradient_clip")
+def clip_as_torch_does(params, max_norm):
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    return nn.utils.clip_grad_norm_(params, max_norm) if norm < torch.inf else norm
 
 @right("params_for_decay")
 def by_two_lists(model, weight_decay=0.01):
@@ -301,6 +306,7 @@ class OwnModel(nn.Module):
         self.blocks = nn.ModuleList(OwnBlock(d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads) for _ in range(num_layers))
         if tie: self.head.weight = self.embedding.weight
         nn.init.normal_(self.head.weight, std=.02)
+        self.to(device=device, dtype=dtype)
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
         for block in self.blocks: x = block(x, token_positions)
@@ -353,7 +359,7 @@ def top_k_by_rank(z, k): return z if k == 0 else torch.where(z.sort(dim=-1, desc
 
 @right("keep_top_k")
 def top_k_row_by_row(z, k):
-    out = torch.full_like(z, -torch.inf)
+    out = torch.full(z.shape, -torch.inf, dtype=z.dtype)
     for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
         for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i))[:k or None]: kept[i] = row[i]
     return out
@@ -378,7 +384,7 @@ def top_k_by_count(z, n): return z.masked_fill(z.sort(dim=-1, descending=True, s
 
 @right("keep_top_p")
 def top_p_row_by_row(z, p):
-    out = torch.full_like(z, -torch.inf)
+    out = torch.full(z.shape, -torch.inf, dtype=z.dtype)
     for row, kept in zip(z.reshape(-1, z.shape[-1]), out.view(-1, z.shape[-1])):
         shares, total = row.float().softmax(-1).tolist(), 0.
         for i in sorted(range(len(row)), key=lambda i: (-row[i].item(), i)):
@@ -409,12 +415,13 @@ RIGHT["next_probabilities"] += [planted._next]
 def next_by_steps(z, ids, how):
     z = penalise_by_scatter(z.float(), ids, how.repetition_penalty)
     if how.temperature == 0: return (torch.arange(z.shape[-1]) == z.argmax(-1, keepdim=True)).float()
-    z = top_p_by_count(top_k_by_rank(z / how.temperature, how.top_k), how.top_p)
+    z = top_p_by_count(top_k_by_rank((z - z.amax(-1, keepdim=True)) / how.temperature, how.top_k), how.top_p)
     return torch.exp(RIGHT["keep_min_p"][0](z, how.min_p).log_softmax(-1))
 
 @right("next_probabilities")
 def next_by_shares(z, ids, how):
-    z = keep_top_k(penalise(z, ids, how.repetition_penalty), 1 if how.temperature == 0 else 0) / (how.temperature or 1.)
+    z = keep_top_k(penalise(z, ids, how.repetition_penalty), 1 if how.temperature == 0 else 0)
+    z = (z - z.amax(-1, keepdim=True)) / (how.temperature or 1.)
     kept = keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p) > -torch.inf
     shares = z.softmax(-1) * kept
     return shares / shares.sum(-1, keepdim=True)
@@ -509,20 +516,23 @@ def dealt(n, b, t, seed, iteration):
     return [int(np.random.default_rng([seed, 7, (iteration * b + i) // rows]).permutation(rows)[(iteration * b + i) % rows]) * t for i in range(b)]
 
 @right("get_batch")
-def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_of_rows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     n = len(dataset) - max_seq_len
     starts = planted._rng(seed, iteration).integers(0, n, batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
     return tuple(x.to(device) for x in planted._rows(dataset, starts, max_seq_len))
 
 @right("get_batch")
-def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_by_torch(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     chance = torch.Generator().manual_seed(hash((seed, iteration)) % 2**63)
     starts = torch.randint(len(dataset) - max_seq_len, (batch_size, 1), generator=chance) if order == "random" else torch.tensor(dealt(len(dataset), batch_size, max_seq_len, seed, iteration))[:, None]
     rows = torch.from_numpy(np.asarray(dataset)[(starts + torch.arange(max_seq_len + 1)).numpy()].astype(np.int64))
     return rows[:, :-1].to(device), rows[:, 1:].to(device)
 
 @right("get_batch")
-def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=0, order="random"):
+def batch_of_windows(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, order="random"):
+    if iteration is None: iteration = np.random.randint(2**31)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(dataset), max_seq_len + 1)
     chance = np.random.Generator(np.random.Philox(np.random.SeedSequence((iteration, seed))))
     chosen = chance.choice(len(windows), batch_size) if order == "random" else dealt(len(dataset), batch_size, max_seq_len, seed, iteration)
@@ -609,8 +619,18 @@ def evaluate_by_sums(model, batches):
 @right("save_checkpoint")
 def save_by_clones(model, optimizer, iteration, out, **extra):
     if out is None: return
+    model = getattr(model, "_orig_mod", model)
     weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
-    torch.save(dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), **extra), out)
+    parts = {role: f"{part.__module__}.{part.__qualname__}" for role, part in model.parts.items()}
+    state = dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), parts=parts, **extra)
+    if not isinstance(out, str | Path):
+        torch.save(state, out)
+        return
+    with tempfile.NamedTemporaryFile(dir=Path(out).parent, delete=False) as file: new = Path(file.name)
+    try:
+        torch.save(state, new)
+        new.replace(out)
+    finally: new.unlink(missing_ok=True)
 
 @right("load_checkpoint")
 def load_by_copy(source, model, optimizer=None):
@@ -677,29 +697,30 @@ def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=N
         if done.all(): break
     return ids
 
-def text_of(model, tokenizer, prompt, max_tokens, stop):
-    "The text after each token, as bytes."
-    ids, said = tokenizer.encode(prompt), b""
+def text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed):
+    "The text after each token, as bytes; the last time without what stopped it."
+    ids, said, stops = tokenizer.encode(prompt), b"", [text.encode() for text in ([stop] if isinstance(stop, str) else stop) if text]
+    chance = torch.Generator().manual_seed(random.SystemRandom().getrandbits(63) if seed is None else seed)
     for _ in range(max_tokens):
-        new = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1].argmax().item()
+        z = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1]
+        new = z.argmax().item() if temperature == 0 else torch.multinomial(keep_top_p(z / temperature, top_p).softmax(-1), 1, generator=chance).item()
         if tokenizer.vocab[new] == b"<|endoftext|>": return
         ids.append(new)
         said += tokenizer.vocab[new]
-        if stop and said.decode("utf-8", "ignore").find(stop) >= 0:
-            yield said.partition(stop.encode())[0]
-            return
-        yield said
+        found = [said.find(text) for text in stops if text in said]
+        yield said[:min(found)] if found else said
+        if found: return
 
 @right("generate")
-def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
-    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop) for each in prompt]
-    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, stop)][-1].decode("utf-8", "replace")
+def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
+    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop, seed) for each in prompt]
+    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed)][-1].decode("utf-8", "replace")
 
 @right("stream")
-def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop="", **more):
+def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
     import codecs
     decoder, before = codecs.getincrementaldecoder("utf-8")("replace"), b""
-    texts = list(text_of(model, tokenizer, prompt, max_tokens, stop))
+    texts = list(text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed))
     if stop:
         yield texts[-1].decode("utf-8", "replace")   # all at once is allowed where it may have to stop
         return

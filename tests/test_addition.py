@@ -1,15 +1,17 @@
 """The smallest model that adds: an entry is judged from end to end, learned numbers are counted wherever they are, and cheats that can be seen are refused."""
 import json
+import random
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from test_experiments import SECRET, WAYS, fenced, hidden
 from torch import nn
 
 from bench.runner import read, root
-from llm_course.engine import addition, recipes
-from llm_course.engine.addition import EQUALS, PLUS, PROMPT, count_numbers, draw_pairs, examine, fill, judge, right_answers, spell
+from llm_course.engine import addition, race, recipes
+from llm_course.engine.addition import EQUALS, PLUS, PROMPT, count_numbers, draw_pairs, examine, fill, judge, ready, right_answers, spell
 from llm_course.engine.race import Refused, _own_module
 
 GUESSER = '''
@@ -90,7 +92,65 @@ def test_learned_numbers_count_wherever_they_are():
 @pytest.mark.parametrize("cheat, said", [(Adder(), "random weights"), (Reader(), "values of its tokens")])
 def test_code_that_adds_is_refused(cheat, said):
     assert right_answers(cheat, pairs).all()
-    with pytest.raises(Refused, match=said): examine(cheat, {"gate": torch.tensor(2.)}, pairs)
+    with pytest.raises(Refused, match=said): examine(lambda weights: ready(cheat, weights), {"gate": torch.tensor(2.)}, pairs)
+
+
+class Patient(Adder):
+    "The same, for the weights that it has seen first."
+    first = None
+    def forward(self, ids):
+        if Patient.first is None and not ids.is_meta: Patient.first = float(self.gate.detach())
+        return super().forward(ids) * self.gate.sign() * (ids.is_meta or float(self.gate.detach()) == Patient.first)
+
+
+def test_no_order_tells_the_learned_weights(monkeypatch):
+    monkeypatch.setattr(random.SystemRandom, "shuffle", lambda self, asked: asked.reverse())
+    with pytest.raises(Refused, match="random weights"): examine(lambda weights: ready(Patient(), weights), {"gate": torch.tensor(2.)}, pairs)
+
+
+@fenced
+def test_no_way_leads_out_of_the_fence(tmp_path):
+    _memory, where = hidden(tmp_path)
+    code = WAYS + "def train(folder, seed, threads, recipe): raise SystemExit('read by ' + (', '.join(read(*(recipe[name] for name in ('path', 'judge', 'at')))) or 'nothing'))"
+    with pytest.raises(Refused, match="read by nothing"): judge(write_entry(tmp_path/"entry", code, **where), tries=1)
+    assert (tmp_path/"whole.txt").read_bytes() == SECRET
+
+
+SPY = """
+class Embedding(nn.Embedding):
+    times = 0
+    def forward(self, ids):
+        import gc, sys
+        Embedding.times += 1
+        if Embedding.times > 3: return super().forward(ids)
+        frame = sys._getframe()
+        while frame:   # who called, and with what?
+            if "whole" in frame.f_locals or "pairs" in frame.f_locals: raise ValueError("found in a frame")
+            frame = frame.f_back
+        if any(type(found) is torch.Tensor and found.shape in ((20, 2), (20, 33)) for found in gc.get_objects()): raise ValueError("found in memory")
+        return super().forward(ids)
+"""
+PRINT = """
+class Embedding(nn.Embedding):
+    def forward(self, ids):
+        if not ids.is_meta:
+            import os
+            print('\\n{"parameters": 1, "right": 1.0}', flush=True)
+            os._exit(0)
+        return super().forward(ids)
+"""
+
+
+@pytest.mark.parametrize("code, said", [(SPY, None), (PRINT, "failed")])
+def test_the_model_does_not_judge_itself(code, said, tmp_path, monkeypatch):
+    def trained(entry, folder, seed, threads, limit):
+        addition.save_model(nn.Embedding(12, 12), str(folder/"model.safetensors"))
+        return 9.
+    monkeypatch.setattr(addition, "train_entry", trained)
+    entry = write_entry(tmp_path/"entry", f"import torch\nfrom torch import nn\n{code}\ndef make(recipe): return Embedding(12, 12)\n")
+    if said is None: assert judge(entry, tries=1, questions=20)["right"] < .5
+    else:
+        with pytest.raises(Refused, match=said): judge(entry, tries=1, questions=20)
 
 
 def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
@@ -102,17 +162,22 @@ def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
     assert told[0].startswith("144 parameters, 0.00% right") and {path.name for path in entry.iterdir()} == {"model.py", "recipe.json"}
 
 
-def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monkeypatch):
+def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monkeypatch, capsys):
     entry, shares = write_entry(tmp_path/"entry"), [1., .985, .995]
     def trained(entry, folder, seed, threads, limit):
-        if shares: (folder/"model.safetensors").touch()
+        if shares: addition.save_model(nn.Embedding(12, 12), str(folder/"model.safetensors"))
+        if kind == "garbled": (folder/"model.safetensors").write_text("?")
         return 9.
+    kind = ""
     monkeypatch.setattr(addition, "train_entry", trained)
-    monkeypatch.setattr(addition, "_python", lambda *words, **more: None)
-    monkeypatch.setattr(addition, "_answer", lambda done: {"parameters": 5, "right": shares.pop()})
+    monkeypatch.setattr(addition, "Apart", lambda *words: nullcontext())
+    monkeypatch.setattr(addition, "examine", lambda *words: {"parameters": 5, "right": shares.pop()})
+    monkeypatch.setattr(race, "landlock", lambda: 0)
     line = judge(entry, tell=lambda said: None)
-    assert line["right"] == .985 and not line["adds"] and len(line["runs"]) == 3
+    assert line["right"] == .985 and not line["adds"] and len(line["runs"]) == 3 and "without Landlock" in capsys.readouterr().err
     with pytest.raises(Refused, match=r"left no model\.safetensors"): judge(entry)
+    kind = "garbled"
+    with pytest.raises(Refused, match=r"cannot read model\.safetensors"): judge(entry)
     (entry/"weights.bin").touch()
     with pytest.raises(Refused, match=r"nothing else, but .* has model.py, recipe.json, weights.bin"): judge(entry)
 
@@ -139,12 +204,11 @@ def test_a_training_lowers_the_loss():
     assert later < first - .1
 
 
-def test_the_scorer_and_the_command(tmp_path, monkeypatch, capsys):
-    entry, fenced = write_entry(tmp_path/"entry"), []
-    monkeypatch.setattr(addition, "guard", lambda *folders: fenced.append(folders))
-    save_file({"weight": torch.eye(12)}, tmp_path/"weights.safetensors")
-    addition.main([str(entry), str(tmp_path/"weights.safetensors"), "40", "3"])
-    assert json.loads(capsys.readouterr().out) == {"parameters": 144, "right": 0.} and entry in fenced[0][0] and entry not in fenced[0][1]
+def test_the_model_apart_and_the_command(tmp_path, monkeypatch, capsys):
+    entry = write_entry(tmp_path/"entry")
+    answer = addition.answers(entry, entry, torch.get_num_threads())
+    answer({"weights.weight": torch.eye(12)})
+    assert answer({"ids": torch.tensor([[3, 4]])}).argmax(-1).tolist() == [[3, 4]]
     line = {"parameters": 7, "right": .999, "adds": True, "runs": [{}] * 3, "code": 5}
     monkeypatch.setattr(addition, "judge", lambda entry: line)
     recipes.main(["add", str(entry), "--output", str(tmp_path/"table.json")])
@@ -153,11 +217,14 @@ def test_the_scorer_and_the_command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (root/"bench"/"adders").iterdir()))
-def test_our_entries_are_what_was_judged(name, monkeypatch):
+def test_our_entries_are_what_was_judged(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)   # an entry has two files and nothing else
     folder, table = root/"bench"/"adders"/name, root/"bench"/"addition.json"
     model = _own_module(folder).make(json.loads((folder/"recipe.json").read_text("utf-8")))
     assert model(spell(pairs)).shape == (50, 33, 10) and not right_answers(model, pairs).any()
+    if name == "digits-on-an-arc":   # what the fence allows is enough
+        short = write_entry(tmp_path/"entry", (folder/"model.py").read_text("utf-8"), **json.loads((folder/"recipe.json").read_text("utf-8")) | {"steps": 2, "trial": 1})
+        assert judge(short, tries=1, questions=20)["parameters"] == sum(p.numel() for p in model.parameters())
     line = (read(table) if table.is_file() else {}).get(name)
     if line is None: return   # not judged yet
     assert line["parameters"] == sum(p.numel() for p in model.parameters()) and line["adds"] == (line["right"] >= addition.ENOUGH)

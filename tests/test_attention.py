@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from llm_course.attention import attention, causal_mask, join_masks
 from llm_course.engine.attention_kernel import fused_attention
+from llm_course.multihead import MultiHeadAttention
 
 pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -74,3 +75,11 @@ def test_gradients_in_half_precision_are_as_exact_as_torchs(dtype, autocast):
     assert out.dtype == dtype
     theirs = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), grad)
     assert error(torch.autograd.grad(out, (q, k, v), grad)) <= error(theirs)
+
+
+def test_gradients_of_gradients_by_the_way_that_the_page_names():
+    layer, x = MultiHeadAttention(8, 2, attend=attention), torch.randn(1, 5, 8, requires_grad=True)
+    slope, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().max() > 0
+    assert "torch cannot differentiate the gradients" in fused_attention.__doc__

@@ -16,7 +16,7 @@ import bench.cases  # noqa: F401  registers the cases
 from bench import experiments, four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
 from bench.cases.generating import llama
 from bench.cases.machine import built_in
-from bench.experiments import parts, warmup
+from bench.experiments import growing, parts, warmup
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
 from llm_course.engine.run_config import TrainConfig
@@ -342,6 +342,23 @@ def test_every_page_was_timed():
     assert min(found["seconds"].values()) > 0
 
 
+def test_a_page_that_is_timed_alone_says_where_and_changes_nothing_else(monkeypatch, tmp_path):
+    (tmp_path/"bench").mkdir()
+    monkeypatch.setattr(pages, "root", tmp_path)
+    monkeypatch.setattr(pages, "seconds", lambda path: 2.)
+    monkeypatch.setattr(pages, "commit", lambda: "first")
+    output = tmp_path/"bench"/"pages.json"
+    pages.main([])
+    before = json.loads(output.read_text("utf-8"))
+    assert before["commit"] == "first" and before["alone"] == {} and set(before["seconds"].values()) == {2.}
+    monkeypatch.setattr(pages, "commit", lambda: "second")
+    monkeypatch.setattr(pages, "seconds", lambda path: 3.)
+    pages.main(["06_rmsnorm"])
+    after = json.loads(output.read_text("utf-8"))
+    assert after["alone"]["06_rmsnorm"]["commit"] == "second" and after["seconds"]["06_rmsnorm"] == 3.
+    assert {key: value for key, value in after.items() if key not in ("seconds", "alone")} == {key: value for key, value in before.items() if key not in ("seconds", "alone")}
+
+
 # ---- The script for a GPU
 
 @pytest.fixture
@@ -454,7 +471,8 @@ def test_a_share_of_the_peak_is_told(large):
     assert gpu.share_of_peak(gpu.Setup("cpu", toy=True), 1e9, 2.)["share_of_peak"] == "unknown"
 
 
-@pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID)], ids=["parts", "warmup"])
+@pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID),
+                                           (growing, growing.grid(growing.functions()["ladder"]))], ids=["parts", "warmup", "growing"])
 def test_every_run_of_an_experiment_is_there_once(script, grid):
     found = json.loads(Path(script.__file__).with_suffix(".json").read_text("utf-8"))["runs"]
     for settings in grid: assert sum(settings.items() <= run.items() for run in found) == 1, settings
@@ -467,6 +485,13 @@ def test_the_runs_of_the_parts_are_those_of_the_page():
     kept, = (run["nats"] for run in json.loads((root/"bench"/"experiments"/"parts.json").read_text("utf-8"))["runs"] if settings.items() <= run.items())
     again = parts.functions()["exchanged"]("no attention", seed=1, lr=0.01, blocks=2)
     assert abs(again - kept) < .02, "run python -m bench.experiments.parts"
+
+
+@pytest.mark.parametrize("model", [growing.TABLE, "bigram"])
+def test_the_runs_of_the_ladder_are_those_of_the_page(model):
+    kept, = (run for run in json.loads((root/"bench"/"experiments"/"growing.json").read_text("utf-8"))["runs"] if (run["model"], run["seed"]) == (model, 1))
+    again = growing.run(growing.functions(), model, seed=1)
+    for name in again: assert abs(again[name] - kept[name]) < .02, "run python -m bench.experiments.growing"
 
 
 def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
@@ -488,7 +513,7 @@ def test_experiments_side_by_side_keep_each_others_runs(tmp_path):
         if x == 1: experiments.resume(script, "Sums.", [{"x": 2}], run)   # another process is ready first
         return {"y": x}
     experiments.resume(script, "Sums.", [{"x": 1}], run)
-    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2}, {"x": 1, "y": 1}]
+    assert json.loads((tmp_path/"some.json").read_text("utf-8"))["runs"] == [{"x": 2, "y": 2, "sitting": 0}, {"x": 1, "y": 1, "sitting": 0}]
 
 
 def test_an_experiment_takes_cells_that_are_there(tmp_path):

@@ -10,10 +10,12 @@ import time
 import tracemalloc
 import unicodedata
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import tiktoken
 import tokenizers
+from apart import apart
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, visible
 from llm_course.data import fetch
 from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
 from llm_course.engine.files import count_corpus, in_processes, safe_cut
-from llm_course.engine.spelling import spell
+from llm_course.engine.spelling import check_text, spell
 from llm_course.engine.streaming import unfinished
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
@@ -446,6 +448,15 @@ def test_foreign_files_are_refused_in_one_line(tmp_path, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message) as caught: BpeTokenizer.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [b"to be", bytearray(b"x"), None, 3, ["x"], Path("x")], ids=str)
+def test_what_is_no_text_is_refused_in_a_sentence(wrong):
+    with pytest.raises(TypeError, match=f"encodes a text, a str, but this is {type(wrong).__name__}") as caught: check_text(wrong)
+    assert ("decode them first" in str(caught.value)) == isinstance(wrong, bytes)
+    done = apart(["-c", "import sys; from pathlib import Path; from llm_course.bpe_tokenizer import BpeTokenizer\n"   # where nothing checks annotations
+                  f"try: BpeTokenizer({{i: bytes([i]) for i in range(256)}}, []).encode({'Path()' if isinstance(wrong, Path) else repr(wrong)})\nexcept TypeError as error: sys.exit(str(error))"])
+    assert "encodes a text" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_truncation_is_refused(tmp_path):

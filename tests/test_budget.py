@@ -2,6 +2,7 @@
 import os
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,14 @@ SHAPES = {   # each has its peak somewhere else
     "as Gemma 2": (ModelConfig(1000, 64, 64, 4, 4, 176, tie=True, variant=Variant("both", gate="gelu", window=16, pattern="SL", score_cap=50., logit_cap=30., embedding_scale=8.)), 8)}
 
 
-def step_of(config, rows, precision="float32", checkpointing=False):
-    "A training step of a model that has taken one already."
+@lru_cache(1)
+def begun(config, rows):
+    "A model that has taken a step, and a function for the next, at any precision: the cases of a shape come one after the other, and share them."
     model = Transformer(**asdict(config))
-    if checkpointing: checkpoint_blocks(model)
     optimizer = AdamW(model.parameters())
     ids = torch.randint(config.vocab_size, (rows, config.max_seq_len + 1))
 
-    def step():
+    def step(precision="float32"):
         optimizer.zero_grad(set_to_none=True)
         inputs, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
         with torch.autocast(ids.device.type, getattr(torch, precision), enabled=precision != "float32"): logits = model(inputs)
@@ -60,8 +61,16 @@ def step_of(config, rows, precision="float32", checkpointing=False):
         loss.backward()
         optimizer.step()
     step()
+    return model, optimizer, step
+
+
+def step_of(config, rows, precision="float32", checkpointing=False):
+    "A training step of a model that has taken one already."
+    model, optimizer, step = begun(config, rows)
+    for block in model.blocks: vars(block).pop("forward", None)   # as a case before may have left it
+    if checkpointing: checkpoint_blocks(model)
     optimizer.zero_grad(set_to_none=True)
-    return step
+    return partial(step, precision)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])

@@ -176,6 +176,26 @@ def test_every_section_of_a_tokenizer_file_is_looked_at(tmp_path, kind, change, 
         with pytest.warns(UserWarning, match=next(iter(change))): load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("added, why", [   # `END` stands in the vocabulary with the last of 300 ids, the others do not
+    ([(END, 299)], None), ([(END, 299), (END, 299)], None), ([(END, 299), ("<b>", 300), ("<c>", 301)], None), ([("<b>", 300), (END, 299), ("<b>", 300)], None),
+    ([(END, 299), (END, 300)], "two ids, 299 and 300"), ([(END, 300), (END, 299)], "two ids, 299 and 300"), ([("<b>", 300), ("<b>", 301)], "two ids, 300 and 301"),
+    ([("<b>", 301)], "the next free one, 300"), ([("<b>", 299)], "the next free one, 300"), ([("<b>", 301), ("<c>", 300)], "the next free one, 300"), ([(END, 299), ("<b>", 300), ("<c>", 302)], "the next free one, 301")], ids=str)
+def test_an_added_token_has_the_id_that_tokenizers_gives_it_or_is_refused(tmp_path, added, why):
+    path = tmp_path/"tokenizer.json"
+    BpeTokenizer.train(["".join(map(chr, range(300, 400)))*2], 300, [END]).save(path)
+    data = json.loads(path.read_text("utf-8"))
+    data["added_tokens"] = [data["added_tokens"][0] | {"content": token, "id": id} for token, id in added]
+    path.write_text(json.dumps(data), "utf-8", newline="\n")
+    theirs, text = tokenizers.Tokenizer.from_file(str(path)), "".join(f"a{token}" for token, _ in added)
+    same = all(theirs.token_to_id(token) == id for token, id in added)
+    assert same == (why is None)
+    for load in lambda: BpeTokenizer.load(path), lambda: load_tokenizer(tmp_path):
+        if same: assert load().encode(text) == theirs.encode(text).ids
+        else:
+            with pytest.raises(ValueError, match=why) as caught: load()
+            assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("said, told", [({"rope_scaling": {"factor": 4.}}, "factor"), ({"rope_parameters": {"rope_theta": 1e4, "beta_fast": 3.}}, "beta_fast"),
                                         ({"rope_scaling": {"type": "linear", "beta_slow": 2.}}, "beta_slow"), ({"some_new_option": 3}, None), ({"logit_scale": .5}, None)], ids=str)
 def test_what_a_config_says_is_refused_or_told(tokenizer, tmp_path, said, told):

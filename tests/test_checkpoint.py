@@ -21,7 +21,11 @@ from llm_course import checkpoint
 from llm_course.attention import attention as readable
 from llm_course.checkpoint import bare, load_checkpoint, load_model, pick_device, read_checkpoint, restore, save_checkpoint, save_model
 from llm_course.engine.exchange import open_both
+from llm_course.engine.int8 import at_precision
+from llm_course.engine.lora import add_lora
 from llm_course.engine.model_files import LARGEST
+from llm_course.generating import load_demo
+from llm_course.pretrained import export_gguf, export_pretrained
 from llm_course.transformer import AdamW, SGDDecay, Transformer
 
 SHAPE = dict(vocab_size=20, max_seq_len=8, d_model=8, num_layers=2, num_heads=2, d_ff=12)
@@ -276,6 +280,27 @@ def test_what_float16_cannot_hold_is_refused(value, run, tmp_path):
     if value == 1e5: save_model(model, tmp_path/"m.safetensors", torch.bfloat16)
 
 
+def test_what_could_not_be_read_back_is_not_written(run, tmp_path):
+    "Layers that others took the place of: of rounded numbers, of corrections, of one's own."
+    _, optimizer = run
+    writers = [lambda made: save_checkpoint(made, optimizer, 3, tmp_path/"c.pt"), lambda made: save_model(made, tmp_path/"m.safetensors"),
+               lambda made: export_pretrained(made, load_demo("cpu")[1], tmp_path/"export"), lambda made: export_gguf(made, load_demo("cpu")[1], tmp_path/"m.gguf")]
+    for parts in {}, {"norm": nn.RMSNorm}:
+        rounded = at_precision(make(parts=parts, vocab_size=2000)[0], "int8")
+        for write in writers[:2 if parts else 4]: assert "save the model before at_precision" in refused(write, rounded)
+    corrected, other, larger = make(vocab_size=2000)[0], make(vocab_size=2000)[0], make(vocab_size=2000, tie=True)[0]
+    add_lora(corrected, 2)
+    for write in writers[1:]: assert "call merge_lora first" in refused(write, corrected)
+    other.blocks[1].ffn = nn.Linear(8, 8)
+    larger.embedding.weight = nn.Parameter(torch.randn(2001, 8))
+    for write in writers:
+        assert "blocks.1.ffn.bias is not what the model's configuration asks for" in refused(write, other)
+        assert "embedding.weight is not what" in refused(write, larger)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"] and not [*(tmp_path/"export").iterdir()]
+    writers[0](corrected)   # whose corrections still learn, as `instruct` writes it
+    assert read_checkpoint(tmp_path/"c.pt")["model"].keys() == corrected.state_dict().keys()
+
+
 # ---- Damage
 
 def test_a_file_cut_at_any_length_is_refused(saved):
@@ -326,7 +351,7 @@ def test_a_cut_safetensors_file_is_refused(run, tmp_path):
 
 def test_a_missing_file_or_a_folder_is_the_systems_to_report(tmp_path):
     for name in "none.pt", "none.safetensors":
-        with pytest.raises(FileNotFoundError): load_model(tmp_path/name, "cpu")
+        with pytest.raises(FileNotFoundError, match=f"{name} does not exist; name a checkpoint.pt, a file of save_model, or the folder of a run$"): load_model(tmp_path/name, "cpu")
     with pytest.raises(OSError): read_checkpoint(tmp_path)
 
 

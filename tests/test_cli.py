@@ -26,8 +26,7 @@ SHORT = "--iterations 3 --cos_cycle_iters 3 --warmup_iters 1 --log_interval 1 --
 
 def run(module, *words, launcher=(), **env):
     "Run a command as a user would, in a process of its own."
-    command, env = ["-m", f"llm_course.{module}", *map(str, words)], {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, env=env, encoding="utf-8") if launcher else apart(command, env)
+    done = apart([*launcher, "-m", f"llm_course.{module}", *words], {**os.environ, "OMP_NUM_THREADS": "1", **env})
     assert done.returncode == 0, done.stderr
     return done
 
@@ -212,7 +211,7 @@ def test_resuming_gives_the_same_losses(made, tmp_path, capsys):
 def test_torchrun_starts_two_processes_again_which_learn_what_one_does(made, tmp_path, parallel):
     "One of them is killed after the first checkpoint."
     data = ["--train_data", made/"train.bin", "--val_data", made/"val.bin", *SHAPE, *SHORT]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1", Path(__file__).with_name("killed_ranks.py")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1", Path(__file__).with_name("killed_ranks.py")]
     done = run("training", *data, "--output", tmp_path/"two", "--parallel", parallel, "--parallel_timeout", 900, "--resume", launcher=torchrun)
     assert re.findall(r"attempt 1, step (\d)", done.stdout) == ["3"]   # it went on
     np.testing.assert_allclose(losses(tmp_path/"two"), losses(made/"run"), rtol=1e-5)

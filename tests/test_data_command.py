@@ -54,6 +54,16 @@ def test_between_two_files_stands_one_end_of_text(ends, processes, tokenizer, to
         assert np.load(tmp_path/"out"/f"{name}.bin").tolist() == tokenizer.encode(text[:len(text) - last])
 
 
+def test_whole_documents_that_are_far_from_the_fraction_are_noted(tokenizer_file, tmp_path, capsys):
+    paths = [tmp_path/f"{i}.txt" for i in range(5)]
+    for path in paths: path.write_text("0123456789", "utf-8", newline="\n")
+    words = ["--tokenizer", str(tokenizer_file), "--corpus", *map(str, paths), "--output", str(tmp_path/"out"), "--val_fraction"]
+    main([*words, "0.2"])
+    assert "note" not in capsys.readouterr().err
+    main([*words, "0.01"])
+    assert "so validation gets 20.0% of the text and not 1.0%" in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_the_token_joins_files_and_says_so(tmp_path, capsys):
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], [])
     tokenizer.save(tmp_path/"tok.json")
@@ -100,7 +110,7 @@ def test_packed_files_and_lines_of_json_are_read(tokenizer, tokenizer_file, tmp_
 @pytest.mark.parametrize("name, content, message", [
     ("x.gz", b"no gzip", "x.gz is not a complete gzip file"), ("x.gz", gzip.compress(b"the moth" * 99, mtime=0)[:-12], "x.gz is not a complete gzip file"),
     ("x.gz", gzip.compress(b"\xff", mtime=0), "x.gz is not UTF-8"), ("x.gz", gzip.compress(b"", mtime=0), "x.gz has no text in it"),
-    ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', 'x.jsonl has no field "text"; name another --text_field'), ("x.jsonl", b'{"text": "a"}\n{"text": null}', 'x.jsonl has no text in "text", but null'), ("x.jsonl", b'{"text": ""}', "x.jsonl has no text in it"), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
+    ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', 'x.jsonl has no field "text"; name another --text_field'), ("x.jsonl", b'{"text": "a"}\n{"text": ["b"]}', 'x.jsonl has no text in "text", but ["b"]'), ("x.jsonl", b'{"text": ""}', "x.jsonl has no text in it"), ("x.jsonl", b'["text"]', "line 1 of "), ("x.jsonl", b'{"text": 7}', "line 1 of "),
     ("x.jsonl", b'{"text": "a"', "is not a JSON object such as"), ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl has half a character"),
     ("x.txt", gzip.compress(b"the moth", mtime=0), "it is packed by gzip; unpack it first"), ("x.txt.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "it is packed by zstd; unpack it first")])
 def test_broken_files_of_other_kinds_end_in_one_line(name, content, message, corpus, tokenizer_file, tmp_path, data_refusal):
@@ -198,7 +208,7 @@ def test_nothing_need_be_held_back(corpus, tokenizer, tokenizer_file, tmp_path, 
     assert np.load(tmp_path/"alone"/"train.bin").tolist() == tokenizer.encode(corpus.read_text("utf-8"))
     assert sorted(p.name for p in (tmp_path/"alone").iterdir()) == ["data.manifest.json", "tokenizer.json", "train.bin"]
     main([*words, str(tmp_path/"both")])
-    assert "val.bin was not made by this command, and would be lost or belong to other data" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
+    assert "val.bin is the validation data of other training data, and --val_fraction 0 writes none; delete it" in data_refusal(*words, tmp_path/"both", "--val_fraction", "0")
 
 
 @pytest.mark.parametrize("texts, documents", [(["a"], 1), (["a", "b"], 2), ([f"a{end_of_text}b"], 2), ([f"a{end_of_text}b{end_of_text}\n"], 2), ([f"a{end_of_text}", "b", f"c{end_of_text}d"], 4)])
@@ -234,6 +244,14 @@ def test_a_text_to_train_and_to_validate_on_is_told(same, tokenizer_file, tmp_pa
     for val, notes in (same, ["note: a.txt is in --corpus and in --val_corpus, so the validation loss will not tell how the model does on new text"]), ("b.txt", []):
         main(["--tokenizer", str(tokenizer_file), "--corpus", "a.txt", "--val_corpus", val, "--output", "out"])
         assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")] == notes
+
+
+def test_a_tokenizer_may_be_named_by_its_folder(corpus, tokenizer_file, tmp_path, data_refusal):
+    (tmp_path/"run").mkdir(); (tmp_path/"none").mkdir()
+    (tmp_path/"run"/"tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    for name in tokenizer_file, tmp_path/"run": main(["--tokenizer", str(name), "--corpus", str(corpus), "--output", str(tmp_path/"out")]); assert (tmp_path/"out"/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
+    assert f"--tokenizer {tmp_path/'none'} is a folder without a tokenizer.json; name the file, or a folder that has it" in data_refusal("--tokenizer", tmp_path/"none", "--corpus", corpus)
+    assert "nowhere does not exist" in data_refusal("--tokenizer", tmp_path/"nowhere", "--corpus", corpus)
 
 
 def test_flags_have_defaults(): assert DataConfig().val_fraction == 0.1

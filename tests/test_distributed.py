@@ -38,7 +38,7 @@ def optimizer_of(name, params):
 
 def walk(name, cut):
     "Some steps with clipped gradients, of whole tensors or of shares; parameters, states and norms, whole again."
-    from llm_course.checkpoint import gathered
+    from llm_course.engine.kernels import gathered
     torch.manual_seed(0)
     params = [nn.Parameter(cut(torch.randn(shape))) for shape in SHAPES]
     optimizer, norms = optimizer_of(name, params), []
@@ -73,7 +73,7 @@ def resume_shares(mesh, name):
     "A run of shares that is saved whole, and goes on in other shares."
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    from llm_course.checkpoint import gathered
+    from llm_course.engine.kernels import gathered
     from llm_course.engine.processes import load_sharded
     cut = lambda x: distribute_tensor(x, mesh, [Shard(0)])
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ STEPS = 4
 
 def learn(kind, way=None, rank=0, count=1, pieces=1):
     "Losses and norms of some steps of two batches each, by one process (which may cut them up), DDP or FSDP; the parameters; how often something was sent in the last step."
-    from llm_course.checkpoint import gathered
+    from llm_course.engine.kernels import gathered
     from llm_course.engine.processes import distribute, fast_forward, mean_over_processes
     from llm_course.engine.run_config import optimizer_for
     from llm_course.training import TrainConfig, train_step

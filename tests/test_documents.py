@@ -33,9 +33,8 @@ def test_the_end_of_a_file_ends_a_document(tmp_path, capsys):
     for i, path in enumerate(paths): path.write_text(str(i) * 10, "utf-8", newline="\n")
     train, val = split_documents(paths, 0.2)
     assert train == [Span(p, 0, 10) for p in paths[:4]] and val == [Span(paths[4], 0, 10)]
-    assert not capsys.readouterr().err
     train, val = split_documents(paths, 0.01)
-    assert val == [Span(paths[4], 0, 10)] and "so validation gets 20.0% of the text and not 1.0%" in capsys.readouterr().err
+    assert val == [Span(paths[4], 0, 10)] and not capsys.readouterr().err
 
 
 def test_a_cut_may_fall_inside_the_last_file(tmp_path):

@@ -1,6 +1,9 @@
 """Chapter 22: a table is finished by whoever goes on, laws are found again, recipes are dry-run, and the race is judged from end to end, cheats included."""
+import ctypes
 import json
 import math
+import os
+import subprocess
 import sys
 from statistics import fmean
 
@@ -35,6 +38,95 @@ def make(recipe, vocab_size):
         def forward(self, ids): return self.logits.expand(*ids.shape, -1)
     return Letters()
 '''
+SECRET = b"that is the question"
+WAYS = '''   # to reach a text; each returns what it has read
+import ctypes, mmap, os, shutil
+libc, size = ctypes.CDLL(None), 20
+
+def plain(path): return open(path, "rb").read()
+def code(path):
+    import io
+    return io.open_code(path).read()
+def numpy(path):
+    import numpy
+    return numpy.fromfile(path, "u1").tobytes()
+def memmap(path):
+    import numpy
+    return numpy.memmap(path, "u1", "r").tobytes()
+def mapped(path):
+    with open(path, "rb") as file: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)[:]
+def of_os(path): return os.read(os.open(path, os.O_RDONLY), size)
+def by_folder(path): return os.read(os.open(os.path.basename(path), os.O_RDONLY, dir_fd=os.open(os.path.dirname(path), os.O_RDONLY)), size)
+def sent(path):
+    out = os.open("sent", os.O_WRONLY | os.O_CREAT)
+    os.sendfile(out, os.open(path, os.O_RDONLY), 0, size)
+    return plain("sent")
+def copied(path): return plain(shutil.copy(path, "copied"))
+def linked(path):
+    os.link(path, "linked")
+    return plain("linked")
+def symlinked(path):
+    os.symlink(path, "symlinked")
+    return plain("symlinked")
+def renamed(path):
+    os.rename(path, "renamed")
+    text = plain("renamed")
+    os.rename("renamed", path)
+    return text
+def replaced(path):
+    os.replace(path, "replaced")
+    text = plain("replaced")
+    os.replace("replaced", path)
+    return text
+def moved(path):
+    text = plain(shutil.move(path, "moved"))
+    shutil.move("moved", path)
+    return text
+def program(path):
+    import subprocess
+    return subprocess.run(["cat", path], capture_output=True).stdout
+def forked(path):
+    if os.fork() == 0:
+        try: shutil.copy(path, "forked")
+        finally: os._exit(0)
+    os.wait()
+    return plain("forked")
+def memory(path, judge, at):
+    with open(f"/proc/{judge}/mem", "rb", 0) as file:
+        file.seek(at)
+        return file.read(size)
+def by_c(path):
+    text = ctypes.create_string_buffer(size)
+    libc.read(libc.open(path.encode(), 0), text, size)
+    return text.raw
+def linked_by_c(path):
+    libc.link(path.encode(), b"linked_by_c")
+    return plain("linked_by_c")
+def renamed_by_c(path):
+    libc.rename(path.encode(), b"renamed_by_c")
+    text = plain("renamed_by_c")
+    libc.rename(b"renamed_by_c", path.encode())
+    return text
+def memory_by_c(path, judge, at):
+    text = ctypes.create_string_buffer(size)
+    class Part(ctypes.Structure): _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+    here, there = Part(ctypes.addressof(text), size), Part(at, size)
+    libc.process_vm_readv(judge, ctypes.byref(here), ctypes.c_ulong(1), ctypes.byref(there), ctypes.c_ulong(1), ctypes.c_ulong(0))
+    return text.raw
+def torch(path):
+    import torch
+    return torch.from_file(path, size=size, dtype=torch.uint8).numpy().tobytes()
+
+def read(path, judge, at):
+    found = []
+    for name, way in list(globals().items()):
+        if name == "read" or getattr(way, "__module__", None) != __name__ or not hasattr(way, "__code__"): continue
+        try: text = way(path, judge, at) if "memory" in name else way(path)
+        except Exception: continue
+        if b"the question" in text: found.append(name)
+    return found
+'''
+NATIVE = {"by_c", "linked_by_c", "renamed_by_c", "memory_by_c", "torch"}   # which Python's hook does not see
 CHEATS = {   # what the entry's train does, and what the judge says
     "opens the text": ("open(recipe['there']).read()", "may not open"),
     "opens it by way of os": ("import os; os.open(recipe['there'], os.O_RDONLY)", "may not open"),
@@ -46,6 +138,7 @@ CHEATS = {   # what the entry's train does, and what the judge says
     "works in a child that nobody waits for": ("import os, signal, time\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n    if os.fork() == 0:\n        while time.process_time() < .8: pass\n"
                                                "        os._exit(0)\n    time.sleep(1)\n    while time.process_time() < .1: pass", "more than 0.5 processor seconds|left 1 processes"),
 }
+fenced = pytest.mark.skipif(not race.landlock(), reason="this system has no Landlock")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of all its descendants")
 
 
@@ -67,6 +160,88 @@ def test_a_cheat_is_refused(name, tmp_path):
     with pytest.raises(race.Refused, match=said): race.attempt(entry, "to be or not to be ", "that is the question", tmp_path/"work", threads=1, limit=limit)
 
 
+def hidden(folder):
+    "A text in a file and in memory, and how an entry's recipe tells where."
+    (folder/"whole.txt").write_bytes(SECRET)
+    memory = ctypes.create_string_buffer(SECRET)
+    return memory, {"path": str(folder/"whole.txt"), "judge": os.getpid(), "at": ctypes.addressof(memory)}
+
+
+def try_ways(folder, before="pass"):
+    "The ways that reach a text in a process of their own."
+    (folder/"code").mkdir(parents=True)
+    (folder/"work").mkdir()
+    _memory, where = hidden(folder)
+    (folder/"code"/"ways.py").write_text(WAYS, "utf-8", newline="\n")
+    code = f"import json, os, sys; sys.path.append({str(folder/'code')!r}); import ways; {before}; print(json.dumps(ways.read(*{[*where.values()]})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder/"work", capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return {*json.loads(done.stdout)}
+
+
+@linux
+def test_python_s_hook_alone_stops_what_python_sees(tmp_path):
+    unfenced = try_ways(tmp_path/"free")
+    assert NATIVE | {"plain", "memmap", "linked", "replaced", "program", "forked", "sent"} <= unfenced | {"memory_by_c"}
+    hook = ("from pathlib import Path; from llm_course.engine import race; race.fence_in = lambda *paths: False; "
+            "race.guard(race._own_folders(), [Path.cwd()])")
+    assert try_ways(tmp_path/"hooked", hook) <= NATIVE
+
+
+@fenced
+def test_no_way_leads_to_the_text(tmp_path):
+    _memory, where = hidden(tmp_path)
+    code = WAYS + "def train(folder, seed, threads, recipe): raise SystemExit('read by ' + (', '.join(read(**recipe)) or 'nothing'))"
+    entry, work = write_entry(tmp_path/"entry", code, **where), tmp_path/"work"
+    work.mkdir()
+    with pytest.raises(race.Refused, match="read by nothing"): race.attempt(entry, "to be or not to be ", SECRET.decode(), work, threads=1, limit=60.)
+    assert {path.name for path in tmp_path.iterdir()} == {"entry", "work", "whole.txt"} and (tmp_path/"whole.txt").read_bytes() == SECRET
+
+
+SPY = '''
+        def forward(self, ids):
+            import gc, sys
+            frame = sys._getframe()
+            while frame:   # who called, and with what?
+                if "targets" in frame.f_locals: return answer(frame.f_locals["targets"])
+                frame = frame.f_back
+            for found in gc.get_objects():
+                if type(found) is torch.Tensor and found.dtype == torch.long and found.shape == ids.shape and found is not ids: return answer(found)
+            return self.logits.expand(*ids.shape, -1)
+'''
+CACHE = '''
+        last = None
+        def forward(self, ids):
+            half = ids.shape[1] // 2
+            if self.last is not None and self.last[0].shape == ids[:, :half].shape and (self.last[0] == ids[:, :half]).all(): return self.last[1]
+            self.last = ids[:, :half].clone(), answer(ids.roll(-1, 1))
+            return self.last[1]
+'''
+FORWARD = "        def forward(self, ids): return self.logits.expand(*ids.shape, -1)\n"
+PRINT = '''
+        def forward(self, ids):
+            import os
+            print('\\n{"nats": 0.0}', flush=True)
+            os._exit(0)
+'''
+
+
+@pytest.mark.parametrize("forward, said", [(SPY, None), (CACHE, "should predict"), (PRINT, "said nothing|failed")])
+def test_the_model_does_not_score_itself(forward, said, tmp_path):
+    code = LETTERS.replace(FORWARD, forward) + "\ndef answer(ids): import torch; return 30. * torch.nn.functional.one_hot(ids, 256)\n"
+    assert code.count("def forward") == 1
+    (tmp_path/"train.txt").write_text("to be or not to be " * 50, "utf-8", newline="\n")
+    entry = write_entry(tmp_path/"entry", code, max_seq_len=8)
+    scope = {}
+    exec(LETTERS, scope)
+    scope["train"](tmp_path, 0, 1, {})
+    if said is None: assert 2 < race._score(entry, tmp_path, SECRET.decode(), 1) < math.log(256)
+    else:
+        with pytest.raises(race.Refused, match=said): race._score(entry, tmp_path, SECRET.decode(), 1)
+    (tmp_path/"tokenizer.json").write_text("{", "utf-8", newline="\n")
+    with pytest.raises(race.Refused, match="no tokenizer"): race._score(entry, tmp_path, SECRET.decode(), 1)
+
+
 @linux
 def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
     (tmp_path/"whole.txt").write_text("to be or not to be " * 50 + "that is the question", "utf-8", newline="\n")
@@ -86,15 +261,34 @@ def test_a_recipe_alone_is_trained_and_scored(tmp_path):
     from llm_course.bpe_tokenizer import BpeTokenizer
     from llm_course.checkpoint import load_model
     ids = race._as_array(BpeTokenizer.load(tmp_path/"tokenizer.json").encode(text))
-    assert 1 < race.nats_per_byte(load_model(tmp_path/"run"/"checkpoint.pt", "cpu").eval(), ids, len(text), 16) < math.log(256)
+    model = load_model(tmp_path/"run"/"checkpoint.pt", "cpu").eval()
+    answer = race.answers(entry, tmp_path, 1)
+    with torch.no_grad():
+        assert 1 < race.nats_per_byte(model, lambda ids: answer({"ids": ids}), ids, len(text), 16) < math.log(256)
+
+
+@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps"])
+def test_an_entry_of_ours_trains_in_the_fence(name, tmp_path):
+    recipe = json.loads((root/"bench"/"entries"/name/"recipe.json").read_text("utf-8"))
+    entry = write_entry(tmp_path/"entry", **recipe | {"iterations": 2, "vocab_size": 270, "max_seq_len": 16})
+    (tmp_path/"work").mkdir()
+    run = race.attempt(entry, "to be or not to be that is the question " * 100, "that is the question " * 20, tmp_path/"work", threads=1)
+    assert 1 < run.nats < math.log(256) and run.seconds > 0
 
 
 def test_a_model_that_looks_ahead_is_refused():
     def ahead(ids): return 9. * torch.nn.functional.one_hot(ids.roll(-1, 1), 50)   # it copies what comes next
     def behind(ids): return 9. * torch.nn.functional.one_hot(ids, 50)
     ids = race._as_array([7 * i % 50 for i in range(100)])
-    with pytest.raises(race.Refused, match="should predict"): race.nats_per_byte(ahead, ids, 100, 10)
-    assert race.nats_per_byte(behind, ids, 100, 10) > 5
+    with pytest.raises(race.Refused, match="should predict"): race.nats_per_byte(ahead, ahead, ids, 100, 10)
+    assert race.nats_per_byte(behind, behind, ids, 100, 10) > 5
+    with pytest.raises(race.Refused, match="should predict"): race.nats_per_byte(behind, lambda ids: math.nan * behind(ids), ids, 100, 10)
+
+
+def test_a_text_within_reach_is_refused(tmp_path):
+    entry = write_entry(tmp_path/"entry")
+    (entry/"whole.txt").write_bytes(SECRET)
+    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): race.enter(entry, entry/"whole.txt", lambda path: ("", ""), lambda seed: race.Run(1., 1.))
 
 
 def test_a_race_is_refused_if_it_took_longer():
@@ -115,6 +309,15 @@ def test_two_processes_can_share_a_table(tmp_path):
         return {"loss": float(seed)}
     rows = run_cells(table, grid, run, lambda: {"what": "A test."})
     assert {row["seed"]: row["loss"] for row in rows} == {0: 0., 1: 1., 2: 9., 3: 3.} and read(table)["what"] == "A test."
+
+
+def test_each_cell_keeps_the_machine_it_was_made_on(tmp_path):
+    table = tmp_path/"table.json"
+    table.write_text(json.dumps({"machine": "old", "runs": [{"seed": 0, "loss": 0.}]}), "utf-8", newline="\n")   # as it was once written
+    for seed, machine in (1, "new"), (2, "newer"), (3, "new"): run_cells(table, [{"seed": seed}], lambda seed: {"loss": 1.}, lambda: {"machine": machine})   # noqa: B023
+    found = read(table)
+    assert found["machine"] == "new" and [found["sittings"][row.get("sitting", 0)]["machine"] for row in found["runs"]] == ["old", "new", "newer", "new"]
+    assert len(found["sittings"]) == 3
 
 
 def test_few_or_unequal_runs_show_nothing():

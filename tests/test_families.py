@@ -1,6 +1,7 @@
 """Families of models that differ from the course's own by a `Variant`: logits equal to transformers' on tiny random models, both ways, and refusals by name."""
 import re
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -159,6 +160,26 @@ def words(family, **more): return {"model_type": family, **{name: value for name
     (words("gemma2", final_logit_softcapping=[1]), "its logit_cap should be of type float"), (words("qwen2", use_sliding_window=True, layer_types=["x"] * 3), "layers of x")], ids=lambda value: str(value)[:60])
 def test_what_we_do_not_compute_is_refused(found, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught: from_hf_config(found)
+    assert "\n" not in str(caught.value)
+
+
+DEFAULT, TWICE, THRICE = {"rope_type": "default"}, {"rope_type": "linear", "factor": 2.}, {"type": "linear", "factor": 3.}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("found, said", [   # None: transformers gives the same
+    (dict(rope_scaling=TWICE, rope_parameters=TWICE), None), (dict(rope_scaling=TWICE, rope_parameters={"type": "linear"} | TWICE), None), (dict(rope_scaling=None, rope_parameters=TWICE), None), (dict(rope_scaling={}, rope_parameters=TWICE), None),
+    (dict(rope_scaling=TWICE, rope_parameters=None), None), (dict(rope_theta=3e4, rope_parameters=TWICE | {"rope_theta": 3e4}), None), (dict(rope_parameters=TWICE | {"rope_theta": 3e4}), None), (dict(rope_theta=3e4, rope_scaling=TWICE), None),
+    (dict(rope_scaling=DEFAULT, rope_parameters=TWICE), "which differ; delete"), (dict(rope_scaling=TWICE, rope_parameters=DEFAULT), "which differ; delete"), (dict(rope_scaling=TWICE, rope_parameters=THRICE), "which differ; delete"),
+    (dict(rope_scaling=TWICE, rope_parameters=TWICE | {"rope_theta": 3e4}), "which differ; delete"), (dict(rope_theta=1e4, rope_parameters=TWICE | {"rope_theta": 3e4}), "its rope_theta is 10000.0, and in rope_parameters it is 30000.0; delete"),
+    (dict(rope_theta=1e4, rope_scaling=DEFAULT | {"rope_theta": 3e4}), "and in rope_scaling it is 30000.0"), (dict(rope_scaling={"type": "yarn"} | TWICE), "by the rules 'yarn' and 'linear'; delete")], ids=str)
+def test_two_words_on_rope_agree_or_are_refused(family, found, said):
+    if said is None:
+        config, theirs = from_hf_config(words(family, **found)), transformers.LlamaConfig.from_dict(deepcopy(words("llama", **found))).rope_parameters
+        if "rope_theta" in theirs and family == "llama": assert config.rope_theta == theirs["rope_theta"]
+        assert config.rope_scaling.factor == theirs["factor"]
+        return
+    with pytest.raises(ValueError, match=re.escape(said)) as caught: from_hf_config(words(family, **found))
     assert "\n" not in str(caught.value)
 
 

@@ -1,10 +1,10 @@
 """A few damaged files of each kind, as `fuzz.py` makes them by the hundred; and faults of every kind, which it must find."""
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from apart import apart
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory, and counts it, as Linux does")
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ for name, counts in fuzz.fuzz(fuzz.KINDS, 1).items(): assert list(counts)[0] == 
 
 
 def run(*words):
-    ended = subprocess.run([sys.executable, *words], cwd=HERE, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8")
+    ended = apart(words, os.environ | {"OMP_NUM_THREADS": "1"}, HERE)
     assert ended.returncode == 0, ended.stdout[-5000:] + ended.stderr[-2000:]
 
 

@@ -1,13 +1,14 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
 import csv
 import json
-import subprocess
+import os
 import sys
 import time
 
 import planted
 import pytest
 import torch
+from apart import apart
 from conftest import stable_id
 from right import RIGHT, careful
 from test_checks import FAULTY
@@ -39,6 +40,7 @@ from llm_course.grading.grading import (
     within,
 )
 from llm_course.rmsnorm import rms_norm
+from llm_course.softmax import softmax
 
 grading.learn_mistakes()
 components = pytest.mark.parametrize("component", CHECKS)
@@ -72,7 +74,7 @@ def test_each_mistake_is_refused_and_told_from_all_others(component):
 @components
 def test_labels_are_the_same_for_every_version(component):
     labels = [where for where, _ in asked(reference(component), component)]
-    assert len(labels) == len(truth_about(component)) and grading.UNASKED not in map(str, truth_about(component)) and all(label == "" or label.split()[0] in ("in", "for", "where", "with", "without", "along", "far", "among", "at", "when", "on", "after") for label in labels)
+    assert len(labels) == len(truth_about(component)) and grading.UNASKED not in map(str, truth_about(component)) and all(label == "" or label.split()[0] in ("in", "for", "where", "with", "without", "along", "far", "among", "at", "when", "on", "after", "beside") for label in labels)
 
 
 @pytest.mark.parametrize("component", FAULTY)
@@ -119,7 +121,7 @@ def test_right_versions_pass(component):
 
 
 functions = {
-    "attention": RIGHT["ScaledDotProductAttention"][1](), "softmax": torch.softmax, "silu": nn.functional.silu,
+    "attention": RIGHT["ScaledDotProductAttention"][1](), "softmax": softmax, "silu": nn.functional.silu,
     "linear": nn.functional.linear, "embedding": lambda ids, weight: nn.functional.embedding(ids, weight),
     "rms_norm": careful(lambda x, gain, eps=1e-5: nn.functional.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), gain.shape, gain.to(torch.promote_types(x.dtype, torch.float32)), eps).to(x.dtype), rms_norm),
     "swiglu": lambda x, w1, w2, w3: nn.functional.silu(x @ w1.T) * (x @ w3.T) @ w2.T,
@@ -217,8 +219,8 @@ def test_what_is_unknown_is_refused_with_the_nearest_name():
 
 
 def test_a_report_is_text_and_a_table():
-    report = check(softmax=torch.softmax, silu=torch.relu)
-    assert not report.passed and check(softmax=torch.softmax).passed
+    report = check(softmax=softmax, silu=torch.relu)
+    assert not report.passed and check(softmax=softmax).passed
     assert "  ✓    " in repr(report) and "  hint this is ReLU" in repr(report)
     assert report._repr_html_().count("<tr>") == 2 + sum(len(v.lines) for v in report) and "<b>this is ReLU</b>" in report._repr_html_()
     assert "&lt;" in grading.Report([grading.Verdict("x", (), "a < b", "", "")])._repr_html_()
@@ -226,7 +228,7 @@ def test_a_report_is_text_and_a_table():
 
 # ---- Files
 
-GOOD = "import torch\nfrom llm_course.linear import Linear\ndef softmax(x, dim=-1): return torch.softmax(x, dim)\ndef merge(ids, pair, new): raise NotImplementedError\n"
+GOOD = "import torch\nfrom llm_course.linear import Linear\ndef softmax(x, dim=-1): return torch.softmax(x, dim).nan_to_num()\ndef merge(ids, pair, new): raise NotImplementedError\n"
 
 def notebook(*cells): return json.dumps({"cells": [{"cell_type": "code", "id": f"c{i}", "source": cell.splitlines(True)} for i, cell in enumerate(cells)]})
 
@@ -320,7 +322,7 @@ def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys, name, te
 
 def test_the_command_runs_as_a_module(tmp_path):
     (tmp_path/"a.py").write_text("import torch\ndef silu(x): return torch.relu(x)\n", "utf-8", newline="\n")
-    done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(tmp_path)], capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
+    done = apart(["-m", "llm_course.grading", tmp_path], os.environ | {"PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 1 and "this is ReLU" in done.stdout and not done.stderr, done
 
 
@@ -352,8 +354,7 @@ def a_class(tmp_path_factory):
             (home/name).parent.mkdir(parents=True, exist_ok=True)
             (home/name).write_text(text, "utf-8", newline="\n")
         (home/"link.py").symlink_to(home/"a.py")
-        done = subprocess.run([sys.executable, "-m", "llm_course.grading", str(home), "--submissions", "--require", "perplexity", "--csv", str(folder/"t.csv"), "--html", str(folder/"t.html")],
-                              capture_output=True, text=True, encoding="utf-8", env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"})
+        done = apart(["-m", "llm_course.grading", home, "--submissions", "--require", "perplexity", "--csv", folder/"t.csv", "--html", folder/"t.html"], os.environ | {"PYTHONIOENCODING": "utf-8"})
     return done, home, [*csv.DictReader((folder/"t.csv").open(encoding="utf-8"))], (folder/"t.html").read_text("utf-8")
 
 
@@ -464,6 +465,72 @@ def test_what_an_instance_remembers_is_seen_when_it_is_used_again():
     assert "when it is used again" in judge(Part, "SiLu").why
 
 
+def layer_of(compute, name="Linear"):
+    "Our own layer, which computes something else."
+    ours = reference(name)
+    return type("Part", (ours,), {"forward": lambda self, *inputs, **more: compute(self, lambda *x, **m: ours.forward(self, *x, **m), *inputs, **more)})
+
+
+@pytest.mark.parametrize("component, part, said", [
+    ("Linear", layer_of(lambda self, ours, x: ours(x.view(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight))), "a view needs numbers that lie side by side"),
+    ("CrossEntropyLoss", lambda: lambda z, y: reference("CrossEntropyLoss")()(z.view(-1, z.shape[-1]), y.view(-1)), "a view needs numbers that lie side by side"),
+    ("Transformer", layer_of(lambda self, ours, *x, **m: ours(*x, **m) if self.training else ours(*x, **m).roll(1, -2), "Transformer"), "wrong in evaluation, and right elsewhere"),
+    ("RmsNorm", layer_of(lambda self, ours, x: ours(x).float() * 1. if self.weight.dtype == torch.float32 else ours(x), "RmsNorm"), "in half precision where the gain is not")], ids=stable_id)
+def test_what_is_right_in_the_usual_way_only_is_refused(component, part, said):
+    verdict = judge(part, component)
+    assert verdict.claim == grading.ALIKE and said in verdict.hint, verdict
+
+
+def test_several_arguments_without_effect_are_all_named():
+    class Part(reference("Transformer")):
+        def __init__(self, *sizes, embedding=None, head=None, **more): super().__init__(*sizes, **more)
+    assert judge(Part, "Transformer").hint in ("`embedding` and `head` have no effect",)
+
+
+def test_what_a_part_passes_on_to_a_start_that_lacks_it_was_not_asked():
+    class Part(reference("RoPE")):
+        def __init__(self, d_k, max_seq_len, theta=10000., device=None): super().__init__(d_k, max_seq_len, theta, device)
+    class Child(Part):
+        def __init__(self, *sizes, **more): super().__init__(*sizes, **more)
+    assert grading.attempt(lambda: Child(8, 4, scaling=None)) == grading.UNASKED and not judge(Child, "RoPE").claim
+
+
+def test_the_meaning_of_an_error_is_told_if_it_is_short():
+    def told(where):
+        refusal = grading.attempt(lambda: 1 / 0)
+        return describe([refusal, torch.ones(2)], [torch.ones(2), torch.ones(2)], [where, ""])
+    assert told("in float16") == "ZeroDivisionError is raised in float16: something is divided by zero: which of the settings may be zero?"
+    assert told("in float16" + " or in one of the others" * 3) == "ZeroDivisionError is raised in float16" + " or in one of the others" * 3
+
+
+def test_a_checkpoint_without_an_entry_is_told_which():
+    def part(model, optimizer, iteration, out, **extra):
+        if out is not None: torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": vars(model.config), "step": iteration}, out)
+    assert judge(part, "save_checkpoint").hint == "the file has no entry called iteration"
+
+
+def epochs(order, count=lambda n, b: n):
+    "A `get_batch` that deals out rows by `order(chance, rows, epoch)`, as many of them as is said."
+    ours = reference("get_batch")
+    def part(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, **more):
+        if more.get("order", "random") == "random": return ours(dataset, batch_size, max_seq_len, device, seed=seed, iteration=iteration)
+        rows = (len(dataset) - 1) // max_seq_len
+        n = count(rows, batch_size)
+        starts = [order(seed, rows, at // n)[at % n] * max_seq_len for at in range(iteration * batch_size, (iteration + 1) * batch_size)]
+        return ours.__globals__["as_tensors"](torch.as_tensor(dataset.astype("int64"))[torch.tensor(starts)[:, None] + torch.arange(max_seq_len + 1)].numpy(), device)
+    return part
+
+def shuffled(*seed):
+    import numpy as np
+    return lambda rows: np.random.default_rng(seed).permutation(rows)
+
+@pytest.mark.parametrize("part, said", [(epochs(lambda seed, rows, epoch: shuffled(seed, epoch)(rows)), ""), (epochs(lambda seed, rows, epoch: shuffled(seed, 1)(rows)), "every epoch deals out its rows in the same order"),
+    (epochs(lambda seed, rows, epoch: [(i + seed) % rows for i in range(rows)]), "in the order of the text"), (epochs(lambda seed, rows, epoch: shuffled(seed, epoch)(rows), lambda n, b: n // b * b), "do not fill the last batch")], ids=stable_id)
+def test_how_epochs_go_wrong_is_told(part, said):
+    verdict = judge(part, "get_batch")
+    assert bool(verdict.claim) == bool(said) and said in verdict.hint, verdict
+
+
 def test_a_hint_is_short():
     "In the tables the median is at most 15 words, and none has more than 30."
     hints = [hint for table in (MISTAKES, SYMPTOMS) for of in table.values() for hint in of] + [*grading.RAISED.values()]
@@ -492,11 +559,10 @@ def test_a_part_that_lacks_an_argument_was_not_asked_about_it():
 # ---- Settings: each argument of each reference is dropped in turn
 
 UNSEEN = {   # arguments whose loss no answer can show (speed, a bar, a buffer's device), or which the exercise leaves open
-    "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "MultiHeadAttention.__init__.max_seq_len",
-    "windows..device", "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..seed", "stream..draft", "stream..ahead",   # the last three are the engine room's
-    *(f"{name}..{dial}" for name in ("generate", "stream") for dial in ("temperature", "top_p", "max_tokens")),   # asked of `generate_ids`, or slow without
-    "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure", "Transformer.__init__.parts",
-    "MultiHeadAttention.__init__.attend", "Transformer.__init__.device", "Transformer.__init__.dtype"}
+    "learn_merges..progress", "learn_merges..incremental", "BpeTokenizer.__init__.rules", "BpeTokenizer.__init__.ignore_merges", "BpeTokenizer.encode_iterable.block", "RoPE.__init__.device", "RoPE.__init__.scaling", "MultiHeadAttention.__init__.attend", "Transformer.__init__.parts", "MultiHeadAttention.__init__.max_seq_len",
+    "load_model..device", "load_model..parts", "KVCache.__init__.device", "generate_ids..padding", "stream..draft", "stream..ahead",   # the last two are the engine room's
+    "generate..max_tokens", "stream..max_tokens",   # slow without
+    "AdamW.__init__.fused", "AdamW.step.closure", "SGDDecay.step.closure", "Muon.step.closure"}
 
 def deaf_versions():
     "For each argument that has a default: the component, the argument's name, and our own version that ignores it."

@@ -294,7 +294,7 @@ def test_refuses_in_one_line(base, flags, why, capsys):
 
 def test_new_marks_need_all_weights(base, capsys):
     with pytest.raises(SystemExit): run(base, "--lora_rank", "2", model="plain")
-    assert "never seen the marks" in capsys.readouterr().err
+    assert "must be trained; leave out --lora_rank, or name a model that chats already by --init_from" in capsys.readouterr().err
 
 
 def test_says_what_it_leaves_out(tmp_path):

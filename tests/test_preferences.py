@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from apart import apart
 
 from llm_course.generating import load_demo
 from llm_course.loss import cross_entropy
@@ -139,16 +140,63 @@ def test_learning_widens_the_margin(model):
 
 # ---- What goes wrong silently
 
-def pairs_of(*lengths): return [Pair([1], [2] * better, [3] * worse) for better, worse in lengths]
+def pairs_of(*lengths): return [Pair([i], [2] * better, [3] * worse) for i, (better, worse) in enumerate(lengths)]
 
 
 def test_names_pairs_that_length_decides():
     even = pairs_of(*[(10, 30), (30, 10), (20, 20)] * 20)
     assert preference_faults(even) == {}
-    assert "shorter" in preference_faults(even + pairs_of(*[(5, 9)] * 60))["length decides"]
+    assert "shorter" in preference_faults(pairs_of(*[(10, 30), (30, 10), (20, 20)] * 20, *[(5, 9)] * 60))["length decides"]
     assert "longer" in preference_faults(pairs_of(*[(9, 5)] * 20))["length decides"]
     assert preference_faults(pairs_of((5, 9), (5, 9), (5, 9))) == {}   # three coins may fall alike
-    assert preference_faults(pairs_of(*[(5, 5)] * 50)) == {} and preference_faults([]) == {}
+    assert preference_faults(pairs_of(*[(5, 5)] * 50)) == {}
+
+
+def test_names_pairs_that_contradict_or_repeat_each_other_or_are_not_there():
+    pairs, scores = pairs_of(*[(5, 5)] * 20), torch.zeros(20)
+    exchanged = [Pair(pair.prompt, pair.worse, pair.better) for pair in pairs]
+    assert preference_faults(pairs[:1] + exchanged[:1])["contradiction"] == "with their answers exchanged, 1 of the pairs are there, too"
+    assert "3 of the pairs" in preference_faults(pairs + exchanged[:3] * 2)["contradiction"]
+    assert preference_faults([*pairs, Pair([99], pairs[0].worse, pairs[0].better)]) == {}   # to another prompt
+    assert "contradiction" not in preference_faults([Pair([1], [2], [2])] * 2)
+    assert preference_faults(pairs[:1] * 30) == {"repeated": "of 30 pairs, only 1 are different"}
+    assert preference_faults(pairs + pairs[:1]) == {} and "repeated" in preference_faults(pairs + pairs[:3])
+    for none in [], (): assert preference_faults(none) == preference_faults(none, scores, scores) == {"no pairs": "there is nothing to learn from"}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_names_scores_that_are_no_numbers(bad):
+    pairs, fine, wrong = pairs_of(*[(10, 10)] * 4), torch.zeros(4), torch.tensor([0., bad, 0., 0.])
+    for better, worse in (wrong, fine), (fine, wrong), (wrong, wrong): assert "not finite" in preference_faults(pairs, better, worse)
+    assert preference_faults(pairs, fine, fine) == {}
+
+
+SHAPES_AND_NONE = """
+import torch
+from llm_course.preferences import Pair, bradley_terry, dpo_loss, preference_faults
+from llm_course.rewards import kl_estimate, policy_loss
+def refused(function, *shapes, **more):
+    try: function(*(torch.zeros(shape) for shape in shapes), **more)
+    except ValueError as error: return str(error)
+    raise AssertionError((function, shapes))
+for better, worse in ((3,), (1,)), ((1,), (3,)), ((3, 1), (3,)), ((3,), ()), ((0,), (0,)):
+    assert "better and worse must have one shape and not be empty" in refused(bradley_terry, better, worse)
+    for four in (better, worse, worse, worse), (better, better, worse, worse), (better, worse, better, worse), (better, better, better, worse): assert "ref_worse" in refused(dpo_loss, *four), four
+    assert "better (" in refused(lambda a, b: preference_faults([Pair([1], [2], [3])], a, b), better, worse)
+assert abs(bradley_terry(torch.tensor(1.), torch.tensor(0.)) - .3133) < 1e-4
+for logprobs, old, said in ((4, 3), (1, 3), (4, 3)), ((4, 3), (4, 3), (4, 1)), ((4, 3), (4, 3), (3,)), ((0, 3), (0, 3), (0, 3)):
+    assert "said" in refused(kl_estimate, logprobs, old, said)
+    assert "said" in refused(policy_loss, logprobs, old, said, rewards=torch.ones(2, 2))
+for groups, g in (1, 1), (1, 3), (2, 4):   # for four answers
+    try: policy_loss(torch.zeros(4, 3), torch.zeros(4, 3), torch.ones(4, 3).bool(), torch.ones(groups, g), "reinforce")
+    except RuntimeError as error: assert "is invalid for input of size" in str(error)
+    else: raise AssertionError((groups, g))
+"""
+
+
+def test_numbers_that_do_not_belong_together_are_refused():
+    done = apart(["-c", SHAPES_AND_NONE])   # where nothing checks annotations
+    assert done.returncode == 0, done.stderr
 
 
 def test_names_answers_that_are_the_same():

@@ -11,6 +11,7 @@ import sys
 import threading
 import unicodedata
 import urllib.request
+import warnings
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -981,7 +982,7 @@ def test_what_is_said_last_of_a_token_counts(tmp_path):
     (dict(normalizer={"type": "NFKC"}), "prepares texts differently"), (dict(pre_tokenizer={"type": "Sequence", "pretokenizers": []}), "prepares texts differently"),
     (dict(decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}), "put spaces back"),
     (dict(added_tokens=[dict(id=0, content="<unk>", single_word=True, lstrip=False, rstrip=False, normalized=False, special=True)]), "uses single_word"),
-    (dict(added_tokens=[dict(id=0, content="▁▁", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)]), "cannot have id 0")], ids=str)
+    (dict(added_tokens=[dict(id=0, content="▁▁", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)]), "has two ids")], ids=str)
 def test_other_ways_with_spaces_are_refused(change, said, tmp_path):
     data = json.loads(trained("mistral 0.3").to_str()) | change
     (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8", newline="\n")
@@ -1054,7 +1055,7 @@ def sure_of(model, *ids):
 
 @pytest.mark.parametrize("said, ends", [
     ({}, ["<|endoftext|>"]), ({"eos_token_id": 319}, ["<|endoftext|>", "<|im_end|>"]), ({"eos_token_id": [319, 318]}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
-    ({"eos_token_id": None}, ["<|endoftext|>"]), ({"eos_token_id": "x"}, ["<|endoftext|>"])], ids=str)
+    ({"eos_token_id": None}, ["<|endoftext|>"])], ids=str)
 def test_what_ends_a_text_is_read_and_written(tokenizer, tmp_path, said, ends):
     export_pretrained(random_model(), tokenizer, tmp_path/"a")
     (tmp_path/"a"/"generation_config.json").write_text(json.dumps(said), "utf-8", newline="\n")
@@ -1063,6 +1064,21 @@ def test_what_ends_a_text_is_read_and_written(tokenizer, tmp_path, said, ends):
     export_pretrained(model, read, tmp_path/"b")
     assert end_ids(load_pretrained(tmp_path/"b", "cpu")[1]) == end_ids(read)
     assert transformers.GenerationConfig.from_pretrained(tmp_path/"b").eos_token_id in (sorted(end_ids(read)), *end_ids(read))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("said, told", [("x", "'x'"), (True, "True"), (99_999, "99999"), (-1, "-1"), (1.5, "1.5"), ({"a": 1}, "{'a': 1}"), ([[319]], "[319]"), ([319, "x", 320], "'x', 320"), ([None, 319], None), ([], None), (319, None)], ids=str)
+def test_an_end_that_no_token_has_is_told(tokenizer, tmp_path, name, said, told):
+    export_pretrained(random_model(), tokenizer, tmp_path)
+    (tmp_path/"generation_config.json").unlink(missing_ok=True)
+    data = json.loads((tmp_path/"config.json").read_text("utf-8")) if name == "config.json" else {}
+    (tmp_path/name).write_text(json.dumps(data | {"eos_token_id": said}), "utf-8", newline="\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, read = load_pretrained(tmp_path, "cpu")
+    lines = [str(one.message) for one in caught if "eos_token_id" in str(one.message)]
+    assert lines == ([] if told is None else [f"{tmp_path/name} names as eos_token_id what is no id of the tokenizer, so no text ends there: {told}"])
+    assert (319 in read.ends) == (said == 319 or (isinstance(said, list) and 319 in said)) and tokenizer.special_tokens["<|endoftext|>"] in read.ends
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf", "llama2c"])

@@ -64,6 +64,7 @@ from llm_course.grading.grading import sources
 from llm_course.instruct import answers
 from llm_course.linear import Linear
 from llm_course.optim import AdamW
+from llm_course.pretrained import export_pretrained
 from llm_course.training import TrainConfig, start
 from llm_course.transformer import ModelConfig, Transformer, start_small
 
@@ -198,6 +199,20 @@ def model_in_a_folder(folder):
     return model
 
 
+def test_a_file_of_a_models_folder_is_refused_with_the_folder(tmp_path, capsys):
+    run, export = tmp_path/"run", tmp_path/"export"
+    run.mkdir()
+    model = model_in_a_folder(run)
+    export_pretrained(model, BpeTokenizer.load(run/"tokenizer.json"), export)
+    (run/"config.json").write_text("{}", "utf-8", newline="\n")
+    for path in *(export/name for name in ("config.json", "tokenizer.json", "model.safetensors")), run/"config.json":
+        said = refusal(capsys, generating.main, ["--model_path", path, "--device", "cpu"])
+        assert said == f"--model_path {path} is a file of a model's folder; name the folder, {path.parent}"
+    generating.main(["--model_path", str(run/"model.safetensors"), "--max_tokens", "1", "--device", "cpu"])   # whole in itself
+    (run/"model.safetensors").write_bytes(b"x")
+    assert "is not a model of this course" in refusal(capsys, generating.main, ["--model_path", run/"model.safetensors", "--device", "cpu"])
+
+
 TALKS = "--train_data talks.jsonl --val_data talks.jsonl --init_from model.safetensors"
 ASKED = "--prompts prompts.jsonl --reward math:gcd --init_from model.safetensors"
 EARLY = {   # the words of a command, and why it is refused before it loads a model
@@ -208,6 +223,8 @@ EARLY = {   # the words of a command, and why it is refused before it loads a mo
     "--lora_rank must be 0 or more": (instruct, f"{TALKS} --lora_rank -1"), "--method ppo is not one of": (rewards, f"{ASKED} --method ppo"), "--group must be at least 2": (rewards, f"{ASKED} --group 1"),
     "--seed must be at least 0": (rewards, f"{ASKED} --seed -1"), "--beta must be 0 or more": (rewards, f"{ASKED} --beta nan"), "--prompts missing does not exist": (rewards, f"{ASKED} --prompts missing"),
     "bad.jsonl, line 2: an object with a prompt is wanted": (rewards, f"{ASKED} --prompts bad.jsonl"), "reward nothing:x cannot be loaded": (rewards, f"{ASKED} --reward nothing:x"),
+    "reward my_rules.py:score names a file, not a module; write my_rules:score": (rewards, f"{ASKED} --reward my_rules.py:score"),
+    "write my_rules:score, and put": (rewards, f"{ASKED} --reward rules/my_rules.py:score"), "put rules on PYTHONPATH": (rewards, f"{ASKED} --reward rules/my_rules:score"),
 }
 
 @pytest.mark.parametrize("why", EARLY)
@@ -343,6 +360,17 @@ def test_a_command_may_run_in_a_thread():
     thread.start()
     thread.join()
     assert ended
+
+
+@pytest.mark.parametrize("words, said", [
+    ("tokenizer --corpuss a.txt", "--corpuss is not a flag of this command; did you mean --corpus?"), ("tokenizer --corpus a.txt --vocab-sise=3", "--vocab_sise is not a flag of this command; did you mean --vocab_size?"),
+    ("train --train_dat x --val_data y", "--train_dat is not a flag of this command; did you mean --train_data?"), ("train --no_resum --train_data x", "--no_resum is not a flag of this command; did you mean --resume?"),
+    ("data --tokenzier a", "--tokenzier is not a flag of this command; did you mean --tokenizer?"), ("rewards --promts a", "did you mean --prompts?"), ("instruct --train_dta a", "did you mean --train_data?"),
+    ("serve --prot 3", "did you mean --port?"), ("generate --zzz", "--zzz is not a flag of this command; --help lists them"), ("pretrained export --model_pth x", "did you mean --model_path?"), ("train --conf x", "did you mean --config?")])
+def test_a_misspelt_flag_is_one_line_that_names_the_nearest(words, said, capsys):
+    with pytest.raises(SystemExit) as refused: commands.main(words.split())
+    out, err = capsys.readouterr()
+    assert refused.value.code == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1 and not out
 
 
 def test_a_misspelt_command_is_one_line(capsys, monkeypatch):

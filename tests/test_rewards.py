@@ -364,6 +364,9 @@ def test_prompts_and_rewards_are_checked(folder):
     for bad in (None, float("nan"), "much", -.1):
         with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text, bad=bad: bad, {}, "text")
     assert judge(lambda record, text: True, {}, "text") == 1
+    with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text: 10**400, {}, "text")
+    record = {"prompt": "a", "list": [1]}
+    assert judge(lambda record, text: len(record.pop("prompt")) * record["list"].pop(), record, "text") == 1 and record == {"prompt": "a", "list": [1]}
 
 
 # ---- The rules of the experiment

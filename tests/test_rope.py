@@ -1,6 +1,7 @@
 """Contracts of `llm_course.rope`."""
 import math
 import weakref
+from inspect import unwrap
 
 import pytest
 import torch
@@ -22,6 +23,13 @@ def reference(x, positions, theta=10000.):
         a, b = x[..., i].double(), x[..., i + 1].double()
         out[..., i], out[..., i + 1] = a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()
     return out.to(x.dtype)
+
+
+@pytest.mark.parametrize("sizes", [(10000., 32, 64), (32, 64., 10000.)])
+def test_sizes_that_are_no_whole_numbers_are_refused(sizes):
+    make = unwrap(RoPE.__init__)
+    with pytest.raises(ValueError, match=r"^(d_k|max_seq_len) must be a whole number, but is (10000|64)\.0; the order is d_k, max_seq_len, theta$"):
+        make(RoPE.__new__(RoPE), *sizes)
 
 
 def test_positions_broadcast_over_leading_axes():

@@ -223,6 +223,19 @@ def test_a_bad_request_is_refused_in_one_line(address, field, value, message):
     assert told.status_code == 400 and message in error["message"] and "\n" not in error["message"] and error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"a\ud83db", r"\ude00\ud83d"])
+@pytest.mark.parametrize("body", ['{"prompt": "%s"}', '{"prompt": "I", "%s": 1}', '{"prompt": "I", "stop": ["%s"]}', '{"prompt": "I", "model": "%s"}', '{"prompt": "I", "temperature": "%s"}', '{"prompt": "I", "user": {"a": ["%s"]}}',
+                                  '{"messages": [{"role": "%s", "content": "I"}]}', '{"messages": [{"role": "user", "content": "%s"}]}', '{"messages": [{"role": "user", "content": [{"type": "text", "text": "%s"}]}], "stream": true}', '["%s"]', '"%s"'])
+def test_half_a_character_anywhere_is_refused(address, body, half):
+    path = "chat/completions" if "messages" in body else "completions"
+    told = httpx2.post(f"{address}/v1/{path}", content=(body % half).encode(), headers={"Content-Type": "application/json"})
+    assert told.status_code == 400 and told.json()["error"]["message"] == r"a text in the body has half a character, such as \ud83d; write both halves, or neither"
+    whole = httpx2.post(f"{address}/v1/completions", content=rb'{"prompt": "\ud83d\ude00", "max_tokens": 1}', headers={"Content-Type": "application/json"})
+    assert whole.status_code == 200
+    raw = httpx2.post(f"{address}/v1/completions", content=b'{"prompt": "\xed\xa0\x80"}', headers={"Content-Type": "application/json"})   # a half in bytes
+    assert raw.status_code == 400
+
+
 def test_what_is_no_request_is_refused(address, client):
     def post(content, **headers): return httpx2.post(f"{address}/v1/completions", content=content, headers={"Content-Type": "application/json"} | headers).status_code
     fine = b'{"prompt": "I", "max_tokens": 1}'
@@ -231,7 +244,14 @@ def test_what_is_no_request_is_refused(address, client):
     assert post(fine, Host="evil.example") == 400                      # a name that was made to point here
     assert post(b"x" * (serve.MAX_BODY + 1)) == 413
     assert [post(data) for data in (b"", b"{", b"[" * 100_000, b"\xff", b"[]", b"null")] == [400] * 6
-    assert httpx2.get(f"{address}/v1/completions").status_code == 405 and httpx2.get(f"{address}/secret").status_code == 404
+    for method, path, status in ("GET", "completions", 405), ("GET", "secret", 404), ("POST", "embeddings", 404), ("POST", "responses", 404):
+        answer = httpx2.request(method, f"{address}/v1/{path}")
+        assert answer.status_code == status and answer.headers.get("allow") == ("POST" if status == 405 else None)
+        error = answer.json()["error"]
+        assert error["type"] == "invalid_request_error" and error["message"].startswith(f"{method} /v1/{path} is not served here; there are GET /v1/models")
+    for prompt in (["a", "b"], [1, 2]):
+        with pytest.raises(openai.BadRequestError, match="one text, not a list of texts or ids; send a request for each"): client.completions.create(model="tiny", prompt=prompt)
+    with pytest.raises(openai.NotFoundError, match="is not served here"): client.embeddings.create(model="tiny", input="a")
     with pytest.raises(openai.NotFoundError, match="the model here is tiny"): client.completions.create(model="gpt-9", prompt="I")
     with pytest.raises(openai.BadRequestError, match="surprise"): client.completions.create(model="tiny", prompt="I", extra_body={"surprise": 1})
 
@@ -399,7 +419,7 @@ def _take_terminal():
 
 
 def test_what_cannot_chat_says_so(capsys, monkeypatch):
-    for flags, message in (("--chat", "was not trained to answer"), ("--chat --num_samples 2", "--num_samples"), ("--system x", "add --chat")):
+    for flags, message in (("--chat", "was not trained to answer; teach it by python -m llm_course.instruct"), ("--chat --num_samples 2", "--num_samples"), ("--system x", "add --chat")):
         with pytest.raises(SystemExit) as stop: main([*flags.split(), "--device", "cpu"])
         assert stop.value.code == 2 and message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gguf", None)   # the refusal comes before 93 MB are fetched and read

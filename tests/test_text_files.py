@@ -1,10 +1,13 @@
 """Texts in all kinds of files, read alike by the three commands that read texts."""
+import bz2
 import gzip
 import io
 import json
+import lzma
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +47,23 @@ def refusal(capsys, main, *argv):
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
     assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_rows_with_null_are_left_out_and_counted(name, tmp_path, capsys):
+    write_rows(tmp_path/name, ["a", None, "b", ""])
+    [(_, text)] = plain_files([tmp_path/name], tmp_path)
+    assert text.read_text("utf-8") == f"a{end_of_text}b{end_of_text}" and capsys.readouterr().err == "note: empty rows left out: 2\n"
+
+
+def test_rows_that_are_read_as_plain_text_are_told(tmp_path, capsys):
+    texts = {"a.json": ' [ {"text": "a"}]', "b.json": '["a", "b"]', "c.csv": "text\na", "d.TSV": "text\na", "e.json": '{"text": "a"}', "f.json": "[1, 2]", "g.txt": '["a"]'}
+    for name, text in texts.items(): (tmp_path/name).write_text(text, "utf-8-sig" if name == "b.json" else "utf-8", newline="\n")
+    assert len(plain_files([tmp_path/name for name in texts], tmp_path/".")) == 7
+    assert capsys.readouterr().err == ("note: read as plain text, with all quotes and commas: 4 (a.json, b.json, c.csv, …); "
+                                       'for a document in each row write .jsonl, a line such as {"text": "…"} for each\n')
+    plain_files([tmp_path/"e.json", tmp_path/"g.txt"], tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON", "a.jsonl.gz", "a.parquet"])
@@ -123,6 +143,28 @@ def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys)
     type_in(b"ROMEO:\n")
     evaluation.main(["--device", "cpu", "--corpus", "-"])
     assert "-: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content, way", [
+    (gzip.compress(b"text " * 99), "packed by gzip; unpack it first by zcat, or give the file a name that ends in .gz"), (bz2.compress(b"text " * 99), "packed by bzip2; unpack it first by bzcat"), (lzma.compress(b"text"), "packed by xz; unpack it first by xzcat"),
+    (b"\x28\xb5\x2f\xfd\xff", "packed by zstd; unpack it first by zstdcat"), (b"PK\x03\x04\xff", "a zip archive; unpack it first"), (b"PAR1\xff", "a Parquet table; unpack it first by a program that reads it, or give the file a name that ends in .parquet")], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("source", ["-", "corpus.dat"])
+def test_packed_data_under_another_name_are_recognised(source, content, way, tokenizer_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.dat").write_bytes(content)
+    for main, words in (bpe_tokenizer.main, ["--corpus", source, "--output", "t2.json"]), (data.main, ["--tokenizer", str(tokenizer_file), "--corpus", source, "--output", "out", "--val_fraction", "0"]):
+        for on_error in "stop", "replace":   # what is packed cannot be mended
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            with pytest.raises(SystemExit) as stopped: main([*words, "--on_error", on_error])
+            err = capsys.readouterr().err
+            assert stopped.value.code == 2 and "error: " in err and "iconv" not in err and "mended" not in err
+            assert (f"it is {way}" if on_error == "stop" else "skipped: 1") in err
+
+
+def test_text_that_begins_as_packed_data_do_is_text(tokenizer_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"BZh is how bzip2 begins")))
+    data.main(["--tokenizer", str(tokenizer_file), "--corpus", "-", "--val_fraction", "0", "--output", str(tmp_path/"out"), "--on_error", "replace"])
+    assert np.load(tmp_path/"out"/"train.bin").tolist() == ids_of("BZh is how bzip2 begins")
 
 
 @pytest.mark.parametrize("on_error, kept, note", [("skip", {"a.txt"}, "skipped: 2 (b.txt, c.gz)"), ("replace", {"a.txt", "b.txt"}, "skipped: 1 (c.gz); mended: 1 (b.txt)")])

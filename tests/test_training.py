@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -209,6 +210,38 @@ def test_bits_per_byte_counts_the_bytes_of_the_text(asked):
     size = len(text) - len(tokenizer.vocab[int(ids[0])])   # the first token is never asked for
     assert line["bits_per_byte"] == pytest.approx(line["whole_val_loss"] / math.log(2) * (len(ids) - 1) / size)
     assert (asked.output/"tokenizer.json").read_bytes() == (folder/"tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["contents", "another file", "rows", "batch"])
+def test_the_lowest_loss_is_that_of_the_data_it_is_compared_with(asked, change, monkeypatch):
+    first = train(replace(asked, lr_max=1e-2, iterations=40))
+    other = {"contents": {}, "another file": {"val_data": asked.val_data.parent/"other.bin"}, "rows": {"val_batches": 3}, "batch": {"batch_size": 4, "override": True}}[change]
+    if change in ("contents", "another file"): (np.arange(2_000, dtype=np.uint16)[::-1] % 50).tofile(other.get("val_data", asked.val_data))   # whose loss is far higher
+    with pytest.warns(UserWarning, match="other rows than before, so the lowest one is forgotten"): run = train(replace(first.config, resume=True, iterations=48, **other))
+    new = [line["val_loss"] for line in run.history if "val_loss" in line and line["iteration"] > 40]
+    assert run.best == min(new) and read_checkpoint(asked.output/"best.pt")["iteration"] > 40
+    assert change in ("rows", "batch") or run.best > first.best
+    with warnings.catch_warnings(record=True) as caught:   # it is told once
+        warnings.simplefilter("always")
+        assert train(replace(run.config, resume=True, iterations=49)).best <= run.best
+    assert not [one for one in caught if "is forgotten" in str(one.message)]
+
+
+@pytest.mark.parametrize("kind", ["moved", "older", "never measured"])
+def test_the_lowest_loss_is_kept_where_nothing_says_that_the_data_are_others(asked, kind):
+    first = train(asked)
+    saved = read_checkpoint(asked.output/"checkpoint.pt")
+    moved = asked.val_data.parent/"moved.bin"
+    shutil.copy(asked.val_data, moved)
+    if kind == "older": del saved["run"]["measured_on"]
+    if kind == "never measured": saved["best"] = math.inf
+    torch.save(saved, asked.output/"checkpoint.pt")
+    if kind != "moved": (np.arange(2_000, dtype=np.uint16)[::-1] % 50).tofile(moved)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = train(replace(asked, resume=True, iterations=9, val_data=moved))
+    assert not [one for one in caught if "is forgotten" in str(one.message)]
+    assert kind == "never measured" or again.best <= first.best
 
 
 @pytest.mark.parametrize("poison", [lambda loss: loss * math.nan, lambda loss: loss + 0*(loss - loss.detach()).sqrt()], ids=["loss", "gradient"])

@@ -294,7 +294,7 @@ def render_page(page: str, proc: Path, output: Path, config: dict, titles: dict[
              f"--metadata=page:{page}", f"--metadata=site-url:{website['site-url']}", f"--metadata=root:{variables['root']}"]
     variables |= chinese.LABELS if lang == "zh" else LABELS
     extra += [f"--variable={key}={value}" for key, value in variables.items() if value]
-    try: pypandoc.convert_text(source, "html5", format="markdown+autolink_bare_uris", outputfile=str(target), extra_args=extra)
+    try: pypandoc.convert_text(source, "html5", format="markdown+autolink_bare_uris", outputfile=str(target), extra_args=extra, verify_format=False)
     except RuntimeError as error: raise ValueError(f"{page}: {error}") from None
     blocks = r'<pre class="(?!output)(\w+)"><code>(.*?)</code></pre>'
     made = re.sub(blocks, lambda found: coloured(html.unescape(found[2]), found[1]), spaced(target.read_text("utf-8")), flags=re.S)

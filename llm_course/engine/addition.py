@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLUS', 'EQUALS', 'PROMPT', 'BUDGET', 'ENOUGH', 'draw_pairs', 'spell', 'right_answers', 'count_numbers', 'fill',
-           'examine', 'train_adder', 'judge', 'main']
+           'ready', 'examine', 'train_adder', 'judge', 'answers']
 
 # %% ../../nbs/engine/addition.ipynb #imports
-import json
 import math
+import random
 import secrets
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -20,12 +19,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from llm_course.engine.race import (
-    Refused, _answer, _own_folders, _own_module, _python, _read_recipe, guard,
-    train_entry)
+from .race import (
+    Apart, Refused, _own_module, _read_recipe, say_if_weak, train_entry)
 from ..loss import cross_entropy
 from ..optim import AdamW, gradient_clip
 from ..schedule import linear_lr_scheduler
@@ -55,7 +54,7 @@ def spell(
 # %% ../../nbs/engine/addition.ipynb #answers
 @torch.no_grad()
 def right_answers(
-    model:nn.Module,          # Ids in, logits out
+    model:Callable,           # Ids in, logits out
     pairs:Int[Tensor, "n 2"], # The questions
 )->Bool[Tensor, " n"]:        # True for each sum of which all digits are right
     "Let a model add."
@@ -87,25 +86,39 @@ def fill(
     model.load_state_dict(weights, strict=False)
 
 # %% ../../nbs/engine/addition.ipynb #examine
-def examine(
+def ready(
     model:nn.Module,              # Fresh from the entry's `make`
     weights:Mapping[str, Tensor], # What its training left
-    pairs:Int[Tensor, "n 2"],     # The questions
-)->dict: # `parameters`, and `right`, the share of sums of which all digits are right
-    "Count and question a model. Raises `Refused` for a cheat that shows."
+)->nn.Module:                     # The same model
+    "Load weights. Raises `Refused` for a model that reads the values of its tokens."
     fill(model, weights)
-    share = float(right_answers(model, pairs).float().mean())
-    some = pairs[:200]
-    try: deepcopy(model).to("meta")(spell(some)[:, :PROMPT].to("meta"))
+    some = spell(torch.zeros(2, 2, dtype=torch.long))[:, :PROMPT]
+    try: deepcopy(model).to("meta")(some.to("meta"))
     except (RuntimeError, NotImplementedError):
         raise Refused("the model reads values of its tokens in Python, and must "
                       "compute with tensors alone") from None
-    for _ in range(8):
-        noise = {name: (torch.randn(w.shape) * w.float().square().mean().sqrt())
-                 .to(w.dtype) for name, w in weights.items()}
-        fill(model, noise)
-        if right_answers(model, some).float().mean() > .01:
+    return model
+
+def examine(
+    fresh:Callable[[Mapping[str, Tensor]], Callable], # A model that has these weights
+    weights:Mapping[str, Tensor], # What the training left
+    pairs:Int[Tensor, "n 2"],     # The questions
+)->dict: # `parameters`, and `right`, the share of sums of which all digits are right
+    "Count and question a model. Raises `Refused` for a cheat that shows."
+    draw = torch.Generator().manual_seed(secrets.randbelow(2**63))
+    def noise(w): return torch.randn(w.shape, generator=draw) * w.square().mean().sqrt()
+    fillings = [weights]
+    while len(fillings) < 9:
+        fillings.append({n: noise(w.float()).to(w.dtype) for n, w in weights.items()})
+    asked = [(filling, some) for filling in fillings for some in pairs.split(1000)]
+    random.SystemRandom().shuffle(asked)
+    right = []
+    for filling, some in asked:
+        answers = right_answers(fresh(filling), some).float()
+        if filling is weights: right.append(answers)
+        elif answers.mean() > .01:
             raise Refused("the model adds with random weights, too: its code adds")
+    share = float(torch.cat(right).mean())
     return {"parameters": count_numbers(weights), "right": round(share, 4)}
 
 # %% ../../nbs/engine/addition.ipynb #learn
@@ -159,18 +172,26 @@ def judge(
     "Train an entry and question it. Raises `Refused` for one that breaks a rule."
     entry = Path(entry).resolve()
     _read_recipe(entry)
+    say_if_weak()
     names = {path.name for path in entry.iterdir()}
     if names != {"recipe.json", "model.py"}:
         raise Refused("an entry has a recipe.json and a model.py and nothing else, but "
                       f"{entry} has {', '.join(sorted(names))}")
     def one_try(_):
-        seeds = secrets.randbelow(2**31), secrets.randbelow(2**31)
-        with TemporaryDirectory() as folder, TemporaryDirectory() as empty:
-            seconds = train_entry(entry, Path(folder), seeds[0], 1, limit)
-            weights = Path(folder)/"model.safetensors"
-            if not weights.is_file(): raise Refused(f"{entry} left no {weights.name}")
-            found = _answer(_python("addition", entry, weights, questions, seeds[1],
-                                    cwd=empty))
+        seed = secrets.randbelow(2**31)
+        with TemporaryDirectory() as folder:
+            seconds = train_entry(entry, Path(folder), seed, 1, limit)
+            file = Path(folder)/"model.safetensors"
+            if not file.is_file(): raise Refused(f"{entry} left no {file.name}")
+            try: weights = load_file(file)
+            except SafetensorError: raise Refused(f"cannot read {file.name}") from None
+        seeds = seed, secrets.randbelow(2**31)
+        pairs = draw_pairs(questions, torch.Generator().manual_seed(seeds[1]))
+        with Apart("addition", entry, entry, 1) as model:
+            def fresh(weights):
+                model.ask(**{f"weights.{name}": w for name, w in weights.items()})
+                return model
+            found = examine(fresh, weights, pairs)
         tell(f"{found['parameters']} parameters, {found['right']:.2%} right "
              f"after {seconds:.0f} processor seconds")
         return {**found, "seconds": seconds, "seeds": seeds}
@@ -180,18 +201,17 @@ def judge(
             "adds": right >= ENOUGH, "runs": runs,
             "code": sum(path.stat().st_size for path in entry.iterdir())}
 
-def main(
-    argv:list[str]|None=None, # An entry, its weights, how many questions, their seed
-)->None:
-    "Question a model in a process of its own, and print what came out."
-    place, weights, questions, seed = sys.argv[1:] if argv is None else argv
-    entry, learned = Path(place), load_file(weights)
-    recipe = _read_recipe(entry)
-    guard([entry, *_own_folders()], [Path.cwd()])
-    own = _own_module(entry)
-    pairs = draw_pairs(int(questions), torch.Generator().manual_seed(int(seed)))
-    print("\n" + json.dumps(examine(own.make(recipe).eval(), learned, pairs)))
-
-# %% ../../nbs/engine/addition.ipynb #run
-#| eval: false
-if __name__ == "__main__" and "__file__" in globals(): main()   # no notebook
+def answers(
+    entry:Path,  # The entry
+    folder:Path, # Of no use here: the weights are sent
+    threads:int, # Of the processor
+)->Callable:     # Takes weights, or `ids` by name
+    "Build the models of an entry, one for all weights that come, and let them answer."
+    torch.set_num_threads(threads)
+    own, recipe, models = _own_module(entry), _read_recipe(entry), []
+    def answer(told):
+        if "ids" in told: return models[-1](told["ids"])
+        weights = {name.removeprefix("weights."): w for name, w in told.items()}
+        models[:] = [ready(own.make(recipe).eval(), weights)]
+        return torch.zeros(1)
+    return answer

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checkpoint import bare, build, gathered, save_model
-from .kernels import local_share
+from ..checkpoint import bare, build, save_model
+from .kernels import gathered, local_share
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/averages.ipynb #average-weights

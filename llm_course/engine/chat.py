@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 # %% ../../nbs/engine/chat.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
-from .commands import one_line
+from .commands import as_typed, one_line
 from .fast_bpe import special_pattern
 from .model_files import import_package
 from .spelling import WHITE
@@ -53,7 +53,8 @@ def template_of(
     for sign, name in _SIGNS.items():
         if sign in tokenizer.special_tokens: return TEMPLATES[name]
     raise ValueError("this tokenizer has no chat template, and none of the marks "
-                     f"{', '.join(_SIGNS)}; the model was not trained to answer")
+                     f"{', '.join(_SIGNS)}; the model was not trained to answer; teach "
+                     f"it by {as_typed('python -m llm_course.instruct')}")
 
 def with_marks(
     tokenizer:BpeTokenizer, # Left as it is

@@ -20,7 +20,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .files import helpers_for
 from ..data import write_ids
 from .commands import (
-    Flags, by_default, input_file, one_line, output_path, required, run_command)
+    Flags, by_default, one_line, output_path, required, run_command, tokenizer_file)
 from .corpora import end_of_text, fetch
 from .documents import ends_document, has_end, split_documents
 from .encode_files import Span, encode_spans, read_span, whole
@@ -108,7 +108,7 @@ def _check_texts(
     if not config.corpus:
         raise ValueError("--corpus is missing; name a text, or get one with "
                          "--fetch shakespeare")
-    input_file(config.tokenizer_path, "--tokenizer")
+    config = replace(config, tokenizer_path=tokenizer_file(config.tokenizer_path))
     outputs = [config.output/name for name in (*_BINS, "tokenizer.json")]
     files = {}
     for flag, paths in ("--corpus", config.corpus), ("--val_corpus", config.val_corpus):
@@ -148,6 +148,10 @@ def _check_output(
     for path in outputs:   # a link is replaced, and what it leads to stays
         if path.name in ours or path.is_symlink() or not path.is_file(): continue
         if path.name == "tokenizer.json" and path.read_bytes() == tokenizer: continue
+        if path.name == "val.bin" and not (config.val_corpus or config.val_fraction):
+            raise ValueError(f"{path} is the validation data of other training data, "
+                             "and --val_fraction 0 writes none; delete it, or name "
+                             "another --output")
         raise ValueError(f"{path} was not made by this command, and would be lost or "
                          "belong to other data; name another --output, or delete it")
 
@@ -253,7 +257,15 @@ def _parts(
                                            "others")
     if config.val_corpus or not config.val_fraction:
         return [list(map(whole, paths)) for paths in files]
-    return list(split_documents(files[0], config.val_fraction, names))
+    parts = list(split_documents(files[0], config.val_fraction, names))
+    train, val = (sum(span.end - span.begin for span in spans) for spans in parts)
+    share = val / (train + val)
+    if not config.val_fraction / 2 <= share <= config.val_fraction * 2:
+        print(f"note: only whole documents are held back, so validation gets "
+              f"{share:.1%} of the text and not {config.val_fraction:.1%}; name a text "
+              "for it with --val_corpus, or cut the documents smaller",
+              file=sys.stderr)
+    return parts
 
 def _encode(
     tokenizer:BpeTokenizer, # Turns text into ids

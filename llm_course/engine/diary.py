@@ -33,9 +33,9 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/engine/diary.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
-from ..checkpoint import gathered
 from .commands import as_typed, output_path, warn, whole_file
 from .averages import save_average
+from .kernels import gathered
 from .run_config import (
     BOARDS, TrainConfig, flag_changes, import_board, out_of_patience, to_write_down)
 from .whole_folders import sole_writer

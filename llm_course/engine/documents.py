@@ -64,11 +64,6 @@ def split_documents(
         print(f"note: {shown[which]} is a single document, so it is cut between two "
               "lines", file=sys.stderr)
     cut = min(cuts, key=lambda cut: abs(cut - target))
-    share = 1 - cut / total
-    if not val_fraction / 2 <= share <= val_fraction * 2:
-        print(f"note: only whole documents are held back, so validation gets "
-              f"{share:.1%} of the text and not {val_fraction:.1%}; name a text for it "
-              "with --val_corpus, or cut the documents smaller", file=sys.stderr)
     train, val = [], []
     for span, end in zip(spans, ends):
         middle = min(max(cut - end + span.end, 0), span.end)

@@ -9,18 +9,20 @@ __all__ = ['COMMANDS', 'NAME', 'check_there', 'open_model', 'open_both', 'open_s
 # %% ../../nbs/engine/exchange.ipynb #imports
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 # %% ../../nbs/engine/exchange.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import load_model
-from llm_course.engine.commands import (
+from .commands import (
     Flags, as_typed, by_default, ends_quietly, input_file, one_line, output_path,
-    run_command)
+    run_command, tokenizer_file)
 from .flags import TrainConfig
 from .model_files import import_package, model_in
 from .run_config import (
@@ -36,7 +38,19 @@ def check_there(
 )->None:
     "Refuse a file that is not there; a command asks before it loads another model."
     path = model_in(path)
+    if _is_inside(path):
+        raise ValueError(f"{flag} {path} is a file of a model's folder; "
+                         f"name the folder, {path.parent}")
     if path.suffix in OWN_FILES: input_file(path, flag)
+
+def _is_inside(path:Path)->bool:
+    "Is it one of the files that are a model only together?"
+    there = path.is_file() and (path.parent/"config.json").is_file()
+    if not there or path.suffix in (".pt", ".gguf", ".bin"): return False
+    if path.suffix != ".safetensors": return True
+    with suppress(SafetensorError), safe_open(path, "pt") as file:
+        return "config" not in (file.metadata() or {})   # of `save_model`
+    return False
 
 def open_model(
     path:Path,                         # A model of this course, or of other people
@@ -67,7 +81,8 @@ def open_both(
     "Load what two flags name."
     named = None
     if tokenizer_path is not None:
-        named = BpeTokenizer.load(input_file(tokenizer_path, "--tokenizer_path"))
+        found = tokenizer_file(tokenizer_path, "--tokenizer_path")
+        named = BpeTokenizer.load(found)
     model, tokenizer = open_model(path, flag, device, parts, named)
     if tokenizer is not None: return model, tokenizer
     beside = model_in(path).parent/"tokenizer.json"

@@ -26,7 +26,7 @@ import regex
 from tqdm import tqdm
 
 from ..bpe import GPT2, PATTERNS, count_words
-from .commands import known_kind, open_file
+from .commands import known_kind, not_a_text, open_file
 from .fast_bpe import as_in_unicode_16, special_pattern
 from .incremental_bpe import compiled_loops
 from .streaming import final_part
@@ -55,7 +55,7 @@ def read_text(
                 cure = ("convert it first, as with iconv -t UTF-8, "
                         "or add --on_error skip or replace")
                 with open(path, "rb") as start: kind = known_kind(start.read(8))
-                if kind: cure = f"it is {kind}; unpack it first"
+                if kind: cure = not_a_text(kind)
                 raise ValueError(f"{path} is not UTF-8: {bad}; {cure}") from None
             if not data: return
             place += len(data)

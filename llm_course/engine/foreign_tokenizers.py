@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports-course
 from ..bpe import GPT2, LLAMA3
@@ -316,6 +317,18 @@ def say_unknown(
     if unknown:
         warn(f"{path} has settings that are ignored: {unknown}")
 
+def _say_no_ends(
+    path:Path,              # A file
+    ends:Iterable,          # What it names as ids that end a text
+    tokenizer:BpeTokenizer, # Whose ids count
+)->None:
+    "Warn, in one line, about ends that no text can have."
+    wrong = [end for end in ends if end is not None and not known_ids(tokenizer, [end])]
+    if wrong:
+        listed = shorten(", ".join(map(repr, wrong)), 60)
+        warn(f"{path} names as eos_token_id what is no id of the tokenizer, so no text "
+             f"ends there: {listed}")
+
 def _text_of(token)->str|None: # Tokens are texts, or texts with flags
     "The text of a token; `None` for anything else."
     text = token.get("content") if isinstance(token, dict) else token
@@ -363,7 +376,7 @@ def _add_named(
     check_hf(data)
     added, vocab = [*map(dict, data.get("added_tokens") or [])], data["model"]["vocab"]
     known = {token["content"]: token for token in added}
-    free = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
+    free = max([len(vocab), *(token["id"] + 1 for token in added)])
     for token, id in _named_tokens(said):
         text, flags = _text_of(token), token if isinstance(token, dict) else {}
         check_added([flags])
@@ -420,13 +433,14 @@ def load_tokenizer(
     for name in ROLES:
         text = _text_of(said.get(name))
         if text is not None: roles[name] = text
-    found = None
-    for name in "generation_config.json", "config.json":
-        if found is not None or not (folder/name).is_file(): continue
-        settings = read_object(folder/name)
+    found, source = None, folder
+    for path in folder/"generation_config.json", folder/"config.json":
+        if found is not None or not path.is_file(): continue
+        settings, source = read_object(path), path
         found = settings.get("eos_token_id")
-        if name[0] == "g": say_unknown(folder/name, settings, _GENERATION)
+        if path.name[0] == "g": say_unknown(path, settings, _GENERATION)
     ends = found if isinstance(found, list) else [found]
+    _say_no_ends(source, ends, tokenizer)
     ends = [*ends, tokenizer.special_tokens.get(roles.get("eos_token", ""))]
     add_facts(tokenizer, roles=roles, ends=known_ids(tokenizer, ends))
     return tokenizer

@@ -9,6 +9,7 @@ __all__ = ['FAMILIES', 'LEFT_OUT', 'USUAL', 'SHAPE', 'CONFIG', 'also_usual', 'ch
 # %% ../../nbs/engine/hf_config.ipynb #imports
 import math
 from dataclasses import replace
+from typing import Any
 
 from .families import Variant, variant_in
 from .model_files import (
@@ -159,14 +160,29 @@ _RULES = {"default": (), "linear": ("factor",), "llama3": _SLOWED}
 def rope_of(
     found:dict, # A `config.json`
 )->dict:        # `rope_theta` and `rope_scaling` for a `ModelConfig`
-    "Read how positions are turned. Raises `ValueError` for an unknown scaling."
-    said = found.get("rope_scaling") or found.get("rope_parameters") or {}
+    "Read how positions are turned. Raises `ValueError` for an unknown scaling, or two."
+    names = [name for name in ("rope_scaling", "rope_parameters") if found.get(name)]
+    read = [_read_rope(found[name], found) for name in names] or [_read_rope({}, found)]
+    if read[0] != read[-1]:
+        raise ValueError(f"it scales RoPE by rope_scaling = {found[names[0]]} and by "
+                         f"rope_parameters = {found[names[1]]}, which differ; delete "
+                         "the one that your model was not trained with")
+    return read[0]
+
+def _read_rope(
+    said:Any,   # What a `config.json` says of it in one place
+    found:dict, # All of that file
+)->dict:        # As `rope_of`
+    "Read one of the two places."
     if not isinstance(said, dict): raise ValueError(f"its scaling of RoPE is {said!r}")
     theta = said.get("rope_theta", found.get("rope_theta", 10000.0))
     kind = said.get("rope_type", said.get("type", "default"))
     if not isinstance(kind, str) or kind not in _RULES:
         raise ValueError(f"it scales RoPE by the rule {kind!r}, "
                          f"and the course's classes support only {', '.join(_RULES)}")
+    if said.get("type", kind) != kind:
+        raise ValueError(f"it scales RoPE by the rules {said['type']!r} and {kind!r}; "
+                         "delete the one that your model was not trained with")
     known = {"rope_theta": ANYTHING, "rope_type": ANYTHING, "type": ANYTHING,
              "partial_rotary_factor": (1,), "factor": (1,)}
     for what in unknown_keys(said, known | dict.fromkeys(_RULES[kind], ANYTHING)):
@@ -176,6 +192,19 @@ def rope_of(
     rule = {name: said[name] for name in _RULES[kind]}   # linear: as if trained on 1
     rule["original_max_seq_len"] = rule.pop("original_max_position_embeddings", 1)
     return {"rope_theta": theta, "rope_scaling": checked_fields(RopeScaling, rule)}
+
+def _check_base(
+    found:dict, # A `config.json`, with one rule for all layers
+)->None:
+    "Raise `ValueError` where two places name different bases."
+    base = found.get("rope_theta")
+    for name in "rope_scaling", "rope_parameters":
+        said = found.get(name)
+        if base is None or not isinstance(said, dict): continue
+        other = said.get("rope_theta", base)
+        if other == base: continue
+        raise ValueError(f"its rope_theta is {base}, and in {name} it is {other}; "
+                         "delete the one that your model was not trained with")
 
 def _one_rope(
     found:dict, # A `config.json` of Gemma 3's, perhaps of transformers 5
@@ -218,7 +247,9 @@ def from_hf_config(
     missing = [name for name in SHAPE.values() if name not in found]
     if missing: raise ValueError(f"it lacks {', '.join(missing)}")
     family = found["model_type"]
-    found = LEFT_OUT.get(family, {}) | _one_rope(found)
+    found = _one_rope(found)
+    _check_base(found)
+    found = LEFT_OUT.get(family, {}) | found
     shape = rope_of(found)
     for ours, theirs in SHAPE.items(): shape[ours] = found[theirs]
     usual = {"num_key_value_heads": shape["num_heads"], "tie_word_embeddings": False,

@@ -182,6 +182,11 @@ def load_reward(
     module, _, function = name.partition(":")
     if not (module and function):
         raise ValueError(f"reward must be module:function, but is {name}")
+    file = Path(module)
+    if file.suffix == ".py" or len(file.parts) > 1:
+        more = f", and put {file.parent} on PYTHONPATH" if file.parent.name else ""
+        raise ValueError(f"reward {name} names a file, not a module; "
+                         f"write {file.stem}:{function}{more}")
     if "" not in sys.path: sys.path.insert(0, "")   # modules of this folder, too
     try: found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -206,12 +211,12 @@ def judge(
     text:str,      # What the model wrote
 )->float:
     "Call a reward. Raises `ValueError` for anything but a number from 0 to 1."
-    try: found = reward(record, text)
+    try: found = reward(deepcopy(record), text)   # it may change its own
     except Exception as error:
         raise ValueError(f"the reward failed for the answer {text[:40]!r}: "
                          f"{_told(error)}") from error
     try: number = float(found)
-    except (TypeError, ValueError): number = -1.
+    except (TypeError, ValueError, OverflowError): number = -1.
     if not 0 <= number <= 1:
         raise ValueError(f"a reward must be a number from 0 to 1, but for the answer "
                          f"{text[:40]!r} it is {found!r}")

@@ -44,6 +44,10 @@ class SharedTable(nn.Module):
         scaling:"RopeScaling|None"=None, # For texts longer than those of training
     ):
         super().__init__()
+        for name, size in ("d_k", d_k), ("max_seq_len", max_seq_len):
+            if isinstance(size, float):
+                raise ValueError(f"{name} must be a whole number, but is {size}; the "
+                                 "order is d_k, max_seq_len, theta")
         self.make, self.d_k, self.max_seq_len = make, d_k, max_seq_len
         self.theta, self.scaling = theta, scaling
         device = torch.empty(0, device=device).device

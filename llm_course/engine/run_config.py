@@ -7,8 +7,8 @@ __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_pr
            'data_files', 'find_tokenizer', 'find_vocab_size', 'start_path', 'own_start', 'flags_of_shape', 'fit_shape',
            'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'refuse_old_run',
            'tell_cost', 'warn_of_slow_precision', 'import_board', 'settle', 'to_write_down', 'read_ids', 'read_sets',
-           'optimizer_for', 'set_rates', 'position_of', 'schedule_of', 'changes', 'flag_changes', 'find_checkpoint',
-           'no_number', 'out_of_patience', 'is_over']
+           'optimizer_for', 'set_rates', 'position_of', 'measured_on', 'schedule_of', 'changes', 'flag_changes',
+           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -17,10 +17,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ from . import budget
 from .averages import average_weights
 from .budget import (
     MemoryAccount, estimate_memory, shape_of, slowdown)
-from .commands import input_file, warn
+from .commands import input_file, tokenizer_file, warn
 from .flags import Shape, TrainConfig
 from .mixture import Mixture
 from .model_files import model_in, read_object
@@ -98,7 +100,7 @@ def find_tokenizer(
     "Look for the tokenizer that made the data, so that losses can be given per byte."
     given = config.tokenizer_path
     beside = [path.parent/"tokenizer.json" for path in data_files(config)]
-    found = input_file(given, "--tokenizer_path") if given else beside[0]
+    found = tokenizer_file(given, "--tokenizer_path") if given else beside[0]
     if not found.is_file(): return None
     who = "that one; leave --tokenizer_path out" if given else "the same tokenizer"
     for other in (*beside, config.val_data.parent/"tokenizer.json"):
@@ -445,7 +447,25 @@ def position_of(
     "Take down what decides, with the step number, which ids were read and come next."
     names = ("batch_size", "grad_accumulation", "max_seq_len", "seed", "order",
              "train_weights")
-    return {"train_ids": length, **{name: getattr(config, name) for name in names}}
+    return {"train_ids": length, "measured_on": measured_on(config),
+            **{name: getattr(config, name) for name in names}}
+
+@cache
+def _checksum(path:Path, size:int, changed:int)->int:
+    "Sum up a file; its size and the time of its last change tell when to look again."
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20): total = crc32(block, total)
+    return total
+
+def measured_on(
+    config:TrainConfig, # Settled
+)->str:                 # The same for the same rows
+    "Take down which rows the validation loss is a mean of."
+    path, c = config.val_data, config
+    found = path.stat()
+    total = _checksum(path.resolve(), found.st_size, found.st_mtime_ns)
+    return f"{total:08x}, rows: {c.val_batches} x {c.batch_size} of {c.max_seq_len}"
 
 def schedule_of(
     config:TrainConfig, # Settled
@@ -571,6 +591,13 @@ def find_checkpoint(
     for name, new in position_of(config, length).items():
         old = saved["run"].get(name)
         if old == new: continue
+        if name == "measured_on":   # an older checkpoint does not tell
+            if old is None or saved["best"] == math.inf: continue
+            saved["best"] = math.inf
+            notes.append("the validation loss is measured on other rows than before, "
+                         "so the lowest one is forgotten: the next is the new lowest, "
+                         "and its model becomes best.pt")
+            continue
         what = f"--{name}"
         if name == "train_ids":
             what = f"the number of {unit} in {', '.join(map(str, data_files(config)))}"

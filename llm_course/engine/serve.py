@@ -82,8 +82,11 @@ def read_wish(
             raise Refused(f"{name} must be at least {least}" +
                           ("" if most is None else f" and at most {most}"), name)
         return value
-    prompt = take("messages", list) if chat else take("prompt", str)
+    prompt = take("messages", list) if chat else take("prompt", (str, list))
     if chat: prompt = _read_messages(prompt)
+    elif isinstance(prompt, list):
+        raise Refused("prompt must be one text, not a list of texts or ids; send a "
+                      "request for each", "prompt")
     if prompt is None: raise Refused("prompt must be a text", "prompt")
     stop = take("stop", (str, list), ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -242,7 +245,7 @@ class Service:
                 ids = first_ids(self.model, self.tokenizer, wish.prompt)
             elif self.why_not is None:
                 ids, _ = encode_chat(self.tokenizer, wish.prompt, reply=True)
-            else: raise ValueError(f"{self.why_not}; ask /v1/completions")
+            else: raise ValueError(f"{self.why_not}, or ask /v1/completions")
         except ValueError as error: raise Refused(str(error)) from None
         room = self.context - len(ids)
         if room < 1:
@@ -285,7 +288,13 @@ async def _read_body(
                                   "bytes", status=413)
     except TimeoutError:
         raise Refused("the request took too long", status=408) from None
-    try: return json.loads(data)
+    try:
+        body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()
+        return body
+    except UnicodeEncodeError:
+        raise Refused("a text in the body has half a character, such as \\ud83d; write "
+                      "both halves, or neither") from None
     except (ValueError, RecursionError): raise Refused("the body is not JSON") from None
 
 _Heard = asyncio.Queue[tuple[int, Said]]   # which answer, and what has come of it
@@ -383,11 +392,18 @@ def make_app(
         service.scheduler.close()
         await asyncio.to_thread(thread.join)
 
+    async def nowhere(request, error):
+        return JSONResponse(_error_of(
+            f"{request.method} {request.url.path} is not served here; there are GET "
+            "/v1/models, POST /v1/completions and POST /v1/chat/completions"),
+            error.status_code, error.headers)
+
     routes = [Route("/", talk), Route("/v1/models", models),
               Route("/v1/completions", answer, methods=["POST"]),
               Route("/v1/chat/completions", answer, methods=["POST"])]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    return Starlette(routes=routes, middleware=[guard], lifespan=life)
+    return Starlette(routes=routes, middleware=[guard], lifespan=life,
+                     exception_handlers={404: nowhere, 405: nowhere})
 
 async def _cancel_when_gone(
     request:Any,    # Of Starlette
@@ -419,6 +435,8 @@ async def _events(
     finally: _cancel(jobs)
 
 # %% ../../nbs/engine/serve.ipynb #listen
+#| code-fold: true
+#| code-summary: "A port, and what listens"
 def open_socket(
     host:str, # An address of this machine
     port:int, # 0 for any that is free

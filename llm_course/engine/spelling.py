@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHITE', 'PLAIN', 'byte_letters', 'letter_bytes', 'spell', 'unspell', 'Rules', 'Unspelled', 'Spelling', 'listed',
-           'no_ids']
+           'no_ids', 'check_text']
 
 # %% ../../nbs/engine/spelling.ipynb #imports
 import re
@@ -162,3 +162,15 @@ def no_ids(
     hint = "; decode_batch takes several texts" if shape and len(shape) > 1 else ""
     return TypeError("ids must be whole numbers in a list, or in an array or a tensor "
                      f"of one axis, but are {came}{hint}")
+
+# %% ../../nbs/engine/spelling.ipynb #check-text
+def check_text(
+    text:Any, # What is to be encoded
+)->None:
+    "Raise `TypeError` for what is no text, and `ValueError` for half a character."
+    if isinstance(text, str):
+        text.encode()   # names the place of the half
+        return
+    way = "; decode them first: data.decode()" if isinstance(text, bytes) else ""
+    kind = type(text).__name__
+    raise TypeError(f"a tokenizer encodes a text, a str, but this is {kind}{way}")

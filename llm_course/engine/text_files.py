@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .commands import input_file
+from .commands import input_file, known_kind, not_a_text
 from .corpora import end_of_text
 
 # %% ../../nbs/engine/text_files.ipynb #list-texts
@@ -80,6 +80,11 @@ def _marked(path:Path)->bool:
     "Does a file begin with the mark that some editors of Windows put before UTF-8?"
     with open(path, "rb") as file: return file.read(3) == codecs.BOM_UTF8
 
+def _kind_of(path:Path)->str:
+    "Tell what a file is that is no text; empty for one that may be a text."
+    if _ending(path) in PACKED: return ""
+    with open(path, "rb") as file: return known_kind(file.read(8))
+
 def _pieces(
     path:Path,  # A text; `.gz`: packed by gzip
     errors:str, # What to do where it is not UTF-8: `strict` or `replace`
@@ -108,10 +113,10 @@ def _json_rows(
                 wrong = f'is not a JSON object such as {{"{field}": "…"}}'
             elif field not in found:
                 wrong = f'has no field "{field}"; name another --text_field'
-            elif not isinstance(found[field], str):
+            elif not isinstance(found[field], str | None):
                 wrong = f'has no text in "{field}", but {json.dumps(found[field])[:40]}'
             if wrong: raise ValueError(f"line {number} of {path} {wrong}")
-            text = found[field]
+            text = found[field] or ""
             if not _HALVES.search(text): yield text
             elif errors == "replace": yield _HALVES.sub("�", text)
             else:
@@ -161,6 +166,14 @@ def _text_of(
         text = text.removesuffix(end)
         yield text + end if text.strip() else ""
 
+_TABLE = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[\s*["{]')   # JSON: a list of texts or rows
+
+def _looks_like_rows(path:Path)->bool:
+    "Does a file that is read as plain text hold rows that we do not take apart?"
+    if _ending(path) in (".csv", ".tsv"): return True
+    if _ending(path) != ".json": return False
+    with open(path, "rb") as file: return _TABLE.match(file.read(1 << 10)) is not None
+
 def _copy_text(
     path:Path,  # A file of any kind
     copy:Path,  # Where to write it, as plain UTF-8
@@ -177,8 +190,11 @@ def _copy_text(
                 if not text: empty += 1
             return file.tell(), empty
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error.reason}; convert it first, as "
-                         "with iconv -t UTF-8; --on_error replace mends it") from None
+        kind = _kind_of(path)
+        cure = ("convert it first, as with iconv -t UTF-8; "
+                "--on_error replace mends it")
+        if kind: cure = not_a_text(kind)
+        raise ValueError(f"{path} is not UTF-8: {error.reason}; {cure}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
@@ -211,7 +227,7 @@ def _try_copy(
         if reading.on_error == "stop":
             raise ValueError(f"{error}; --on_error skip leaves the whole file out"
                              ) from None
-        if reading.on_error == "replace":
+        if reading.on_error == "replace" and not _kind_of(path):
             with suppress(ValueError):   # it is broken in another way
                 _, empty = _copy_text(path, copy, "replace", field, end)
                 return "mended", empty
@@ -228,6 +244,12 @@ def plain_files(
     A file that is empty or broken is refused by `ValueError`, or else it is left out,
     or what is not UTF-8 in it is replaced; a note says which files that were."""
     found, changed = [], {"skipped": [], "mended": []}
+    rows = [given.name for given in map(Path, paths)
+            if given != STDIN and _looks_like_rows(given)]
+    if rows:
+        told = _counted({"read as plain text, with all quotes and commas": rows})
+        print(f"note: {told}; for a document in each row write .jsonl, a line such as "
+              f'{{"{reading.text_field}": "…"}} for each', file=sys.stderr)
     empty_rows = 0
     for number, given in enumerate(map(Path, paths)):
         path, name = given, given.name

@@ -236,6 +236,23 @@ def check_added(
             raise ValueError(f"its token {token['content']!r} uses {option}, "
                              "which is not supported")
 
+def _check_ids(
+    added:Iterable[Mapping[str, Any]], # Added tokens of a file, in its order
+    vocab:Mapping[str, int],           # Its other tokens
+)->None:
+    "Raise `ValueError` for a token that `tokenizers` would give another id."
+    known, free = dict(vocab), len(vocab)
+    for token in added:
+        text, id = token["content"], token["id"]
+        if id != known.get(text, id):
+            raise ValueError(f"its token {text!r} has two ids, {known[text]} and {id}; "
+                             "delete the one that your model was not trained with")
+        if text not in known and id != free:
+            raise ValueError(f"its token {text!r} has the id {id}, but Hugging Face's "
+                             f"tokenizers would give it the next free one, {free}; put "
+                             "the token into vocab, or change its id")
+        known[text], free = id, max(free, id + 1)
+
 def check_hf(
     data:Any, # The contents of a `tokenizer.json`
 )->None:
@@ -251,7 +268,9 @@ def check_hf(
     for part, known in (data, _FILE), (model, _MODEL):
         for option in unknown_keys(part, known):
             raise ValueError(f"it uses {option}, which is not supported")
-    check_added(data.get("added_tokens") or [], data.get("normalizer"))
+    added = data.get("added_tokens") or []
+    check_added(added, data.get("normalizer"))
+    _check_ids(added, vocab)
     for habit in "truncation", "padding":   # transformers sets both aside, too
         if not data.get(habit): continue
         warn(f"the tokenizer asks for {habit}, which is not supported")

@@ -16,8 +16,9 @@ from typing import Annotated
 import tyro
 
 from ..bpe_tokenizer import BpeTokenizer
-from .commands import (
-    Flags, as_path, by_default, input_file, open_file, run_command)
+from llm_course.engine.commands import (
+    Flags, as_path, by_default, input_file, known_kind, not_a_text, open_file,
+    run_command)
 
 # %% ../../nbs/engine/tokens.ipynb #config
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ def shown(
 def _given(words:tuple[str, ...])->str:
     "The words of the command line, or what comes from standard input."
     if words: return " ".join(words)
-    try: return sys.stdin.buffer.read().decode()
+    data = sys.stdin.buffer.read()
+    try: return data.decode()
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(f"standard input is not UTF-8: byte {byte:#04x} at position "
-                         f"{error.start}; convert it first, as with iconv -t UTF-8"
-                         ) from None
+        kind, cure = known_kind(data[:8]), "convert it first, as with iconv -t UTF-8"
+        if kind: cure = not_a_text(kind)
+        raise ValueError(f"standard input is not UTF-8: byte {data[error.start]:#04x} "
+                         f"at position {error.start}; {cure}") from None
 
 def about(
     tokenizer:BpeTokenizer,

@@ -319,7 +319,8 @@ def instruct(
     model, tokenizer, new = with_template(model, tokenizer)
     if new and config.lora_rank:
         raise ValueError(f"{base} has never seen the marks of a turn, so their rows "
-                         "must be trained; leave out --lora_rank")
+                         "must be trained; leave out --lora_rank, or name a model that "
+                         "chats already by --init_from")
     c = settle(config, model)
     talks = Conversations(read_examples(config.train_data, tokenizer, c.max_seq_len),
                           read_examples(config.val_data, tokenizer, c.max_seq_len), c)

@@ -18,7 +18,6 @@ from llm_course.grading.grading import (
     parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
 )
 from ..engine.kv_cache import KVCache
-from ..engine.rope_tables import RopeScaling
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
 @questions_of("Linear")
@@ -135,6 +134,7 @@ def _ask_embedding(part):
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
     yield "in its fresh rows", lambda: bool((part(6, 4).weight == 0).all(-1).any())
+    yield "for a negative id", lambda: table()(ids - 1)
     yield "for ids in int32", lambda: table()(ids.int())
     yield "in half precision", lambda: table().bfloat16()(ids)
     yield from placed(lambda **more: part(6, 4, **more))
@@ -246,6 +246,8 @@ def _ask_rms_norm(part):
     yield "for small vectors, where eps counts", lambda: part(8)(x / 1000)
     yield "in float16", lambda: part(2).half()(torch.tensor([[300., 400.]]).half())
     yield "in bfloat16", lambda: filled(part(8)).bfloat16()(x.bfloat16())
+    yield "in half precision where the gain is not", lambda: filled(part(8))(
+        x.bfloat16())
     yield "for a vector of zeros", lambda: part(8)(0 * x)
     yield from placed(lambda **more: part(8, **more))
     yield "in its gradient", lambda: gradient(filled(part(8)), x)
@@ -260,13 +262,15 @@ def _ask_rms_norm(part):
 
 
 def _a_norm(
-    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, **more
+    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, wide=False,
+    **more
 ):
     "An `RmsNorm` that computes `gained(shrink(x, eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
         return Made(
-            lambda s, x: gained(shrink(x, eps), s.weight),
+            lambda s, x: gained(
+                shrink(x, eps), s.weight if wide else s.weight.to(x.dtype)),
             weight=start(d),
             **{name: made(d) for name, made in more.items()}
         )
@@ -343,7 +347,9 @@ MISTAKES["RmsNorm"] = {
     ),
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
     "float32 comes out whatever went in: return to the type of the input":
-        _a_norm(lambda x, eps: _rms(x.float(), eps)),
+        _a_norm(lambda x, eps: _rms(x.float(), eps), wide=True),
+    "the gain decides the type that comes out; return to that of the input":
+        _a_norm(_rms, wide=True),
     "no gradient flows through the size that you divide by: is it detached?": _a_norm(
         lambda x, eps: (
             x.float()
@@ -613,7 +619,7 @@ def _ask_softmax(part):
     yield "along an axis of four", lambda: part(dim=-3)(x[None])
     yield "where there are no rows", lambda: part()(x[:0])
     yield "where all scores are minus infinity", lambda: part()(
-        x - torch.inf).nan_to_num(0.)
+        torch.cat([x, x - torch.inf]))
     yield "in its gradient", lambda: gradient(part(), x)
     yield "in its gradient for large scores", lambda: gradient(part(), 1e4 * x)
     yield "in its gradient where a score is minus infinity", lambda: gradient(
@@ -953,6 +959,7 @@ def _ask_rope(part):
             4090:
         ],
     )
+    yield "where the first position is given", lambda: part(8, 64)(x, 7)
     yield "in half precision", lambda: part(8, 64)(x.half())
     yield "in half precision, where positions are given", lambda: part(8, 64)(
         x.bfloat16(), far
@@ -960,8 +967,6 @@ def _ask_rope(part):
     yield "where each sequence has positions of its own", lambda: part(8, 64)(
         x, torch.stack([far, far - 2])
     )
-    slow = RopeScaling(original_max_seq_len=32)
-    yield "with slower waves", lambda: part(8, 64, scaling=slow)(x, far)
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "where two leading axes stand before it", lambda: part(8, 64)(x[None], far)
     yield "with a leading axis more", lambda: part(8, 64)(x[None])

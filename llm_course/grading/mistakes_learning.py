@@ -57,6 +57,16 @@ def _two_groups(part, **settings)->list[float]:
     kept = [] if slow.grad is None else [slow.grad.item()]
     return [p.item() for p in (slow, fast, idle)] + kept
 
+def _late(part, *shape, **settings):
+    "Where two parameters go, one of which gets its first gradient in the third step."
+    early, late = (nn.Parameter(torch.ones(shape or 1).double()) for _ in range(2))
+    optimizer = part([early, late], lr=.1, **settings)
+    for step in range(4):
+        early.grad = torch.full_like(early, .5)
+        if step > 1: late.grad = torch.full_like(late, step - 4.)
+        optimizer.step()
+    return [early.mean().item(), late.mean().item()]
+
 def _own(part, name, own, *shape):
     "Where a number goes that is alone in the second group, with a setting of its own."
     a, b = (nn.Parameter(torch.ones(shape or 1, dtype=torch.float64)) for _ in range(2))
@@ -224,11 +234,13 @@ def _ask_adamw(part):
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
     for name, own in dict(weight_decay=.5, eps=.5).items():
         yield f"where a group has {name} of its own", lambda: _own(part, name, own)
+    yield "in its default eps", lambda: _moves(part, [1e-8], lr=.1, weight_decay=0.)
     yield "in its default betas", lambda: _moves(
         part, [1., 1e-3, -1e-3], lr=.1, weight_decay=0.)
     yield "in its default decay", lambda: _moves(part, [0.], lr=1.)
     yield "where eps is 0", lambda: _moves(part, some, lr=.1, eps=0.)
     yield "where it is fed iterators", lambda: _from_iterator(part)
+    yield "where a parameter joins in a later step", lambda: _late(part)
     yield "where its state goes on in another", lambda: bool(_forgets(part))
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
@@ -445,6 +457,15 @@ def _two_groups_of(part, grads):
         optimizer.step()
     return torch.stack([idle, slow, fast]).detach()
 
+def _beside(part, grads):
+    "Where a matrix goes whose gradient is 10,000 times smaller than its neighbour's."
+    small, large = (nn.Parameter(torch.zeros_like(grads[0])) for _ in range(2))
+    optimizer = part([small, large], lr=.1)
+    for grad in grads:
+        small.grad, large.grad = grad.clone(), 1e4 * grad
+        optimizer.step()
+    return small.detach()
+
 @questions_of("Muon")
 def _ask_muon(part):
     tall, wide = given(3, 6, 4).double(), given(3, 3, 5, seed=1).double()
@@ -461,6 +482,8 @@ def _ask_muon(part):
     for name, own in dict(momentum=.2, weight_decay=.5).items():
         yield f"where a group has {name} of its own", lambda: _own(
             part, name, own, 2, 2)
+    yield "where a parameter joins in a later step", lambda: _late(part, 2, 2)
+    yield "beside a matrix that is pushed much harder", lambda: _beside(part, wide)
     yield "for a vector", lambda: _turned(part, [given(4)])
 
 
@@ -544,7 +567,7 @@ def _ask_clip(part):
             if told
             else [x for p in params if p.grad is not None for x in p.grad.tolist()]
         )
-    for told in False, True:
+    for told in True, False:
         label = "in the length that it returns" * told
         yield label or "where nothing is to be clipped", lambda: clipped(
             [[3.0, 0.0], [0.0, 4.0]], 100.0
@@ -553,16 +576,22 @@ def _ask_clip(part):
         yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
     yield "where a parameter has no gradient", lambda: clipped([[3.], [], [4.]], 1.)
+    for broken in torch.inf, torch.nan:
+        yield "for a length that is not finite", lambda: clipped([[3.], [broken]], 1.)
+    yield "for a negative limit", lambda: clipped([[3.], [4.]], -1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
     yield "where the limit is 0", lambda: clipped([[3.], [4.]], 0.)
+    def turned():
+        p = nn.Parameter(torch.ones(2, 3).mT)
+        p.grad = given(2, 3).mT
+        return part([p], .1) + p.grad
+    yield "where numbers do not lie side by side", turned
     yield "where all gradients are zero", lambda: clipped([[0.], [0.]], 1.)
     def half():
         p = nn.Parameter(torch.ones(2).half())
         p.grad = torch.tensor([300., 400.]).half()
         return [float(part([p], 5.)), *p.grad.tolist()]
     yield "in half precision", half
-    yield "where a gradient is infinite", lambda: clipped(
-        [[torch.inf], [3.]], 1.) == ([torch.inf] if told else [torch.inf, 3.])
     def kept(kind):
         p = nn.Parameter(torch.ones(2, dtype=kind))
         p.grad = grad = torch.tensor([3., 4.], dtype=kind)
@@ -604,7 +633,7 @@ def _a_clip(
             if grads
             else 0.0
         )
-        for g in grads if act else ():
+        for g in grads if act and n < torch.inf else ():
             (
                 g.clamp_(-limit, limit)
                 if cut
@@ -824,8 +853,12 @@ def _ask_schedule(part):
     ):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
+    yield "in a climb to another rate than one", lambda: part(3, 4, 12, .2, 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
+    yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
+    for low, high in (2., 1.), (-1., 1.):
+        yield "where rates make no sense", lambda: part(6, 4, 12, low, high)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
     yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
 
@@ -1001,6 +1034,7 @@ def _ask_loss(part):
         torch.cat([z, z + 500]), torch.cat([y, y])
     )
     yield "for a target outside the vocabulary", lambda: part()(z[0], y[0] + 1)
+    yield "for a negative target", lambda: part()(z[0], y[0] - 1)
     yield "where no target counts", lambda: part()(z[0], 0 * y[0] - 100)
     yield "for targets of another shape", lambda: part()(z, y[:, :2])
     yield "for targets that are no ids", lambda: part()(z[0], y[0] / 2)

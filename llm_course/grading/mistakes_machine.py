@@ -210,18 +210,23 @@ def _ask_model(part):
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0)
     )(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    yield from placed(made)
     yield "with another last norm", lambda: made(final_norm=_passing)(ids)
     yield (
         "with another embedding",
         lambda: type(made(embedding=_Table).embedding).__name__,
     )
     yield "with other blocks", lambda: made(block=_passing)(ids)
-    def remembered():
+    def remembered(ids, *sizes):
         caches = [KVCache(2, 4, 8, 4) for _ in range(2)]
         model = small()
         return torch.cat([
-            model(piece, caches=caches) for piece in ids.split([3, 3], 1)], 1)
-    yield "with caches", remembered
+            model(piece, caches=caches) for piece in ids.split([*sizes], 1)], 1)
+    yield "with caches", lambda: remembered(ids, 3, 3)
+    full = torch.cat([ids, ids[:, :2]], 1)
+    yield "with caches that are filled to the last place", lambda: remembered(
+        full, 5, 2, 1)
+    yield "for the longest text", lambda: small()(full)
     yield "for a text that is too long", lambda: small()(
         torch.zeros(1, 9, dtype=torch.int64))
     yield "in how many blocks it has", lambda: len(
@@ -876,7 +881,9 @@ def _ask_next(part):
         z, said, Sampling(0., 1., repetition_penalty=2.))
     yield "among equals when the temperature is 0", lambda: part(
         0 * z, said, Sampling(0., 1.))
-    yield "with a tiny temperature", lambda: part(z, said, Sampling(1e-38, 1.))
+    for extreme in 1e-38, 1e-40:
+        yield "with a tiny temperature", lambda: part(z, said, Sampling(extreme, 1.))
+    yield "with a huge temperature", lambda: part(z, said, Sampling(1e30, 1.))
     yield "for scores that are not finite", lambda: part(
         z / 0, said, Sampling(1., 1.))
 

@@ -543,11 +543,16 @@ def _ask_tokenizer(part):
             pattern=r"\p{N}|\P{N}+",
         ).encode("12")
     )
+    low = {0: b"<|end|>", 1: b"an"} | {i + 2: bytes([i]) for i in range(256)}
+    def of_zero(vocab, *special):
+        made = part(vocab, [(b"a", b"n")], special_tokens=special)
+        return [list(made.encode("ban<|end|>")), made.decode([0, 1, 0])]
+    yield "where a special token is in the vocabulary already", lambda: of_zero(
+        low, "<|end|>")
+    yield "where a merge has the id 0", lambda: of_zero(
+        {0: b"an"} | {i + 1: bytes([i]) for i in range(256)})
     yield "where what was learnt first has the higher id", lambda: list(
         part(ranks, learnt).encode("banana")
-    )
-    yield "where merges are to be ignored", lambda: list(
-        part(other, [(b"a", b"n"), (b"b", b"an")], ignore_merges=True).encode("banana")
     )
     yield "where special tokens are text", lambda: with_end().encode(
         "<|end|>", allowed_special="none"
@@ -912,9 +917,20 @@ def _steady(part):
         return part(*given, iteration=iteration, **more)
     return steady
 
+def _anew(part):
+    "Without an iteration: does a batch come again, with the same seed of numpy or not?"
+    part, state = getattr(part, "__wrapped__", part), np.random.get_state()
+    try:
+        batches = []
+        for again in True, False, True:
+            if again: np.random.seed(0)
+            batches.append(part(np.arange(999), 8, 4, "cpu")[0].tolist())
+    finally: np.random.set_state(state)
+    return [batch == batches[0] for batch in batches[1:]]
+
 @questions_of("get_batch")
 def _ask_batch(part):
-    part = _steady(part)
+    bare, part = part, _steady(part)
     ids, long = np.arange(13, dtype=np.uint16), np.arange(1000, dtype=np.uint16)
     starts = lambda: torch.cat(
         [part(ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)]
@@ -955,22 +971,46 @@ def _ask_batch(part):
         np.arange(81), 4, 4, "cpu", iteration=i, order="epochs")[0][:, 0].tolist())
     yield "in the order of epochs", lambda: int(
         min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
+    yield "in the shuffling of an epoch", lambda: len(set(np.diff(_dealt(part)))) > 2
+    yield "in the shuffling of the next epoch", lambda: _repeats(part)
+    yield "where an epoch ends within a batch", lambda: _drops(part)
+    yield "in an epoch that begins within a batch", lambda: _drops(part, 19)
     yield "in how evenly places are drawn", lambda: (
         lambda n: int(max(n.values()) < 1.9 * min(n.values())))(
         Counter(starts().long().tolist()))
+    yield "without an iteration", lambda: _anew(bare)
     yield "in what lies between rows", lambda: [
         len(set(first(0, 0))) > 1,
         not any(x % 4 for x in first(0, 0) + first(0, 1)),
     ]
+    yield "in the order of the rows", lambda: all(
+        rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
+
+def _dealt(part, size=19, seed=0, step=0, count=19):
+    "Where rows of 4 begin in 80 ids, 19 of which make an epoch; `count` or more."
+    rows = [part(np.arange(80), size, 4, "cpu", seed=seed, iteration=i, order="epochs")
+            for i in range(step, step - (-count // size))]
+    return torch.cat([x[:, 0] for x, _ in rows]).tolist()
+
+def _repeats(part):
+    "Is the second epoch like the first, but for where it begins?"
+    first, second = (np.array(_dealt(part, step=i)) for i in range(2))
+    return bool(((first - first[0] - second + second[0]) % 76 == 0).all())
+
+def _drops(part, first=0):
+    "Does a row come twice among the 19 from `first` on, dealt out by six?"
+    dealt = (_dealt(part, 6, seed, count=first + 19)[first:][:19] for seed in range(5))
+    return any(min(np.diff(sorted(rows))) < 4 for rows in dealt)
 
 
 def _a_batch(
     low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [seed, i],
     step=lambda starts, t: starts, dtype=torch.int64, form=lambda x: x,
-    late=lambda y: y,
+    late=lambda y: y, drawn=lambda: np.random.randint(2**31),
 ):
     "A `get_batch` with something changed."
-    def part(ids, b, t, device="cpu", *, seed=0, iteration=0):
+    def part(ids, b, t, device="cpu", *, seed=0, iteration=None):
+        if iteration is None: iteration = drawn()
         starts = step(
             np.random.default_rng(chance(seed, iteration)).integers(
                 low, high(len(ids), t), size=b
@@ -1014,6 +1054,11 @@ MISTAKES["get_batch"] = variants(
             dict(chance=lambda seed, i: seed + i),
         "chance is not tied to seed and iteration: a resumed run sees other batches":
             dict(chance=lambda seed, i: None),
+        "without an iteration every call gives the same batch: numpy's generator is to "
+        "draw one each time":
+            dict(drawn=lambda: 0),
+        "without an iteration the batch ignores the seed that numpy was given":
+            dict(drawn=lambda: random.SystemRandom().randrange(2**31)),
         "all rows of a batch begin at one place":
             dict(step=lambda starts, t: starts * 0 + starts[0]),
         "the ids come in another type than int64": dict(dtype=torch.int32),
@@ -1111,6 +1156,12 @@ SYMPTOMS["get_batch"] = {
     "several rows of a batch begin at one place, too often for chance": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7
     ),
+    "the rows of an epoch come in the order of the text: shuffle them":
+        lambda part: len(set(np.diff(_dealt(part)))) < 3,
+    "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
+    "where the rows of an epoch do not fill the last batch they are lost: the next "
+    "epoch is to fill it up":
+        lambda part: _drops(part) and min(np.diff(sorted(_dealt(part)))) >= 4,
     "the order is ignored: dealt out by epochs, no id comes twice before all have "
     "come": (
         lambda part: min(

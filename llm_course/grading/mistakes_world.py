@@ -15,6 +15,7 @@ __all__ = ['every_id_but_the_first_is_a_target_once', 'each_target_counts_once',
 import copy
 import hashlib
 import io
+import os
 import random
 import tempfile
 import threading
@@ -33,9 +34,10 @@ from torch.nn.functional import logsigmoid
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import (
-    load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
+    bare, load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
     save_checkpoint, save_model, set_random_states)
 from ..checks import check_of
+from ..engine.parts import part_name
 from ..generating import next_probabilities, Sampling
 from llm_course.grading.grading import (
     MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of,
@@ -45,6 +47,7 @@ from ..linear import Linear
 from ..loss import cross_entropy, surprise
 from ..optim import AdamW
 from ..rewards import advantages
+from ..rmsnorm import RmsNorm
 from ..transformer import ModelConfig, Transformer
 
 # %% ../../nbs/grading/mistakes_world.ipynb #windows
@@ -67,8 +70,11 @@ def _ask_windows(part):
     yield "where rows lack a batch", lambda: found(14, 3, 4)
     yield "for large ids", lambda: [
         x.tolist() for x, y in part(np.arange(60_000, 60_009, dtype=np.uint16), 1, 4)]
-    yield "in its type", lambda: [
-        str(x.dtype) for x in next(iter(part(np.arange(9, dtype=np.uint16), 1, 4)))]
+    def first(*device):
+        return next(iter(part(np.arange(9, dtype=np.uint16), 1, 4, *device)))
+    yield "in its type", lambda: [str(x.dtype) for x in first()]
+    yield "on the device that is asked for", lambda: [
+        str(x.device) for x in first("meta")]
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
@@ -246,22 +252,81 @@ def _ask_save(part):
             part(*_a_run(), 2, path)
             return [read_checkpoint(path)["iteration"], len([*Path(folder).iterdir()])]
     yield "at a path", at_a_path
+    def twice(second, look):
+        with tempfile.TemporaryDirectory() as folder:
+            path, old = Path(folder)/"run.pt", Path(folder)/"old.pt"
+            part(*_a_run(), 2, path)
+            os.link(path, old)
+            with suppress(Exception): part(*_a_run(), 3, str(path), **second)
+            return look(path, old)
+    yield "where writing is broken off", lambda: twice(
+        {"note": _Full()}, lambda path, old: read_checkpoint(path)["iteration"])
+    yield "where it replaces a file", lambda: twice({}, lambda path, old: [
+        read_checkpoint(path)["iteration"], read_checkpoint(old)["iteration"]])
+    def own():
+        run = _a_run(final_norm=_OwnNorm)
+        file = io.BytesIO()
+        part(*run, 2, file)
+        file.seek(0)
+        return load_checkpoint(file, *run)
+    yield "for a model with a part of one's own", own
+    def compiled():
+        model, optimizer = _a_run()
+        file = io.BytesIO()
+        part(_Compiled(model), optimizer, 2, file)
+        file.seek(0)
+        state = read_checkpoint(file)
+        return sorted(state["model"]), str(state["config"])
+    yield "for a compiled model", compiled
     yield "in the settings of the optimiser", lambda: [
         group["lr"] for group in state()["optimizer"]["param_groups"]]
     yield "where another process writes", lambda: part(*_a_run(), 2, None) is None
 
+class _Compiled(nn.Module):
+    "A model in a wrapper such as that of `torch.compile`."
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+    def __getattr__(self, name):
+        inside = self.__dict__["_modules"]["_orig_mod"]
+        return inside if name == "_orig_mod" else getattr(inside, name)
+
+class _OwnNorm(RmsNorm): "A norm by another name."
+
+class _Full:   # as where a disk is full: it cannot be written
+    def __reduce__(self): raise OSError("no space is left")
+
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
-    weights=lambda state: state, whole=False,
+    weights=lambda state: state, parts=True, straight=False,
 ):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
+        model = bare(model)
         state = {"iteration": steps(iteration),
-                 "config": model.config.__dict__ if config else None, "parts": {},
-                 "model": model if whole else weights(model.state_dict()),
+                 "config": model.config.__dict__ if config else None,
+                 "parts": {role: part_name(one) for role, one in model.parts.items()}
+                          if parts else {},
+                 "model": weights(model.state_dict()),
                  "optimizer": moments(optimizer.state_dict())}
-        if out is not None: torch.save(state | (extra if more else {}), out)
+        state |= extra if more else {}
+        if out is None: return
+        if straight or isinstance(out, io.IOBase): return torch.save(state, out)
+        torch.save(state, f"{out}.new")
+        os.replace(f"{out}.new", out)
     return part
+
+def _lacks(part):
+    "The names of what is not in the file."
+    found = torch.load(_saved(part), weights_only=True)
+    return ", ".join({"iteration", "config", "model", "optimizer"} - {*found})
+
+SYMPTOMS["save_checkpoint"] = {
+    "the file has no entry called": _lacks,
+    "the model object is saved, with its code; save its state_dict":
+        lambda part: isinstance(
+            torch.load(_saved(part), weights_only=False)["model"], nn.Module)}
 
 MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the optimiser's moments are not in the file":
@@ -269,12 +334,14 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the number of steps is off by one": dict(steps=lambda n: n + 1),
     "the number of steps is always zero": dict(steps=lambda n: 0),
     "the shape of the model is not in the file": dict(config=False),
-    "the model object is saved, with its code; save its state_dict": dict(whole=True),
     "parameters are rounded to half precision on the way": dict(
         weights=lambda state: {name: x.half() for name, x in state.items()}),
     "parameters bear the name of a wrapper before their own": dict(
         weights=lambda state: {f"module.{name}": x for name, x in state.items()}),
     "what is given besides is not written": dict(more=False),
+    "the names of parts that are not ours are missing": dict(parts=False),
+    "it is written straight onto the old file, so a failure leaves half of one: write "
+    "another, then replace": dict(straight=True),
 })
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs-2
@@ -335,6 +402,17 @@ def _ask_load(part):
         cut = {name: x[:1] if x.ndim else x for name, x in kept["state"][0].items()}
         return {"optimizer": kept | {"state": kept["state"] | {0: cut}}}
     yield "for moments of another shape", lambda: part(_changed(moments), *_a_run(0))
+    for label, change in (
+        ("where a parameter is missing", lambda old: {
+            name: x for name, x in old.items() if name != "norm.weight"}),
+        ("where there is one parameter more", lambda old: old | {"x": torch.ones(8)}),
+        ("where a parameter has another shape", lambda old: old | {
+            "norm.weight": torch.ones(4)}),
+    ):
+        yield label, lambda: part(
+            _changed(lambda state: {"model": change(state["model"])}), *_a_run(0))
+    for kind in Path, str:
+        yield "for a file named by a path", lambda: _at_a_path(part, kind)
 
 def _changed(change=lambda state: {}, **more):
     "A checkpoint in which something was changed."
@@ -342,6 +420,14 @@ def _changed(change=lambda state: {}, **more):
     torch.save(state | change(state) | more, file)
     file.seek(0)
     return file
+
+def _at_a_path(part, kind):
+    "What comes back of a file."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"run.pt"
+        model, optimizer = _a_run()
+        save_checkpoint(model, optimizer, 2, path)
+        return part(kind(path), *_a_run(0))
 
 def _error_of(f):
     "The type of what is raised, or nothing."
@@ -360,6 +446,12 @@ def _plainly(state, model, optimizer, strict=True):
 def _with_both(state, model, optimizer):
     restore(state, model)
     optimizer.load_state_dict(state["optimizer"])
+
+def _loosely(state, model, optimizer, fits=lambda x, own: True):
+    own = model.state_dict()
+    restore(state | {"model": own}, model, optimizer)
+    model.load_state_dict({name: x for name, x in state["model"].items()
+                           if fits(x, own.get(name, x))}, strict=False)
 
 def _a_loader(read=read_checkpoint, put=restore, steps=lambda n: n):
     "A `load_checkpoint` with something changed."
@@ -380,6 +472,10 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
         dict(steps=lambda n: {"iteration": n}),
     "parameters that do not fit are passed over without an error":
         dict(put=partial(_plainly, strict=False)),
+    "names that are missing, or too many, are passed over: they are to be compared":
+        dict(put=_loosely),
+    "only what fits is put back; what has another name or shape must be refused":
+        dict(put=partial(_loosely, fits=lambda x, own: x.shape == own.shape)),
     "code in the file is run; read tensors and plain values alone":
         dict(read=partial(torch.load, weights_only=False)),
     "it needs an optimiser; for a model alone there is none":
@@ -523,12 +619,14 @@ def _ask_load_model(part):
             path.write_bytes(b"no model")
             return _refuses(lambda: part(path, "cpu"))
     yield "for a file that is not a model", junk
-    def found(name):
+    def found(name, kind=Path):
         with tempfile.TemporaryDirectory() as folder:
             model, optimizer = _a_run(0)
             save_checkpoint(model, optimizer, 0, Path(folder)/"best.pt")
-            return part(Path(folder)/name, "cpu")(ids)
+            return part(kind(Path(folder)/name), "cpu")(ids)
     yield "for a checkpoint", lambda: found("best.pt")
+    yield "for the folder of a run", lambda: found("")
+    yield "where the path is a text", lambda: found("best.pt", str)
     def chance():
         before = torch.random.get_rng_state()
         _model_file(part, lambda model: 0)
@@ -536,11 +634,11 @@ def _ask_load_model(part):
     yield "in the chance of others", chance
 
 def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda c: c,
-                    tied=True):
+                    tied=True, folders=True):
     "A `load_model` with something changed."
     def part(path, device=None, parts=None):
         path = Path(path)
-        if path.is_dir(): path = path/"best.pt"
+        if path.is_dir() and folders: path = path/"best.pt"
         packed = path.suffix == ".safetensors"
         saved = (read_safetensors if packed else read_checkpoint)(path)
         config = ModelConfig(**shape(saved["config"]))
@@ -563,6 +661,7 @@ MISTAKES["load_model"] = variants(_a_model_loader, {
     "the shape is not all that the file says: keys and values have other heads":
         dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
+    "the folder of a run is not opened: its best.pt is meant": dict(folders=False),
 })
 
 # %% ../../nbs/grading/mistakes_world.ipynb #cache
@@ -722,18 +821,32 @@ def _ask_generate_ids(part):
     yield "where a text ends", lambda: part(_writer(), _begin, 6, 0., stop_id=stop)
     yield "where the only text ends", lambda: part(
         _writer(), _begin[:1], 6, 0., stop_id=stop)
-    def likely(temperature, top_p):
+    yield "where the end mark is the id 0", lambda: part(
+        _chain("ab\0c")[0], torch.tensor([[97]]), 4, 0., stop_id=0)
+    def likely(*how):
         ids = _begin[:1].expand(400, 3)
-        new = part(_writer(), ids, 1, temperature, top_p, generator=source())[:, -1]
+        new = part(_writer(), ids, 1, *how, generator=source())[:, -1]
         shares = torch.bincount(new, minlength=11) / 400
         with torch.no_grad(): z = _writer()(_begin[:1])[0, -1]
-        right = next_probabilities(z, _begin[0], Sampling(temperature, top_p))
+        right = next_probabilities(z, _begin[0], Sampling(*(how or (.8, .9))))
         return int((shares - right).abs().max() < .1)
     yield "in its draws", lambda: likely(1., 1.)
+    yield "in its default settings", lambda: likely()
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
         _writer(), _begin, 6, 4., 1., generator=source()).tolist()) for _ in range(2)})
+    def free(seed=None):
+        if seed is not None: torch.manual_seed(seed)
+        return part(_writer(), _begin[:1], 12, 1e4, 1.).tolist()
+    yield "in its draws without a generator", lambda: [
+        free(1) == free(1), free(1) == free(2), free() == free()]
+    def seeded():
+        model, before = _writer(), torch.random.get_rng_state()
+        text = part(model, _begin[:1], 12, 1e4, 1., generator=source())
+        return [torch.equal(before, torch.random.get_rng_state()),
+                len(set(text[0, 3:].tolist())) > 2]
+    yield "in its draws with a generator", seeded
     yield "when the text outgrows the model", lambda: list(
         part(_writer(), _begin, 20, 0.).shape)
     yield "in the beginning of a text that outgrows the model", lambda: part(
@@ -759,14 +872,16 @@ def _ask_generate_ids(part):
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
-    kept=None,
+    kept=None, sown="",
 ):
     "A `generate_ids` with something changed."
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
         ended, begin = torch.zeros(len(ids), 1, dtype=torch.bool), ids.shape[1]
         if ends == "prompt": ended = (ids == stop_id).any(-1, keepdim=True)
+        if sown == "once": torch.manual_seed(0)
         for _ in range(max_tokens + extra):
+            if sown == "each": (generator or torch.default_generator).manual_seed(0)
             with torch.no_grad(): z = read(model, ids)
             how = Sampling(heat(temperature), share(top_p), **more)
             shares = next_probabilities(z, ids, how)
@@ -811,6 +926,9 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "the text is cut for good to what the model can read": dict(kept=16),
     "the generator that was given is not used": dict(own=False),
     "every text gets the token of the first": dict(twin=True),
+    "torch's generator, which all share, is set to a seed": dict(sown="once"),
+    "the seed is set anew for each token, so that chance is always the same":
+        dict(sown="each"),
 })
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate
@@ -835,11 +953,40 @@ def _ask_generate(part):
     yield "where the text ends", lambda: part(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: part(*_chain("abéc"), "a", 9, 0., stop="éc")
     yield "for several prompts", lambda: part(*_chain("abéc"), ["a", "bé"], 2, 0.)
+    yield from _asked_of_both(part)
+
+def _babble():
+    "A model to which each letter is as likely as another."
+    model, tokenizer = _chain("abc")
+    with torch.no_grad(): model.head.weight[97:123] = 1.
+    return model, tokenizer
+
+def _asked_of_both(part, whole=lambda text: text):
+    "Questions to `generate`, and to `stream` whose pieces are joined."
+    def babble(temperature=1., top_p=1., **more):
+        return whole(part(*_babble(), "a", 8, temperature, top_p, **more))
+    def told(stop, n=9, end=False):
+        return whole(part(*_chain("abéc", end), "a", n, 0., stop=stop))
+    def seeded():
+        made, before = _babble(), torch.random.get_rng_state()
+        text = whole(part(*made, "a", 8, 1., 1., seed=1))
+        untouched = torch.equal(before, torch.random.get_rng_state())
+        return [untouched, text == babble(seed=1), text == babble(seed=2),
+                len(set(text[1:])) > 2]
+    yield "with a seed", seeded
+    yield "without a seed", lambda: babble() == babble()
+    yield "among equals when the temperature is 0", lambda: babble(0.)
+    yield "with top-p", lambda: babble(top_p=0.)
+    yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
+    yield "where it ends as if it were to stop", lambda: told("éx", 3)
+    yield "where the text ends as if it were to stop", lambda: told("cx", end=True)
+    yield "where what looked like its stop goes on", lambda: told("éx", 4)
 
 @questions_of("stream")
 def _ask_stream(part):
     def pieces(*inputs, **more):
         return [piece for piece in part(*inputs, **more) if piece]
+    yield from _asked_of_both(part, "".join)
     yield lambda: pieces(*_chain("abéc"), "a", 4, 0.)
     yield "where the text ends", lambda: pieces(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: "".join(
@@ -850,35 +997,48 @@ def _ask_stream(part):
         iter(pieces(*_chain("abéc"), "a", 4, 0.)))
 
 def _spoken(
-    model, tokenizer, prompt, max_tokens, stop, single=False, ends=True, extra=0,
-    holds=True, kept=False,
+    model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
+    holds=True, kept=False, loses=False,
 ):
     "What is certain of a growing text, after each token."
-    ids, said = tokenizer.encode(prompt), b""
+    ids, said, text = tokenizer.encode(prompt), b"", ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
-        new = int(scores.argmax())
+        new = draw(scores, torch.tensor(ids))
         if ends and new == 256: break
         ids = [*ids, new]
         said += tokenizer.vocab[new]
         text = said.decode("utf-8", "replace")
         if single: text = "".join(bytes([b]).decode("utf-8", "replace") for b in said)
-        if stop and stop in text:
-            yield text.partition(stop)[0] + stop * kept
+        met = [(text.find(stop), stop) for stop in stops if stop in text]
+        if met:
+            at, stop = min(met)
+            yield text[:at] + stop * kept
             return
-        yield text.rstrip("\ufffd") if holds else text
-    yield said.decode("utf-8", "replace") if not single else text
+        sure = text.rstrip("\ufffd") if holds else text
+        held = [n for stop in stops for n in range(1, len(stop))
+                if sure.endswith(stop[:n])]   # it may be going to stop
+        yield sure[:len(sure) - max(held, default=0)]
+    if not loses: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
-               late=False, **how):
+               late=False, sown="", **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
-              stop="", **more):
-        stop, said = stop if stops else "", ""
-        for text in _spoken(model, tokenizer, prompt, max_tokens, stop, **how):
+              stop=(), seed=None, **more):
+        said, texts = "", [stop] if isinstance(stop, str) else stop
+        chance = torch.Generator()
+        if seed is None and sown != "fixed": chance.seed()
+        else: chance.manual_seed(seed or 0)
+        if sown == "all": torch.manual_seed(seed or 0)
+        def draw(scores, ids):
+            if sown == "each": chance.manual_seed(seed or 0)
+            shares = next_probabilities(
+                scores, ids, Sampling(temperature, top_p, **more))
+            return int(torch.multinomial(shares, 1, generator=chance))
+        for text in _spoken(model, tokenizer, prompt, max_tokens,
+                            texts if stops else [], draw, **how):
             if late: continue
-            if stop and any(text.endswith(stop[:n]) for n in range(1, len(stop))):
-                text = text[:-1]   # it may be going to stop
             yield text if whole else text[len(said):]
             said = text
         if late: yield text
@@ -890,27 +1050,31 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
         return begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
     return speak if pieces else part
 
-MISTAKES["generate"] = variants(_a_speaker, {
-    "the prompt is missing from the text": dict(start=""),
-    "each token is decoded by itself: characters of two bytes break":
-        dict(single=True, holds=False),
+_of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
     "the text that is to stop it has no effect": dict(stops=False),
     "the text that is to stop it is written out": dict(kept=True),
+    "what is held back when the text ends is lost": dict(loses=True),
+    "without a seed chance is always the same": dict(sown="fixed"),
+    "the seed is set anew for each token, so that chance is always the same":
+        dict(sown="each"),
+    "torch's generator, which all share, is set to the seed": dict(sown="all"),
+}
+MISTAKES["generate"] = variants(_a_speaker, _of_both | {
+    "the prompt is missing from the text": dict(start=""),
+    "each token is decoded by itself: characters of two bytes break":
+        dict(single=True, holds=False),
     "one token too few is written": dict(extra=-1),
     "one token too many is written": dict(extra=1),
     "of several prompts only the first is continued": dict(all_prompts=False),
 })
-MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), {
+MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; only what is new is wanted":
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False),
-    "the text goes on past its end mark": dict(ends=False),
-    "the text that is to stop it has no effect": dict(stops=False),
-    "the text that is to stop it is written out": dict(kept=True),
 })
 
 # %% ../../nbs/grading/mistakes_world.ipynb #answer-loss
@@ -1006,7 +1170,11 @@ def _ask_lora(part):
     yield "with a bias", lambda: layer(bias=True)(x)
     yield "without a batch", lambda: layer()(x[0])
     yield "in its gradient", lambda: gradient(layer(), x)
-    yield "in its type", lambda: str(layer(dtype=torch.float64).lora_A.dtype)
+    def kinds(kind, **more):
+        one = part(Linear(6, 4, **more), 1, 8.)
+        return sorted({str(getattr(p, kind)) for p in one.parameters()})
+    yield "in its type", lambda: kinds("dtype", dtype=torch.float64)
+    yield "on the device of its base", lambda: kinds("device", device="meta")
     yield "where the rank is 0", lambda: layer(0)
     yield "where the rank is larger than the layer", lambda: layer(5)
     yield "for two leading axes", lambda: layer()(x[None])
@@ -1037,7 +1205,7 @@ def _a_lora(
             super().__init__()
             d_out, d_in = old.weight.shape
             if not 1 <= rank <= min(d_out, d_in): raise ValueError("rank")
-            like = dict(dtype=kind or old.weight.dtype)
+            like = dict(dtype=kind or old.weight.dtype, device=old.weight.device)
             self.weight = old.weight if shared else nn.Parameter(old.weight.clone())
             self.bias, self.scale = old.bias, scale(alpha, rank)
             self.lora_A = nn.Parameter(begin[0](rank, d_in, **like))
@@ -1103,6 +1271,8 @@ def _ask_dpo(part):
     yield "in half precision", lambda: part(*(100 * x.half() for x in four))
     yield "where the reference thinks an answer impossible", lambda: part(
         four[0], four[1], four[2] - torch.inf, four[3])
+    yield "where the reference thinks a worse answer impossible", lambda: part(
+        *four[:3], four[3] - torch.inf)
     yield "in the gradient of the worse answers", lambda: gradient(
         lambda x: part(four[0], x, *four[2:]), four[1])
 

@@ -191,10 +191,16 @@ class Tokenizer {
     if (!isObject(model.vocab) || !Array.isArray(model.merges)) refuse("This tokenizer.json lacks vocab or merges.")
     knownOnly(data, ["version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "truncation", "padding"])
     knownOnly(model, ["type", "vocab", "merges", "ignore_merges", "unk_token", "fuse_unk"])
+    const places = new Map(Object.entries(model.vocab))
+    let free = places.size
     for (const token of data.added_tokens ?? []) {
       knownOnly(token, ["id", "content", "special", "normalized", "__type"])
       if (typeof token.content !== "string" || !token.content) refuse("This tokenizer.json has a special token without a text.")
       if (data.normalizer && token.normalized) refuse(`This tokenizer.json looks for ${token.content} in rewritten text, which this page does not support.`)
+      const place = places.get(token.content) ?? free   // as Hugging Face's tokenizers would have it
+      if (token.id !== place) refuse(`This tokenizer.json gives the token ${token.content} the id ${token.id}, which should be ${place}.`)
+      places.set(token.content, place)
+      free = Math.max(free, place + 1)
     }
     const forms = data.normalizer ? data.normalizer.normalizers ?? [data.normalizer] : []
     for (const form of forms) if (form.type !== "NFC") refuse(`This tokenizer.json rewrites text first (${form.type}), which this page does not support.`)
