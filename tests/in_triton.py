@@ -29,12 +29,13 @@ def compile():
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    sizes = {"HEADS": 8, "GROUP": 2, "D": 48, "WIDE": 64, "TILE": flash_triton.TILE, "CAUSAL": True, "PRECISION": "tf32"}
-    kinds = {"scale": "fp32", "T": "i32", "S": "i32", "LOGS": "*fp32", "ALONG": "*fp32"} | dict.fromkeys(sizes, "constexpr")
-    for kernel in flash_triton._forward, flash_triton._backward_queries, flash_triton._backward_keys:
-        source = ASTSource(fn=kernel, signature={name: kinds.get(name, "*bf16") for name in kernel.arg_names}, constexprs=sizes)
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert made.asm["cubin"] and made.metadata.shared < 227 * 1024, kernel
+    for d in 32, 48, 64, 128:
+        sizes = {"HEADS": 8, "GROUP": 2, "D": d, "WIDE": triton.next_power_of_2(d), "TILE": flash_triton.TILE, "CAUSAL": True, "PRECISION": "tf32"}
+        kinds = {"scale": "fp32", "T": "i32", "S": "i32", "LOGS": "*fp32", "ALONG": "*fp32"} | dict.fromkeys(sizes, "constexpr")
+        for kernel in flash_triton._forward, flash_triton._backward_queries, flash_triton._backward_keys:
+            source = ASTSource(fn=kernel, signature={name: kinds.get(name, "*bf16") for name in kernel.arg_names}, constexprs=sizes)
+            made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+            assert made.asm["cubin"] and made.metadata.shared < 227 * 1024, (kernel, d)
 
 
 if __name__ == "__main__": {"interpret": interpret, "compile": compile}[sys.argv[1]]()

@@ -128,7 +128,9 @@ def learn(kind, way=None, rank=0, count=1, pieces=1):
     return losses, norms, {name: gathered(x) for name, x in model.state_dict().items()}, sent
 
 
-def learn_all_ways(rank, count, wanted, begun):
+def learn_all_ways(rank, count, wanted, begun, long):
+    for way in "ddp", "fsdp":
+        torch.testing.assert_close(learn_long(way, rank, count), long, rtol=1e-5, atol=0, msg=lambda m, way=way: f"losses of {LONG} steps by {way} on {count} processes: {m}")
     for kind, (losses, norms, end, _) in wanted.items():
         if KINDS[kind][0] != count: continue
         for way in "ddp", "fsdp":
@@ -159,11 +161,42 @@ def one_process():
     return wanted, begun
 
 
+WIDE = dict(vocab_size=4_097, max_seq_len=4, d_model=128, num_layers=2, num_heads=4, d_ff=341)   # rows of the vocabulary and of the FFN that no number of processes divides
+LONG = 50
+
+
+def learn_long(way=None, rank=0, count=1):
+    "The losses of many steps in float32, each of one batch, which processes share."
+    from llm_course.engine.processes import distribute, fast_forward, mean_over_processes
+    from llm_course.engine.run_config import optimizer_for
+    from llm_course.training import TrainConfig, train_step
+    from llm_course.transformer import Transformer
+    config = TrainConfig(train_data=Path("train.bin"), val_data=Path("val.bin"), device="cpu", parallel=way, lr_max=1e-3, warmup_iters=0, **WIDE)
+    torch.manual_seed(0)
+    model = Transformer(**WIDE)
+    forward, optimizer = fast_forward(model if count == 1 else distribute(model, config), config), optimizer_for(model, config)
+    scaler, dice, losses = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), []
+    for _ in range(LONG):
+        ids = torch.multinomial(1 / torch.arange(1., 4_098), 12 * 5, replacement=True, generator=dice).view(12, 5)   # frequent ids and rare ones, as in a text
+        mine = ids.chunk(count)[rank]
+        loss, _ = train_step(forward, optimizer, scaler, [(mine[:, :-1], mine[:, 1:])], 1.)
+        losses += mean_over_processes([loss], "cpu", count)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def long_alone():
+    "What one process gives."
+    return learn_long()
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_one_process_ddp_and_fsdp_learn_the_same(count, one_process):
+def test_one_process_ddp_and_fsdp_learn_the_same(count, one_process, long_alone):
     wanted, begun = one_process
-    in_processes(count, partial(learn_all_ways, wanted=wanted, begun=begun))
+    assert long_alone[-1] < long_alone[0] - .5
+    in_processes(count, partial(learn_all_ways, wanted=wanted, begun=begun, long=long_alone))
 
 
 # ---- A rate that ruins the weights

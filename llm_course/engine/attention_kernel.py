@@ -24,8 +24,9 @@ def fused_attention(
 )->Float[Tensor, "... t d_v"]: # What `attention` returns
     """Compute `attention` by torch's kernel, which need not store the weights.
 
-    A NaN in a masked key makes the answer NaN. torch cannot differentiate the gradients
-    once more; `attention` can. Source: Dao et al. 2022."""
+    A NaN in a masked key makes the answer NaN; so does one in a masked value, as in
+    `attention`. torch cannot differentiate the gradients once more; `attention` can.
+    Source: Dao et al. 2022."""
     if not backward_serves(q, k, v): return attention(q, k, v, mask, causal)
     t, s = q.shape[-2], k.shape[-2]
     half = v.dtype in (torch.bfloat16, torch.float16)
