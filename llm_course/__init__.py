@@ -1,7 +1,4 @@
 """How a large language model is built. Every module here is exported from a notebook in `nbs/`; see README.md."""
-import os as _os
-import signal as _signal
-import sys as _sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -66,18 +63,6 @@ else:
     def __getattr__(name):
         if name not in _home: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_home[name]}"), name)
-
-
-def _leave_at_once(signum, frame): _os._exit(130)   # as shells have it
-
-
-# A command that is interrupted while it is still importing has nothing to clean up; from its first line on, `run_command` sees to that.
-def _is_command(words): # The process's own: `python -m llm_course…`, or the script `llm-course`
-    module = "-m" in words[:-1] and words[words.index("-m") + 1].split(".")[0] == "llm_course"
-    return module or any(_os.path.splitext(_os.path.basename(word))[0] in ("llm-course", "llm-course-script") for word in words[1:3])
-
-
-if _is_command(_sys.orig_argv) and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler: _signal.signal(_signal.SIGINT, _leave_at_once)
 
 
 def __dir__(): return sorted({*globals(), *__all__})

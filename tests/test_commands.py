@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -20,7 +19,6 @@ from typing import Annotated, Literal, get_type_hints
 import pytest
 import torch
 
-import llm_course
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_checkpoint, load_model, read_safetensors
 from llm_course.data import load_ids
@@ -51,38 +49,6 @@ def refusal(capsys, work, *words):
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
-
-
-@pytest.mark.parametrize("package", ["tyro", "torch"])
-@pytest.mark.parametrize("words", [["llm_course", "train", "--train_data", "a", "--val_data", "b"], ["llm_course", "generate"], ["llm_course.data"], ["llm_course.bpe_tokenizer", "--corpus", "a"],
-                                   ["llm_course.grading", "a.py"]], ids=" ".join)
-def test_ctrl_c_while_modules_are_imported_ends_quietly(words, package, tmp_path):
-    if words[0] in ("llm_course.data", "llm_course.bpe_tokenizer") and package == "torch": pytest.skip("needs no torch")
-    (tmp_path/f"{package}.py").write_text("import signal, time\ntry: signal.raise_signal(signal.SIGINT); time.sleep(9)\nexcept KeyboardInterrupt: pass\n"
-                                          "raise ImportError('swallowed')\n", "utf-8", newline="\n")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-m", *words], env=env, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    assert (run.returncode, run.stdout, run.stderr) == (130, "", ""), run.stderr
-
-
-def test_only_a_command_answers_ctrl_c_so(monkeypatch):
-    for words, is_ours in (["python", "-m", "llm_course.data", "-m"], True), (["python", "-u", "-m", "llm_course"], True), (["python", "/bin/llm-course", "data"], True), (
-            ["python", "-m", "pytest"], False), (["python", "-c", "import llm_course"], False), (["python"], False), (["python", "-m"], False):
-        assert llm_course._is_command(words) is is_ours
-    seen = []
-    monkeypatch.setattr(signal, "getsignal", lambda number: llm_course._leave_at_once)
-    monkeypatch.setattr(signal, "signal", lambda number, what: seen.append((number, what)))
-    run_command(Config, lambda config: None, [])
-    assert (signal.SIGINT, signal.default_int_handler) in seen
-
-
-@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
-def test_a_module_is_imported_as_the_user_wants_interrupts(before):
-    old = signal.signal(signal.SIGINT, before)
-    try:
-        with commands.leaving_at_once(): assert signal.getsignal(signal.SIGINT) is (commands._leave_at_once if before is signal.default_int_handler else before)
-        assert signal.getsignal(signal.SIGINT) is before
-    finally: signal.signal(signal.SIGINT, old)
 
 
 @dataclass(frozen=True, kw_only=True)

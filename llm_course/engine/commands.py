@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['TEXTS', 'VERBS', 'EXAMPLES', 'by_verb', 'RECIPE', 'STEPS', 'names_of', 'Typed', 'as_path', 'as_written', 'by_default',
            'required', 'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'with_breaks', 'parse',
-           'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'leaving_at_once', 'ends_quietly',
-           'warn', 'run_command', 'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file',
-           'not_a_text', 'known_kind', 'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder',
-           'whole_file', 'overview', 'main']
+           'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly', 'warn', 'run_command',
+           'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file', 'not_a_text', 'known_kind',
+           'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder', 'whole_file', 'overview', 'main']
 
 # %% ../../nbs/engine/commands.ipynb #imports
 import json
@@ -387,30 +386,12 @@ def terminable()->Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield   # only the main thread gets signals
         return
-    present = getattr(signal.getsignal(signal.SIGINT), "__name__", "")
-    if present == "_leave_at_once":   # of `llm_course`; all is imported now
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     def leave(signum, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(143)   # the shell's number for it
     before = signal.signal(signal.SIGTERM, leave)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
-
-def _leave_at_once(signum, frame): os._exit(130)   # as shells have it
-
-@contextmanager
-def leaving_at_once()->Iterator[None]:
-    """Let Ctrl-C end the process as it stands, while modules are imported.
-
-    They may swallow it, or turn it into another error."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, _leave_at_once)
-    try: yield
-    finally: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../../nbs/engine/commands.ipynb #run-command
 @contextmanager
@@ -772,6 +753,5 @@ def main(
         with ends_quietly():   # also while torch loads
             if verb in FLAGS:   # help and refusals need not wait for torch
                 run_command(FLAGS[verb], lambda flags: None, words, prog)
-            with leaving_at_once(): loaded = import_module(f"llm_course.{module}")
-            loaded.main(words)
+            import_module(f"llm_course.{module}").main(words)
     finally: by_verb.reset(token)
