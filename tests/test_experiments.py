@@ -1,5 +1,6 @@
 """Chapter 22: a table is finished by whoever goes on, laws are found again, recipes are dry-run, and the race is judged from end to end, cheats included."""
 import ctypes
+import io
 import json
 import math
 import os
@@ -240,6 +241,35 @@ def test_the_model_does_not_score_itself(forward, said, tmp_path):
         with pytest.raises(race.Refused, match=said): race._score(entry, tmp_path, SECRET.decode(), 1)
     (tmp_path/"tokenizer.json").write_text("{", "utf-8", newline="\n")
     with pytest.raises(race.Refused, match="no tokenizer"): race._score(entry, tmp_path, SECRET.decode(), 1)
+
+
+def test_the_judge_believes_no_strange_answer(tmp_path, monkeypatch, capsys):
+    asked, said = io.BytesIO(), io.BytesIO()
+    for ids in torch.tensor([[1, 2]]), torch.tensor([[3]]): race._send(asked, {"ids": ids})
+    asked.seek(0)
+    race._serve(lambda told: 2 * told["ids"], asked, said)
+    said.seek(0)
+    assert [race._receive(said)["answer"].tolist() for _ in range(2)] == [[[2., 4.]], [[6.]]] and race._receive(said) is None
+    with pytest.raises(race.Refused, match="two gigabytes"): race._receive(io.BytesIO(b"\xff" * 8))
+    strange = object.__new__(race.Apart)
+    strange.ask = lambda **told: torch.zeros(2)
+    with pytest.raises(race.Refused, match=r"answers \(1, 1\) ids by logits of the shape \(2,\)"): strange(torch.tensor([[3]]))
+    entry = write_entry(tmp_path/"entry", LETTERS)
+    (tmp_path/"train.txt").write_text("to be or not to be " * 50, "utf-8", newline="\n")
+    race._own_module(entry).train(tmp_path, 0, 1, {})
+    assert race.answers(entry, tmp_path, torch.get_num_threads())({"ids": torch.tensor([[3]])}).shape == (1, 1, 256)
+    monkeypatch.setattr("llm_course.bpe_tokenizer.BpeTokenizer.decode", lambda self, ids: "")
+    with pytest.raises(race.Refused, match="changes the text"): race._score(entry, tmp_path, "to be", 1)
+    race.main(["reads"])
+    assert str(root/"llm_course") in json.loads(capsys.readouterr().out)["places"]
+
+
+def test_a_fence_comes_before_threads_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(race, "landlock", lambda: 0)
+    assert not race.fence_in([], [])
+    monkeypatch.setattr(race, "landlock", lambda: 1)
+    monkeypatch.setattr(os, "listdir", lambda path: ["1", "2"])
+    with pytest.raises(RuntimeError, match="second thread"): race.fence_in([], [])
 
 
 @linux
