@@ -80,7 +80,6 @@ def save_checkpoint(
 )->None:
     "Write all that a run needs to go on; at a path, whole or not at all."
     model = bare(model)
-    check_readable(model, lora=True)
     if out is None:   # another process writes
         gathered([model.state_dict(), optimizer.state_dict()], keep=False)
         return

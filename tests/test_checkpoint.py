@@ -281,24 +281,24 @@ def test_what_float16_cannot_hold_is_refused(value, run, tmp_path):
 
 
 def test_what_could_not_be_read_back_is_not_written(run, tmp_path):
-    "Layers that others took the place of: of rounded numbers, of corrections, of one's own."
-    _, optimizer = run
-    writers = [lambda made: save_checkpoint(made, optimizer, 3, tmp_path/"c.pt"), lambda made: save_model(made, tmp_path/"m.safetensors"),
+    "Layers that others took the place of: of rounded numbers, of corrections, of one's own. A run keeps whatever its model has."
+    writers = [lambda made: save_model(made, tmp_path/"m.safetensors"),
                lambda made: export_pretrained(made, load_demo("cpu")[1], tmp_path/"export"), lambda made: export_gguf(made, load_demo("cpu")[1], tmp_path/"m.gguf")]
     for parts in {}, {"norm": nn.RMSNorm}:
         rounded = at_precision(make(parts=parts, vocab_size=2000)[0], "int8")
-        for write in writers[:2 if parts else 4]: assert "save the model before at_precision" in refused(write, rounded)
+        for write in writers[:1 if parts else 3]: assert "save the model before at_precision" in refused(write, rounded)
     corrected, other, larger = make(vocab_size=2000)[0], make(vocab_size=2000)[0], make(vocab_size=2000, tie=True)[0]
     add_lora(corrected, 2)
-    for write in writers[1:]: assert "call merge_lora first" in refused(write, corrected)
+    for write in writers: assert "call merge_lora first" in refused(write, corrected)
     other.blocks[1].ffn = nn.Linear(8, 8)
     larger.embedding.weight = nn.Parameter(torch.randn(2001, 8))
     for write in writers:
         assert "blocks.1.ffn.bias is not what the model's configuration asks for" in refused(write, other)
         assert "embedding.weight is not what" in refused(write, larger)
     assert [path.name for path in tmp_path.iterdir()] == ["export"] and not [*(tmp_path/"export").iterdir()]
-    writers[0](corrected)   # whose corrections still learn, as `instruct` writes it
-    assert read_checkpoint(tmp_path/"c.pt")["model"].keys() == corrected.state_dict().keys()
+    for made in corrected, other:
+        save_checkpoint(made, run[1], 3, tmp_path/"c.pt")
+        assert read_checkpoint(tmp_path/"c.pt")["model"].keys() == made.state_dict().keys()
 
 
 # ---- Damage

@@ -151,7 +151,6 @@ _CURES = {   # what took the place of a `Linear`, and how such a model is kept
 
 def check_readable(
     model:nn.Module,   # That is to be written
-    lora:bool=False,   # May it have corrections that still learn?
 )->None:
     """Raise `ValueError` for a `Transformer` that could not be read back.
 
@@ -159,13 +158,12 @@ def check_readable(
     if not isinstance(model, Transformer): return
     for name, layer in model.named_modules():
         kind = type(layer).__name__
-        if kind not in _CURES or (lora and kind == "LoraLinear"): continue
+        if kind not in _CURES: continue
         raise ValueError(f"{name} is a {kind}, which no file of a model holds; "
                          f"{_CURES[kind]}")
     if model.parts: return
     wanted = own_shapes(model.config)
-    held = {name: tuple(x.shape) for name, x in model.state_dict().items()
-            if not (lora and ".lora_" in name)}
+    held = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     if model.config.tie: held.pop("head.weight", None)
     for name in sorted(wanted.keys() | held.keys()):
         if wanted.get(name) == held.get(name): continue
