@@ -166,7 +166,7 @@ def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monke
     entry, shares = write_entry(tmp_path/"entry"), [1., .985, .995]
     def trained(entry, folder, seed, threads, limit):
         if shares: addition.save_model(nn.Embedding(12, 12), str(folder/"model.safetensors"))
-        if kind == "garbled": (folder/"model.safetensors").write_text("?")
+        if kind == "garbled": (folder/"model.safetensors").write_text("?", "utf-8", newline="\n")
         return 9.
     kind = ""
     monkeypatch.setattr(addition, "train_entry", trained)

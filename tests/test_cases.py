@@ -492,7 +492,7 @@ def test_models_that_are_not_what_they_say_are_refused(tokenizer, tmp_path):
     model = random_model()
     model.blocks.append(model.blocks[0])
     for write in (lambda: export_pretrained(model, tokenizer, tmp_path), lambda: export_gguf(model, tokenizer, tmp_path/"m.gguf")):
-        with pytest.raises(ValueError, match=r"the model holds the tensor blocks\.2\.attention"): write()
+        with pytest.raises(ValueError, match=r"blocks\.2\.attention"): write()
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".gguf", ".safetensors", ".pt")]
 
 
@@ -501,7 +501,7 @@ def test_models_that_are_not_what_they_say_are_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize("ids, vocab_size, why", [
     (np.arange(70_000, 70_100, dtype=np.uint32), 100_277, "uint16"), (np.arange(100, dtype=np.uint32), 300, "uint16"), (np.arange(100, dtype=np.int64), 300, "uint16"), (np.arange(100, dtype=np.uint32), None, "uint16"),
     (np.arange(100, dtype=np.uint16), 65_537, "uint16"), (np.arange(101, dtype=np.uint8), 300, "uint16"), (np.arange(250, 350, dtype=np.uint16), 300, "the id 300 at position 50"),
-    (np.arange(100, dtype=np.uint16), 65_536, None), (np.zeros(100, np.uint16), 300, None), (np.array([5, 0] * 4, np.uint16), 300, None)], ids=str)
+    (np.arange(100, dtype=np.uint16), 65_536, None), (np.zeros(100, np.uint16), 300, None), (np.array([5, 0] * 4, np.uint16), 300, "uint16")], ids=str)
 def test_a_file_of_bare_ids_is_wide_enough(tmp_path, ids, vocab_size, why):
     ids.tofile(tmp_path/"t.bin")
     if why is None: assert load_ids(tmp_path/"t.bin", vocab_size).tolist() == ids.tolist()

@@ -247,7 +247,7 @@ DOORS = {   # all that read a file which somebody else has named
 def vocab_of_letters():
     "A file with a vocabulary of GPT-2's 256 letters."
     file = Path(tempfile.mkdtemp())/"vocab.json"
-    file.write_text(json.dumps({letter: i for i, letter in enumerate(letter_bytes())}), "utf-8")
+    file.write_text(json.dumps({letter: i for i, letter in enumerate(letter_bytes())}), "utf-8", newline="\n")
     return file
 
 

@@ -513,11 +513,12 @@ def epochs(order, count=lambda n, b: n):
     "A `get_batch` that deals out rows by `order(chance, rows, epoch)`, as many of them as is said."
     ours = reference("get_batch")
     def part(dataset, batch_size, max_seq_len, device="cpu", *, seed=0, iteration=None, **more):
-        if more.get("order", "random") == "random": return ours(dataset, batch_size, max_seq_len, device, seed=seed, iteration=iteration)
+        if more.get("order", "random") == "random" or iteration is None: return ours(dataset, batch_size, max_seq_len, device, seed=seed, iteration=iteration, **more)
         rows = (len(dataset) - 1) // max_seq_len
         n = count(rows, batch_size)
         starts = [order(seed, rows, at // n)[at % n] * max_seq_len for at in range(iteration * batch_size, (iteration + 1) * batch_size)]
-        return ours.__globals__["as_tensors"](torch.as_tensor(dataset.astype("int64"))[torch.tensor(starts)[:, None] + torch.arange(max_seq_len + 1)].numpy(), device)
+        rows = torch.as_tensor(dataset.astype("int64"))[torch.tensor(starts)[:, None] + torch.arange(max_seq_len + 1)].to(device)
+        return rows[:, :-1], rows[:, 1:]
     return part
 
 def shuffled(*seed):

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pickle
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,6 +111,22 @@ def test_gradients_are_exact(specimen, device):
         return functional_call(layer, dict(zip(parameters, weights)), x)
     values = *(x.requires_grad_() if x.is_floating_point() else x for x in inputs), *parameters.values()
     assert torch.autograd.gradcheck(run, values, fast_mode=sum(v.numel() for v in values) > 100)
+
+
+@every_that_trains
+def test_any_of_the_inputs_and_parameters_may_be_frozen(specimen, device):
+    "What still learns gets the gradient that it has when all learn: every subset of few, or one alone, all but one and some at random of many."
+    layer, inputs = specimen.pair(4, (2,), 3, torch.float32 if device == "mps" else torch.float64, device)
+    leaves = [x for x in (*inputs, *layer.parameters()) if x.is_floating_point()]
+    def gradients(chosen):
+        for at, x in enumerate(leaves): x.requires_grad_(at in chosen)
+        out = layer(*inputs)
+        return dict(zip(chosen, torch.autograd.grad(out, [leaves[at] for at in chosen], torch.ones_like(out))))
+    count, dice = len(leaves), random.Random(0)
+    some = [[at for at in range(count) if code >> at & 1] for code in range(1, 2**count)] if count < 6 else [
+        *([at] for at in range(count)), *([at for at in range(count) if at != left] for left in range(count)), *(sorted(dice.sample(range(count), dice.randrange(2, count))) for _ in range(20))]
+    whole = gradients(range(count))
+    for chosen in some: assert_close(gradients(chosen), {at: whole[at] for at in chosen})
 
 
 @every_that_trains

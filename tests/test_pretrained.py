@@ -38,8 +38,8 @@ from llm_course.engine import exchange, hf_folders, llama2c, model_files
 from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
 from llm_course.engine.chat import encode_chat
+from llm_course.engine.commands import as_path
 from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
-from llm_course.engine.flags import GenerateConfig
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import from_gguf_tokenizer
 from llm_course.engine.gguf_file import GgufFile
@@ -439,7 +439,7 @@ def test_what_is_typed_as_a_path_is_no_name_on_the_hub(name, tmp_path, monkeypat
     (tmp_path/"here").mkdir()
     monkeypatch.chdir(tmp_path/"here")
     monkeypatch.setattr(hub_page, "from_hub", lambda name, revision: pytest.fail(f"asked for {name}"))
-    for call in (lambda: load_pretrained(name, "cpu"), lambda: open_tokenizer(name), lambda: exchange.open_both(GenerateConfig(model_path=name).model_path, None)):
+    for call in (lambda: load_pretrained(name, "cpu"), lambda: open_tokenizer(name), lambda: exchange.open_both(as_path(name), None)):
         with pytest.raises(ValueError, match="does not exist; name a folder"): call()
     with open("flags.toml", "w", encoding="utf-8", newline="\n") as file: file.write(f"model_path = {json.dumps(name)}")
     for words in (["--model_path", name], [f"--model_path={name}"], ["--config", "flags.toml"], ["--draft_path", name]):
@@ -466,8 +466,8 @@ def test_a_name_on_the_hub_is_one_from_everywhere(tmp_path, monkeypatch):
 def test_the_model_that_we_fetch_is_known_by_its_name_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub_page, "fetch", lambda name: Path("fetched", name))
-    for name in "smollm2-135m", Path("smollm2-135m"), GenerateConfig(model_path="smollm2-135m").model_path: assert hub_page.find_model(name) == Path("fetched/smollm2-135m")
-    for name in "./smollm2-135m", GenerateConfig(model_path="smollm2-135m/").model_path:
+    for name in "smollm2-135m", Path("smollm2-135m"), as_path("smollm2-135m"): assert hub_page.find_model(name) == Path("fetched/smollm2-135m")
+    for name in "./smollm2-135m", as_path("smollm2-135m/"):
         with pytest.raises(ValueError, match="does not exist"): hub_page.find_model(name)
 
 

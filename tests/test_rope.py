@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.engine.rope_tables import RopeScaling, rotate_complex
+from llm_course.engine.rope_tables import RopeScaling, SharedTable, rotate_complex
 from llm_course.rope import RoPE, look_up, rope_turns, rotate
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -27,9 +27,9 @@ def reference(x, positions, theta=10000.):
 
 @pytest.mark.parametrize("sizes", [(10000., 32, 64), (32, 64., 10000.)])
 def test_sizes_that_are_no_whole_numbers_are_refused(sizes):
-    make = unwrap(RoPE.__init__)
+    make = unwrap(SharedTable.__init__)
     with pytest.raises(ValueError, match=r"^(d_k|max_seq_len) must be a whole number, but is (10000|64)\.0; the order is d_k, max_seq_len, theta$"):
-        make(RoPE.__new__(RoPE), *sizes)
+        make(RoPE.__new__(RoPE), rope_turns, *sizes)
 
 
 def test_positions_broadcast_over_leading_axes():

@@ -214,7 +214,7 @@ def test_models_are_listed(client):
     ("temperature", "hot", "must not be \"hot\""), ("max_tokens", 0, "max_tokens must be at least 1"), ("seed", True, "seed must not be true"), ("top_logprobs", 21, "at most 20"),
     ("stop", ["a"] * 5, "at most 4"), ("messages", [], "messages must be"), ("messages", [{"role": "root", "content": "x"}], "must have a role"),
     ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "must be a text"), ("messages", [{"role": "user", "content": "Who " * 4096}], "4,096"),
-    ("messages", [{"role": "user", "content": "\ud800"}], "surrogates"), ("temperature", float("nan"), "temperature must be 0"),
+    ("messages", [{"role": "user", "content": "\ud800"}], "half a character"), ("temperature", float("nan"), "temperature must be 0"),
 ])
 def test_a_bad_request_is_refused_in_one_line(address, field, value, message):
     body = json.dumps({"messages": TALK, "max_tokens": 1, field: value})

@@ -244,6 +244,16 @@ def test_the_lowest_loss_is_kept_where_nothing_says_that_the_data_are_others(ask
     assert kind == "never measured" or again.best <= first.best
 
 
+@pytest.mark.parametrize("where, name", [("schedule", "muon_lr"), ("schedule", "lr_max"), ("run", "seed"), ("run", "measured_on"), (None, "best")])
+@pytest.mark.parametrize("value", [torch.zeros(2, 3), math.nan], ids=["a tensor", "no number"])
+def test_a_run_whose_settings_are_not_plain_is_refused(where, name, value, asked):
+    train(asked)
+    saved = read_checkpoint(asked.output/"checkpoint.pt")
+    (saved[where] if where else saved)[name] = value
+    torch.save(saved, asked.output/"checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"not written by the training command: it lacks .*{name}"): train(replace(asked, resume=True, iterations=9))
+
+
 @pytest.mark.parametrize("poison", [lambda loss: loss * math.nan, lambda loss: loss + 0*(loss - loss.detach()).sqrt()], ids=["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(asked, poison, monkeypatch):
     calls = []

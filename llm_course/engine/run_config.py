@@ -581,7 +581,10 @@ def find_checkpoint(
     lacking = []
     for name, kind in _KEPT.items():
         if not isinstance(saved.get(name), kind): lacking.append(name)
-    if not lacking and math.isnan(saved["best"]): lacking.append("best")
+    if not lacking:   # and all that is compared below is a plain value
+        kept = {"best": saved["best"], **saved["run"], **saved["schedule"]}
+        lacking = [str(name) for name, value in kept.items()
+                   if isinstance(value, torch.Tensor) or value != value]
     if lacking:
         raise ValueError(f"{path} was not written by the training command: it lacks "
                          f"{', '.join(sorted(lacking))}; name another folder")

@@ -238,7 +238,7 @@ def check_added(
 
 def _check_ids(
     added:Iterable[Mapping[str, Any]], # Added tokens of a file, in its order
-    vocab:Mapping[str, int],           # Its other tokens
+    vocab:Mapping[str, Any],           # Its other tokens
 )->None:
     "Raise `ValueError` for a token that `tokenizers` would give another id."
     known, free = dict(vocab), len(vocab)
