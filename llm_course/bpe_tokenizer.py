@@ -10,25 +10,23 @@ import html
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from .bpe import CL100K, GPT2, PATTERNS, learn_merges, pre_tokens
 from .checks import check_of
 from .engine.commands import run_command
-from llm_course.engine.fast_bpe import (
-    EVERY_KIND, Remembering, merge_by_rank, special_pattern,
+from .engine.fast_bpe import EVERY_KIND, Remembering, look_up, merge_by_rank
+from .engine.files import count_corpus, each_text, stream_parts
+from llm_course.engine.spelling import (
+    Rules, Spelling, allowed_tokens, bytes_of, ids_of_tokens, place_special_tokens,
+    places_after, special_parts,
 )
-from .engine.files import batches, blocks, count_corpus, in_processes
-from .engine.streaming import count_places, final_parts
 from llm_course.engine.tokenizer_command import (
     TokenizerConfig, room_for_merges, train_tokenizer,
 )
-from .engine.spelling import Rules, Spelling, check_text, listed, no_ids
 from llm_course.engine.tokenizer_formats import (
-    errors_that_name, from_hf_dict, read_gpt2, read_json, read_tiktoken, to_hf,
-    to_tiktoken, write_hf,
+    made_of, read_gpt2, read_hf, read_tiktoken, to_hf, to_tiktoken, write_hf,
 )
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #rank-merges
@@ -47,52 +45,10 @@ def rank_merges(
         joined.append(ids[left + right])
     return ranks, joined
 
-# %% ../nbs/02_bpe_tokenizer.ipynb #allowed-tokens
-def _allowed_tokens(
-    tokens:Iterable[str],         # All special tokens
-    allowed:str|Iterable[str],    # What the caller said
-)->tuple[str, ...]:               # The special tokens to look for
-    "Read `allowed_special`. Raises `ValueError` if it names no special token."
-    if not isinstance(allowed, str):
-        unknown = set(allowed) - set(tokens)
-        if not unknown: return tuple(allowed)
-        raise ValueError(f"allowed_special names {min(unknown)!r}, "
-                         "which is not a special token")
-    if allowed in ("all", "none_raise"): return tuple(tokens)
-    if allowed == "none": return ()
-    raise ValueError('allowed_special must be "all", "none", "none_raise" or '
-                     f'a collection of tokens, but is {allowed!r}')
-
-# %% ../nbs/02_bpe_tokenizer.ipynb #place-special-tokens
-def _place_special_tokens(
-    tokens:Iterable[str]|Mapping[str, int], # Special tokens, with or without ids
-    vocab:dict[int, bytes],                 # Gets those that are new
-    ids:Mapping[bytes, int],                # The id of each token
-)->dict[str, int]:                          # The id of each special token
-    "Give each special token the id that is named, or that its bytes have, or the next."
-    if isinstance(tokens, str): tokens = [tokens]
-    named = dict(tokens) if isinstance(tokens, Mapping) else {}
-    placed:dict[str, int] = {}
-    free = max(vocab, default=-1) + 1
-    for token in tokens:
-        if not isinstance(token, str) or not token:
-            raise ValueError(f"a special token must be a text of some length, "
-                             f"but is {token!r}")
-        spelled = token.encode()
-        if token in named: id = named[token]
-        else: id = placed.get(token, ids.get(spelled, free))
-        if vocab.get(id, spelled) != spelled:
-            raise ValueError(f"special token {token!r} cannot have id {id}, "
-                             f"which is {vocab[id]!r}")
-        vocab[id] = spelled
-        placed[token] = id
-        free = max(free, id + 1)
-    return placed
-
 # %% ../nbs/02_bpe_tokenizer.ipynb #bpe-tokenizer
 class BpeTokenizer:
     "Byte-pair encoding: learns tokens from text, encodes, decodes, loads and saves."
-    rules = Rules()
+    rules = Rules()   # the habits of tokenizers from elsewhere; ours have none
 
     def __init__(self,
         vocab:Mapping[int, bytes],            # The bytes of each id
@@ -106,28 +62,13 @@ class BpeTokenizer:
         self.merges = [(left, right) for left, right in merges]
         self.pattern = PATTERNS.get(pattern, pattern)
         self.ignore_merges = ignore_merges
-        if rules is not None: self.rules = rules
+        self.rules = rules or self.rules
         pre_tokens(EVERY_KIND, self.pattern)   # refuses one that leaves text out
-        self.ids = {token: id for id, token in self.vocab.items()}
-        twice = len(self.vocab) - len(self.ids)
-        if twice:
-            raise ValueError(f"each token needs one id, but {twice} have a second one")
+        self.ids = ids_of_tokens(self.vocab)
         self.ranks, self.joined = rank_merges(self.merges, self.ids)
-        self.special_tokens = _place_special_tokens(
-            special_tokens or (), self.vocab, self.ids)
+        self.special_tokens = place_special_tokens(special_tokens, self.vocab, self.ids)
         self.rules.check(self.vocab)
-
-    def __repr__(self):
-        special = reprlib.repr([*self.special_tokens])   # the first six
-        return (f"{type(self).__name__}(vocab_size={self.vocab_size}, "
-                f"{len(self.merges)} merges, {special})")
-
-    @property
-    def vocab_size(self)->int: # The rows that an embedding needs
-        "One more than the greatest id."
-        return max(self.vocab, default=-1) + 1
-
-    # ---- learn
+        self.known = Remembering(self.encode_piece)   # pre-tokens that it has met
 
     @classmethod
     def train(cls,
@@ -139,19 +80,18 @@ class BpeTokenizer:
         progress:bool=False,    # Show bars?
     )->"BpeTokenizer":
         "Learn a vocabulary: ids 0 to 255 are bytes, then merges, then special tokens."
-        special_tokens = tuple(special_tokens)
-        room_for_merges(vocab_size, special_tokens)
-        cls({}, (), pattern=pattern)   # refused before the long work
-        words = count_corpus(source, special_tokens, pattern, num_processes, progress,
+        special = tuple(special_tokens)
+        room_for_merges(vocab_size, special)   # these two refuse before the long work
+        cls({}, (), pattern=pattern)
+        words = count_corpus(source, special, pattern, num_processes, progress,
                              cls.rules.normalizer)
-        return cls.learn(words, vocab_size, special_tokens, pattern, progress)
+        return cls.learn(words, vocab_size, special, pattern, progress)
 
     @classmethod
     def learn(cls,
-        words:Mapping[str, int],                # How often each pre-token occurs
-        vocab_size:int,                         # As for `train`, like all that follow
-        special_tokens:tuple[str, ...]=(), pattern:str=GPT2, progress:bool=False,
-    )->"BpeTokenizer":
+        words:Mapping[str, int], # How often each pre-token occurs; the rest as `train`
+        vocab_size:int, special_tokens:tuple[str, ...]=(), pattern:str=GPT2,
+        progress:bool=False)->"BpeTokenizer":
         "Learn a vocabulary from pre-tokens that have been counted."
         spelled = {word.encode(): count for word, count in words.items()}
         num_merges = room_for_merges(vocab_size, special_tokens)
@@ -159,17 +99,22 @@ class BpeTokenizer:
         tokens = [bytes([byte]) for byte in range(256)] + [a + b for a, b in merges]
         return cls(dict(enumerate(tokens)), merges, special_tokens, pattern)
 
-    # ---- encode
+    def encode(self,
+        text:str,       # Any text
+        allowed_special:str|Iterable[str]="all", # "none", "none_raise", or some of them
+    )->list[int]:       # Ids, of which `decode` makes the same text
+        "Turn text into ids. Raises `ValueError` for a special token that is refused."
+        ids = []
+        parts = special_parts(text, self.special_tokens, allowed_special, self.rules)
+        for part, id, at in parts:
+            if id is None: ids += self.encode_ordinary(part, at)
+            else: ids.append(id)
+        return ids
 
-    @cached_property
-    def spelling(self)->Spelling:
-        "How a text becomes bytes, and bytes their first ids."
-        return Spelling(self.ids, self.special_tokens, self.rules)
-
-    @cached_property
-    def known(self)->dict[str, list[int]]:
-        "The pre-tokens seen so far, encoded."
-        return Remembering(self.encode_piece)
+    def encode_ordinary(self, text:str, at:int=0)->list[int]:
+        "Encode text in which nothing is special; `at` characters stand before it."
+        text = self.spelling.prepared(text, at)
+        return list(look_up(pre_tokens(text, self.pattern), self.known))
 
     def encode_piece(self, piece:str)->list[int]:
         "Encode one pre-token."
@@ -177,87 +122,24 @@ class BpeTokenizer:
         if self.ignore_merges and spelled in self.ids: return [self.ids[spelled]]
         return merge_by_rank(self.spelling.first_ids(piece), self.ranks, self.joined)
 
-    def _ids_of(self, pieces:Iterable[str])->Iterator[int]:
-        "The ids of some pre-tokens."
-        return chain.from_iterable(map(self.known.__getitem__, pieces))
-
-    def encode_ordinary(self, text:str, at:int=0)->list[int]:
-        "Encode text in which nothing is special; `at` characters stand before it."
-        text = self.spelling.prepared(text, at)
-        return list(self._ids_of(pre_tokens(text, self.pattern)))
-
-    def encode(self,
-        text:str,       # Any text
-        allowed_special:str|Iterable[str]="all", # "none", "none_raise", or some of them
-    )->list[int]:       # Ids, of which `decode` makes the same text
-        "Turn text into ids. Raises `ValueError` for a special token that is refused."
-        return self._encode(text, allowed_special, 0)
-
-    def _encode(self, text:str, allowed_special:str|Iterable[str], at:int)->list[int]:
-        check_text(text)   # half a character is refused, with its place in all of it
-        tokens = _allowed_tokens(self.special_tokens, allowed_special)
-        special = special_pattern(tokens)
-        if special is None: return self.encode_ordinary(text, at)
-        ids = []
-        parts = self.rules.trim(special.split(text))   # ordinary, special, ordinary
-        for i, part in enumerate(parts):
-            if i % 2 == 0: ids += self.encode_ordinary(part, at)
-            elif allowed_special != "none_raise": ids.append(self.special_tokens[part])
-            else:
-                raise ValueError(f"the text holds the special token {part!r}; allow "
-                                 'it, or pass allowed_special="none" to read it as '
-                                 "text")
-            at += len(part)
-        return ids
-
     def encode_iterable(self,
         chunks:Iterable[str],  # A text in pieces, cut anywhere: an open file, say
         allowed_special:str|Iterable[str]="all", # As for `encode`
         block:int=1<<14,       # Characters to gather before encoding
     )->Iterator[int]:          # The ids of `encode("".join(chunks))`
         "Encode a text that need not fit in memory."
-        tokens = _allowed_tokens(self.special_tokens, allowed_special)
-        chunks, at = count_places(chunks), 0
-        if self.spelling.needs_all:
-            yield from self._encode("".join(chunks), allowed_special, 0)
-        elif self.spelling.is_plain:
-            for text, pieces in final_parts(chunks, self.pattern, tokens, block):
-                yield from self.encode(text, allowed_special)
-                yield from self._ids_of(pieces)
-        else:
-            for text in blocks(chunks, self.pattern, tokens, block):
-                yield from self._encode(text, allowed_special, at)
-                at += len(text)
-
-    def encode_batch(self,
-        texts:Iterable[str],    # Each is encoded by itself
-        allowed_special:str|Iterable[str]="all", # As for `encode`
-        num_processes:int=1,    # Several pay from some megabytes on
-    )->list[list[int]]:         # The ids of each text
-        "Encode many texts. In a script, several processes need a guard of `__main__`."
-        if num_processes < 1:
-            raise ValueError("num_processes must be at least 1, "
-                             f"but is {num_processes}")
-        work = partial(_encode_texts, self, allowed_special)
-        found = in_processes(work, batches(texts, 1 << 20), num_processes)
-        return list(chain.from_iterable(found))
-
-    # ---- decode
+        tokens = allowed_tokens(self.special_tokens, allowed_special)
+        parts = stream_parts(chunks, self.spelling, self.pattern, tokens, block)
+        for text, pieces, at in parts:
+            with places_after(at): ids = self.encode(text, allowed_special)
+            yield from ids
+            yield from look_up(pieces, self.known)
 
     def decode(self,
         ids:Any, # A list, an array or a tensor of one axis
     )->str:      # Their text; bytes that are no UTF-8 show as U+FFFD
         "Read the bytes of the ids as UTF-8. Raises `ValueError` for an unknown id."
-        try: data = b"".join([self.vocab[id] for id in listed(ids)])
-        except (KeyError, TypeError) as error:
-            raise no_ids(error, ids, len(self.vocab)) from None
-        return data.decode("utf-8", errors="replace")
-
-    def decode_batch(self, batch:Iterable[Any])->list[str]: # The text of each
-        "Decode many lists of ids."
-        return [self.decode(ids) for ids in batch]
-
-    # ---- files
+        return bytes_of(ids, self.vocab).decode("utf-8", errors="replace")
 
     def save(self, path:str|Path)->None:
         "Write a `tokenizer.json`, which Hugging Face's `tokenizers` reads too."
@@ -267,8 +149,18 @@ class BpeTokenizer:
     @classmethod
     def load(cls, path:str|Path)->"BpeTokenizer":
         "Read a `tokenizer.json`, ours or another's. Raises `ValueError` if it cannot."
-        data = read_json(path)
-        with errors_that_name(path): return cls(**from_hf_dict(data))
+        return made_of(path, cls, read_hf(path))
+
+    def encode_batch(self, texts:Iterable[str], allowed_special:str|Iterable[str]="all",
+        num_processes:int=1, # Several pay from some megabytes on
+    )->list[list[int]]:      # The ids of each text
+        "Encode many texts. In a script, several processes need a guard of `__main__`."
+        work = partial(self.encode, allowed_special=allowed_special)
+        return each_text(work, texts, num_processes)
+
+    def decode_batch(self, batch:Iterable[Any])->list[str]: # The text of each
+        "Decode many lists of ids."
+        return [self.decode(ids) for ids in batch]
 
     @classmethod
     def from_hf(cls, path:str|Path)->"BpeTokenizer":
@@ -279,25 +171,34 @@ class BpeTokenizer:
     @classmethod
     def from_gpt2(cls, vocab_json:str|Path, merges_txt:str|Path)->"BpeTokenizer":
         "Read GPT-2's two files, by the names they are published under."
-        read = read_gpt2(vocab_json, merges_txt)
-        with errors_that_name(vocab_json): return cls(**read)
+        return made_of(vocab_json, cls, read_gpt2(vocab_json, merges_txt))
 
     @classmethod
-    def from_tiktoken(cls,
-        path:str|Path, # Tokens in base64, and their ranks
+    def from_tiktoken(cls, path:str|Path,
         special_tokens:Iterable[str]|Mapping[str, int]|None=None, # The file holds none
-        pattern:str=CL100K,                                       # The file holds none
+        pattern:str=CL100K,                                       # nor a pattern
     )->"BpeTokenizer":
-        "Read a file of OpenAI's ranks."
-        read = read_tiktoken(path, special_tokens, pattern)
-        with errors_that_name(path): return cls(**read)
+        "Read a file of OpenAI's ranks: tokens in base64, and their ranks."
+        return made_of(path, cls, read_tiktoken(path, special_tokens, pattern))
 
     def to_tiktoken(self, name:str="llm_course")->Any: # A `tiktoken.Encoding`
         "Raises `ValueError` where tiktoken would give other ids."
         return to_tiktoken(self, name)
 
-def _encode_texts(tokenizer, allowed_special, texts):   # a process can be sent this
-    return [tokenizer.encode(text, allowed_special) for text in texts]
+    @cached_property
+    def spelling(self)->Spelling:
+        "How a text becomes bytes, and bytes their first ids."
+        return Spelling(self.ids, self.special_tokens, self.rules)
+
+    @property
+    def vocab_size(self)->int: # The rows that an embedding needs
+        "One more than the greatest id."
+        return max(self.vocab, default=-1) + 1
+
+    def __repr__(self):
+        special = reprlib.repr([*self.special_tokens])   # the first six
+        return (f"{type(self).__name__}(vocab_size={self.vocab_size}, "
+                f"{len(self.merges)} merges, {special})")
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #checks-encode
 #| code-fold: true

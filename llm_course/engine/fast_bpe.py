@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EVERY_KIND', 'splitter', 'ascii_splitter', 'quick_pre_tokens', 'unassigned', 'code_points', 'as_in_unicode_16',
            'as_long_as', 'find_pieces', 'character_kinds', 'gpt2_starts', 'free_mark', 'gpt2_pre_tokens',
-           'merge_by_rank', 'join_runs', 'merge_long', 'Remembering', 'special_pattern']
+           'merge_by_rank', 'join_runs', 'merge_long', 'Remembering', 'look_up', 'special_pattern']
 
 # %% ../../nbs/engine/fast_bpe.ipynb #imports
 import base64
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from heapq import heapify, heappop, heappush
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from operator import add, itemgetter
 
 import numpy as np
@@ -309,6 +309,13 @@ class Remembering(dict):
         if len(self) >= self.limit: self.clear()
         self[key] = value
         return value
+
+def look_up(
+    pieces:Iterable[str],           # Pre-tokens
+    known:Mapping[str, list[int]],  # Their ids: a `Remembering`
+)->Iterator[int]:                   # The ids of all, one after another
+    "String together what is known of some pre-tokens."
+    return chain.from_iterable(map(known.__getitem__, pieces))
 
 # %% ../../nbs/engine/fast_bpe.ipynb #special-pattern
 def _branches(

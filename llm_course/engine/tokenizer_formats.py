@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SMOLLM', 'ANYTHING', 'added_tokens', 'rules_of_added', 'around_prompts', 'to_hf', 'write_hf', 'parse_json',
-           'read_json', 'errors_that_name', 'says_nothing', 'unknown_keys', 'check_added', 'check_hf', 'ids_around',
-           'tokens_by_id', 'from_hf_dict', 'read_gpt2', 'recover_merges', 'read_tiktoken', 'to_tiktoken']
+           'read_json', 'errors_that_name', 'made_of', 'says_nothing', 'unknown_keys', 'check_added', 'check_hf',
+           'ids_around', 'tokens_by_id', 'from_hf_dict', 'read_hf', 'read_gpt2', 'recover_merges', 'read_tiktoken',
+           'to_tiktoken']
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #imports
 import base64
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,13 @@ def errors_that_name(
             why = f"it lacks parts ({why})"
     raise ValueError(f"{path} is not a {kind} that we can read: {why}")
 
+def made_of(
+    path:str|Path,            # The file that was read
+    make:Callable[..., Any],  # `BpeTokenizer`
+    said:dict[str, Any],      # What the file says: its arguments
+)->Any:                       # What `make` makes of it
+    "Make a tokenizer; a `ValueError` for parts that do not fit names the file."
+    with errors_that_name(path): return make(**said)
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #hf-pattern
 SMOLLM = (r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+"
@@ -365,6 +373,12 @@ def from_hf_dict(
                 pattern=_hf_pattern(data.get("pre_tokenizer")),
                 ignore_merges=bool(model.get("ignore_merges")), rules=_rules_of(data))
 
+def read_hf(
+    path:str|Path,         # A `tokenizer.json`
+)->dict[str, Any]:         # Arguments for `BpeTokenizer`
+    "Read a file of Hugging Face's. Raises `ValueError` for one that we cannot read."
+    data = read_json(path)
+    with errors_that_name(path): return from_hf_dict(data)
 
 # %% ../../nbs/engine/tokenizer_formats.ipynb #read-gpt2
 def _read_merges(
