@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import llm_course.engine
-from llm_course.bpe import GPT2, PATTERNS, _learn_slowly, count_words, learn_merges, pre_tokens
+from llm_course.bpe import GPT2, PATTERNS, _first_difference, count_words, learn_merges, pre_tokens
 from llm_course.engine.fast_bpe import (
     as_in_unicode_16,
     as_long_as,
@@ -28,8 +28,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:no pair is left")
 @given(st.dictionaries(st.binary(min_size=1, max_size=12).map(lambda word: bytes(b"ab\x00\xff"[b % 4] for b in word)),
                        st.integers(1, 4), max_size=8), st.integers(0, 40))
 @settings(max_examples=80, deadline=None)
-def test_merges_equal_the__learn_slowly(words, num_merges):
-    assert learn_merges(words, num_merges) == _learn_slowly(words, num_merges)
+def test_merges_equal_the_slow_ones(words, num_merges):
+    merges = learn_merges(words, num_merges)
+    assert _first_difference(words, merges, num_merges) == (None, [])
+    if merges: assert _first_difference(words, merges[:-1], num_merges) == (len(merges) - 1, merges[-1:])
+    assert _first_difference(words, [*merges, (b"z", b"z")], num_merges)[0] == len(merges)
+
+
+def test_the_slow_merges_by_hand():
+    "Of three times low and twice lowest, (o, w) is joined first and (l, ow) second."
+    words = {b"low": 3, b"lowest": 2}
+    assert _first_difference(words, [(b"o", b"w"), (b"l", b"ow")], 2) == (None, [])
+    assert _first_difference(words, [(b"l", b"o")], 2) == (0, [(b"o", b"w")])
 
 
 @given(st.dictionaries(st.text("ab\x00é", max_size=12).map(str.encode), st.integers(1, 4), max_size=8), st.integers(0, 40))
@@ -38,7 +48,7 @@ def test_compiled_merges_are_the_plain_ones(words, num_merges):
     loops = pytest.importorskip("llm_course.engine.compiled_bpe")
     told = []
     merges = loops.learn_compiled(words, num_merges, told.append)
-    assert merges == learn_plainly(words, num_merges) == _learn_slowly(words, num_merges) and sum(told) == len(merges)
+    assert merges == learn_plainly(words, num_merges) and _first_difference(words, merges, num_merges) == (None, []) and sum(told) == len(merges)
 
 
 @given(st.lists(st.text("ab '\n\tdéstmlvre19९!漢\u00a0\u2003\u0378\U0001f600_\x00", max_size=30), max_size=5))
@@ -79,7 +89,7 @@ def test_merges_equal_the_reference_on_longer_corpora(seed):
     text = "".join(rng.choice("aaabbc d\n'sé漢") for _ in range(2000))
     words = {word.encode(): n for word, n in count_words([text]).items()}
     merges = learn_merges(words, 200)
-    assert merges == _learn_slowly(words, 200)
+    assert _first_difference(words, merges, 200) == (None, [])
     joined = [left + right for left, right in merges]
     assert len(set(joined)) == len(joined) and min(map(len, joined)) > 1   # no two tokens of the same bytes
 

@@ -124,6 +124,26 @@ def lent(code: str, module: str) -> str:
     return "".join(f"from llm_course.{module} import {node.name}\n" for node in helpers) + ("\n" if helpers else "") + kept
 
 
+def read_names(source: str) -> set[str]:
+    "The names that some code reads, in its annotations as well."
+    return {node.id for node in ast.walk(parsed(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def without_imports(source: str, needed: Container[str]) -> str:
+    """A cell without those imports of the engine room that nothing needs: what only the taken-out code called may be an answer.
+
+    What comes from other lessons and from elsewhere stays, since whoever writes a part may want it."""
+    lines = source.splitlines()
+    for node in reversed(parsed(source).body):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("llm_course.engine"): continue
+        kept = [alias for alias in node.names if (alias.asname or alias.name) in needed]
+        if len(kept) == len(node.names): continue
+        said = ast.unparse(ast.ImportFrom(node.module, kept, node.level)) if kept else ""
+        if len(said) > 88: said = "from {} import (\n    {},\n)".format(node.module, ",\n    ".join(map(ast.unparse, kept)))
+        lines[node.lineno - 1: node.end_lineno] = said.splitlines()
+    return "\n".join(lines)
+
+
 # ---- A page
 
 @cache
@@ -142,6 +162,12 @@ def page(path: Path) -> list[dict]:
         if source is None: continue
         if at == 1: source = opening(source, path, lent)
         cells.append(made(cell["cell_type"], source, cell["id"]))
+    left = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    solutions = [re.sub(r"^#\|.*\n", "", text, flags=re.M) for text in texts if '#| code-summary: "Solution"' in text]
+    needed = set().union(*map(read_names, left + solutions))
+    for cell in cells:
+        source = "".join(cell["source"])
+        if source.startswith(MARK): cell["source"] = without_imports(source, needed).splitlines(keepends=True)
     if names:
         cells += [made("markdown", "## How far you are\n\nWhat is right has a tick, and what is not yet gets a hint at the cause.", "how-far"),
                   made("code", "from llm_course.grading import check", "how-far-import"),
