@@ -10,7 +10,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 
 from tqdm import tqdm
 
@@ -267,32 +267,33 @@ def agrees_with_a_slow_reference(part):
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            got, wanted = list(map(tuple, part(dict(words), 6))), _learn_slowly(
-                words, 6
-            )
-        first = next(
-            (i for i, (a, b) in enumerate(zip_longest(got, wanted)) if a != b), None
-        )
-        assert first is None, (
-            f"words {words}: merge {first} must be {wanted[first:first + 1]}, but is"
-            f" {got[first:first + 1]}"
+            got = list(map(tuple, part(dict(words), 6)))
+        at, wanted = _first_difference(words, got, 6)
+        assert at is None, (
+            f"words {words}: merge {at} must be {wanted}, but is {got[at:at + 1]}"
         )
 
-def _learn_slowly(words, num_merges):
-    "Pieces instead of ids, and everything counted anew for each merge."
-    spelled, merges = {word: [bytes([byte]) for byte in word] for word in words}, []
-    while len(merges) < num_merges:
+def _first_difference(words, got, num_merges):
+    """The first merge that is not the one found by counting everything anew, and that
+    one; `None` if all are right. Pieces instead of ids."""
+    spelled = {word: [bytes([byte]) for byte in word] for word in words}
+    for at in range(num_merges + 1):
         pairs = Counter(
             pair
             for word, pieces in spelled.items()
             for pair in pairwise(pieces)
             for _ in range(words[word])
         )
-        if not pairs:
+        wanted = []   # after the last merge nothing more
+        if pairs and at < num_merges:
+            wanted = [max(pairs, key=lambda pair: (pairs[pair], pair))]
+        if got[at:at + 1] != wanted:
+            return at, wanted
+        if not wanted:
             break
-        merges.append(best := max(pairs, key=lambda pair: (pairs[pair], pair)))
+        left, right = wanted[0]
         spelled = {
-            word: merge(pieces, best, b"".join(best))
+            word: merge(pieces, (left, right), left + right)
             for word, pieces in spelled.items()
         }
-    return merges
+    return None, []

@@ -1,11 +1,13 @@
 """The course with its parts taken out is in step with the course, and holds stubs where the exported code was."""
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
 import re
 import symtable
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def emptied(code):
     return ast.dump(tree)
 
 
+def from_engine(node): return isinstance(node, ast.ImportFrom) and node.module.startswith("llm_course.engine")
+
+
+def lent_by(code): return [{alias.asname or alias.name for alias in node.names} for node in ast.parse(code).body if from_engine(node)]
+
+
+def without_engine(code, kept):
+    "Some code, of whose imports from the engine room these are left."
+    tree = ast.parse(code)
+    for node in tree.body:
+        if from_engine(node): node.names = [alias for alias in node.names if (alias.asname or alias.name) in kept]
+    tree.body = [node for node in tree.body if not from_engine(node) or node.names]
+    return ast.unparse(tree)
+
+
 @each
 def test_what_was_exported_is_a_stub_and_all_else_is_there(name):
     before, after = chapters[name]
@@ -63,6 +80,7 @@ def test_what_was_exported_is_a_stub_and_all_else_is_there(name):
             assert re.search(r"^(_all_ =|if __name__)", code, re.M), f"{cell['id']} is gone"
             continue
         code, stub = filled.plain(code), left[cell["id"]].removeprefix(f"{your_turn.MARK}\n")
+        code = without_engine(code, {name for names in lent_by(stub) for name in names})
         if "@check_of(" in code:   # checks stay; what they call, which may be an answer, is lent
             tree, left_over = ast.parse(code).body, ast.parse(stub).body
             lent = [node.name for node in tree if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
@@ -97,6 +115,17 @@ def test_each_component_is_asked_for_on_its_page():
 
 
 @each
+def test_what_the_engine_room_lends_is_used(name):
+    "An import of the engine room that only the taken-out code used could be its answer; one that the page or a solution uses is there."
+    before, after = chapters[name]
+    solutions = [filled.plain(source(cell)) for cell in before if filled.SOLUTION in source(cell)]
+    used_here = set().union(*(your_turn.read_names(code) for code in [*solutions, *(code for _, code in code_of(after))]))
+    lent = set().union(*(names for cell in after if source(cell).startswith(your_turn.MARK) for names in lent_by(source(cell))))
+    had = set().union(*(names for cell in before if your_turn.is_export(source(cell)) for names in lent_by(filled.plain(source(cell)))))
+    assert lent == had & used_here
+
+
+@each
 def test_each_stub_says_whether_it_is_required(name):
     before, after = chapters[name]
     graded = set(re.findall(r"(\w+)=\1", source(after[-1])))
@@ -111,9 +140,50 @@ def test_each_stub_says_whether_it_is_required(name):
         assert {*told.values()} <= {"required", "optional"}, (cell["id"], told)
         for owner, node in your_turn.bodies(your_turn.parsed(code)):
             if (word := told.get(node.end_lineno)) is None: continue
-            assert (word == "required") == (owner in graded), (owner, word)
+            needed = owner in graded and (owner == node.name or node.name in your_turn.ASKED)
+            assert (word == "required") == needed, (owner, node.name, word)
             assert not given or hasattr(module, owner), f"{owner} cannot be imported instead"
     assert stubs
+
+
+def methods_of(part):
+    "The methods of a class, its properties among them, each with the function inside."
+    for name, value in vars(part).items():
+        inside = value if inspect.isfunction(value) else getattr(value, "fget", None) or getattr(value, "__func__", None) or getattr(value, "func", None)
+        if inspect.isfunction(inside): yield name, value, inside
+
+
+def not_written(method, inside, ours=()):
+    "A method that is a stub, but for those of its class's own that call it."
+    def stub(*inputs, **more):
+        above = [sys._getframe(1), sys._getframe(1).f_back]   # a table of known answers may stand between
+        if not {frame.f_code for frame in above} & {*ours}: raise NotImplementedError
+        return inside(*inputs, **more)
+    if inspect.isfunction(method): return stub
+    return type(method)(stub)
+
+
+graded_classes = [(name, part) for name, (_, after) in chapters.items() for part in re.findall(r"(\w+)=\1", source(after[-1])) if isinstance(getattr(import_module(f"llm_course.{book.module(root/'nbs'/name)}"), part), type)]
+
+
+@pytest.mark.parametrize("name, part", graded_classes, ids=[part for _, part in graded_classes])
+def test_a_class_needs_the_methods_that_are_required_and_no_others(name, part, monkeypatch):
+    "With stubs for all its optional methods it gets full marks; with a stub for any of the others it does not."
+    from llm_course.grading import check
+    ours = getattr(import_module(f"llm_course.{book.module(root/'nbs'/name)}"), part)
+    methods = {method: (value, inside) for method, value, inside in methods_of(ours)}
+    own = {inside.__code__ for _, inside in methods.values()}
+    needed = methods.keys() & your_turn.ASKED
+    assert needed
+    for method in methods.keys() - needed:
+        stub = not_written(*methods[method], own)
+        if hasattr(stub, "__set_name__"): stub.__set_name__(ours, method)
+        monkeypatch.setattr(ours, method, stub)
+    if methods.keys() - needed: assert check(**{part: ours}).passed
+    for method in sorted(needed):
+        with monkeypatch.context() as patched:
+            patched.setattr(ours, method, not_written(*methods[method]))
+            assert not check(**{part: ours}).passed, f"{method} is called required, but nobody asks for it"
 
 
 def assigned(table): return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
@@ -202,7 +272,7 @@ def test_a_copy_of_a_kernel_goes_on_and_tells(cell, wrong):
 
 @each
 def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
-    """No function that the student's page shows does what a required part does.
+    """No function that the student's page shows, or imports, does what a required part does.
 
     Page 16 begins with a plain loader, and what it builds beyond that is refusals, of which the grader asks too little to tell the two apart."""
     from llm_course.grading import check
@@ -215,6 +285,7 @@ def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) and your_turn.STUB not in (text := ast.unparse(node)):
                 with contextlib.suppress(NameError): exec(compile(text, id, "exec"), space)
                 if isinstance(node, ast.FunctionDef | ast.ClassDef): shown[node.name] = id
+                else: shown |= {alias.asname or alias.name: id for alias in node.names}
 
     def passes(shown, part):   # the checks first, since few pass the first of them; then all that the grader asks
         for one in wanted[part]:
@@ -222,7 +293,8 @@ def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
             except Exception: return False
         return check(**{part: shown}).passed
     for part in graded: space.setdefault(part, getattr(module, part))   # even for one who has written the parts
-    assert not [(one, part) for one in shown if one in space for part in graded if passes(space[one], part)]
+    assert len(shown) > 3
+    assert not [(one, part) for one in shown if callable(space.get(one)) for part in graded if passes(space[one], part)]
 
 
 def test_stubs_keep_signatures_and_lose_what_explains_a_body():

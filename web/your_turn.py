@@ -17,9 +17,10 @@ settings.read(root/"settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
 STUB = "raise NotImplementedError"
+ASKED = {"__init__", "forward", "update", "load_state_dict", "encode", "decode", "encode_iterable"}   # methods of a graded class without which it is not right; test_your_turn.py tries each, and all others
 MARK = "#| export-yours"   # what `python -m llm_course.grading` reads of a page; nbdev passes it over
 HOW = ("This is a chapter with its parts taken out: the prose and the checks are here, the code is yours. Write a part where it says "
-       "`raise NotImplementedError`. *Required* parts are graded in the last cell. The others, and the exercises, are *optional*. To go on "
+       "`raise NotImplementedError`. What is *required* is graded in the last cell. All else is *optional*, and so are the exercises. To go on "
        "without writing a part, import it instead, as in `from llm_course.{module} import {lent}`. A cell fails as long as a part that it "
        "needs is missing, and the others go on; what earlier chapters have made comes from the package. The page as it was meant, with its "
        "pictures, is [here]({page}).")
@@ -39,7 +40,7 @@ def colab(path: str) -> str:
 def stubbed(source: str, names: set[str] | None = None, required: Container[str] = ()) -> str:
     """The same code with a stub for the body of each function and method, or of those named; signatures, docstrings and tables stay.
 
-    A stub says whether it is in, or belongs to, what is `required`."""
+    A stub says whether it is `required`: a function that is, or a method in `ASKED` of a class that is."""
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines: starts.append(starts[-1] + len(line))
@@ -51,7 +52,8 @@ def stubbed(source: str, names: set[str] | None = None, required: Container[str]
         decorators = getattr(body[0], "decorator_list", [])
         if decorators: first = place(decorators[0].lineno, decorators[0].col_offset - 1)
         before = re.sub(r"(\n[ \t]*)(?:#[^\n]*\n[ \t]*)+\Z", r"\1", source[:first])   # what is said of a body goes with it
-        told = f"{STUB}   # {'required' if owner in required else 'optional'}"
+        needed = owner in required and (owner == node.name or node.name in ASKED)
+        told = f"{STUB}   # {'required' if needed else 'optional'}"
         source = before + told + re.sub(r"\A[ \t]*#[^\n]*", "", source[end:])
     return source
 
