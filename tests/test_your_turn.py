@@ -270,22 +270,16 @@ def test_a_copy_of_a_kernel_goes_on_and_tells(cell, wrong):
     assert space["x"] == 1 and "z" not in space
 
 
-@each
-def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
-    """No function that the student's page shows, or imports, does what a required part does.
-
-    Page 16 begins with a plain loader, and what it builds beyond that is refusals, of which the grader asks too little to tell the two apart."""
+def answers_on(cells, graded, module):
+    "What a page shows or imports that does what a required part does: its name, and the part."
     from llm_course.grading import check
-    graded, space = re.findall(r"(\w+)=\1", source(chapters[name][1][-1])), {"__name__": "__main__"}
-    module = import_module(f"llm_course.{book.module(root/'nbs'/name)}")
-    wanted = {part: [*checks.CHECKS[part].values()] for part in graded}
-    shown = {}
-    for id, code in code_of(chapters[name][1]):
+    space, shown = {"__name__": "__main__"}, set()
+    for id, code in cells:
         for node in ast.parse(code).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) and your_turn.STUB not in (text := ast.unparse(node)):
-                with contextlib.suppress(NameError): exec(compile(text, id, "exec"), space)
-                if isinstance(node, ast.FunctionDef | ast.ClassDef): shown[node.name] = id
-                else: shown |= {alias.asname or alias.name: id for alias in node.names}
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) or your_turn.STUB in (text := ast.unparse(node)): continue
+            with contextlib.suppress(NameError): exec(compile(text, id, "exec"), space)
+            shown |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else {alias.asname or alias.name for alias in node.names}
+    wanted = {part: [*checks.CHECKS[part].values()] for part in graded}
 
     def passes(shown, part):   # the checks first, since few pass the first of them; then all that the grader asks
         for one in wanted[part]:
@@ -293,8 +287,33 @@ def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
             except Exception: return False
         return check(**{part: shown}).passed
     for part in graded: space.setdefault(part, getattr(module, part))   # even for one who has written the parts
-    assert len(shown) > 3
-    assert not [(one, part) for one in shown if callable(space.get(one)) for part in graded if passes(space[one], part)]
+    return [(one, part) for one in sorted(shown) if callable(space.get(one)) for part in graded if passes(space[one], part)]
+
+
+@each
+def test_nothing_that_stands_on_a_page_passes_as_its_part(name):
+    """No function that the student's page shows, or imports, does what a required part does.
+
+    Page 16 begins with a plain loader, and what it builds beyond that is refusals, of which the grader asks too little to tell the two apart."""
+    graded = re.findall(r"(\w+)=\1", source(chapters[name][1][-1]))
+    assert not answers_on(code_of(chapters[name][1]), graded, import_module(f"llm_course.{book.module(root/'nbs'/name)}"))
+
+
+def test_an_answer_that_is_imported_or_shown_is_found():
+    module = import_module("llm_course.bpe")
+    shown = "def mine(words, num_merges): return quickly(words, num_merges)\ndef other(words, num_merges): return []"
+    cells = [("a", "import random\nfrom llm_course.engine.incremental_bpe import index_pairs, learn_incrementally as quickly"), ("b", shown)]
+    assert answers_on(cells, ["learn_merges"], module) == [(name, "learn_merges") for name in ("mine", "quickly")]
+    assert not answers_on([("a", "from llm_course.bpe import _first_difference\nfrom llm_course.engine.incremental_bpe import index_pairs")], ["learn_merges"], module)
+
+
+def test_imports_that_only_the_taken_out_code_needed_go():
+    code = "import re\nfrom llm_course.bpe import merge\nfrom llm_course.engine.a import (\n    b, c,\n)\nfrom llm_course.engine.d import e as f\nx = 1"
+    assert your_turn.without_imports(code, {"c", "f"}) == code.replace("(\n    b, c,\n)", "c")
+    assert your_turn.without_imports(code, set()) == "import re\nfrom llm_course.bpe import merge\nx = 1"
+    many = [f"a_name_that_is_rather_long_{i}" for i in range(5)]
+    long = your_turn.without_imports(f"from llm_course.engine.a import {', '.join(many)}, gone", set(many))
+    assert max(map(len, long.splitlines())) < 88 and lent_by(long) == [set(many)]
 
 
 def test_stubs_keep_signatures_and_lose_what_explains_a_body():
@@ -302,7 +321,8 @@ def test_stubs_keep_signatures_and_lose_what_explains_a_body():
     stub = "raise NotImplementedError   # optional"
     assert made == f'def f(x,   # What goes in\n):\n    "Say é."\n    {stub}\n\ndef g(x): {stub}\n\nN = 3\nclass C:\n    n = 1\n    def m(self):\n        {stub}\n'
     assert your_turn.stubbed("def f(): return 1\ndef g(): return 2", {"g"}) == f"def f(): return 1\ndef g(): {stub}"
-    assert your_turn.stubbed("class C:\n    def m(self): return 2", required={"C"}) == "class C:\n    def m(self): raise NotImplementedError   # required"
+    both = your_turn.stubbed("class C:\n    def forward(self): return 2\n    def m(self): return 2", required={"C"})
+    assert both == f"class C:\n    def forward(self): raise NotImplementedError   # required\n    def m(self): {stub}"
 
 
 def filled_in(name, old="", new=""):
