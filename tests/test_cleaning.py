@@ -12,8 +12,10 @@ from llm_course.engine.cleaning import (
     candidate_pairs,
     candidate_rate,
     drop_repeated_lines,
+    drop_repeated_lines_of_files,
     extract_text,
     first_copies,
+    first_files_of_similar,
     first_of_similar,
     gopher_faults,
     jaccard,
@@ -52,6 +54,14 @@ def test_no_documents(): assert first_copies([]) == first_of_similar([]) == drop
     ("<b>a</b>\n<i>b</i>", "a b"), ("<ul><li>a<li>b</ul>c", "a\nb\nc"), ("a\n  b\tc", "a b c")])
 def test_pages_good_and_broken(page, text):
     assert extract_text(page).removesuffix("<!-- never closed") == text == extract_text(page.encode()).removesuffix("<!-- never closed")
+
+
+@pytest.mark.parametrize("page, text", [
+    ("<body><div><h1>Tea - A Guide</h1>\n<div><p>\n  Warm the\n  pot.\n</p><img src=x><p>See <a href=y>here</a>.</p></div>\n<div><ul>\n <li>Drink</li>\n</ul></div></div></body>",
+     "Tea - A Guide\n\nWarm the pot.\n\nSee here.\n\n  • Drink"),
+    ("<ul><li>a<li><p>b</p><p>c</p><li></li><li>d</ul>e", "  • a\n  • b\n\nc\n\n  • d\n\ne"), ("a<br>b<hr>c", "a\nb\n\nc"), ("<nav><ul><li>Home</ul></nav>text", "text"), ("<p>•</p>a\fb", "•\n\na b"), ("", "")])
+def test_blank_lines_between_blocks_and_bullets_before_points(page, text):
+    assert extract_text(page, blank_lines=True) == text == extract_text(page.encode(), blank_lines=True)
 
 
 def test_deep_nesting_and_other_encodings():
@@ -126,6 +136,52 @@ def test_files_that_share_lines_or_are_equal():
     files = "one line\nand another\n", "one line\nand another\n", "a third, and shared\n\nalone\n", "a third, and shared\nalone, too\n", "nothing shared\n"
     assert first_of_similar(files, hashes=100, bands=10) == first_copies(files) == [0, 2, 3, 4]
     assert drop_repeated_lines(files) == ["", "", "\nalone\n", "alone, too\n", "nothing shared\n"]
+
+
+PAGES = {"a.txt": "to the start\nall pages\n", "b.txt": "to the start\nall pages\n", "c.txt": "to the start\nall pages\nso\nOf hats.\n", "d.txt": "to the start\nall pages\r\nOf shoes.", "e.txt": "Nobody else says this: é\n"}
+
+@pytest.fixture
+def pages(tmp_path):
+    (tmp_path/"in").mkdir()
+    for name, text in PAGES.items(): (tmp_path/"in"/name).write_text(text, encoding="utf-8", newline="")
+    return sorted((tmp_path/"in").iterdir())
+
+
+def contents(folder): return {path.name: path.read_bytes().decode() for path in folder.iterdir()}
+
+
+def test_lines_that_files_share_go_and_each_file_stays(pages, tmp_path):
+    drop_repeated_lines_of_files(pages, tmp_path/"out"/"here")
+    assert contents(tmp_path/"out"/"here") == {"a.txt": "", "b.txt": "", "c.txt": "so\nOf hats.\n", "d.txt": "Of shoes.", "e.txt": PAGES["e.txt"]}
+    drop_repeated_lines_of_files(map(str, pages), str(tmp_path/"out"/"here"), most=4)
+    assert contents(tmp_path/"out"/"here") == PAGES and contents(tmp_path/"in") == PAGES
+
+
+def test_the_first_of_files_that_are_alike_is_kept_as_it_was(pages, tmp_path):
+    assert first_files_of_similar(pages, tmp_path/"out", hashes=100, bands=10) == ["a.txt", "c.txt", "d.txt", "e.txt"]
+    assert contents(tmp_path/"out") == {name: text for name, text in PAGES.items() if name != "b.txt"}
+    body = " ".join(f"word{i}" for i in range(200))
+    licences = {"one": f"Copyright 2004 A. Person\n\n{body}\n", "two": f"Copyright (c) B. Company and others\n{body.replace(' ', '  ')}\n", "three": " ".join(body.split()[::-1])}
+    for name, text in licences.items(): (tmp_path/"in"/name).write_text(text, encoding="utf-8", newline="")
+    kept = first_files_of_similar([tmp_path/"in"/name for name in licences], tmp_path/"near", hashes=500, bands=50, n=5, threshold=.8)
+    assert kept == ["one", "three"] and contents(tmp_path/"near") == {name: licences[name] for name in kept}
+
+
+def test_no_file_is_overwritten(pages, tmp_path):
+    with pytest.raises(ValueError, match="would be overwritten; name another folder"): drop_repeated_lines_of_files(pages, tmp_path/"out"/".."/"in")
+    (tmp_path/"also").mkdir()
+    (tmp_path/"also"/"a.txt").write_text("other", encoding="utf-8", newline="")
+    with pytest.raises(ValueError, match=r"two files have the name a\.txt"): first_files_of_similar([*pages, tmp_path/"also"/"a.txt"], tmp_path/"out")
+    assert not (tmp_path/"out").exists() and contents(tmp_path/"in") == PAGES
+
+
+def test_a_classifier_of_quality_from_two_samples():
+    good = "A theory of bread says why the crumb has holes. It is grounded in the chemistry of yeast, which has been described in many books since 1857. "
+    bad = "Learn fast and get paid!! Board index FAQ Search Memberlist Register Log in Powered by a board. All rights reserved © "
+    taste = Languages({"reference": good * 3, "crawl": bad * 3})
+    for text, kind in ("Board index: search the memberlist, register or log in to check your messages. All rights reserved.", "crawl"), ("Many books have described the chemistry of bread, and why yeast makes holes in it.", "reference"):
+        found, score = taste.identify(text)
+        assert found == kind and isinstance(score, float) and score > .5
 
 
 def test_near_copies_of_a_licence():

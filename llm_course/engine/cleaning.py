@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'extract_text', 'letter_pieces', 'Languages', 'gopher_faults', 'c4_lines', 'c4_faults', 'mask_emails',
            'mask_phone_numbers', 'mask_ips', 'first_copies', 'drop_repeated_lines', 'word_ngrams', 'jaccard', 'minhash',
-           'candidate_rate', 'candidate_pairs', 'first_of_similar', 'shared_ngrams']
+           'candidate_rate', 'candidate_pairs', 'first_of_similar', 'drop_repeated_lines_of_files',
+           'first_files_of_similar', 'shared_ngrams']
 
 # %% ../../nbs/engine/cleaning.ipynb #imports
 import hashlib
@@ -15,29 +16,34 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
 # %% ../../nbs/engine/cleaning.ipynb #extract
 _UNREAD = {"script", "style", "title", "nav", "footer", "aside", "form", "button",
            "noscript", "template", "svg"}   # what they hold is not the page's text
-_LINES = {"p", "div", "br", "hr", "li", "ul", "ol", "tr", "table", "section", "article",
-          "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "body", "main"}
+_BREAKS = dict.fromkeys(("br", "li", "tr"), "\n") | dict.fromkeys((   # "\f": paragraph
+    "p", "div", "hr", "ul", "ol", "table", "section", "article", "blockquote", "pre",
+    "h1", "h2", "h3", "h4", "h5", "h6", "body", "main"), "\f")
+_POINT = "\0"   # stands for a bullet
 
 class _TextParser(HTMLParser):
-    "Collects what is read as text, and a line break for each tag that ends a line."
-    def __init__(self):
+    "Collects what is read as text, and a break for each tag that ends a line."
+    def __init__(self, bullets):
         super().__init__()
+        self.bullets = bullets
         self.pieces, self.aside = [], []
         self.unread, self.depth = None, 0   # in which tag, and how often it is open
 
     def handle_starttag(self, tag, attrs):
         if self.unread is None and tag in _UNREAD: self.unread = tag
         if tag == self.unread: self.depth += 1
-        if tag in _LINES: self._add("\n")
+        if tag in _BREAKS: self._add(_BREAKS[tag])
+        if tag == "li" and self.bullets: self._add(_POINT)
 
     def handle_endtag(self, tag):
-        if tag in _LINES: self._add("\n")
+        if tag in _BREAKS: self._add(_BREAKS[tag])
         if tag != self.unread: return
         self.depth -= 1
         if self.depth == 0:
@@ -52,6 +58,11 @@ class _TextParser(HTMLParser):
         if self.unread: self.aside.append(piece)
         else: self.pieces.append(piece)
 
+def _tidy(text:str)->str:
+    "Leave out empty lines and white space that is not read."
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    return "\n".join(line for line in lines if line)
+
 def _decode(page:bytes)->str:
     "Read a page as UTF-8 or, if it isn't that, as Windows-1252."
     try: return page.decode("utf-8")
@@ -59,15 +70,18 @@ def _decode(page:bytes)->str:
 
 def extract_text(
     page:str|bytes, # HTML; bytes are read as UTF-8 or else as Windows-1252
+    blank_lines:bool=False, # Between blocks, and bullets before the points of lists?
 )->str:             # Its text, a line for each block of it
     "Take the text out of a page, without scripts, styles, menus and forms."
     html = page if isinstance(page, str) else _decode(page)
-    parser = _TextParser()
+    parser = _TextParser(bullets=blank_lines)
     parser.feed(re.sub(r"<!\[[^<>]*>?", " ", html))   # old parsers stumble over these
     parser.close()
-    lines = "".join(parser.pieces + parser.aside).split("\n")
-    lines = [" ".join(line.split()) for line in lines]
-    return "\n".join(line for line in lines if line)
+    text = "".join(parser.pieces + parser.aside)
+    if not blank_lines: return _tidy(text.replace("\f", "\n"))
+    text = re.sub(rf"{_POINT}[\s{_POINT}]*", _POINT, text)   # a point begins with text
+    blocks = [_tidy(block) for block in text.split("\f")]
+    return "\n\n".join(block for block in blocks if block).replace(_POINT, "  • ")
 
 # %% ../../nbs/engine/cleaning.ipynb #languages
 def letter_pieces(
@@ -332,6 +346,53 @@ def first_of_similar(
         one, other = sorted((group(i), group(j)))
         first[other] = one
     return [i for i in range(len(documents)) if first[i] == i]
+
+# %% ../../nbs/engine/cleaning.ipynb #in-files
+#| code-fold: true
+def _read_files(
+    paths:Iterable[str|Path], # Texts in UTF-8
+    folder:str|Path,          # Where to write
+)->dict[str, str]:            # The text of each name
+    "Read files. Raises `ValueError` if one would be overwritten."
+    texts:dict[str, str] = {}
+    for path in map(Path, paths):
+        if path.name in texts: raise ValueError(f"two files have the name {path.name}")
+        if path.parent.resolve() == Path(folder).resolve():
+            raise ValueError(f"{path} would be overwritten; name another folder")
+        with open(path, encoding="utf-8", newline="") as file:
+            texts[path.name] = file.read()
+    return texts
+
+def _write_files(texts:dict[str, str], folder:str|Path)->None:
+    "Write each text under its name."
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with open(Path(folder)/name, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+def drop_repeated_lines_of_files(
+    paths:Iterable[str|Path], # Texts in UTF-8
+    folder:str|Path,          # Gets a file for each, perhaps an empty one
+    most:int=1,               # As for `drop_repeated_lines`
+    min_words:int=0,          # As for `drop_repeated_lines`
+)->None:
+    "Remove the lines that files share. Raises `ValueError` for one in `folder`."
+    texts = _read_files(paths, folder)
+    left = drop_repeated_lines(list(texts.values()), most, min_words)
+    _write_files(dict(zip(texts, left)), folder)
+
+def first_files_of_similar(
+    paths:Iterable[str|Path], # Texts in UTF-8
+    folder:str|Path,          # Gets the files that are kept
+    threshold:float=0.8,      # As for `first_of_similar`, like all that follow
+    hashes:int=100, bands:int=20, n:int=5, seed:int=0,
+)->list[str]:                 # Their names
+    "Copy the files that no earlier one is like."
+    texts = _read_files(paths, folder)
+    kept = first_of_similar(list(texts.values()), threshold, hashes, bands, n, seed)
+    names = [list(texts)[i] for i in kept]
+    _write_files({name: texts[name] for name in names}, folder)
+    return names
 
 # %% ../../nbs/engine/cleaning.ipynb #decontaminate
 def shared_ngrams(
