@@ -24,7 +24,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, visible
 from llm_course.data import fetch
 from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
 from llm_course.engine.files import count_corpus, in_processes, safe_cut
-from llm_course.engine.spelling import check_text, spell
+from llm_course.engine.spelling import Rules, Unspelled, check_text, spell
 from llm_course.engine.streaming import unfinished
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
@@ -192,6 +192,30 @@ def test_streaming_takes_less_than_a_megabyte_for_a_text_of_two(tokenizer):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6, f"{peak:,} bytes"
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules("NFC"), Rules(lstrip=frozenset({"<|end|>"}), rstrip=frozenset({"<|end|>"}))], ids=["plain", "composed", "trimmed"])
+def test_streaming_follows_the_rules_of_a_file(rules):
+    "A text that is rewritten first is cut at safe places; where white space may go, all of it is awaited."
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], ["<|end|>"], rules=rules)
+    text = "cafe\u0301 au lait, e\u0301 \n <|end|> \n\n and more of it. " * 3
+    for size in 1, 7, 1000: assert list(tokenizer.encode_iterable((text[i:i + size] for i in range(0, len(text), size)), block=1)) == tokenizer.encode(text)
+
+
+def test_a_byte_without_a_token_is_refused_with_its_place_in_the_stream():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(128)}, [], ["<|end|>"])
+    text = "some words, and more <|end|> of them: caf\u00e9"
+    for encode in tokenizer.encode, lambda text: list(tokenizer.encode_iterable(text, block=1)):
+        with pytest.raises(Unspelled, match=f"byte 0xc3 of 'é' is not in the vocabulary; it stands at position {len(text) - 1}$"): encode(text)
+
+
+def test_a_batch_is_a_list_of_texts():
+    tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)}, [], "<|end|>")
+    assert tokenizer.special_tokens == {"<|end|>": 256}
+    texts = ["a<|end|>", "", "b"]
+    assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(iter(texts), num_processes=2) == [[97, 256], [], [98]]
+    assert tokenizer.encode_batch(texts, "none") == [list(text.encode()) for text in texts]
+    with pytest.raises(ValueError, match="num_processes must be at least 1, but is 0"): tokenizer.encode_batch(texts, num_processes=0)
 
 
 def test_streaming_with_a_pattern_of_ones_own():
