@@ -149,7 +149,7 @@ def train(
     Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
-    together = processes(config.parallel, config.parallel_timeout)
+    together = processes(config.parallel, config.parallel_timeout, config.output)
     with together as (rank, count), polite_stop(count == 1) as stop:
         if model is None: model = own_start(config, parts)   # that of `--init_from`
         settled = settle(config, model)   # fills in the flags that were left open

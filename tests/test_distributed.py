@@ -3,6 +3,8 @@ import os
 import re
 import signal
 import socket
+import threading
+import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -301,26 +303,72 @@ def test_two_processes(work):
 
 def test_a_port_in_use_is_said_in_a_line(monkeypatch):
     from llm_course.engine.processes import processes
-    before = signal.getsignal(signal.SIGTERM)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items(): monkeypatch.setenv(name, str(value))
         with pytest.raises(ValueError, match=f"port {port} is in use by another program; give torchrun another --master_port"), processes("ddp"): pass
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("said, lost", [("Connection closed by peer [127.0.0.1]:3", True), ("Broken pipe", True), ("Timed out waiting 1800000ms for recv operation to complete", True),
                                         ("The size of tensor a (3) must match the size of tensor b (4)", False)])
-def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost):
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost, torchrun):
     from llm_course.engine import processes
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items(): monkeypatch.setenv(name, str(value))
+    waited = []
+    monkeypatch.setattr(processes, "sleep", waited.append)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, **({"TORCHELASTIC_RUN_ID": 1} if torchrun else {})}.items(): monkeypatch.setenv(name, str(value))
     for name in "init_process_group", "destroy_process_group": monkeypatch.setattr(torch.distributed, name, lambda *words, **more: None)
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *words, **more: iter([(torch.distributed.HashStore(), 0, 1)]))
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError if lost else RuntimeError, match="--resume goes on" if lost else "size of tensor"), processes.processes("ddp"): raise RuntimeError(said)
-    signal.signal(signal.SIGTERM, before)
+    assert waited == [1] * (lost and torchrun)   # one that failed may say why
+
+
+def ends_by_sigterm(folder, say):
+    "What a process says, and how it ends, that hears SIGTERM while it waits in `last_words`; and before, another signal, which changes nothing."
+    from llm_course.engine import processes
+    heard, told = os.pipe()
+    ready, go = os.pipe()
+    if not (child := os.fork()):
+        os.dup2(told, 2)
+        os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
+        processes.is_first_to_speak = lambda: say
+        signal.signal(signal.SIGINT, lambda *_: os.write(go, b"x"))
+        with processes.last_words(folder):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        os._exit(1)
+    for end in told, go: os.close(end)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    with open(heard, encoding="utf-8") as said: return os.waitstatus_to_exitcode(status), said.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_torchrun_ends_says_what_is_left_and_how_to_go_on(tmp_path):
+    begun = "\nprocess 1 of 2 was told to end (SIGTERM), as torchrun does when another has ended; "
+    assert ends_by_sigterm(tmp_path, True) == (143, f"{begun}{tmp_path} has no checkpoint yet; the same command with --resume begins\n")
+    (tmp_path/"checkpoint.pt").touch()
+    assert ends_by_sigterm(tmp_path, True) == (143, f"{begun}{tmp_path}/checkpoint.pt is whole; the same command with --resume goes on from it\n")
+    assert ends_by_sigterm(tmp_path, False) == (143, "")   # another has said why
+
+
+def test_signals_are_put_back_and_other_threads_leave_them_alone(monkeypatch, tmp_path):
+    from llm_course.engine.processes import last_words
+    for name in "RANK", "WORLD_SIZE": monkeypatch.setenv(name, "2")
+    now = lambda: (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), threading.active_count())
+    before, seen = now(), []
+    def elsewhere():
+        with last_words(tmp_path): seen.append(signal.getsignal(signal.SIGTERM))
+    with last_words(tmp_path): assert now()[0] != before[0] and now()[1] == before[1]
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    other.join()
+    assert now() == before and seen == [before[0]]
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def go_on(rank, count, config, steps):
