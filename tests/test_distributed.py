@@ -1,4 +1,5 @@
 """Several processes, with gloo on the CPU: FSDP's shares move like the whole, at sizes and in shapes where a special path begins."""
+import math
 import os
 import re
 import signal
@@ -101,7 +102,8 @@ def test_shares_move_like_the_whole(count): in_processes(count, compare_shares)
 
 SHAPE = dict(vocab_size=101, max_seq_len=8, d_model=18, num_layers=2, num_heads=3, d_ff=35)   # rows that neither 2 nor 3 nor 4 divide
 KINDS = {   # on how many processes, flags, the type of the weights, and how far losses may differ
-    "tied": (2, dict(tie=True), torch.float64, 1e-9), "half precision": (4, dict(precision="bfloat16"), torch.float32, 1e-5),
+    "tied": (2, dict(tie=True), torch.float64, 1e-9), "bfloat16": (4, dict(precision="bfloat16"), torch.float32, 1e-5),
+    "float16": (2, dict(precision="float16"), torch.float32, 1e-5),   # the first scale is too large for it, so that all leave a step out
     "Muon": (3, dict(muon_lr=.02), torch.float64, 1e-9), "Muon, tied, in float32": (4, dict(tie=True, muon_lr=.02), torch.float32, 1e-5)}
 STEPS = 4
 
@@ -118,7 +120,7 @@ def learn(kind, way=None, rank=0, count=1, pieces=1):
     torch.manual_seed(0)
     model = Transformer(**SHAPE, tie=config.tie).to(dtype)
     forward, optimizer = fast_forward(model if count == 1 else distribute(model, config), config), optimizer_for(model, config)
-    scaler, dice, losses, norms = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1), [], []
+    scaler, dice, losses, norms = torch.amp.GradScaler("cpu", 2.**21 / count, enabled=config.precision == "float16"), torch.Generator().manual_seed(1), [], []
     for step in range(STEPS):
         ids = torch.randint(0, 12, (2, 12, 9), generator=dice)
         own = [batch.chunk(count)[rank] for batch in ids]
@@ -156,9 +158,10 @@ def one_process():
     for kind, (_, flags, dtype, _) in KINDS.items():
         torch.manual_seed(0)
         begun[kind] = Transformer(**SHAPE, tie=flags.get("tie", False)).to(dtype).state_dict()
-    # bfloat16 rounds the sum of each process's gradients by itself, so there one process takes the shares one after another
-    wanted = {kind: learn(kind, pieces=count if kind == "half precision" else 1) for kind, (count, *_) in KINDS.items()}
-    torch.testing.assert_close(wanted["half precision"][0], learn("half precision")[0], rtol=2e-4, atol=0)   # and a whole batch differs by that rounding alone
+    # half precision rounds the sum of each process's gradients by itself, so there one process takes the shares one after another
+    wanted = {kind: learn(kind, pieces=count if "precision" in flags else 1) for kind, (count, flags, *_) in KINDS.items()}
+    torch.testing.assert_close(wanted["bfloat16"][0], learn("bfloat16")[0], rtol=2e-4, atol=0)   # and a whole batch differs by that rounding alone
+    assert math.isinf(wanted["float16"][1][0]) and max(wanted["float16"][1][1:]) < 1
     assert all(losses[-1] < losses[0] - .02 and max(norms) > .4 for losses, norms, *_ in wanted.values())   # and gradients are clipped
     return wanted, begun
 
