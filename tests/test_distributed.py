@@ -256,9 +256,10 @@ def of_ranks(*words):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_one_killed_process_ends_all_and_the_run_goes_on(tmp_path):
-    "`python tests/killed_ranks.py FOLDER 2 20` kills more often."
-    assert of_ranks(tmp_path, "2", "2") == "2 kills of one of 2\n"
+@pytest.mark.parametrize("way, kills", [("ddp", "2"), ("fsdp", "1")])
+def test_one_killed_process_ends_all_and_the_run_goes_on(tmp_path, way, kills):
+    "`python -m bench.experiments.distributed kills` kills 20 times."
+    assert of_ranks(tmp_path, "2", kills, way) == f"{kills} kills of one of 2\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
