@@ -168,7 +168,8 @@ def estimate_memory(
     body = 4 * (c.num_layers - 1) * block_numbers
     moments = [
         always + c.num_layers * stored + head + 2 * logits + chunk,           # the loss
-        always + c.num_layers * stored + head + logits + 4*table + copies,
+        always + c.num_layers * stored + head + logits + (copies or 4 * table),
+        always + c.num_layers * stored + head + 4*table,   # its gradient, widened
         always + c.num_layers * stored + again + 4*table + work,   # its last block
         always + stored + again + 4 * table + body + work,         # its first block
         always + c.num_layers * stored + looking,                  # its last mask
