@@ -145,8 +145,10 @@ def estimate_memory(
     if muon: averages -= 4 * c.num_layers * matrices
     measuring = 4 * (c.num_layers * matrices + tables) if diary else 0   # see `record`
     kept = _kept_by_block(c, tokens, size, on_cpu)
-    stored = stream if checkpointing else kept       # by each block
-    again = kept - stream if checkpointing else 0    # by the one that is computed again
+    stored, again = kept, 0   # by each block, and by the one that is computed again
+    if checkpointing:         # dropout must draw the same numbers the second time
+        stored = stream + torch.get_rng_state().nbytes
+        again = kept - stream
     head = stream + tokens * (size*c.d_model + 21) + copies
     if c.dropout: head += tokens * c.d_model * _noise(4, on_cpu)   # of the embedding
     logits = size * tokens * c.vocab_size
