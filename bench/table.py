@@ -29,8 +29,8 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "step_large_float32_compiled_transformers": ("the same, both compiled", "同上，两边都编译", "LlamaForCausalLM"),
     "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元，6 层，宽 512", "transformers"),
     "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元，4 层，宽 128", "transformers"),
-    "generate_int8": ("128 tokens, 6 layers of width 512, weights of eight bits", "生成 128 个词元，6 层，宽 512，8 位权重", "ours in float32"),
-    "generate_int4": ("the same, of four bits", "同上，4 位权重", "ours in float32"),
+    "generate_int8": ("128 tokens, 6 layers of width 512, int8 weights", "生成 128 个词元，6 层，宽 512，int8 权重", "ours in float32"),
+    "generate_int4": ("the same, int4", "同上，int4", "ours in float32"),
     "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
     "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
