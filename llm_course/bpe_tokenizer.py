@@ -182,7 +182,7 @@ class BpeTokenizer:
         return chain.from_iterable(map(self.known.__getitem__, pieces))
 
     def encode_ordinary(self, text:str, at:int=0)->list[int]:
-        "Encode text in which nothing is special; `at` characters stand before it."
+        "Encode text without special tokens; `at` characters come before it."
         text = self.spelling.prepared(text, at)
         return list(self._ids_of(pre_tokens(text, self.pattern)))
 
@@ -246,7 +246,7 @@ class BpeTokenizer:
 
     def decode(self,
         ids:Any, # A list, an array or a tensor of one axis
-    )->str:      # Their text; bytes that are no UTF-8 show as U+FFFD
+    )->str:      # Their text; bytes that are not UTF-8 show as U+FFFD
         "Read the bytes of the ids as UTF-8. Raises `ValueError` for an unknown id."
         try: data = b"".join([self.vocab[id] for id in listed(ids)])
         except (KeyError, TypeError) as error:
