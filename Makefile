@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN    ?= runs/demo
 PY     := .venv/bin/python
+PIP    := $(PY) -m pip install -q --disable-pip-version-check --no-compile
 
 .PHONY: demo demo-model test branches export notebooks site pdf release bench clean
 
@@ -9,11 +10,13 @@ PY     := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 # Some systems' Python cannot make an environment with pip in it; uv can, where it is installed.
-# Nothing is compiled beforehand: Python does that with what is imported, which is a small part of it.
+# Nothing is compiled beforehand: Python does that with what is imported, which is a small part of it. torch is as large as all the rest, so two
+# pips work side by side; the next line finds all in place but what torch needs on a machine with a GPU.
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv || uv venv --clear --seed --python $(PYTHON) .venv
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps $$(grep ^torch== requirements.txt) & torch=$$!; grep -v ^torch== requirements.txt | $(PIP) --no-deps -r /dev/stdin && wait $$torch
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 # The main job: from nothing to a model that speaks. A second run finds its files and goes straight to the last lines.

@@ -29,11 +29,13 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "step_large_float32_compiled_transformers": ("the same, both compiled", "同上，两边都编译", "LlamaForCausalLM"),
     "generate": ("128 tokens, 6 layers of width 512", "生成 128 个词元，6 层，宽 512", "transformers"),
     "generate_small": ("128 tokens, 4 layers of width 128", "生成 128 个词元，4 层，宽 128", "transformers"),
+    "generate_int8": ("128 tokens, 6 layers of width 512, int8 weights", "生成 128 个词元，6 层，宽 512，int8 权重", "ours in float32"),
+    "generate_int4": ("the same, int4", "同上，int4", "ours in float32"),
     "smollm2_writing": ("SmolLM2-135M writing", "SmolLM2-135M 写", "transformers"),
     "smollm2_reading": ("SmolLM2-135M reading", "SmolLM2-135M 读", "transformers"),
 }
 HEADS = {"README.md": "| what, on a CPU | peer |", "README_cn.md": "| 内容（CPU） | 同类 |"}
-CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层"}
+CHINESE = {"minbpe's method": "minbpe 的方法", "the bare step": "裸训练步", "torch's own layers": "torch 自带的层", "ours in float32": "我们的 float32 模型"}
 BROWSER = {   # what was measured, its row in English and in Chinese, and its unit
     "page_to_first_distribution_s": ("from opening the page to its first probabilities", "从打开页面到第一批概率", "s"),
     "first_token_s": ("the first token after loading", "加载之后的第一个词元", "s"),

@@ -51,7 +51,7 @@ def attention(
     v:Float[Tensor, "... s d_v"],   # A value for each position `s`
     mask:Bool[Tensor, "... #t #s"]|None=None, # True where `t` may look at `s`
     causal:bool=False,              # Forbid the future as well? See `causal_mask`
-    softmax:Callable[[Tensor], Tensor]=softmax, # What turns a row of scores into shares
+    softmax:Callable[[Tensor], Tensor]=softmax, # Turns a row of scores into shares
 )->Float[Tensor, "... t d_v"]: # For each query, a mean of the values
     """Average the values, weighting each by how well its key answers the query.
 

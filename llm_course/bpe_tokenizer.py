@@ -48,7 +48,7 @@ def rank_merges(
 # %% ../nbs/02_bpe_tokenizer.ipynb #bpe-tokenizer
 class BpeTokenizer:
     "Byte-pair encoding: learns tokens from text, encodes, decodes, loads and saves."
-    rules = Rules()   # the habits of tokenizers from elsewhere; ours have none
+    rules = Rules()   # special rules of tokenizers from elsewhere; ours have none
 
     def __init__(self,
         vocab:Mapping[int, bytes],            # The bytes of each id
@@ -112,7 +112,7 @@ class BpeTokenizer:
         return ids
 
     def encode_ordinary(self, text:str, at:int=0)->list[int]:
-        "Encode text in which nothing is special; `at` characters stand before it."
+        "Encode text without special tokens; `at` characters come before it."
         text = self.spelling.prepared(text, at)
         return list(look_up(pre_tokens(text, self.pattern), self.known))
 
@@ -137,7 +137,7 @@ class BpeTokenizer:
 
     def decode(self,
         ids:Any, # A list, an array or a tensor of one axis
-    )->str:      # Their text; bytes that are no UTF-8 show as U+FFFD
+    )->str:      # Their text; bytes that are not UTF-8 show as U+FFFD
         "Read the bytes of the ids as UTF-8. Raises `ValueError` for an unknown id."
         return bytes_of(ids, self.vocab).decode("utf-8", errors="replace")
 
@@ -178,7 +178,7 @@ class BpeTokenizer:
         special_tokens:Iterable[str]|Mapping[str, int]|None=None, # The file holds none
         pattern:str=CL100K,                                       # nor a pattern
     )->"BpeTokenizer":
-        "Read a file of OpenAI's ranks: tokens in base64, and their ranks."
+        "Read a file of OpenAI's: tokens in base64, and their ranks."
         return made_of(path, cls, read_tiktoken(path, special_tokens, pattern))
 
     def to_tiktoken(self, name:str="llm_course")->Any: # A `tiktoken.Encoding`

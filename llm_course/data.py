@@ -96,7 +96,7 @@ def as_tensors(
     rows:Integer[np.ndarray, "batch_size length"], # Ids, one more than the model reads
     device="cpu",                                  # Where the tensors go
 )->tuple:                                          # Inputs and targets, int64
-    "Part rows into what the model reads and what it should say, one position later."
+    "Split rows into what the model reads and what it should say, one position later."
     import torch   # late, so that turning text into ids need not wait for it
 
     both = np.stack([rows[:, :-1], rows[:, 1:]]).astype(np.int64, copy=False)

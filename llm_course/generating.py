@@ -153,7 +153,7 @@ def pick(
     logits:Float[Tensor, "b vocab"],     # Scores of the next token
     ids:Int[Tensor, "b t"],              # The text so far
     how:Sampling,                        # Temperature and the rest
-    generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
+    generator:torch.Generator|None=None, # Random generator; `None` for torch's own
 )->Int[Tensor, "b 1"]: # One id a row
     """Choose the next token.
 
@@ -199,7 +199,7 @@ def generate_ids(
 )->Int[Tensor, "b longer"]: # The texts with what was added
     """Continue texts, all at once. Raises `ValueError` for what can't be continued.
 
-    A GPU is waited for once a token if there is a `stop_id`, and else once."""
+    It waits for a GPU at each token if there is a `stop_id`, otherwise once."""
     how = Sampling(temperature, top_p, **only_known(more, generate_ids))
     ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
     added = []
@@ -367,7 +367,7 @@ def keeps_what_is_p_times_as_likely_as_the_best(part):
 # %% ../nbs/18_generating.ipynb #checks-cuts-2
 #| code-fold: true
 def _rows(part, setting):
-    """Is each row cut by itself, whatever axes lead, and are ids told apart by their
+    """Is each row cut by itself, whatever axes lead, and are ids distinguished by their
     scores, not their places?"""
     logits = torch.randn(2, 3, 7)
     got, alone = part(logits, setting), torch.stack(

@@ -22,7 +22,7 @@ def surprise(
     logits:Float[Tensor, "n vocab"], # A score for each token that might come
     targets:Int[Tensor, " n"],       # The token that came
 )->Float[Tensor, " n"]: # −log p(target) of each row in nats, in at least float32
-    "Charge each row for its target: the log-sum-exp of its logits, less the target's."
+    "Give each row's surprise: the log-sum-exp of its logits, minus the target's logit."
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     x = x - x.amax(-1, keepdim=True)   # now nothing overflows
     return x.exp().sum(-1).log() - x.gather(-1, targets[:, None])[:, 0]
@@ -85,7 +85,7 @@ def bits_per_byte(
     num_tokens:int,       # How many tokens it is the mean of
     num_bytes:int,        # How many bytes of text those tokens spell
 )->float: # Bits that the model would need for one byte of that text
-    """Turn nats per token into bits per byte, which no choice of tokenizer can flatter.
+    """Turn nats per token into bits per byte, which do not depend on the tokenizer.
 
     Raises `ValueError` unless both counts are positive."""
     if num_tokens <= 0 or num_bytes <= 0:

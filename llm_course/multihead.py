@@ -87,10 +87,10 @@ class MultiHeadAttention(nn.Module):
         d_model:int,                # Size of the vectors
         num_heads:int,              # Heads of queries; must divide `d_model`
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for as many
-        max_seq_len:int=2048,       # Positions that can be told apart
+        max_seq_len:int=2048,       # Number of positions
         theta:float=10000.0,        # Base of the wavelengths of `RoPE`
         attend:Callable[..., Tensor]=fused_attention, # What computes attention
-        rope:Callable[..., nn.Module]=RoPE,   # Builds what tells positions apart
+        rope:Callable[..., nn.Module]=RoPE,   # Builds the layer that encodes positions
         device=None, dtype=None,    # Where the parameters live, and their type
     ):
         super().__init__()

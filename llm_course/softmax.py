@@ -25,7 +25,7 @@ def softmax(
     if not x.is_floating_point():
         raise TypeError(f"softmax takes floating-point scores, not {x.dtype}; "
                         "its shares would all be cut to zero or one")
-    if not x.numel(): return x.clone()   # of no scores there is no largest
+    if not x.numel(): return x.clone()   # no scores, so no largest one
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     top = wide.detach().amax(dim, keepdim=True)
     top = top.clamp(min=torch.finfo(wide.dtype).min)   # finite, if all are ruled out

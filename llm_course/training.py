@@ -55,10 +55,10 @@ from .engine.safe_steps import loss_of_next_step, rescue
 # %% ../nbs/17_training.ipynb #step-2
 def backward_all(
     model:Callable[[Tensor], Tensor],      # Ids in, logits out
-    scaler:torch.amp.GradScaler,           # Lifts small float16 gradients off zero
+    scaler:torch.amp.GradScaler,           # Keeps float16 gradients above zero
     batches:list[tuple[Tensor, Tensor]],   # Inputs and targets
 )->Tensor: # The mean loss; its gradient, scaled, is added to each `.grad`
-    "Go forwards and backwards through some batches."
+    "Run the forward and backward passes of some batches."
     total:Any = 0.
     for inputs, targets in exchanged_once(model, batches):
         loss = cross_entropy(model(inputs), targets) / len(batches)
@@ -149,7 +149,7 @@ def train(
     Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
-    together = processes(config.parallel, config.parallel_timeout)
+    together = processes(config.parallel, config.parallel_timeout, config.output)
     with together as (rank, count), polite_stop(count == 1) as stop:
         if model is None: model = own_start(config, parts)   # that of `--init_from`
         settled = settle(config, model)   # fills in the flags that were left open
@@ -192,7 +192,7 @@ def save(
     losses = mean_over_processes([*run.pending, after], c.device, run.count)
     if not all(map(math.isfinite, losses)): raise no_number(c, run.done + 1)
     pending = losses[:-1]
-    out = c.output/name if run.rank == 0 else None   # others only lend their slices
+    out = c.output/name if run.rank == 0 else None   # others give their shares
     save_checkpoint(
         run.model, run.optimizer, run.done, out, scaler=run.scaler.state_dict(),
         best=run.best, pending=pending, random=random,
@@ -233,7 +233,7 @@ def start(
     model:Transformer|None=None,           # To begin with
     asked:Any=None,                        # Not settled
 )->Run:                 # New, or restored from its checkpoint
-    "Read the data, build model and optimiser or fetch them back, open the folder."
+    "Read the data, build or restore model and optimiser, and open the folder."
     c = config
     if c.num_threads: torch.set_num_threads(c.num_threads)
     train_ids, val_ids = read_sets(c), read_ids(c.val_data, c)
@@ -304,7 +304,7 @@ def _is_due(c:TrainConfig, step:int)->bool:
 def weights_before(
     run:Run, # Before a step
 )->list[Tensor]: # Copies of the matrices, where that step's line will need them
-    "Keep what the matrices were, to see how far the step moves them."
+    "Copy the matrices, to see how far the step moves them."
     if not _is_due(run.config, run.done + 1): return []
     return [p.detach().clone() for p in matrices(run.model)]
 
@@ -345,7 +345,7 @@ def record(
         line["sample"] = sample_text(run.model, tokenizer, c.sample_prompt, seed=c.seed)
     if run.examine and (step % c.eval_interval == 0 or last):
         line |= run.examine(run.model)
-    for name, value in list(line.items()):   # JSON has no word for infinity
+    for name, value in list(line.items()):   # JSON cannot express infinity
         if isinstance(value, float) and not math.isfinite(value): del line[name]
     return {"iteration": step, **line} if line else {}
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import is_dataclass
-from functools import partial
+from functools import partial, wraps
 from inspect import get_annotations, isgeneratorfunction
 from pathlib import Path
 from typing import get_args
@@ -46,7 +46,22 @@ def checked(part=None, *, typechecker, with_shapes=jaxtyping.jaxtyped):
         return part
     if isgeneratorfunction(part): return with_shapes(part, typechecker=look)   # the way below would look at no shape of that kind any more, wherever it stands
     if not any(map(tells_shapes, get_annotations(part).values())): return look(part)
-    return with_shapes(look(part), typechecker=None)
+    looked_at = with_shapes(look(part), typechecker=None)
+
+    @wraps(part)
+    def either(*given, **named): return part(*given, **named) if unwatched else looked_at(*given, **named)
+    return either
+
+
+unwatched = []   # while something is in it, no shapes are looked at
+
+
+@pytest.fixture
+def without_shapes():
+    "For tests that ask our parts thousands of times what other tests have asked them under watch: a third of their time goes to the shapes."
+    unwatched.append(True)
+    yield
+    unwatched.pop()
 
 
 jaxtyping.jaxtyped = checked   # before any module of ours is imported

@@ -99,11 +99,12 @@ def faults(config):
 
 
 def killed_once(words):
-    "The training command, of which the second process dies at step 3 unless it was started again."
+    "The training command, of which the second process dies at step 3 unless it was started again; the first is at work then under DDP, and waits for it under FSDP."
     attempt, real = os.environ["TORCHELASTIC_RESTART_COUNT"], training.set_rates
     def counted(optimizer, config, step):
         if os.environ["RANK"] == "0": print(f"attempt {attempt}, step {step}", flush=True)
         elif attempt == "0" and step == 3: os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        if os.environ["RANK"] == attempt == "0" and step == 3 and config.parallel == "ddp": time.sleep(60)
         real(optimizer, config, step)
     training.set_rates = counted
     training.main(words)

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ SHAPES = {   # each has its peak somewhere else
     "vocabulary": (ModelConfig(1000, 64, 64, 4, 4, 176), 8),
     "bytes": (ModelConfig(256, 64, 64, 4, 4, 176), 8),
     "large vocabulary": (ModelConfig(4000, 32, 64, 2, 4, 176), 4),
+    "very large vocabulary, few tokens": (ModelConfig(50_000, 64, 64, 2, 4, 176), 1),
     "one row, tied": (ModelConfig(4000, 32, 64, 2, 4, 176, tie=True), 1),
     "grouped heads": (ModelConfig(512, 64, 64, 4, 8, 176, num_kv_heads=2), 8),
     "few tokens": (ModelConfig(512, 32, 128, 4, 8, 352), 2),
@@ -85,6 +87,28 @@ def test_the_account_is_what_the_allocator_saw(name, precision, checkpointing):
     assert account.peak == pytest.approx(there + measured, rel=0.1)
     assert account.peak - there == pytest.approx(measured, rel=0.1)   # what was there before the step could hide an error
     assert account.weights + account.optimizer == there
+
+
+def drawn_shape(seed):
+    "From 50 to 50,000 ids, and from one token to 2,048; fewer where the logits would be large."
+    rng = Random(seed)
+    def between(low, high): return round(low * (high / low)**rng.random())
+    heads = rng.choice([1, 2, 4])
+    d_model = 8 * heads * rng.randint(1, 16 // heads)
+    vocab, length, rows = between(50, 50_000), between(1, 128), between(1, 16)
+    while length * rows * vocab > 4_000_000: length, rows = max(1, length // 2), max(1, rows // 2)
+    d_ff = 8 * round(d_model * rng.choice([1, 2.75, 4]) / 8)
+    return ModelConfig(vocab, length, d_model, rng.randint(1, 4), heads, d_ff, tie=rng.random() < .3), rows
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_account_holds_for_shapes_that_nobody_chose(seed):
+    config, rows = drawn_shape(seed)
+    for precision in "float32", "bfloat16":
+        for checkpointing in False, True:
+            measured = max(memory_curve(step_of(config, rows, precision, checkpointing))[1])
+            account = estimate_memory(config, rows, precision, checkpointing)
+            assert account.peak - 12 * count_parameters(config)[2] == pytest.approx(measured, rel=0.1), (config, rows, precision, checkpointing)
 
 
 @pytest.mark.gpu

@@ -185,20 +185,27 @@ def test_a_warning_is_a_note_of_one_line(capsys):
 
 
 @pytest.mark.parametrize("rank, spoken", [("0", 1), ("1", 0)])
-def test_where_torchrun_starts_several_the_first_on_a_machine_speaks(rank, spoken, monkeypatch, capsys):
-    "The others wait before they report a refusal; torchrun ends them meanwhile, if the first was refused, too."
+def test_where_torchrun_starts_several_the_first_on_a_machine_speaks(rank, spoken, monkeypatch, capsys, tmp_path):
+    "The others keep notes to themselves, and wait before they refuse flags; torchrun ends them meanwhile, if the first refused them, too. Of an error, one speaks."
     slept = []
     monkeypatch.setattr(commands, "sleep", lambda seconds: slept.append((seconds, capsys.readouterr().err)))
-    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": rank}.items(): monkeypatch.setenv(name, value)
+    (tmp_path/rank).mkdir()
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": str(tmp_path/rank/"error.json")}.items(): monkeypatch.setenv(name, value)
     run_command(Config, lambda config: warnings.warn("a note", stacklevel=1), [])
     assert capsys.readouterr().err.count("note: a note") == spoken and not slept
     def refuse(config): raise ValueError("no")
     def lose(config): raise ConnectionError("another process has ended")
-    assert refusal(capsys, refuse) == "error: no" and slept == [(5, "")] * (1 - spoken)   # what only one has met is told in the end
-    assert refusal(capsys, lose) == "error: another process has ended" and len(slept) == 1 - spoken
+    assert refusal(capsys, refuse) == "error: no" and not slept
+    for work in refuse, lose:   # one has said why
+        with pytest.raises(SystemExit, match="2"): run_command(Config, work, [])
+        assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path/"gone/0/error.json"))
+    assert refusal(capsys, lose) == "error: another process has ended"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "")
+    assert refusal(capsys, lose) == "error: another process has ended" and not slept
     with pytest.raises(SystemExit) as stopped: parse(Config, ["a"])   # which tyro refuses
     told = capsys.readouterr()
-    assert stopped.value.code == 2 and bool(told.out + told.err) == spoken and len(slept) == 2 * (1 - spoken)
+    assert stopped.value.code == 2 and bool(told.out + told.err) == spoken and slept == [(5, "")] * (1 - spoken)
 
 
 def test_texts_of_a_model_have_line_breaks_as_typed_and_those_of_a_file_as_quoted_there(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bench.experiments
-from bench.experiments import ablations, mup, scaling, small
+from bench.experiments import ablations, distributed, mup, scaling, small
 from bench.runner import read, root
 from llm_course.engine import race, recipes
 from llm_course.engine.commands import parse
@@ -382,6 +382,18 @@ def test_the_smallest_column_of_each_experiment_runs(monkeypatch):
     found = [ablations.run(variant, 0) for variant in ("ours", "Muon", "contexts of 128", "4 blocks of width 24, operations")]
     found += [scaling.THIRD.run(4e7, 8, 0), mup.run(64, True, .01, 0)]
     assert all(2 < row["nats"] < 20 for row in found), found
+
+
+def test_processes_learn_like_one_in_half_precision_where_sums_are_wide_and_only_for_a_few_steps(monkeypatch):
+    "What the page says of `rounding`, on one process that takes shares in turn; and the kills that it quotes are there."
+    monkeypatch.setattr(distributed, "STEPS", 2)
+    monkeypatch.setattr(distributed, "SHAPE", {**distributed.SHAPE, "vocab_size": 257, "d_model": 32, "d_ff": 85})
+    def off(precision, wide, **how): return (distributed.losses(precision, wide=wide, **how) / distributed.losses(precision, wide=wide) - 1).abs().max()
+    assert off("bfloat16", True, pieces=2) < 1e-6 < off("bfloat16", False, pieces=2) < 1e-3
+    assert off("float32", False, pieces=2) < 1e-6 and 0 < off("float32", False, nudged=True) < 1e-6
+    kept = read(root/"bench"/"experiments"/"distributed.json")
+    assert [(row["way"], row["kills"]) for row in kept["kills"]] == [("ddp", 20), ("fsdp", 20)]
+    for name in kept["on"]: assert {"machine", "versions", "commit", "date"} <= kept["on"][name].keys()
 
 
 def test_stored_results_say_what_they_were_found_on():

@@ -1,12 +1,13 @@
 """Attention in tiles: the same values and gradients as the readable version, whatever the shapes, in memory that grows with the length."""
 import importlib.util
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from apart import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -94,9 +95,10 @@ def test_what_it_cannot_do_is_refused():
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize("how", ["interpret", "compile"])
 def test_the_kernels_in_triton_give_the_same_and_compile_for_a_gpu(how, tmp_path):
-    script = Path(__file__).with_name("in_triton.py")
+    "Not by `apart`, whose processes begin with torch and, by it, with Triton in memory: then it is too late to ask for its interpreter."
+    words = [sys.executable, str(Path(__file__).with_name("in_triton.py")), how]
     settings = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = apart([script, how], settings)
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

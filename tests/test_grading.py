@@ -42,6 +42,7 @@ from llm_course.grading.grading import (
 from llm_course.rmsnorm import rms_norm
 from llm_course.softmax import softmax
 
+pytestmark = pytest.mark.usefixtures("without_shapes")
 grading.learn_mistakes()
 components = pytest.mark.parametrize("component", CHECKS)
 AROUND = [name for name, checks in CHECKS.items() if all(check.run.__module__.endswith("mistakes_world") for check in checks.values())]

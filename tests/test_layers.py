@@ -285,6 +285,10 @@ def test_other_shapes_and_types_are_refused(wrong):
     with pytest.raises(TypeCheckError): wrong()
 
 
+def test_a_test_may_leave_shapes_unwatched(without_shapes):
+    with pytest.raises(RuntimeError): linear(x, torch.ones(3, 5))   # torch's own refusal
+
+
 def test_whatever_is_announced_is_checked():
     "The hook of conftest.py, on each kind of part; and on a function and a configuration of ours that know no tensors."
     check = partial(checked, typechecker=beartype)

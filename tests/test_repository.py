@@ -61,6 +61,15 @@ def test_what_runs_on_windows_needs_no_shell():
         for step in job["steps"]: assert re.fullmatch(r"python [\w./ -]+(\[dev(,[\w-]+)?\])?", step.get("run", "python x")), step
 
 
+def test_the_kernels_in_triton_are_tried_each_week():
+    job = workflows["weekly"]["jobs"]["triton"]
+    lines = [step["run"] for step in job["steps"] if "run" in step]
+    install, there, *tried = lines
+    assert job["runs-on"] == "ubuntu-latest" and install == "python -m pip install -e .[dev,triton]" and "import triton" in there
+    assert tried == ["python -m pytest tests/test_flash.py", "python -m jupyter execute nbs/engine/flash_triton.ipynb"]
+    assert "triton" in read("tests/test_flash.py") and (root/"nbs/engine/flash_triton.ipynb").is_file()
+
+
 def test_workflows_name_files_that_are_there():
     for name, _, step in steps:
         for word in re.findall(r"[\w./-]+\.(?:py|txt|ini|md|toml)\b", step.get("run", "")):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from llm_course.speed import GROUPS, Limits, best_time, measure_limits, profile_shares, recompute
+from llm_course.speed import GROUPS, Limits, best_time, measure_limits, part_shares, profile_shares, recompute
 from llm_course.transformer import TransformerBlock
 
 
@@ -26,6 +26,55 @@ def test_shares_add_up_and_go_to_the_right_group():
     big = torch.randn(10**6)
     shares = profile_shares(lambda: big.exp(), {"powers": ("aten::exp",)})
     assert max(shares, key=shares.get) == "powers"
+
+
+class Wide(nn.Linear): "A part whose time is that of a product."
+
+
+class Slow(nn.Module):
+    "A part whose time goes to its gradient; around another."
+    def __init__(self):
+        super().__init__()
+        self.inner = Wide(300, 300)
+
+    def forward(self, x): return Squared.apply(self.inner(x))
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        for _ in range(10): x.exp()
+        return grad
+
+
+def test_the_time_of_a_part_is_that_of_both_passes():
+    model, x = Slow(), torch.randn(3000, 300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+    step()
+    shares = part_shares(step, {"Slow": "slow", "Wide": "wide"})
+    assert list(shares) == ["slow", "wide", "optimiser", "loss"] and sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
+    assert shares["slow"] + shares["wide"] > .8 and shares["slow"] > .3
+    assert part_shares(step, {"Slow": "all of it"})["all of it"] > .8   # a part within another that nobody asked for
+    assert max(part_shares(lambda: x.exp(), {}).items(), key=lambda share: share[1])[0] == "loss"
+
+
+def test_a_step_that_fails_leaves_no_hooks_behind():
+    class Fails(nn.Module):
+        def forward(self, x): raise KeyError("on purpose")
+    with pytest.raises(KeyError, match="on purpose"): part_shares(lambda: Fails()(1), {})
+    hooks = nn.modules.module
+    assert not hooks._global_forward_pre_hooks and not hooks._global_forward_hooks
 
 
 def test_the_roof_has_a_slope_and_a_flat_part():

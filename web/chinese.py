@@ -1,6 +1,6 @@
 """The front page and the tour in Chinese: `web/chinese/` has their text, cell by cell; code, outputs and pictures are those of the English pages.
 
-The list of chapters is the one of README_cn.md. Nothing else is kept twice, and tests compare the numbers, links, code and formulas of each cell."""
+The lists of chapters are those of README_cn.md. Nothing else is kept twice, and tests compare the numbers, links, code and formulas of each cell."""
 import json
 import re
 from pathlib import Path
@@ -31,8 +31,9 @@ def english_of(page: str) -> dict[str, str]:
 
 
 def chapters() -> str:
-    "The table of chapters in README_cn.md, and what follows from it."
-    return re.search(r"^\| 部分 \|.*?(?=\n\n)", (root/"README_cn.md").read_text("utf-8"), re.M | re.S)[0].replace("](nbs/", "](")
+    "The tables of chapters in README_cn.md, and what follows from them."
+    text = (root/"README_cn.md").read_text("utf-8").replace("](nbs/", "](")
+    return "\n\n".join(re.search(rf"^\| {first} \|.*?(?=\n\n)", text, re.M | re.S)[0] for first in ("部分", "页面"))
 
 
 def translated(page: str) -> list[dict]:

@@ -1,20 +1,34 @@
-"""The ring of chapter 21 against its cost model: `python -m bench.experiments.distributed limited` (root, Linux) and `… loopback` (a quiet machine) write distributed.json.
+"""What chapter 21 and its engine pages measure of several processes: `python -m bench.experiments.distributed` with `limited` (root, Linux), `loopback` (a quiet machine), `kills`
+(any system that can fork) and `rounding` writes a part of distributed.json.
 
-`limited` gives each process a network namespace of its own, joined by a bridge, and limits what each may send by `tc tbf`. `loopback` needs a bandwidth, which it measures by letting
-every process pass one large tensor on to its neighbour at the same time, and a latency, by the same with one number."""
+`limited` and `loopback` hold the ring against its cost model. `limited` gives each process a network namespace of its own, joined by a bridge, and limits what each may send by `tc tbf`. `loopback` needs a bandwidth, which it measures by letting
+every process pass one large tensor on to its neighbour at the same time, and a latency, by the same with one number. `kills` kills one process of a training run at 20 random moments,
+by DDP and by FSDP; each time the others must end and leave a whole checkpoint, and in the end no loss may differ from those of a run that nobody killed (`tests/killed_ranks.py`).
+`rounding` asks how far losses in half precision differ between one process and several, and why."""
+import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
-from bench.experiments import keep
-from bench.runner import read
+from bench.experiments import about
+from bench.runner import read, root
 from llm_course.distributed import _pass_on, in_processes, ring_all_reduce
+from llm_course.engine.commands import whole_file
+from llm_course.engine.processes import fast_forward
+from llm_course.engine.run_config import optimizer_for
+from llm_course.training import TrainConfig, train_step
+from llm_course.transformer import Transformer
 
+KILLS = 20
 RATE, SIZE, ROUNDS = 200_000_000, 16_000_000, 10   # bits a second, bytes
 FEW = 20   # messages
 NAME = "ring"   # what the namespaces' names begin with
@@ -81,13 +95,86 @@ def loopback(count: int) -> dict:
     return {"count": count, "bytes": SIZE, "bandwidth": SIZE / large, "latency": small / FEW, "seconds": ring}
 
 
+def kills() -> list[dict]:
+    "Kill a random process of a run, again and again; what was found, or an error where anything was lost."
+    found = []
+    for count, way in (2, "ddp"), (2, "fsdp"):
+        with TemporaryDirectory() as folder:
+            words = [sys.executable, root/"tests/killed_ranks.py", folder, str(count), str(KILLS), way]
+            told = subprocess.run(words, check=True, capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+        assert told.stdout == f"{KILLS} kills of one of {count}\n", told.stdout
+        [slowest] = re.findall(r"the others ended within ([\d.]+) s", told.stderr)
+        found.append({"count": count, "way": way, "kills": KILLS, "lost": 0, "seconds": float(slowest)})
+        print(found[-1], flush=True)
+    return found
+
+
+# ---- Half precision
+
+SHAPE = {"vocab_size": 4_097, "max_seq_len": 4, "d_model": 128, "num_layers": 2, "num_heads": 4, "d_ff": 341}
+ROWS, STEPS, FIRST = 12, 30, 4   # of a batch; of a run; at its beginning
+
+
+class _WideSum(torch.autograd.Function):
+    "A product in bfloat16, of which the gradient of the weight is summed in float32 and not rounded."
+    @staticmethod
+    def forward(ctx, x, weight):
+        x, weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(x, weight)
+        return x @ weight.mT
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return (grad @ weight).float(), grad.flatten(0, -2).float().mT @ x.flatten(0, -2).float()
+
+
+def _wide_linear(x, weight, bias=None):
+    with torch.autocast("cpu", enabled=False): return _WideSum.apply(x, weight)
+
+
+def losses(precision: str, pieces: int = 1, wide: bool = False, nudged: bool = False) -> torch.Tensor:
+    "The losses of one process, which may take a batch in pieces, as several processes do; sum the gradients of weights in float32; or begin with weights whose last digit is one higher."
+    config = TrainConfig(train_data=Path(), val_data=Path(), device="cpu", lr_max=1e-3, warmup_iters=0, precision=precision, **SHAPE)
+    torch.manual_seed(0)
+    model, found = Transformer(**SHAPE), []
+    if nudged:
+        for p in model.parameters(): p.data = p.data.nextafter(torch.tensor(torch.inf))
+    forward, optimizer = fast_forward(model, config), optimizer_for(model, config)
+    scaler, dice = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1)
+    often = 1 / torch.arange(1., SHAPE["vocab_size"] + 1)   # some ids are frequent, as in a text
+    with ExitStack() as changed:
+        if wide:
+            for place in "llm_course.linear.linear", "llm_course.ffn.linear", "torch.nn.functional.linear": changed.enter_context(patch(place, _wide_linear))
+        for _ in range(STEPS):
+            ids = torch.multinomial(often, ROWS * 5, replacement=True, generator=dice).view(ROWS, 5)
+            loss, _ = train_step(forward, optimizer, scaler, [(some[:, :-1], some[:, 1:]) for some in ids.chunk(pieces)], 1.)
+            found.append(float(loss))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def rounding() -> list[dict]:
+    "How far losses are off from those of one process and whole batches, in the first steps and in all."
+    torch.set_num_threads(1)
+    found = []
+    for precision in "float32", "bfloat16":
+        for wide in (False, True)[:1 + (precision == "bfloat16")]:
+            alone = losses(precision, wide=wide)
+            for how in {"pieces": 2}, {"pieces": 4}, {"nudged": True}:
+                off = (losses(precision, wide=wide, **how) / alone - 1).abs()
+                found.append({"precision": precision, "wide": wide, **how, "first": float(off[:FIRST].max()), "all": float(off.max())})
+                print(found[-1], flush=True)
+    return found
+
+
 def main(words: list[str]) -> None:
     "Run what was asked for, and keep it beside what there is."
     if words[:1] == ["member"]: return member(int(words[1]), int(words[2]))
-    old = read(Path(__file__).with_suffix(".json"))
-    found = {name: old[name] for name in ("limited", "loopback") if name in old}
-    for name in words: found[name] = [{"limited": limited, "loopback": loopback}[name](count) for count in (2, 4)]
-    keep(__file__, {"what": "Seconds of a ring all-reduce, beside what the cost model needs to know.", **found})
+    path = Path(__file__).with_suffix(".json")
+    for name in words:
+        rows = {"limited": lambda: [*map(limited, (2, 4))], "loopback": lambda: [*map(loopback, (2, 4))], "kills": kills, "rounding": rounding}[name]()
+        kept = {**read(path), name: rows, "on": {**read(path).get("on", {}), name: about()}}
+        with whole_file(path, "w") as file: file.write(json.dumps(kept, indent=1) + "\n")
     return None
 
 

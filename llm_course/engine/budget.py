@@ -145,8 +145,10 @@ def estimate_memory(
     if muon: averages -= 4 * c.num_layers * matrices
     measuring = 4 * (c.num_layers * matrices + tables) if diary else 0   # see `record`
     kept = _kept_by_block(c, tokens, size, on_cpu)
-    stored = stream if checkpointing else kept       # by each block
-    again = kept - stream if checkpointing else 0    # by the one that is computed again
+    stored, again = kept, 0   # by each block, and by the one that is computed again
+    if checkpointing:         # dropout must draw the same numbers the second time
+        stored = stream + torch.get_rng_state().nbytes
+        again = kept - stream
     head = stream + tokens * (size*c.d_model + 21) + copies
     if c.dropout: head += tokens * c.d_model * _noise(4, on_cpu)   # of the embedding
     logits = size * tokens * c.vocab_size
@@ -168,7 +170,8 @@ def estimate_memory(
     body = 4 * (c.num_layers - 1) * block_numbers
     moments = [
         always + c.num_layers * stored + head + 2 * logits + chunk,           # the loss
-        always + c.num_layers * stored + head + logits + 4*table + copies,
+        always + c.num_layers * stored + head + logits + (copies or 4 * table),
+        always + c.num_layers * stored + head + 4*table,   # its gradient, widened
         always + c.num_layers * stored + again + 4*table + work,   # its last block
         always + stored + again + 4 * table + body + work,         # its first block
         always + c.num_layers * stored + looking,                  # its last mask

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEXTS', 'VERBS', 'EXAMPLES', 'by_verb', 'RECIPE', 'STEPS', 'names_of', 'Typed', 'as_path', 'as_written', 'by_default',
-           'required', 'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'with_breaks', 'parse',
-           'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly', 'warn', 'run_command',
-           'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file', 'not_a_text', 'known_kind',
-           'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder', 'whole_file', 'overview', 'main']
+           'required', 'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'is_first_to_speak',
+           'with_breaks', 'parse', 'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly',
+           'warn', 'run_command', 'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file',
+           'not_a_text', 'known_kind', 'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder',
+           'whole_file', 'overview', 'main']
 
 # %% ../../nbs/engine/commands.ipynb #imports
 import json
@@ -218,10 +219,21 @@ def after_another()->bool:
             and os.environ.get("LOCAL_RANK", "0") != "0")
 
 def let_the_first_speak()->None:
-    """Wait before an error is reported that all processes may have met.
+    """Wait before a refusal of flags that all processes may have met.
 
     If the first one has, it says so and ends, and then torchrun ends this one."""
     if after_another(): sleep(5)
+
+def is_first_to_speak()->bool:
+    """May this process say why it ends? Of those on one machine, only the first may.
+
+    The answer is kept in torchrun's own folder for this attempt, which it removes."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")   # ATTEMPT/RANK/error.json
+    if not place: return True
+    try: (Path(place).parents[1]/"has_spoken").touch(exist_ok=False)
+    except FileExistsError: return False
+    except OSError: pass   # the folder is gone: better twice than never
+    return True
 
 _ConfigFile = Annotated[Path|None, tyro.conf.arg(
     name="config", help_behavior_hint="(default: none)",
@@ -435,8 +447,7 @@ def run_command(
             why = (f"there is not enough memory ({shorten(why, 120)}); "
                    "ask for less: a smaller model, batch or sequence")
         elif not isinstance(error, ValueError | OSError): raise
-        if isinstance(error, ValueError): let_the_first_speak()
-        print(f"error: {why}", file=sys.stderr)
+        if is_first_to_speak(): print(f"error: {why}", file=sys.stderr)
         raise SystemExit(2) from None
 
 # %% ../../nbs/engine/commands.ipynb #input-file
