@@ -960,8 +960,7 @@ MISTAKES["linear_lr_scheduler"] = variants(
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
-    "without a warm-up there is a division by zero, or the first step has not the "
-    "highest rate": (
+    "without a warm-up, step 0 does not have the highest rate": (
         lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0)) != 1
         == part(4, 4, 12, 0.1, 1.0)
     ),
@@ -1167,7 +1166,7 @@ def _steepness(part):
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off":
         lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
-    "the largest logit of all rows is subtracted; each row needs its own": (
+    "a row costs otherwise when the logits of another lie 10,000 above its own": (
         lambda part: _loss(part, [1e4, 0.0]).isfinite()
         and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()
     ),
@@ -1178,7 +1177,7 @@ SYMPTOMS["CrossEntropyLoss"] = {
         lambda part: abs(_loss(part, [1.0, 0.0], [1.0, 0.0]) - _loss(part, [1.0, 0.0]))
         > 1e-3
     ),
-    "nothing is subtracted before the exponential, so large logits overflow": (
+    "a logit of 10,000 gives a loss that is not finite": (
         lambda part: not _loss(part, [1e4, 0.0]).isfinite()
         and _loss(part, [1.0, 0.0]).isfinite()
     ),
@@ -1399,7 +1398,7 @@ def _still(part, grads, **settings):
 SYMPTOMS["AdamW"] = (
     _manners | _heeds | {
         "it walks uphill": lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 1,
-        "the first step divides by zero: the count must be raised before it is used": (
+        "the first step is not finite, or huge": (
             lambda part: not abs(_steps(part, [1.0])[0]) < 1e9
         ),
         "weight_decay makes no difference":
@@ -1428,7 +1427,7 @@ SYMPTOMS["AdamW"] = (
             lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
             > 1e-4
         ),
-        "the mean of the squares never falls: is the largest one kept?": (
+        "steps stay short long after a large gradient": (
             lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
             < 0.05
         ),
@@ -1437,8 +1436,8 @@ SYMPTOMS["AdamW"] = (
             lambda part: abs(_path(part, [0.0], lr=0.1, weight_decay=0.5)[0] - 0.9)
             < 1e-6
         ),
-        "decay depends on the gradient, or works on the parameter that has already "
-        "been moved": (
+        "the gradient changes how much decay takes off, which is lr times decay of the "
+        "old parameter": (
             lambda part: abs(_path(part, [1.0], lr=0.1, weight_decay=0.5)[0] - 0.85)
             > 1e-6
             and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6

@@ -284,9 +284,9 @@ def _ask_learn(part):
         }
         yield lambda: list(map(tuple, learn(dict(words), 6)))
 
-    yield "in the warning where too few pairs are left", lambda: _warns(
+    yield "in whether it warns where too few pairs are left", lambda: _warns(
         lambda: part({b"ab": 2}, 3))
-    yield "in warnings where enough are left", lambda: _warns(
+    yield "in whether it warns where enough are left", lambda: _warns(
         lambda: part({b"abcd": 2}, 3))
 
 def _warns(f):
@@ -964,26 +964,29 @@ def _ask_batch(part):
     yield "where one row fits", lambda: [
         y.tolist() for y in part(ids[:5], 2, 4, "cpu")] == [
         [[0, 1, 2, 3]] * 2, [[1, 2, 3, 4]] * 2]
-    yield "for large ids", lambda: int(
+    yield "in whether ids above 60,000 stay so", lambda: bool(
         part(long + np.uint16(60_000), 8, 6, "cpu")[0].min() >= 60_000)
     yield "where the text is too short", lambda: part(ids[:4], 2, 4, "cpu")
     dealt = lambda: sorted(start for i in range(4) for start in part(
         np.arange(81), 4, 4, "cpu", iteration=i, order="epochs")[0][:, 0].tolist())
-    yield "in the order of epochs", lambda: int(
+    yield "in whether an epoch has each place once", lambda: bool(
         min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
-    yield "in the shuffling of an epoch", lambda: len(set(np.diff(_dealt(part)))) > 2
-    yield "in the shuffling of the next epoch", lambda: _repeats(part)
-    yield "where an epoch ends within a batch", lambda: _drops(part)
-    yield "in an epoch that begins within a batch", lambda: _drops(part, 19)
-    yield "in how evenly places are drawn", lambda: (
-        lambda n: int(max(n.values()) < 1.9 * min(n.values())))(
+    yield "in whether the rows of an epoch are shuffled", lambda: (
+        len(set(np.diff(_dealt(part)))) > 2)
+    yield "in whether the next epoch repeats the order", lambda: _repeats(part)
+    yield "in whether a row comes twice where an epoch ends within a batch", lambda: (
+        _drops(part))
+    yield "in whether a row comes twice in an epoch that begins within a batch", (
+        lambda: _drops(part, 19))
+    yield "in whether places are drawn evenly", lambda: (
+        lambda n: bool(max(n.values()) < 1.9 * min(n.values())))(
         Counter(starts().long().tolist()))
     yield "without an iteration", lambda: _anew(bare)
     yield "in what lies between rows", lambda: [
         len(set(first(0, 0))) > 1,
         not any(x % 4 for x in first(0, 0) + first(0, 1)),
     ]
-    yield "in the order of the rows", lambda: all(
+    yield "in whether all batches come in order", lambda: all(
         rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
 
 def _dealt(part, size=19, seed=0, step=0, count=19):
@@ -1124,7 +1127,7 @@ SYMPTOMS["get_batch"] = {
     "a row is not a stretch of neighbours": (
         lambda part: (_rows_of_numbers(part)[0].diff() != 1).any()
     ),
-    "one start too many can be drawn: its last target lies behind the end": (
+    "a draw from 13 ids raises an error: does a row begin too near the end?": (
         lambda part: attempt(lambda: _starts_of(part))
         in ("ValueError", "RuntimeError", "IndexError")
     ),

@@ -146,14 +146,16 @@ def _ask_evaluate(part):
     yield "for a single batch", lambda: float(part(_table_model(), _uneven()[:1]))
     yield "when batches come one by one", lambda: float(
         part(_table_model(), iter(_uneven())))
-    yield "in its gradient", lambda: seen(lambda s: torch.is_grad_enabled())[0]
-    yield "in the mode of the model", lambda: seen(lambda s: s.training)[-1]
+    yield "in whether torch keeps a graph while the model runs", lambda: seen(
+        lambda s: torch.is_grad_enabled())[0]
+    yield "in whether a model that trained is in training mode afterwards", (
+        lambda: seen(lambda s: s.training)[-1])
     yield "in its type", lambda: type(part(_table_model(), _uneven())).__name__
     def resting():
         model = _table_model().eval()
         part(model, _uneven())
         return model.training
-    yield "in the mode of a model that rests", resting
+    yield "in whether a model in evaluation is in training mode afterwards", resting
     def after(model=None):
         part(_table_model(), _uneven())
         return torch.is_grad_enabled()
@@ -390,7 +392,7 @@ def _ask_load(part):
         _Bomb.went_off = False
         _refuses(lambda: part(_changed(x=_Bomb()), *_a_run(0)))
         return _Bomb.went_off
-    yield "for a file that carries code", armed
+    yield "in whether code in the file is run", armed
     yield "for a file of something else", lambda: part(
         io.BytesIO(b"something else"), *_a_run(0))
     def seen(state):   # by a model whose parameters have the same shapes
@@ -534,7 +536,7 @@ def puts_back_what_was_read(part):
 def _ask_states(part):
     yield lambda: _again(part, _put_back)
     yield lambda: sorted(part())[-3:]
-    yield "when it is only read", lambda: _read_twice(part)
+    yield "in whether reading leaves chance alone", lambda: _read_twice(part)
     def stored():
         file = io.BytesIO()
         torch.save(part(), file)
@@ -551,7 +553,7 @@ def _read_twice(part):
 @questions_of("set_random_states")
 def _ask_set_states(part):
     yield lambda: _again(random_states, part)
-    yield "for states that are damaged", lambda: _refuses(lambda: part({"torch": 3}))
+    yield "for states that are damaged", lambda: part({"torch": 3})
 
 def _a_state(left=""):
     "A `random_states` that leaves a source out."
@@ -607,17 +609,17 @@ def gives_the_scores_of_the_model_that_was_saved(part):
 def _ask_load_model(part):
     ids = torch.tensor([[1, 7, 3]])
     yield lambda: _model_file(part, lambda model: model(ids).half())
-    yield "where head and embedding are tied", lambda: _model_file(
+    yield "in whether head and embedding stay tied", lambda: _model_file(
         part, lambda m: m.head.weight is m.embedding.weight, tie=True)
     yield "in its shape", lambda: _model_file(
         part, lambda m: m.config.num_kv_heads or 0, num_kv_heads=1)
-    yield "in its mode", lambda: _model_file(part, lambda model: model.training)
+    yield "in whether it trains", lambda: _model_file(part, lambda m: m.training)
     yield "in its type", lambda: _model_file(part, lambda m: str(m.head.weight.dtype))
     def junk():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)/"model.safetensors"
             path.write_bytes(b"no model")
-            return _refuses(lambda: part(path, "cpu"))
+            return part(path, "cpu")
     yield "for a file that is not a model", junk
     def found(name, kind=Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -631,7 +633,7 @@ def _ask_load_model(part):
         before = torch.random.get_rng_state()
         _model_file(part, lambda model: 0)
         return torch.equal(before, torch.random.get_rng_state())
-    yield "in the chance of others", chance
+    yield "in whether the chance of others is left alone", chance
 
 def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda c: c,
                     tied=True, folders=True):
@@ -696,8 +698,7 @@ def _ask_cache(part):
     yield lambda: _kept(cache(), 2, 1)[1]
     yield "in its length", lambda: after(lambda one: one.length, 2, 1)
     yield "where it is full", lambda: _kept(cache(), 2, 4)[0]
-    yield "where more comes than there is room", lambda: _refuses(
-        lambda: _kept(cache(), 4, 3))
+    yield "where more comes than there is room", lambda: _kept(cache(), 4, 3)[0]
     def forgotten():
         one = cache()
         _kept(one, 4)
@@ -861,13 +862,13 @@ def _ask_generate_ids(part):
     yield "with top-k", lambda: part(_writer(), _begin, 4, 5., 1., top_k=1)
     yield "with min-p", lambda: part(_writer(), _begin, 4, 5., 1., min_p=1.)
     yield "in the type of its ids", lambda: str(part(_writer(), _begin, 2, 0.).dtype)
-    yield "in the graph behind it", lambda: part(
+    yield "in whether a graph is kept", lambda: part(
         _writer(), _begin, 1, 0.).requires_grad
     def mode():
         model = _writer()
         part(model, _begin, 1, 0.)
         return model.training
-    yield "in the mode of the model", mode
+    yield "in whether the model is in training mode afterwards", mode
 
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
@@ -974,7 +975,7 @@ def _asked_of_both(part, whole=lambda text: text):
         return [untouched, text == babble(seed=1), text == babble(seed=2),
                 len(set(text[1:])) > 2]
     yield "with a seed", seeded
-    yield "without a seed", lambda: babble() == babble()
+    yield "in whether two texts without a seed are alike", lambda: babble() == babble()
     yield "among equals when the temperature is 0", lambda: babble(0.)
     yield "with top-p", lambda: babble(top_p=0.)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
@@ -1184,7 +1185,7 @@ def _ask_lora(part):
         return [one.weight is base.weight, bool(one.lora_A.any()),
                 bool(one.lora_B.any())]
     yield "in how it begins", fresh
-    yield "in the spread of its fresh factor", lambda: bool(
+    yield "in whether its fresh A has the spread 1/√d_in", lambda: bool(
         .3 < part(Linear(400, 50), 40, 1.).lora_A.std() * 20 < 3)
     def as_a_matrix():
         one = layer()
@@ -1291,7 +1292,8 @@ def _a_dpo(
     return part
 
 MISTAKES["dpo_loss"] = variants(_a_dpo, {
-    "better and worse have changed places":
+    "the difference has the wrong sign: better and worse, or model and reference, have "
+    "changed places":
         dict(score=lambda b, w, rb, rw: (w - rw) - (b - rb)),
     "beta has no effect": dict(hot=lambda s, beta: s),
     "beta stands outside the sigmoid; it belongs inside":
@@ -1509,32 +1511,37 @@ def estimates_what_sets_share(part):
 def _ask_minhash(part):
     def near(a, b, share, **more):
         found = _agree(part(a, 200, **more), part(b, 200, **more))
-        return int(abs(found - share) < .13)
+        return abs(found - share) < .13
     a, b = _grams(0, 60), _grams(30, 90)
     yield "for one set, asked twice", lambda: _agree(part(a, 50), part(a, 50))
-    yield "for sets that share nothing", lambda: near(a, _grams(60, 120), 0.)
-    yield "for sets that share a third", lambda: near(a, b, 1 / 3)
-    yield "for sets that share nearly all", lambda: near(a, _grams(0, 57), .95)
-    yield "with another seed", lambda: near(a, b, 1 / 3, seed=5)
+    yield "in whether it comes near for sets that share nothing", lambda: (
+        near(a, _grams(60, 120), 0.))
+    yield "in whether it comes near for sets that share a third", lambda: (
+        near(a, b, 1 / 3))
+    yield "in whether it comes near for sets that share nearly all", lambda: (
+        near(a, _grams(0, 57), .95))
+    yield "in whether it comes near with another seed", lambda: (
+        near(a, b, 1 / 3, seed=5))
     yield "with another number of hashes", lambda: len(part(a, 7))
-    yield "in whether the seed counts", lambda: int(
+    yield "in whether the seed counts", lambda: (
         _agree(part(a, 200), part(a, 200, seed=1)) < .2)
-    yield "when a shingle is added", lambda: int(
+    yield "in whether little changes when a shingle is added", lambda: (
         _agree(part(a, 200), part(a | {"one more"}, 200)) > .9)
     def numbers(): return part(_grams(0, 1), 50)
-    yield "in how many numbers are different", lambda: int(
+    yield "in whether nearly all numbers are different", lambda: (
         len({*map(int, numbers())}) > 45)
-    yield "for a union of two sets", lambda: int((np.asarray(part(a | b, 50)) ==
-        np.minimum(part(a, 50), part(b, 50))).all())
+    yield "in whether a union has the lesser numbers of both", lambda: bool((
+        np.asarray(part(a | b, 50)) == np.minimum(part(a, 50), part(b, 50))).all())
     yield "in its type", lambda: str(np.asarray(part(a, 5)).dtype)
-    yield "for an empty set", lambda: bool((part(set(), 5) == 2**64 - 1).all())
+    yield "in whether an empty set gets the largest numbers", lambda: (
+        bool((part(set(), 5) == 2**64 - 1).all()))
     yield "in the default number of hashes", lambda: len(part(a))
     words = {"a b c", "d e f", "g h i"}, {"a d g", "b e h", "c f i"}
-    yield "for the same words in other runs", lambda: near(*words, 0.)
+    yield "in whether word order counts", lambda: near(*words, 0.)
     def salted():
         with mock.patch("builtins.hash", wraps=hash) as seen: part(a, 5)
         return seen.called
-    yield "in another process", salted
+    yield "in whether Python's hash is called", salted
 
 def _a_minhash(
     draw=lambda seed: np.random.default_rng(seed), many=lambda n: n, least=np.min,
