@@ -41,8 +41,7 @@ from ..engine.parts import part_name
 from ..generating import next_probabilities, Sampling
 from llm_course.grading.grading import (
     MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of,
-    reference, variants,
-)
+    reference, variants)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
 from ..optim import AdamW
@@ -78,8 +77,7 @@ def _ask_windows(part):
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
-    parted=lambda rows: (rows[:, :-1], rows[:, 1:]),
-):
+    parted=lambda rows: (rows[:, :-1], rows[:, 1:])):
     "A `windows` with something changed."
     def part(dataset, batch_size, max_seq_len, device="cpu"):
         last = len(dataset) - 1
@@ -106,8 +104,7 @@ MISTAKES["windows"] = variants(_a_reader, {
     "inputs and targets have changed places":
         dict(parted=lambda rows: (rows[:, 1:], rows[:, :-1])),
     "ids come in another type of integer; a model reads int64": dict(kind=np.int32),
-    "the order is not that of the text": dict(order=lambda places: places[::-1]),
-})
+    "the order is not that of the text": dict(order=lambda places: places[::-1])})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #evaluate
 def _losses(logits, targets):
@@ -163,8 +160,7 @@ def _ask_evaluate(part):
 
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
-    used=slice(None), kind=float,
-):
+    used=slice(None), kind=float):
     "An `evaluate` with something changed."
     def part(model, batches):
         total, count = 0., 0
@@ -187,8 +183,7 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
     "the model is left in evaluation mode": dict(mode=False),
     "only the first batch counts": dict(used=slice(1)),
     "only the last batch counts": dict(used=slice(-1, None)),
-    "a tensor comes out; a plain number is wanted": dict(kind=lambda x: x),
-})
+    "a tensor comes out; a plain number is wanted": dict(kind=lambda x: x)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs
 @cache
@@ -301,8 +296,7 @@ class _Full:   # as where a disk is full: it cannot be written
 
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
-    weights=lambda state: state, parts=True, straight=False,
-):
+    weights=lambda state: state, parts=True, straight=False):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
         model = bare(model)
@@ -343,8 +337,7 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "what is given besides is not written": dict(more=False),
     "the names of parts that are not ours are missing": dict(parts=False),
     "it is written straight onto the old file, so a failure leaves half of one: write "
-    "another, then replace": dict(straight=True),
-})
+    "another, then replace": dict(straight=True)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs-2
 class _Bomb:   # unpickled, it leaves a mark
@@ -397,8 +390,7 @@ def _ask_load(part):
         io.BytesIO(b"something else"), *_a_run(0))
     def seen(state):   # by a model whose parameters have the same shapes
         return {"config": state["config"] | {"sliding_window": 4}}
-    yield "for a model with another setting", lambda: part(
-        _changed(seen), *_a_run(0))
+    yield "for a model with another setting", lambda: part(_changed(seen), *_a_run(0))
     def moments(state):
         kept = state["optimizer"]
         cut = {name: x[:1] if x.ndim else x for name, x in kept["state"][0].items()}
@@ -409,8 +401,7 @@ def _ask_load(part):
             name: x for name, x in old.items() if name != "norm.weight"}),
         ("where there is one parameter more", lambda old: old | {"x": torch.ones(8)}),
         ("where a parameter has another shape", lambda old: old | {
-            "norm.weight": torch.ones(4)}),
-    ):
+            "norm.weight": torch.ones(4)})):
         yield label, lambda: part(
             _changed(lambda state: {"model": change(state["model"])}), *_a_run(0))
     for kind in Path, str:
@@ -483,8 +474,7 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "it needs an optimiser; for a model alone there is none":
         dict(put=_with_both),
     "nothing is compared before it is put back: torch takes moments of any shape":
-        dict(read=partial(torch.load, weights_only=True), put=_plainly),
-})
+        dict(read=partial(torch.load, weights_only=True), put=_plainly)})
 
 
 # %% ../../nbs/grading/mistakes_world.ipynb #chance
@@ -584,8 +574,7 @@ MISTAKES["random_states"] = variants(_a_state, {
     for key, name in _sources.items()})
 MISTAKES["set_random_states"] = variants(_a_return, {
     f"the state of {name} is not put back": dict(left=key)
-    for key, name in _sources.items()} | {
-    "nothing is put back": dict(left="nothing")})
+    for key, name in _sources.items()} | {"nothing is put back": dict(left="nothing")})
 SYMPTOMS["random_states"] = {
     f"the state of {name} is missing": lambda part, key=key: key not in part()
     for key, name in _sources.items()}
@@ -663,8 +652,7 @@ MISTAKES["load_model"] = variants(_a_model_loader, {
     "the shape is not all that the file says: keys and values have other heads":
         dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
-    "the folder of a run is not opened: its best.pt is meant": dict(folders=False),
-})
+    "the folder of a run is not opened: its best.pt is meant": dict(folders=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #cache
 def _kept(cache, *sizes):
@@ -730,8 +718,7 @@ def _ask_cache(part):
 def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
     twice=0, cuts=False, kind=None, grown=0, onto=lambda start: start,
-    hides=lambda at, padding: at >= padding,
-):
+    hides=lambda at, padding: at >= padding):
     "A `KVCache` with something changed."
     class Part:
         def __init__(self, batch, num_kv_heads, max_seq_len, d, device=None,
@@ -776,8 +763,7 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the mask is turned round: it hides the text and shows the padding":
         dict(hides=lambda at, padding: at < padding),
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
-    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding),
-})
+    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate-ids
 class _Plain(Transformer): "A model that nothing faster stands in for."
@@ -873,8 +859,7 @@ def _ask_generate_ids(part):
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
-    kept=None, sown="",
-):
+    kept=None, sown=""):
     "A `generate_ids` with something changed."
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
@@ -929,8 +914,7 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "every text gets the token of the first": dict(twin=True),
     "torch's generator, which all share, is set to a seed": dict(sown="once"),
     "the seed is set anew for each token, so that chance is always the same":
-        dict(sown="each"),
-})
+        dict(sown="each")})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate
 @check_of("generate")
@@ -999,8 +983,7 @@ def _ask_stream(part):
 
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
-    holds=True, kept=False, loses=False,
-):
+    holds=True, kept=False, loses=False):
     "What is certain of a growing text, after each token."
     ids, said, text = tokenizer.encode(prompt), b"", ""
     for _ in range(max_tokens + extra):
@@ -1059,24 +1042,21 @@ _of_both:dict[str, dict] = {
     "without a seed chance is always the same": dict(sown="fixed"),
     "the seed is set anew for each token, so that chance is always the same":
         dict(sown="each"),
-    "torch's generator, which all share, is set to the seed": dict(sown="all"),
-}
+    "torch's generator, which all share, is set to the seed": dict(sown="all")}
 MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is missing from the text": dict(start=""),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False),
     "one token too few is written": dict(extra=-1),
     "one token too many is written": dict(extra=1),
-    "of several prompts only the first is continued": dict(all_prompts=False),
-})
+    "of several prompts only the first is continued": dict(all_prompts=False)})
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; only what is new is wanted":
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
     "each token is decoded by itself: characters of two bytes break":
-        dict(single=True, holds=False),
-})
+        dict(single=True, holds=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #answer-loss
 def _a_talk():
@@ -1103,14 +1083,12 @@ def _ask_answer_loss(part):
         lambda z: part(z, targets, learnt), logits)
     yield "in half precision", lambda: part(logits.half(), targets, learnt)
     yield "for large scores", lambda: part(100 * logits, targets, learnt)
-    yield "where the first id is learnt", lambda: part(
-        logits, targets, 1 - learnt)
+    yield "where the first id is learnt", lambda: part(logits, targets, 1 - learnt)
 
 def _an_answer_loss(
     said=lambda learnt: learnt, wide=True,
     end=lambda each, said: (each * said).sum() / said.sum(),
-    blank=lambda logits, targets, said: (logits, targets), later=False,
-):
+    blank=lambda logits, targets, said: (logits, targets), later=False):
     "An `answer_loss` with something changed."
     def part(logits, targets, learnt):
         learnt = said(learnt)
@@ -1148,8 +1126,7 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
         end=lambda each, said: each.mean()),
     "hidden targets become id 0 and are still counted": dict(
         blank=lambda z, y, said: (z, y * said), end=lambda each, said: each.mean()),
-    "the loss is computed in half precision": dict(wide=False),
-})
+    "the loss is computed in half precision": dict(wide=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #lora
 @check_of("LoraLinear")
@@ -1198,8 +1175,7 @@ def _thin(rank, d_in, **like): return torch.randn(rank, d_in, **like) / d_in**.5
 def _a_lora(
     scale=lambda alpha, rank: alpha / rank, begin=(_thin, torch.zeros),
     base=True, shared=True, bias=True, kind=None, merged=True, again=False,
-    bend=lambda x: x,
-):
+    bend=lambda x: x):
     "A `LoraLinear` with something changed."
     class Part(nn.Module):
         def __init__(self, old, rank, alpha):
@@ -1246,8 +1222,7 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
     "the weight of the base is copied; it must stay the same parameter":
         dict(shared=False),
     "the bias of the base is lost": dict(bias=False),
-    "the factors have another type than the base": dict(kind=torch.float32),
-})
+    "the factors have another type than the base": dict(kind=torch.float32)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #dpo
 def _four():
@@ -1279,8 +1254,7 @@ def _ask_dpo(part):
 
 def _a_dpo(
     score=lambda b, w, rb, rw: (b - rb) - (w - rw), hot=lambda s, beta: beta * s,
-    loss=lambda s, beta: -logsigmoid(s), end=torch.mean, wide=True,
-):
+    loss=lambda s, beta: -logsigmoid(s), end=torch.mean, wide=True):
     "A `dpo_loss` with something changed."
     def part(better, worse, ref_better, ref_worse, beta=.1):
         four = [better, worse, ref_better, ref_worse]
@@ -1325,8 +1299,7 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
         dict(loss=lambda s, beta: torch.relu(-s)),
     "this is a hinge, not a logarithm":
         dict(loss=lambda s, beta: torch.relu(1 - s)),
-    "the differences are taken in half precision": dict(wide=False),
-})
+    "the differences are taken in half precision": dict(wide=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #advantages
 _rewards = torch.tensor([[1., 0., 0., 1.], [0., 0., 0., 2.], [3., 1., 2., 2.]])
@@ -1354,8 +1327,7 @@ def _ask_advantages(part):
 def _an_advantage(
     mean=lambda r: r.mean(-1, keepdim=True), spread=lambda r: r.std(-1, keepdim=True),
     eps=1e-4, scaled=("grpo",), sign=1, plain=("reinforce",), usual="dr_grpo",
-    others=True,
-):
+    others=True):
     "An `advantages` with something changed."
     def part(rewards, method=usual):
         g = rewards.shape[-1]
@@ -1393,8 +1365,7 @@ MISTAKES["advantages"] = variants(_an_advantage, {
     "a group with equal rewards divides zero by zero": dict(eps=0.),
     "RLOO counts the answer itself among the others": dict(others=False),
     "REINFORCE takes the rewards as they are": dict(plain=()),
-    "the method is another where none is named": dict(usual="grpo"),
-})
+    "the method is another where none is named": dict(usual="grpo")})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #policy
 def _an_update():
@@ -1426,8 +1397,7 @@ def _ask_policy(part):
     yield "where nothing has moved yet", lambda: part(old, old, said, _two_prompts)
     far = torch.tensor([[2.], [2.], [-2.], [-2.]])
     yield "where much has moved", lambda: part(old + far, old, said, _two_prompts)
-    def slope(x): return torch.autograd.grad(
-        part(x, old, said, _two_prompts), x)[0]
+    def slope(x): return torch.autograd.grad(part(x, old, said, _two_prompts), x)[0]
     yield "in its gradient", lambda: slope(new.clone().requires_grad_())
     yield "in its gradient", lambda: slope((old + far).requires_grad_())
     hidden = torch.where(said, new, new + 1)
@@ -1436,16 +1406,14 @@ def _ask_policy(part):
     for method in "grpo", "rloo", "reinforce":
         yield f"in its gradient with {method}", lambda: gradient(
             lambda x: part(x, old, said, _two_prompts, method), new)
-    yield "in its default clip", lambda: part(
-        old + far / 4, old, said, _two_prompts)
+    yield "in its default clip", lambda: part(old + far / 4, old, said, _two_prompts)
 
 def _a_policy(
     ratio=lambda new, old: (new - old).exp(), pick=torch.minimum,
     bound=lambda r, c: r.clamp(1 - c, 1 + c), limit=lambda c: c,
     gain=lambda r, m: advantages(r, m), mask=lambda said: said, sign=-1,
     scaled=("grpo",), end=lambda each, said: each.mean(),
-    length=lambda said: said.sum(-1), whole=False,
-):
+    length=lambda said: said.sum(-1), whole=False):
     "A `policy_loss` with something changed."
     def part(logprobs, old, said, rewards, method="dr_grpo", clip=.2):
         a, said = gain(rewards, method).reshape(-1, 1), mask(said)
@@ -1492,8 +1460,7 @@ MISTAKES["policy_loss"] = variants(_a_policy, {
         dict(end=lambda each, said: each.sum()),
     "rewards stand where advantages should": dict(gain=lambda r, m: r),
     "advantages go to the wrong answers: prompts and answers are transposed":
-        dict(gain=lambda r, m: advantages(r, m).T),
-})
+        dict(gain=lambda r, m: advantages(r, m).T)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #minhash
 def _grams(begin, end): return {f"word {i} and {i % 7}" for i in range(begin, end)}
@@ -1546,8 +1513,7 @@ def _ask_minhash(part):
 def _a_minhash(
     draw=lambda seed: np.random.default_rng(seed), many=lambda n: n, least=np.min,
     cut=2**64 - 1, pieces=lambda grams: sorted(grams), alike=False, sort=False,
-    code=lambda gram: int.from_bytes(hashlib.md5(gram.encode()).digest()[:8], "big"),
-):
+    code=lambda gram: int.from_bytes(hashlib.md5(gram.encode()).digest()[:8], "big")):
     "A `minhash` with something changed."
     def part(grams, hashes=100, seed=0):
         chance, n = draw(seed), many(hashes)
@@ -1622,8 +1588,7 @@ def _a_flash(
     shrink=("total", "sums"), top=lambda old, new: torch.maximum(old, new), begin=None,
     scale=lambda d: 1., each=False, whole=False, shift=lambda last: last, hide=True,
     logs=lambda best, total: best + total.log(), grows=False, forgets=False,
-    divided=True, tiles=False,
-):
+    divided=True, tiles=False):
     "A `flash_forward` with something changed."
     def part(q, k, v, last, tile):
         t, s = q.shape[-2], k.shape[-2]
@@ -1676,8 +1641,7 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the logarithm lacks the maximum that was subtracted":
         dict(logs=lambda best, total: total.log()),
     "the sums come back; their logarithms are wanted":
-        dict(logs=lambda best, total: total * best.exp()),
-})
+        dict(logs=lambda best, total: total * best.exp())})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #ring
 class _Ring:
@@ -1815,5 +1779,4 @@ MISTAKES["ring_all_reduce"] = variants(_a_ring, {
         dict(own=True),
     "the first round ends one step too early": dict(steps=1),
     "whole tensors are sent round; send one piece at a time": dict(whole=True),
-    "the last numbers are left out where pieces are not equally long": dict(lost=True),
-})
+    "the last numbers are left out where pieces are not equally long": dict(lost=True)})
