@@ -258,14 +258,23 @@ def ranked(
     "Order mistakes by how well they explain the answers, the likeliest first."
     truth, found = truth_about(component), []
     wrong, refused = differ(mine, truth, True), [*map(_raised, truth)]
+    odd = [r or w and (_breaks(m) or _breaks(t))   # it refuses too little, or fails
+           for r, w, m, t in zip(refused, wrong, mine, truth)]   # in a corner
     for hint, theirs in known(component).items():
         apart, bent = differ(mine, theirs), differ(theirs, truth, True)
-        telling = sum(w and b and not a for w, b, a in zip(wrong, bent, apart))
-        if not telling: continue
-        also = sum(a and r for a, r in zip(apart, refused))   # it may refuse too little
-        if not any(b and not r for b, r in zip(bent, refused)): also = 0
-        found.append((sum(apart) - also, also, -telling, hint))
+        same = [w and b and not a for w, b, a in zip(wrong, bent, apart)]
+        if not any(same): continue
+        solid = sum(s and not o for s, o in zip(same, odd))
+        also = sum(a and o for a, o in zip(apart, odd))
+        corners = also - sum(a and r for a, r in zip(apart, refused))
+        if not solid or corners > solid: also = 0
+        found.append((sum(apart) - also, also, -sum(same), hint))
     return sorted(found)
+
+def _breaks(answer):
+    "Did it raise, or give something that is not a number, or infinite?"
+    if isinstance(answer, str): return _raised(answer)
+    return bool((answer.isnan() | (answer == math.inf)).any())
 
 def compare(
     mine:list[Tensor|str],  # The answers of a part that fails
@@ -453,8 +462,9 @@ def told(
 def _places(wrong:Tensor)->str:
     "Say which places of one axis are wrong, if the others are right."
     for axis in range(-1, -wrong.ndim - 1, -1):
-        bad = wrong.movedim(axis, 0).flatten(1).any(1)
-        n, places = len(bad), bad.nonzero().flatten().tolist()
+        n = wrong.shape[axis]
+        bad = wrong.movedim(axis, 0).reshape(n, -1).any(1)
+        places = bad.nonzero().flatten().tolist()
         if not 0 < len(places) < n or n < 3: continue
         first, last = places[0], places[-1]
         run = str(first) if first == last else f"{first} to {last}"
@@ -478,7 +488,7 @@ def describe(
     "Say what came of the first question that was answered wrongly."
     wrong = [i for i, apart in enumerate(differ(mine, truth, True)) if apart]
     if not wrong: return ""
-    at = next((i for i in wrong if not _raised(truth[i])), wrong[0])
+    at = min(wrong, key=lambda i: (_raised(truth[i]), _breaks(mine[i])))
     said = told(mine[at], truth[at])
     if all("gradient" in where[i] for i in wrong): said += "; the output is right"
     words = f"{where[at]}, {said}".lstrip(", ").split() if said else []

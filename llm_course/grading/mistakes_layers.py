@@ -285,10 +285,8 @@ MISTAKES["RmsNorm"] = {
                 x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype))
     ),
     "eps stands outside the root": _a_norm(
-        lambda x, eps: (
-            x.float() / (x.float().square().mean(-1, keepdim=True).sqrt() + eps)
-        ).to(x.dtype)
-    ),
+        lambda x, eps: (x.float() / ((
+            x.float().square().mean(-1, keepdim=True) + 1e-30).sqrt() + eps)).to(x.dtype)),
     "eps is fixed in the code: the one that is asked for is ignored":
         _a_norm(_rms, fixed=1e-5),
     "there is no eps: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
@@ -553,6 +551,7 @@ def _a_softmax(share, narrow=True):
     "A `Softmax` that computes `share(x, dim)` in at least float32."
     def compute(x, dim):
         y = share(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
+        y = y.masked_fill((x == -torch.inf).all(dim, keepdim=True), 0.)
         return y.to(x.dtype) if narrow else y
     return lambda dim=-1: partial(compute, dim=dim)
 
@@ -626,11 +625,11 @@ MISTAKES["Softmax"] = {
 SYMPTOMS["Softmax"] = {
     "some shares are negative, or greater than one":
         lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
+    "the shares of a row do not add up to one":
+        lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
     "a row comes out otherwise when another lies 500 above it":
         lambda part: not same(
             part()(torch.stack([given(3), given(3) + 500]))[0], part()(given(3))),
-    "the shares of a row do not add up to one":
-        lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
     "rows are not independent: the scores of one change the shares of another":
         lambda part: row_moved(part(), given(3, 5), 1, lambda x: x * 3) > 1e-5,
     "a score far below the best gets too much":
@@ -860,6 +859,7 @@ def _a_rope(
     saved=False):
     "A `RoPE` with something changed."
     def rope(s, x, positions=None):
+        if isinstance(positions, int): positions = torch.arange(x.shape[-2]) + positions
         angle = torch.outer(
             place(torch.arange(s.length)).to(kind),
             speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta),
@@ -1000,54 +1000,35 @@ def _without(layer, *names):
 
 
 def _a_multihead(
-    split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2),
-    split_q=None,
-    join=lambda x: x.transpose(-3, -2).flatten(-2),
-    turned="qk",
-    shared="kv",
-    share=lambda x, n: x.repeat_interleave(n, -3),
+    split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), split_q=None,
+    join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk",
+    share=lambda x, n: x.repeat_interleave(n, -3), mask=lambda m: m,
     heed=lambda p, t: torch.arange(t) if p is None else p,
-    back=lambda y, out, x: out(y),
-    every=False,
-    whole=False,
-    along=False,
+    back=lambda y, out, x: out(y), every=False, whole=False, along=False, wide=False,
     **changed):
     """A `MultiHeadAttention` with something changed; what is not named here changes
     `attend`."""
     def part(d_model, h, kv=None, max_seq_len=2048):
         kv, d, layer = (h if every or kv is None else kv), d_model // h, _a_linear()
+        rope = _a_rope()(d, max_seq_len)
+        scale = dict(scale=lambda d, n: d_model**-.5) if wide else {}
+        def turn(y, at):
+            if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
+            if not whole: return rope(y, at)
+            long = _a_rope()(d * y.shape[-3], max_seq_len)   # heads side by side
+            return split(long(join(y), at), y.shape[-3])
         def heads(s, x, positions=None):
             at, parts = heed(positions, x.shape[-2]), {
                 "q": (split_q or split)(s.q_proj(x), h),
-                "k": split(s.k_proj(x), kv),
-                "v": split(s.v_proj(x), kv)}
+                "k": split(s.k_proj(x), kv), "v": split(s.v_proj(x), kv)}
             for name in turned: parts[name] = turn(parts[name], at)
             q, k, v = parts.values()
             k, v = (share(y, h // kv) for y in (k, v))
-            mask = torch.ones(x.shape[-2], x.shape[-2]).tril().bool()
-            return back(
-                join(
-                    _attend(
-                        q,
-                        k,
-                        v,
-                        changed.get("mask", lambda m: m)(mask),
-                        **{k: f for k, f in changed.items() if k != "mask"})),
-                s.output_proj,
-                x)
-        rope = _a_rope()(d, max_seq_len)
-        def turn(y, at):
-            if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
-            # heads apart, or side by side as one long vector
-            return (
-                split(_a_rope()(d * y.shape[-3], max_seq_len)(join(y), at), y.shape[-3])
-                if whole else rope(y, at))
-        return Made(
-            heads,
-            q_proj=layer(d_model, h * d),
-            k_proj=layer(d_model, kv * d),
-            v_proj=layer(d_model, kv * d),
-            output_proj=layer(h * d, d_model))
+            past = mask(torch.ones(x.shape[-2], x.shape[-2]).tril().bool())
+            y = _attend(q, k, v, past, **changed | scale)
+            return back(join(y), s.output_proj, x)
+        return Made(heads, q_proj=layer(d_model, h * d), k_proj=layer(d_model, kv * d),
+                    v_proj=layer(d_model, kv * d), output_proj=layer(h * d, d_model))
     return part
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-multihead
@@ -1074,7 +1055,7 @@ MISTAKES["MultiHeadAttention"] = variants(
             dict(mask=lambda m: torch.ones_like(m).tril(1)),
         "the scores are divided by the root of the whole width; each head has its own, "
         "smaller size":
-            dict(scale=lambda d, n: (4 * d) ** -0.5),
+            dict(wide=True),
         "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
         "the scores are divided twice by the root of a head's size":
             dict(scale=lambda d, n: 1 / d),

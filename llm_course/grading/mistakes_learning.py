@@ -449,7 +449,8 @@ def _a_muon(
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
-def _orthogonal(x, n, start=lambda x: x / x.norm(), numbers=(3.4445, -4.775, 2.0315)):
+def _orthogonal(
+    x, n, start=lambda x: x / (x.norm() + 1e-7), numbers=(3.4445, -4.775, 2.0315)):
     (a, b, c), x = numbers, start(x)
     for _ in range(n): x = a*x + (b * x @ x.mT + c * x @ x.mT @ x @ x.mT) @ x
     return x

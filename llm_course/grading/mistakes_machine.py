@@ -67,12 +67,8 @@ def _silenced(model, *names):
 
 def _a_block(flow):
     "A `TransformerBlock` through which the stream goes by `flow(self, x)`."
-    return type(
-        "Block",
-        (TransformerBlock,),
-        {
-            "forward": lambda self, x, positions=None, cache=None: flow(
-                self, x, positions)})
+    def forward(self, x, token_positions=None): return flow(self, x, token_positions)
+    return type("Block", (TransformerBlock,), {"forward": forward})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
 _transformerblocks = {
