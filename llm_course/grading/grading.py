@@ -258,16 +258,18 @@ def ranked(
     "Order mistakes by how well they explain the answers, the likeliest first."
     truth, found = truth_about(component), []
     wrong, refused = differ(mine, truth, True), [*map(_raised, truth)]
-    odd = [r or w and (_breaks(m) or _breaks(t))   # it refuses too little, or fails
-           for r, w, m, t in zip(refused, wrong, mine, truth)]   # in a corner
+    corner = [w and not r and (_breaks(m) or _breaks(t))
+              for w, r, m, t in zip(wrong, refused, mine, truth)]
     for hint, theirs in known(component).items():
-        apart, bent = differ(mine, theirs), differ(theirs, truth, True)
+        apart = [a and not (r and _raised(m) and _raised(h))
+                 for a, r, m, h in zip(differ(mine, theirs), refused, mine, theirs)]
+        bent = differ(theirs, truth, True)
         same = [w and b and not a for w, b, a in zip(wrong, bent, apart)]
         if not any(same): continue
-        solid = sum(s and not o for s, o in zip(same, odd))
-        also = sum(a and o for a, o in zip(apart, odd))
-        corners = also - sum(a and r for a, r in zip(apart, refused))
-        if not solid or corners > solid: also = 0
+        also, corners = (sum(a and o for a, o in zip(apart, odd))
+                         for odd in (refused, corner))
+        if not any(b and not r for b, r in zip(bent, refused)): also = 0
+        if corners < sum(s and not c for s, c in zip(same, corner)): also += corners
         found.append((sum(apart) - also, also, -sum(same), hint))
     return sorted(found)
 
@@ -490,7 +492,9 @@ def describe(
     if not wrong: return ""
     at = min(wrong, key=lambda i: (_raised(truth[i]), _breaks(mine[i])))
     said = told(mine[at], truth[at])
-    if all("gradient" in where[i] for i in wrong): said += "; the output is right"
+    plain = [where[i] for i in wrong if not _breaks(mine[i])]
+    if plain and all("gradient" in label for label in plain):
+        said += "; the output is right"
     words = f"{where[at]}, {said}".lstrip(", ").split() if said else []
     return " ".join(words[:30])
 

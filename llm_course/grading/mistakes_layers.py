@@ -285,8 +285,8 @@ MISTAKES["RmsNorm"] = {
                 x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype))
     ),
     "eps stands outside the root": _a_norm(
-        lambda x, eps: (x.float() / ((
-            x.float().square().mean(-1, keepdim=True) + 1e-30).sqrt() + eps)).to(x.dtype)),
+        lambda x, eps: (x.float() / (eps + (
+            x.float().square().mean(-1, keepdim=True) + 1e-30).sqrt())).to(x.dtype)),
     "eps is fixed in the code: the one that is asked for is ignored":
         _a_norm(_rms, fixed=1e-5),
     "there is no eps: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
