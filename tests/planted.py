@@ -939,7 +939,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     ("lr_min_not_subtracted", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top", "(lr_max - lr_min)", "lr_max"),
     ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
     ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the cycle is counted from the end of the warm-up", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
-    ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero", "it < warmup_iters", "it <= warmup_iters"),
+    ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up, step 0 does not have", "it < warmup_iters", "it <= warmup_iters"),
     ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
     ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
 

@@ -562,7 +562,7 @@ def _a_clip(
     own=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
-        if isinstance(params, torch.Tensor): params = [params]
+        params = [params] if isinstance(params, torch.Tensor) else [*params]
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
@@ -768,7 +768,8 @@ def _ask_schedule(part):
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
-    for low, high in (2., 1.), (-1., 1.):
+    yield "for a negative warm-up", lambda: part(6, -1, 12, .1, 1.)
+    for low, high in (2., 1.), (-1., 1.), (.1, torch.inf):
         yield "where rates make no sense", lambda: part(6, 4, 12, low, high)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
     yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
@@ -787,8 +788,10 @@ def _a_schedule(
     taken=lambda *numbers: numbers):
     "A `cos_lr_scheduler` with something changed."
     def part(it, *numbers):
+        w, c, low, high = numbers
+        if strict and not (0 <= w <= c and 0 <= low <= high < torch.inf and it >= 0):
+            raise ValueError("numbers")
         w, c, low, high = taken(*numbers)
-        if strict and w > c: raise ValueError("warm-up")
         if it < w + early: return high * climb(it, w)
         if after and it >= end(w, c): return after(it, w, c, low, high)
         return span(low, high, wave(place(it, w, c)))
@@ -1083,6 +1086,7 @@ MISTAKES["perplexity"] = {
 def _ask_bits(part):
     for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
         yield lambda: part(nats, tokens, size)
+    yield "for a text of one byte in one token", lambda: part(2., 1, 1)
     yield "for a text without bytes", lambda: part(2., 10, 0)
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)

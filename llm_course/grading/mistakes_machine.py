@@ -739,7 +739,9 @@ def _ask_next(part):
     for extreme in 1e-38, 1e-40:
         yield "with a tiny temperature", lambda: part(z, said, Sampling(extreme, 1.))
     yield "with a huge temperature", lambda: part(z, said, Sampling(1e30, 1.))
-    yield "for scores that are not finite", lambda: part(z / 0, said, Sampling(1., 1.))
+    for bad in torch.nan, torch.inf:
+        yield "for scores that are not finite", lambda: part(
+            z.index_fill(0, said, bad), said, Sampling(1., 1.))
 
 
 def _a_sampler(

@@ -501,7 +501,8 @@ def _ask_tokenizer(part):
     yield "where ids have gaps", lambda: list(
         part(gap, [], special_tokens=["<|end|>", "X"]).encode("<|end|>Xa"))
     yield "in decoding an array", lambda: made().decode(np.array([257, 97]))
-    yield "in decoding an id that is unknown", lambda: made().decode([9999])
+    for unknown in 9999, -1:
+        yield "in decoding an id that is unknown", lambda: made().decode([unknown])
     yield "where special tokens are refused", lambda: list(
         with_end().encode("a<|end|>", allowed_special="none_raise"))
     yield "where special tokens are refused, and none comes", lambda: list(

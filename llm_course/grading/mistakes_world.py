@@ -67,6 +67,7 @@ def _ask_windows(part):
     yield "when it is shorter than a row", lambda: found(4, 2, 8)
     yield "where rows fill the last batch", lambda: found(17, 2, 4)
     yield "where rows lack a batch", lambda: found(14, 3, 4)
+    yield "for two ids", lambda: found(2, 1, 4)
     yield "for large ids", lambda: [
         x.tolist() for x, y in part(np.arange(60_000, 60_009, dtype=np.uint16), 1, 4)]
     def first(*device):
@@ -803,6 +804,8 @@ def _ask_generate_ids(part):
     def source(): return torch.Generator().manual_seed(1)
     yield lambda: part(_writer(), _begin, 4, 0.)
     yield "for no tokens", lambda: part(_writer(), _begin, 0, 0.)
+    yield "where nothing is there to go on from", lambda: part(
+        _writer(), _begin[:, :0], 1, 0.)
     yield "for a single text", lambda: part(_writer(), _begin[:1], 5, 0.)
     stop = int(_plain_text(_writer(), _begin, 2)[0, 4])
     yield "where a text ends", lambda: part(_writer(), _begin, 6, 0., stop_id=stop)
@@ -1393,6 +1396,8 @@ def _ask_policy(part):
     new, old, said = _an_update()
     for method in "reinforce", "rloo", "grpo", "dr_grpo":
         yield f"with {method}", lambda: part(new, old, said, _two_prompts, method)
+        yield f"for a prompt with four answers with {method}", lambda: part(
+            new, old, said, _two_prompts.view(1, 4), method)
     yield "with another clip", lambda: part(new, old, said, _two_prompts, clip=.05)
     yield "where nothing has moved yet", lambda: part(old, old, said, _two_prompts)
     far = torch.tensor([[2.], [2.], [-2.], [-2.]])
