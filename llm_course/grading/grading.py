@@ -288,10 +288,6 @@ def compare(
     if not found or found[0][0]: return ""
     return found[0][-1] if found[0][:2] not in [x[:2] for x in found[1:]] else ""
 
-def _tells(answer:Tensor|str)->bool:
-    "Is it an answer that two mistakes would hardly share, not a yes or a no?"
-    if isinstance(answer, str): return False
-    return answer.numel() > 1 or bool(answer.double().frac().any())
 
 def _alike(part:object, component:str, mine:list[Tensor|str])->bool:
     "Does a version answer so? The first answer that differs ends the questions."

@@ -511,9 +511,6 @@ SYMPTOMS["FFN"] = {
     "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": (
         lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")
         or symptom(lambda: _gate(part), "SiLu")),
-    "tokens are mixed: each must be worked on by itself": (
-        lambda part: row_moved(filled(part(4, 6)), given(3, 4), 1, lambda x: x + 5)
-        > 1e-5),
     "something is added on the way: zeros in must give zeros out":
         lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
 
@@ -939,9 +936,6 @@ SYMPTOMS["RoPE"] = {
             part(2, 4096).bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())
             .float() - part(2, 4096)(torch.tensor([[1.0, 0.0]] * 4096))).abs().max()
         > 0.05),
-    "something is saved with the model: the table is computed, so it needs no place in "
-    "the state":
-        lambda part: len(part(8, 32).state_dict()) > 0,
     "vectors that stand at one position of different sequences are turned differently: "
     "positions run along the axis before the last": (
         lambda part: ((y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y).abs()
@@ -951,9 +945,7 @@ SYMPTOMS["RoPE"] = {
         .abs().max() > 1e-3),
     "at position 0 something turns already, features change places, or positions do "
     "not run along the axis before the last":
-        lambda part: (part(8, 32)(given(1, 8)) - given(1, 8)).abs().max() > 1e-4,
-    "the positions that are given make no difference": lambda part: torch.equal(
-        part(8, 32)(given(3, 8), torch.tensor([4, 9, 2])), part(8, 32)(given(3, 8)))}
+        lambda part: (part(8, 32)(given(1, 8)) - given(1, 8)).abs().max() > 1e-4}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-multihead
 @questions_of("MultiHeadAttention")
@@ -1150,8 +1142,6 @@ SYMPTOMS["MultiHeadAttention"] = {
     _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
     "it would be right if two of its matrices changed places:":
         lambda part: _swapped(part),
-    "a token may not look at itself":
-        lambda part: (_seen_by(part).diagonal()[1:].abs() < 1e-6).any(),
     "the first tokens are forgotten: a token is to see all before it":
         lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
     "the future leaks: an answer depends on a later token": (

@@ -820,9 +820,6 @@ SYMPTOMS["Transformer"] = {
     "embedding and head are one matrix, though no tie was asked for": (
         lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight
         is model.embedding.weight),
-    "embedding and head are two matrices, though a tie was asked for": (
-        lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight
-        is not model.embedding.weight),
     "there are not as many blocks as were asked for":
         lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
     "nothing that comes out depends on":
@@ -905,12 +902,6 @@ _cut = {
 
 SYMPTOMS["keep_top_k"] = {
     hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
-    "one token too few is kept": (
-        lambda part: [part(given(7), k).isfinite().sum().item() for k in (2, 3, 5)]
-        == [1, 2, 4]),
-    "one token too many is kept": (
-        lambda part: [part(given(7), k).isfinite().sum().item() for k in (1, 2, 3)]
-        == [2, 3, 4]),
     "only the scores that are kept come back; the others must stay in their places, as "
     "minus infinity":
         lambda part: part(torch.arange(5.0), 2).shape != (5,),
@@ -924,8 +915,6 @@ def _many(part, *settings):
 
 SYMPTOMS["keep_top_p"] = {
     hint: partial(seen, setting=0.6) for hint, seen in _cut.items()} | {
-    "the token that crosses p is dropped; it is the last to stay":
-        lambda part: _many(part, 0.6, 0.9) == [1, 2],
     "p = 0 is to keep the likeliest token":
         lambda part: not part(_four, 0.0).isfinite().any(),
     "p = 1 drops tokens with tiny shares; it is to keep everything": (
@@ -949,6 +938,4 @@ SYMPTOMS["penalise"] = {
 SYMPTOMS["next_probabilities"] = {
     "the shares do not add up to one": (
         lambda part: abs(part(_four, torch.tensor([0]), Sampling(1.0, 0.8)).sum() - 1)
-        > 1e-4),
-    "at temperature 0 the likeliest token must get everything":
-        lambda part: part(_four, torch.tensor([3]), Sampling(0.0, 1.0))[0] != 1}
+        > 1e-4)}

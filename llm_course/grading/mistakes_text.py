@@ -113,8 +113,6 @@ SYMPTOMS["pre_tokens"] = {
         lambda part: not all(isinstance(piece, str) for piece in part("I'll go"))
         or "".join(part("I'll go")) == "ll"),
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
-    "spaces are thrown away: a piece keeps the space before it":
-        lambda part: "".join(part("a b")) == "ab",
     "letters outside ASCII are lost: letters of every script are letters":
         lambda part: "".join(part("aé")) == "a",
     "the space before a word is a piece of its own, or sits behind it; it belongs to "
@@ -122,11 +120,6 @@ SYMPTOMS["pre_tokens"] = {
         lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
     "signs are not cut off from the word before them":
         lambda part: list(part("ok.")) == ["ok."],
-    "contractions such as 'll are not pieces of their own": (
-        lambda part: "".join(part("I'll")) == "I'll" and "'ll" not in list(part("I'll"))
-    ),
-    "letters outside ASCII are not seen as letters":
-        lambda part: "".join(part("naïve")) == "naïve" and len(list(part("naïve"))) > 1,
     "a run of signs is cut up; it is one piece":
         lambda part: list(part("!?!")) == ["!", "?", "!"],
     "capitals become small letters": lambda part: "".join(part("aB")) == "ab",
@@ -211,16 +204,13 @@ MISTAKES["merge"] = variants(
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
-    "the first id alone decides: both must match":
-        lambda part: list(part([1, 3, 2], (1, 2), 9)) in ([9, 2], [9, 3, 2]),
     "ids are compared as text, and 1 is found within 11": (
         lambda part: list(part([11, 2, 13], (1, 2), 9)) != [11, 2, 13]
         and list(part([3, 5, 4], (1, 2), 9)) == [3, 5, 4]),
     "equal neighbours are joined wrongly: read from the left, and step over what was "
     "joined": (
         lambda part: list(part([7, 7, 7], (7, 7), 8)) != [8, 7]
-        and list(part([1, 2, 4], (1, 2), 9)) == [9, 4]),
-    "the list that was given is changed: make a new one": lambda part: _bent(part)}
+        and list(part([1, 2, 4], (1, 2), 9)) == [9, 4])}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-learn
 @questions_of("learn_merges")
@@ -719,12 +709,6 @@ MISTAKES["BpeTokenizer"] = variants(
                 self.vocab[id].decode(errors="replace") for id in ids))})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-tokenizer
-def _bent(part):
-    ids = [1, 2, 3]
-    part(ids, (1, 2), 9)
-    return ids != [1, 2, 3]
-
-
 def _letters(part, **more): return part({i: bytes([i]) for i in range(256)}, [], **more)
 def _special(part, token):
     return len(list(_letters(part, special_tokens=[token]).encode(token)))
@@ -945,8 +929,6 @@ SYMPTOMS["get_batch"] = {
         ] != [(16, 6), (16, 6)]),
     "inputs and targets have changed places, or the targets are one place earlier": (
         lambda part: ((found := _rows_of_numbers(part))[0] - found[1] == 1).all()),
-    "the targets are the inputs themselves: they should be one place later": (
-        lambda part: torch.equal(*_rows_of_numbers(part))),
     "the targets are further on than one place": (
         lambda part: (
             (step := (found := _rows_of_numbers(part))[1] - found[0]) == step[0, 0]
@@ -979,8 +961,6 @@ SYMPTOMS["get_batch"] = {
     "the targets are not the ids behind the inputs: both must begin at one place": (
         lambda part: ((step := (found := _rows_of_numbers(part))[1] - found[0])[:, 1:]
                       == step[:, :1]).all() and len(set(step[:, 0].tolist())) > 1),
-    "rows begin at multiples of their length only": (
-        lambda part: not (part(np.arange(999), 64, 6, "cpu")[0][:, 0] % 6).any()),
     "several rows of a batch begin at one place, too often for chance": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7
     ),
