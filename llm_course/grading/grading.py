@@ -288,7 +288,6 @@ def compare(
     if not found or found[0][0]: return ""
     return found[0][-1] if found[0][:2] not in [x[:2] for x in found[1:]] else ""
 
-
 def _alike(part:object, component:str, mine:list[Tensor|str])->bool:
     "Does a version answer so? The first answer that differs ends the questions."
     with torch.random.fork_rng():
@@ -441,7 +440,9 @@ def told(
     t:Tensor|str, # The right one
 )->str:           # A sentence
     "Say what came and what was wanted, as far as that is short."
-    if isinstance(a, Refusal): return f"it raises {brief(ValueError(a.said))}"
+    if isinstance(a, Refusal):
+        meaning = _meaning(a.said)
+        return f"it raises {f'{a}: {meaning}' if meaning else brief(ValueError(a.said))}"
     if _raised(t): return f"a {t} must be raised, and none is"
     if isinstance(a, str) or isinstance(t, str):
         a, t = (str(x.tolist() if isinstance(x, Tensor) else x) for x in (a, t))

@@ -1263,8 +1263,7 @@ def _a_dpo(
     return part
 
 MISTAKES["dpo_loss"] = variants(_a_dpo, {
-    "the difference has the wrong sign: better and worse, or model and reference, have "
-    "changed places":
+    "the difference in the sigmoid has the wrong sign":
         dict(score=lambda b, w, rb, rw: (w - rw) - (b - rb)),
     "beta has no effect": dict(hot=lambda s, beta: s),
     "beta stands outside the sigmoid; it belongs inside":
