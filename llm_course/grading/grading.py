@@ -442,7 +442,8 @@ def told(
     "Say what came and what was wanted, as far as that is short."
     if isinstance(a, Refusal):
         meaning = _meaning(a.said)
-        return f"it raises {f'{a}: {meaning}' if meaning else brief(ValueError(a.said))}"
+        why = f"{a}: {meaning}" if meaning else brief(ValueError(a.said))
+        return f"it raises {why}"
     if _raised(t): return f"a {t} must be raised, and none is"
     if isinstance(a, str) or isinstance(t, str):
         a, t = (str(x.tolist() if isinstance(x, Tensor) else x) for x in (a, t))
