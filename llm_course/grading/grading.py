@@ -292,8 +292,10 @@ def _alike(part:object, component:str, mine:list[Tensor|str])->bool:
     "Does a version answer so? The first answer that differs ends the questions."
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pairs = zip(asked(part, component), mine)
-        return not any(differ([attempt(ask)], [found])[0] for (_, ask), found in pairs)
+        triples = zip(asked(part, component), mine, truth_about(component))
+        for (_, ask), found, t in triples:
+            if differ([attempt(ask)], [found])[0] and not _raised(t): return False
+    return True
 
 def paired(
     mine:list[Tensor|str], # The answers of a part that fails
@@ -305,9 +307,8 @@ def paired(
     for (one, a), (other, b) in combinations(makers.items(), 2):
         if not a or not b or a[0] is not b[0] or a[1].keys() & b[1].keys(): continue
         alone = [differ(mine, traces(component)[hint]) for hint in (one, other)]
-        if not all(sum(x and not y for x, y in zip(*pair)) > 1
-                   for pair in (alone, alone[::-1])):
-            continue   # one of the two adds next to nothing
+        if not all(any(x and not y for x, y in zip(*pair))
+                   for pair in (alone, alone[::-1])): continue   # one adds nothing
         if _alike(a[0](**a[1], **b[1]), component, mine):
             return f"{one.partition(':')[0]}; and {other.partition(':')[0]}"
     return ""
@@ -447,7 +448,12 @@ def told(
     if _raised(t): return f"a {t} must be raised, and none is"
     if isinstance(a, str) or isinstance(t, str):
         a, t = (str(x.tolist() if isinstance(x, Tensor) else x) for x in (a, t))
-        return f"it gives {a} and must give {t}" if len(a + t) < 70 else ""
+        if len(a + t) < 70: return f"it gives {a} and must give {t}"
+        mine, theirs = map(_entries, (a, t))
+        if len(mine) != len(theirs):
+            return f"{len(mine)} things come, and {len(theirs)} are wanted"
+        at = next((i for i, x in enumerate(mine) if x != theirs[i]), None)
+        return "" if at is None else f"{mine[at]!r} comes where {theirs[at]!r} must"
     if a.shape != t.shape:
         return f"the shape is {tuple(a.shape)} and must be {tuple(t.shape)}"
     if a.dtype != t.dtype: return f"the type is {a.dtype} and must be {t.dtype}"
@@ -458,6 +464,12 @@ def told(
     if some := _places(wrong): return some
     x, y = (z[wrong][0].item() for z in (a, t))
     return f"{'a number' if a.numel() > 1 else 'it'} is {x:.4g} and must be {y:.4g}"
+
+def _entries(text:str)->list:
+    "What a list in an answer holds, or nothing."
+    try: found = ast.literal_eval(text)
+    except (SyntaxError, ValueError): return []
+    return _entries(found) if isinstance(found, str) else [*found]
 
 def _places(wrong:Tensor)->str:
     "Say which places of one axis are wrong, if the others are right."
@@ -488,7 +500,7 @@ def describe(
     "Say what came of the first question that was answered wrongly."
     wrong = [i for i, apart in enumerate(differ(mine, truth, True)) if apart]
     if not wrong: return ""
-    at = min(wrong, key=lambda i: (_raised(truth[i]), _breaks(mine[i])))
+    at = min(wrong, key=lambda i: _raised(truth[i]))
     said = told(mine[at], truth[at])
     plain = [where[i] for i in wrong if not _breaks(mine[i])]
     if plain and all("gradient" in label for label in plain):
@@ -927,7 +939,8 @@ def hint_for(
     for a, t in zip(mine, truth):
         if said := parameters_apart(a, t): return said
     labels = [label for label, _ in asked(reference(component), component)]
-    return seen or raised or describe(mine, truth, labels)
+    said = describe(mine, truth, labels)
+    return seen or (said if "it raises" in said else raised or said)
 
 # %% ../../nbs/grading/grading.ipynb #aliases
 def _of_layer(

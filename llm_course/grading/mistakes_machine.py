@@ -468,16 +468,14 @@ def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
     def ask(part):
         for setting in settings:
-            label = {
-                0: "with the setting 0", 1: "with the setting 1",
-                9: "where more are asked for than there are",
-            }.get(setting, "with other settings")
+            label = f"with the setting {setting:g}"
             yield label, lambda: part(_four, setting)
             yield label, lambda: part(_four.flip(0), setting)
-            yield "among equals", lambda: part(_flat, setting).isfinite().sum()
-            yield "among equals", lambda: part(_flat, setting)[:3]
-            yield "where there are several rows", lambda: part(_rows_of, setting)
-            yield "in half precision", lambda: part(_rows_of.half(), setting)
+            yield f"in how many of 64 equals are kept {label}", lambda: (
+                part(_flat, setting).isfinite().sum())
+            yield f"among equals {label}", lambda: part(_flat, setting)[:3]
+            yield f"for several rows {label}", lambda: part(_rows_of, setting)
+            yield f"in half precision {label}", lambda: part(_rows_of.half(), setting)
         hidden = _rows_of.masked_fill(_rows_of > .5, -torch.inf)
         yield "where a score is minus infinity", lambda: part(hidden, setting)
         yield "for large scores", lambda: part(1000 * _rows_of, setting)
@@ -915,6 +913,8 @@ def _many(part, *settings):
 
 SYMPTOMS["keep_top_p"] = {
     hint: partial(seen, setting=0.6) for hint, seen in _cut.items()} | {
+    "the kept tokens hold less than p: the one that crosses p must stay":
+        lambda part: _many(part, 0.6, 0.9) == [1, 2],
     "p = 0 is to keep the likeliest token":
         lambda part: not part(_four, 0.0).isfinite().any(),
     "p = 1 drops tokens with tiny shares; it is to keep everything": (
@@ -922,7 +922,8 @@ SYMPTOMS["keep_top_p"] = {
         and _many(part, 0.6, 0.9) == [2, 3])}
 SYMPTOMS["keep_min_p"] = {
     hint: partial(seen, setting=0.2) for hint, seen in _cut.items()} | {
-    "p = 0 is to keep everything": lambda part: _many(part, 0.) != [4],
+    "p = 0 is to keep everything":
+        lambda part: attempt(lambda: int(_many(part, 0.) == [4])) != 1,
     "p = 1 is to keep the likeliest token": lambda part: _many(part, 1.) != [1]}
 SYMPTOMS["penalise"] = {
     "the same amount is taken from small and large scores: a factor is meant": (
