@@ -419,8 +419,28 @@ def test_of_answers_whose_cause_is_unknown_it_says_what_came_and_what_was_wanted
     assert one(grading.attempt(lambda: {}["a"]), x, "for a single row") == "for a single row, it raises KeyError: something is looked up under a name or number that is not there"
     assert one(grading.attempt(lambda: len(3)), x) == "it raises TypeError: object of type 'int' has no len()"
     assert one("'yes'", "'no'", "in whether it trains") == "in whether it trains, it gives 'yes' and must give 'no'"
+    assert one(x, "'yes'") == "it gives [1.0, 2.0, 4.0] and must give 'yes'"
+    long = [["word", i] for i in range(9)]
+    def listed(x): return grading.attempt(lambda: x)
+    assert one(listed(long[1:]), listed(long)) == "8 things come, and 9 are wanted" and one(listed([*long[:8], ["x", 8]]), listed(long)) == "['x', 8] comes where ['word', 8] must"
     assert one("'yes'", "'" + "long " * 20 + "'") == "" and one(torch.tensor(2.), torch.tensor(3.)) == "it is 2 and must be 3"
     assert grading.related(x, 0 * x) == grading.related(0 * x, x) == ""
+
+
+def test_a_part_that_is_right_in_all_questions_gets_the_meaning_of_its_error():
+    assert grading.hint_for(reference("perplexity"), "perplexity", error=KeyError("x")).startswith("something is looked up")
+
+
+def test_two_mistakes_are_no_cause_where_one_says_it_all():
+    assert grading.paired(answers(MISTAKES["dpo_loss"]["beta is fixed in the code"], "dpo_loss"), "dpo_loss") == ""
+
+
+def test_what_is_saved_besides_is_named():
+    class Part(reference("RoPE")):
+        def __init__(self, *sizes, **more):
+            super().__init__(*sizes, **more)
+            self.register_buffer("inv_freq", torch.zeros(4))
+    assert judge(Part, "RoPE").hint == "there is a parameter or buffer inv_freq that is not to be"
 
 
 def test_an_argument_without_effect_is_named():

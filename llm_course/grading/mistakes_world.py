@@ -576,7 +576,9 @@ MISTAKES["random_states"] = variants(_a_state, {
 MISTAKES["set_random_states"] = variants(_a_return, {
     f"the state of {name} is not put back": dict(left=key)
     for key, name in _sources.items()} | {"nothing is put back": dict(left="nothing")})
-
+SYMPTOMS["random_states"] = {
+    f"the state of {name} is missing": lambda part, key=key: key not in part()
+    for key, name in _sources.items()}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #load-model
 def _model_file(part, look, **more):
