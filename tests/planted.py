@@ -921,7 +921,7 @@ def decay_doubles(model, weight_decay=0.01):
 
 # ---------------------------------------------------------------- cos_lr_scheduler
 def _lr_ok(it, w, c, lo, hi):
-    if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi: raise ValueError("bad schedule")
+    if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi < math.inf: raise ValueError("bad schedule")
 
 edits("cos_lr_scheduler", """
 def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):

@@ -432,7 +432,7 @@ def test_a_part_that_is_right_in_all_questions_gets_the_meaning_of_its_error():
 
 
 def test_two_mistakes_are_no_cause_where_one_says_it_all():
-    assert grading.paired(answers(MISTAKES["dpo_loss"]["beta is fixed in the code"], "dpo_loss"), "dpo_loss") == ""
+    assert grading.paired(answers(MISTAKES["penalise"]["only the last token is punished"], "penalise"), "penalise") == ""
 
 
 def test_what_is_saved_besides_is_named():
