@@ -91,7 +91,7 @@ class Part(nn.Module):
     ("EmbeddingPaddingZero", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient", "self.weight[ids]", "F.embedding(ids, self.weight, padding_idx=0)"),
     ("EmbeddingOffByOne", "off by one: looks up row id−1", "you read the row before the one that the id name", "[ids]", "[ids - 1]"),
     ("EmbeddingReadsData", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu", "self.weight[ids]", "self.weight.data[ids]"),
-    ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "it is wrong for ids on one axis", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
+    ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "for ids on one axis, the shape is", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
     ("EmbeddingGradOverwritten", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o", "self.weight[ids]", "_Unique.apply(ids, self.weight)"))
 
 # ---------------------------------------------------------------- RmsNorm
@@ -127,7 +127,7 @@ class Part(nn.Module):
     ("SiLuQuickGelu", "1.702 in the sigmoid (quick GELU)", "the input of the sigmoid is scaled", "sigmoid(x)", "sigmoid(1.702 * x)"),
     ("SiLuOverflows", "sigmoid written e^x/(1+e^x): overflows to nan for large x", "the exponential overflows far from zero", "torch.sigmoid(x)", "(torch.exp(x) / (1 + torch.exp(x)))"),
     ("SiLuDetachedGate", "gate is detached: gradient lacks the gate's part", "no gradient flows through the gate", "sigmoid(x)", "sigmoid(x).detach()"),
-    ("SiLuNanGradient", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient is not a number far from zero", "x * torch.sigmoid(x)", "x / (1 + torch.exp(-x))"),
+    ("SiLuNanGradient", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient at −200 or 200 is not finite", "x * torch.sigmoid(x)", "x / (1 + torch.exp(-x))"),
     ("SiLuTanh", "tanh instead of sigmoid", "the gate is a hyperbolic tangent", "sigmoid", "tanh"))
 
 # ---------------------------------------------------------------- FFN
@@ -205,7 +205,7 @@ class Part(nn.Module):
     ("SoftmaxShiftsByMin", "shift by the minimum instead of the maximum", "the smallest score is subtracted", "amax", "amin"),
     ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "float32 comes out whatever went in", ".to(x.dtype)", ""),
     ("SoftmaxBaseTwo", "base 2 instead of e", "these are powers of two", "torch.exp(", "torch.exp2("),
-    ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "the gradient is wrong", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
+    ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "in its gradient", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
     ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
 
 # ---------------------------------------------------------------- ScaledDotProductAttention
@@ -286,7 +286,7 @@ class SdpaMinusBillion(nn.Module):
         if mask is not None: s = s.masked_fill(~mask, -1e9)
         return (torch.softmax(s, -1) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "scores computed in half precision: overflow", "the scores overflow float16")
+@fault("ScaledDotProductAttention", "scores computed in half precision: overflow", "in float16, large queries and keys give")
 class SdpaHalfScores(nn.Module):
     def forward(self, q, k, v, mask=None):
         s = q @ k.mT / math.sqrt(q.shape[-1])
@@ -376,7 +376,7 @@ class RopeConcatenates(_Rope):
         a, b = x[..., ::2], x[..., 1::2]
         return torch.cat([a*cos - b*sin, a*sin + b*cos], dim=-1)
 
-@fault("RoPE", "table is saved in the state_dict (persistent buffer)", "something is saved with the model")
+@fault("RoPE", "table is saved in the state_dict (persistent buffer)", "that is not to be")
 class RopePersistentTable(_Rope):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__(d_k, max_seq_len, theta, device)
@@ -386,7 +386,7 @@ class RopePersistentTable(_Rope):
         self.register_buffer("sin_t", sin)
     def _apply(self, fn, recurse=True): return self
 
-@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "the angles are computed in half precision")
+@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "turned into bfloat16, it turns positions")
 class RopeHalfTable(nn.Module):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__()
@@ -653,7 +653,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr", "it is wrong where parameters come in groups")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "all groups go at the first rate")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -921,7 +921,7 @@ def decay_doubles(model, weight_decay=0.01):
 
 # ---------------------------------------------------------------- cos_lr_scheduler
 def _lr_ok(it, w, c, lo, hi):
-    if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi: raise ValueError("bad schedule")
+    if not 0 <= w <= c or it < 0 or not 0 <= lo <= hi < math.inf: raise ValueError("bad schedule")
 
 edits("cos_lr_scheduler", """
 def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
@@ -939,7 +939,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     ("lr_min_not_subtracted", "lr_min added to the full range: starts at lr_max + lr_min", "lr_min is added on top", "(lr_max - lr_min)", "lr_max"),
     ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
     ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the cycle is counted from the end of the warm-up", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
-    ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up there is a division by zero", "it < warmup_iters", "it <= warmup_iters"),
+    ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up, step 0 does not have", "it < warmup_iters", "it <= warmup_iters"),
     ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
     ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
 
@@ -1845,7 +1845,7 @@ class TokByteIsId(_Tok):
 class TokIgnoresPattern(_Tok):
     def words(self, text): return regex.findall(GPT2, text)
 
-@fault("BpeTokenizer", "a special token already in the vocabulary gets a second id", "it is wrong where a special token is in the ")
+@fault("BpeTokenizer", "a special token already in the vocabulary gets a second id", "where a special token is in the ")
 class TokSpecialSecondId(_Tok):
     def __init__(self, vocab, merges, special_tokens=None, pattern=GPT2):
         super().__init__(vocab, merges, None, pattern)

@@ -6,7 +6,7 @@
 __all__ = ['QUESTIONS', 'MISTAKES', 'SYMPTOMS', 'UNASKED', 'WAYS', 'METHODS', 'RAISED', 'ACTS', 'MANNERS', 'ALIKE', 'ALIASES',
            'BARE', 'RESULTS', 'WALLS', 'questions_of', 'variants', 'learn_mistakes', 'Rude', 'Refusal', 'attempt',
            'asked', 'answers', 'reference', 'truth_about', 'same', 'differ', 'traces', 'ranked', 'compare', 'paired',
-           'reordered', 'arguments', 'deaf', 'unheeded', 'symptom', 'parameters_apart', 'oddity', 'related', 'describe',
+           'reordered', 'arguments', 'deaf', 'unheeded', 'symptom', 'parameters_apart', 'told', 'related', 'describe',
            'given', 'filled', 'parameters_of', 'placed', 'gradient', 'row_moved', 'Made', 'idle', 'untouched',
            'TooLong', 'within', 'Muffler', 'alone', 'watched', 'brief', 'own_frames', 'place', 'unwritten',
            'signature_of', 'reason', 'Verdict', 'Report', 'judge', 'hint_for', 'grade', 'check', 'Shell', 'as_python',
@@ -124,6 +124,7 @@ def attempt(
         refusal.said = f"{refusal}: {error}"
         return refusal
     if isinstance(found, Tensor): return found.detach()
+    if isinstance(found, bool): return repr("yes" if found else "no")
     text = repr(found)   # torch would take bytes for numbers, an empty text for none
     if "'" in text or '"' in text: return text
     try: return torch.tensor(found, dtype=torch.float64)
@@ -219,18 +220,18 @@ def same(a:Tensor|str, b:Tensor|str)->bool:
     "Are two answers one, but for rounding?"
     if isinstance(a, str) or isinstance(b, str):
         return isinstance(a, str) and isinstance(b, str) and a == b
-    if a.shape != b.shape or a.dtype != b.dtype: return False
+    return a.shape == b.shape and a.dtype == b.dtype and bool(_close(a, b).all())
+
+def _close(a:Tensor, b:Tensor)->Tensor:
+    "Which numbers are the same, but for rounding?"
     half = a.dtype in (torch.float16, torch.bfloat16)   # with two digits or three
     a, b = a.double(), b.double()
     largest = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 1.
     rough, fine = (2e-2, 5e-3) if half else (1e-3, 1e-5)
-    return torch.allclose(a, b, rough, fine * max(largest, .1), equal_nan=True)
+    return torch.isclose(a, b, rough, fine * max(largest, .1), equal_nan=True)
 
 def _raised(answer:Tensor|str)->bool:
     return isinstance(answer, str) and answer.isidentifier() and answer != "None"
-
-def _breaks(answer:Tensor|str)->bool:
-    return _raised(answer) if isinstance(answer, str) else bool(answer.isnan().any())
 
 def differ(
     a:list[Tensor|str], # The answers of a version
@@ -253,76 +254,61 @@ def ranked(
     mine:list[Tensor|str],  # The answers of a part that fails
     component:str,          # What the part is to be
     known:Callable=traces,  # Gives the answers of the mistakes that may explain it
-)->list[tuple[int, int, str]]: # Misses, telling answers (negative), hint
+)->list[tuple[int, int, int, str]]: # Misses, also in what it refuses; telling; hint
     "Order mistakes by how well they explain the answers, the likeliest first."
-    truth = truth_about(component)
-    found, wrong = [], differ(mine, truth, True)
-    minor = [_raised(t) or _breaks(m) or (isinstance(t, Tensor) and not _tells(t))
-             for m, t in zip(mine, truth)]
+    truth, found = truth_about(component), []
+    wrong, refused = differ(mine, truth, True), [*map(_raised, truth)]
+    corner = [w and not r and (_breaks(m) or _breaks(t))
+              for w, r, m, t in zip(wrong, refused, mine, truth)]
     for hint, theirs in known(component).items():
-        apart, bent = differ(mine, theirs), differ(theirs, truth, True)
-        if any(b and not _raised(t) for b, t in zip(bent, truth)):   # elsewhere as well
-            apart, bent = ([x and not _raised(t) for x, t in zip(marks, truth)]
-                           for marks in (apart, bent))   # besides, it refuses nothing
+        apart = [a and not (r and _raised(m) and _raised(h))
+                 for a, r, m, h in zip(differ(mine, theirs), refused, mine, theirs)]
+        bent = differ(theirs, truth, True)
         same = [w and b and not a for w, b, a in zip(wrong, bent, apart)]
-        besides = sum(a and w and not b and m
-                      for a, w, b, m in zip(apart, wrong, bent, minor))
-        solid = sum(s and (_raised(x) or not m) for s, x, m in zip(same, mine, minor))
-        if besides > solid: besides = 0
-        if any(same): found.append((sum(apart) - besides, besides, -sum(same), hint))
-    return [(misses, telling, hint) for misses, _, telling, hint in sorted(found)]
+        if not any(same): continue
+        also, corners = (sum(a and o for a, o in zip(apart, odd))
+                         for odd in (refused, corner))
+        if not any(b and not r for b, r in zip(bent, refused)): also = 0
+        if corners < sum(s and not c for s, c in zip(same, corner)): also += corners
+        found.append((sum(apart) - also, also, -sum(same), hint))
+    return sorted(found)
+
+def _breaks(answer):
+    "Did it raise, or give something that is not a number, or infinite?"
+    if isinstance(answer, str): return _raised(answer)
+    return bool((answer.isnan() | (answer == math.inf)).any())
 
 def compare(
     mine:list[Tensor|str],  # The answers of a part that fails
     component:str,          # What the part is to be
-    doubt:int=4,            # How many telling answers outweigh a miss
-    check:Callable|None=None, # That failed: a mistake that passes it is not the cause
-)->tuple[str, bool]: # The likeliest mistake's hint, if any; does it explain it all?
-    "Look for the mistake that gives the same wrong answers, or two that do together."
-    found = ranked(mine, component)
-    if found and not found[0][0]: return found[0][2], True
-    truth = truth_about(component)
-    wrong = [w and not _raised(t) for w, t in zip(differ(mine, truth, True), truth)]
-    if any(bad and _tells(a) for bad, a in zip(wrong, mine)):
-        for misses, telling, hint in found:   # wrong in more, but alike in all of ours
-            if -telling == sum(wrong) and 2 * misses <= sum(wrong): return hint, True
-    pair = paired([hint for *_, hint in found[:8]], mine, component)
-    if pair: return pair, True
-    for misses, telling, hint in found:
-        if doubt * misses > -telling: break
-        if not check or _fails(check, MISTAKES[component][hint]): return hint, False
-    return "", False
-
-def _tells(answer:Tensor|str)->bool:
-    "Is it an answer that two mistakes would hardly share, not a yes or a no?"
-    if isinstance(answer, str): return False
-    return answer.numel() > 1 or bool(answer.double().frac().any())
-
-def _fails(check:Callable, part:Callable)->bool:
-    try: check(part)
-    except Exception: return True
-    return False
+    known:Callable=traces,  # As for `ranked`
+)->str:                     # A hint, or nothing
+    "Find the one mistake that gives the same answers to all questions."
+    found = ranked(mine, component, known)
+    if not found or found[0][0]: return ""
+    return found[0][-1] if found[0][:2] not in [x[:2] for x in found[1:]] else ""
 
 def _alike(part:object, component:str, mine:list[Tensor|str])->bool:
     "Does a version answer so? The first answer that differs ends the questions."
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pairs = zip(asked(part, component), mine)
-        return not any(differ([attempt(ask)], [found])[0] for (_, ask), found in pairs)
+        triples = zip(asked(part, component), mine, truth_about(component))
+        for (_, ask), found, t in triples:
+            if differ([attempt(ask)], [found])[0] and not _raised(t): return False
+    return True
 
 def paired(
-    hints:list[str],        # Of mistakes that explain a part of the answers
-    mine:list[Tensor|str],  # The answers
-    component:str,
-)->str:                     # Two hints in one, or nothing
-    "Make two of the mistakes at once, where their switches allow it."
-    makers = {hint: getattr(MISTAKES[component][hint], "made", None) for hint in hints}
+    mine:list[Tensor|str], # The answers of a part that fails
+    component:str,         # What the part is to be
+)->str:                    # Two hints in one, or nothing
+    "Make two mistakes at once, where their switches allow it, to get the answers."
+    found = [hint for *_, hint in ranked(mine, component)[:8]]
+    makers = {hint: getattr(MISTAKES[component][hint], "made", None) for hint in found}
     for (one, a), (other, b) in combinations(makers.items(), 2):
         if not a or not b or a[0] is not b[0] or a[1].keys() & b[1].keys(): continue
         alone = [differ(mine, traces(component)[hint]) for hint in (one, other)]
-        if not all(sum(x and not y for x, y in zip(*pair)) > 1
-                   for pair in (alone, alone[::-1])):
-            continue   # one of the two adds next to nothing
+        if not all(any(x and not y for x, y in zip(*pair))
+                   for pair in (alone, alone[::-1])): continue   # one adds nothing
         if _alike(a[0](**a[1], **b[1]), component, mine):
             return f"{one.partition(':')[0]}; and {other.partition(':')[0]}"
     return ""
@@ -400,8 +386,7 @@ def unheeded(
     component:str,         # What the part is to be
 )->str:                    # A hint, or nothing
     "Look for arguments without which our own part gives the same answers."
-    found = ranked(mine, component, _unheard)
-    if not found or not found[0][0]: return found[0][2] if found else ""
+    if said := compare(mine, component, _unheard): return said
     truth, names, left = truth_about(component), [], set()
     wrong = {i for i, bad in enumerate(differ(mine, truth, True)) if bad}
     for hint, theirs in _unheard(component).items():
@@ -409,7 +394,7 @@ def unheeded(
         if bent and not any(differ([mine[i] for i in bent], [theirs[i] for i in bent])):
             names.append(hint.split()[0])
             left |= bent
-    if left != wrong: return ""
+    if left != wrong or len(names) < 2: return ""
     return f"{', '.join(names[:-1])} and {names[-1]} have no effect"
 
 def symptom(
@@ -430,11 +415,11 @@ def symptom(
 # %% ../../nbs/grading/grading.ipynb #parameters-apart
 def parameters_apart(a:Tensor|str, t:Tensor|str)->str:
     "Of two lists of `parameters_of`, say what is in one only."
-    both = [ast.literal_eval(x) if isinstance(x, str) and x.startswith("[(") else []
-            for x in (a, t)]
-    if not all(isinstance(x[0], str) for entries in both for x in entries): return ""
-    mine, theirs = map(dict, both)
-    if not theirs: return ""
+    listed = [isinstance(x, str) and x.startswith("[('") for x in (a, t)]
+    none = [isinstance(x, Tensor) and not x.numel() for x in (a, t)]   # an empty list
+    if not any(listed) or not all(x or y for x, y in zip(listed, none)): return ""
+    mine, theirs = (dict(ast.literal_eval(x)) if named else {}
+                    for x, named in zip((a, t), listed))
     extra = sorted(mine.keys() - theirs.keys())
     missing = sorted(theirs.keys() - mine.keys())
     lists = {name.partition(".")[0] for name in theirs if re.search(r"\.\d+\.", name)}
@@ -451,134 +436,121 @@ def parameters_apart(a:Tensor|str, t:Tensor|str)->str:
                  for name, shape in theirs.items() if mine[name] != shape), "")
 
 # %% ../../nbs/grading/grading.ipynb #oddity
-def oddity(a:Tensor|str, t:Tensor|str)->str:
-    "Tell a wrong answer from the right one, if that is plain to see."
-    if said := parameters_apart(a, t): return said
-    if _raised(t):
-        return f"it takes without an error what must be refused with a {t}"
-    if isinstance(a, str) or isinstance(t, str): return ""
-    if a.ndim == t.ndim == 1 and len(a) != len(t):
-        return f"it gives {len(a)} numbers where {len(t)} are wanted"
+def told(
+    a:Tensor|str, # An answer of a part
+    t:Tensor|str, # The right one
+)->str:           # A sentence
+    "Say what came and what was wanted, as far as that is short."
+    if isinstance(a, Refusal):
+        meaning = _meaning(a.said)
+        why = f"{a}: {meaning}" if meaning else brief(ValueError(a.said))
+        return f"it raises {why}"
+    if _raised(t): return f"a {t} must be raised, and none is"
+    if isinstance(a, str) or isinstance(t, str):
+        a, t = (str(x.tolist() if isinstance(x, Tensor) else x) for x in (a, t))
+        if len(a + t) < 70: return f"it gives {a} and must give {t}"
+        mine, theirs = map(_entries, (a, t))
+        if len(mine) != len(theirs):
+            return f"{len(mine)} things come, and {len(theirs)} are wanted"
+        at = next((i for i, x in enumerate(mine) if x != theirs[i]), None)
+        return "" if at is None else f"{mine[at]!r} comes where {theirs[at]!r} must"
     if a.shape != t.shape:
-        return f"an answer of shape {tuple(t.shape)} came as {tuple(a.shape)}"
-    if a.dtype != t.dtype: return f"an answer in {t.dtype} came in {a.dtype}"
-    if t.isfinite().all() and (a.isnan() | (a == math.inf)).any():
-        return ("a number that is not finite comes out: where do you divide, or take a "
-                "power or a logarithm?")
+        return f"the shape is {tuple(a.shape)} and must be {tuple(t.shape)}"
+    if a.dtype != t.dtype: return f"the type is {a.dtype} and must be {t.dtype}"
+    if t.isfinite().all() and not a.isfinite().all():
+        return "a number that is not finite comes out"
+    wrong = ~_close(a, t)
+    if a.numel() > 2 and (said := related(a, t)): return said
+    if some := _places(wrong): return some
+    x, y = (z[wrong][0].item() for z in (a, t))
+    return f"{'a number' if a.numel() > 1 else 'it'} is {x:.4g} and must be {y:.4g}"
+
+def _entries(text:str)->list:
+    "What a list in an answer holds, or nothing."
+    try: found = ast.literal_eval(text)
+    except (SyntaxError, ValueError): return []
+    return _entries(found) if isinstance(found, str) else [*found]
+
+def _places(wrong:Tensor)->str:
+    "Say which places of one axis are wrong, if the others are right."
+    for axis in range(-1, -wrong.ndim - 1, -1):
+        n = wrong.shape[axis]
+        bad = wrong.movedim(axis, 0).reshape(n, -1).any(1)
+        places = bad.nonzero().flatten().tolist()
+        if not 0 < len(places) < n or n < 3: continue
+        first, last = places[0], places[-1]
+        run = str(first) if first == last else f"{first} to {last}"
+        if last - first == len(places) - 1:
+            return f"of axis {axis}, only {run} of 0 to {n - 1} is wrong"
     return ""
 
-def related(
-    pairs:list[tuple[Tensor|str, Tensor|str]], # Wrong answers and right ones
-)->str:                                        # A hint, or nothing
-    "Say by which number all results were multiplied, if it is one."
-    tensors = [(a, t) for a, t in pairs
-               if isinstance(a, Tensor) and isinstance(t, Tensor) and _tells(t)]
-    ratios = {f"{float(a.sum() / t.sum()):.4g}" for a, t in tensors}
-    if len(tensors) < 3 or len(tensors) < len(pairs) or len(ratios) != 1: return ""
-    ratio = float(ratios.pop())
-    if not math.isfinite(ratio) or not all(same(a, t * ratio) for a, t in tensors):
+def related(a:Tensor, t:Tensor)->str:
+    "Say by which number all was multiplied, if it is one."
+    ratio = float(a.double().sum() / t.double().sum())
+    if not ratio or not math.isfinite(ratio) or not same(a, (t * ratio).to(a.dtype)):
         return ""
-    return f"the result is {ratio:.4g} times what it should be"
+    if abs(ratio + 1) < 1e-3: return "all signs are turned round"
+    return f"all numbers are {ratio:.4g} times what they must be"
 
 def describe(
     mine:list[Tensor|str], # The answers of a part that fails
     truth:list[Tensor|str],# The right ones
     where:list[str],       # Where each question looks
-)->str:                    # What is certain about the wrong ones, or nothing
-    "Say what can be seen without knowing the cause."
+)->str:                    # What is certain, or nothing
+    "Say what came of the first question that was answered wrongly."
     wrong = [i for i, apart in enumerate(differ(mine, truth, True)) if apart]
     if not wrong: return ""
-    refused = [i for i in wrong if _raised(truth[i])]
-    at = wrong if refused == wrong else [i for i in wrong if i not in refused]
-    odd = [oddity(mine[i], truth[i]) for i in at]
-    named = "the parameter", "there is", "no parameter"
-    if odd and odd[0].startswith(named): return odd[0]
-    if len({said[:12] for said in odd}) > 1: odd = []   # each has something of its own
-    places = dict.fromkeys(where[i] for i in wrong)
-    bad = [place for place in places if not any(   # "with a cache" says it for others
-        place != wider and place.startswith(wider) for wider in places if wider)]
-    told = " and ".join(bad)
-    few = "" not in bad and len(told.split()) <= 22
-    plain = [(mine[i], truth[i]) for i in wrong if "gradient" not in where[i]]
-    if "" in bad and (said := related(plain)): return said
-    if refused == wrong and "" not in bad:
-        return f"an error must be raised {' and '.join(bad[:2])}"
-    if few and all(_raised(mine[i]) and not _raised(truth[i]) for i in wrong):
-        raised = mine[wrong[0]]
-        why = _meaning(getattr(raised, "said", ""))
-        said = f"{raised} is raised {told}"
-        return f"{said}: {why}" if why and len(f"{said} {why}".split()) <= 30 else said
-    if bad and all("gradient" in label for label in bad):
-        found = [mine[i] for i in wrong]
-        if any(isinstance(x, Tensor) and not x.isfinite().all() for x in found):
-            return "the gradient is not finite, though the output is right"
-        return "the gradient is wrong, though the output is right"
-    only = f"it is wrong {told}, and right elsewhere" if few else ""
-    said = odd[0] if odd and len(only.split()) < 16 else ""
-    return ": ".join(filter(None, (only, said)))
+    at = min(wrong, key=lambda i: _raised(truth[i]))
+    said = told(mine[at], truth[at])
+    plain = [where[i] for i in wrong if not _breaks(mine[i])]
+    if plain and all("gradient" in label for label in plain):
+        said += "; the output is right"
+    words = f"{where[at]}, {said}".lstrip(", ").split() if said else []
+    return " ".join(words[:30])
 
 # %% ../../nbs/grading/grading.ipynb #raised
 RAISED = {   # a pattern in the text of an error → what it means
     r"does not require grad|not have been used in the graph":
-        "what comes out is cut off from what it was computed from: is .detach(), "
-        ".data, .item() or a new tensor used?",
+        "what comes out is cut off from what it was computed from",
     r"modified by an inplace operation":
         "a tensor that the gradient needs is changed in place after it was used",
     r"shapes cannot be multiplied|must match the size of tensor|size of tensor a|"
-    r"inconsistent tensor size":
-        "the shapes do not fit: write down the shape of each factor, axis by axis; is "
-        "one turned round, or an axis missing?",
+    r"inconsistent tensor size": "the shapes of two tensors do not fit",
     r"view size is not compatible":
         "a view needs numbers that lie side by side; reshape copies others",
     r"invalid for input of size|shape .* is invalid":
-        "a reshape does not fit: has an axis been forgotten, or swapped before it was "
-        "split or joined?",
+        "a reshape does not fit the numbers that are there",
     r"to match target batch_size|[Ee]xpected target size":
-        "scores and targets do not fit: is the vocabulary on the last axis of the "
-        "scores, one row for each target?",
+        "the shapes of logits and targets do not fit",
     r"must have the same dtype|expected .*dtype|expected scalar type|Found dtype":
-        "two types of numbers meet: bring them to one before they are multiplied, and "
-        "back at the end",
+        "two types of numbers meet in one operation",
     r"not implemented for '?Half|not implemented for 'BFloat16":
-        "this operation does not know half precision: compute in float32 and return to "
-        "the type of the input",
+        "this operation does not know half precision",
     r"(list|tuple|string|index)\w* .*out of (range|bounds)|out of range":
-        "an index runs past the end, or is negative: what happens first, last, and "
-        "when too little is left?",
+        "an index lies outside",
     r"invalid combination of arguments|keyword argument|positional argument":
-        "a function is called with arguments that it does not take, or in another "
-        "order: look at that line",
-    r"math domain error":
-        "the logarithm or root of zero, or of something negative: which of the "
-        "settings may be zero?",
-    r"division( or modulo)? by zero|division by zero":
-        "something is divided by zero: which of the settings may be zero?",
+        "a function is called with arguments that it does not take",
+    r"math domain error": "the logarithm or root is asked of a number that has none",
+    r"division( or modulo)? by zero": "something is divided by zero",
     r"(max|min)\(\) (arg|iterable argument) is (an )?empty|empty sequence":
-        "the best is chosen where nothing is left: stop before",
+        "the largest or smallest of nothing is asked for",
     r"bytes must be in range|codec can't":
-        "characters are not bytes: a text becomes bytes by UTF-8, in which one "
-        "character may take several",
+        "what is no byte, or no UTF-8, is taken for it",
     r"all input arrays must have the same shape|stack expects each tensor":
-        "rows of different lengths are put together: does one begin too near the end?",
+        "rows of different lengths are put together",
     r"KeyError": "something is looked up under a name or number that is not there",
     r"'NoneType' object|not 'NoneType'|NoneType found":
-        "there is nothing where something was expected: does every path return, and "
-        "may something be None?",
+        "there is None where something else was expected",
     r"leaf Variable that requires grad":
-        "what asks for a gradient is changed in place: parameters need torch.no_grad() "
-        "for it, and an input is to be left alone",
-    r"before Module.__init__":
-        "super().__init__() comes first: it makes the place where layers and "
-        "parameters are kept",
+        "what asks for a gradient is changed in place",
+    r"before Module.__init__": "super().__init__() must come first",
     r"Boolean value of Tensor with more than one":
-        "a whole tensor is asked for one yes or no: do the arguments come in the "
-        "page's order, or is .any() or .all() missing?",
+        "a whole tensor is asked for one yes or no",
     r'missing the required "forward"':
         "a module does its work in a method called forward, and there is none",
     r"maximum recursion": "a function calls itself without end",
     r"no attribute '(weight|bias|\w+)'":
-        "something is asked for by a name that it has not been given: compare the "
-        "names with those on the page",
+        "something is asked for by a name that it has not been given",
 }
 
 # %% ../../nbs/grading/grading.ipynb #made
@@ -925,8 +897,7 @@ def judge(
         else:
             passed.append(check.claim)
             continue
-        hint = hint_for(part, component, patience, cause, check)
-        return verdict(check.claim, why, hint)
+        return verdict(check.claim, why, hint_for(part, component, patience, cause))
     try:
         with alone() as muffler, within(patience): mine = answers(seen, component)
     except Rude as error: return verdict(MANNERS, *error.args)
@@ -951,28 +922,25 @@ def hint_for(
     component:str,                 # What it is to be
     patience:float=30.,            # Seconds of the processor's time for all questions
     error:BaseException|None=None, # What the check that failed has raised
-    check:Callable|None=None,      # That check
-)->str:                            # What may be the cause, if anything is known
-    "Find the likeliest cause, from the surest evidence to the weakest."
+)->str:                            # What is the cause, or what was seen
+    "Find the one cause that explains all answers; else say what can be seen."
     raised, truth = reason(error, component), truth_about(component)
     try:
         with alone(), within(patience), untouched():
             mine, seen = answers(part, component), symptom(part, component)
     except (Exception, SystemExit, TooLong): return raised
-    hint, whole = compare(mine, component, check=check)
-    wrong = [i for i, apart in enumerate(differ(mine, truth, True)) if apart]
-    if whole or not wrong: return hint or raised or seen
-    with suppress(Exception, TooLong), alone(), within(patience), untouched():
-        if said := unheeded(mine, component): return said
+    if not any(differ(mine, truth, True)): return raised or seen
+    if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised
-    with suppress(Exception, TooLong), alone(), within(patience):
-        if other := reordered(part, component): return other
-    for i in wrong:
-        if said := parameters_apart(mine[i], truth[i]): return said
-    sure, _ = compare(mine, component, 6, check)
-    if sure or seen: return sure or seen
+    for search in unheeded, reordered, paired:
+        with suppress(Exception, TooLong), alone(), within(patience), untouched():
+            if found := search(part if search is reordered else mine, component):
+                return found
+    for a, t in zip(mine, truth):
+        if said := parameters_apart(a, t): return said
     labels = [label for label, _ in asked(reference(component), component)]
-    return raised or hint or describe(mine, truth, labels)
+    said = describe(mine, truth, labels)
+    return seen or (said if "it raises" in said else raised or said)
 
 # %% ../../nbs/grading/grading.ipynb #aliases
 def _of_layer(

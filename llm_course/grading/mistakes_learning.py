@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from llm_course.grading.grading import (
-    MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants,
-)
+from .grading import (
+    MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants)
 from ..linear import Linear
 from ..transformer import Transformer
 
@@ -33,8 +32,7 @@ def _path(part, grads, start=1., **settings)->list[float]:
 def _moves(part, grads, **settings)->torch.Tensor:
     "How far a number moves at each of some gradients."
     return torch.tensor(
-        [1.0, *_path(part, grads, **settings)], dtype=torch.float64
-    ).diff()
+        [1.0, *_path(part, grads, **settings)], dtype=torch.float64).diff()
 
 def _first_moves(part, grads, **settings)->torch.Tensor:
     "How far as many numbers move at their first gradients, all at once."
@@ -46,11 +44,9 @@ def _first_moves(part, grads, **settings)->torch.Tensor:
 def _two_groups(part, **settings)->list[float]:
     "Where two groups go, one with a rate of its own."
     slow, fast, idle = (
-        nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3)
-    )
+        nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))
     optimizer = part(
-        [{"params": [idle, slow]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings
-    )
+        [{"params": [idle, slow]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings)
     for _ in range(3):
         for p in slow, fast: p.grad = torch.ones_like(p)
         optimizer.step()
@@ -128,8 +124,7 @@ def _an_optimizer(rule, **defaults):
                         torch.zeros_like(p) if p.grad is None else p.grad,
                         state,
                         group,
-                        state["t"],
-                    )
+                        state["t"])
     return Part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-sgd
@@ -149,16 +144,13 @@ def _a_descent(
     rate=lambda lr, t: lr / t**0.5,
     change=lambda g, p, step: p.sub_(step * g),
     own=True,
-    **more
-):
+    **more):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
     return _an_optimizer(
         lambda p, g, state, group, t: change(
-            g, p, rate(group["lr" if own else "begun"], t)
-        ),
+            g, p, rate(group["lr" if own else "begun"], t)),
         lr=1e-3,
-        **more
-    )
+        **more)
 
 
 def _spoils(g, p, step): p.sub_(g.mul_(step))
@@ -183,51 +175,38 @@ MISTAKES["SGDDecay"] = variants(
         "the gradient is changed: it is to be read only": dict(change=_spoils),
         "a parameter without a gradient moves": dict(
             everybody=True,
-            change=lambda g, p, step: p.sub_(step * g + (0.01 if not g.any() else 0)),
-        ),
+            change=lambda g, p, step: p.sub_(step * g + (0.01 if not g.any() else 0))),
         "only the sign of the gradient counts":
-            dict(change=lambda g, p, step: p.sub_(step * g.sign())),
-    },
-)
+            dict(change=lambda g, p, step: p.sub_(step * g.sign()))})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw
 @questions_of("AdamW")
 def _ask_adamw(part):
     some = [.5, -2., 1., 3., .1, -1.]
     yield "when gradients and decay are zero", lambda: _moves(
-        part, [0.0] * 4, lr=0.1, weight_decay=0.0
-    )
+        part, [0.0] * 4, lr=0.1, weight_decay=0.0)
     yield "when one step is taken", lambda: _first_moves(
-        part, [1e3, -2.0, 0.5], lr=0.1, weight_decay=0.0
-    )
+        part, [1e3, -2.0, 0.5], lr=0.1, weight_decay=0.0)
     yield "when β₁ is 0 and one step is taken", lambda: _first_moves(
-        part, [1e3, -2.0, 0.5], lr=0.1, betas=(0.0, 0.9), weight_decay=0.0
-    )
+        part, [1e3, -2.0, 0.5], lr=0.1, betas=(0.0, 0.9), weight_decay=0.0)
     yield lambda: _moves(part, [1e3] * 4, lr=.1, weight_decay=0.)
     yield lambda: _moves(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
     yield "in its decay", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=.5)
     yield "where eps counts", lambda: _moves(
-        part, [1e-3], lr=0.1, eps=1e-3, weight_decay=0.0
-    )
+        part, [1e-3], lr=0.1, eps=1e-3, weight_decay=0.0)
     yield lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=0.)
     yield "in its decay", lambda: _moves(
-        part, some, lr=0.1, betas=(0.5, 0.9), eps=1e-8, weight_decay=0.2
-    )
+        part, some, lr=0.1, betas=(0.5, 0.9), eps=1e-8, weight_decay=0.2)
     yield "when β₁ is 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-8, weight_decay=0.0
-    )
+        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-8, weight_decay=0.0)
     yield "when β₂ is 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-8, weight_decay=0.0
-    )
+        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-8, weight_decay=0.0)
     yield "when both β are 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.0), eps=1e-8, weight_decay=0.0
-    )
+        part, some, lr=0.1, betas=(0.0, 0.0), eps=1e-8, weight_decay=0.0)
     yield "where eps counts", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-2, weight_decay=0.0
-    )
+        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-2, weight_decay=0.0)
     yield "where eps counts", lambda: _moves(
-        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-2, weight_decay=0.0
-    )
+        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-2, weight_decay=0.0)
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
@@ -270,16 +249,14 @@ def _an_adamw(
     first_decay=False,
     grow=lambda g: g,
     sign=1,
-    **more,
-):
+    **more):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
         (b1, b2), lr, eps, wd = (
             betas(*group["betas"]),
             group["lr" if own else "begun"],
             group["eps"],
-            group["decay_begun" if first_decay else "weight_decay"],
-        )
+            group["decay_begun" if first_decay else "weight_decay"])
         g = grow(g) + l2 * wd * p
         m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
         v = (b1 if mixed else keep(b2)) * (
@@ -293,8 +270,7 @@ def _an_adamw(
         p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
     return _an_optimizer(
-        rule, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **more
-    )
+        rule, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **more)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-2
 _none = lambda b, t: 1.
@@ -303,83 +279,56 @@ _means = variants(
     _an_adamw,
     {
         "bias correction seems to be missing: both means begin at zero and are too "
-        "small at first": dict(
-            correct1=_none, correct2=_none
-        ),
+        "small at first": dict(correct1=_none, correct2=_none),
         "the mean of the gradients is not corrected for its start at zero": dict(
-            correct1=_none
-        ),
+            correct1=_none),
         "the mean of the squares is not corrected for its start at zero": dict(
-            correct2=_none
-        ),
+            correct2=_none),
         "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(
             correct1=lambda b, t: max(1 - b ** (t - 1), 1e-30),
-            correct2=lambda b, t: max(1 - b ** (t - 1), 1e-30),
-        ),
+            correct2=lambda b, t: max(1 - b ** (t - 1), 1e-30)),
         "the correction is one step ahead: the first step is step 1": dict(
             correct1=lambda b, t: 1 - b ** (t + 1),
-            correct2=lambda b, t: 1 - b ** (t + 1),
-        ),
+            correct2=lambda b, t: 1 - b ** (t + 1)),
         "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(
-            correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b
-        ),
+            correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
         "the corrections take t times β, not its t-th power": dict(
             correct1=lambda b, t: abs(1 - b * t) + 1e-30,
-            correct2=lambda b, t: abs(1 - b * t) + 1e-30,
-        ),
+            correct2=lambda b, t: abs(1 - b * t) + 1e-30),
         "β₁ and β₂ have changed places in the corrections": dict(crossed=True),
         "the means begin at the first gradient, and are corrected all the same": dict(
-            begin=lambda g: g
-        ),
+            begin=lambda g: g),
         "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
         "β₁ serves both means; the squares have β₂": dict(
-            betas=lambda b1, b2: (b1, b1)
-        ),
+            betas=lambda b1, b2: (b1, b1)),
         "β₂ serves both means; the gradients have β₁": dict(
-            betas=lambda b1, b2: (b2, b2)
-        ),
+            betas=lambda b1, b2: (b2, b2)),
         "the means begin at the first gradient; they begin at zero, and are corrected "
-        "for it": dict(
-            begin=lambda g: g, correct1=_none, correct2=_none
-        ),
+        "for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
         "the corrected means are stored, and corrected once more at the next step": (
-            dict(stored=True)
-        ),
+            dict(stored=True)),
         "the sizes of the gradients are averaged, not their squares": dict(
-            square=lambda g, m: g.abs()
-        ),
+            square=lambda g, m: g.abs()),
         "the mean is squared; the squares of the gradients are to be averaged": dict(
-            square=lambda g, m: m * m
-        ),
+            square=lambda g, m: m * m),
         "what is squared is the gradient's distance from its mean, as in AdaBelief": (
-            dict(square=lambda g, m: (g - m) ** 2)
-        ),
+            dict(square=lambda g, m: (g - m) ** 2)),
         "the mean of the squares forgets by β₁ and takes in by 1 − β₂": dict(
-            mixed=True
-        ),
+            mixed=True),
         "gradients enter the means at full weight: (1 − β) is missing": dict(
-            new=lambda b: 1.0
-        ),
+            new=lambda b: 1.0),
         "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(
-            new1=lambda b: 1.0
-        ),
+            new1=lambda b: 1.0),
         "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(
-            new2=lambda b: 1.0
-        ),
+            new2=lambda b: 1.0),
         "the means forget too fast: β and 1 − β have changed places": dict(
-            keep=lambda b: 1 - b, new=lambda b: b
-        ),
+            keep=lambda b: 1 - b, new=lambda b: b),
         "the root is taken of both means": dict(
-            first=lambda m: m.abs().sqrt() * m.sign()
-        ),
+            first=lambda m: m.abs().sqrt() * m.sign()),
         "the mean takes no part: the step follows the newest gradient": dict(
-            plain=True
-        ),
+            plain=True),
         "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
-            ahead=lambda m, g, b: b * m + (1 - b) * g
-        ),
-    },
-)
+            ahead=lambda m, g, b: b * m + (1 - b) * g)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-3
 MISTAKES["AdamW"] = _means | variants(
@@ -417,8 +366,7 @@ MISTAKES["AdamW"] = _means | variants(
             dict(floor=lambda v, eps, c: 1.0),
         "the largest gradient stands where the mean square should (AdaMax)": dict(
             square=lambda g, m: g.abs(), peak=True, correct2=_none,
-            floor=lambda v, eps, c: v + eps,
-        ),
+            floor=lambda v, eps, c: v + eps),
         "only the sign of the mean is taken, so that all steps are of one length":
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
         "it walks uphill: subtract the step": dict(sign=-1),
@@ -428,9 +376,7 @@ MISTAKES["AdamW"] = _means | variants(
         "the gradient is changed: it is to be read only":
             dict(grow=lambda g: g.mul_(1.1)),
         "a parameter without a gradient moves: leave it alone, its decay too":
-            dict(everybody=True),
-    },
-)
+            dict(everybody=True)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon
 def _turned(part, grads, **settings):
@@ -490,8 +436,7 @@ def _ask_muon(part):
 def _a_muon(
     turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g,
     ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** 0.5,
-    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False,
-):
+    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False):
     "A `Muon` with something changed."
     def rule(p, g, state, group, t):
         lr, b, wd = group["lr"], group["momentum"], group["weight_decay"]
@@ -500,12 +445,12 @@ def _a_muon(
         m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
         p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(
             sign * lr * size(*p.shape)
-            * (ahead(m, g, b) if early else turn(ahead(m, g, b), n))
-        )
+            * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
-def _orthogonal(x, n, start=lambda x: x / x.norm(), numbers=(3.4445, -4.775, 2.0315)):
+def _orthogonal(
+    x, n, start=lambda x: x / (x.norm() + 1e-7), numbers=(3.4445, -4.775, 2.0315)):
     (a, b, c), x = numbers, start(x)
     for _ in range(n): x = a*x + (b * x @ x.mT + c * x @ x.mT @ x @ x.mT) @ x
     return x
@@ -550,9 +495,7 @@ MISTAKES["Muon"] = variants(
             dict(shrink=lambda lr, wd: wd),
         "there is no decay": dict(shrink=lambda lr, wd: 0.0),
         "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.0),
-        "it walks uphill": dict(sign=-1),
-    },
-)
+        "it walks uphill": dict(sign=-1)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip
 @questions_of("gradient_clip")
@@ -563,15 +506,12 @@ def _ask_clip(part):
         for p, g in zip(params, grads): p.grad = torch.tensor(g) if g else None
         norm = part(params, limit)
         return (
-            [float(norm)]
-            if told
-            else [x for p in params if p.grad is not None for x in p.grad.tolist()]
-        )
+            [float(norm)] if told
+            else [x for p in params if p.grad is not None for x in p.grad.tolist()])
     for told in True, False:
         label = "in the length that it returns" * told
         yield label or "where nothing is to be clipped", lambda: clipped(
-            [[3.0, 0.0], [0.0, 4.0]], 100.0
-        )
+            [[3.0, 0.0], [0.0, 4.0]], 100.0)
         yield label or "when there is one tensor", lambda: clipped([[30., 40.]], 5.)
         yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
@@ -608,8 +548,7 @@ def _ask_clip(part):
         part(params, 1.)
         return len([p for p in params if p.grad is not None])
     yield "where a parameter has no gradient", lambda: lent(
-        [nn.Parameter(torch.ones(2))]
-    )
+        [nn.Parameter(torch.ones(2))])
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #a-clip
 def _a_clip(
@@ -620,25 +559,20 @@ def _a_clip(
     lend=False,
     act=True,
     cut=False,
-    own=False,
-):
+    own=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
-        if isinstance(params, torch.Tensor): params = [params]
+        params = [params] if isinstance(params, torch.Tensor) else [*params]
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
         n = (
             norm([p.detach() for p in params if p.grad is not None] if own else grads)
-            if grads
-            else 0.0
-        )
+            if grads else 0.0)
         for g in grads if act and n < torch.inf else ():
             (
-                g.clamp_(-limit, limit)
-                if cut
-                else g.mul_(scale(norm([g]) if single else n, limit))
-            )
+                g.clamp_(-limit, limit) if cut
+                else g.mul_(scale(norm([g]) if single else n, limit)))
         return gives(n, limit)
     return part
 
@@ -673,9 +607,7 @@ MISTAKES["gradient_clip"] = variants(
         "they are divided by their length once more than needed, or twice":
             dict(scale=lambda n, limit: min(1.0, limit / (n + 1e-6)) ** 2),
         "the mean of the squares is taken for their sum":
-            dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item()),
-    },
-)
+            dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item())})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-rest
 def _clipped(part, *grads, limit=1.):
@@ -697,11 +629,8 @@ def _trips(part):
 SYMPTOMS["gradient_clip"] = {
     "gradients that are cut come out at another length than the limit": (
         lambda part: abs(
-            sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5
-        )
-        > 0.01
-        and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6
-    ),
+            sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5) > 0.01
+        and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6),
     "a parameter without a gradient is given one":
         lambda part: _clipped(part, 3.0, None)[1] is not None,
     "a parameter without a gradient is not passed over": _trips,
@@ -711,9 +640,7 @@ SYMPTOMS["gradient_clip"] = {
         lambda part: _spent(part),
     "the direction changes: all gradients must shrink by one factor": (
         lambda part: abs((found := _clipped(part, 3.0, 4.0))[0] / found[1] - 0.75)
-        > 1e-3
-    ),
-}
+        > 1e-3)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-decay
 @questions_of("params_for_decay")
@@ -722,11 +649,8 @@ def _ask_decay(part):
         known = {id(p): name for name, p in model.named_parameters()}
         return str(
             sorted(
-                (known[id(p)], group["weight_decay"])
-                for group in part(model, 0.3)
-                for p in group["params"]
-            )
-        )
+                (known[id(p)], group["weight_decay"]) for group in part(model, 0.3)
+                for p in group["params"]))
     def frozen():
         model = nn.ModuleList([Made(len, weight=torch.ones(3, 2), bias=torch.ones(3))])
         model[0].weight.requires_grad_(False)
@@ -739,9 +663,7 @@ def _ask_decay(part):
         nn.ModuleList([
             Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
             torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
-            Made(len, kernel=torch.ones(2, 2, 2)),
-        ])
-    )
+            Made(len, kernel=torch.ones(2, 2, 2))]))
     yield "in a whole model", lambda: told(Transformer(7, 8, 4, 1, 2, 4))
     yield "where a parameter is frozen", lambda: told(frozen())
     yield "where two layers share a matrix", lambda: told(shared())
@@ -752,16 +674,14 @@ def _ask_decay(part):
 def _a_sorting(
     decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_grad,
     first=lambda wd: wd, second=(("weight_decay", 0.0),), groups=2,
-    walk=lambda model: model.named_parameters(),
-):
+    walk=lambda model: model.named_parameters()):
     "A `params_for_decay` with something changed."
     def part(model, weight_decay=.01):
         params = [(name, p) for name, p in walk(model) if there(p)]
         return [
             {
                 "params": [p for name, p in params if decays(name, p)],
-                "weight_decay": first(weight_decay),
-            },
+                "weight_decay": first(weight_decay)},
             {"params": [p for name, p in params if not decays(name, p)]} | dict(second),
         ][:groups]
     return part
@@ -788,15 +708,11 @@ MISTAKES["params_for_decay"] = variants(
         "parameters come more than once: each module lists those of its own modules, "
         "too": dict(
             walk=lambda model: [
-                pair for m in model.modules() for pair in m.named_parameters()
-            ]
-        ),
+                pair for m in model.modules() for pair in m.named_parameters()]),
         "embeddings are left out of the decay; here every matrix decays": dict(
             decays=lambda name, p: p.ndim > 1 and not name.startswith(("2", "emb"))),
         "only what has exactly two axes decays; two or more are meant":
-            dict(decays=lambda name, p: p.ndim == 2),
-    },
-)
+            dict(decays=lambda name, p: p.ndim == 2)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-decay
 def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
@@ -805,14 +721,12 @@ def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
     model = nn.ModuleList([
         Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
         torch.nn.Embedding(4, 2),
-        Made(len, table=torch.ones(2, 2)),
-    ])
+        Made(len, table=torch.ones(2, 2))])
     groups = part(model, decay)
     return (
         len(list(model.parameters())),
         [id(p) for group in groups for p in group["params"]],
-        [group["weight_decay"] for group in groups],
-    )
+        [group["weight_decay"] for group in groups])
 
 def _misplaced(part, matrices):
     "The names of matrices that do not decay, or of others that do."
@@ -832,15 +746,10 @@ SYMPTOMS["params_for_decay"] = {
         lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
     "a parameter is in two groups, or twice in one":
         lambda part: len((found := _sorted_by(part))[1]) > found[0],
-    "the decay that is given is ignored": (
-        lambda part: 0.3 not in _sorted_by(part)[2]
-        and 0.7 not in _sorted_by(part, 0.7)[2]
-    ),
     "what should not decay decays a little":
         lambda part: 0 < min(_sorted_by(part)[2]) < 0.3,
     "it has two axes or more and does not decay:": partial(_misplaced, matrices=True),
-    "it has fewer than two axes and decays:": partial(_misplaced, matrices=False),
-}
+    "it has fewer than two axes and decays:": partial(_misplaced, matrices=False)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule
 @questions_of("linear_lr_scheduler")
@@ -849,15 +758,15 @@ def _ask_schedule(part):
     for label, steps in (
         ("at step 0", [0]), ("in the climb", [1, 3]),
         ("at the top, where the climb has ended", [4]), ("on the way down", [5, 8, 11]),
-        ("at the end of the cycle", [12]), ("after the cycle", [13, 20, 1000]),
-    ):
+        ("at the end of the cycle", [12]), ("after the cycle", [13, 20, 1000])):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
     yield "in a climb to another rate than one", lambda: part(3, 4, 12, .2, 2.)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
-    for low, high in (2., 1.), (-1., 1.):
+    yield "for a negative warm-up", lambda: part(6, -1, 12, .1, 1.)
+    for low, high in (2., 1.), (-1., 1.), (.1, torch.inf):
         yield "where rates make no sense", lambda: part(6, 4, 12, low, high)
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
     yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
@@ -866,21 +775,20 @@ def _ask_schedule(part):
 def _a_schedule(
     climb=lambda it, w: it / w,
     wave=lambda u: (
-        1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()
-    )
-    / 2,
+        1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()) / 2,
     place=lambda it, w, c: (it - w) / (c - w),
     after=lambda it, w, c, low, high: low,
     span=lambda low, high, y: low + (high - low) * y,
     strict=True,
     end=lambda w, c: c,
     early=0,
-    taken=lambda *numbers: numbers,
-):
+    taken=lambda *numbers: numbers):
     "A `cos_lr_scheduler` with something changed."
     def part(it, *numbers):
+        w, c, low, high = numbers
+        if strict and not (0 <= w <= c and 0 <= low <= high < torch.inf and it >= 0):
+            raise ValueError("numbers")
         w, c, low, high = taken(*numbers)
-        if strict and w > c: raise ValueError("warm-up")
         if it < w + early: return high * climb(it, w)
         if after and it >= end(w, c): return after(it, w, c, low, high)
         return span(low, high, wave(place(it, w, c)))
@@ -946,57 +854,40 @@ _schedules: dict[str, dict] = {
         dict(span=lambda low, high, y: high * y),
     "lr_min is added on top: the highest rate is exceeded":
         dict(span=lambda low, high, y: low + high * y),
-    "a warm-up longer than the cycle is taken without a word": dict(strict=False),
-}
+    "a warm-up longer than the cycle is taken without a word": dict(strict=False)}
 MISTAKES["cos_lr_scheduler"] = variants(
     _a_schedule,
-    {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules,
-)
+    {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
 MISTAKES["linear_lr_scheduler"] = variants(
     partial(_a_schedule, wave=lambda u: 1 - u),
     {"the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)}
-    | _schedules,
-)
+    | _schedules)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
 SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
-    "without a warm-up there is a division by zero, or the first step has not the "
-    "highest rate": (
+    "without a warm-up, step 0 does not have the highest rate": (
         lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0)) != 1
-        == part(4, 4, 12, 0.1, 1.0)
-    ),
+        == part(4, 4, 12, 0.1, 1.0)),
     "the rate falls below lr_min on its way": (
         lambda part: min(part(it, 4, 12, 0.1, 1.0) for it in range(4, 40)) < 0.1 - 1e-9
     ),
     "the rate rises above lr_max": (
-        lambda part: max(part(it, 4, 12, 0.1, 1.0) for it in range(40)) > 1 + 1e-9
-    ),
+        lambda part: max(part(it, 4, 12, 0.1, 1.0) for it in range(40)) > 1 + 1e-9),
     "the climb is not a straight line from 0 to the highest rate": (
         lambda part: any(
-            abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4)
-        )
-        and part(4, 4, 12, 0.1, 1.0) == 1
-    ),
+            abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4))
+        and part(4, 4, 12, 0.1, 1.0) == 1),
     "half of the way down the rate should lie midway between the highest and the "
-    "lowest": (
-        lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6
-    ),
+    "lowest": lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6,
     "the rate jumps: the climb and the way down do not meet": (
         lambda part: max(
             abs(part(i + 1, 50, 1000, 0.1, 1.0) - part(i, 50, 1000, 0.1, 1.0))
-            for i in range(1100)
-        )
-        > 0.05
-    ),
-}
+            for i in range(1100)) > 0.05)}
 SYMPTOMS["perplexity"] = {
-    "at a loss of zero the perplexity is one": lambda part: part(0.0) != 1
-}
+    "at a loss of zero the perplexity is one": lambda part: part(0.0) != 1}
 SYMPTOMS["bits_per_byte"] = {
     "twice as many tokens, each half as surprising, must cost the same": (
-        lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9
-    )
-}
+        lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
 @questions_of("CrossEntropyLoss")
@@ -1004,35 +895,27 @@ def _ask_loss(part):
     z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
     yield "when there is one place", lambda: torch.stack(
-        [part()(z[0, :1], torch.tensor([i])) for i in range(5)]
-    )  # each id in turn
+        [part()(z[0, :1], torch.tensor([i])) for i in range(5)])  # each id in turn
     yield "for several places", lambda: part()(z[0], y[0])
     yield "for several sequences", lambda: part()(z, y)
     yield "for several sequences", lambda: part()(z + 3, y)
     yield "for large logits", lambda: part()(1e4 * z, y)
     yield "for large logits", lambda: part()(
-        torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1])
-    )
+        torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1]))
     yield (
         "in half precision",
         lambda: part()(
-            torch.tensor([[1e4, -1e4, 0.0]]).half(), torch.tensor([0])
-        ).bfloat16(),
-    )
+            torch.tensor([[1e4, -1e4, 0.0]]).half(), torch.tensor([0])).bfloat16())
     yield (
         "in half precision",
         lambda: part()(
-            torch.tensor([[0.0, -6.0]]).bfloat16(), torch.tensor([0])
-        ).bfloat16(),
-    )
+            torch.tensor([[0.0, -6.0]]).bfloat16(), torch.tensor([0])).bfloat16())
     yield "where targets are −100", lambda: part()(z, some)
     yield "where sequences have different numbers of targets −100", lambda: part()(
-        z, torch.tensor([[0, -100, -100], [3, 3, 1]])
-    )
+        z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
     yield "where another target is ignored", lambda: part(ignore_index=2)(z, y)
     yield "where one row lies far above another", lambda: part()(
-        torch.cat([z, z + 500]), torch.cat([y, y])
-    )
+        torch.cat([z, z + 500]), torch.cat([y, y]))
     yield "for a target outside the vocabulary", lambda: part()(z[0], y[0] + 1)
     yield "for a negative target", lambda: part()(z[0], y[0] - 1)
     yield "where no target counts", lambda: part()(z[0], 0 * y[0] - 100)
@@ -1042,14 +925,12 @@ def _ask_loss(part):
         lambda z: part()(z, y), 1e4 * z)
     yield "in its gradient", lambda: gradient(lambda z: part()(z, y), z)
     yield "in its gradient where targets are −100", lambda: gradient(
-        lambda z: part()(z, some), z
-    )
+        lambda z: part()(z, some), z)
 
 
 def _a_loss(
     surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y),
-    reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y),
-):
+    reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y)):
     "A `CrossEntropyLoss` with something changed."
     def loss(z, y):
         z, y = cut(z, y)
@@ -1080,12 +961,10 @@ MISTAKES["CrossEntropyLoss"] = variants(
         ),
         "the largest logit of all rows is subtracted; each row needs its own": dict(
             surprise=lambda z, y: (z - z.max()).float().exp().sum(-1).log()
-            - _pick((z - z.max()).float(), y)
-        ),
+            - _pick((z - z.max()).float(), y)),
         "the softmax is applied twice: the loss wants logits, not probabilities": dict(
             surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1)
-            - _pick(torch.softmax(z.float(), -1), y)
-        ),
+            - _pick(torch.softmax(z.float(), -1), y)),
         "the targets are shifted once more: they are one place later already":
             dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
         "only the last place of each row counts":
@@ -1098,14 +977,12 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "the logarithm is missing":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
         "the sign is turned round: the loss falls as the model gets worse": dict(
-            surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)
-        ),
+            surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)),
         "only the target's logit counts: the logarithm of the sum is missing":
             dict(surprise=lambda z, y: -_pick(z.float(), y)),
         "the logarithm has the base two: these are bits, not nats": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
-            / 0.6931472
-        ),
+            / 0.6931472),
         "the losses are added up; their mean is wanted":
             dict(reduce=lambda losses, counts: losses[counts].sum()),
         "each sequence has its own mean; all positions count alike":
@@ -1116,40 +993,29 @@ MISTAKES["CrossEntropyLoss"] = variants(
             dict(reduce=lambda losses, counts: losses.mean()),
         "the sum is divided by the number of sequences, not of positions": dict(
             reduce=lambda losses, counts: losses[counts].sum()
-            / max(1, len(counts) // 3)
-        ),
+            / max(1, len(counts) // 3)),
         "the softmax runs over the positions; each position has its own distribution":
             dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
         "the logits are shared out in half precision: the exponentials and their sum "
         "need float32": dict(
             surprise=lambda z, y: (
                 (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
-                - _pick(z - z.amax(-1, keepdim=True), y)
-            ).float()
-        ),
+                - _pick(z - z.amax(-1, keepdim=True), y)).float()),
         "the mean is taken over the vocabulary as well, so that the loss is V times "
         "too small": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
-            / z.shape[-1]
-        ),
+            / z.shape[-1]),
         "some of the target's share is given to all others: label smoothing of "
         "a tenth": dict(
             surprise=lambda z, y: torch.nn.functional.cross_entropy(
-                z.float(), y, reduction="none", label_smoothing=0.1
-            )
-        ),
+                z.float(), y, reduction="none", label_smoothing=0.1)),
         "the squared distance to one is taken, not the surprise": dict(
-            surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2
-        ),
+            surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2),
         "the likeliest token's surprise is taken, not the target's": dict(
-            surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)
-        ),
+            surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
         "no gradient flows through the logarithm of the sum: is it detached?": dict(
             surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1)
-            - _pick(z.float(), y)
-        ),
-    },
-)
+            - _pick(z.float(), y))})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-learning
 def _loss(part, *rows, target=0):
@@ -1167,47 +1033,33 @@ def _steepness(part):
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off":
         lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
-    "the largest logit of all rows is subtracted; each row needs its own": (
+    "a row costs otherwise when the logits of another lie 10,000 above its own": (
         lambda part: _loss(part, [1e4, 0.0]).isfinite()
-        and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()
-    ),
+        and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()),
     "a target that is certain still costs something":
         lambda part: 1e-3 < _loss(part, [30.0, 0.0, 0.0]) < 0.5,
     "twice the same rows cost something else than once: the mean is to be over all "
     "rows": (
         lambda part: abs(_loss(part, [1.0, 0.0], [1.0, 0.0]) - _loss(part, [1.0, 0.0]))
-        > 1e-3
-    ),
-    "nothing is subtracted before the exponential, so large logits overflow": (
+        > 1e-3),
+    "a logit of 10,000 gives a loss that is not finite": (
         lambda part: not _loss(part, [1e4, 0.0]).isfinite()
-        and _loss(part, [1.0, 0.0]).isfinite()
-    ),
+        and _loss(part, [1.0, 0.0]).isfinite()),
     "a surprise that is larger by 10 costs more by": _steepness,
     "a number that is added to all logits of a row changes the loss": (
         lambda part: abs(_loss(part, [1.0, 0.0, 2.0]) - _loss(part, [4.0, 3.0, 5.0]))
-        > 1e-4
-    ),
+        > 1e-4),
     "the order of the rows makes a difference: does each row meet its own target?":
         lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
     "some places get no gradient: every one is to count": (
         lambda part: (
             gradient(
                 lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])),
-                given(2, 3, 5),
-            )
-            == 0
-        )
-        .all(-1)
-        .any()
-    ),
+                given(2, 3, 5)) == 0).all(-1).any()),
     "positions with the target −100 are not left out": (
         lambda part: abs(
             part()(given(3, 5), torch.tensor([1, -100, 2]))
-            - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))
-        )
-        > 1e-4
-    ),
-}
+            - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-units
 @questions_of("perplexity")
@@ -1225,13 +1077,13 @@ MISTAKES["perplexity"] = {
         lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
     "the loss is turned into bits before e is raised to it":
         lambda nats: torch.tensor(nats / _ln2, dtype=torch.float64).exp(),
-    "one is taken off": lambda nats: torch.tensor(nats, dtype=torch.float64).exp() - 1,
-}
+    "one is taken off": lambda nats: torch.tensor(nats, dtype=torch.float64).exp() - 1}
 
 @questions_of("bits_per_byte")
 def _ask_bits(part):
     for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
         yield lambda: part(nats, tokens, size)
+    yield "for a text of one byte in one token", lambda: part(2., 1, 1)
     yield "for a text without bytes", lambda: part(2., 10, 0)
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)
@@ -1249,8 +1101,7 @@ MISTAKES["bits_per_byte"] = {
     "the number of tokens takes no part: the loss is a mean over them, not a sum":
         lambda n, tokens, size: n / _ln2 / size,
     "bits and bytes are mixed up: there is a factor of eight":
-        lambda n, tokens, size: n / _ln2 * tokens / size / 8,
-}
+        lambda n, tokens, size: n / _ln2 * tokens / size / 8}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-optim
 def _steps(part, grads, **settings): return _path(part, grads, lr=.1, **settings)
@@ -1277,12 +1128,9 @@ def _second_of_two(part):
     return abs(q.item() - alone[-1]) > 1e-6
 
 _manners = {
-    "two parameters have a part in each other's steps": (
-        _second_of_two
-    ),
+    "two parameters have a part in each other's steps": (_second_of_two),
     "the gradient is changed: it is to be read only": _spoilt,
-    "a parameter without a gradient moves: leave it alone, its decay too": _restless,
-}
+    "a parameter without a gradient moves: leave it alone, its decay too": _restless}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-habits
 _some = [.5, -2., 1., 3., .1, -1.]
@@ -1298,12 +1146,6 @@ def _neighbours(part):
         optimizer.step()
     return abs(both[0].item() - alone[-1]) > 1e-6
 
-def _ignored(part, **settings): # Whatever its two values, it goes the same way
-    return any(
-        _apart(*(_moves(part, _some, **{"lr": 0.1, name: value}) for value in values))
-        < 1e-12
-        for name, values in settings.items()
-    )
 
 def _forgets(part):
     """How far apart two go at their third step, one of which was loaded with the state
@@ -1330,32 +1172,12 @@ _heeds = {
         _neighbours,
     "a saved state is not all that it knows: what is counted or remembered belongs "
     "into the state of a parameter, or into a group":
-        _forgets,
-    "the learning rate makes no difference": lambda part: _ignored(part, lr=(0.1, 0.2)),
-}
-
-
-def _same_path(
-    part, **settings
-):  # Does a matrix go one way for all values of a setting?
-    [(name, values)] = settings.items()
-    grads = list(given(3, 3, 3).double())
-    paths = [_turned(part, grads, **{name: value}) for value in values]
-    return torch.equal(*paths)
-
-
-SYMPTOMS["Muon"] = SYMPTOMS.get("Muon", {}) | {
-    f"{name} makes no difference": partial(_same_path, **{name: values})
-    for name, values in (
-        ("lr", (0.1, 0.2)), ("momentum", (0.5, 0.9)), ("weight_decay", (0.1, 0.9)),
-    )
-}
+        _forgets}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-sgd
 def _fall(part):
     return (moves := _moves(part, [1.0] * 16, lr=0.1))[15] / moves[
-        0
-    ]  # ¼, if by the root
+        0]  # ¼, if by the root
 
 
 SYMPTOMS["SGDDecay"] = (
@@ -1365,50 +1187,30 @@ SYMPTOMS["SGDDecay"] = (
             lambda part: _steps(part, [0.0])[0] != 1,
         "only the direction of the gradient counts, not its size": (
             lambda part: _apart(
-                _moves(part, [0.01], lr=0.1), _moves(part, [0.05], lr=0.1)
-            )
-            < 1e-9
-        ),
+                _moves(part, [0.01], lr=0.1), _moves(part, [0.05], lr=0.1)) < 1e-9),
         "a large gradient moves less than in proportion: is it clipped?": (
             lambda part: abs(
-                _moves(part, [100.0], lr=0.1)[0] / _moves(part, [0.1], lr=0.1)[0]
-            )
-            < 999
+                _moves(part, [100.0], lr=0.1)[0] / _moves(part, [0.1], lr=0.1)[0]) < 999
         ),
         "gradients that came before have a part in a step: there is no momentum here": (
-            lambda part: _apart(
-                *(_moves(part, [g, 1.0], lr=0.1)[1] for g in (0.0, 5.0))
-            )
-            > 1e-9
-        ),
+            lambda part: _apart(*(_moves(part, [g, 1.0], lr=0.1)[1] for g in (0.0, 5.0))
+            ) > 1e-9),
         "the first step is not lr times the gradient":
             lambda part: abs(_steps(part, [1.0])[0] - 0.9) > 1e-6,
-        "the rate never falls": lambda part: abs(_fall(part) - 1) < 1e-6,
         "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < 0.249,
-        "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > 0.251,
-    }
-)
+        "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > 0.251})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-adamw
 def _still(part, grads, **settings):
     return _moves(
-        part, grads, **{"lr": 0.1, "weight_decay": 0.0, "eps": 1e-12} | settings
-    )
+        part, grads, **{"lr": 0.1, "weight_decay": 0.0, "eps": 1e-12} | settings)
 
 
 SYMPTOMS["AdamW"] = (
     _manners | _heeds | {
         "it walks uphill": lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 1,
-        "the first step divides by zero: the count must be raised before it is used": (
-            lambda part: not abs(_steps(part, [1.0])[0]) < 1e9
-        ),
-        "weight_decay makes no difference":
-            lambda part: _ignored(part, weight_decay=(0.0, 0.5)),
-        "eps makes no difference": lambda part: _ignored(part, eps=(1e-8, 1.0)),
-        "β₁ makes no difference":
-            lambda part: _ignored(part, betas=((0.5, 0.9), (0.8, 0.9))),
-        "β₂ makes no difference":
-            lambda part: _ignored(part, betas=((0.5, 0.9), (0.5, 0.6))),
+        "the first step is not finite, or huge": (
+            lambda part: not abs(_steps(part, [1.0])[0]) < 1e9),
         "the first step is much longer than the rate":
             lambda part: _steps(part, [1.0], weight_decay=0.0)[0] < 0.8,
         "the first step is much shorter than the rate":
@@ -1419,29 +1221,20 @@ SYMPTOMS["AdamW"] = (
         "the size of the gradients counts: all of them a hundred times as large should "
         "make the same steps": (
             lambda part: _apart(
-                _still(part, _some), _still(part, [100 * g for g in _some])
-            )
-            > 1e-6
-        ),
+                _still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6),
         "under a steady gradient every step should have the length of the rate, and "
         "these do not": (
             lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
-            > 1e-4
-        ),
-        "the mean of the squares never falls: is the largest one kept?": (
+            > 1e-4),
+        "steps stay short long after a large gradient": (
             lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
-            < 0.05
-        ),
+            < 0.05),
         "decay passes through the means: a parameter without a gradient should shrink "
         "by lr times decay alone": (
             lambda part: abs(_path(part, [0.0], lr=0.1, weight_decay=0.5)[0] - 0.9)
-            < 1e-6
-        ),
-        "decay depends on the gradient, or works on the parameter that has already "
-        "been moved": (
+            < 1e-6),
+        "the gradient changes how much decay takes off, which is lr times decay of the "
+        "old parameter": (
             lambda part: abs(_path(part, [1.0], lr=0.1, weight_decay=0.5)[0] - 0.85)
-            > 1e-6
-            and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6
-        ),
-    }
-)
+            > 1e-6 and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6
+        )})

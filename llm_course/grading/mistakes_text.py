@@ -22,9 +22,8 @@ import torch
 
 from ..bpe import GPT2, LLAMA3, O200K, merge, pre_tokens
 from ..checks import _is_stub
-from llm_course.grading.grading import (
-    MISTAKES, SYMPTOMS, attempt, questions_of, reference, variants,
-)
+from .grading import (
+    MISTAKES, SYMPTOMS, attempt, questions_of, reference, variants)
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
 @questions_of("pre_tokens")
@@ -35,12 +34,10 @@ def _ask_pre_tokens(part):
         ("for spaces", "\t\ttab"), ("for lines", "a\n\n c\nd\n"),
         ("for digits", "a1 b22"), ("for signs", "what?! ok."),
         ("for contractions", "I'll go, don't stop"), ("for capitals", "DON'T Stop"),
-        ("for letters outside ASCII", "naïve 北京 ok"),
-    ):
+        ("for letters outside ASCII", "naïve 北京 ok")):
         yield label, lambda: list(part(text))
     for text in (
-        "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x",
-    ):
+        "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x"):
         yield "for other alphabets", lambda: list(part(text))
     for text in "I'll go  home.", "naïve 北京!!! ok":
         yield "for a whole sentence", lambda: list(part(text))
@@ -58,8 +55,7 @@ def _ask_pre_tokens(part):
 
 def _a_cut(
     find=lambda text, pattern: regex.findall(pattern, text), before=lambda text: text,
-    change=lambda pattern: pattern, fixed=None,
-):
+    change=lambda pattern: pattern, fixed=None):
     "A `pre_tokens` with something changed."
     return lambda text, pattern=GPT2: find(before(text), change(fixed or pattern))
 
@@ -92,44 +88,32 @@ MISTAKES["pre_tokens"] = variants(
             dict(change=lambda p: p.replace(r"[^\s\p{L}\p{N}]+|", r"[^\s\p{L}\p{N}]|")),
         "letters outside ASCII are not seen as letters": dict(
             change=lambda p: p.replace(r"\p{L}", "a-zA-Z")
-            .replace(" ?a-zA-Z+", " ?[a-zA-Z]+")
-            .replace(r"\p{N}", "0-9")
-            .replace(" ?0-9+", " ?[0-9]+")
-        ),
+            .replace(" ?a-zA-Z+", " ?[a-zA-Z]+").replace(r"\p{N}", "0-9")
+            .replace(" ?0-9+", " ?[0-9]+")),
         "the text is put into small letters first": dict(before=str.lower),
         "the pattern that is given is ignored": dict(fixed=GPT2),
         "the spaces at the ends of the text are stripped": dict(before=str.strip),
         "runs of spaces are made one":
             dict(before=lambda text: regex.sub(r" +", " ", text)),
         "the space sits behind the word, not before it": dict(
-            change=lambda p: p.replace(r" ?\p{L}+| ?\p{N}+", r"\p{L}+ ?|\p{N}+ ?")
-        ),
+            change=lambda p: p.replace(r" ?\p{L}+| ?\p{N}+", r"\p{L}+ ?|\p{N}+ ?")),
         "punctuation goes with the word before it: letters and signs are one piece": (
             dict(
                 change=lambda p: p.replace(
-                    r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", r" ?\S+"
-                )
-            )
-        ),
+                    r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", r" ?\S+"))),
         "the text is cut into characters": dict(find=lambda text, pattern: list(text)),
         "newlines are lost: is the text cut into lines first?": dict(
             find=lambda text, pattern: [
-                p for line in text.splitlines() for p in regex.findall(pattern, line)
-            ]
-        ),
-    },
-)
+                p for line in text.splitlines() for p in regex.findall(pattern, line)]),
+    })
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-machine
 SYMPTOMS["pre_tokens"] = {
     "what comes are not pieces of text: a pattern with a group gives what the group "
     "caught": (
         lambda part: not all(isinstance(piece, str) for piece in part("I'll go"))
-        or "".join(part("I'll go")) == "ll"
-    ),
+        or "".join(part("I'll go")) == "ll"),
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
-    "spaces are thrown away: a piece keeps the space before it":
-        lambda part: "".join(part("a b")) == "ab",
     "letters outside ASCII are lost: letters of every script are letters":
         lambda part: "".join(part("aé")) == "a",
     "the space before a word is a piece of its own, or sits behind it; it belongs to "
@@ -137,24 +121,16 @@ SYMPTOMS["pre_tokens"] = {
         lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
     "signs are not cut off from the word before them":
         lambda part: list(part("ok.")) == ["ok."],
-    "contractions such as 'll are not pieces of their own": (
-        lambda part: "".join(part("I'll")) == "I'll" and "'ll" not in list(part("I'll"))
-    ),
-    "letters outside ASCII are not seen as letters":
-        lambda part: "".join(part("naïve")) == "naïve" and len(list(part("naïve"))) > 1,
     "a run of signs is cut up; it is one piece":
         lambda part: list(part("!?!")) == ["!", "?", "!"],
     "capitals become small letters": lambda part: "".join(part("aB")) == "ab",
     "the characters are changed: is the text normalised?": lambda part: any(
         "".join(part(letter)) not in ("", letter)
-        for letter in ("ﬁ", "²", "é", "e\u0301")
-    ),
+        for letter in ("ﬁ", "²", "é", "e\u0301")),
     "something of the text is lost, or made up: joined, the pieces "
     "must be the text": lambda part: any(
         "".join(part(text)) != text
-        for text in ("a  b", "x \n", "naïve, 北京!", " ", "a_b")
-    ),
-}
+        for text in ("a  b", "x \n", "naïve, 北京!", " ", "a_b"))}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-merge
 @questions_of("merge")
@@ -173,8 +149,7 @@ def _ask_merge(part):
         ("for several pairs", [98, 97, 110, 97, 110, 97], (97, 110)),
         ("for several pairs", [2, 1, 2, 1], (1, 2)),
         ("for several pairs", [1, 2, 1, 2, 3, 1, 2], (1, 2)),
-        ("for several pairs", [1, 2, 1], (1, 2)),
-    ):
+        ("for several pairs", [1, 2, 1], (1, 2))):
         yield label, lambda: list(part(list(ids), pair, 256))
     yield "where the new id is one of the pair", lambda: list(
         part([1, 1, 1, 1, 2], (1, 1), 1))
@@ -185,8 +160,7 @@ def _ask_merge(part):
 
 def _a_merge(
     start=0, step=1, match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair,
-    put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False,
-):
+    put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
     "A `merge` with something changed."
     def part(ids, pair, new):
         ids, out, i, done = list(ids)[::-1] if flip else list(ids), [], start, False
@@ -218,37 +192,26 @@ MISTAKES["merge"] = variants(
         "the pair vanishes and the new id never comes": dict(put=lambda new, pair: []),
         "the second id alone decides: both must match": dict(
             match=lambda ids, i, pair: len(ids[i : i + 2]) == 2
-            and ids[i + 1] == pair[1]
-        ),
+            and ids[i + 1] == pair[1]),
         "the first id alone decides: both must match":
             dict(match=lambda ids, i, pair: ids[i] == pair[0]),
         "two ids are stepped over where nothing was joined, too; that is one": dict(
             put=lambda new, pair: [new], step=2,
-            match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair,
-        ),
+            match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair),
         "nothing is joined": dict(match=lambda ids, i, pair: False),
         "a pair at the very end is missed": dict(
             match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair
-            and i + 2 < len(ids)
-        ),
-    },
-)
+            and i + 2 < len(ids))})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
-    "the first id alone decides: both must match":
-        lambda part: list(part([1, 3, 2], (1, 2), 9)) in ([9, 2], [9, 3, 2]),
     "ids are compared as text, and 1 is found within 11": (
         lambda part: list(part([11, 2, 13], (1, 2), 9)) != [11, 2, 13]
-        and list(part([3, 5, 4], (1, 2), 9)) == [3, 5, 4]
-    ),
+        and list(part([3, 5, 4], (1, 2), 9)) == [3, 5, 4]),
     "equal neighbours are joined wrongly: read from the left, and step over what was "
     "joined": (
         lambda part: list(part([7, 7, 7], (7, 7), 8)) != [8, 7]
-        and list(part([1, 2, 4], (1, 2), 9)) == [9, 4]
-    ),
-    "the list that was given is changed: make a new one": lambda part: _bent(part),
-}
+        and list(part([1, 2, 4], (1, 2), 9)) == [9, 4])}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-learn
 @questions_of("learn_merges")
@@ -262,15 +225,13 @@ def _ask_learn(part):
         (
             "where words come several times",
             {b"xy": 10, b"ab": 1, b"cab": 1, b"abd": 1},
-            1,
-        ),
+            1),
         ("where less is left than is asked for", {b"a": 50, b"b": 50, b"xy": 1}, 5),
         ("where there are no words", {}, 3),
         ("where a letter repeats", {b"aaaa": 1, b"ab": 2}, 3),
         ("", {b"low": 3, b"lowest": 2}, 4),
         ("", {b"abc": 4, b"bcd": 3, b"ab": 2}, 3),
-        ("", {b"ab": 10, b"aba": 2, b"az": 2}, 2),
-    ):
+        ("", {b"ab": 10, b"aba": 2, b"az": 2}, 2)):
         yield label, lambda: list(map(tuple, learn(dict(words), n)))
     yield "where none is asked for", lambda: list(learn({b"ab": 3}, 0))
     yield "for all bytes", lambda: list(map(tuple, learn(
@@ -281,13 +242,12 @@ def _ask_learn(part):
     for _ in range(6):
         words = {
             bytes(chance.choices(b"abc", k=chance.randint(1, 9))): chance.randint(1, 5)
-            for _ in range(8)
-        }
+            for _ in range(8)}
         yield lambda: list(map(tuple, learn(dict(words), 6)))
 
-    yield "in the warning where too few pairs are left", lambda: _warns(
+    yield "in whether it warns where too few pairs are left", lambda: _warns(
         lambda: part({b"ab": 2}, 3))
-    yield "in warnings where enough are left", lambda: _warns(
+    yield "in whether it warns where enough are left", lambda: _warns(
         lambda: part({b"abcd": 2}, 3))
 
 def _warns(f):
@@ -317,23 +277,18 @@ def _a_learner(
     fewer=0,
     stale=False,
     piled=False,
-    order=list,
-):
+    order=list):
     "A `learn_merges` with something changed."
     def part(words, num_merges):
         spelled, merges, first = (
             [[bytes([b]) for b in word] for word in words],
             [],
-            None,
-        )
+            None)
         counts = [weight(count) for count in words.values()]
         if glue:
             spelled, counts = [[
-                piece
-                for word, n in zip(spelled, words.values())
-                for _ in range(n)
-                for piece in word
-            ]], [1]
+                piece for word, n in zip(spelled, words.values()) for _ in range(n)
+                for piece in word]], [1]
         pairs = Counter()
         while len(merges) < num_merges - fewer:
             if not piled: pairs = Counter()
@@ -342,16 +297,12 @@ def _a_learner(
                     pairs[pair] += count
             if stale:
                 pairs = Counter({
-                    p: n
-                    for p, n in ((first or Counter()) | pairs).items()
-                    if p not in merges
-                })
+                    p: n for p, n in ((first or Counter()) | pairs).items()
+                    if p not in merges})
             first = pairs if stale else first or pairs
             known = (
-                pairs
-                if again
-                else Counter({p: n for p, n in first.items() if p not in merges})
-            )
+                pairs if again
+                else Counter({p: n for p, n in first.items() if p not in merges}))
             if not known: warnings.warn("no pair is left", stacklevel=2)
             if not known or max(known.values()) <= least:
                 break
@@ -373,29 +324,22 @@ MISTAKES["learn_merges"] = variants(
         ),
         "ties are broken by what the two would make together; compare the pair of byte "
         "strings": dict(
-            best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], b"".join(p)))
-        ),
+            best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], b"".join(p)))),
         "ties go to the greater ids, that is to tokens learnt late; compare the byte "
         "strings": dict(
             best=lambda pairs, made: max(
                 pairs,
                 key=lambda p: (
                     pairs[p],
-                    *(256 + made.index(x) if x in made else x[0] for x in p),
-                ),
-            )
-        ),
+                    *(256 + made.index(x) if x in made else x[0] for x in p)))),
         "ties go to the pair whose first token is longer": dict(
             best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], len(p[0]), p))
         ),
         "ties are broken by the second token first": dict(
-            best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], p[::-1]))
-        ),
+            best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], p[::-1]))),
         "ties go to the longer token": dict(
             best=lambda pairs, made: max(
-                pairs, key=lambda p: (pairs[p], len(b"".join(p)), p)
-            )
-        ),
+                pairs, key=lambda p: (pairs[p], len(b"".join(p)), p))),
         "the merges come in the wrong order: what was learnt first comes first":
             dict(order=lambda merges: merges[::-1]),
         "each merge has its two halves in the wrong order":
@@ -429,11 +373,7 @@ MISTAKES["learn_merges"] = variants(
             dict(join=lambda p: b"".join(p[::-1])),
         "the longest token is made first; the most frequent pair comes first": dict(
             best=lambda pairs, made: max(
-                pairs, key=lambda p: (len(b"".join(p)), pairs[p], p)
-            )
-        ),
-    },
-)
+                pairs, key=lambda p: (len(b"".join(p)), pairs[p], p)))})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #apart
 def _apart(pieces):
@@ -441,10 +381,8 @@ def _apart(pieces):
     while i + 1 < len(pieces):
         found.append((pieces[i], pieces[i + 1]))
         i += (
-            2
-            if i + 2 < len(pieces) and pieces[i] == pieces[i + 1] == pieces[i + 2]
-            else 1
-        )
+            2 if i + 2 < len(pieces) and pieces[i] == pieces[i + 1] == pieces[i + 2]
+            else 1)
     return found
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-learn
@@ -452,36 +390,25 @@ SYMPTOMS["learn_merges"] = {
     "too few pairs are an error; when none is left, what was learnt so far is the "
     "answer": (
         lambda part: str(attempt(lambda: _quietly(part)({b"ab": 1}, 5))).endswith(
-            "Error"
-        )
-    ),
+            "Error")),
     "too few, or too many, merges are learnt": (
-        lambda part: len(part({b"abcd": 5, b"xyz": 3}, 3)) != 3
-    ),
+        lambda part: len(part({b"abcd": 5, b"xyz": 3}, 3)) != 3),
     "what comes are not pairs of byte strings": lambda part: not all(
         isinstance(pair, tuple | list) and [*map(type, pair)] == [bytes, bytes]
-        for pair in part({b"abcd": 5}, 1)
-    ),
+        for pair in part({b"abcd": 5}, 1)),
     "the pairs are turned round: the left one comes first": (
-        lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")]
-    ),
+        lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")]),
     "a pair counts as often as its words do": (
         lambda part: [
-            tuple(part(words, 1)[0])
-            for words in (
+            tuple(part(words, 1)[0]) for words in (
                 {b"ab": 9, b"cd": 4, b"ecd": 4},
-                {b"ab": 100, b"cd": 40, b"ecd": 40, b"fcd": 40},
-            )
-        ] != [(b"a", b"b"), (b"c", b"d")]
-    ),
+                {b"ab": 100, b"cd": 40, b"ecd": 40, b"fcd": 40})
+        ] != [(b"a", b"b"), (b"c", b"d")]),
     "pairs that a merge has unmade are still counted": (
         lambda part: [tuple(p) for p in _quietly(part)({b"bcd": 3, b"bc": 2}, 2)]
-        == [(b"b", b"c"), (b"c", b"d")]
-    ),
+        == [(b"b", b"c"), (b"c", b"d")]),
     "of equally frequent pairs another one than the greatest is joined": (
-        lambda part: tuple(part({b"ab": 2, b"cd": 2, b"ca": 2}, 1)[0]) != (b"c", b"d")
-    ),
-}
+        lambda part: tuple(part({b"ab": 2, b"cd": 2, b"ca": 2}, 1)[0]) != (b"c", b"d"))}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-tokenizer
 @questions_of("BpeTokenizer")
@@ -490,8 +417,7 @@ def _ask_tokenizer(part):
         {i: bytes([i]) for i in range(256)}
         | {256: b"an", 257: b"ban", 258: b"na", 259: b"a ", 260: b"ba"},
         [(b"a", b"n"), (b"b", b"an"), (b"n", b"a"), (b"a", b" "), (b"b", b"a")],
-        **more
-    )
+        **more)
     special = lambda: made(special_tokens=["<|end|>", "<|end|><|end|>"])
     ranks = {i: bytes([i]) for i in range(256)} | {256: b"na", 257: b"an", 258: b"ban"}
     learnt = [(b"a", b"n"), (b"b", b"an"), (b"n", b"a")]
@@ -501,49 +427,36 @@ def _ask_tokenizer(part):
         ("for one word", "nana"), ("for several words", "a b"),
         ("for several words", "banana bandana"), ("for spaces around", " an \n"),
         ("for letters outside ASCII", "北京"), ("for capitals", "BanAN"),
-        ("for an empty text", ""), ("for several words", "can't"),
-    ):
+        ("for an empty text", ""), ("for several words", "can't")):
         yield label, lambda: list(made().encode(text))
     for label, ids in (
         ("in decoding", [257, 256, 97]), ("in decoding spaces", [32, 97, 32, 10]),
         ("in decoding letters outside ASCII", [0xE2, 0x82, 0xAC]),
         ("in decoding bytes that are no UTF-8", [97, 0xFF, 98]),
-        ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", []),
-    ):
+        ("in decoding bytes that are no UTF-8", [0xE2, 0x82]), ("in decoding", [])):
         yield label, lambda: made().decode(ids)
     for text in "a<|end|>b", "<|end|><|end|><|end|>", "<|end", " a <|end|>\n b ":
         yield "for special tokens", lambda: list(special().encode(text))
     yield "for special tokens", lambda: list(
-        made(special_tokens=["END"]).encode("aENDb")
-    )
+        made(special_tokens=["END"]).encode("aENDb"))
     yield "in decoding special tokens", lambda: special().decode(
-        special().encode("a<|end|>b")
-    )
+        special().encode("a<|end|>b"))
     yield "for a stream", lambda: list(
         with_end().encode_iterable(
-            iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])
-        )
-    )
+            iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
     other = {255 - i: bytes([i]) for i in range(256)} | {
-        400: b"an", 300: b"ban", 299: b"banana", 500: b"<|end|>",
-    }
+        400: b"an", 300: b"ban", 299: b"banana", 500: b"<|end|>"}
     yield "where the ids of bytes and merges are in another order", lambda: list(
-        part(other, [(b"a", b"n"), (b"b", b"an")]).encode("ban an b")
-    )
+        part(other, [(b"a", b"n"), (b"b", b"an")]).encode("ban an b"))
     yield "where a special token is in the vocabulary already", lambda: list(
         part(other, [(b"a", b"n"), (b"b", b"an")], special_tokens=["<|end|>"]).encode(
-            "<|end|>"
-        )
-    )
+            "<|end|>"))
     yield "where a word is in the vocabulary, but no merge leads to it", lambda: list(
-        part(other, [(b"a", b"n"), (b"b", b"an")]).encode("banana")
-    )
+        part(other, [(b"a", b"n"), (b"b", b"an")]).encode("banana"))
     yield "with another pattern", lambda: list(
         part(
             {i: bytes([i]) for i in range(256)} | {256: b"12"}, [(b"1", b"2")],
-            pattern=r"\p{N}|\P{N}+",
-        ).encode("12")
-    )
+            pattern=r"\p{N}|\P{N}+").encode("12"))
     low = {0: b"<|end|>", 1: b"an"} | {i + 2: bytes([i]) for i in range(256)}
     def of_zero(vocab, *special):
         made = part(vocab, [(b"a", b"n")], special_tokens=special)
@@ -553,21 +466,16 @@ def _ask_tokenizer(part):
     yield "where a merge has the id 0", lambda: of_zero(
         {0: b"an"} | {i + 1: bytes([i]) for i in range(256)})
     yield "where what was learnt first has the higher id", lambda: list(
-        part(ranks, learnt).encode("banana")
-    )
+        part(ranks, learnt).encode("banana"))
     yield "where special tokens are text", lambda: with_end().encode(
-        "<|end|>", allowed_special="none"
-    )
+        "<|end|>", allowed_special="none")
     yield "in a stream where special tokens are text", lambda: list(
-        with_end().encode_iterable(["<|end|>"], allowed_special="none")
-    )
+        with_end().encode_iterable(["<|end|>"], allowed_special="none"))
     for text, tokens in (
         ("I'll we're  \n x", ()), ("a<|end|>x <|end|>", ("<|end|>", "<|end|>x")),
-        ("é<|a|><|b|>", ("<|a|>", "<|a|><|b|>")),
-    ):
+        ("é<|a|><|b|>", ("<|a|>", "<|a|><|b|>"))):
         yield "in a stream that is cut anywhere", lambda: _everywhere(
-            part(ranks, learnt, special_tokens=[*tokens]), text
-        )
+            part(ranks, learnt, special_tokens=[*tokens]), text)
     spaces = {i: bytes([i]) for i in range(256)}
     spaces |= {256: b"  ", 257: b"\n\n", 258: b" a"}
     yield "in a stream that is cut within spaces", lambda: _everywhere(
@@ -584,7 +492,8 @@ def _ask_tokenizer(part):
     yield "where ids have gaps", lambda: list(
         part(gap, [], special_tokens=["<|end|>", "X"]).encode("<|end|>Xa"))
     yield "in decoding an array", lambda: made().decode(np.array([257, 97]))
-    yield "in decoding an id that is unknown", lambda: made().decode([9999])
+    for unknown in 9999, -1:
+        yield "in decoding an id that is unknown", lambda: made().decode([unknown])
     yield "where special tokens are refused", lambda: list(
         with_end().encode("a<|end|>", allowed_special="none_raise"))
     yield "where special tokens are refused, and none comes", lambda: list(
@@ -644,11 +553,9 @@ class _Toy:
         self.vocab, self.merges, self.pattern = (
             dict(vocab),
             [tuple(m) for m in merges],
-            pattern,
-        )
+            pattern)
         self.ids, self.special_tokens = {
-            token: id for id, token in self.vocab.items()
-        }, {}
+            token: id for id, token in self.vocab.items()}, {}
         for token in special_tokens or ():
             id = self.special_tokens[token] = self.known(token.encode())
             self.vocab[id], self.ids[token.encode()] = token.encode(), id
@@ -666,25 +573,15 @@ class _Toy:
     def parts(self, text):
         tokens = sorted(self.special_tokens, key=len, reverse=self.longest)
         return (
-            re.split(f"({'|'.join(map(re.escape, tokens))})", text)
-            if tokens
-            else [text]
-        )
+            re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens
+            else [text])
 
     def encode(self, text):
         return [
-            id
-            for i, part in enumerate(self.parts(text))
-            for id in (
-                [self.special_tokens[part]]
-                if i % 2
-                else [
-                    id
-                    for piece in self.cut(part, self.pattern)
-                    for id in self.word(piece)
-                ]
-            )
-        ]
+            id for i, part in enumerate(self.parts(text)) for id in (
+                [self.special_tokens[part]] if i % 2 else [
+                    id for piece in self.cut(part, self.pattern)
+                    for id in self.word(piece)])]
 
     def decode(self, ids):
         return b"".join(self.vocab[id] for id in ids).decode(errors=self.errors)
@@ -707,11 +604,8 @@ def _once(self, piece):
         pieces = next(
             (
                 [*pieces[:i], b"".join(pair), *pieces[i + 2 :]]
-                for i in range(len(pieces))
-                if tuple(pieces[i : i + 2]) == pair
-            ),
-            pieces,
-        )
+                for i in range(len(pieces)) if tuple(pieces[i : i + 2]) == pair),
+            pieces)
     return [self.ids[p] for p in pieces]
 
 def _in_order(self, piece):
@@ -765,20 +659,13 @@ MISTAKES["BpeTokenizer"] = variants(
             dict(cut=staticmethod(lambda text, pattern: pre_tokens(text, GPT2))),
         "a byte is taken for its own id; look it up in the vocabulary": dict(
             to_ids=lambda self, pieces: [
-                p[0] if len(p) == 1 else self.ids[p] for p in pieces
-            ]
-        ),
+                p[0] if len(p) == 1 else self.ids[p] for p in pieces]),
         "the ids of joined tokens are counted on from 256; look them up in the "
         "vocabulary": dict(
             to_ids=lambda self, pieces: [
                 (
-                    256 + [b"".join(m) for m in self.merges].index(p)
-                    if len(p) > 1
-                    else self.ids[p]
-                )
-                for p in pieces
-            ]
-        ),
+                    256 + [b"".join(m) for m in self.merges].index(p) if len(p) > 1
+                    else self.ids[p]) for p in pieces]),
         "a special token that is in the vocabulary already gets a second id":
             dict(known=lambda self, token: max(self.vocab) + 1),
         "a new special token gets the number of tokens for its id; take one more than "
@@ -792,35 +679,23 @@ MISTAKES["BpeTokenizer"] = variants(
         "a word that is in the vocabulary is taken whole, though no merge leads "
         "to it": dict(
             word=lambda self, piece: (
-                [self.ids[piece.encode()]]
-                if piece.encode() in self.ids
-                else _Toy.word(self, piece)
-            )
-        ),
+                [self.ids[piece.encode()]] if piece.encode() in self.ids
+                else _Toy.word(self, piece))),
         "special tokens are left out in decoding": dict(
             decode=lambda self, ids: b"".join(
                 self.vocab[id] for id in ids if id not in self.special_tokens.values()
-            ).decode(errors="replace")
-        ),
+            ).decode(errors="replace")),
         "a character that stands for a special sign in a pattern is not escaped, so "
         "special tokens are not found": dict(
             parts=lambda self, text: (
                 re.split(
                     f"({'|'.join(sorted(self.special_tokens, key=len, reverse=True))})",
-                    text,
-                )
-                if self.special_tokens
-                else [text]
-            )
-        ),
+                    text) if self.special_tokens else [text])),
         "of special tokens that overlap, the shorter one wins": dict(longest=False),
         "special tokens are thrown away": dict(
             encode=lambda self, text: [
-                id
-                for part in _Toy.parts(self, text)[::2]
-                for id in _Toy.encode(self, part)
-            ]
-        ),
+                id for part in _Toy.parts(self, text)[::2]
+                for id in _Toy.encode(self, part)]),
         "bytes that are no UTF-8 are dropped; they show as U+FFFD":
             dict(errors="ignore"),
         "bytes that are no UTF-8 raise an error; they show as U+FFFD":
@@ -828,34 +703,20 @@ MISTAKES["BpeTokenizer"] = variants(
         "each id is decoded by itself, so that a character split over several "
         "is lost": dict(
             decode=lambda self, ids: "".join(
-                self.vocab[id].decode(errors="replace") for id in ids
-            )
-        ),
+                self.vocab[id].decode(errors="replace") for id in ids)),
         "characters are taken for bytes: encode the text as UTF-8 first":
             dict(bytes_of=lambda self, piece: [bytes([ord(c)]) for c in piece]),
         "a stream's chunks are encoded one by one, so that tokens over their edges are "
         "lost": dict(
             encode_iterable=lambda self, chunks: (
-                id for chunk in chunks for id in self.encode(chunk)
-            )
-        ),
+                id for chunk in chunks for id in self.encode(chunk))),
         "the spaces around pre-tokens are lost":
             dict(cut=staticmethod(lambda text, pattern: text.split())),
         "decoding puts spaces between the tokens": dict(
             decode=lambda self, ids: " ".join(
-                self.vocab[id].decode(errors="replace") for id in ids
-            )
-        ),
-    },
-)
+                self.vocab[id].decode(errors="replace") for id in ids))})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-tokenizer
-def _bent(part):
-    ids = [1, 2, 3]
-    part(ids, (1, 2), 9)
-    return ids != [1, 2, 3]
-
-
 def _letters(part, **more): return part({i: bytes([i]) for i in range(256)}, [], **more)
 def _special(part, token):
     return len(list(_letters(part, special_tokens=[token]).encode(token)))
@@ -866,22 +727,16 @@ def _torn(part)->str: # The pieces, or nothing
     tokenizer = part(
         {i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  ", 258: b"\n\n"},
         [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n")],
-        special_tokens=["<|end|>"],
-    )
+        special_tokens=["<|end|>"])
     cuts = (
         [text[:i], text[i:]]
         for text in ("an an", "a  an", "a   \n", "a\n\n b", "a<|end|> b", "I'll")
-        for i in range(1, len(text))
-    )
+        for i in range(1, len(text)))
     return next(
         (
-            str(cut)
-            for cut in cuts
-            if list(tokenizer.encode_iterable(iter(cut))) !=
-            list(tokenizer.encode("".join(cut)))
-        ),
-        "",
-    )
+            str(cut) for cut in cuts if list(tokenizer.encode_iterable(iter(cut))) !=
+            list(tokenizer.encode("".join(cut)))),
+        "")
 
 def _grows(part):
     vocab = {i: bytes([i]) for i in range(256)}
@@ -897,26 +752,19 @@ SYMPTOMS["BpeTokenizer"] = {
         _shared,
     "a character outside ASCII is not turned into the bytes of its UTF-8": (
         lambda part: list(_letters(part).encode("a")) == [97]
-        and attempt(lambda: str(list(_letters(part).encode("é")))) != "'[195, 169]'"
-    ),
+        and attempt(lambda: str(list(_letters(part).encode("é")))) != "'[195, 169]'"),
     "special tokens are found only if they hold no sign such as |: escape them in the "
-    "pattern": (
-        lambda part: _special(part, "END") == 1 < _special(part, "<|end|>")
-    ),
+    "pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
     "the last ids of a stream are never given out": (
         lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"])))
-        == list(_letters(part).encode("ab c"))[:-1]
-    ),
+        == list(_letters(part).encode("ab c"))[:-1]),
     "a stream's ids are not those of the whole text when it is cut as": _torn,
     "a letter is not the byte that UTF-8 makes of it": (
-        lambda part: list(_letters(part).encode("a")) != [97]
-    ),
+        lambda part: list(_letters(part).encode("a")) != [97]),
     "what was encoded and is decoded is another text": lambda part: any(
         _letters(part).decode(_letters(part).encode(text)) != text
-        for text in ("a b", " a", "é", "a\n")
-    ),
-    "the vocabulary that was given is changed: make a copy": lambda part: _grows(part),
-}
+        for text in ("a b", " a", "é", "a\n")),
+    "the vocabulary that was given is changed: make a copy": lambda part: _grows(part)}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-batch
 def _steady(part):
@@ -941,57 +789,52 @@ def _ask_batch(part):
     bare, part = part, _steady(part)
     ids, long = np.arange(13, dtype=np.uint16), np.arange(1000, dtype=np.uint16)
     starts = lambda: torch.cat(
-        [part(ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)]
-    )
+        [part(ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)])
     yield "in the shape of a batch", lambda: [
-        tuple(x.shape) for x in part(long, 8, 6, "cpu")
-    ]
+        tuple(x.shape) for x in part(long, 8, 6, "cpu")]
     yield "in its targets", lambda: (lambda x, y: (y - x[:, :1]).float())(
-        *part(long, 8, 6, "cpu")
-    )
+        *part(long, 8, 6, "cpu"))
     yield "in the order within a row", lambda: (lambda x: (x - x[:, :1]).float())(
-        part(long, 8, 6, "cpu")[0]
-    )
+        part(long, 8, 6, "cpu")[0])
     yield "in the first place that is drawn", lambda: starts().min().item()
     yield "in the last place that is drawn", lambda: starts().max().item()
     yield "in the type of its targets", lambda: str(part(long, 8, 6, "cpu")[1].dtype)
     yield "in the type of the ids", lambda: str(part(long, 8, 6, "cpu")[0].dtype)
     yield "on the device that is asked for", lambda: str(
-        part(long, 8, 6, "meta")[0].device
-    )
+        part(long, 8, 6, "meta")[0].device)
     first = lambda seed, i: part(long, 8, 4, "cpu", seed=seed, iteration=i)[0][
-        :, 0
-    ].tolist()
+        :, 0].tolist()
     yield "in what seed and iteration change", lambda: [
         first(0, 5) == first(0, 5), first(0, 5) == first(0, 6),
         first(0, 5) == first(1, 5), first(0, 6) == first(1, 5),
-        first(2, 5) == first(2, 6), first(0, 0) == first(3, 0),
-    ]
+        first(2, 5) == first(2, 6), first(0, 0) == first(3, 0)]
     yield "where a batch has more rows than there are places", lambda: list(
         part(ids, 40, 4, "cpu")[0].shape)
     yield "where one row fits", lambda: [
         y.tolist() for y in part(ids[:5], 2, 4, "cpu")] == [
         [[0, 1, 2, 3]] * 2, [[1, 2, 3, 4]] * 2]
-    yield "for large ids", lambda: int(
+    yield "in whether ids above 60,000 stay so", lambda: bool(
         part(long + np.uint16(60_000), 8, 6, "cpu")[0].min() >= 60_000)
     yield "where the text is too short", lambda: part(ids[:4], 2, 4, "cpu")
     dealt = lambda: sorted(start for i in range(4) for start in part(
         np.arange(81), 4, 4, "cpu", iteration=i, order="epochs")[0][:, 0].tolist())
-    yield "in the order of epochs", lambda: int(
+    yield "in whether an epoch has each place once", lambda: bool(
         min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
-    yield "in the shuffling of an epoch", lambda: len(set(np.diff(_dealt(part)))) > 2
-    yield "in the shuffling of the next epoch", lambda: _repeats(part)
-    yield "where an epoch ends within a batch", lambda: _drops(part)
-    yield "in an epoch that begins within a batch", lambda: _drops(part, 19)
-    yield "in how evenly places are drawn", lambda: (
-        lambda n: int(max(n.values()) < 1.9 * min(n.values())))(
+    yield "in whether the rows of an epoch are shuffled", lambda: (
+        len(set(np.diff(_dealt(part)))) > 2)
+    yield "in whether the next epoch repeats the order", lambda: _repeats(part)
+    yield "in whether a row comes twice where an epoch ends within a batch", lambda: (
+        _drops(part))
+    yield "in whether a row comes twice in an epoch that begins within a batch", (
+        lambda: _drops(part, 19))
+    yield "in whether places are drawn evenly", lambda: (
+        lambda n: bool(max(n.values()) < 1.9 * min(n.values())))(
         Counter(starts().long().tolist()))
     yield "without an iteration", lambda: _anew(bare)
     yield "in what lies between rows", lambda: [
         len(set(first(0, 0))) > 1,
-        not any(x % 4 for x in first(0, 0) + first(0, 1)),
-    ]
-    yield "in the order of the rows", lambda: all(
+        not any(x % 4 for x in first(0, 0) + first(0, 1))]
+    yield "in whether all batches come in order", lambda: all(
         rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
 
 def _dealt(part, size=19, seed=0, step=0, count=19):
@@ -1014,26 +857,19 @@ def _drops(part, first=0):
 def _a_batch(
     low=0, high=lambda n, t: n - t, target=1, chance=lambda seed, i: [seed, i],
     step=lambda starts, t: starts, dtype=torch.int64, form=lambda x: x,
-    late=lambda y: y, drawn=lambda: np.random.randint(2**31),
-):
+    late=lambda y: y, drawn=lambda: np.random.randint(2**31)):
     "A `get_batch` with something changed."
     def part(ids, b, t, device="cpu", *, seed=0, iteration=None):
         if iteration is None: iteration = drawn()
         starts = step(
             np.random.default_rng(chance(seed, iteration)).integers(
-                low, high(len(ids), t), size=b
-            ),
-            t,
-        )
+                low, high(len(ids), t), size=b),
+            t)
         x, y = (
             torch.from_numpy(
                 np.stack([
                     np.asarray(ids).take(range(s + k, s + k + t), mode="wrap")
-                    for s in starts
-                ]).astype(np.int64)
-            ).to(dtype)
-            for k in (0, target)
-        )
+                    for s in starts]).astype(np.int64)).to(dtype) for k in (0, target))
         return form(x).to(device), late(form(y)).to(device)
     return part
 
@@ -1078,9 +914,7 @@ MISTAKES["get_batch"] = variants(
         "for inputs and the first for targets":
             dict(form=lambda x: x[:, :-1]),
         "the batch is flattened: a row for each sequence is wanted":
-            dict(form=lambda x: x.flatten()),
-    },
-)
+            dict(form=lambda x: x.flatten())})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-batch
 def _rows_of_numbers(part):
@@ -1092,10 +926,7 @@ def _rows_of_numbers(part):
 def _starts_of(part, **more):
     return torch.cat([
         part(np.arange(13, dtype=np.uint16), 40, 4, "cpu", seed=1, iteration=i, **more)[
-            0
-        ][:, 0]
-        for i in range(60)
-    ]).long()
+            0][:, 0] for i in range(60)]).long()
 
 
 SYMPTOMS["get_batch"] = {
@@ -1103,64 +934,41 @@ SYMPTOMS["get_batch"] = {
     "for each place": (
         lambda part: [
             tuple(x.shape) for x in part(np.arange(99, dtype=np.uint16), 16, 6, "cpu")
-        ] != [(16, 6), (16, 6)]
-    ),
+        ] != [(16, 6), (16, 6)]),
     "inputs and targets have changed places, or the targets are one place earlier": (
-        lambda part: ((found := _rows_of_numbers(part))[0] - found[1] == 1).all()
-    ),
-    "the targets are the inputs themselves: they should be one place later": (
-        lambda part: torch.equal(*_rows_of_numbers(part))
-    ),
+        lambda part: ((found := _rows_of_numbers(part))[0] - found[1] == 1).all()),
     "the targets are further on than one place": (
         lambda part: (
             (step := (found := _rows_of_numbers(part))[1] - found[0]) == step[0, 0]
-        ).all()
-        and step[0, 0] > 1
-    ),
+        ).all() and step[0, 0] > 1),
     "the last target of a row is not the next id of the dataset: does the row wrap "
     "round, or is it padded?": (
         lambda part: (
             (step := (found := _rows_of_numbers(part))[1] - found[0])[:, :-1] == 1
-        ).all()
-        and (step[:, -1] != 1).any()
-    ),
+        ).all() and (step[:, -1] != 1).any()),
     "large ids come out as other ids: is their type too narrow on the way?": (
         lambda part: (
             part(np.arange(60_000, 60_099, dtype=np.uint16), 16, 6, "cpu")[0] < 60_000
-        ).any()
-    ),
+        ).any()),
     "a row is not a stretch of neighbours": (
-        lambda part: (_rows_of_numbers(part)[0].diff() != 1).any()
-    ),
-    "one start too many can be drawn: its last target lies behind the end": (
+        lambda part: (_rows_of_numbers(part)[0].diff() != 1).any()),
+    "a draw from 13 ids raises an error: does a row begin too near the end?": (
         lambda part: attempt(lambda: _starts_of(part))
-        in ("ValueError", "RuntimeError", "IndexError")
-    ),
+        in ("ValueError", "RuntimeError", "IndexError")),
     "not all starts are equally likely": (
         lambda part: (n := torch.bincount(_starts_of(part), minlength=9)).max()
-        > 1.6 * n[:9].min()
-        and len(
-            set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist())
-        )
-        > 0
-    ),
+        > 1.6 * n[:9].min() and len(
+            set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist()))
+        > 0),
     "the rows of a batch begin one behind the other; each place is to be drawn by "
-    "itself": lambda part: (
-        lambda starts: (starts == starts[0]).all()
-    )(
-        part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()
-    ),
+    "itself": lambda part: (lambda starts: (starts == starts[0]).all())(
+        part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
     "the same seed and iteration give different batches": lambda part: not torch.equal(
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
-        part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
-    ),
+        part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0]),
     "the targets are not the ids behind the inputs: both must begin at one place": (
         lambda part: ((step := (found := _rows_of_numbers(part))[1] - found[0])[:, 1:]
-                      == step[:, :1]).all() and len(set(step[:, 0].tolist())) > 1
-    ),
-    "rows begin at multiples of their length only": (
-        lambda part: not (part(np.arange(999), 64, 6, "cpu")[0][:, 0] % 6).any()
-    ),
+                      == step[:, :1]).all() and len(set(step[:, 0].tolist())) > 1),
     "several rows of a batch begin at one place, too often for chance": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7
     ),
@@ -1175,14 +983,8 @@ SYMPTOMS["get_batch"] = {
         lambda part: min(
             np.diff(
                 sorted(
-                    part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist()
-                )
-            )
-        )
-        < 4
-    ),
-}
+                    part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist())
+            )) < 4)}
 
 for _told, _shown in SYMPTOMS["get_batch"].items():
-    SYMPTOMS["get_batch"][_told] = (
-        lambda part, shown=_shown: shown(_steady(part)))
+    SYMPTOMS["get_batch"][_told] = (lambda part, shown=_shown: shown(_steady(part)))
