@@ -203,7 +203,7 @@ class Part(nn.Module):
     ("SoftmaxEpsInSum", "a constant (1e-3) added to the sum: shares do not add to one", "the shares of a row do not add up to one", "e.sum(self.dim, keepdim=True)", "(e.sum(self.dim, keepdim=True) + 1e-3)"),
     ("SoftmaxReturnsLog", "log-softmax returned: the last exp is missing", "this is the logarithm of the shares", "(e / e.sum(self.dim, keepdim=True)).to(x.dtype)", "x - torch.logsumexp(x, dim=self.dim, keepdim=True)"),
     ("SoftmaxShiftsByMin", "shift by the minimum instead of the maximum", "the smallest score is subtracted", "amax", "amin"),
-    ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "float32 comes out whatever went in", ".to(x.dtype)", ""),
+    ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "the type is torch.float32 and must be torch.float16", ".to(x.dtype)", ""),
     ("SoftmaxBaseTwo", "base 2 instead of e", "these are powers of two", "torch.exp(", "torch.exp2("),
     ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "in its gradient", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
     ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
@@ -643,7 +643,7 @@ class SgdNoRoot(_Sgd):
 class SgdCountsFromOne(_Sgd):
     def rate(self, lr, t): return lr / math.sqrt(t + 2)
 
-@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters with the same gradient go differe")
+@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters have a part in each other's steps")
 class SgdCountsParameters(_Sgd):
     def step(self, closure=None):
         self.t = getattr(self, "t", 0)
@@ -663,7 +663,7 @@ class SgdDefaultRate(_Sgd):
                 p.data.add_(p.grad, alpha=-self.defaults["lr"] / math.sqrt(t + 1))
                 self.state[p]["t"] += 1
 
-@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered", "the rate is divided anew at each step")
+@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered", "the rate falls faster than 1/√(t + 1)")
 class SgdCompoundsDecay(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -851,7 +851,7 @@ def part(params, max_norm):
 """,
     ("clip_each_by_itself", "each gradient clipped by itself, not by the norm of all", "each tensor is clipped by itself", "/ (norm +", "/ (max(g.norm(), max_norm) +"),
     ("clip_sum_of_norms", "sum of norms instead of root of the sum of squares", "the lengths of the tensors are added up", "torch.cat([g.flatten() for g in grads]).norm()", "sum(g.norm() for g in grads)"),
-    ("clip_stretches", "always rescales: short gradients are stretched to max_norm", "short gradients are stretched to the limit", "norm > max_norm", "grads"),
+    ("clip_stretches", "always rescales: short gradients are stretched to max_norm", "short gradients are stretched", "norm > max_norm", "grads"),
     ("clip_without_root", "root forgotten: squared norm", "the squared length is returned and used", ".norm()", ".square().sum()"),
     ("clip_by_value", "clips values (clamp to ±max_norm) instead of the norm", "every number is cut off at the limit by itself", "g.mul_(max_norm / (norm + 1e-6))", "g.clamp_(-max_norm, max_norm)"),
     ("clip_not_in_place", "result not written back: p.grad rebinding a local name", "nothing is scaled", "g.mul_(max_norm / (norm + 1e-6))", "g = g * max_norm / (norm + 1e-6)"),
@@ -883,7 +883,7 @@ def decay_includes_frozen(model, weight_decay=0.01):
     ps = list(model.parameters())
     return [{"params": [p for p in ps if p.ndim >= 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "embeddings left undecayed", "embeddings are left out of the decay")
+@fault("params_for_decay", "embeddings left undecayed", "it has two axes or more and does not decay")
 def decay_not_embeddings(model, weight_decay=0.01):
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     ps = [p for p in model.parameters() if p.requires_grad]
@@ -1221,7 +1221,7 @@ def _top_p(logits, p, cut):
     drop = cut(shares, shares.cumsum(-1))
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(drop, -torch.inf))
 
-@fault("keep_top_p", "the token that crosses p is dropped", "the token that crosses p is dropped")
+@fault("keep_top_p", "the token that crosses p is dropped", "the one that crosses p must stay")
 def top_p_drops_the_crossing(logits, p):
     def cut(s, c):
         d = c > p
@@ -1281,7 +1281,7 @@ def top_p_returns_probabilities(logits, p):
         return d
     return _top_p(logits, p, cut).softmax(-1)
 
-@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum", "p = 1 is to keep everything")
+@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum", "it is to keep everything")
 def top_p_rounds_at_one(logits, p):
     z, order = logits.sort(dim=-1, descending=True, stable=True)
     s = z.softmax(-1)
@@ -1360,7 +1360,7 @@ def penalise_rewards(logits, ids, penalty):
     said = torch.gather(logits, -1, ids)
     return logits.scatter(-1, ids, torch.where(said < 0, said / penalty, said * penalty))
 
-@fault("penalise", "ids of all rows penalised in every row", "what one row said is held against all")
+@fault("penalise", "ids of all rows penalised in every row", "what one row has said is held against another")
 def penalise_all_rows(logits, ids, penalty):
     out = logits.clone()
     for i in set(ids.flatten().tolist()):
@@ -1634,7 +1634,7 @@ def learn_ties_by_id(words, num_merges, progress=False):
 @fault("learn_merges", "ties compared by the joined bytes instead of the pair", "ties are broken by what the two would make toget")
 def learn_ties_by_joined(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: (c[p], p[0] + p[1]))
 
-@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "the counts of pairs that a merge has unmade are ")
+@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "pairs that a merge has unmade are still counted")
 def learn_stale_counts(words, num_merges, progress=False):
     split, merges, counts = {w: [bytes([b]) for b in w] for w in words}, [], Counter()
     for w, pieces in split.items():
@@ -1877,13 +1877,13 @@ def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=None, order=
 """,
     ("batch_not_shifted", "targets not shifted: the same as the inputs", "the targets are the inputs themselves", "starts, t)", "starts, t, 0)"),
     ("batch_misses_last_start", "last start left out: high is exclusive (len − t − 1)", "the last legal start is never drawn", "- t,", "- t - 1,"),
-    ("batch_reads_past_end", "starts one too many: the last target lies beyond the end", "one start too many can be drawn", "- t,", "- t + 1,"),
+    ("batch_reads_past_end", "starts one too many: the last target lies beyond the end", "does a row begin too near the end?", "- t,", "- t + 1,"),
     ("batch_misses_first_start", "off by one at the front: start 0 is never drawn", "the first place is never drawn", "integers(0,", "integers(1,"),
     ("batch_ignores_seed", "seed and iteration ignored: another batch each time", "it draws from the generator that all share", "chance.integers(0, len(dataset) - t, batch_size)", "torch.randint(len(dataset) - t, (batch_size,)).tolist()"),
     ("batch_ignores_iteration", "iteration ignored: every step sees the same batch", "the iteration is ignored", "_rng(seed, iteration)", "np.random.default_rng(seed)"),
     ("batch_adds_seed_and_iteration", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added", "_rng(seed, iteration)", "np.random.default_rng(seed + iteration)"),
     ("batch_int32", "ids not int64 (int32)", "the ids come in another type than int64", "starts, t)", "starts, t, kind=np.int32)"),
-    ("batch_shifted_by_two", "targets shifted by two", "the targets are further on than one place", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
+    ("batch_shifted_by_two", "targets shifted by two", "the targets are two places later", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
     ("batch_swapped", "inputs and targets the wrong way round", "inputs and targets have changed places", "x, y =", "y, x ="),
     ("batch_multiples_only", "only starts at multiples of the row length", "rows begin at multiples of their length only", "integers(0, len(dataset) - t, batch_size)", "integers(0, (len(dataset) - 1) // t, batch_size) * t"),
     ("batch_rolls", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t", "y.to(device)", "x.roll(-1, dims=1).to(device)"),

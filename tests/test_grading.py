@@ -181,7 +181,7 @@ def test_what_is_printed_is_counted_and_not_shown(capsys):
 def test_a_raised_error_is_shown_with_its_line_and_explained():
     def forward(self, x): raise KeyError("no such thing")
     verdict = judge(module(forward), "SiLu")
-    assert 'raise KeyError("no such thing")' in verdict.why and verdict.hint.startswith("something is looked up")
+    assert 'raise KeyError("no such thing")' in verdict.why and verdict.hint.startswith("it raises KeyError: something is looked up")
 
 
 def test_a_wrong_signature_is_told_the_right_one():

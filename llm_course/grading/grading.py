@@ -418,7 +418,7 @@ def parameters_apart(a:Tensor|str, t:Tensor|str)->str:
     listed = [isinstance(x, str) and x.startswith("[('") for x in (a, t)]
     none = [isinstance(x, Tensor) and not x.numel() for x in (a, t)]   # an empty list
     if not any(listed) or not all(x or y for x, y in zip(listed, none)): return ""
-    mine, theirs = (dict(ast.literal_eval(x)) if named else {}
+    mine, theirs = (dict(ast.literal_eval(str(x))) if named else {}
                     for x, named in zip((a, t), listed))
     extra = sorted(mine.keys() - theirs.keys())
     missing = sorted(theirs.keys() - mine.keys())
@@ -932,10 +932,11 @@ def hint_for(
     if not any(differ(mine, truth, True)): return raised or seen
     if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised
-    for search in unheeded, reordered, paired:
+    searches = (lambda: unheeded(mine, component), lambda: reordered(part, component),
+                lambda: paired(mine, component))
+    for search in searches:
         with suppress(Exception, TooLong), alone(), within(patience), untouched():
-            if found := search(part if search is reordered else mine, component):
-                return found
+            if found := search(): return found
     for a, t in zip(mine, truth):
         if said := parameters_apart(a, t): return said
     labels = [label for label, _ in asked(reference(component), component)]
