@@ -237,7 +237,7 @@ def main(config: Config) -> None:
             text = Path(folder)/text.name
         for turn, seed in enumerate(config.seeds):
             for side in config.sides[:: 1 if turn % 2 else -1]:
-                run = run_side(side, text, seed, config.threads, config.changes)
+                run = run_side(side, text, seed, config.threads, config.changes) | {"cpu": machine("cpu")["cpu"]}   # seconds do not travel
                 print(side, run, flush=True)
                 before = read(output).get(name, {})
                 alike = all(before.get(key) == value for key, value in settings(config).items())   # the same race, of which some runs are there
