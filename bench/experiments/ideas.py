@@ -6,9 +6,10 @@ keeps every run, and a second start goes on where the first was stopped. Names b
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -103,9 +104,9 @@ def another_muon(optimizer, kind: type | None = None, **settings):
 
 class Idea(NamedTuple):
     "What one idea changes about the recipe."
-    changes: dict = {}                 # Flags of training
+    changes: Mapping = MappingProxyType({})   # Flags of training
     parts: Callable[[], dict] = dict   # Parts of the model
-    options: dict = {}                 # Options of the model
+    options: Mapping = MappingProxyType({})   # Options of the model
     deals: Callable[[float], int] = lambda progress: 2   # How many deals of rows a step takes
     pieces: Callable[[float], int] = lambda progress: 1  # Into how many pieces each row is cut
     optimizer: Callable = lambda optimizer: None         # Changes the optimiser
@@ -145,7 +146,7 @@ def texts(path: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 def steps_of(idea: Idea, ids: np.ndarray, steps: int, seed: int) -> Iterator[Transformer]:
     "Train by the recipe with one change. Gives the model back after each step."
-    recipe = {name: value for name, value in RECIPE.items() if name != "iterations"} | idea.changes
+    recipe = {name: value for name, value in RECIPE.items() if name != "iterations"} | dict(idea.changes)
     unread = Path("unread")   # the data is in memory
     config = settle_rates(TrainConfig(train_data=unread, val_data=unread, device="cpu", vocab_size=VOCAB, iterations=steps, **recipe))
     torch.manual_seed(seed)
