@@ -35,6 +35,7 @@ from llm_course.transformer import Transformer
 STEPS, SEEDS = 120, (0, 1, 2)   # of the recipe, of whose steps the race has six times as many
 ROWS, LENGTH = 12, RECIPE["max_seq_len"]   # a deal of rows; the recipe's step takes two deals
 PAIRS = 8192    # rows in the table of the last two tokens, which share them by a hash
+BASE = "the recipe"
 AVERAGED = .2   # of the steps, at the end, whose weights are averaged
 
 
@@ -115,7 +116,7 @@ class Idea(NamedTuple):
 
 
 IDEAS = {
-    "the recipe": Idea(averaged=True),
+    BASE: Idea(averaged=True),
     "value embeddings": Idea(parts=lambda: value_embeddings(RECIPE["num_layers"])),
     "norms on queries and keys": Idea(options={"qk_norm": True}),
     "an embedding of the last two tokens": Idea(parts=lambda: {"embedding": PairEmbedding}),
@@ -180,9 +181,9 @@ def score(model: Transformer, ids: np.ndarray, size: int) -> float:
     return sum(float(cross_entropy(model(inputs), targets)) * targets.numel() for inputs, targets in windows(ids, 64, LENGTH)) / size
 
 
-def measure_cost(name: str, text: str, points: int = 5, repeats: int = 2) -> dict:
+def measure_cost(name: str, text: str, points: int = 4, repeats: int = 3) -> dict:
     "Seconds of the processor that a step of the idea takes, beside a step of the recipe: at some points of the schedule, by turns, the fastest of a few."
-    spent = {"the recipe": 0., name: 0.}
+    spent = {BASE: 0., name: 0.}
     for seed in range(points):   # each point of the schedule with its own batches
         best = dict.fromkeys(spent, float("inf"))
         runs = {}
@@ -197,7 +198,7 @@ def measure_cost(name: str, text: str, points: int = 5, repeats: int = 2) -> dic
                     next(run)
                     if turn: best[which] = min(best[which], time.process_time() - began)
         for which in spent: spent[which] += best[which] / points
-    return {"seconds": round(spent[name], 5), "recipe_seconds": round(spent["the recipe"], 5), "ratio": round(spent[name] / spent["the recipe"], 4)}
+    return {"seconds": round(spent[name], 5), "recipe_seconds": round(spent[BASE], 5), "ratio": round(spent[name] / spent[BASE], 4)}
 
 
 def train_idea(name: str, text: str, seed: int, steps: int) -> dict:
@@ -217,20 +218,25 @@ def train_idea(name: str, text: str, seed: int, steps: int) -> dict:
     return found | {"averaged_nats": round(score(model, held_out, size), 4)}
 
 
+def grid(names=IDEAS) -> tuple[list[dict], list[dict]]:
+    "What is timed, and what is trained: all ideas of a seed before the next seed."
+    timed = [{"idea": name, "measured": "cost"} for name in names if name != BASE]
+    trained = [{"idea": name, "measured": "loss", "seed": seed} for seed in SEEDS for name in names if name not in TIMED]
+    return timed, trained
+
+
 def main(text: str | None = None, *names: str) -> None:
-    "Time each idea, then train all ideas of a seed before the next seed, on one thread."
+    "Time each idea, then train them, on one thread."
     torch.set_num_threads(1)
     text = text or str(fetch("tinyshakespeare"))
-    chosen = [name for name in IDEAS if name == "the recipe" or not names or name in names]
+    timed, trained = grid([name for name in IDEAS if name == BASE or not names or name in names])
     what = f"Nats a byte of a tenth of tiny-shakespeare's training split, after {STEPS} steps of the recipe or as many of an idea as take the same seconds of the processor."
-    costs = [{"idea": name, "measured": "cost"} for name in chosen if name != "the recipe"]
-    resume(__file__, what, costs, lambda idea, measured: measure_cost(idea, text))
+    resume(__file__, what, timed, lambda idea, measured: measure_cost(idea, text))
     ratios = {cell["idea"]: cell["ratio"] for cell in read(Path(__file__).with_suffix(".json"))["runs"] if cell["measured"] == "cost"}
 
     def run(idea, measured, seed):
         return train_idea(idea, text, seed, round(STEPS / ratios.get(idea, 1.)))
-    trained = [name for name in chosen if name not in TIMED]
-    resume(__file__, what, [{"idea": name, "measured": "loss", "seed": seed} for seed in SEEDS for name in trained], run)
+    resume(__file__, what, trained, run)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])
