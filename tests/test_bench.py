@@ -248,6 +248,12 @@ def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
     assert list(mixed["shares"]) == [str(i / 10) for i in range(11)] and mixed["orders"]["4"] == mixed["shares"]["1.0"] < mixed["orders"]["1"]
 
 
+def test_our_side_may_have_an_embedding_of_pairs(text, tmp_path):
+    nanogpt.train_mixed(text, tmp_path, seed=0, threads=1, iterations=3, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300, pairs=True)
+    alone, mixed = nanogpt.measure_ours(text, tmp_path), nanogpt.measure_mixed(text, tmp_path)
+    assert mixed["shares"]["0.0"] == pytest.approx(alone["nats_per_byte"], rel=1e-3)
+
+
 def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path, monkeypatch, capsys):
     reached = iter(range(100))
     monkeypatch.setattr(nanogpt, "run_side", lambda side, text, seed, threads, changes: {"seed": seed, "seconds": 20. if side == "peer" else 10., "cpu_seconds": 1., "nats_per_byte": float(next(reached))})

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bench.experiments import resume
 from bench.nanogpt import RECIPE, VOCAB, cut
+from bench.pairs import PairEmbedding
 from bench.runner import read
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import get_batch, windows
@@ -34,21 +35,8 @@ from llm_course.transformer import Transformer
 
 STEPS, SEEDS = 120, (0, 1, 2)   # of the recipe, of whose steps the race has six times as many
 ROWS, LENGTH = 12, RECIPE["max_seq_len"]   # a deal of rows; the recipe's step takes two deals
-PAIRS = 8192    # rows in the table of the last two tokens, which share them by a hash
 BASE = "the recipe"
 AVERAGED = .2   # of the steps, at the end, whose weights are averaged
-
-
-class PairEmbedding(Embedding):
-    "An embedding to which a second one adds a vector for the last two tokens."
-    def __init__(self, num_embeddings: int, embedding_dim: int):
-        super().__init__(num_embeddings, embedding_dim)
-        self.pairs = nn.Parameter(torch.zeros(PAIRS, embedding_dim))
-
-    def forward(self, ids):
-        before = F.pad(ids, (1, 0))[..., :-1]
-        number = (before * self.weight.shape[0] + ids) * 40_503 % 65_536   # spreads neighbours over the table
-        return super().forward(ids) + self.pairs[number % PAIRS]
 
 
 def value_embeddings(layers: int) -> dict:
