@@ -481,11 +481,21 @@ def test_a_share_of_the_peak_is_told(large):
 
 
 @pytest.mark.parametrize("script, grid", [(parts, parts.grid(parts.functions()["changes"])), (warmup, warmup.GRID),
-                                           (growing, growing.grid(growing.functions()["ladder"])), (ideas, [cell for cells in ideas.grid() for cell in cells])], ids=["parts", "warmup", "growing", "ideas"])
+                                           (growing, growing.grid(growing.functions()["ladder"]))], ids=["parts", "warmup", "growing"])
 def test_every_run_of_an_experiment_is_there_once(script, grid):
     found = json.loads(Path(script.__file__).with_suffix(".json").read_text("utf-8"))["runs"]
     for settings in grid: assert sum(settings.items() <= run.items() for run in found) == 1, settings
     assert len(found) == len(grid)
+
+
+def test_the_runs_of_ideas_are_of_its_grid_and_none_is_there_twice():
+    found = json.loads((root/"bench"/"experiments"/"ideas.json").read_text("utf-8"))["runs"]
+    asked = [cell for cells in ideas.grid() for cell in cells]
+    for run in found: assert sum(settings.items() <= run.items() for settings in asked) == 1, run
+    for settings in asked: assert sum(settings.items() <= run.items() for run in found) <= 1, settings
+    ratio = {run["idea"]: run["ratio"] for run in found if run["measured"] == "cost"}
+    for run in found:
+        if run["measured"] == "loss": assert run["steps"] == round(ideas.STEPS / ratio.get(run["idea"], 1.)), run   # equal seconds of the processor
 
 
 def test_ideas_are_tried_beside_the_recipe_itself(tmp_path):
