@@ -530,6 +530,9 @@ def test_each_idea_changes_what_it_says():
     ideas.EvenRows([matrix], weight_decay=0.).step()
     Muon([plain], weight_decay=0.).step()
     assert torch.allclose(matrix.norm(), plain.norm()) and matrix.norm(dim=1).std() < 1e-6 < plain.norm(dim=1).std()
+    still = ideas.EvenRows([matrix], lr=0.)
+    still.step()
+    assert matrix.isfinite().all()
     usual = ideas.muon.orthogonalise
     with ideas.Orthogonal(3): assert ideas.muon.orthogonalise is not usual
     assert ideas.muon.orthogonalise is usual

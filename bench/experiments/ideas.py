@@ -71,6 +71,7 @@ class OneProduct(MultiHeadAttention):
 class EvenRows(muon.Muon):
     "Muon, and each row of a step divided by the running size of that row's steps; the whole step keeps its length."
     def update(self, params, group):
+        if not group["lr"]: return   # the last step of a line to zero
         before = [p.detach().clone() for p in params]
         super().update(params, group | {"weight_decay": 0.})
         for p, old in zip(params, before):
