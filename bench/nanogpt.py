@@ -54,6 +54,7 @@ def train_ours(text: Path, folder: Path, seed: int, threads: int, **changes) -> 
     from llm_course.data import write_ids
     from llm_course.training import TrainConfig, train
     recipe = RECIPE | changes
+    parts = parts_of(recipe.pop("pairs", False))
     (folder/"train.txt").write_text(cut(text)[0], "utf-8", newline="")
     (folder/"val.txt").write_text(cut(text)[1], "utf-8", newline="")
     tokenizer = BpeTokenizer.train(folder/"train.txt", recipe.pop("vocab_size", VOCAB), [])
@@ -63,7 +64,13 @@ def train_ours(text: Path, folder: Path, seed: int, threads: int, **changes) -> 
         with open(folder/f"{name}.bin", "wb") as file: write_ids(file, [ids], tokenizer.vocab_size)
     never = recipe["iterations"] + 1
     train(TrainConfig(train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run", seed=seed, num_threads=threads, device="cpu",
-                      log_interval=50, val_interval=never, val_batches=1, checkpoint_interval=never, **recipe))
+                      log_interval=50, val_interval=never, val_batches=1, checkpoint_interval=never, **recipe), parts)
+
+
+def parts_of(pairs: bool) -> dict:
+    "The parts of our model that are not the course's: with `pairs`, an embedding that knows the last two tokens."
+    from bench.pairs import PairEmbedding
+    return {"embedding": PairEmbedding} if pairs else {}
 
 
 def measure_ours(text: Path, folder: Path) -> dict:
@@ -89,9 +96,10 @@ def train_mixed(text: Path, folder: Path, seed: int, threads: int, **changes) ->
 @torch.no_grad()
 def measure_mixed(text: Path, folder: Path) -> dict:
     "Nats per byte of the validation split by the mean of network and counts, by other shares of the counts (0: the network alone), and by counts of shorter and longer n-grams alone."
-    from llm_course.checkpoint import load_model
+    from llm_course.checkpoint import load_model, read_checkpoint
     from llm_course.data import load_ids, windows
-    model, began = load_model(folder/"run/checkpoint.pt", "cpu"), time.process_time()
+    saved = folder/"run/checkpoint.pt"
+    model, began = load_model(saved, "cpu", parts_of("embedding" in read_checkpoint(saved)["parts"])), time.process_time()
     counts = count_ngrams(folder)
     counting = time.process_time() - began
     shares, nats, size, texts = [SHARE, *(i / 10 for i in range(11))], {}, len(cut(text)[1].encode()), []
@@ -237,7 +245,7 @@ def main(config: Config) -> None:
             text = Path(folder)/text.name
         for turn, seed in enumerate(config.seeds):
             for side in config.sides[:: 1 if turn % 2 else -1]:
-                run = run_side(side, text, seed, config.threads, config.changes)
+                run = run_side(side, text, seed, config.threads, config.changes) | {"cpu": machine("cpu")["cpu"]}   # seconds do not travel
                 print(side, run, flush=True)
                 before = read(output).get(name, {})
                 alike = all(before.get(key) == value for key, value in settings(config).items())   # the same race, of which some runs are there

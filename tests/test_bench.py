@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import book
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,12 @@ import bench.cases  # noqa: F401  registers the cases
 from bench import experiments, four_bits, gpu, ladder, machine, nanogpt, pages, runner, table
 from bench.cases.generating import llama
 from bench.cases.machine import built_in
-from bench.experiments import growing, parts, warmup
+from bench.experiments import growing, ideas, parts, warmup
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.commands import run_command
+from llm_course.engine.muon import Muon
 from llm_course.engine.run_config import TrainConfig
+from llm_course.training import train
 from llm_course.transformer import Transformer
 
 root = Path(__file__).parents[1]
@@ -243,6 +246,12 @@ def test_our_side_counts_bytes_of_the_split_that_the_peer_reads(text, tmp_path):
     assert alone["nats_per_byte"] == pytest.approx(last["whole_val_loss"] * tokens / len(val.encode()), rel=0.02)
     assert mixed["shares"]["0.0"] == pytest.approx(alone["nats_per_byte"], rel=1e-3) and mixed["nats_per_byte"] < min(mixed["shares"]["0.0"], mixed["shares"]["1.0"])
     assert list(mixed["shares"]) == [str(i / 10) for i in range(11)] and mixed["orders"]["4"] == mixed["shares"]["1.0"] < mixed["orders"]["1"]
+
+
+def test_our_side_may_have_an_embedding_of_pairs(text, tmp_path):
+    nanogpt.train_mixed(text, tmp_path, seed=0, threads=1, iterations=3, d_model=32, num_layers=1, d_ff=64, max_seq_len=16, vocab_size=300, pairs=True)
+    alone, mixed = nanogpt.measure_ours(text, tmp_path), nanogpt.measure_mixed(text, tmp_path)
+    assert mixed["shares"]["0.0"] == pytest.approx(alone["nats_per_byte"], rel=1e-3)
 
 
 def test_the_race_against_nanogpt_keeps_runs_of_the_same_settings(text, tmp_path, monkeypatch, capsys):
@@ -477,6 +486,58 @@ def test_every_run_of_an_experiment_is_there_once(script, grid):
     found = json.loads(Path(script.__file__).with_suffix(".json").read_text("utf-8"))["runs"]
     for settings in grid: assert sum(settings.items() <= run.items() for run in found) == 1, settings
     assert len(found) == len(grid)
+
+
+def test_the_runs_of_ideas_are_of_its_grid_and_none_is_there_twice():
+    found = json.loads((root/"bench"/"experiments"/"ideas.json").read_text("utf-8"))["runs"]
+    asked = [cell for cells in ideas.grid() for cell in cells]
+    for run in found: assert sum(settings.items() <= run.items() for settings in asked) == 1, run
+    for settings in asked: assert sum(settings.items() <= run.items() for run in found) <= 1, settings
+    ratio = {run["idea"]: run["ratio"] for run in found if run["measured"] == "cost"}
+    for run in found:
+        if run["measured"] == "loss": assert run["steps"] == round(ideas.STEPS / ratio.get(run["idea"], 1.)), run   # equal seconds of the processor
+
+
+def test_ideas_are_tried_beside_the_recipe_itself(tmp_path):
+    "The script's loop is the course's own: after three steps by the recipe both have the same weights, to the bit."
+    ids = np.random.default_rng(0).integers(0, nanogpt.VOCAB, 6000)
+    ids.astype(np.uint16).tofile(tmp_path/"ids.bin")
+    recipe = nanogpt.RECIPE | {"iterations": 3}
+    config = TrainConfig(train_data=tmp_path/"ids.bin", val_data=tmp_path/"ids.bin", output=tmp_path/"run", vocab_size=nanogpt.VOCAB, seed=5, device="cpu", num_threads=1, live_plot=False, val_interval=4, val_batches=1, checkpoint_interval=4, **recipe)
+    theirs = train(config).model
+    *_, ours = ideas.steps_of(ideas.IDEAS[ideas.BASE], ids, 3, seed=5)
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True): assert torch.equal(p, q), name
+
+
+def test_each_idea_changes_what_it_says():
+    ids = np.random.default_rng(0).integers(0, nanogpt.VOCAB, 6000)
+    def fresh(name):
+        torch.manual_seed(0)
+        return Transformer(nanogpt.VOCAB, 64, 32, 3, 4, 48, parts=ideas.IDEAS[name].parts()).eval()
+    rows = torch.from_numpy(ids[:40].reshape(2, 20))
+    for name in "value embeddings", "an embedding of the last two tokens", "one product for q, k and v":
+        model, plain = fresh(name), fresh(ideas.BASE)
+        for p, q in zip(plain.parameters(), [p for path, p in model.named_parameters() if not path.endswith((".values", ".pairs"))], strict=True): p.data.copy_(q)
+        torch.testing.assert_close(model(rows), plain(rows), msg=name)   # what an idea adds begins at zero
+        for path, p in model.named_parameters():
+            if path.endswith((".values", ".pairs")): torch.nn.init.normal_(p)
+        later = rows.clone()
+        later[:, -1] = (later[:, -1] + 1) % nanogpt.VOCAB
+        assert torch.equal(model(rows)[:, :-1], model(later)[:, :-1]), f"{name} looks ahead"
+        assert (name == "one product for q, k and v") == torch.allclose(model(rows), plain(rows), atol=1e-4)
+    matrix, plain = (torch.nn.Parameter(torch.zeros(6, 4)) for _ in range(2))
+    matrix.grad = plain.grad = torch.randn(6, 4)
+    ideas.EvenRows([matrix], weight_decay=0.).step()
+    Muon([plain], weight_decay=0.).step()
+    assert torch.allclose(matrix.norm(), plain.norm()) and matrix.norm(dim=1).std() < 1e-6 < plain.norm(dim=1).std()
+    still = ideas.EvenRows([matrix], lr=0.)
+    still.step()
+    assert matrix.isfinite().all()
+    usual = ideas.muon.orthogonalise
+    with ideas.Orthogonal(3): assert ideas.muon.orthogonalise is not usual
+    assert ideas.muon.orthogonalise is usual
+    dealt = [sum(ideas.IDEAS[name].deals(step / 100) for step in range(100)) for name in (ideas.BASE, "small batches first")]
+    assert dealt[0] == dealt[1]   # of the same rows
 
 
 def test_the_runs_of_the_parts_are_those_of_the_page():
