@@ -231,6 +231,15 @@ def test_each_collapse_has_a_name(fault):
     assert fault in found, found
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_equal_answers_to_a_single_prompt_are_no_sign(prompts):
+    answers, said = [[3, 7]] * 4 * prompts, torch.ones(4 * prompts, 2, dtype=torch.bool)
+    logprobs = torch.full((4 * prompts, 2), -.1)
+    line = reward_signs(answers, torch.full((prompts, 4), .5), logprobs, logprobs, said)
+    assert line["same_answer"] == (prompts > 1)
+    assert ("one answer for all" in diagnose_rewards([line] * 5)) == (prompts > 1)
+
+
 def test_a_short_diary_says_nothing():
     assert diagnose_rewards([]) == {} == diagnose_rewards([{"reward": 0., "flat_groups": 1., "length": 3.}] * 4)
 
