@@ -158,15 +158,8 @@ def rhyme_alone(text: str) -> float:
     return rhyme(second, first)
 
 
-def metre_alone(text: str) -> float:
-    "The metre of two lines, whether they rhyme or not."
-    first, second = [line + "\n" for line in [*text.split("\n")[:-1], "", ""][:2]]
-    return (metre(first) + metre(second)) / 2
-
-
 RULES = {   # the lines of an answer, and what it is worth: the next rule takes over where the mean reward of five steps has reached ENOUGH
-    "metre": (1, metre), "rhyme alone": (2, rhyme_alone), "both at once": (2, couplet),
-    "metre first": (2, metre_alone, couplet), "rhyme first": (2, rhyme_alone, couplet)}
+    "metre": (1, metre), "rhyme alone": (2, rhyme_alone), "both at once": (2, couplet), "rhyme first": (2, rhyme_alone, couplet)}
 ENOUGH = .7
 
 
@@ -267,7 +260,7 @@ def main(*names: str) -> None:
     grid = [{"what": "adder", "seed": seed} for seed in range(SEEDS)]
     grid += [{"what": "metre", "seed": seed, "beta": beta} for seed in range(SEEDS) for beta in (BETA, 0.)]
     grid += [{"what": "rhyme alone", "seed": seed, "beta": BETA, "rate": 6e-4, "seconds": 100.} for seed in range(SEEDS)]
-    grid += [{"what": what, "seed": seed, "beta": BETA, "rate": 6e-4, "seconds": 240.} for what in ("both at once", "rhyme first", "metre first") for seed in range(SEEDS)]
+    grid += [{"what": what, "seed": seed, "beta": BETA, "rate": 6e-4, "seconds": 240.} for what in ("both at once", "rhyme first") for seed in range(SEEDS)]
     for cell in grid:
         if names and not {*names} <= {cell["what"], *map(str, cell.values())}: continue
         if any({**cell, "done": True}.items() <= other.items() for other in read(path).get("cells", [])): continue
