@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from bench.experiments import keep
-from bench.runner import read
+from bench.runner import machine, read
 from llm_course.data import fetch
 from llm_course.engine.rollouts import reward_signs
 from llm_course.generating import DEMO, load_demo
@@ -266,7 +266,7 @@ def main(*names: str) -> None:
         if any({**cell, "done": True}.items() <= other.items() for other in read(path).get("cells", [])): continue
         for made in adder(cell["seed"]) if cell["what"] == "adder" else verse(**cell):
             others = [other for other in read(path).get("cells", []) if not cell.items() <= other.items()]   # another process may have added to them
-            keep(__file__, {"what": "An adder and the demo model learn from rewards; times are processor seconds of one thread.", "cells": [*others, cell | made]})
+            keep(__file__, {"what": "An adder and the demo model learn from rewards; times are processor seconds of one thread.", "cells": [*others, cell | made | {"machine": machine("cpu")["kind"]}]})
 
 
 BETA = .01   # what a nat of distance from the demo model costs
