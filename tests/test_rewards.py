@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from bench.experiments.rewards import couplet, metre, rhyme, rhyme_alone
+from bench.experiments.rewards import couplet, is_enough, metre, rhyme, rhyme_alone, rhymes
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import save_model
 from llm_course.engine.rollouts import (
@@ -231,6 +231,15 @@ def test_each_collapse_has_a_name(fault):
     assert fault in found, found
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_equal_answers_to_a_single_prompt_are_no_sign(prompts):
+    answers, said = [[3, 7]] * 4 * prompts, torch.ones(4 * prompts, 2, dtype=torch.bool)
+    logprobs = torch.full((4 * prompts, 2), -.1)
+    line = reward_signs(answers, torch.full((prompts, 4), .5), logprobs, logprobs, said)
+    assert line["same_answer"] == (prompts > 1)
+    assert ("one answer for all" in diagnose_rewards([line] * 5)) == (prompts > 1)
+
+
 def test_a_short_diary_says_nothing():
     assert diagnose_rewards([]) == {} == diagnose_rewards([{"reward": 0., "flat_groups": 1., "length": 3.}] * 4)
 
@@ -382,3 +391,16 @@ def test_a_couplet_is_two_whole_lines_of_ten_syllables_that_rhyme():
     assert couplet(first + second) == 1 and couplet(first + second[:-1]) == pytest.approx(.25, abs=1e-3)
     assert couplet(first + first) == couplet(first + second.replace("say", "see")) == .5
     assert rhyme_alone("a day\nto say\n") == 1 and rhyme_alone("a day\nto say") == 0
+
+
+def test_the_next_rule_takes_over_after_five_good_steps():
+    def steps(*rewards, rule="rhyme_alone"): return [{"reward": reward, "rule": rule} for reward in rewards]
+    assert is_enough(steps(.1, .6, .8, .7, .7, .7)) and not is_enough(steps(.6, .8, .7, .7, .6)) and not is_enough(steps(.8, .8, .8, .8))
+    assert not is_enough(steps(.9, .9, .9) + steps(.9, .9, .9, .9, rule="couplet"))
+
+
+def test_rhymes_and_metre_are_counted_together():
+    whole, rhyme_only, none = "Shall I compare thee to a summer's day\nAnd think of all the things that we can say\n", "a day\nto say\n", "a day"
+    found = rhymes([whole, rhyme_only] * 32 + [whole, none] * 32)   # 8 of each of 16 speakers
+    assert (found["rhyme@1"], found["both@1"]) == (.75, .5) and found["rhymes"] == 1
+    assert found["rhyme@8"] == found["both@8"] == found["commonest_rhyme"] == 1

@@ -107,7 +107,9 @@ def reward_signs(
     reference:Float[Tensor, "n s"],    # The same, by the model at the start
     said:Bool[Tensor, "n s"],          # True where the model chose the id
 )->dict[str, float]:
-    "Measure what shows whether learning from rewards is healthy."
+    """Measure what shows whether learning from rewards is healthy.
+
+    With a single prompt, equal answers are no sign, and `same_answer` is 0."""
     count = float(said.sum())
     [(_, often)] = Counter(map(tuple, answers)).most_common(1)
     flat = rewards.amax(-1) == rewards.amin(-1)
@@ -119,7 +121,7 @@ def reward_signs(
         "length": count / len(answers),
         "kl": float(kl) * len(answers) / count,     # nats for each id
         "entropy": float(-(logprobs * said).sum()) / count,   # the same
-        "same_answer": often / len(answers)}
+        "same_answer": often / len(answers) if len(rewards) > 1 else 0.}
 
 # %% ../../nbs/engine/rollouts.ipynb #diagnose
 def _recent(history:list[dict], key:str, lines:int=5)->float:
