@@ -1,19 +1,18 @@
 """Small drafts for the demo model, for engine/speculation: how many of their guesses pass, and what they save.
 
-`python -m bench.experiments.speculation` trains each draft on the text of the demo model (a minute or two each) and writes speculation.json.
+`python -m bench.experiments.speculation` trains each draft on the text of the demo model (a minute or two each), writes speculation.json draft by draft, and goes on where it was stopped.
 The clock is processor time on one thread, of the page's stand-in: a model four times as wide that computes what the demo model does."""
 import io
 import tempfile
 import time
 from contextlib import redirect_stdout
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 
-from bench.experiments import cells, keep, small
+from bench.experiments import cells, resume, small
 from llm_course import data
 from llm_course.engine.speculation import speculate
 from llm_course.generating import Sampling, continuations, generate_ids, load_demo, next_probabilities
@@ -25,33 +24,38 @@ STEPS, AHEAD, TEXTS = 1500, 4, 12
 HOWS = {"temperature 1": Sampling(1., 1.), "temperature 0.8, top-p 0.9": Sampling(.8, .9)}
 
 
-def corpus(tokenizer) -> np.ndarray:
+@cache
+def corpus() -> np.ndarray:
     "The ids of the training text."
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         data.main(["--fetch", "shakespeare", "--output", folder])
-        return np.array(tokenizer.encode((Path(folder)/"train.txt").read_text("utf-8")))
+        return np.array(load_demo("cpu")[1].encode((Path(folder)/"train.txt").read_text("utf-8")))
 
 
-def trained(ids: np.ndarray, vocab_size: int, length: int, width: int, blocks: int, heads: int) -> tuple[Transformer, float]:
+@cache
+def trained(name: str, vocab_size: int, length: int) -> tuple[Transformer, float]:
     "A draft, and its loss over the last fifty steps."
+    width, blocks, heads = SHAPES[name]
     torch.manual_seed(0)
     model = Transformer(vocab_size, length, width, blocks, heads, 8 * width // 3 // 8 * 8)
     optimizer = AdamW(model.parameters(), lr=6e-3, betas=(.9, .95), weight_decay=.1)
-    losses = small.train(model, optimizer, STEPS, 0, 12, ids)
+    losses = small.train(model, optimizer, STEPS, 0, 12, corpus())
     return model.eval(), sum(losses[-50:]) / 50
 
 
 @torch.inference_mode()
-def accepted(model, draft, starts, how: Sampling) -> float:
-    "The probability that a guess passes, the mean over texts that the model writes: the sum over all tokens of the smaller of both probabilities."
-    shares = []
+def accepted(model, draft, starts, how: Sampling) -> list[float]:
+    "The probability that a guess passes, for each text that the model writes: the sum over all tokens of the smaller of both probabilities, averaged over places."
+    passed = []
     for seed, start in enumerate(starts):
         text = generate_ids(model, start, 100, how.temperature, how.top_p, generator=torch.Generator().manual_seed(seed))
+        shares = []
         for end in range(start.shape[1], text.shape[1], 5):
             seen = text[:, :end]
             ours, theirs = (next_probabilities(m(seen)[:, -1], seen, how) for m in (model, draft))
             shares.append(float(torch.minimum(ours, theirs).sum()))
-    return sum(shares) / len(shares)
+        passed.append(round(sum(shares) / len(shares), 3))
+    return passed
 
 
 def seconds(tokens) -> tuple[float, int]:
@@ -61,14 +65,14 @@ def seconds(tokens) -> tuple[float, int]:
     return time.process_time() - began, count
 
 
-def saved(model, draft, starts, how: Sampling, length: int = 60) -> float:
-    "How many times as fast the model writes with the draft as without: the median over texts, by turns."
+def saved(model, draft, starts, how: Sampling, length: int = 60) -> list[float]:
+    "How many times as fast the model writes with the draft as without, for each text, by turns."
     chances, gains = partial(next_probabilities, how=how), []
     for seed, start in enumerate(starts):
         alone, n = seconds(continuations(model, start, length, how, torch.Generator().manual_seed(seed)))
         guessed, m = seconds(speculate(model, draft, start, length, chances, torch.Generator().manual_seed(seed), AHEAD))
-        gains.append((alone / n) / (guessed / m))
-    return median(gains)
+        gains.append(round((alone / n) / (guessed / m), 3))
+    return gains
 
 
 if __name__ == "__main__":
@@ -76,13 +80,10 @@ if __name__ == "__main__":
     model, tokenizer = load_demo("cpu")
     wide = cells("engine/speculation", "imports-page", "grown")["grown"](model, 4)
     starts = [torch.tensor([tokenizer.encode(name + ":\n")]) for name in ("ROMEO", "KING", "First Citizen", "JULIET", "HAMLET", "DUKE")] * (TEXTS // 6)
-    ids, drafts = corpus(tokenizer), []
-    for name, shape in SHAPES.items():
-        draft, loss = trained(ids, tokenizer.vocab_size, model.config.max_seq_len, *shape)
-        weights = sum(p.numel() for p in draft.parameters())
-        for mode, how in HOWS.items():
-            drafts.append({"draft": name, "weights": weights, "loss": round(loss, 3), "mode": mode,
-                           "passes": round(accepted(model, draft, starts, how), 3), "gain": round(saved(wide, draft, starts, how), 3)})
-            print(drafts[-1], flush=True)
-    keep(__file__, {"what": f"Drafts of the demo model after {STEPS} steps: the share of guesses that pass, and the gain with {AHEAD} guesses a round.",
-                    "weights": sum(p.numel() for p in wide.parameters()), "steps": STEPS, "ahead": AHEAD, "drafts": drafts})
+
+    def run(draft, mode):
+        guesser, loss = trained(draft, tokenizer.vocab_size, model.config.max_seq_len)
+        return {"weights": sum(p.numel() for p in guesser.parameters()), "loss": round(loss, 3),
+                "passes": accepted(model, guesser, starts, HOWS[mode]), "gains": saved(wide, guesser, starts, HOWS[mode])}
+    resume(__file__, f"Drafts of the demo model after {STEPS} steps, on {TEXTS} texts: the share of guesses that pass, and the gain with {AHEAD} guesses a round.",
+           [{"draft": name, "mode": mode} for name in SHAPES for mode in HOWS], run)
