@@ -94,7 +94,7 @@ class Watching:
     sample_interval:int=0      # Between texts that the model writes meanwhile; 0: none
     # What those texts begin with; \n is a line break
     sample_prompt:Annotated[str, by_default("a line break")]="\n"
-    # Tasks of llm_course.evaluation to ask meanwhile, such as speaker cloze
+    # Tasks to ask meanwhile: speaker, cloze (both of Shakespeare's plays), your .jsonl
     eval_tasks:Annotated[tuple[str, ...], by_default("none")]=()
     eval_interval:int=1000     # Between such examinations; the end is always one
     eval_questions:int=100     # Asked of each task, at most
