@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def asked(line):
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
+        if "tqdm.std" in sys.modules: sys.modules["tqdm.std"].tqdm.set_lock(threading.RLock())   # a killed fork would hold the one that all share
         torch.set_num_threads(int(env.get("OMP_NUM_THREADS", torch.get_num_threads())))
         numpy.random.seed()
         return words

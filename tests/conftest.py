@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 from dataclasses import is_dataclass
 from functools import partial, wraps
 from inspect import get_annotations, isgeneratorfunction
@@ -22,6 +23,16 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # a pool of compilers import
 
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+
+def lock_of_one_s_own():
+    "For the bars: their usual lock is shared by forked processes, and one that is killed while it draws would hold it for ever."
+    tqdm.set_lock(threading.RLock())
+
+
+lock_of_one_s_own()
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lock_of_one_s_own)
 
 
 def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
