@@ -31,8 +31,11 @@ def lock_of_one_s_own():
     tqdm.set_lock(threading.RLock())
 
 
-lock_of_one_s_own()
+tqdm.monitor_interval = 0   # no thread that waits for that lock, too
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lock_of_one_s_own)
+
+
+def pytest_runtest_setup(): lock_of_one_s_own()   # a test that was interrupted while a bar was drawn may have kept the last one
 
 
 def pytest_unconfigure(): shutil.rmtree(caches, ignore_errors=True)
