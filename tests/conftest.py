@@ -27,7 +27,7 @@ from tqdm import tqdm  # noqa: E402
 
 
 def lock_of_one_s_own():
-    "For the bars: their usual lock is shared by forked processes, and one that is killed while it draws would hold it for ever."
+    "For the bars: their usual lock is shared with forked processes, and whoever keeps it stops all others."
     tqdm.set_lock(threading.RLock())
 
 
