@@ -298,7 +298,7 @@ def test_a_recipe_alone_is_trained_and_scored(tmp_path):
         assert 1 < race.nats_per_byte(model, lambda ids: answer({"ids": ids}), ids, len(text), 16) < math.log(256)
 
 
-@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps"])
+@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps", "11-one-matrix-for-embedding-and-logits", "13-contexts-of-128"])
 def test_an_entry_of_ours_trains_in_the_fence(name, tmp_path):
     recipe = json.loads((root/"bench"/"entries"/name/"recipe.json").read_text("utf-8"))
     entry = write_entry(tmp_path/"entry", **recipe | {"iterations": 2, "vocab_size": 270, "max_seq_len": 16})
@@ -352,10 +352,10 @@ def test_several_folders_are_judged_and_those_refused_are_told(tmp_path, monkeyp
     monkeypatch.setattr(race, "enter", enter)
     monkeypatch.setattr("bench.nanogpt.run_side", lambda side, text, seed, threads, changes: {"nats_per_byte": 2., "cpu_seconds": 8.})
     config = recipes.ExperimentConfig("race", (tmp_path/"one", tmp_path/"two"), corpus=tmp_path/"text", num_threads=1, output=tmp_path/"race.json")
-    with pytest.raises(ValueError, match="refused: two: the entry failed"): recipes._work(config)
+    with pytest.raises(ValueError, match="1 of 2 entries refused"): recipes._work(config)
     line = json.loads((tmp_path/"race.json").read_text("utf-8"))["one"]
     assert (line["nats"], line["against"], line["seconds"], line["budget"], line["threads"]) == (1., 2., 5., 8., 1) and "machine" in line
-    assert capsys.readouterr().out == "one: better, 1.0000 nats a byte against 2.0000\n"
+    assert capsys.readouterr().out == "one: better, 1.0000 nats a byte against 2.0000\ntwo: refused: the entry failed\n"
 
 
 @pytest.mark.parametrize("recipe", [None, "no json", "[]"])

@@ -261,14 +261,12 @@ def _own_module(entry:Path):
     return module
 
 def train_recipe(
-    folder:Path,  # Holds train.txt; gets tokenizer.json and model.safetensors
+    folder:Path,  # Holds train.txt; gets tokenizer.json and run/checkpoint.pt
     seed:int,     # Decides weights and batches
     threads:int,  # Of the processor
     recipe:dict,  # Flags of training, and `vocab_size`
 )->None:
     "Train as the course does."
-    from safetensors.torch import save_file
-
     from llm_course.bpe_tokenizer import BpeTokenizer
     from llm_course.data import load_ids, write_ids
     from llm_course.training import TrainConfig, train
@@ -283,12 +281,10 @@ def train_recipe(
         some = load_ids(folder/"train.bin", tokenizer.vocab_size)[:1000]
         write_ids(file, [some], tokenizer.vocab_size)
     never = flags["iterations"] + 1
-    run = train(TrainConfig(
+    train(TrainConfig(
         train_data=folder/"train.bin", val_data=folder/"val.bin", output=folder/"run",
         seed=seed, num_threads=threads, device="cpu", val_interval=never,
         val_batches=1, checkpoint_interval=never, **flags))
-    weights = {name: p.contiguous() for name, p in run.model.state_dict().items()}
-    save_file(weights, folder/"model.safetensors")
 
 def _as_array(ids:Sequence[int]):
     "The same ids as an array."
