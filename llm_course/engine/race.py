@@ -92,6 +92,7 @@ def race(
                 yield name, why
         if seed % 2: run("the budget", theirs, others)
         for name in list(ours):
+            found:Result|Refused|None = None
             try: found = decide(ours[name], list(others))
             except Refused as why: found = why
             if found is None: continue
