@@ -22,7 +22,7 @@ from .checks import check_of
 from .embedding import Embedding
 from .engine.families import ModelOptions, check_shape
 from .engine.kv_cache import KVCache
-from .engine.parts import ROLES, part_builders, replaced_parts, share_weight
+from .engine.parts import ROLES, exchange_parts, share_weight
 from .ffn import FFN
 from .linear import Linear
 from .multihead import MultiHeadAttention
@@ -74,42 +74,36 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 # %% ../nbs/15_transformer.ipynb #transformer
+PARTS = {**ROLES, "block": TransformerBlock}   # the course's part for each role
+
 class Transformer(nn.Module):
     "A decoder-only language model: token ids in, logits for each next id out."
     def __init__(self,
         vocab_size:int,             # Number of token ids
         max_seq_len:int,            # Positions that can be told apart
         d_model:int,                # Width of the residual stream
-        num_layers:int,             # Blocks
-        num_heads:int,              # Attention heads of each block
+        num_layers:int, num_heads:int, # Blocks, and attention heads of each
         d_ff:int,                   # Hidden width of each feed-forward network
         rope_theta:float=10000.0,   # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         tie:bool=False,             # Use one matrix for embedding and logits?
         parts:Mapping|None=None,    # Other parts by their role, a key of `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
-        *,
-        embedding:Callable=Embedding,    # Class of the embedding
-        block:Callable=TransformerBlock, # Class of each block
-        final_norm:Callable=RmsNorm,     # Class of the norm before the head
-        head:Callable=Linear,            # Class of the head
+        *, embedding:Callable=Embedding, block:Callable=TransformerBlock, # Classes of
+        final_norm:Callable=RmsNorm, head:Callable=Linear,   # the model's four parts
         **options,                  # `norm_eps`, `d_k` and more: see `ModelConfig`
     ):
         super().__init__()
-        self.config = ModelConfig(
-            vocab_size, max_seq_len, d_model, num_layers, num_heads, d_ff, rope_theta,
-            num_kv_heads, tie, **options)
-        # the parts that are not the default ones, for files; then, all builders
-        self.parts = replaced_parts(PARTS, parts, embedding=embedding, block=block,
-                                    final_norm=final_norm, head=head)
-        embedding, block, final_norm, head = part_builders(
-            PARTS, self.parts, self.config)
-
+        self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers,
+            num_heads, d_ff, rope_theta, num_kv_heads, tie, **options)
+        # the same four classes, unless `parts` or `options` ask for others;
+        # `self.parts` remembers those that are not the course's own, for files
+        self.parts, embedding, block, final_norm, head = exchange_parts(
+            PARTS, self.config, parts, embedding, block, final_norm, head)
         with torch.device(device or torch.get_default_device()):
             self.embedding = embedding(vocab_size, d_model)
-            self.blocks = nn.ModuleList(
-                block(d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads)
-                for _ in range(num_layers))
+            shape = d_model, num_heads, d_ff, max_seq_len, rope_theta, num_kv_heads
+            self.blocks = nn.ModuleList(block(*shape) for _ in range(num_layers))
             self.norm = final_norm(d_model)
             self.head = head(d_model, vocab_size)
         if tie: share_weight(self.head, self.embedding)
@@ -126,9 +120,6 @@ class Transformer(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, token_positions, cache)
         return self.head(self.norm(x))
-
-# %% ../nbs/15_transformer.ipynb #block-part
-PARTS = {**ROLES, "block": TransformerBlock}   # the course's part for each role
 
 # %% ../nbs/15_transformer.ipynb #config
 @dataclass(frozen=True)
