@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
         d_model:int,                # Width of the residual stream
         num_heads:int,              # Heads of the attention
         d_ff:int,                   # Hidden width of the feed-forward network
-        max_seq_len:int=2048,       # Positions that can be told apart
+        max_seq_len:int=2048,       # Largest number of positions
         theta:float=10000.0,        # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         device=None, dtype=None,    # Where the parameters live, and their type
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
     "A decoder-only language model: token ids in, logits for each next id out."
     def __init__(self,
         vocab_size:int,             # Number of token ids
-        max_seq_len:int,            # Positions that can be told apart
+        max_seq_len:int,            # Largest number of positions
         d_model:int,                # Width of the residual stream
         num_layers:int,             # Blocks
         num_heads:int,              # Attention heads of each block
@@ -86,14 +86,14 @@ class Transformer(nn.Module):
         rope_theta:float=10000.0,   # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         tie:bool=False,             # Use one matrix for embedding and logits?
-        parts:Mapping|None=None,    # Other parts by their role, a key of `PARTS`
+        parts:Mapping|None=None,    # Parts that replace ours, by role, a key of `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
         *,
         embedding:Callable=Embedding,    # Class of the embedding
         block:Callable=TransformerBlock, # Class of each block
         final_norm:Callable=RmsNorm,     # Class of the norm before the head
         head:Callable=Linear,            # Class of the head
-        **options,                  # `norm_eps`, `d_k` and more: see `ModelConfig`
+        **options,                  # `norm_eps`, `d_k` and others: see `ModelConfig`
     ):
         super().__init__()
         self.config = ModelConfig(
@@ -257,7 +257,7 @@ def begins_by_knowing_nothing(part):
 
 @check_of("Transformer")
 def cannot_see_the_future(part):
-    "The scores at a place do not depend on later ids, but on all earlier ones."
+    "The scores at a place depend on all earlier ids, but not on later ones."
     model = _stirred(part(11, 8, 16, 2, 4, 24))
     ids = torch.arange(8)[None]
     later = ids.clone()
