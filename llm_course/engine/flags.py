@@ -36,8 +36,8 @@ class Files:
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the training data", "--tokenizer")]=None
     # Start from the weights and the shape of this model: a run folder, a checkpoint.pt
-    # or .safetensors file of this course, a Hugging Face folder, a .gguf or llama2.c
-    # .bin file, smollm2-135m, or owner/model on the hub
+    # or .safetensors file of this course, a Hugging Face folder, a .gguf file, a .bin
+    # file of llama2.c, smollm2-135m, or owner/model on the hub
     init_from:Annotated[Path|None, by_default("random weights")]=None
     # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
@@ -137,8 +137,8 @@ class Learning:
     # AdamW: share by which a step shrinks the matrices, at learning rate 1
     weight_decay:float=0.1
     grad_clip:float=1.0      # Largest norm of the gradient; 0: no limit
-    # Keep a running mean of the weights, which retains this share at each step, such as
-    # 0.999; it is saved as a model of its own, average.safetensors
+    # Keep a running mean of the weights, which retains this share at each step, such
+    # as 0.999; it is saved as a model of its own, average.safetensors
     ema:Annotated[float|None, by_default("no mean is kept")]=None
     # Stop after this many measurements without a new lowest validation loss
     patience:Annotated[int|None, by_default("take all steps")]=None
