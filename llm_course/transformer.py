@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
         d_model:int,                # Width of the residual stream
         num_heads:int,              # Heads of the attention
         d_ff:int,                   # Hidden width of the feed-forward network
-        max_seq_len:int=2048,       # Positions that can be told apart
+        max_seq_len:int=2048,       # Largest number of positions
         theta:float=10000.0,        # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         device=None, dtype=None,    # Where the parameters live, and their type
@@ -80,18 +80,18 @@ class Transformer(nn.Module):
     "A decoder-only language model: token ids in, logits for each next id out."
     def __init__(self,
         vocab_size:int,             # Number of token ids
-        max_seq_len:int,            # Positions that can be told apart
+        max_seq_len:int,            # Largest number of positions
         d_model:int,                # Width of the residual stream
         num_layers:int, num_heads:int, # Blocks, and attention heads of each
         d_ff:int,                   # Hidden width of each feed-forward network
         rope_theta:float=10000.0,   # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         tie:bool=False,             # Use one matrix for embedding and logits?
-        parts:Mapping|None=None,    # Other parts by their role, a key of `PARTS`
+        parts:Mapping|None=None,    # Parts that replace ours, by role, a key of `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
         *, embedding:Callable=Embedding, block:Callable=TransformerBlock, # Classes of
         final_norm:Callable=RmsNorm, head:Callable=Linear,   # the model's four parts
-        **options,                  # `norm_eps`, `d_k` and more: see `ModelConfig`
+        **options,                  # `norm_eps`, `d_k` and others: see `ModelConfig`
     ):
         super().__init__()
         self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers,
@@ -248,7 +248,7 @@ def begins_by_knowing_nothing(part):
 
 @check_of("Transformer")
 def cannot_see_the_future(part):
-    "The scores at a place do not depend on later ids, but on all earlier ones."
+    "The scores at a place depend on all earlier ids, but not on later ones."
     model = _stirred(part(11, 8, 16, 2, 4, 24))
     ids = torch.arange(8)[None]
     later = ids.clone()

@@ -602,7 +602,7 @@ def test_pick_device_tries_what_it_picks(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_export_command(dtype, run, saved, tmp_path, capsys):
     checkpoint.main(["--model_path", str(saved), "--output", str(tmp_path/"new"/"m.safetensors"), "--dtype", dtype])
-    assert re.search(f"MB in {dtype}\nto let it write, copy the tokenizer.json", capsys.readouterr().out)
+    assert re.search(f"MB in {dtype}\nto generate with it, copy the tokenizer.json", capsys.readouterr().out)
     with pytest.raises(ValueError, match=r"m\.safetensors has no tokenizer.json beside it; copy the one"): open_both(tmp_path/"new"/"m.safetensors", None, "cpu")
     back = load_model(tmp_path/"new"/"m.safetensors", "cpu")
     for name, x in back.state_dict().items(): assert_close(x, run[0].state_dict()[name].to(getattr(torch, dtype)).float(), rtol=0, atol=0)

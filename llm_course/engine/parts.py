@@ -87,7 +87,7 @@ def _checked_part(
 
 # %% ../../nbs/engine/parts.ipynb #attend
 class _Attend(nn.Module):
-    "Compute attention by another part, whether or not it takes `causal`."
+    "Compute attention with another part, whether or not it takes `causal`."
     def __init__(self,
         part:Callable,   # `part(q, k, v, mask)`, perhaps with `causal`, `softmax`
         softmax:nn.Module|None=None, # Turns scores into weights
@@ -122,8 +122,8 @@ def _parameters_of(
         return signature(part).parameters
     except ValueError:
         raise ValueError(
-            f"parts['attend'] must say what it takes, and {part_name(part)} does "
-            "not; wrap it in a function of (q, k, v, mask)"
+            f"parts['attend'] must have a signature, but {part_name(part)} shows "
+            "none; wrap it in a function of (q, k, v, mask)"
         ) from None
 
 def _make_attend(
@@ -169,7 +169,7 @@ def _dropping(
     build:Callable[..., nn.Module], # Builds a layer
     share:float,                    # Of its output to be set to zero
 )->Callable[..., nn.Module]:        # Builds the same layer, with dropout behind it
-    "Let what a layer hands on pass through dropout. Source: Srivastava et al. 2014."
+    "Apply dropout to the output of a layer. Source: Srivastava et al. 2014."
     if not share: return build
     def built(*shape, **options):
         layer = build(*shape, **options)
@@ -264,7 +264,8 @@ def share_weight(
     ours = getattr(head, "weight", None)
     theirs = getattr(embedding, "weight", None)
     if ours is None or theirs is None or ours.shape != theirs.shape:
-        raise ValueError("tie needs a head and an embedding with a weight of one shape")
+        raise ValueError("tie needs a head and an embedding with weights of the same "
+                         "shape")
     head.weight = theirs
 
 # %% ../../nbs/engine/parts.ipynb #same-parts
