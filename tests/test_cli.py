@@ -154,10 +154,10 @@ def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tm
         generating.main([*words, *own])
         said.add(capsys.readouterr().out)
         with pytest.raises(SystemExit): generating.main(words)
-        assert "needs parts that are not this course's own (norm: own.Halved), so it cannot be exported" in (error := capsys.readouterr().err) and "--parts" in error
+        assert "needs parts that are not this course's own (norm: own.Halved); name a file that defines them by --parts" in (error := capsys.readouterr().err) and "--parts" in error
     assert len(said) == 1
     with pytest.raises(SystemExit): importlib.import_module("llm_course.pretrained").main(["export", "--model_path", str(tmp_path/"own.pt"), "--output", str(tmp_path/"export")])
-    assert "so it cannot be exported to other programs" in capsys.readouterr().err
+    assert "it cannot be exported to other programs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source, said", [

@@ -287,10 +287,9 @@ def same_parts(
         roles = ", ".join(f"{role}: {needed[role]}" for role in lacking)
         cure = ", ".join(f"{role!r}: {own_name(needed[role])}" for role in lacking)
         raise ValueError(
-            f"{name} needs parts that are not this course's own ({roles}), so it "
-            "cannot be exported to other programs; build or load its model with "
-            f"parts={{{cure}}}, or name a file that defines them by --parts, if the "
-            "command has it")
+            f"{name} needs parts that are not this course's own ({roles}); name a file "
+            "that defines them by --parts, or in Python load its model with "
+            f"parts={{{cure}}}; it cannot be exported to other programs")
     more = [f"{role}: {part}" for role, part in here.items() if role not in needed]
     if more:
         raise ValueError(f"{name} was saved with this course's own parts, "

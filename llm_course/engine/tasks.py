@@ -88,8 +88,8 @@ def question_of(
         raise ValueError("answer must be the place of a choice, from 0 to "
                          f"{len(choices) - 1}, but is {answer!r:.40}")
     if not choices and not (isinstance(answer, str) and answer.strip()):
-        raise ValueError("answer must be text where there are no choices, "
-                         f"but is {answer!r:.40}")
+        raise ValueError("a question needs choices, with the place of the right one "
+                         f"as its answer, or a text as its answer, not {answer!r:.40}")
     if not choices and not known["prompt"].strip():
         raise ValueError("a question without choices needs a prompt")
     return Question(known["prompt"], tuple(choices), answer, known["after"])
