@@ -82,15 +82,19 @@ class Transformer(nn.Module):
         vocab_size:int,             # Number of token ids
         max_seq_len:int,            # Largest number of positions
         d_model:int,                # Width of the residual stream
-        num_layers:int, num_heads:int, # Blocks, and attention heads of each
+        num_layers:int,             # Blocks
+        num_heads:int,              # Attention heads of each block
         d_ff:int,                   # Hidden width of each feed-forward network
         rope_theta:float=10000.0,   # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         tie:bool=False,             # Use one matrix for embedding and logits?
         parts:Mapping|None=None,    # Parts that replace ours, by role, a key of `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
-        *, embedding:Callable=Embedding, block:Callable=TransformerBlock, # Classes of
-        final_norm:Callable=RmsNorm, head:Callable=Linear,   # the model's four parts
+        *,
+        embedding:Callable=Embedding,    # Class of the embedding
+        block:Callable=TransformerBlock, # Class of each block
+        final_norm:Callable=RmsNorm,     # Class of the norm before the head
+        head:Callable=Linear,            # Class of the head
         **options,                  # `norm_eps`, `d_k` and others: see `ModelConfig`
     ):
         super().__init__()
