@@ -35,7 +35,8 @@ def rank_merges(
     ids:Mapping[bytes, int],          # The id of each token
 )->tuple[dict[tuple[int, int], int], list[int]]: # Rank of each pair, and id it makes
     "Express merges in ids. Raises `ValueError` if a part is not in the vocabulary."
-    ranks, joined = {}, []
+    ranks:dict[tuple[int, int], int] = {}
+    joined:list[int] = []
     for rank, (left, right) in enumerate(merges):
         for part in left, right, left + right:
             if part not in ids:

@@ -74,7 +74,8 @@ def part_shares(
 
     def begin(event): return event.time_range.start, -event.time_range.end
     seconds = dict.fromkeys([*parts.values(), "optimiser", "loss"], 0.)
-    owner, forward = {}, {}   # the part of an event, and of a number
+    owner:dict[Any, str] = {}     # the part of an event
+    forward:dict[int, str] = {}   # the part of a number in the forward pass
     for event in sorted(watch.events(), key=begin):   # those around others come first
         part = owner.get(event.cpu_parent, "loss")
         if event.name.startswith("module "): part = parts.get(event.name[7:], part)

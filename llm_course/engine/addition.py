@@ -208,7 +208,9 @@ def answers(
 )->Callable:     # Takes weights, or `ids` by name
     "Build the models of an entry, one for all weights that come, and let them answer."
     torch.set_num_threads(threads)
-    own, recipe, models = _own_module(entry), _read_recipe(entry), []
+    own = _own_module(entry)
+    recipe = _read_recipe(entry)
+    models:list[nn.Module] = []
     def answer(told):
         if "ids" in told: return models[-1](told["ids"])
         weights = {name.removeprefix("weights."): w for name, w in told.items()}

@@ -244,7 +244,7 @@ def first_copies(
     documents:Iterable[str], # Texts
 )->list[int]:                # The places of those that did not come before
     "Find the first of all documents that are equal, byte for byte."
-    first = {}
+    first:dict[int, int] = {}
     for i, text in enumerate(documents): first.setdefault(_fingerprint(text), i)
     return sorted(first.values())
 
@@ -254,7 +254,7 @@ def drop_repeated_lines(
     min_words:int=0,         # Lines of fewer words always stay
 )->list[str]:                # The texts without such lines
     "Remove the lines that the documents share."
-    times = Counter()
+    times:Counter[int] = Counter()
     for text in documents:
         times.update(_fingerprint(line.rstrip()) for line in text.splitlines())
 

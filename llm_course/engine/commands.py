@@ -57,7 +57,9 @@ def names_of(
 # %% ../../nbs/engine/commands.ipynb #as-path
 #| code-fold: true
 #| code-summary: "Paths that keep their text"
-class Typed(type(Path())):   # type: ignore[misc]
+_system_path:Any = type(Path())   # Windows has another class than the rest
+
+class Typed(_system_path):
     "A path that remembers how it was written: `./a`, `a/` and `a` are one path."
     text = ""
 
@@ -270,7 +272,7 @@ def parse(
     for group in groups:
         heading = "" if group is config else group.__name__.strip("_").lower()
         titled = tyro.conf.arg(name=heading)
-        shown = Annotated[group, titled]   # type: ignore[valid-type]
+        shown:Any = Annotated[group, titled]
         members.append((f"group_{len(members)}", shown))
     members.append(("flags_from", _ConfigFile, None))   # so that help shows it
     flags = make_dataclass(config.__name__, members)

@@ -223,7 +223,8 @@ def read_history(
     until:int,   # The last step that counts
 )->list[dict]:   # Lines of metrics.jsonl
     "Read a diary up to a step, and skip lines that are not part of it."
-    path, history = folder/"metrics.jsonl", []
+    path = folder/"metrics.jsonl"
+    history:list[dict] = []
     if not path.exists(): return history
     for text in path.read_text("utf-8", errors="replace").splitlines():
         line = _read_line(text)
@@ -242,7 +243,8 @@ def run_folder(
     if rank > 0:
         yield
         return
-    folder, made = config.output, not config.output.exists()
+    folder = config.output
+    made = not folder.exists()
     output_path(folder, "--output", folder=True)
     try:
         with sole_writer(folder): yield

@@ -17,7 +17,7 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
@@ -79,7 +79,7 @@ def checked_fields(
     found:Mapping[str, Any], # What a file says of its fields
 )->T:                       # The same, as one
     "Raise `ValueError` for a value of another kind, or beyond that of any model."
-    known = fields(kind)   # type: ignore[arg-type]
+    known = fields(cast(Any, kind))
     unknown = found.keys() - {field.name for field in known}
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     for field in known:

@@ -322,7 +322,7 @@ def polite_stop(
     if not active or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {}
+    before:dict[int, Any] = {}
 
     def put_back():
         for number, handler in before.items(): signal.signal(number, handler)

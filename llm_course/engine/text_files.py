@@ -243,7 +243,8 @@ def plain_files(
 
     A file that is empty or broken is refused by `ValueError`, or else it is left out,
     or what is not UTF-8 in it is replaced; a note says which files that were."""
-    found, changed = [], {"skipped": [], "mended": []}
+    found = []
+    changed:dict[str, list[str]] = {"skipped": [], "mended": []}
     rows = [given.name for given in map(Path, paths)
             if given != STDIN and _looks_like_rows(given)]
     if rows:

@@ -424,7 +424,9 @@ def recover_merges(
         if bytes([byte]) not in ids:
             raise ValueError(f"byte {byte:#04x} is not among the tokens")
     single = [ids[bytes([byte])] for byte in range(256)]
-    ranks, joined, merges = {}, [], []
+    ranks:dict[tuple[int, int], int] = {}
+    joined:list[int] = []
+    merges = []
     for token in tokens:
         parts = merge_by_rank([single[byte] for byte in token], ranks, joined)
         if len(parts) != 2: continue   # a byte, or a token that only stands alone

@@ -163,7 +163,9 @@ def _used(part, component, use):
 @cache
 def _telling_question(component):
     "The place of one that hands in a tensor, best of three axes and without label."
-    ours, axes, seen = reference(component), [], []
+    ours = reference(component)
+    axes:list[int] = []
+    seen:list[tuple[int, bool]] = []
     if isinstance(ours, type) and not issubclass(ours, nn.Module): return None
     def note(call, *inputs, **more):
         axes.extend(x.ndim for x in inputs if isinstance(x, Tensor))
@@ -1341,7 +1343,9 @@ def grade_apart(
     seconds:float,          # How long it may take
 )->Submission:
     "Grade one submission, in processes of its own."
-    submission, passed_over, why = Submission(name), [], "?"
+    submission = Submission(name)
+    passed_over:list[list[str]] = []
+    why = "?"
     until = time.monotonic() + seconds
     while why and (left := until - time.monotonic()) > 0:
         at, why = _run_alone(files, passed_over, left, submission)

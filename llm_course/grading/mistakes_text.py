@@ -164,7 +164,9 @@ def _a_merge(
     put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
     "A `merge` with something changed."
     def part(ids, pair, new):
-        ids, out, i, done = list(ids)[::-1] if flip else list(ids), [], start, False
+        ids = list(ids)[::-1] if flip else list(ids)
+        out:list[int] = []
+        i, done = start, False
         pair = tuple(pair)[::-1] if flip else tuple(pair)
         while i < len(ids) - stop:
             found = match(ids, i, pair) and not done
@@ -283,16 +285,15 @@ def _a_learner(
     order=list):
     "A `learn_merges` with something changed."
     def part(words, num_merges):
-        spelled, merges, first = (
-            [[bytes([b]) for b in word] for word in words],
-            [],
-            None)
+        spelled = [[bytes([b]) for b in word] for word in words]
+        merges:list[tuple[bytes, bytes]] = []
+        first = None
         counts = [weight(count) for count in words.values()]
         if glue:
             spelled, counts = [[
                 piece for word, n in zip(spelled, words.values()) for _ in range(n)
                 for piece in word]], [1]
-        pairs = Counter()
+        pairs:Counter[tuple[bytes, bytes]] = Counter()
         while len(merges) < num_merges - fewer:
             if not piled: pairs = Counter()
             for pieces, count in zip(spelled, counts):
