@@ -134,7 +134,7 @@ def read_names(source: str) -> set[str]:
 def without_imports(source: str, needed: Container[str]) -> str:
     """A cell without those imports of the engine room that nothing needs: what only the taken-out code called may be an answer.
 
-    What comes from other lessons and from elsewhere stays, since whoever writes a part may want it."""
+    What comes from other lessons and from elsewhere stays, since the author of a part may want it."""
     lines = source.splitlines()
     for node in reversed(parsed(source).body):
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("llm_course.engine"): continue

@@ -37,7 +37,7 @@ PROMPT = 22             # tokens before the answer, which has eleven
 def draw_pairs(
     n:int,                      # Questions
     generator:torch.Generator,  # Source of randomness
-)->Int[Tensor, "n 2"]:          # Whole numbers below ten thousand million
+)->Int[Tensor, "n 2"]:          # Whole numbers below ten billion
     "Draw pairs of numbers to add."
     return torch.randint(10**10, (n, 2), generator=generator)
 
