@@ -78,8 +78,8 @@ def count_words(
 def learn_merges(
     words:Mapping[bytes, int], # Distinct pre-tokens, and how often each occurs
     num_merges:int,            # How many tokens to add to the 256 bytes
-    progress:bool=False,       # Show a bar?
-    incremental:bool=True,     # Count only what changes; else as it stands here
+    progress:bool=False,       # Show a progress bar?
+    incremental:bool=True,     # Recount only what a merge changes, or everything?
 )->list[tuple[bytes, bytes]]:  # The pairs that were joined, in order
     """Join the most frequent pair of neighbours, again and again.
 

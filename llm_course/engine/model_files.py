@@ -146,8 +146,8 @@ def own_shapes(
     return shapes
 
 _CURES = {   # what took the place of a `Linear`, and how such a model is kept
-    "RoundedLinear": "save the model before at_precision makes its numbers smaller",
-    "LoraLinear": "call merge_lora first, or write the corrections by save_adapter"}
+    "RoundedLinear": "save the model before at_precision rounds its weights",
+    "LoraLinear": "call merge_lora first, or write the corrections with save_adapter"}
 
 def check_readable(
     model:nn.Module,   # That is to be written
