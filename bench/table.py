@@ -97,8 +97,8 @@ def race(readme: str) -> str:
 
 
 DEMO = {   # the first command, with what it takes
-    "README.md": "make demo    # from nothing to a model that speaks: after the installation, {seconds} s of processor time ({kind})",
-    "README_cn.md": "make demo    # 从零开始，得到一个会说话的模型：安装之后用 {seconds} s 处理器时间（{kind}）"}
+    "README.md": "make demo    # from nothing to a model that speaks, in {minutes} minutes of processor time ({kind})",
+    "README_cn.md": "make demo    # 从零开始，用 {minutes} 分钟处理器时间（{kind}）得到一个会说话的模型"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -107,7 +107,7 @@ def demo(readme: str, text: str) -> str:
     found = json.loads((root/"bench"/"demo.json").read_text("utf-8"))
     *outputs, spoken = found["printed"].values()
     printed = dict(zip((command.removesuffix(" --resume") for command in found["printed"]), outputs))   # all but the last
-    took = DEMO[readme].format(seconds=round(sum(found["processor_seconds"].values())), kind=found["machine"]["kind"])
+    took = DEMO[readme].format(minutes=round(sum(found["processor_seconds"].values()) / 60, 1), kind=found["machine"]["kind"])
     text = re.sub(r"^make demo +#.*$", lambda _: took, text, count=1, flags=re.M)
     below = [spoken]   # the first output is the model's own text
     def shown(block):
