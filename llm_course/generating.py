@@ -467,10 +467,11 @@ def _by_hand(logits, said, how):
     if how.temperature == 0: return torch.eye(len(z))[ranked[0]]
     power = [math.exp((x - max(z)) / how.temperature) for x in z]
     kept = ranked[:how.top_k or len(z)]
-    total, run = sum(power[i] for i in kept), 0.
+    total = sum(power[i] for i in kept)
+    run = 0.
     for last in range(len(kept)):
-        if (run := run + power[kept[last]] / total) >= how.top_p and how.top_p < 1:
-            break
+        run += power[kept[last]] / total
+        if run >= how.top_p and how.top_p < 1: break
     kept = [i for i in kept[:last + 1] if power[i] >= how.min_p * power[ranked[0]]]
     total = sum(power[i] for i in kept)
     return torch.tensor([power[i] / total if i in kept else 0. for i in range(len(z))])

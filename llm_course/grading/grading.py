@@ -627,7 +627,9 @@ def idle(layer:nn.Module, *inputs)->str: # Their names, or nothing
     total = layer(*inputs).double().square().sum()
     grads = torch.autograd.grad(total, parameters, allow_unused=True)
     idle = [name for name, grad in zip(names, grads) if grad is None or not grad.any()]
-    return ", ".join(idle[:2]) + f" and {len(idle) - 2} more" * (len(idle) > 2)
+    told = ", ".join(idle[:2])
+    if len(idle) > 2: told += f" and {len(idle) - 2} more"
+    return told
 
 # %% ../../nbs/grading/grading.ipynb #untouched
 def _surroundings()->list: # What a part may not change: chance, and torch's ways
@@ -1435,9 +1437,12 @@ def grade_files(config:GradingConfig)->Report:
     submissions, lacking = [], 0
     for s in _graded(config):
         submissions.append(s)
-        if s.name: print(s.name)
+        indent = ""
+        if s.name:
+            print(s.name)
+            indent = "  "
         for file in dict.fromkeys(file for file, _ in s.found):
-            print(f"{'  ' * bool(s.name)}{file}")
+            print(f"{indent}{file}")
             for (where, name), v in s.found.items():
                 if where != file: continue
                 said = v if isinstance(v, str) else progress(v)

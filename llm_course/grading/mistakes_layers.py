@@ -960,7 +960,7 @@ def _ask_multihead(part):
     for kv in None, 2, 1:
         sizes = (24, 4) if kv is None else (24, 4, kv)   # a part may do without kv
         layer = lambda: filled(part(*sizes, max_seq_len=32))
-        group = "with fewer heads of keys" * bool(kv)
+        group = "" if kv is None else "with fewer heads of keys"
         yield group, lambda: parameters_of(layer())
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)

@@ -22,7 +22,8 @@ from ..transformer import Transformer
 def _path(part, grads, start=1., **settings)->list[float]:
     "Where a number goes under some gradients, one after another."
     p = nn.Parameter(torch.tensor([start], dtype=torch.float64))
-    optimizer, found = part([p], **settings), []
+    optimizer = part([p], **settings)
+    found = []
     for grad in grads:
         p.grad = None if grad is None else torch.tensor([grad], dtype=torch.float64)
         optimizer.step()
@@ -84,7 +85,8 @@ def _from_iterator(part):
 def _retuned(part, later, *shape, **settings)->list[float]:
     "Where a number goes whose settings are changed after each step, as schedules do."
     p = nn.Parameter(torch.ones(shape or 1, dtype=torch.float64))
-    optimizer, found = part([p], lr=.1, **settings), []
+    optimizer = part([p], lr=.1, **settings)
+    found = []
     for step, grad in enumerate((.5, -2., 1.), 1):
         p.grad = torch.full_like(p, grad)
         optimizer.step()
@@ -384,8 +386,10 @@ MISTAKES["AdamW"] = _means | variants(
 def _turned(part, grads, **settings):
     "Where a matrix of zeros goes under some gradients, one after another."
     p = nn.Parameter(torch.zeros_like(grads[0]))
-    optimizer, found = part([p], **settings), []
-    for p.grad in grads:
+    optimizer = part([p], **settings)
+    found = []
+    for grad in grads:
+        p.grad = grad
         optimizer.step()
         found.append(p.detach().clone())
     return torch.stack(found)
@@ -445,7 +449,8 @@ def _a_muon(
         g = g + l2 * wd * p
         if early: g = turn(g, n)
         m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
-        p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(
+        decay = 0.0 if l2 else shrink(lr, wd)
+        p.mul_(1 - decay).sub_(
             sign * lr * size(*p.shape)
             * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
@@ -573,9 +578,8 @@ def _a_clip(
             norm([p.detach() for p in params if p.grad is not None] if own else grads)
             if grads else 0.0)
         for g in grads if act and n < torch.inf else ():
-            (
-                g.clamp_(-limit, limit) if cut
-                else g.mul_(scale(norm([g]) if single else n, limit)))
+            if cut: g.clamp_(-limit, limit)
+            else: g.mul_(scale(norm([g]) if single else n, limit))
         return gives(n, limit)
     return part
 
@@ -1030,7 +1034,7 @@ def _loss_of(part, order):
 
 def _steepness(part):
     step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
-    return f"{step:.3g}" * (abs(step - 10) > .01)
+    return f"{step:.3g}" if abs(step - 10) > .01 else ""
 
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off":

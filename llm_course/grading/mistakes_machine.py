@@ -397,7 +397,9 @@ def _a_step(
             if "often" in order: norm = clip(params, max_norm)
         if "unscale" in scaled: scaler.unscale_(optimizer)
         if "often" not in order: norm = clip(params, max_norm)
-        if "step" in order: scaler.step(optimizer) if scaled else optimizer.step()
+        if "step" in order:
+            if scaled: scaler.step(optimizer)
+            else: optimizer.step()
         if scaled and update: scaler.update()
         if "again" in order: optimizer.step()
         if late: losses = [score(model(x), y) for x, y in batches]
