@@ -480,7 +480,8 @@ def _by_hand(logits, said, how):
 def applies_everything_in_its_order(part):
     """Penalty, temperature, top-k, top-p, min-p, then shares of what is left: they add
     up to one."""
-    logits, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
+    logits = torch.tensor([3., 2., 1., 0., -1.])
+    said = torch.tensor([0])
     for how in (
         Sampling(1.0, 1.0),
         Sampling(0.5, 1.0),

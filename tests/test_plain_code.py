@@ -40,3 +40,30 @@ def test_one_that_is_not_is_noticed(line): assert len([*shortcuts(line)]) == 1
 
 def test_other_products_and_loops_are_as_good_as_ever():
     assert not [*shortcuts("x = [3] * n\ny = '-' * len(n)\nz = n * (m > 2)\nx = 1 if n else 2\nfor i, (a, b) in n: go()\nwhile (a := next(n)): go(a)\n2 * [None]\nm = a * b > c")]
+
+
+def beginnings(source):
+    "Where one line gives a name nothing, or a constant, to begin with, and another name something computed: two lines say it better."
+    def a_beginning(node):
+        if ast.unparse(node) == "math.inf": return True
+        bare = isinstance(node, ast.List | ast.Dict | ast.Constant) and not getattr(node, "elts", None) and not getattr(node, "keys", None)
+        return bare or (isinstance(node, ast.Call) and not node.args and not node.keywords and ast.unparse(node.func).partition("[")[0] in ("set", "list", "dict"))
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)) if all(isinstance(name, ast.Name) for name in names):
+                if len({a_beginning(value) for value in values}) == 2: yield node.lineno, ast.unparse(node)
+
+
+lessons = [path for path in sorted((book.root/"llm_course").glob("*.py")) if path.stem != "_modidx"]
+
+
+@pytest.mark.parametrize("path", lessons, ids=lambda path: path.stem)
+def test_a_lesson_begins_one_thing_a_line(path): assert not [*beginnings(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("line", ["model, losses = Model(3), []", "n, found = len(x), {}", "device, found = pick(x), list[float]()", "a, total = b, 0.", "a, b, c = f(x), set(), 1"])
+def test_two_things_in_a_line_are_noticed(line): assert len([*beginnings(line)]) == 1
+
+
+def test_related_things_may_share_a_line():
+    assert not [*beginnings("out, i = [], 0\nfirst, second = f(x), f(y)\nbest, least = None, math.inf\nrun.clock, run.ticks = now(), 0\na, b = b, a\nn = 0\nx, y = pair")]

@@ -114,7 +114,8 @@ def _children()->dict[int, tuple[int, float]]:
 
 def _descendants(of:int)->dict[int, float]:
     "The seconds of each process that descends from one."
-    every, found = _children(), dict[int, float]()
+    every = _children()
+    found = dict[int, float]()
     waiting = [of]
     while waiting:
         parent = waiting.pop()
@@ -268,7 +269,8 @@ def _own_module(entry:Path):
     spec = spec_from_file_location("race_entry", path)
     if spec is None or spec.loader is None: raise Refused(f"{path} is not a module")
     module = module_from_spec(spec)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True   # beside its files
+    kept = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True   # beside its files
     try: spec.loader.exec_module(module)
     finally: sys.dont_write_bytecode = kept
     return module
@@ -499,7 +501,9 @@ def main(
         print("\n" + json.dumps(told))
     elif what == "learn":
         entry, folder = Path(words[0]), Path(words[1])
-        seed, threads, recipe = int(words[2]), int(words[3]), _read_recipe(entry)
+        seed = int(words[2])
+        threads = int(words[3])
+        recipe = _read_recipe(entry)
         guard([entry, *_own_folders()], [folder])
         own = _own_module(entry)
         train = train_recipe if own is None else own.train

@@ -38,7 +38,8 @@ def _moves(part, grads, **settings)->torch.Tensor:
 def _first_moves(part, grads, **settings)->torch.Tensor:
     "How far as many numbers move at their first gradients, all at once."
     p = nn.Parameter(torch.ones(len(grads), dtype=torch.float64))
-    optimizer, p.grad = part([p], **settings), torch.tensor(grads, dtype=torch.float64)
+    optimizer = part([p], **settings)
+    p.grad = torch.tensor(grads, dtype=torch.float64)
     optimizer.step()
     return p.detach() - 1
 
@@ -458,7 +459,8 @@ def _a_muon(
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
 def _orthogonal(
     x, n, start=lambda x: x / (x.norm() + 1e-7), numbers=(3.4445, -4.775, 2.0315)):
-    (a, b, c), x = numbers, start(x)
+    a, b, c = numbers
+    x = start(x)
     for _ in range(n): x = a*x + (b * x @ x.mT + c * x @ x.mT @ x @ x.mT) @ x
     return x
 
@@ -897,7 +899,8 @@ SYMPTOMS["bits_per_byte"] = {
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
 @questions_of("CrossEntropyLoss")
 def _ask_loss(part):
-    z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
+    z = 2 * given(2, 3, 5)
+    y = torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
     yield "when there is one place", lambda: torch.stack(
         [part()(z[0, :1], torch.tensor([i])) for i in range(5)])  # each id in turn
@@ -1126,7 +1129,8 @@ def _restless(part):
 def _second_of_two(part):
     "Does the second of two parameters go another way than by itself?"
     p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
-    optimizer, alone = part([p, q], lr=.1), _path(part, [1., 2.], lr=.1)
+    optimizer = part([p, q], lr=.1)
+    alone = _path(part, [1., 2.], lr=.1)
     for grad in 1., 2.:
         p.grad, q.grad = torch.full_like(p, -50.), torch.full_like(q, grad)
         optimizer.step()
@@ -1146,7 +1150,8 @@ def _apart(a, b): return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().i
 def _neighbours(part):
     "Does a number go elsewhere when another lies beside it in one parameter?"
     both = nn.Parameter(torch.ones(2, dtype=torch.float64))
-    optimizer, alone = part([both], lr=.1), _path(part, [1., 2.], lr=.1)
+    optimizer = part([both], lr=.1)
+    alone = _path(part, [1., 2.], lr=.1)
     for g in 1., 2.:
         both.grad = torch.tensor([g, -50.], dtype=torch.float64)
         optimizer.step()
