@@ -68,7 +68,7 @@ def backward_all(
 
 def train_step(
     model:Callable[[Tensor], Tensor],      # Ids in, logits out
-    optimizer:Optimizer,                   # Steps the parameters
+    optimizer:Optimizer,                   # Updates the parameters
     scaler:torch.amp.GradScaler,           # Acts in float16 only
     batches:list[tuple[Tensor, Tensor]],   # Inputs and targets; gradients are averaged
     max_norm:float,                        # As for `gradient_clip`; 0 for none
@@ -100,7 +100,7 @@ def evaluate(
 # %% ../nbs/17_training.ipynb #run
 @dataclass
 class Run:
-    "A training run: what it was asked, what it has learnt, and what it has recorded."
+    "A training run: its settings, what it has learnt, and what it has recorded."
     config:TrainConfig                 # Settled
     model:Transformer                  # What is being trained
     forward:Callable[[Tensor], Tensor] # The model, as fast as the flags allow
@@ -117,8 +117,8 @@ class Run:
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
-    source:Any=None                    # Other batches than those of files: chapter 25
-    asked:Any=None                     # As the user gave it
+    source:Any=None                    # Batches that come from no file: chapter 25
+    asked:Any=None                     # The configuration as the user gave it
 
 # %% ../nbs/17_training.ipynb #train-2
 def advance(
@@ -140,13 +140,13 @@ def advance(
 
 def train(
     config:TrainConfig, # What to learn from, what to build, how to learn
-    parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours
-    model:Transformer|None=None,           # To begin with; it is trained in place
-    examine:Callable[[Transformer], dict]|None=None, # Numbers for the diary
+    parts:Mapping[str,Callable]|None=None, # Parts that replace ours; see `Transformer`
+    model:Transformer|None=None,           # To start from; it is trained in place
+    examine:Callable[[Transformer], dict]|None=None, # Adds numbers to the diary
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
-    Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
+    Raises `ValueError` for flags that cannot work, or a loss that is not finite."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
     together = processes(config.parallel, config.parallel_timeout, config.output)
@@ -209,7 +209,7 @@ def resume(
     run:Run,    # New
     saved:dict, # What `read_checkpoint` gave; the model has it already
 )->None:
-    "Put a run back to where its checkpoint was written."
+    "Restore a run to the point where its checkpoint was written."
     check_moments(saved["optimizer"], run.optimizer)
     own = [dict(group) for group in run.optimizer.param_groups]
     load_sharded(run.optimizer, saved["optimizer"])
@@ -314,7 +314,7 @@ def record(
     norm:Tensor,         # Of its gradient
     before:list[Tensor], # What `weights_before` gave
 )->dict:                 # A line for metrics.jsonl; empty where none is due
-    "Work out what is to be written down after this step."
+    "Compute what is to be written down after this step."
     c, step = run.config, run.done
     last = step == c.iterations
     line:dict[str, Any] = {}

@@ -92,6 +92,7 @@ def race(
                 yield name, why
         if seed % 2: run("the budget", theirs, others)
         for name in list(ours):
+            found:Result|Refused|None = None
             try: found = decide(ours[name], list(others))
             except Refused as why: found = why
             if found is None: continue
@@ -502,15 +503,15 @@ def main(
         print(json.dumps({"places": [str(path.resolve()) for path in _own_folders()]}))
 
 def say_if_weak()->None:
-    "Print a note on a system where the kernel helps no fence."
+    "Print a note on a system whose kernel cannot fence in an entry."
     if not landlock():
-        print("note: without Landlock, as on this system, the fence stops plain cheats "
-              "only; read the code of an entry before you run it", file=sys.stderr)
+        print("note: this system has no Landlock, so the fence stops only simple "
+              "cheats; read the code of an entry before you run it", file=sys.stderr)
 
 def enter(
     entries:Sequence[Path], # Folders, each with a recipe.json
     text:Path,              # The whole text
-    cut:Callable[[Path], tuple[str, str]], # Parts it for training and validation
+    cut:Callable[[Path], tuple[str, str]], # Splits it for training and validation
     peer:Callable[[int], Run],             # Trains what sets the budget
     threads:int=2,          # Of the processor
 )->Iterator[tuple[str, Result|Refused]]:   # Each entry's name, as soon as it is decided

