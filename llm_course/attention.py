@@ -135,7 +135,8 @@ def does_not_know_the_order(part):
     """Shuffling the tokens that came before, keys and values alike, changes nothing for
     the last."""
     q, k, v = torch.randn(3, 2, 6, 4)
-    order, causal = torch.tensor([3, 0, 4, 1, 2, 5]), torch.ones(6, 6).tril().bool()
+    order = torch.tensor([3, 0, 4, 1, 2, 5])
+    causal = torch.ones(6, 6).tril().bool()
     got = part()(q, k[:, order], v[:, order], causal)[:, 5]
     kept = part()(q, k, v, causal)[:, 5]
     assert_close(

@@ -290,7 +290,8 @@ def is_the_same_for_the_same_step(part):
 def deals_out_epochs(part):
     "In the order \"epochs\" each row comes once before any comes again; seeds differ."
     def starts(seed):
-        found, numbers = [], np.arange(81, dtype=np.uint16)
+        found = []
+        numbers = np.arange(81, dtype=np.uint16)
         for i in range(4):
             inputs, _ = part(
                 numbers, 4, 4, "cpu", seed=seed, iteration=i, order="epochs")

@@ -59,7 +59,8 @@ def in_processes(
     ways = multiprocessing.get_all_start_methods()
     context:Any = multiprocessing.get_context("fork" if "fork" in ways else "spawn")
     with TemporaryDirectory() as name:
-        folder, processes = Path(name), []
+        folder = Path(name)
+        processes = []
         for rank in range(count):
             arguments = work, rank, count, folder
             processes.append(context.Process(target=_one_process, args=arguments))

@@ -59,7 +59,8 @@ class Embedding(nn.Module):
 @check_of("Embedding")
 def looks_rows_up(part):
     "Token v gets row v of the table, wherever it stands."
-    layer, ids = part(10, 4), torch.tensor([[7, 0], [9, 7]])
+    layer = part(10, 4)
+    ids = torch.tensor([[7, 0], [9, 7]])
     rows = [layer.weight[i] for i in ids.flatten()]
     wanted = torch.stack(rows).reshape(2, 2, -1)
     assert torch.equal(layer(ids), wanted), (
@@ -69,7 +70,9 @@ def looks_rows_up(part):
 def is_a_product_with_one_hot_vectors(part):
     """It is the product of one-hot vectors and the table, in its gradient too: a row's
     is the sum over its places."""
-    layer, ids, g = part(6, 3), torch.tensor([2, 0, 2]), torch.randn(3, 3)
+    layer = part(6, 3)
+    ids = torch.tensor([2, 0, 2])
+    g = torch.randn(3, 3)
     assert_close(layer(ids), torch.eye(6)[ids] @ layer.weight,
                  msg=lambda m: f"ids [2, 0, 2] against one-hot vectors:\n{m}")
     got, = torch.autograd.grad(layer(ids), layer.weight, g)

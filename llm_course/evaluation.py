@@ -35,12 +35,12 @@ def log_likelihoods(
     batch_size:int=8,                     # Rows read side by side
 )->list[float]:                           # The sum for each row, in nats
     "Add up the log-probabilities of the last ids of each row."
-    device, found = next(model.parameters()).device, list[float]()
+    found:list[float] = []
     for at in range(0, len(rows), batch_size):
         some = rows[at:at + batch_size]
         longest = max(len(ids) for ids, _ in some)
         padded = [[*ids, *[0] * (longest - len(ids))] for ids, _ in some]
-        ids = torch.tensor(padded, device=device)
+        ids = torch.tensor(padded, device=next(model.parameters()).device)
         each = chosen(model(ids[:, :-1]), ids[:, 1:]).tolist()
         for row, (own, count) in zip(each, some):
             last = len(own) - 1                        # behind it is padding
@@ -150,12 +150,11 @@ def evaluate(
         raise ValueError(f"score must be one of {', '.join(SCORES)}, "
                          f"but is {task.score}")
     scorer = Scorer(model)
-    right, sure, scores, chance = [], [], [], []
+    right, sure, scores = [], [], []
     said = iter(_written(model, tokenizer, task))
     for question in task.questions:
         if not question.choices:
             right.append(is_right(next(said), str(question.answer), task.number))
-            chance.append(0.)
             continue
         values = choice_scores(question, tokenizer, scorer, task.score)
         best = max(values)
@@ -163,7 +162,7 @@ def evaluate(
         if task.score == "sum":
             sure.append(1 / sum(math.exp(value - best) for value in values))
         scores.append(values)
-        chance.append(1 / len(values))
+    chance = [1 / len(q.choices) if q.choices else 0. for q in task.questions]
     return Result(task.name, right, sure, fmean(chance), scores)
 
 def _written(model:Transformer, tokenizer:BpeTokenizer, task:Task)->list[str]:

@@ -111,7 +111,9 @@ def has_three_matrices(part):
 @check_of("FFN")
 def agrees_with_torch(part):
     "It is w2(silu(w1 x) · w3 x), each w a matrix without bias."
-    layer, x, f = part(6, 10), torch.randn(2, 3, 6), nn.functional
+    layer = part(6, 10)
+    x = torch.randn(2, 3, 6)
+    f = nn.functional
     gate, value = f.linear(x, layer.w1.weight), f.linear(x, layer.w3.weight)
     assert_close(
         layer(x), f.linear(f.silu(gate) * value, layer.w2.weight),
@@ -121,7 +123,8 @@ def agrees_with_torch(part):
 @check_of("FFN")
 def keeps_tokens_apart(part):
     "Each token is computed by itself."
-    layer, x = part(6, 10), torch.randn(2, 5, 6)
+    layer = part(6, 10)
+    x = torch.randn(2, 5, 6)
     other = x.clone()
     other[:, 2] += 3
     rest = [0, 1, 3, 4]

@@ -467,10 +467,11 @@ def _by_hand(logits, said, how):
     if how.temperature == 0: return torch.eye(len(z))[ranked[0]]
     power = [math.exp((x - max(z)) / how.temperature) for x in z]
     kept = ranked[:how.top_k or len(z)]
-    total, run = sum(power[i] for i in kept), 0.
+    total = sum(power[i] for i in kept)
+    run = 0.
     for last in range(len(kept)):
-        if (run := run + power[kept[last]] / total) >= how.top_p and how.top_p < 1:
-            break
+        run += power[kept[last]] / total
+        if run >= how.top_p and how.top_p < 1: break
     kept = [i for i in kept[:last + 1] if power[i] >= how.min_p * power[ranked[0]]]
     total = sum(power[i] for i in kept)
     return torch.tensor([power[i] / total if i in kept else 0. for i in range(len(z))])
@@ -479,7 +480,8 @@ def _by_hand(logits, said, how):
 def applies_everything_in_its_order(part):
     """Penalty, temperature, top-k, top-p, min-p, then shares of what is left: they add
     up to one."""
-    logits, said = torch.tensor([3., 2., 1., 0., -1.]), torch.tensor([0])
+    logits = torch.tensor([3., 2., 1., 0., -1.])
+    said = torch.tensor([0])
     for how in (
         Sampling(1.0, 1.0),
         Sampling(0.5, 1.0),

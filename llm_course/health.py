@@ -33,7 +33,8 @@ def overfit(
     lr:float=1e-2,     # Their learning rate
 )->list[float]:        # The loss before each step
     "Learn one batch by heart, with a copy of the model."
-    model, losses = deepcopy(model), []
+    model = deepcopy(model)
+    losses = []
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=0.)
     for _ in range(steps):
         loss = cross_entropy(model(inputs), targets)
@@ -163,7 +164,8 @@ def diagnose(
     if not history: return {}
     found = broken_rules(FAULTS, history)
     if vocab_size:
-        first, chance = history[0].get("train_loss", math.nan), math.log(vocab_size)
+        first = history[0].get("train_loss", math.nan)
+        chance = math.log(vocab_size)
         if abs(first - chance) > .1 * chance:
             found["first loss"] = (
                 f"it is {first:.2f}, but a model that knows nothing has about "

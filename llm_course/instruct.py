@@ -169,14 +169,14 @@ def _talk_faults(
     marks:set[int],    # All special tokens
 )->Iterator[tuple[str, str]]: # Faults, and the evidence
     "Look for faults in a conversation."
-    n, last = len(opening), len(ids) - 1
+    n = len(opening)
     if all(learnt[1:]): yield "mask lost", "all ids are learnt, the user's too"
     for i in range(1, len(ids)):
         begins = learnt[i] and not learnt[i - 1]
-        stops = learnt[i] and (i == last or not learnt[i + 1])
+        stops = learnt[i] and (i + 1 == len(ids) or not learnt[i + 1])
         if begins and opening in (ids[i - n + 1:i + 1], ids[i - n - 1:i - 1]):
             yield "mask shifted", "what is learnt begins one id too early or too late"
-        if stops and ids[i] not in ends and i < last and ids[i + 1] in ends:
+        if stops and ids[i] not in ends and i + 1 < len(ids) and ids[i + 1] in ends:
             yield "end not learnt", "an answer's end mark is not learnt"
         elif stops and ids[i] not in ends:
             yield "conversation cut", "an answer has no end"

@@ -83,7 +83,8 @@ def agrees_with_torch(part):
     "Whatever axes lead, with a bias and without, it computes what `nn.Linear` does."
     for shape in (5,), (3, 5), (2, 3, 5), (0, 5):
         for bias in False, True:
-            layer, x = part(5, 4, bias=bias), torch.randn(shape)
+            layer = part(5, 4, bias=bias)
+            x = torch.randn(shape)
             if bias: nn.init.normal_(layer.bias)
             wanted = nn.functional.linear(x, layer.weight, layer.bias if bias else None)
             assert_close(
@@ -94,7 +95,8 @@ def agrees_with_torch(part):
 @check_of("Linear")
 def is_linear(part):
     "A sum of vectors gives the sum of what they give."
-    layer, (x, y) = part(6, 4), torch.randn(2, 3, 6)
+    layer = part(6, 4)
+    x, y = torch.randn(2, 3, 6)
     assert_close(layer(2 * x + y), 2 * layer(x) + layer(y), rtol=1e-4, atol=1e-5,
                  msg=lambda m: f"layer(2x + y) against 2 layer(x) + layer(y):\n{m}")
 
@@ -126,7 +128,8 @@ def sends_gradients_back(part):
     """For the sum of what comes out, the gradient of a weight is the sum of its inputs,
     that of an input the sum of its weights, and that of the bias the number of
     vectors."""
-    layer, x = part(5, 3, bias=True), torch.randn(4, 5, requires_grad=True)
+    layer = part(5, 3, bias=True)
+    x = torch.randn(4, 5, requires_grad=True)
     got = torch.autograd.grad(layer(x).sum(), [x, layer.weight, layer.bias])
     wanted = {"the input": layer.weight.sum(0).expand(4, 5),
               "the weight": x.sum(0).expand(3, 5),

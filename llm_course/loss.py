@@ -123,7 +123,8 @@ def is_the_surprise_known_by_hand(part):
 def agrees_with_torch(part):
     "Whatever axes lead, the loss is the mean that `F.cross_entropy` gives."
     for shape in (7,), (2, 3), (2, 1, 3):
-        logits, targets = 3 * torch.randn(*shape, 5), torch.randint(5, shape)
+        logits = 3 * torch.randn(*shape, 5)
+        targets = torch.randint(5, shape)
         rows = logits.reshape(-1, 5)
         got = part()(logits, targets)
         wanted = nn.functional.cross_entropy(rows, targets.reshape(-1))
@@ -136,7 +137,8 @@ def agrees_with_torch(part):
 def sends_back_p_minus_y(part):
     """The gradient of a row's logits is its probabilities, less one at the target,
     divided by the number of rows."""
-    logits, targets = torch.randn(4, 6, requires_grad=True), torch.randint(6, (4,))
+    logits = torch.randn(4, 6, requires_grad=True)
+    targets = torch.randint(6, (4,))
     got, = torch.autograd.grad(part()(logits, targets), logits)
     wanted = (logits.detach().softmax(-1) - torch.eye(6)[targets]) / 4
     assert_close(got, wanted, msg=lambda m: (
@@ -147,7 +149,8 @@ def is_finite_for_huge_logits(part):
     "Logits of ±10,000 give a finite loss and gradient, in half precision too."
     for dtype in torch.float32, torch.float16, torch.bfloat16:
         logits = torch.tensor([[1e4, 0., -1e4]] * 3, dtype=dtype, requires_grad=True)
-        loss, best = part()(logits, torch.arange(3)), logits[0, 0].item()
+        loss = part()(logits, torch.arange(3))
+        best = logits[0, 0].item()
         grad, = torch.autograd.grad(loss, logits)
         assert abs(loss.item() / best - 1) < 1e-3, (
             f"{dtype} logits {best:g}, 0, −{best:g}, each of them the target once: "
@@ -162,7 +165,8 @@ def is_finite_for_huge_logits(part):
 @check_of("CrossEntropyLoss")
 def does_not_see_a_shift(part):
     "A number that is added to all logits of a row changes nothing."
-    logits, targets = torch.randn(4, 6), torch.randint(6, (4,))
+    logits = torch.randn(4, 6)
+    targets = torch.randint(6, (4,))
     got = part()(logits + 50 * torch.arange(4.)[:, None], targets)
     kept = part()(logits, targets)
     assert_close(got, kept, rtol=1e-5, atol=1e-5, msg=(

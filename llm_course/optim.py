@@ -139,7 +139,8 @@ def gradient_clip(
 def steps_shrink_with_the_root_of_time(part):
     "With a gradient of one and the rate one, the steps are 1, 1/√2, 1/√3 and so on."
     p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer, wanted = part([p], lr=1.), 0.
+    optimizer = part([p], lr=1.)
+    wanted = 0.
     for t in range(4):
         p.grad = torch.ones_like(p)
         optimizer.step()
@@ -155,7 +156,8 @@ def each_group_has_its_rate(part):
     optimizer = part([{"params": [slow]}, {"params": [fast], "lr": 1.}], lr=0.1)
     for p in slow, fast: p.grad = torch.ones(2)
     optimizer.step()
-    moved, wanted = torch.stack([slow, fast]).detach(), torch.tensor([[-.1], [-1.]])
+    moved = torch.stack([slow, fast]).detach()
+    wanted = torch.tensor([[-.1], [-1.]])
     assert_close(moved, wanted.expand(2, 2), msg=(
         f"rates 0.1 and 1, gradients 1: got {slow.tolist()}, {fast.tolist()}"))
 
@@ -180,7 +182,8 @@ def steps_are_as_long_as_the_gradient(part):
     p = nn.Parameter(torch.zeros(1))
     optimizer = part([p], lr=.1)
     for t, grad in enumerate((2., -.5, 3.)):
-        before, p.grad = p.item(), torch.full_like(p, grad)
+        before = p.item()
+        p.grad = torch.full_like(p, grad)
         optimizer.step()
         wanted = -.1 * grad / math.sqrt(t + 1)
         assert abs(p.item() - before - wanted) < 1e-6, (
@@ -229,7 +232,8 @@ def _adamw_path(part, grads, **settings):
     """Where a parameter that begins at one goes under some gradients, one after
     another, with another at its side."""
     p, other = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
-    optimizer, path = part([p, other], **settings), [1.]
+    optimizer = part([p, other], **settings)
+    path = [1.]
     for grad in grads:
         p.grad, other.grad = torch.tensor([[grad], [1.]], dtype=torch.float64)
         optimizer.step()

@@ -177,8 +177,9 @@ def named_tensors(
     Raises `ValueError` for parts that its configuration does not know, for numbers that
     `dtype` cannot hold, and for a tied head that is not its embedding."""
     check_readable(model)
-    tensors, d_k = {}, head_size(model.config)
-    embedding, shapes = model.get_parameter("embedding.weight"), {}
+    d_k = head_size(model.config)
+    embedding = model.get_parameter("embedding.weight")
+    tensors, shapes = {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         numbers = parameter.detach()
         if to == "gemma" and "norm" in name: numbers = numbers.float() - 1

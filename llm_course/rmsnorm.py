@@ -70,7 +70,8 @@ def agrees_with_torch(part):
     layer = part(8)
     with torch.no_grad(): layer.weight.copy_(torch.randn(8))
     for dtype in torch.float32, torch.bfloat16:
-        x, norm = torch.randn(2, 3, 8).to(dtype), layer.to(dtype)
+        x = torch.randn(2, 3, 8).to(dtype)
+        norm = layer.to(dtype)
         wanted = nn.functional.rms_norm(x, (8,), norm.weight, 1e-5)
         assert_close(
             norm(x), wanted,

@@ -130,7 +130,8 @@ def keeps_every_length(part):
 def slows_down_by_theta(part):
     "The base is theta: with a greater one, all pairs but the first turn more slowly."
     x = torch.tensor([[1., 0., 1., 0.]] * 6)
-    got, wanted = part(4, 6, 25.)(x)[5, 2:], torch.tensor([math.cos(1), math.sin(1)])
+    got = part(4, 6, 25.)(x)[5, 2:]
+    wanted = torch.tensor([math.cos(1), math.sin(1)])
     assert_close(
         got, wanted,
         msg="with theta 25 the second pair turns by 1/5 a position, "
@@ -142,7 +143,8 @@ def slows_down_by_theta(part):
 def only_the_distance_counts(part):
     """The score of a query and a key is the same wherever the two stand, if the
     distance is."""
-    rope, (q, k) = part(8, 64), torch.randn(2, 5, 8, dtype=torch.float64)
+    rope = part(8, 64)
+    q, k = torch.randn(2, 5, 8, dtype=torch.float64)
     def scores(first):
         positions = torch.arange(first, first + 5)
         return rope(q, positions) @ rope(k, positions).T
@@ -157,7 +159,8 @@ def only_the_distance_counts(part):
 def counts_from_zero_unless_told(part):
     """Without positions the vectors stand at 0, 1, 2 and so on; with them, where they
     are told to."""
-    rope, x = part(8, 64), torch.randn(2, 40, 8)
+    rope = part(8, 64)
+    x = torch.randn(2, 40, 8)
     assert_close(rope(x, torch.arange(40)), rope(x),
                  msg=lambda m: f"positions 0 to 39 are the default:\n{m}")
     order = torch.tensor([3, 36, 5, 1, 24, 2])

@@ -54,7 +54,8 @@ def meets_the_points_known_by_hand(part):
 def comes_down_on_a_cosine(part):
     """A quarter of the way down, 1 − cos 45° has been lost of the half: the curve is a
     cosine, not a line."""
-    got, wanted = part(25, 0, 100, 0., 2.), 1 + math.cos(math.pi / 4)
+    got = part(25, 0, 100, 0., 2.)
+    wanted = 1 + math.cos(math.pi / 4)
     assert abs(got - wanted) < 1e-9, (
         f"at step 25 of 100 on the way from 2 to 0 the rate must be {wanted:.4f}, "
         f"but is {got:.4f}")

@@ -264,6 +264,10 @@ def test_the_judge_believes_no_strange_answer(tmp_path, monkeypatch, capsys):
     assert str(root/"llm_course") in json.loads(capsys.readouterr().out)["places"]
 
 
+@pytest.mark.parametrize("version, refusals", [(1, [2**13 - 1]), (2, [2**14 - 1]), (3, [2**15 - 1]), (4, [2**15 - 1, 3]), (5, [2**16 - 1, 3]), (6, [2**16 - 1, 3, 3])])
+def test_a_fence_refuses_what_its_version_can(version, refusals): assert race._refusals(version) == refusals
+
+
 def test_a_fence_comes_before_threads_or_not_at_all(monkeypatch):
     monkeypatch.setattr(race, "landlock", lambda: 0)
     assert not race.fence_in([], [])

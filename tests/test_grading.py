@@ -387,6 +387,12 @@ def test_a_submission_ends_when_its_time_is_over():
     assert "it was not done after" in next(iter(submission.found.values()))
 
 
+@pytest.mark.parametrize("idle, said", [(0, ""), (1, "p0"), (2, "p0, p1"), (4, "p0, p1 and 2 more")])
+def test_two_idle_parameters_are_named_and_the_others_counted(idle, said):
+    layer = grading.Made(lambda self, x: x * self.used, used=torch.ones(1), **{f"p{i}": torch.ones(1) for i in range(idle)})
+    assert grading.idle(layer, torch.ones(2)) == said
+
+
 @pytest.mark.parametrize("words, said", [(["--submissions"], "needs a folder with a file or a folder for each student"), (["--require", "RMSNorm"], "did you mean RmsNorm"), (["--csv", "."], "--csv . is a folder")])
 def test_what_a_teacher_mistypes_is_refused_before_anything_runs(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as ended: main([str(tmp_path), *words])

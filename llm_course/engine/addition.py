@@ -143,7 +143,9 @@ def train_adder(
 
 def _learn(model:nn.Module, recipe:dict, steps:int, generator:torch.Generator)->float:
     "Take some steps, and return the mean loss of the last hundred."
-    lr, cycle, losses = recipe["lr"], recipe["steps"], []
+    lr = recipe["lr"]
+    cycle = recipe["steps"]
+    losses = []
     optimizer = AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=0.)
     for step in range(steps):
         rate = linear_lr_scheduler(step, min(200, cycle), cycle, 0., lr)

@@ -61,7 +61,8 @@ class Batch:
         reader:Reader, # Has read a prompt, and nothing else
     )->None:
         "Take in a text, as the last row."
-        length, row = reader.seen, len(self.lengths)
+        length = reader.seen
+        row = len(self.lengths)
         self._make_room(row + 1, length)
         for ours, theirs in zip(self.caches, reader.caches):
             ours.both[:, row, :, :length] = theirs.both[:, 0, :, :length]
@@ -144,12 +145,16 @@ class Scheduler:
         waiting:int=64,   # Further texts that may wait
         piece:int=256,    # Tokens of prompts that are read between two steps
     ):
-        self.model, self.batch = model, Batch(model)
-        self.max_rows, self.max_waiting, self.piece = rows, waiting, piece
+        self.model = model
+        self.batch = Batch(model)
+        self.max_rows = rows
+        self.max_waiting = waiting
+        self.piece = piece
         self.waiting:deque[Job] = deque()
         self.reading:tuple[Job, Reader, int]|None = None   # a prompt, and how far
         self.rows:list[Job] = []
-        self.changed, self.closed = threading.Condition(), False
+        self.changed = threading.Condition()
+        self.closed = False
 
     def submit(self,
         job:Job, # Will be told what is added
@@ -238,9 +243,13 @@ class Scheduler:
 
     def _end_all(self, why:str)->None:
         "Tell everybody that there will be no more."
-        with self.changed: jobs, self.waiting = [*self.waiting, *self.rows], deque()
+        with self.changed:
+            jobs = [*self.waiting, *self.rows]
+            self.waiting = deque()
         if self.reading is not None: jobs.append(self.reading[0])
-        self.reading, self.rows, self.batch = None, [], Batch(self.model)
+        self.reading = None
+        self.rows = []
+        self.batch = Batch(self.model)
         for job in jobs: job.tell(Said(why, end="error"))
 
 def _take(
@@ -257,7 +266,8 @@ def _take(
         return True
     job.ids.append(new)
     job.max_tokens -= 1
-    text, end = job.voice.take(new), None
+    text = job.voice.take(new)
+    end = None
     if job.voice.ended: end = "stop"
     elif job.max_tokens == 0: text, end = text + job.voice.rest(), "length"
     numbers:dict[str, Any] = {}

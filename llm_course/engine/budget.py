@@ -82,7 +82,8 @@ def _kept_by_block(
 )->int:            # Bytes
     "Count what a block keeps for its backward pass."
     half = size == 2
-    variant, t = variant_in(c), c.max_seq_len
+    variant = variant_in(c)
+    t = c.max_seq_len
     in_float32 = on_cpu and variant.score_cap is None
     inside = 4 if in_float32 else size
     d_k = c.d_k or c.d_model // c.num_heads
@@ -335,7 +336,8 @@ def forecast(
     "Tell what a run will cost in operations and time, compilers and validation aside."
     work = step_operations(config, pieces * batch_size * config.max_seq_len)
     told = f"operations: {work:.3g} a step, {iterations * work:.3g} in all\ntime: "
-    two, there = replace(config, num_layers=2), machine_memory(device)
+    two = replace(config, num_layers=2)
+    there = machine_memory(device)
     tried = estimate_memory(two, 1, precision, checkpointing, device=device)
     if there is not None and tried.peak > there / 2:
         return f"{told}unknown, as {device} has no room to try even two of its blocks"

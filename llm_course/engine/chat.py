@@ -166,7 +166,9 @@ def pieces(
     else:
         raise ValueError("the chat template changes the messages in a way that is "
                          "not supported")
-    special, found, learns = special_pattern(special_tokens), [], False
+    special = special_pattern(special_tokens)
+    found = []
+    learns = False
     opening = _opening(marked, template, names)
     for i, part in enumerate(parts):
         if i % 2:

@@ -140,7 +140,8 @@ def _check_typed(
     config:type,     # The dataclass that holds the flags
 )->None:
     "Raise `ValueError` where a flag has no value, or one of another type."
-    hints, known = get_type_hints(config), {*names_of(config), "config", "help"}
+    hints = get_type_hints(config)
+    known = {*names_of(config), "config", "help"}
     given:list[tuple[str, list[str]]] = []   # flags and what follows them
     for word in words:
         if word == "--": break   # what follows is no flag
@@ -624,7 +625,8 @@ def words_of_file(
         raise ValueError(f"--config {path} is not TOML or JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"--config {path} must hold names and values of flags")
-    names, words = names_of(config), []
+    names = names_of(config)
+    words = []
     hints = get_type_hints(config)
     for typed, value in found.items():
         name = names.get(typed.replace("-", "_"))
@@ -653,7 +655,8 @@ class Flags:
     "Base of a command's flags. From Python, a path may be a text and a tuple a list."
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
-            value, has_paths = getattr(self, name), Path in _kinds(hint)
+            value = getattr(self, name)
+            has_paths = Path in _kinds(hint)
             if isinstance(value, list | tuple):
                 value = tuple(as_path(each) if has_paths else each for each in value)
             elif isinstance(value, str | Path):

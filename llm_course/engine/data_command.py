@@ -229,7 +229,8 @@ def write_bins(
 )->None:
     "Turn texts into train.bin and usually val.bin, the tokenizer beside them."
     given = Path(config.tokenizer_path or "")
-    tokenizer, copy = _load_tokenizer(given), given.read_bytes()
+    tokenizer = _load_tokenizer(given)
+    copy = given.read_bytes()
     output = output_path(config.output, "--output", folder=True)
     with whole_folder(output, "data") as stage:
         end = end_of_text if end_of_text in tokenizer.special_tokens else "\n"

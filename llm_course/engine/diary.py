@@ -296,7 +296,8 @@ def losses_as_svg(
               ("val_loss", "validation", "o-", green, 1)]
     with rc_context():
         set_style()
-        fig, data = Figure(figsize=(6.4, 3.2)), io.BytesIO()
+        fig = Figure(figsize=(6.4, 3.2))
+        data = io.BytesIO()
         ax = fig.subplots()
         for key, label, style, color, alpha in curves:
             lines = [line for line in history if key in line]
@@ -427,7 +428,9 @@ def watched(
 )->Iterator[Callable[[dict], None]]: # Call it after each step, with its line or `{}`
     "Show a run as it goes: a bar, samples, a picture in a notebook, boards."
     with ExitStack() as closing:
-        total, shows, draw = config.iterations, [], None
+        total = config.iterations
+        shows = []
+        draw = None
         bar = closing.enter_context(progress_bar(
             total=total, initial=done, desc="training", unit=" steps", hidden=rank > 0))
         if rank == 0:

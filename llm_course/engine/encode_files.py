@@ -53,7 +53,8 @@ def safe_place(
     "Find where a text may be cut without changing its ids."
     tokens = tuple(tokenizer.special_tokens)
     text = window.decode("utf-8", "surrogateescape")
-    special, longest = special_pattern(tokens), max(map(len, tokens), default=0)
+    special = special_pattern(tokens)
+    longest = max(map(len, tokens), default=0)
     cut = safe_cut(text, tokenizer.pattern, tokens)
     if cut < longest: cut = 0   # a special token may reach in from before the window
     if special and not cut:
@@ -193,7 +194,9 @@ def _learn(
     batch:int=1<<13,  # How many to encode in step
 )->None:
     "Encode what is new in a table: short pre-tokens in step, the others one by one."
-    tokenizer, parts, sizes = table.tokenizer, [table.flat], [np.diff(table.ends)]
+    tokenizer = table.tokenizer
+    parts = [table.flat]
+    sizes = [np.diff(table.ends)]
     for at in range(0, len(table.new), batch):
         pieces = table.new[at : at + batch]
         words = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
@@ -286,7 +289,8 @@ def _number_pieces(
     def numbers_of(pieces):
         return np.fromiter(map(table.__getitem__, pieces), np.int64, len(pieces))
 
-    short, keys = table.short, _piece_keys(data, begins, lengths)
+    short = table.short
+    keys = _piece_keys(data, begins, lengths)
     places = short.places(keys)
     brief = (lengths < 16) & (codes[chars] != ord(mark))
     new = np.flatnonzero(brief & ~short.holds(keys, places))

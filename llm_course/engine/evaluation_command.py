@@ -154,7 +154,8 @@ def run_evaluation(
     names = config.tasks
     if not names and not texts: names = tuple(MADE)
     tasks = [open_task(word, config) for word in names]
-    parts, against = read_parts(config.parts), config.against
+    parts = read_parts(config.parts)
+    against = config.against
     if against is not None: check_there(against, "--against")
     path = config.model_path or DEMO/"model.safetensors"
     model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
@@ -191,7 +192,8 @@ def _texts(
     config:EvaluationConfig, # How to read them
 )->dict[str, str]:          # The text of each file, by its name
     "Read texts. Raises `ValueError` for one that is empty or cannot be read."
-    files, found = list_texts(paths, flag), {}
+    files = list_texts(paths, flag)
+    found = {}
     with TemporaryDirectory() as folder:
         for path, plain in plain_files(files, folder, config):
             try: found[str(path)] = plain.read_bytes().decode()

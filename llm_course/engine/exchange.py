@@ -102,7 +102,8 @@ def open_start(
     path = find_tokenizer(config)
     given = None if path is None else BpeTokenizer.load(path)
     if start.suffix in OWN_FILES:
-        model, tokenizer = own_start(config), None
+        model = own_start(config)
+        tokenizer = None
         beside = start.parent/"tokenizer.json"
         if beside.is_file(): tokenizer = BpeTokenizer.load(beside)
     else:

@@ -183,7 +183,8 @@ def _start_helpers(
     num_processes:int,         # How many
 )->list[Connection]:           # A pipe to each
     "Start processes that wait for something to do."
-    spawn, pipes = multiprocessing.get_context("spawn"), []
+    spawn = multiprocessing.get_context("spawn")
+    pipes = []
     for _ in range(num_processes):
         ours, theirs = spawn.Pipe()
         with theirs: spawn.Process(target=_answer, args=(theirs,), daemon=True).start()
@@ -314,7 +315,8 @@ def count_corpus(
     "Count pre-tokens, in memory that grows with the distinct ones alone."
     if num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, but is {num_processes}")
-    pattern, tokens = PATTERNS.get(pattern, pattern), tuple(special_tokens)
+    pattern = PATTERNS.get(pattern, pattern)
+    tokens = tuple(special_tokens)
     work = partial(count_block, pattern=pattern, tokens=tokens, normalizer=normalizer)
     words:Counter[str] = Counter()
     size = _size_of(source) or None

@@ -207,7 +207,8 @@ class _FlashTriton(torch.autograd.Function):
     @staticmethod
     def backward(ctx:Any, grad):
         q, k, v, out, logs = ctx.saved_tensors
-        told, grad = _settings(q, k, ctx.causal), grad.contiguous()
+        told = _settings(q, k, ctx.causal)
+        grad = grad.contiguous()
         along = (grad.float() * out.float()).sum(-1)
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         _launch(_backward_queries, q.shape[2], q.shape[0] * q.shape[1],

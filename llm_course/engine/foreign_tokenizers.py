@@ -192,7 +192,8 @@ def _way_of(
     data:dict, # The contents of a `tokenizer.json`
 )->tuple[str, str]: # A name in `WAYS`, and how texts are cut
     "Read what `_preparing` says. Raises `ValueError` for what it never says."
-    normalizer, cut = data.get("normalizer"), data.get("pre_tokenizer")
+    normalizer = data.get("normalizer")
+    cut = data.get("pre_tokenizer")
     if cut == _AT_SPACES: cut = None
     if cut and cut.get("type") == "Metaspace":
         cut = {"split": True, "prepend_scheme": "always"} | cut
@@ -336,7 +337,8 @@ def _text_of(token)->str|None: # Tokens are texts, or texts with flags
 
 def _read_config(folder:Path)->dict:
     "What the files beside a `tokenizer.json` say of it, where they are."
-    said, path = {}, folder/"tokenizer_config.json"
+    said = {}
+    path = folder/"tokenizer_config.json"
     if path.is_file(): said = read_object(path)
     say_unknown(path, said, _CONFIG)
     older = folder/"special_tokens_map.json"   # used where the newer one says nothing
@@ -374,11 +376,13 @@ def _add_named(
 )->dict:            # The contents with the tokens that only those files name
     "Give each such token the id that it has, or the next, as transformers does."
     check_hf(data)
-    added, vocab = [*map(dict, data.get("added_tokens") or [])], data["model"]["vocab"]
+    added = [*map(dict, data.get("added_tokens") or [])]
+    vocab = data["model"]["vocab"]
     known = {token["content"]: token for token in added}
     free = max([len(vocab), *(token["id"] + 1 for token in added)])
     for token, id in _named_tokens(said):
-        text, flags = _text_of(token), token if isinstance(token, dict) else {}
+        text = _text_of(token)
+        flags = token if isinstance(token, dict) else {}
         check_added([flags])
         if text in known and id is not None:   # what was said last counts
             for side in "lstrip", "rstrip": known[text][side] = bool(flags.get(side))
@@ -433,7 +437,8 @@ def load_tokenizer(
     for name in ROLES:
         text = _text_of(said.get(name))
         if text is not None: roles[name] = text
-    found, source = None, folder
+    found = None
+    source = folder
     for path in folder/"generation_config.json", folder/"config.json":
         if found is not None or not path.is_file(): continue
         settings, source = read_object(path), path

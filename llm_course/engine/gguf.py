@@ -239,7 +239,8 @@ def from_gguf_tokenizer(
     """Build the tokenizer that a GGUF file carries, with its `roles` and `ends`.
 
     Raises `ValueError` for one of another kind."""
-    tokenizer, tokens = _build_tokenizer(said), said["tokenizer.ggml.tokens"]
+    tokenizer = _build_tokenizer(said)
+    tokens = said["tokenizer.ggml.tokens"]
     roles = {}
     for name in "bos_token", "eos_token":
         id = said.get(f"tokenizer.ggml.{name}_id")
@@ -289,7 +290,8 @@ def architecture_of(
     if family not in names:
         raise ValueError(f"GGUF cannot describe the windows of the {family} family; "
                          "export a folder instead")
-    name, variant = names[family], variant_in(config)
+    name = names[family]
+    variant = variant_in(config)
     usual = Variant(pattern={"gemma2": "SL", "gemma3": "SSSSSL"}.get(name, "L"))
     for i in range(config.num_layers):
         matters = variant.window or variant.short_theta

@@ -125,7 +125,8 @@ def as_usual(
     "Say in the shortest way which layers have a window that hides anything."
     variant = config.variant
     if not isinstance(variant, Variant): return config
-    count, window = min(config.num_layers, DEEPEST), variant.window
+    count = min(config.num_layers, DEEPEST)
+    window = variant.window
     layers = "".join("S" if variant.is_short(i) else "L" for i in range(count))
     if window is not None and window >= config.max_seq_len: window = None
     if "S" not in layers or (window is None and variant.short_theta is None):
@@ -265,7 +266,8 @@ def to_words(
     family:str,         # One of `FAMILIES`
 )->dict:                # The same for a `config.json`, if the family computes it
     "Say a model's shape in the words of a family."
-    scaling, variant = None, variant_in(config)
+    scaling = None
+    variant = variant_in(config)
     if isinstance(config.rope_scaling, RopeScaling):
         rule = config.rope_scaling
         scaling = {"rope_type": "linear", "factor": rule.factor}

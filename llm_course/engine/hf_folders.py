@@ -36,12 +36,14 @@ def parted(
     stored:Stored, # What a folder of Phi-3's holds
 )->Stored:         # The same, in the matrices of our parts
     "Show the rows of a joined matrix as matrices of their own."
-    c, d_k = stored.config, head_size(stored.config)
+    c = stored.config
+    d_k = head_size(stored.config)
     answers = (c.num_kv_heads or c.num_heads) * d_k
     joined = {"qkv_proj": {"q_proj": c.num_heads * d_k, "k_proj": answers,
                            "v_proj": answers},
               "gate_up_proj": {"gate_proj": c.d_ff, "up_proj": c.d_ff}}
-    shapes, homes = dict(stored.shapes), {}
+    shapes = dict(stored.shapes)
+    homes = {}
     for name, shape in stored.shapes.items():
         owner, _, last = name.removesuffix(".weight").rpartition(".")
         first = 0
@@ -80,7 +82,8 @@ def _read_index(
     index:Path, # The `model.safetensors.index.json` of a folder
 )->dict[Path, set[str]]: # Files of weights, and the tensors that each should hold
     "Read which tensor is where. Raises `ValueError` for what leads elsewhere."
-    folder, listed = index.parent, read_object(index).get("weight_map") or {}
+    folder = index.parent
+    listed = read_object(index).get("weight_map") or {}
     if not isinstance(listed, dict):
         raise ValueError(f"{index} should map tensors to files, "
                          f"but holds a {type(listed).__name__}")

@@ -70,7 +70,8 @@ def llama2c_header(
         d_model, d_ff, num_layers, num_heads, num_kv_heads, abs(vocab_size), length)
     if not all(0 < size < LARGEST for size in positive):
         raise ValueError("it does not begin like a llama2.c model")
-    tie, group = vocab_size > 0, 0
+    tie = vocab_size > 0
+    group = 0
     if version: tie = data[36] > 0
     if version == 2: group, = struct.unpack_from("<i", data, 37)
     if version == 2 and group < 1:
@@ -112,7 +113,8 @@ def llama2c_places(
     header:Llama2cHeader, # Of the file, whose length has been checked
 )->dict[str, tuple[int, tuple[int, ...]]]: # Where each tensor begins, and its shape
     "Find all tensors."
-    places, start = {}, header.start
+    places = {}
+    start = header.start
     for part, shape in llama2c_order(header.config, header.version):
         names = [f"{part}.weight"]
         if part not in ONCE:
@@ -132,7 +134,8 @@ def open_llama2c(
     Raises `ValueError` if it is another file, or not as long as its header says."""
     with open_file(path) as file: front = file.read(256).ljust(41, b"\0")
     header = explain(path, llama2c_header, front)
-    size, wanted = path.stat().st_size, explain(path, llama2c_size, header)
+    size = path.stat().st_size
+    wanted = explain(path, llama2c_size, header)
     if size != wanted:
         raise ValueError(f"{path} has {size:,} bytes, but a llama2.c model "
                          f"of its shape has {wanted:,}; download it again")

@@ -58,14 +58,17 @@ def shared(
 def row(numbers, scale, i, x):
     "Row `i` of a matrix times `x`."
     if numbers.ndim == 3: return _row_of_pairs(numbers, scale, i, x)
-    mine, total = numbers[i], np.float32(0)
+    mine = numbers[i]
+    total = np.float32(0)
     for j in range(len(x)): total += np.float32(mine[j]) * x[j]
     return scale[i, 0] * total
 
 @compiled
 def _row_of_pairs(pairs, scale, i, x):
     _, groups, size = pairs.shape
-    mine, its_scale, total = pairs[i], scale[i], np.float32(0)
+    mine = pairs[i]
+    its_scale = scale[i]
+    total = np.float32(0)
     for g in range(groups):
         first, second = g * size, (groups + g) * size
         pair, x_low, x_high = mine[g], x[first:first + size], x[second:second + size]
@@ -108,7 +111,8 @@ def turned(x, turn):
 @compiled
 def looked_back(queries, keys, values, out):
     "`attention` (chapter 09) for the queries of one position, which see all keys."
-    d, scores = keys.shape[1], np.empty(len(keys), np.float32)
+    d = keys.shape[1]
+    scores = np.empty(len(keys), np.float32)
     for g in range(len(queries)):
         top = np.float32(-np.inf)
         for t in range(len(keys)):
@@ -190,7 +194,8 @@ def run_token(id, place, embedding, sizes, gains, eps, places, head, memory, tur
     num_heads, inner = sizes
     _, _, kv, _, d = memory.shape
     width, n, m = embedding.shape[1], num_heads * d, kv * d
-    x, y = embedding[id].copy(), np.empty(width, np.float32)
+    x = embedding[id].copy()
+    y = np.empty(width, np.float32)
     heads = np.empty((num_heads + 2 * kv, d), np.float32)
     heard = np.empty((num_heads, d), np.float32)
     hidden = np.empty(inner, np.float32)

@@ -152,7 +152,8 @@ def save_adapter(
     ours = cast(Transformer, bare(model))
     found = dict(lora_layers(ours))
     if not found: raise ValueError("the model has no LoRA layers to save")
-    tensors, d_k = {}, head_size(ours.config)
+    tensors = {}
+    d_k = head_size(ours.config)
     for name, layer in found.items():
         rows = layer.lora_B.detach().cpu()
         if is_turned(f"{name}.weight"): rows = to_halves(rows, d_k)

@@ -91,7 +91,8 @@ def draw_batch(
     rows = []
     for row in range(iteration * batch_size, (iteration + 1) * batch_size):
         which, number = deal(dataset.cards, seed, row)
-        ids, its_seed = dataset.sets[which], seed + (which << 63)
+        ids = dataset.sets[which]
+        its_seed = seed + (which << 63)
         [at] = ORDERS[order](Draw(len(ids), 1, max_seq_len, its_seed, number))
         rows.append(ids[at : at + max_seq_len + 1])
     return as_tensors(np.stack(rows), device or "cpu")

@@ -84,7 +84,8 @@ def checked_fields(
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     for field in known:
         if field.name not in found: continue
-        value, kinds = found[field.name], get_args(field.type) or (field.type,)
+        value = found[field.name]
+        kinds = get_args(field.type) or (field.type,)
         if float in kinds: kinds = *kinds, int
         odd = type(value) is bool and bool not in kinds   # else it would be a number
         if odd or not isinstance(value, kinds):
@@ -304,7 +305,9 @@ def without_copies(
     """Set aside a tied head that is stored twice, and tables of RoPE's.
 
     Raises `ValueError` where they say something else."""
-    path, config, shapes = stored.path, stored.config, dict(stored.shapes)
+    path = stored.path
+    config = stored.config
+    shapes = dict(stored.shapes)
     if config.tie and head in shapes:
         if not _same_numbers(stored, head, embedding):
             raise ValueError(f"{path} ties its head to its embedding, "

@@ -150,7 +150,9 @@ def follows_its_polynomial(part):
     """Over three steps it goes where the singular value decomposition says: the mean
     gradient, mixed with the newest, its values sent five times through p."""
     for rows, cols in (6, 4), (3, 5):
-        grads, mean, wanted = torch.randn(3, rows, cols, dtype=torch.float64), 0., 0.
+        grads = torch.randn(3, rows, cols, dtype=torch.float64)
+        mean = 0.
+        wanted = 0.
         for grad in grads:
             mean = .8 * mean + .2 * grad
             u, s, v = torch.linalg.svd(.2 * grad + .8 * mean, full_matrices=False)

@@ -43,7 +43,8 @@ class NgramCounts:
                              "number; take a smaller order")
         if len(ids) < order or ids.min() < 0 or ids.max() >= vocab_size:
             raise ValueError(f"needs at least {order} ids from 0 to {vocab_size - 1}")
-        self.vocab_size, self.tables = vocab_size, []
+        self.vocab_size = vocab_size
+        self.tables = []
         for n in range(1, order + 1):
             if n == order: seen = _numbers(ids[None], n, vocab_size)
             else:   # each different n-gram and token before it counts once

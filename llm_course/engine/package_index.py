@@ -276,7 +276,8 @@ class _Listener(logging.Handler):
 @contextmanager
 def _listen_to(library:str)->Iterator[list[str]]: # Its warnings, as they come
     "Hear a library's warnings, and show none."
-    log, listener = logging.getLogger(library), _Listener()
+    log = logging.getLogger(library)
+    listener = _Listener()
     propagate = log.propagate
     log.propagate = False
     log.addHandler(listener)

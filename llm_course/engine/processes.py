@@ -99,7 +99,8 @@ def last_words(
     rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
 
     def told():
-        path, goes_on = folder/"checkpoint.pt", "the same command with --resume "
+        path = folder/"checkpoint.pt"
+        goes_on = "the same command with --resume "
         kept = f"{path} is whole; {goes_on}goes on from it"
         if not path.exists(): kept = f"{folder} has no checkpoint yet; {goes_on}begins"
         return (f"\nprocess {rank} of {count} was told to end (SIGTERM), as torchrun "
@@ -130,7 +131,8 @@ def _join(count:int, timeout:int)->None:
     "Find the other processes."
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend, longest = "nccl" if cuda else "gloo", timedelta(seconds=timeout)
+    backend = "nccl" if cuda else "gloo"
+    longest = timedelta(seconds=timeout)
     try:
         store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=longest))
         # torchrun keeps its store for all attempts, with addresses of dead processes

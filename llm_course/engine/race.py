@@ -114,7 +114,8 @@ def _children()->dict[int, tuple[int, float]]:
 
 def _descendants(of:int)->dict[int, float]:
     "The seconds of each process that descends from one."
-    every, found = _children(), dict[int, float]()
+    every = _children()
+    found = dict[int, float]()
     waiting = [of]
     while waiting:
         parent = waiting.pop()
@@ -173,6 +174,18 @@ def _system_call(number:int, *args)->int:
     wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     return ctypes.CDLL(None).syscall(ctypes.c_long(number), *wide)
 
+def _refusals(
+    version:int, # Of the system's fences
+)->list[int]:    # Bits: for files, for TCP and for signals
+    "All that a fence of this version can refuse."
+    kinds = 13   # of access to files, in the first version
+    for since in 2, 3, 5:
+        if version >= since: kinds += 1
+    found = [(1 << kinds) - 1]
+    if version >= 4: found.append(3)   # TCP: bind and connect
+    if version >= 6: found.append(3)   # sockets without a path, and signals
+    return found
+
 def fence_in(
     readable:Sequence[str], # Folders and files that may be read
     writable:Sequence[str], # Those that may be read and written
@@ -182,8 +195,8 @@ def fence_in(
     if not version: return False
     if len(os.listdir("/proc/self/task")) > 1:   # a fence holds for its thread alone
         raise RuntimeError("build the fence before there is a second thread")
-    every = (1 << 13 + (version > 1) + (version > 2) + (version > 4)) - 1
-    asked = [every] + [3] * (version > 3) + [3] * (version > 5)   # files, TCP, signals
+    asked = _refusals(version)
+    every = asked[0]
     rules = struct.pack(f"{len(asked)}Q", *asked)
     made = _system_call(444, rules, len(rules), 0)
     for rights, paths in (0b1100, readable), (every - 1, writable):   # 1: execute
@@ -256,7 +269,8 @@ def _own_module(entry:Path):
     spec = spec_from_file_location("race_entry", path)
     if spec is None or spec.loader is None: raise Refused(f"{path} is not a module")
     module = module_from_spec(spec)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True   # beside its files
+    kept = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True   # beside its files
     try: spec.loader.exec_module(module)
     finally: sys.dont_write_bytecode = kept
     return module
@@ -487,7 +501,9 @@ def main(
         print("\n" + json.dumps(told))
     elif what == "learn":
         entry, folder = Path(words[0]), Path(words[1])
-        seed, threads, recipe = int(words[2]), int(words[3]), _read_recipe(entry)
+        seed = int(words[2])
+        threads = int(words[3])
+        recipe = _read_recipe(entry)
         guard([entry, *_own_folders()], [folder])
         own = _own_module(entry)
         train = train_recipe if own is None else own.train

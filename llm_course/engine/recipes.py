@@ -212,7 +212,8 @@ def _work(config:ExperimentConfig)->None:
         print(f"{'race ENTRY …':18} judge entries of the two-core race")
         print(f"{'add ENTRY …':18} judge models that learn to add")
     elif config.name in RECIPES:
-        folder, recipe = config.output or Path("runs")/config.name, RECIPES[config.name]
+        folder = config.output or Path("runs")/config.name
+        recipe = RECIPES[config.name]
         if config.dry_run: return show(recipe, folder)
         run_recipe(recipe, folder, run_words)
     elif config.name == "race": _judge(config)

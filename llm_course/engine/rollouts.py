@@ -72,7 +72,8 @@ def sample_groups(
 
     Raises `ValueError` where prompt and answer are longer than the model reads."""
     ids, padding = side_by_side(prompts, next(model.parameters()).device)
-    room, wanted = model.config.max_seq_len, ids.shape[1] + max_tokens
+    room = model.config.max_seq_len
+    wanted = ids.shape[1] + max_tokens
     if wanted > room:
         raise ValueError(f"a prompt of {ids.shape[1]} tokens and an answer of "
                          f"{max_tokens} are more than the {room} that the model reads")
@@ -201,7 +202,8 @@ def load_reward(
 
 def _told(error:Exception)->str: # In one line
     "Say what went wrong in a user's own code, and where."
-    what, place = type(error).__name__, ""
+    what = type(error).__name__
+    place = ""
     *_, frame = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, SyntaxError):   # that says itself where it is
         place = f" in {frame.filename}, line {frame.lineno}"

@@ -246,7 +246,8 @@ def check_flags(
         if number is not None and not 0 <= number < end:
             raise ValueError(f"--{name} must be at least 0 and less than {end}, "
                              f"but is {number}")
-    files, weights = len(data_files(config)), config.train_weights
+    files = len(data_files(config))
+    weights = config.train_weights
     if weights is not None and (
             len(weights) != files or not all(0 < x < math.inf for x in weights)):
         raise ValueError("--train_weights must be a positive number for each of the "
@@ -346,7 +347,8 @@ def settle(
     check_flags(config)
     for path in data_files(config): load_ids(input_file(path, "--train_data"))
     load_ids(input_file(config.val_data, "--val_data"))
-    device, tokenizer = pick_device(config.device), find_tokenizer(config)
+    device = pick_device(config.device)
+    tokenizer = find_tokenizer(config)
     if config.sample_interval and not tokenizer:
         raise ValueError("--sample_interval needs a tokenizer to write with; "
                          "name one with --tokenizer_path")
@@ -389,7 +391,8 @@ def read_ids(
     config:TrainConfig, # Settled
 )->np.ndarray:          # Memory-mapped
     "Open a file of ids. Raises `ValueError` where it is too short for a single row."
-    ids, least = load_ids(path, config.vocab_size), config.max_seq_len
+    ids = load_ids(path, config.vocab_size)
+    least = config.max_seq_len
     if len(ids) > least: return ids
     raise ValueError(f"{path} must hold more than max_seq_len = {least} ids, but holds "
                      f"{len(ids)}; take more text or a smaller --max_seq_len")
@@ -516,7 +519,8 @@ def flag_changes(
     "Say which flags have changed since a run began, unless its checkpoint tells."
     if not (config.resume and (config.output/"checkpoint.pt").exists()): return []
     told = {field.name for field in fields(TrainConfig)} - {*_READ}
-    before, notes = _asked_before(config.output), []
+    before = _asked_before(config.output)
+    notes = []
     flags = json.loads(json.dumps(asdict(asked or config), default=str))
     for name, now in flags.items():
         was = before.get(name, now)
@@ -627,7 +631,8 @@ def no_number(
     step:int,           # Whose loss is not a number
 )->ValueError:          # To be raised
     "Say that a run has failed, what is left of it, and what to try."
-    path, kept = config.output/"checkpoint.pt", "there is no checkpoint yet"
+    path = config.output/"checkpoint.pt"
+    kept = "there is no checkpoint yet"
     muon = config.muon_lr
     if path.exists(): kept = f"{path} is the last good checkpoint"
     return ValueError(f"the loss stopped being a number before iteration {step}; "

@@ -26,7 +26,9 @@ class Scorer:
     def __init__(self,
         model:Any, # A `Transformer`; attention of another kind reads all anew
     ):
-        self.model, self.ids, self.room = model, list[int](), 0
+        self.model = model
+        self.ids = list[int]()
+        self.room = 0
         self.layers:list[Any] = [getattr(b, "attention", None) for b in model.blocks]
         self.keeps = all(isinstance(a, MultiHeadAttention) for a in self.layers)
         self.caches = list[KVCache]()
@@ -73,7 +75,8 @@ class Scorer:
                                         zip(prompt, self.ids)))
         same = min(same, len(prompt) - 1)   # the last is read again, for its scores
         if len(prompt) > self.room:
-            same, self.room = 0, max(len(prompt), 2 * self.room)
+            same = 0
+            self.room = max(len(prompt), 2 * self.room)
             self.caches = self._new_caches(1, self.room)
         for cache in self.caches: cache.length = same
         self.ids = list(prompt)

@@ -61,7 +61,8 @@ def open_speaker(
 )->tuple[Transformer, BpeTokenizer]:
     "Load the model that the flags name, or the one in the package."
     path = config.model_path or DEMO/"model.safetensors"
-    device, parts = pick_device(config.device), read_parts(config.parts)
+    device = pick_device(config.device)
+    parts = read_parts(config.parts)
     model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
     at_precision(model, config.precision)
     return model, tokenizer
@@ -174,7 +175,8 @@ def chat(
     seed = config.seed
     for line in _turns(config.prompt):
         messages.append({"role": "user", "content": line})
-        turns, said = len(messages), ""
+        turns = len(messages)
+        said = ""
         pieces = reply(model, tokenizer, messages, longest, how, seed, config.stop)
         try:
             for piece in pieces:

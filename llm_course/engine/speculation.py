@@ -74,7 +74,9 @@ def speculate(
 
 def _one_round(judge, guesser, ids, end, chances, generator, ahead)->Int[Tensor, " n"]:
     "Guess, judge, and give what stays."
-    length, text, theirs = ids.shape[-1], ids, []
+    length = ids.shape[-1]
+    text = ids
+    theirs = []
     judge.slide(length)
     room = min(judge.start + judge.room - length, guesser.room // 2)
     for _ in range(min(ahead, end - length - 1, room)):

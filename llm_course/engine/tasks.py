@@ -197,7 +197,8 @@ def _neighbours(right:int, step:int, draw)->list[str]:
 
 def sums(n:int, seed:int=0, written:bool=False)->list[Question]:
     "Ask for sums of numbers below 100; with four choices, or to be written."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     for _ in range(n):
         a, b = draw.randrange(1, 100), draw.randrange(1, 100)
         wrong = _neighbours(a + b, draw.choice([1, 2, 10]), draw)
@@ -212,7 +213,8 @@ WORDS = ("king queen lord lady sword crown night summer winter heart honour lett
 
 def letters(n:int, seed:int=0)->list[Question]:
     "Ask how many letters words of the held-out play have."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     words = sorted(set(re.findall(r"\b[a-z]{4,8}\b", _held_out())))
     by_size = [[word for word in words if len(word) == size] for size in range(4, 9)]
     level = min(map(len, by_size))   # all lengths are equally frequent
@@ -230,7 +232,8 @@ VERBS = [("is", "are"), ("was", "were"), ("has", "have"), ("doth", "do")]
 
 def agreement(n:int, seed:int=0)->list[Question]:
     "Give pairs of sentences of which one has a verb that agrees with its noun."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     for _ in range(n):
         plural = draw.randrange(2)
         verbs, noun = draw.choice(VERBS), draw.choice(NOUNS)[plural]
@@ -244,7 +247,8 @@ def agreement(n:int, seed:int=0)->list[Question]:
 
 def copying(n:int, seed:int=0, length:int=6)->list[Question]:
     "Give a list of words twice, the second time without its last."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     for _ in range(n):
         words = draw.sample(WORDS, length)
         prompt = f"{' '.join(words)}; {' '.join(words[:-1])}"
@@ -254,7 +258,8 @@ def copying(n:int, seed:int=0, length:int=6)->list[Question]:
 
 def induction(n:int, seed:int=0, pairs:int=5)->list[Question]:
     "Name owners and what they have, and ask for what one of them has."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     names = ["ROMEO", "JULIET", "HAMLET", "BRUTUS", "PORTIA", "HENRY", "CASSIO"]
     for _ in range(n):
         owners, things = draw.sample(names, pairs), draw.sample(WORDS, pairs)
@@ -286,7 +291,8 @@ def cloze(n:int, seed:int=0, text:str|None=None, before:int=4)->list[Question]:
 
 def speaker(n:int, seed:int=0, text:str|None=None, before:int=2)->list[Question]:
     "Hide a speaker's name; `text` is a play, `None` for the one held out."
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found = []
     speeches = re.findall(r"^([A-Z][A-Z ]+):\n(.+(?:\n.+)*)",
                           _held_out() if text is None else text, re.M)
     places = []

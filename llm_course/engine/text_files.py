@@ -46,7 +46,8 @@ def _files_in(
     flag:str,    # The flag that named it, for the message
 )->list[Path]:   # Its texts, by name
     "List the texts of a folder; a note says how many other files there are."
-    texts, left_out = [], defaultdict[str, list[str]](list)
+    texts = []
+    left_out = defaultdict[str, list[str]](list)
     for path in sorted(folder.rglob("*")):
         if not path.is_file(): continue
         if any(part.startswith(".") for part in path.relative_to(folder).parts):

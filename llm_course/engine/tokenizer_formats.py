@@ -249,7 +249,8 @@ def _check_ids(
     vocab:Mapping[str, Any],           # Its other tokens
 )->None:
     "Raise `ValueError` for a token that `tokenizers` would give another id."
-    known, free = dict(vocab), len(vocab)
+    known = dict(vocab)
+    free = len(vocab)
     for token in added:
         text, id = token["content"], token["id"]
         if id != known.get(text, id):
@@ -335,7 +336,8 @@ def _rules_of(
     data:dict[str, Any], # The contents of a `tokenizer.json`, checked
 )->Rules:
     "Read what else it does. Raises `ValueError` for what is not understood."
-    model, normalizer = data["model"], data.get("normalizer") or {"normalizers": []}
+    model = data["model"]
+    normalizer = data.get("normalizer") or {"normalizers": []}
     kinds = {step["type"] for step in normalizer.get("normalizers", [normalizer])}
     for kind in sorted(kinds - {"NFC"}):
         raise ValueError(f"it rewrites text first ({kind}), which is not supported")
@@ -355,7 +357,8 @@ def from_hf_dict(
 )->dict[str, Any]:     # Arguments for `BpeTokenizer`
     "Read what `to_hf` writes, and what others write."
     check_hf(data)
-    model, added = data["model"], data.get("added_tokens") or []
+    model = data["model"]
+    added = data.get("added_tokens") or []
     if model.get("byte_fallback"):
         raise ValueError("it uses byte_fallback, which only load_tokenizer can read")
     special = {token["content"]: token["id"] for token in added}
@@ -402,7 +405,8 @@ def read_gpt2(
     merges_txt:str|Path, # A pair on each line, first learnt first
 )->dict[str, Any]:       # Arguments for `BpeTokenizer`
     "Read GPT-2's two files. A token that no byte or merge makes is special."
-    ids, pairs = read_json(vocab_json), _read_merges(merges_txt)
+    ids = read_json(vocab_json)
+    pairs = _read_merges(merges_txt)
     if not isinstance(ids, dict):
         raise ValueError(f"{vocab_json} does not map tokens to ids")
     with errors_that_name(vocab_json): tokens = tokens_by_id(ids)
@@ -477,7 +481,8 @@ def _why_not_tiktoken(
     tokenizer,   # A `BpeTokenizer`
 )->str:          # Empty if tiktoken can do the same
     "Say what tiktoken would do otherwise."
-    joined, tokens = tokenizer.joined, sorted(tokenizer.ids, key=tokenizer.ids.get)
+    joined = tokenizer.joined
+    tokens = sorted(tokenizer.ids, key=tokenizer.ids.get)
     if joined != sorted(set(joined)):
         return "tiktoken needs ids in the order of the merges, and these are not"
     rules = tokenizer.rules

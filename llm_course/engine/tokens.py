@@ -102,7 +102,8 @@ def _given(words:tuple[str, ...])->str:
     data = sys.stdin.buffer.read()
     try: return data.decode()
     except UnicodeDecodeError as error:
-        kind, cure = known_kind(data[:8]), "convert it first, as with iconv -t UTF-8"
+        kind = known_kind(data[:8])
+        cure = "convert it first, as with iconv -t UTF-8"
         if kind: cure = not_a_text(kind)
         raise ValueError(f"standard input is not UTF-8: byte {data[error.start]:#04x} "
                          f"at position {error.start}; {cure}") from None

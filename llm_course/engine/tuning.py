@@ -141,7 +141,8 @@ def with_template(
     except ValueError: template = ""
     new = not template
     if new:
-        tokenizer, template = with_marks(tokenizer), TEMPLATES["llm_course"]
+        tokenizer = with_marks(tokenizer)
+        template = TEMPLATES["llm_course"]
         model = grown(model, tokenizer.vocab_size)
     roles = {"eos_token": MARKS[0]} if MARKS[0] in tokenizer.special_tokens else {}
     roles |= getattr(tokenizer, "roles", {}) | {"chat_template": template}
@@ -238,7 +239,8 @@ def settle(
     known = {field.name for field in fields(InstructConfig)}
     given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)
              if field.name in known and field.name != "tokenizer_path"}
-    shape, longest = {}, config.max_seq_len
+    shape = {}
+    longest = config.max_seq_len
     if model is not None: shape = flags_of_shape(model)
     most = shape.get("max_seq_len", longest or 1)
     if longest is None: longest = most

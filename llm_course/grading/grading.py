@@ -274,7 +274,8 @@ def ranked(
     known:Callable=traces,  # Gives the answers of the mistakes that may explain it
 )->list[tuple[int, int, int, str]]: # Misses, also in what it refuses; telling; hint
     "Order mistakes by how well they explain the answers, the likeliest first."
-    truth, found = truth_about(component), []
+    truth = truth_about(component)
+    found = []
     wrong, refused = differ(mine, truth, True), [*map(_raised, truth)]
     corner = [w and not r and (_breaks(m) or _breaks(t))
               for w, r, m, t in zip(wrong, refused, mine, truth)]
@@ -628,7 +629,9 @@ def idle(layer:nn.Module, *inputs)->str: # Their names, or nothing
     total = layer(*inputs).double().square().sum()
     grads = torch.autograd.grad(total, parameters, allow_unused=True)
     idle = [name for name, grad in zip(names, grads) if grad is None or not grad.any()]
-    return ", ".join(idle[:2]) + f" and {len(idle) - 2} more" * (len(idle) > 2)
+    told = ", ".join(idle[:2])
+    if len(idle) > 2: told += f" and {len(idle) - 2} more"
+    return told
 
 # %% ../../nbs/grading/grading.ipynb #untouched
 def _surroundings()->list: # What a part may not change: chance, and torch's ways
@@ -704,9 +707,11 @@ def within(
     seconds:float, # Of the processor's time; ten times as many may pass
 )->Iterator[None]:
     "Raise `TooLong` in what takes longer."
-    thread, done = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    thread = ctypes.c_ulong(threading.get_ident())
+    done = threading.Event()
     throw = lambda error: ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
-    worked, due = _work_clock(), seconds
+    worked = _work_clock()
+    due = seconds
     def ring():
         nonlocal due
         while not done.wait(min(seconds, .1)):
@@ -729,7 +734,8 @@ class Muffler(io.TextIOBase):
 @contextmanager
 def alone()->Iterator[Muffler]:
     "Let nothing be printed, and nobody be asked."
-    stdin, sys.stdin = sys.stdin, io.StringIO()
+    stdin = sys.stdin
+    sys.stdin = io.StringIO()
     try:
         with redirect_stdout(Muffler()) as muffler: yield muffler
     finally: sys.stdin = stdin
@@ -785,7 +791,8 @@ def place(
     error:BaseException, # That a part has raised, or a check over what it returned
 )->str:
     "Say what was raised and where, in the student's own lines."
-    said, own = f"{type(error).__name__}: {brief(error)}", own_frames(error)
+    said = f"{type(error).__name__}: {brief(error)}"
+    own = own_frames(error)
     if not own: return f"it, or what it gives, cannot be used ({said})"
     return f"it raised {said} (line {own[-1].lineno}: {own[-1].line or own[-1].name})"
 
@@ -814,7 +821,8 @@ def signature_of(
     said:str,      # What Python said of a call
 )->str: # By which names it is called, or the method that was called wrongly
     "Show how a component is called."
-    ours, methods = reference(component), "forward step encode_iterable encode decode"
+    ours = reference(component)
+    methods = "forward step encode_iterable encode decode"
     called = [name for name in methods.split()
               if f"{name}(" in said and hasattr(ours, name)]
     def names(call):
@@ -945,7 +953,8 @@ def hint_for(
     mine:list[Tensor|str]|None=None, # Its answers; `None` asks for them
 )->str:                            # What is the cause, or what was seen
     "Find the one cause that explains all answers; else say what can be seen."
-    raised, truth = reason(error, component), truth_about(component)
+    raised = reason(error, component)
+    truth = truth_about(component)
     try:
         with alone(), within(patience), untouched():
             if mine is None: mine = answers(part, component)
@@ -1112,8 +1121,10 @@ def load(
     A piece that fails is told, and the rest goes on."""
     module = types.ModuleType("graded_" + re.sub(r"\W", "_", path.stem))
     sys.modules[module.__name__] = module   # dataclasses look for it there
-    own, flags = vars(module), ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    where, troubles = path.name, []
+    own = vars(module)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    where = path.name
+    troubles = []
     def run(text):
         nonlocal flags
         text = _IMPORTS.sub("pass", text)   # there is one already
@@ -1233,7 +1244,9 @@ def _grade_alone()->None: # In a process of its own
         if [file, ""] in passed_over: continue
         note("begin", file, "")
         try: parts, troubles = load(path)
-        except ValueError as error: parts, troubles = {}, [brief(error)]
+        except ValueError as error:
+            parts = {}
+            troubles = [brief(error)]
         note("done", file, "", "; ".join(troubles))
         for name, part in parts.items():
             if [file, name] in passed_over: continue
@@ -1441,9 +1454,12 @@ def grade_files(config:GradingConfig)->Report:
     submissions, lacking = [], 0
     for s in _graded(config):
         submissions.append(s)
-        if s.name: print(s.name)
+        indent = ""
+        if s.name:
+            print(s.name)
+            indent = "  "
         for file in dict.fromkeys(file for file, _ in s.found):
-            print(f"{'  ' * bool(s.name)}{file}")
+            print(f"{indent}{file}")
             for (where, name), v in s.found.items():
                 if where != file: continue
                 said = v if isinstance(v, str) else progress(v)

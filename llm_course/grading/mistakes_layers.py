@@ -813,7 +813,8 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-rope
 @questions_of("RoPE")
 def _ask_rope(part):
-    x, far = given(2, 5, 8), torch.tensor([2, 3, 7, 20, 63])
+    x = given(2, 5, 8)
+    far = torch.tensor([2, 3, 7, 20, 63])
     yield (
         "in the angles by which it turns",
         lambda: _angles(part(8, 64))[:, 1:])  # slow enough for no full turns
@@ -955,12 +956,13 @@ SYMPTOMS["RoPE"] = {
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-multihead
 @questions_of("MultiHeadAttention")
 def _ask_multihead(part):
-    x, places = given(2, 6, 24), torch.tensor([0, 1, 4, 9, 16, 25])
+    x = given(2, 6, 24)
+    places = torch.tensor([0, 1, 4, 9, 16, 25])
     yield "in the weights by which it attends", lambda: _weights(part)
     for kv in None, 2, 1:
         sizes = (24, 4) if kv is None else (24, 4, kv)   # a part may do without kv
         layer = lambda: filled(part(*sizes, max_seq_len=32))
-        group = "with fewer heads of keys" * bool(kv)
+        group = "" if kv is None else "with fewer heads of keys"
         yield group, lambda: parameters_of(layer())
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
@@ -1015,7 +1017,8 @@ def _a_multihead(
             long = _a_rope()(d * y.shape[-3], max_seq_len)   # heads side by side
             return split(long(join(y), at), y.shape[-3])
         def heads(s, x, positions=None):
-            at, parts = heed(positions, x.shape[-2]), {
+            at = heed(positions, x.shape[-2])
+            parts = {
                 "q": (split_q or split)(s.q_proj(x), h),
                 "k": split(s.k_proj(x), kv), "v": split(s.v_proj(x), kv)}
             for name in turned: parts[name] = turn(parts[name], at)

@@ -22,7 +22,8 @@ from ..transformer import Transformer
 def _path(part, grads, start=1., **settings)->list[float]:
     "Where a number goes under some gradients, one after another."
     p = nn.Parameter(torch.tensor([start], dtype=torch.float64))
-    optimizer, found = part([p], **settings), []
+    optimizer = part([p], **settings)
+    found = []
     for grad in grads:
         p.grad = None if grad is None else torch.tensor([grad], dtype=torch.float64)
         optimizer.step()
@@ -37,7 +38,8 @@ def _moves(part, grads, **settings)->torch.Tensor:
 def _first_moves(part, grads, **settings)->torch.Tensor:
     "How far as many numbers move at their first gradients, all at once."
     p = nn.Parameter(torch.ones(len(grads), dtype=torch.float64))
-    optimizer, p.grad = part([p], **settings), torch.tensor(grads, dtype=torch.float64)
+    optimizer = part([p], **settings)
+    p.grad = torch.tensor(grads, dtype=torch.float64)
     optimizer.step()
     return p.detach() - 1
 
@@ -84,7 +86,8 @@ def _from_iterator(part):
 def _retuned(part, later, *shape, **settings)->list[float]:
     "Where a number goes whose settings are changed after each step, as schedules do."
     p = nn.Parameter(torch.ones(shape or 1, dtype=torch.float64))
-    optimizer, found = part([p], lr=.1, **settings), []
+    optimizer = part([p], lr=.1, **settings)
+    found = []
     for step, grad in enumerate((.5, -2., 1.), 1):
         p.grad = torch.full_like(p, grad)
         optimizer.step()
@@ -384,8 +387,10 @@ MISTAKES["AdamW"] = _means | variants(
 def _turned(part, grads, **settings):
     "Where a matrix of zeros goes under some gradients, one after another."
     p = nn.Parameter(torch.zeros_like(grads[0]))
-    optimizer, found = part([p], **settings), []
-    for p.grad in grads:
+    optimizer = part([p], **settings)
+    found = []
+    for grad in grads:
+        p.grad = grad
         optimizer.step()
         found.append(p.detach().clone())
     return torch.stack(found)
@@ -445,7 +450,8 @@ def _a_muon(
         g = g + l2 * wd * p
         if early: g = turn(g, n)
         m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
-        p.mul_(1 - shrink(lr, wd) * (not l2)).sub_(
+        decay = 0.0 if l2 else shrink(lr, wd)
+        p.mul_(1 - decay).sub_(
             sign * lr * size(*p.shape)
             * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
     return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
@@ -453,7 +459,8 @@ def _a_muon(
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
 def _orthogonal(
     x, n, start=lambda x: x / (x.norm() + 1e-7), numbers=(3.4445, -4.775, 2.0315)):
-    (a, b, c), x = numbers, start(x)
+    a, b, c = numbers
+    x = start(x)
     for _ in range(n): x = a*x + (b * x @ x.mT + c * x @ x.mT @ x @ x.mT) @ x
     return x
 
@@ -573,9 +580,8 @@ def _a_clip(
             norm([p.detach() for p in params if p.grad is not None] if own else grads)
             if grads else 0.0)
         for g in grads if act and n < torch.inf else ():
-            (
-                g.clamp_(-limit, limit) if cut
-                else g.mul_(scale(norm([g]) if single else n, limit)))
+            if cut: g.clamp_(-limit, limit)
+            else: g.mul_(scale(norm([g]) if single else n, limit))
         return gives(n, limit)
     return part
 
@@ -893,7 +899,8 @@ SYMPTOMS["bits_per_byte"] = {
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
 @questions_of("CrossEntropyLoss")
 def _ask_loss(part):
-    z, y = 2 * given(2, 3, 5), torch.tensor([[0, 4, 2], [3, 3, 1]])
+    z = 2 * given(2, 3, 5)
+    y = torch.tensor([[0, 4, 2], [3, 3, 1]])
     some = torch.tensor([[0, -100, 2], [-100, 3, 1]])
     yield "when there is one place", lambda: torch.stack(
         [part()(z[0, :1], torch.tensor([i])) for i in range(5)])  # each id in turn
@@ -1030,7 +1037,7 @@ def _loss_of(part, order):
 
 def _steepness(part):
     step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
-    return f"{step:.3g}" * (abs(step - 10) > .01)
+    return f"{step:.3g}" if abs(step - 10) > .01 else ""
 
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off":
@@ -1122,7 +1129,8 @@ def _restless(part):
 def _second_of_two(part):
     "Does the second of two parameters go another way than by itself?"
     p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
-    optimizer, alone = part([p, q], lr=.1), _path(part, [1., 2.], lr=.1)
+    optimizer = part([p, q], lr=.1)
+    alone = _path(part, [1., 2.], lr=.1)
     for grad in 1., 2.:
         p.grad, q.grad = torch.full_like(p, -50.), torch.full_like(q, grad)
         optimizer.step()
@@ -1142,7 +1150,8 @@ def _apart(a, b): return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().i
 def _neighbours(part):
     "Does a number go elsewhere when another lies beside it in one parameter?"
     both = nn.Parameter(torch.ones(2, dtype=torch.float64))
-    optimizer, alone = part([both], lr=.1), _path(part, [1., 2.], lr=.1)
+    optimizer = part([both], lr=.1)
+    alone = _path(part, [1., 2.], lr=.1)
     for g in 1., 2.:
         both.grad = torch.tensor([g, -50.], dtype=torch.float64)
         optimizer.step()

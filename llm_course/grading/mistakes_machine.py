@@ -194,7 +194,8 @@ def _ask_model(part):
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
-        model, many = part(500, 32, 64, 4, 4, 128, **more), torch.randint(
+        model = part(500, 32, 64, 4, 4, 128, **more)
+        many = torch.randint(
             500, (8, 33), generator=torch.Generator().manual_seed(3))
         return torch.nn.functional.cross_entropy(
             model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten())
@@ -384,10 +385,9 @@ def _a_step(
     "A `train_step` with something changed."
     def part(model, optimizer, scaler, batches, max_norm):
         if clear: optimizer.zero_grad(set_to_none=True)
-        batches, losses, params = (
-            batches[used],
-            [],
-            [p for group in optimizer.param_groups for p in group["params"]])
+        batches = batches[used]
+        losses = []
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         for x, y in batches:
             if clear == "each": optimizer.zero_grad(set_to_none=True)
             losses.append(score(model(x), y))
@@ -397,7 +397,9 @@ def _a_step(
             if "often" in order: norm = clip(params, max_norm)
         if "unscale" in scaled: scaler.unscale_(optimizer)
         if "often" not in order: norm = clip(params, max_norm)
-        if "step" in order: scaler.step(optimizer) if scaled else optimizer.step()
+        if "step" in order:
+            if scaled: scaler.step(optimizer)
+            else: optimizer.step()
         if scaled and update: scaler.update()
         if "again" in order: optimizer.step()
         if late: losses = [score(model(x), y) for x, y in batches]
@@ -461,8 +463,9 @@ MISTAKES["train_step"] = variants(
             dict(score=lambda logits, y: cross_entropy(logits[:, :-1], y[:, :-1]))})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts
-_four, _flat, _rows_of = (
-    torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.zeros(64), given(2, 3, 7))
+_four = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+_flat = torch.zeros(64)
+_rows_of = given(2, 3, 7)
 
 def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
@@ -832,7 +835,8 @@ SYMPTOMS["Transformer"] = {
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-step
 def _steps_on(part, pieces):
-    ids, model = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]]), Made(
+    ids = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
+    model = Made(
         lambda s, ids: s.table[ids], table=given(5, 5))
     found = part(
         model,

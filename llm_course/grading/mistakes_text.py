@@ -221,7 +221,8 @@ SYMPTOMS["merge"] = {
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-learn
 @questions_of("learn_merges")
 def _ask_learn(part):
-    chance, learn = random.Random(1), _quietly(part)
+    chance = random.Random(1)
+    learn = _quietly(part)
     for label, words, n in (
         ("when one pair is far the most frequent", {b"ab": 9, b"cd": 2, b"ef": 4}, 1),
         ("in a second merge", {b"abc": 9, b"xabc": 3}, 2),
@@ -558,8 +559,9 @@ class _Toy:
             dict(vocab),
             [tuple(m) for m in merges],
             pattern)
-        self.ids, self.special_tokens = {
-            token: id for id, token in self.vocab.items()}, {}
+        self.ids = {
+            token: id for id, token in self.vocab.items()}
+        self.special_tokens = {}
         for token in special_tokens or ():
             id = self.special_tokens[token] = self.known(token.encode())
             self.vocab[id], self.ids[token.encode()] = token.encode(), id
@@ -595,7 +597,8 @@ class _Toy:
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-tokenizer
 def _greedy(self, piece):
     "The longest token that fits, again and again, as WordPiece does."
-    data, out = piece.encode(), []
+    data = piece.encode()
+    out = []
     while data:
         n = next(n for n in range(len(data), 0, -1) if data[:n] in self.ids)
         out.append(self.ids[data[:n]])
@@ -778,7 +781,8 @@ def _steady(part):
 
 def _anew(part):
     "Without an iteration: is a batch repeated, with numpy's seed set again or not?"
-    part, state = getattr(part, "__wrapped__", part), np.random.get_state()
+    part = getattr(part, "__wrapped__", part)
+    state = np.random.get_state()
     try:
         batches = []
         for again in True, False, True:

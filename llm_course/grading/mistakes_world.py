@@ -125,7 +125,8 @@ def _uneven():
 @check_of("evaluate")
 def each_target_counts_once(part):
     "Each target counts once, whatever batch it comes in."
-    batches, model = _uneven(), _table_model()
+    batches = _uneven()
+    model = _table_model()
     losses = torch.cat([_losses(model(x), y).flatten() for x, y in batches])
     wanted, found = losses.mean().item(), float(part(model, batches))
     assert abs(found - wanted) < 1e-4, (
@@ -420,7 +421,8 @@ def _ask_load(part):
 
 def _changed(change=lambda state: {}, **more):
     "A checkpoint in which something was changed."
-    file, state = io.BytesIO(), read_checkpoint(_a_file())
+    file = io.BytesIO()
+    state = read_checkpoint(_a_file())
     torch.save(state | change(state) | more, file)
     file.seek(0)
     return file
@@ -486,7 +488,6 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
         dict(put=_with_both),
     "nothing is compared before it is put back: torch takes moments of any shape":
         dict(read=partial(torch.load, weights_only=True), put=_plainly)})
-
 
 # %% ../../nbs/grading/mistakes_world.ipynb #chance
 def _drawn():
@@ -847,7 +848,8 @@ def _ask_generate_ids(part):
     yield "in its draws without a generator", lambda: [
         free(1) == free(1), free(1) == free(2), free() == free()]
     def seeded():
-        model, before = _writer(), torch.random.get_rng_state()
+        model = _writer()
+        before = torch.random.get_rng_state()
         text = part(model, _begin[:1], 12, 1e4, 1., generator=source())
         return [torch.equal(before, torch.random.get_rng_state()),
                 len(set(text[0, 3:].tolist())) > 2]
@@ -881,7 +883,8 @@ def _a_text(
     "A `generate_ids` with something changed."
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
-        ended, begin = torch.zeros(len(ids), 1, dtype=torch.bool), ids.shape[1]
+        ended = torch.zeros(len(ids), 1, dtype=torch.bool)
+        begin = ids.shape[1]
         if ends == "prompt": ended = (ids == stop_id).any(-1, keepdim=True)
         if sown == "once": torch.manual_seed(0)
         for _ in range(max_tokens + extra):
@@ -971,7 +974,8 @@ def _asked_of_both(part, whole=lambda text: text):
     def told(stop, n=9, end=False):
         return whole(part(*_chain("abéc", end), "a", n, 0., stop=stop))
     def seeded():
-        made, before = _babble(), torch.random.get_rng_state()
+        made = _babble()
+        before = torch.random.get_rng_state()
         text = whole(part(*made, "a", 8, 1., 1., seed=1))
         untouched = torch.equal(before, torch.random.get_rng_state())
         return [untouched, text == babble(seed=1), text == babble(seed=2),
@@ -1003,7 +1007,9 @@ def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
     holds=True, kept=False, loses=False):
     "The part of a growing text that is certain, after each token."
-    ids, said, text = tokenizer.encode(prompt), b"", ""
+    ids = tokenizer.encode(prompt)
+    said = b""
+    text = ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
         new = draw(scores, torch.tensor(ids))
@@ -1028,7 +1034,8 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
               stop=(), seed=None, **more):
-        said, texts = "", [stop] if isinstance(stop, str) else stop
+        said = ""
+        texts = [stop] if isinstance(stop, str) else stop
         chance = torch.Generator()
         if seed is None and sown != "fixed": chance.seed()
         else: chance.manual_seed(seed or 0)
@@ -1150,7 +1157,8 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
 @check_of("LoraLinear")
 def begins_as_its_base(part):
     "A fresh correction changes nothing."
-    base, x = filled(Linear(6, 4)), given(3, 6)
+    base = filled(Linear(6, 4))
+    x = given(3, 6)
     found = (part(base, 2, 8.)(x) - base(x)).abs().max().item()
     assert found < 1e-6, f"fresh, it differs from its base by {found:.3g}"
 
@@ -1539,7 +1547,8 @@ def _a_minhash(
     code=lambda gram: int.from_bytes(hashlib.md5(gram.encode()).digest()[:8], "big")):
     "A `minhash` with something changed."
     def part(grams, hashes=100, seed=0):
-        chance, n = draw(seed), many(hashes)
+        chance = draw(seed)
+        n = many(hashes)
         factor, summand = chance.integers(1, 2**63, (2, n), dtype=np.uint64)
         if alike: factor, summand = factor[:1].repeat(n), summand[:1].repeat(n)
         x = np.array([code(gram) for gram in pieces(grams)], np.uint64)
@@ -1617,7 +1626,8 @@ def _a_flash(
         t, s = q.shape[-2], k.shape[-2]
         lowest = torch.finfo(q.dtype).min if begin is None else begin
         best = torch.full_like(q[..., :1], lowest)
-        total, sums = torch.zeros_like(best), 0 * q[..., :1] * v[..., :1, :]
+        total = torch.zeros_like(best)
+        sums = 0 * q[..., :1] * v[..., :1, :]
         for at in range(0, s - s % tile if whole else s, tile):
             scores = q @ k[..., at:at + tile, :].mT * scale(q.shape[-1])
             if last is not None and hide:
