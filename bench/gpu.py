@@ -201,7 +201,7 @@ def kernels(setup: Setup) -> Measurements:
         logits = torch.randn(setup.rows * setup.shape[1], setup.shape[0], device=setup.device, dtype=setup.dtype, requires_grad=True)
         targets = torch.randint(setup.shape[0], logits.shape[:1], device=setup.device)
         return back(lambda x: cross_entropy(x, targets), logits), back(lambda x: F.cross_entropy(x.float(), targets), logits)
-    yield "cross_entropy", lambda: duel(setup, f"Cross-entropy of {setup.precision} logits, there and back.", "F.cross_entropy in float32", loss)
+    yield "cross_entropy", lambda: duel(setup, f"Cross-entropy of {setup.precision} logits, forward and backward.", "F.cross_entropy in float32", loss)
 
     _, context, d_model, _, heads = setup.shape[:5]
     def heads_of():
@@ -211,11 +211,11 @@ def kernels(setup: Setup) -> Measurements:
     def beside(ours):
         q, k, v = heads_of()
         return back(lambda q, k, v: ours(q, k, v, causal=True), q, k, v), back(theirs, q, k, v)
-    yield "attention_fused", lambda: duel(setup, "Causal attention, there and back, by the fused kernel.", "F.scaled_dot_product_attention", lambda: beside(fused_attention))
-    yield "attention_written_out", lambda: duel(setup, "Causal attention, there and back, written out.", "F.scaled_dot_product_attention", lambda: beside(attention))
-    yield "attention_tiles", lambda: duel(setup, "Causal attention, there and back, in tiles of plain PyTorch.", "F.scaled_dot_product_attention", lambda: beside(flash_attention))
+    yield "attention_fused", lambda: duel(setup, "Causal attention, forward and backward, by the fused kernel.", "F.scaled_dot_product_attention", lambda: beside(fused_attention))
+    yield "attention_written_out", lambda: duel(setup, "Causal attention, forward and backward, written out.", "F.scaled_dot_product_attention", lambda: beside(attention))
+    yield "attention_tiles", lambda: duel(setup, "Causal attention, forward and backward, in tiles of plain PyTorch.", "F.scaled_dot_product_attention", lambda: beside(flash_attention))
     if setup.device == "cuda":   # elsewhere Triton has only its interpreter
-        yield "attention_triton", lambda: duel(setup, "Causal attention, there and back, in Triton.", "F.scaled_dot_product_attention", lambda: beside(flash_attention_triton))
+        yield "attention_triton", lambda: duel(setup, "Causal attention, forward and backward, in Triton.", "F.scaled_dot_product_attention", lambda: beside(flash_attention_triton))
 
     def kernel(backend):
         from torch.nn.attention import sdpa_kernel
@@ -238,7 +238,7 @@ def memory(setup: Setup) -> Measurements:
         model = setup.model("cpu").to(setup.device)
         optimizer = AdamW(model.parameters(), lr=1e-4, fused=True)
         batch = torch.randint(setup.shape[0], (setup.rows, setup.shape[1] + 1), device=setup.device)
-        saved: dict[int, int] = {}   # bytes kept for the way back, by the address of the memory that they lie in
+        saved: dict[int, int] = {}   # bytes kept for the backward pass, by the address of the memory that they lie in
 
         def note(x):
             saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""The limit of tokenising: cut a text by its pattern, and do nothing with the pieces. `python -m bench.pattern TEXT PART PARTS` cuts one of several parts."""
+"""The regex library's part of tokenising: cut a text by its pattern, and do nothing with the pieces. `python -m bench.pattern TEXT PART PARTS` cuts one of several parts."""
 import sys
 from pathlib import Path
 

@@ -27,20 +27,21 @@ kinds = root/"bench"/"results"   # a file of results for each kind of processor
 
 @dataclass(frozen=True)
 class Case:
-    "A race between ours and a peer, beside the limit that neither can pass."
+    "A race between ours and a peer, beside a part of the work that is timed alone."
     name: str                   # What to call it
     make: Callable              # Takes a device; returns two functions, ours and the peer's, and a third one for the limit
     peer: str                   # Who the peer is
     package: str                # Whose version to note
-    limit: str | None = None    # The part of the work that nobody can leave out, where it can be run alone
+    limit: str | None = None    # The part of the work that is timed alone, where there is one
+    bound: bool = True          # Whether nobody can leave it out or do it faster; only then is our share of it a result
 
 cases: dict[str, Case] = {}
 
 
-def case(peer: str, package: str = "torch", limit: str | None = None):
+def case(peer: str, package: str = "torch", limit: str | None = None, bound: bool = True):
     "Register a function of `bench.cases` as a race."
     def register(make):
-        cases[make.__name__] = Case(make.__name__, make, peer, package, limit)
+        cases[make.__name__] = Case(make.__name__, make, peer, package, limit, bound)
         return make
     return register
 
@@ -92,8 +93,10 @@ def main(config: Config) -> None:
         torch.manual_seed(0)
         result = race(c, device, rounds, seconds)
         if path: merge(path, f"{c.name}/{device}", result)
-        limit = f"   limit {show(result['limit'])}, of which we reach {result['share']['median']:.0%}" if c.limit else ""
-        print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}{limit}", flush=True)
+        if not c.limit: beside = ""
+        elif c.bound: beside = f"   limit {show(result['limit'])}, of which we reach {result['share']['median']:.0%}"
+        else: beside = f"   {c.limit} {show(result['limit'])}"
+        print(f"{c.name:16} ours {show(result['ours'])}   {c.peer} {show(result['peer'])}   ratio {result['ratio']['median']:.2f}{beside}", flush=True)
     print(f"kept in {path}" if path else f"not kept: {' '.join(imitation())} makes this processor imitate another; --output names a file for that")
 
 
@@ -135,7 +138,8 @@ def race(c: Case, device: str, rounds: int, seconds: float) -> dict:
         "what": c.make.__doc__, "unit": "seconds", "rounds": rounds, "calls_per_round": calls,
         "ours": spread(ours), "peer": {"name": c.peer} | spread(peer), "ratio": spread([a / b for a, b in zip(ours, peer)]),
     }
-    if c.limit: result |= {"limit": {"name": c.limit} | spread(times[2]), "share": spread([a / b for a, b in zip(times[2], ours)])}
+    if c.limit: result["limit"] = {"name": c.limit} | spread(times[2])
+    if c.limit and c.bound: result["share"] = spread([a / b for a, b in zip(times[2], ours)])
     versions = {name: importlib.metadata.version(name) for name in sorted({"torch", c.package})} | {"python": platform.python_version()}
     return result | {"machine": machine(device), "versions": versions, "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 

@@ -1,4 +1,4 @@
-"""Write the READMEs' tables: of races, from the files in `results/`, a column for each kind of processor; of the machine in the browser, from `browser.json`; and of the race against nanoGPT, from `nanogpt.json`. `python -m bench.table`"""
+"""Write the READMEs' tables: of races, from the files in `results/`, a column for each kind of processor; of the machine in the browser, from `browser.json`; of the race against nanoGPT, from `nanogpt.json`; and what `make demo` printed, from `demo.json`. `python -m bench.table`"""
 import json
 import re
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ ROWS = {   # a case: what was raced, in English and in Chinese, and the peer's s
     "train_shakespeare_rustbpe": ("the same", "同上", "rustbpe"),
     "train_mixed": ("learning 10,000 tokens from 40 MB", "从 40 MB 学 10,000 个词元", "tokenizers"),
     "train_mixed_rustbpe": ("the same", "同上", "rustbpe"),
-    "rmsnorm": ("RMSNorm, there and back", "RMSNorm，前向与反向", "F.rms_norm"),
-    "attention": ("attention written out, there and back", "写开的注意力，前向与反向", "F.scaled_dot_product_attention"),
-    "cross_entropy": ("cross-entropy, there and back", "交叉熵，前向与反向", "F.cross_entropy"),
+    "rmsnorm": ("RMSNorm, forward and backward", "RMSNorm，前向与反向", "F.rms_norm"),
+    "attention": ("attention written out, forward and backward", "写开的注意力，前向与反向", "F.scaled_dot_product_attention"),
+    "cross_entropy": ("cross-entropy, forward and backward", "交叉熵，前向与反向", "F.cross_entropy"),
     "adamw": ("a step of AdamW", "AdamW 走一步", "AdamW(foreach=True)"),
     "loop": ("ten steps of the training loop", "训练循环走十步", "the bare step"),
     "train_step": ("a training step by default, width 512", "默认的训练一步，宽 512", "LlamaForCausalLM"),
@@ -96,20 +96,43 @@ def race(readme: str) -> str:
     return "\n".join([RACE_HEADS[readme], "|---|---|", *(f"| {chinese if readme == 'README_cn.md' else english} | {value} |" for english, chinese, value in rows)])
 
 
+DEMO = {   # the first command, with what it takes
+    "README.md": "make demo    # from nothing to a model that speaks, in {minutes} minutes of processor time ({kind})",
+    "README_cn.md": "make demo    # 从零开始，用 {minutes} 分钟处理器时间（{kind}）得到一个会说话的模型"}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def demo(readme: str, text: str) -> str:
+    "The text of a README with what `make demo` took, with the text that its model wrote, and with what its other commands printed, each below its command."
+    found = json.loads((root/"bench"/"demo.json").read_text("utf-8"))
+    *outputs, spoken = found["printed"].values()
+    printed = dict(zip((command.removesuffix(" --resume") for command in found["printed"]), outputs))   # all but the last
+    took = DEMO[readme].format(minutes=round(sum(found["processor_seconds"].values()) / 60, 1), kind=found["machine"]["kind"])
+    text = re.sub(r"^make demo +#.*$", lambda _: took, text, count=1, flags=re.M)
+    below = [spoken]   # the first output is the model's own text
+    def shown(block):
+        kind, body = block.groups()
+        command = " ".join(body.replace("\\\n", " ").split())
+        if kind == "bash" and command in printed: below.append(printed[command])
+        if kind != "text" or not below: return block[0]
+        return f"```text\n{below.pop()}\n```"
+    return BLOCK.sub(shown, text)
+
+
 @dataclass(frozen=True)
 class Config:
-    "Write the READMEs' tables from the files in bench.\n\nExample: python -m bench.table"
+    "Write the READMEs' tables and outputs from the files in bench.\n\nExample: python -m bench.table"
 
 
 def main(config: Config) -> None:
-    "Replace the tables in both READMEs."
+    "Replace the tables and outputs in both READMEs."
     for readme in HEADS:
         text = (root/readme).read_text("utf-8")
         for head, rows in (HEADS[readme], table(readme)), (RACE_HEADS[readme], race(readme)), (BROWSER_HEADS[readme], browser(readme)):
             before, _, after = text.partition(head)
             rest = re.sub(r"^.*\n(\|.*\n)+", "\n", after)   # the rest of the head, and the rows
             text = before + rows + rest
-        (root/readme).write_text(text, "utf-8", newline="\n")
+        (root/readme).write_text(demo(readme, text), "utf-8", newline="\n")
 
 
 if __name__ == "__main__": run_command(Config, main, prog="python -m bench.table")

@@ -130,7 +130,7 @@ class Result:
     "How a model did on a task."
     task:str            # Its name
     right:list[bool]    # For each question
-    sure:list[float]    # Its answer's share among the choices; only for `sum`
+    sure:list[float]    # Its answer's share of the choices' probability; only for `sum`
     chance:float        # Accuracy of guessing at random
     scores:list[list[float]] # Of each choice; empty where it wrote an answer
 

@@ -1,7 +1,7 @@
 """Python in a process of its own, which on Linux begins with torch in memory: to import it takes longer than most of what such a process is asked.
 
 `apart(["-c", code, …])`, `apart(["-m", module, …])` and `apart([script, …])` give what `subprocess.run([sys.executable, …])` gives. A helper process imports torch once and
-forks for each; what Python reads from its environment before it begins, such as PYTHONHASHSEED, is that of the tests. Tests of what a start imports must start Python itself."""
+forks for each, and so does one for any other environment whose `python` is named; what Python reads from its environment before it begins, such as PYTHONHASHSEED, is that of the tests. Tests of what a start imports must start Python itself."""
 import gc
 import json
 import os
@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 
 
-def apart(words, env=None, cwd=None):
+def apart(words, env=None, cwd=None, python=sys.executable):
     "Run Python with these words to its end, with what it prints taken down."
     words, env, cwd = [*map(str, words)], {**(os.environ if env is None else env)}, str(cwd or Path.cwd())
-    if sys.platform != "linux": return subprocess.run([sys.executable, *words], env=env, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+    if sys.platform != "linux": return subprocess.run([python, *words], env=env, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
     heard, told = os.pipe()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        socket.send_fds(helper()[0], [json.dumps([words, env, cwd]).encode()], [out.fileno(), err.fileno(), told])
+        socket.send_fds(helper(python)[0], [json.dumps([words, env, cwd]).encode()], [out.fileno(), err.fileno(), told])
         os.close(told)
         with open(heard, "rb") as status: how = int(status.read())
         for file in out, err: file.seek(0)
@@ -30,10 +30,11 @@ def apart(words, env=None, cwd=None):
 
 
 @cache
-def helper():
-    "Our end of the line to a process that waits to fork, and ends when we do; and that process."
+def helper(python=sys.executable):
+    "Our end of the line to a process that waits to fork, and ends when we do; and that process. In another environment nothing leads it to ours."
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    env = {name: value for name, value in os.environ.items() if python == sys.executable or name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    process = subprocess.Popen([python, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
     theirs.close()
     return ours, process
 

@@ -1,5 +1,6 @@
 """The machine in the browser: the same ids, logits and shares as Python's, and a page that all can use. Chromium runs it."""
 import base64
+import gzip
 import json
 import random
 import re
@@ -536,7 +537,12 @@ def test_every_figure_has_its_place_in_a_chapter():
     assert "machine/figures.js" in (root/"_quarto.yml").read_text("utf-8")   # Quarto's pages ask for it as ours do
 
 
-def test_the_figures_live(figures):
+def test_the_button_says_how_large_the_model_is(folder):
+    size = sum(len(gzip.compress((folder/f"demo_{name}.js").read_bytes())) for name in ("model", "tokenizer"))
+    assert f'SIZE = "{size / 1e6:.1f} MB"' in (folder/"figures.js").read_text("utf-8")
+
+
+def test_the_figures_live(figures, folder):
     part = lambda name: figures.locator(f"[data-figure={name}]")
     part("merges").locator("textarea").fill("aaaa aaaa")
     part("merges").locator("input").fill("2")
@@ -550,10 +556,19 @@ def test_the_figures_live(figures):
     part("turning").locator("input").first.fill("20")
     assert part("turning").locator("strong").inner_text() != score
     part("looks").scroll_into_view_if_needed()
+    start = lambda name: part(name).get_by_role("button", name="Load the demo model (1.7 MB)")
+    expect(start("looks")).to_be_visible()
+    assert not part("looks").locator("textarea").is_visible() and not figures.locator("script[src*=demo_]").count()   # nobody has asked for it
+    model = (folder/"demo_model.js").rename(folder/"away.js")
+    start("looks").press("Enter")
+    expect(part("looks").get_by_role("status")).to_contain_text("demo_model.js could not be fetched.")
+    model.rename(folder/"demo_model.js")
+    start("looks").press("Enter")   # it can be tried again
     expect(part("looks")).to_contain_text("takes most from")
+    assert figures.evaluate("document.activeElement.ariaLabel") == "A text for the demo model" and not start("looks").count()
     part("looks").locator("button.look").first.click()
     expect(part("looks")).to_contain_text("(100 %)")   # the first token can look at itself alone
-    part("cuts").scroll_into_view_if_needed()
+    start("cuts").click()
     expect(part("cuts")).to_contain_text("1024 of 1024 tokens are kept")
     part("cuts").locator("input").nth(1).fill("3")
     expect(part("cuts")).to_contain_text("3 of 1024 tokens are kept")

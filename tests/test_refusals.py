@@ -682,7 +682,7 @@ def test_steps_of_a_recipe_are_taken_once(tmp_path, capsys, monkeypatch):
     for code in 0, 1:
         monkeypatch.setattr(subprocess, "run", lambda words, code=code: subprocess.CompletedProcess(words, code))
         if not code: recipes.run_words(["training", "--help"])
-    with pytest.raises(ValueError, match="training failed; start again"): recipes.run_words(["training"])
+    with pytest.raises(ValueError, match="training failed; run it again"): recipes.run_words(["training"])
 
 
 def test_experiments_are_in_a_clone_and_a_race_needs_an_entry(monkeypatch):

@@ -70,6 +70,14 @@ def test_the_kernels_in_triton_are_tried_each_week():
     assert "triton" in read("tests/test_flash.py") and (root/"nbs/engine/flash_triton.ipynb").is_file()
 
 
+def test_a_release_is_rehearsed_each_week_and_not_published():
+    job, flow = workflows["weekly"]["jobs"]["release"], workflows["release"]["jobs"]["build"]
+    makes = lambda job: next(step for step in job["steps"] if "make release" in step.get("run", ""))
+    assert makes(job) == makes(flow)
+    assert "workflow_dispatch" in workflows["weekly"][True]
+    assert not re.search("publish|gh release|id-token", str(workflows["weekly"]))
+
+
 def test_workflows_name_files_that_are_there():
     for name, _, step in steps:
         for word in re.findall(r"[\w./-]+\.(?:py|txt|ini|md|toml)\b", step.get("run", "")):

@@ -1,6 +1,7 @@
 """The front page and the tour in Chinese say what the English pages say, as far as a program can tell."""
 import re
 
+import book
 import chinese
 import pytest
 
@@ -28,6 +29,22 @@ def test_a_number_or_a_link_that_differs_is_noticed():
     assert facts("34 plays, [08](08_softmax.ipynb), `f`, $p$") == facts("$p$ `f` [08](08_softmax.ipynb) 34")
     for other in "35 plays, [08](08_softmax.ipynb), `f`, $p$", "34 plays, [08](09_x.ipynb), `f`, $p$", "34 plays, [08](08_softmax.ipynb), `g`, $q$":
         assert facts(other) != facts("34 plays, [08](08_softmax.ipynb), `f`, $p$")
+
+
+def narrow(text):
+    "Where a comma, a colon or a bracket beside a Chinese character is the narrow one of ASCII; code and the addresses of links aside."
+    bare = re.sub(r"\]\([^)\s]*\)|\*", lambda found: "]"[:found[0] != "*"], re.sub(r"`[^`\n]*`", "x", text))
+    return re.findall(r".{,9}(?:[\u3400-\u9fff][,;:!?()]|[,;:!?()][\u3400-\u9fff]).{,9}", bare)
+
+
+@pytest.mark.parametrize("name", ["README_cn.md", *(f"web/chinese/{path.name}" for path in (book.root/"web"/"chinese").glob("*.md"))])
+def test_marks_between_chinese_characters_are_wide(name):
+    assert not narrow((book.root/name).read_text("utf-8"))
+
+
+def test_a_narrow_mark_is_noticed():
+    for text in "一,二", "一 PyTorch(二", "*一*(nat)", "(`x`一)": assert narrow(text)
+    assert not narrow("一，二（`f(一)`）[一](x.ipynb)，nat (GB), 2:3")
 
 
 def test_the_table_of_chapters_is_the_one_of_the_readme():

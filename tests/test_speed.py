@@ -97,4 +97,4 @@ def test_a_layer_that_is_computed_again_has_the_same_gradients(layer):
 
 def test_another_precision_the_second_time_is_refused():
     x = torch.randn(2, 8, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"under autocast take torch\.utils\.checkpoint"): recompute(nn.Linear(8, 8), x)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"under autocast use torch\.utils\.checkpoint"): recompute(nn.Linear(8, 8), x)

@@ -47,6 +47,20 @@ def test_the_committed_pages_are_what_is_generated():
     assert not stale, f"{stale} differ from the chapters; run python web/your_turn.py"
 
 
+def test_no_line_of_code_is_wider_than_on_other_pages():
+    wide = [(name, cell["id"], line) for name, (_, after) in chapters.items() for cell in after if cell["cell_type"] == "code"
+            for line in source(cell).splitlines() if len(line) > your_turn.WIDTH and not line.lstrip().startswith("%pip")]
+    assert not wide
+
+
+def test_what_would_be_too_wide_is_broken():
+    long = ", ".join(f"argument_{i}" for i in range(5))
+    stub = f"{your_turn.STUB}   # optional"
+    assert your_turn.fitted(f"  def f({long}): {stub}\ndef g(): {stub}") == f"  def f({long}):\n      {stub}\ndef g(): {stub}"
+    assert your_turn.call("f", ["a", "b"]) == "f(a, b)"
+    assert your_turn.call("f", [long, long]) == f"f(\n    {long},\n    {long},\n)"
+
+
 def emptied(code):
     "The tree of some code without what its functions do."
     tree = ast.parse(code)

@@ -8,7 +8,7 @@ from bench.runner import case
 
 @case(peer="F.rms_norm")
 def rmsnorm(device):
-    "RMSNorm of 1,024 tokens of width 512, there and back."
+    "RMSNorm of 1,024 tokens of width 512, forward and backward."
     from llm_course.engine.backward_passes import fused_rms_norm
     x = torch.randn(b, t, d_model, device=device, requires_grad=True)
     gain = torch.randn(d_model, device=device, requires_grad=True)
@@ -18,7 +18,7 @@ def rmsnorm(device):
 
 @case(peer="F.scaled_dot_product_attention")
 def attention(device):
-    "Causal attention written out, for 8 sequences of 128 tokens and 8 heads of 64, there and back."
+    "Causal attention written out, for 8 sequences of 128 tokens and 8 heads of 64, forward and backward."
     from llm_course.attention import attention
     q, k, v = (torch.randn(b, 8, t, 64, device=device, requires_grad=True) for _ in range(3))
     theirs = back(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), q, k, v)

@@ -8,7 +8,7 @@ from bench.runner import case
 
 @case(peer="F.cross_entropy")
 def cross_entropy(device):
-    "The loss of 1,024 tokens over a vocabulary of 10,000, there and back."
+    "The loss of 1,024 tokens over a vocabulary of 10,000, forward and backward."
     from llm_course.loss import cross_entropy
     logits = torch.randn(b * t, vocab, device=device, requires_grad=True)
     targets = torch.randint(vocab, (b * t,), device=device)

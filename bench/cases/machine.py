@@ -10,7 +10,7 @@ from bench.cases.generating import llama
 from bench.cases.pairs import same
 from bench.runner import case
 
-PRODUCTS = "the matrix products and the attention kernel of the step, there and back, alone"
+PRODUCTS = "the matrix products and the attention kernel of the step, forward and backward, alone"
 SIZES = {"large": ((10_000, 256, 512, 6, 8, 1344), 4), "small": ((1024, 64, 128, 4, 4, 352), 12)}   # vocabulary, context, width, layers, heads, hidden width; sequences in a batch
 
 
@@ -101,7 +101,7 @@ def steppers(device, shape, batch_size, precision, compiled, peer, lr=1e-3):
 
 
 def only_products(device, shape, batch_size, dtype=torch.float32, joined=False):
-    "The matrix products of a step, there and back, and the attention kernel, with nothing between them."
+    "The matrix products of a step, forward and backward, and the attention kernel, with nothing between them."
     vocab, context, d, layers, heads, d_ff = shape
     like = {"device": device, "dtype": dtype}
     block = [(3*d, d), (d, d), (2*d_ff, d), (d, d_ff)] if joined else 4*[(d, d)] + 2*[(d_ff, d)] + [(d, d_ff)]

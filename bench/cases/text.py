@@ -3,7 +3,7 @@ from bench.cases.data import PATTERN, cut_in_processes
 from bench.runner import case
 
 
-@case(peer="tokenizers.Tokenizer.encode", package="tokenizers", limit=PATTERN)
+@case(peer="tokenizers.Tokenizer.encode", package="tokenizers", limit=PATTERN, bound=False)
 def encode(device):
     "Half a megabyte of Python, by a tokenizer of 2,000 tokens that was trained on it; one thread each, caches warm."
     import os
@@ -21,7 +21,7 @@ def encode(device):
     return lambda: ours.encode(text), lambda: theirs.encode(text).ids, pattern_on(text)
 
 
-@case(peer="tiktoken.Encoding.encode_ordinary", package="tiktoken", limit=PATTERN)
+@case(peer="tiktoken.Encoding.encode_ordinary", package="tiktoken", limit=PATTERN, bound=False)
 def encode_tiktoken(device):
     "Half a megabyte of Python, by a tokenizer of 2,000 tokens that was trained on it; one thread each, caches warm."
     from llm_course.bpe_tokenizer import BpeTokenizer
@@ -32,33 +32,33 @@ def encode_tiktoken(device):
     return lambda: ours.encode(text, "none"), lambda: theirs.encode_ordinary(text), pattern_on(text)
 
 
-@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers", limit=PATTERN)
+@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers", limit=PATTERN, bound=False)
 def train_shakespeare(device):
     "Learning 10,000 tokens from 4.8 MB of plays, from the file on; one process."
     return race_training(plays(), 1, hugging_face)
 
 
-@case(peer="rustbpe, 2 threads", package="rustbpe", limit=PATTERN)
+@case(peer="rustbpe, 2 threads", package="rustbpe", limit=PATTERN, bound=False)
 def train_shakespeare_rustbpe(device):
     "Learning 10,000 tokens from 4.8 MB of plays, from the file on; one process."
     return race_training(plays(), 1, rustbpe)
 
 
-@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers", limit=PATTERN)
+@case(peer="tokenizers' BpeTrainer, 2 threads", package="tokenizers", limit=PATTERN, bound=False)
 def train_mixed(device):
     "Learning 10,000 tokens from 40 MB of sources and documentation, from the file on; two processes, their start included."
     from bench.cases.data import files
     return race_training(files()[1]/"text.txt", 2, hugging_face)
 
 
-@case(peer="rustbpe, 2 threads", package="rustbpe", limit=PATTERN)
+@case(peer="rustbpe, 2 threads", package="rustbpe", limit=PATTERN, bound=False)
 def train_mixed_rustbpe(device):
     "Learning 10,000 tokens from 40 MB of sources and documentation, from the file on; two processes, their start included."
     from bench.cases.data import files
     return race_training(files()[1]/"text.txt", 2, rustbpe)
 
 
-@case(peer="a stand-in for minbpe's RegexTokenizer: its method in our words, as no package index carries it", package="regex", limit=PATTERN)
+@case(peer="a stand-in for minbpe's RegexTokenizer: its method in our words, as no package index carries it", package="regex", limit=PATTERN, bound=False)
 def train_small(device):
     "Learning 500 tokens from 133 kB of plays; one process."
     from llm_course.bpe import GPT2
@@ -71,7 +71,7 @@ def train_small(device):
 
 
 def pattern_on(text):
-    "The limit of any work on a text: cut it by the pattern, and do nothing with the pieces."
+    "The regex library's work alone: cut a text by the pattern, and do nothing with the pieces."
     from llm_course.bpe import pre_tokens
     return lambda: pre_tokens(text)
 

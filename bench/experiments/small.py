@@ -59,7 +59,7 @@ def score(model, length: int = LENGTH, val: np.ndarray | None = None) -> float:
 
 
 def train(model, optimizer, steps: int, seed: int, batch_size: int = 8, ids: np.ndarray | None = None) -> list[float]:
-    "Train, each group of the optimiser at its own highest rate; the loss of each step, up to the first that is no number."
+    "Train, each group of the optimiser at its own highest rate; the loss of each step, up to the first that is not a number."
     highest = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     ids = texts()[0] if ids is None else ids

@@ -421,7 +421,7 @@ def ends_quietly()->Iterator[None]:
         raise SystemExit(1) from None
 
 def warn(
-    message:str, # For whoever runs this
+    message:str, # For the person who runs this
 )->None:
     "Warn: in Python without showing our own code, in a command by a note."
     warnings.warn_explicit(message, UserWarning, "llm_course", 1)

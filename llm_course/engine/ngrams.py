@@ -42,7 +42,7 @@ class NgramCounts:
             raise ValueError(f"{order} tokens of {vocab_size} don't fit into a 64-bit "
                              "number; take a smaller order")
         if len(ids) < order or ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f"needs at least {order} ids, from 0 to {vocab_size - 1}")
+            raise ValueError(f"needs at least {order} ids from 0 to {vocab_size - 1}")
         self.vocab_size = vocab_size
         self.tables = []
         for n in range(1, order + 1):

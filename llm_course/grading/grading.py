@@ -323,9 +323,10 @@ def paired(
     "Make two mistakes at once, where their switches allow it, to get the answers."
     found = [hint for *_, hint in ranked(mine, component)[:8]]
     makers = {hint: getattr(MISTAKES[component][hint], "made", None) for hint in found}
+    unlike = {hint: differ(mine, traces(component)[hint]) for hint in found}
     for (one, a), (other, b) in combinations(makers.items(), 2):
         if not a or not b or a[0] is not b[0] or a[1].keys() & b[1].keys(): continue
-        alone = [differ(mine, traces(component)[hint]) for hint in (one, other)]
+        alone = unlike[one], unlike[other]
         if not all(any(x and not y for x, y in zip(*pair))
                    for pair in (alone, alone[::-1])): continue   # one adds nothing
         if _alike(a[0](**a[1], **b[1]), component, mine):
@@ -934,7 +935,7 @@ def judge(
     bad = [label or "for other numbers" for label, wrong in zip(labels, apart) if wrong]
     if not bad: return verdict()
     why = f"it does not {bad[0]}; {len(bad)} of {len(mine)} answers are others"
-    return verdict(ALIKE, why, hint_for(part, component, patience))
+    return verdict(ALIKE, why, hint_for(part, component, patience, mine=mine))
 
 ACTS = (   # they are there to draw, or to change something
     "save_checkpoint", "load_model", "set_random_states", "generate_ids", "generate",
@@ -949,15 +950,20 @@ def hint_for(
     component:str,                 # What it is to be
     patience:float=30.,            # Seconds of the processor's time for all questions
     error:BaseException|None=None, # What the check that failed has raised
+    mine:list[Tensor|str]|None=None, # Its answers; `None` asks for them
 )->str:                            # What is the cause, or what was seen
     "Find the one cause that explains all answers; else say what can be seen."
     raised = reason(error, component)
     truth = truth_about(component)
     try:
         with alone(), within(patience), untouched():
-            mine, seen = answers(part, component), symptom(part, component)
+            if mine is None: mine = answers(part, component)
     except (Exception, SystemExit, TooLong): return raised
-    if not any(differ(mine, truth, True)): return raised or seen
+    def seen():   # last, as it takes longer than to compare
+        with suppress(Exception, SystemExit, TooLong), alone(), within(patience):
+            with untouched(): return symptom(part, component)
+        return ""
+    if not any(differ(mine, truth, True)): return raised or seen()
     if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised
     searches = (lambda: unheeded(mine, component), lambda: reordered(part, component),
@@ -969,7 +975,7 @@ def hint_for(
         if said := parameters_apart(a, t): return said
     labels = _labels(component)
     said = describe(mine, truth, labels)
-    return seen or (said if "it raises" in said else raised or said)
+    return seen() or (said if "it raises" in said else raised or said)
 
 # %% ../../nbs/grading/grading.ipynb #aliases
 def _of_layer(

@@ -9,19 +9,34 @@ async function start() {
   for (const name of ["tokenizer", "model", "parts"]) await new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), {src: `${folder}${name}.js`, onload: done, onerror: failed})))
   for (const place of document.querySelectorAll("[data-figure]")) {
     const [title, parts, wake] = FIGURES[place.dataset.figure]()
-    const told = llm.make("p", {role: "status", class: "faint"})
-    place.replaceChildren(llm.make("div", {class: "alive try", role: "group", "aria-label": title}, llm.make("p", {class: "title"}, title), parts, told))
+    const told = llm.make("p", {role: "status", class: "faint"}), body = llm.make("div", {hidden: Boolean(wake)}, parts)
     const failed = error => { told.textContent = error instanceof llm.Refused ? error.message : `Something went wrong: ${error.message}.` }
-    if (wake) new IntersectionObserver((seen, observer) => {   // the model is fetched when its figure comes into sight
-      if (!seen.some(one => one.isIntersecting)) return
-      observer.disconnect()
-      wake(failed).catch(failed)
-    }, {rootMargin: "200px"}).observe(place)
+    place.replaceChildren(llm.make("div", {class: "alive try", role: "group", "aria-label": title}, llm.make("p", {class: "title"}, title), wake && starter(wake, body, told, failed), body, told))
   }
 }
 
-let demo = null
-const wakeDemo = () => demo ??= Promise.all([llm.demoTokenizer(folder), llm.demoMachine(folder)])
+const SIZE = "1.7 MB"   // of the demo model and its tokenizer, as a server sends them
+
+function starter(wake, body, told, failed) {   // a figure that needs the demo model fetches it when the reader presses this button
+  const button = llm.make("button", {type: "button", class: "main", onclick: async () => {
+    button.disabled = true
+    told.textContent = "The demo model is being loaded."
+    try {
+      await wake(failed)
+      told.textContent = ""
+      body.hidden = false
+      row.remove()
+      body.querySelector("textarea").focus()   // the keyboard goes on where the button was
+    } catch (error) {
+      button.disabled = false   // for another try
+      failed(error)
+    }
+  }}, `Load the demo model (${SIZE})`)
+  const row = llm.make("div", {class: "buttons"}, button)
+  return row
+}
+
+const wakeDemo = () => Promise.all([llm.demoTokenizer(folder), llm.demoMachine(folder)])
 const machineLink = () => llm.make("p", {class: "faint"}, "The whole machine runs ", llm.make("a", {href: `${folder}index.html`}, "on a page of its own"), ".")
 
 // ---- 01: merges, as one types
@@ -79,7 +94,7 @@ function looks() {
   const {make, percent, visible, spoken} = llm
   const typed = make("textarea", {rows: 2, spellcheck: "false", "aria-label": "A text for the demo model", oninput: () => work()})
   typed.value = "ROMEO:\nI know the king; he will not come."
-  const tokens = make("p", {class: "looks"}), said = make("p", {class: "faint"}, "The demo model is fetched when you come here."), choices = make("div"), square = make("div", {class: "square"})
+  const tokens = make("p", {class: "looks"}), said = make("p", {class: "faint"}), choices = make("div"), square = make("div", {class: "square"})
   let machine, tokenizer, ids = [], block = 0, head = 0, position = 0, seen = null, work = () => {}
   const name = id => visible(tokenizer.texts.get(id))
 
@@ -159,7 +174,7 @@ function cuts() {
   const {make, percent, visible} = llm, how = {temperature: 1, top_k: 0, top_p: 1, min_p: 0}
   const typed = make("textarea", {rows: 2, spellcheck: "false", "aria-label": "A text for the demo model to go on from", oninput: () => work()})
   typed.value = "ROMEO: What is"
-  const place = make("div"), said = make("p", {class: "faint"}, "The demo model is fetched when you come here.")
+  const place = make("div"), said = make("p", {class: "faint"})
   let machine, tokenizer, logits = null, work = () => {}
   function show() {
     if (!logits) return

@@ -140,13 +140,16 @@ function lot(shares, chance, label) {   // the line from 0 to 1 that the next to
   return make("svg:svg", {class: "lot", viewBox: "0 -0.6 1 2.2", preserveAspectRatio: "none", role: "img", "aria-label": label}, parts, mark)
 }
 
-// ---- The demo model, fetched when somebody wants it
+// ---- The demo model, fetched when it is asked for
 
 function script(address) {
   return new Promise((done, failed) => document.head.append(make("script", {src: address, onload: done, onerror: () => failed(new llm.Refused(`${address} could not be fetched.`))})))
 }
 const fetched = {}
-const fetchOnce = address => fetched[address] ??= script(address)
+const fetchOnce = address => fetched[address] ??= script(address).catch(error => {
+  delete fetched[address]   // so that it can be tried again
+  throw error
+})
 const unpacked = packed => Uint8Array.from(atob(packed), letter => letter.charCodeAt(0)).buffer
 
 async function demoTokenizer(folder) {
