@@ -291,6 +291,15 @@ def _four(): return torch.tensor([.5, .3, .15, .05]).log()
 
 def _kept(logits): return logits.isfinite().nonzero()[:, -1].tolist()
 
+def _check_cut(got, wanted, setting):
+    "Are these tokens kept, and are their scores what they were?"
+    assert _kept(got) == wanted, (
+        f"{setting} must keep the tokens {wanted}, but keeps {_kept(got)}")
+    scores = _four()[wanted]
+    assert torch.equal(got[wanted], scores), (
+        f"{setting}: the scores of those kept must stay {scores.tolist()}, but are "
+        f"{got[wanted].tolist()}")
+
 @check_of("keep_top_k")
 def keeps_the_k_likeliest(part):
     """Of chances 0.5, 0.3, 0.15 and 0.05, the first k stay as they are, and the others
@@ -302,14 +311,7 @@ def keeps_the_k_likeliest(part):
         (9, [0, 1, 2, 3]),
         (0, [0, 1, 2, 3]),
     ):
-        got = part(_four(), k)
-        assert (
-            _kept(got) == wanted
-        ), f"k = {k} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), (
-            f"k = {k}: the scores of those kept must stay {_four()[wanted].tolist()},"
-            f" but are {got[wanted].tolist()}"
-        )
+        _check_cut(part(_four(), k), wanted, f"k = {k}")
     last = _kept(part(_four().flip(0), 1))
     assert last == [3], "the likeliest token stands last, and must be kept"
 
@@ -326,14 +328,7 @@ def keeps_the_fewest_that_hold_p(part):
         (1.0, [0, 1, 2, 3]),
         (0.0, [0]),
     ):
-        got = part(_four(), p)
-        assert (
-            _kept(got) == wanted
-        ), f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), (
-            f"p = {p}: the scores of those kept must stay what they were, but are"
-            f" {got[wanted].tolist()}"
-        )
+        _check_cut(part(_four(), p), wanted, f"p = {p}")
 
     long = torch.linspace(0, -40, 50)
     assert (n := len(_kept(part(long, 1.0)))) == 50, (
@@ -355,14 +350,7 @@ def keeps_what_is_p_times_as_likely_as_the_best(part):
         (1.0, [0]),
         (0.0, [0, 1, 2, 3]),
     ):
-        got = part(_four(), p)
-        assert (
-            _kept(got) == wanted
-        ), f"p = {p} must keep the tokens {wanted}, but keeps {_kept(got)}"
-        assert torch.equal(got[wanted], _four()[wanted]), (
-            f"p = {p}: the scores of those kept must stay what they were, but are"
-            f" {got[wanted].tolist()}"
-        )
+        _check_cut(part(_four(), p), wanted, f"p = {p}")
 
 # %% ../nbs/18_generating.ipynb #checks-cuts-2
 #| code-fold: true

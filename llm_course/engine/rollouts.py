@@ -30,7 +30,7 @@ from ..checkpoint import pick_device, random_states, restore, save_checkpoint
 from .commands import (
     Flags, by_default, input_file, one_line, one_of, run_command, whole_file)
 from .diary import append_line, open_folder, run_folder, watched
-from .exchange import open_both
+from .exchange import Base, open_both
 from .model_files import explain
 from .processes import polite_stop
 from .reader import Reader, side_by_side
@@ -250,13 +250,6 @@ class _Files:
     reward:str
     # Run folder: config.json, metrics.jsonl, samples.jsonl, checkpoint.pt, export/
     output:Path=Path("runs/rewards")
-    # The model to teach: a run folder, a checkpoint.pt or .safetensors file of this
-    # course, a Hugging Face folder, a .gguf or llama2.c .bin file, smollm2-135m, or
-    # owner/model on the hub
-    init_from:Annotated[Path|None, by_default("the small model of this package")]=None
-    # Its tokenizer.json
-    tokenizer_path:Annotated[
-        Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
     # With --resume: allow changes to flags that decide which prompts come next
@@ -292,7 +285,7 @@ class _Machine:
     checkpoint_interval:int=50 # Steps between checkpoints
 
 @dataclass(frozen=True, kw_only=True)
-class RewardsConfig(_Files, _Learning, _Machine, Flags):
+class RewardsConfig(_Files, Base, _Learning, _Machine, Flags):
     "Let a model learn from rewards for its own answers."
 
 # %% ../../nbs/engine/rollouts.ipynb #settle

@@ -25,7 +25,7 @@ from .chat import MARKS, TEMPLATES, template_of, turn_ends, with_marks
 from .commands import (
     Flags, as_typed, by_default, input_file, one_of, run_command, warn, whole_file)
 from .diary import open_folder, run_folder, watched
-from .exchange import open_both
+from .exchange import Base, open_both
 from .foreign_tokenizers import add_facts
 from .lora import TARGETS, add_lora, merge_lora, save_adapter
 from .model_files import explain, read_object
@@ -51,13 +51,6 @@ class _Files:
     val_data:Path
     # Run folder: config.json, metrics.jsonl, checkpoint.pt, and the model in export/
     output:Path=Path("runs/instruct")
-    # The model to teach: a run folder, a checkpoint.pt or .safetensors file of this
-    # course, a Hugging Face folder, a .gguf or llama2.c .bin file, smollm2-135m, or
-    # owner/model on the hub
-    init_from:Annotated[Path|None, by_default("the small model of this package")]=None
-    # Its tokenizer.json
-    tokenizer_path:Annotated[
-        Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
     # With --resume: allow changes to flags that decide which rows come next
@@ -107,7 +100,7 @@ class _Machine:
     checkpoint_interval:int=500 # Steps between checkpoints
 
 @dataclass(frozen=True, kw_only=True)
-class InstructConfig(_Files, _Lora, _Learning, _Machine, Flags):
+class InstructConfig(_Files, Base, _Lora, _Learning, _Machine, Flags):
     "Teach a model to answer, from conversations."
 
 # %% ../../nbs/engine/tuning.ipynb #marks
