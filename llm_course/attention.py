@@ -102,11 +102,11 @@ def agrees_with_torch(part):
 
 @check_of("ScaledDotProductAttention")
 def may_attend_where_the_mask_is_true(part):
-    "Who may look only at itself gets its own value."
+    "A token that may attend only to itself gets its own value."
     q, k, v = torch.randn(3, 2, 5, 4)
     assert_close(
         part()(q, k, v, torch.eye(5).bool()), v,
-        msg=lambda m: "true on the diagonal only: the answers must be the values:"
+        msg=lambda m: "mask true on the diagonal only: answers must equal values:"
                       f"\n{m}")
 
 # %% ../nbs/09_attention.ipynb #checks-theorems
@@ -174,7 +174,7 @@ def gives_zeros_where_nobody_may_be_seen(part):
 
 @check_of("ScaledDotProductAttention")
 def takes_a_mask_for_all_or_for_each(part):
-    "A mask may be one for all sequences and heads or one for each."
+    "One mask may serve all sequences and heads, or each may have its own."
     q, k, v = torch.randn(3, 2, 3, 4, 8)
     for shape in (4, 4), (1, 4), (2, 1, 4, 4), (3, 4, 4):
         mask = (torch.rand(shape) < .6) | torch.eye(4).bool()

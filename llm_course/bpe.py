@@ -70,7 +70,7 @@ def count_words(
     pattern:str=GPT2,    # What a pre-token looks like
 )->Counter[str]:         # Each distinct pre-token, and how often it occurs
     "Count the pre-tokens of some texts."
-    words = Counter()
+    words:Counter[str] = Counter()
     for text in texts: words.update(pre_tokens(text, pattern))
     return words
 
@@ -78,8 +78,8 @@ def count_words(
 def learn_merges(
     words:Mapping[bytes, int], # Distinct pre-tokens, and how often each occurs
     num_merges:int,            # How many tokens to add to the 256 bytes
-    progress:bool=False,       # Show a bar?
-    incremental:bool=True,     # Count only what changes; else as it stands here
+    progress:bool=False,       # Show a progress bar?
+    incremental:bool=True,     # Recount only what a merge changes, or everything?
 )->list[tuple[bytes, bytes]]:  # The pairs that were joined, in order
     """Join the most frequent pair of neighbours, again and again.
 
@@ -87,9 +87,10 @@ def learn_merges(
     left. Source: Sennrich, Haddow & Birch 2016, algorithm 1."""
     if incremental: return learn_incrementally(words, num_merges, progress)
     split, counts = [list(word) for word in words], list(words.values())
-    tokens, merges = [bytes([byte]) for byte in range(256)], []
+    tokens = [bytes([byte]) for byte in range(256)]
+    merges:list[tuple[bytes, bytes]] = []
     for _ in tqdm(range(num_merges), "merges", disable=not progress):
-        pairs = Counter()
+        pairs:Counter[tuple[int, int]] = Counter()
         for word, count in zip(split, counts):
             for pair in pairwise(word): pairs[pair] += count
         if not pairs:

@@ -35,7 +35,8 @@ def rank_merges(
     ids:Mapping[bytes, int],          # The id of each token
 )->tuple[dict[tuple[int, int], int], list[int]]: # Rank of each pair, and id it makes
     "Express merges in ids. Raises `ValueError` if a part is not in the vocabulary."
-    ranks, joined = {}, []
+    ranks:dict[tuple[int, int], int] = {}
+    joined:list[int] = []
     for rank, (left, right) in enumerate(merges):
         for part in left, right, left + right:
             if part not in ids:
@@ -55,8 +56,8 @@ class BpeTokenizer:
         merges:Iterable[tuple[bytes, bytes]], # The pairs to join, first learnt first
         special_tokens:Iterable[str]|Mapping[str, int]|None=None, # One token each
         pattern:str=GPT2,             # A regular expression, or a name in `PATTERNS`
-        *, ignore_merges:bool=False,  # Take a pre-token that is a token as it is?
-        rules:Rules|None=None,        # What else it does; `None` for its class's own
+        *, ignore_merges:bool=False,  # Is a pre-token that is a token left whole?
+        rules:Rules|None=None,        # Further rules; `None` for those of the class
     ):
         self.vocab = dict(vocab)
         self.merges = [(left, right) for left, right in merges]
@@ -102,7 +103,7 @@ class BpeTokenizer:
     def encode(self,
         text:str,       # Any text
         allowed_special:str|Iterable[str]="all", # "none", "none_raise", or some of them
-    )->list[int]:       # Ids, of which `decode` makes the same text
+    )->list[int]:       # Ids, which `decode` turns back into the text
         "Turn text into ids. Raises `ValueError` for a special token that is refused."
         ids = []
         parts = special_parts(text, self.special_tokens, allowed_special, self.rules)
@@ -148,13 +149,13 @@ class BpeTokenizer:
 
     @classmethod
     def load(cls, path:str|Path)->"BpeTokenizer":
-        "Read a `tokenizer.json`, ours or another's. Raises `ValueError` if it cannot."
+        "Read a `tokenizer.json`, ours or another's. Raises `ValueError` on failure."
         return made_of(path, cls, read_hf(path))
 
     def encode_batch(self, texts:Iterable[str], allowed_special:str|Iterable[str]="all",
-        num_processes:int=1, # Several pay from some megabytes on
+        num_processes:int=1, # More than one pays off from a few megabytes on
     )->list[list[int]]:      # The ids of each text
-        "Encode many texts. In a script, several processes need a guard of `__main__`."
+        "Encode many texts. In a script, several processes need a `__main__` guard."
         work = partial(self.encode, allowed_special=allowed_special)
         return each_text(work, texts, num_processes)
 
@@ -175,14 +176,14 @@ class BpeTokenizer:
 
     @classmethod
     def from_tiktoken(cls, path:str|Path,
-        special_tokens:Iterable[str]|Mapping[str, int]|None=None, # The file holds none
-        pattern:str=CL100K,                                       # nor a pattern
+        special_tokens:Iterable[str]|Mapping[str, int]|None=None, # Not in the file
+        pattern:str=CL100K,                                       # Not in the file
     )->"BpeTokenizer":
-        "Read a file of OpenAI's: tokens in base64, and their ranks."
+        "Read a tiktoken file of OpenAI: tokens in base64, and their ranks."
         return made_of(path, cls, read_tiktoken(path, special_tokens, pattern))
 
     def to_tiktoken(self, name:str="llm_course")->Any: # A `tiktoken.Encoding`
-        "Raises `ValueError` where tiktoken would give other ids."
+        "Make a tiktoken `Encoding`. Raises `ValueError` where its ids would differ."
         return to_tiktoken(self, name)
 
     @cached_property
@@ -231,11 +232,11 @@ def gives_back_every_text(part):
 #| code-fold: true
 @check_of("BpeTokenizer")
 def keeps_words_apart(part):
-    "No token reaches over the edge of a pre-token, even where the bytes would fit."
+    "No token crosses the edge of a pre-token, even where the bytes would fit."
     vocab = {i: bytes([i]) for i in range(256)} | {256: b"a "}
     got = list(part(vocab, [(b"a", b" ")]).encode("a b"))
     assert got == [97, 32, 98], (
-        "'a' and ' b' are two pre-tokens, so the merge (a, space) has no place, "
+        "'a' and ' b' are two pre-tokens, so the merge (a, space) cannot apply, "
         f"but 'a b' became {got}")
 
 @check_of("BpeTokenizer")
@@ -306,7 +307,7 @@ def cuts_by_its_own_pattern(part):
     "The text is cut by the pattern that was given."
     got = list(_toy(part, [(b"1", b"2")], pattern=r"\p{N}|\P{N}+").encode("12"))
     assert got == [49, 50], (
-        "by a pattern that takes digits one by one, the merge (1, 2) has no place, "
+        "with a pattern that takes single digits, the merge (1, 2) cannot apply, "
         f"but '12' became {got}")
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #split-view
@@ -314,7 +315,7 @@ def cuts_by_its_own_pattern(part):
 def visible(
     token:bytes, # A token
 )->str:          # What to show for it
-    "Show a token as text, or its bytes; what cannot be seen is shown by its number."
+    "Show a token as text, or as its bytes; invisible characters appear as numbers."
     try: text = token.decode()
     except UnicodeDecodeError: return "".join(f"\\x{byte:02x}" for byte in token)
     shown = []
@@ -330,8 +331,8 @@ class SplitView:
     colours = "#ffd7ff", "#d7ffd7", "#d7d7ff", "#ffffaf", "#d7ffff"   # in HTML
 
     def __init__(self,
-        tokenizer:BpeTokenizer,                  # What cuts
-        text:str,                                # What to cut
+        tokenizer:BpeTokenizer,                  # Cuts the text
+        text:str,                                # The text to show
         allowed_special:str|Iterable[str]="all", # As for `encode`
     ):
         self.ids = tokenizer.encode(text, allowed_special)

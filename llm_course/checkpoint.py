@@ -49,7 +49,7 @@ def bare(
 def apart(
     tensors:dict[str, Tensor], # By name
 )->dict[str, Tensor]:          # The same; none shares memory with another
-    "Copy what was given twice, for a format that holds each tensor by itself."
+    "Copy tensors that share memory, for a format that stores each by itself."
     found, places = {}, set()
     for name, x in tensors.items():
         place = x.untyped_storage().data_ptr()
@@ -58,7 +58,7 @@ def apart(
     return found
 
 def parameters_of(
-    model:nn.Module, # Bare
+    model:nn.Module, # Without wrappers
 )->dict[str, Tensor]: # By name, whole
     "What to save. Raises `ValueError` for a tied head that is not its embedding."
     state = gathered(model.state_dict())
@@ -133,9 +133,9 @@ CONTENTS = {"iteration": int, "config": dict | None, "model": dict, "optimizer":
 def read_checkpoint(
     source:str|os.PathLike|IOBase, # A path or an open file
     device="cpu",                  # Where its tensors go
-    lazy:bool=False,               # Leave them in the file, a path, until they are used
+    lazy:bool=False,               # Leave them in the file until used? Needs a path
 )->dict:                           # What `save_checkpoint` wrote
-    "Read a file without running code in it. Raises `ValueError` for any other file."
+    "Read a checkpoint; run no code in it. Raises `ValueError` for any other file."
     if isinstance(source, str | os.PathLike):
         with open_file(source) as file: return _read_state(file, source, device, lazy)
     return _read_state(source, "this file", device)
@@ -167,9 +167,9 @@ def _read_state(file, name, device, lazy=False):
 #| code-summary: "The rules"
 def to_config(
     found:Any, # What a file says about its model's shape: the fields of a `ModelConfig`
-    name:Any,  # The file, for messages
+    name:Any,  # The name of the file, for messages
 )->ModelConfig: # The shape
-    "Read the shape of a model. Raises `ValueError` for none, or a newer version's."
+    "Read a model's shape. Raises `ValueError` if it is missing, or too new for us."
     if not isinstance(found, dict):
         raise ValueError(f"{name} does not say what shape its model has; "
                          "build the model, then call load_checkpoint")
@@ -189,7 +189,7 @@ def to_config(
 #| code-summary: "The rules"
 def check_moments(
     saved:Any,           # The `state_dict` of an optimiser, from a file
-    optimizer:Optimizer, # The one that will take it over
+    optimizer:Optimizer, # The one that will load it
 )->None:
     "Raise `ValueError` unless every saved moment is finite and fits its parameter."
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -290,12 +290,12 @@ def save_model(
     path:str|os.PathLike,            # Usually ends in `.safetensors`
     dtype:torch.dtype=torch.float16, # Type of the stored numbers
 )->None:
-    """Write the parameters alone as a safetensors file that knows its own shape.
+    """Write the parameters alone as a safetensors file, which also stores the shape.
 
     Raises `ValueError` for numbers too large for `dtype`."""
     model = bare(model)
     if not isinstance(model, Transformer):
-        raise ValueError("save_model writes a Transformer")
+        raise ValueError("save_model can write only a Transformer")
     check_readable(model)
     tensors = {}
     for name, x in parameters_of(model).items():
@@ -303,7 +303,7 @@ def save_model(
         tensors[name] = x.detach().to("cpu", dtype).contiguous()
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in {dtype}; "
-                             "torch.bfloat16 has the range of float32")
+                             "take torch.bfloat16, which has the range of float32")
     about = {"config": json.dumps(asdict(model.config))}
     # a second entry only if needed: safetensors writes them in any order
     if model.parts:
@@ -334,7 +334,7 @@ def build(
     config:ModelConfig,     # The shape
     state:dict[str, Tensor], # The parameters, by name
     device=None,            # Where the model lives
-    parts:Mapping[str, Callable]|None=None, # Those that are not ours; see `Transformer`
+    parts:Mapping[str, Callable]|None=None, # Parts that replace ours; see `Transformer`
 )->Transformer:             # In float32, ready to evaluate
     "Make the model that a file describes."
     if parts:   # they may compute tables when they are built
@@ -349,7 +349,7 @@ def build(
 def load_model(
     path:str|os.PathLike, # A `checkpoint.pt`, a file of `save_model`, or a run folder
     device:str|torch.device|None=None, # `None` for the best there is
-    parts:Mapping[str, Callable]|None=None, # Those that are not ours, if it has such
+    parts:Mapping[str, Callable]|None=None, # Parts that replace ours, if it has any
 )->Transformer:                        # In float32, ready to evaluate
     """Read a model back; its shape comes from the file. A run folder means its best.pt.
 
@@ -370,10 +370,10 @@ def load_model(
 #| code-summary: "The flags"
 @dataclass(frozen=True)
 class ExportConfig(Flags):
-    "Write a checkpoint's model alone, as a .safetensors file that generating reads."
-    model_path:Path # A checkpoint.pt of a training run, or its folder, for its best.pt
+    "Write only the model of a checkpoint, as a .safetensors file for generating."
+    model_path:Path # A checkpoint.pt of a run, or its folder, which means its best.pt
     output:Path=Path("model.safetensors") # The file to write
-    # A Python file with `parts`, as they were given to train(); its code is run
+    # A Python file that defines `parts`, as given to train(); its code is run
     parts:Annotated[Path|None, by_default("the course's own parts")]=None
     # Type of the stored numbers
     dtype:Annotated[str, one_of("float16", "bfloat16", "float32")]="float16"
@@ -392,7 +392,7 @@ def export(
     output = output_path(config.output, "--output")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output} must end in .safetensors, "
-                         "by which generating knows it")
+                         "the ending that the generate command looks for")
     if output.exists() and output.samefile(checkpoint):
         raise ValueError(
             f"--output {output} is the checkpoint itself; name another file")
@@ -400,8 +400,8 @@ def export(
     save_model(model, output, getattr(torch, config.dtype))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {config.dtype}")
     if not (output.parent/"tokenizer.json").is_file():
-        print("to let it write, copy the tokenizer.json of its run beside it, or name "
-              "that by --tokenizer_path")
+        print("to generate with it, copy the tokenizer.json of its run beside it, or "
+              "name that file with --tokenizer_path")
 
 def main(argv:list[str]|None=None)->None:
     "`python -m llm_course.checkpoint`: export a model."

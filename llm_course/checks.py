@@ -45,7 +45,7 @@ def check_of(
 
 def verify(
     part:Callable,           # Any version of a component
-    component:str|None=None, # Which one; by default, the one of that name
+    component:str|None=None, # Which component; by default, the one that has its name
 )->None:
     "Run all checks of a component; raises `AssertionError` at the first that fails."
     for check in CHECKS[component or part.__name__].values():
@@ -65,7 +65,7 @@ def _is_stub(
 def exercise(
     *answers:object, # Values, functions or classes
 )->Callable:         # A decorator
-    "Try answers by the function below, unless they are still to be written."
+    "Test answers with the function below, unless they are still to be written."
     def try_answers(test):
         if any(map(_is_stub, answers)): print("not written yet")
         else:

@@ -117,7 +117,7 @@ def get_batch(
     *,
     seed:int=0,         # Which run this is
     iteration:int|None=None, # Which step of the run; `None` draws anew at each call
-    order:str="random", # Of `ORDERS`: from any place, or each row once in an epoch
+    order:str="random", # `random` places, or `epochs`, which use each row once
 )->tuple:               # Two int64 tensors, `batch_size` by `max_seq_len`
     """Read rows of ids from random places, and the same rows one position later.
 
@@ -136,7 +136,7 @@ def windows(
     batch_size:int,     # Rows, at most
     max_seq_len:int,    # Ids in a row, at most
     device="cpu",       # Where the tensors go
-)->Iterator[tuple]:     # Inputs and targets; the last may be fewer rows, or a short one
+)->Iterator[tuple]:     # Inputs and targets; the last batch may be smaller
     "Go through the dataset once, in order: every id but the first is a target once."
     _check_rows(len(dataset), batch_size, min(max_seq_len, 1))   # one row may be short
     rows, rest = divmod(len(dataset) - 1, max_seq_len)
@@ -156,7 +156,7 @@ def id_dtype(
 # %% ../nbs/03_data.ipynb #check-ids
 def check_ids(
     ids:Integer[np.ndarray, " length"], # Token ids
-    vocab_size:int,                     # They must lie below
+    vocab_size:int,                     # All ids must be below this
     name:str|Path="the dataset",        # What to call them in the message
 )->None:
     "Refuse the first id outside the vocabulary, reading a few megabytes at a time."
@@ -198,7 +198,7 @@ def load_ids(
     vocab_size:int|None=None, # If given, every id is checked against it
 )->Integer[np.ndarray, " length"]: # The ids, mapped: read from disk as they are used
     "Open a file of token ids; raises `ValueError` if it holds anything else."
-    remedy = "make ids of a text with python -m llm_course.data"
+    remedy = "turn a text into ids with python -m llm_course.data"
     with open_file(path) as file: magic = file.read(6)
     if magic == b"\x93NUMPY":
         try: ids = np.load(path, mmap_mode="r")
@@ -243,7 +243,7 @@ def reads_rows_of_the_dataset(part):
         f"ids must be int64, but are {inputs.dtype} and {targets.dtype}")
     for x, y in zip(inputs.tolist(), targets.tolist()):
         assert x == list(range(x[0], x[0] + 6)) and 100 <= x[0], (
-            f"of the ids 100, 101, 102, … a row must be neighbours, but is {x}")
+            f"ids are 100, 101, 102, …: a row must be consecutive, but is {x}")
         wanted = [i + 1 for i in x]
         assert y == wanted, f"the row {x} must have the targets {wanted}, but has {y}"
 
@@ -272,7 +272,7 @@ def reaches_every_place(part):
 
 @check_of("get_batch")
 def is_the_same_for_the_same_step(part):
-    "Seed and iteration decide the batch: the same ones give the same, others others."
+    "Seed and iteration decide the batch: the same two give the same, others another."
     def ids(seed, iteration):
         numbers = np.arange(1000, dtype=np.uint16)
         inputs, _ = part(numbers, 8, 4, "cpu", seed=seed, iteration=iteration)

@@ -132,8 +132,8 @@ def fill_buckets(
 class DataParallel(nn.Module):
     """A copy of a model in each process, whose gradients are averaged.
 
-    They travel while the backward pass goes on. A parameter that took no part in it
-    counts as zero. Source: Li et al. 2020."""
+    They are sent while the backward pass is still running. The gradient of a parameter
+    that took no part in it counts as zero. Source: Li et al. 2020."""
     def __init__(self,
         module:nn.Module, # The model; process 0's numbers are copied to all
         bucket_size_mb:int|float=25, # In 10⁶ bytes; 0: a bucket for each parameter
@@ -180,9 +180,9 @@ class DataParallel(nn.Module):
 
 # %% ../nbs/21_distributed.ipynb #sharded-optimizer
 class ShardedOptimizer(Optimizer):
-    """An optimiser whose state is shared out: each process steps some parameters.
+    """An optimiser whose state is divided: each process updates some parameters.
 
-    `state_dict` holds its own share. Source: Rajbhandari et al. 2020, stage 1."""
+    `state_dict` holds only its share. Source: Rajbhandari et al. 2020, stage 1."""
     def __init__(self,
         params:Iterable,                 # Parameters, or groups; the same in all
         optimizer_class:type[Optimizer], # Such as `AdamW`
@@ -208,7 +208,7 @@ class ShardedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None, **settings):
-        "Step our own parameters, then fetch the others from their owners."
+        "Update our own parameters, then fetch the others from their owners."
         for group, ours in zip(self.param_groups, self.inner.param_groups):
             changed = {k: v for k, v in group.items() if k != "params"}   # such as lr
             ours.update(changed)
@@ -245,7 +245,7 @@ class ShardedModule(nn.Module):
 
     Source: Rajbhandari et al. 2020, stage 3; stage 2 with `keep`."""
     def __init__(self,
-        module:nn.Module, # Emptied; process 0's numbers count
+        module:nn.Module, # It loses its weights; process 0's are used
         keep:bool=False,  # Keep the whole weights from forward to backward pass?
     ):
         super().__init__()
@@ -282,7 +282,7 @@ def shard_model(
     model:nn.Module, # A `Transformer`, not tied; its layers are replaced
     keep:bool=False, # As for `ShardedModule`
 )->nn.Module:        # The same model
-    "Shard each layer by itself, so that one is whole at a time."
+    "Shard each layer by itself, so that only one is whole at a time."
     layers:Any = model
     for i, block in enumerate(layers.blocks):
         layers.blocks[i] = ShardedModule(block, keep)

@@ -43,7 +43,7 @@ class Embedding(nn.Module):
     ):
         super().__init__()
         if min(num_embeddings, embedding_dim) < 1:
-            raise ValueError("an Embedding needs tokens and features, "
+            raise ValueError("an Embedding needs at least one token and one feature, "
                              f"but has {num_embeddings} and {embedding_dim}")
         self.weight = nn.Parameter(truncated_normal(
             num_embeddings, embedding_dim, std=1., device=device, dtype=dtype))

@@ -33,7 +33,7 @@ def log_likelihoods(
     model:nn.Module,                      # A `Transformer`
     rows:Sequence[tuple[list[int], int]], # Ids, and how many of the last are scored
     batch_size:int=8,                     # Rows read side by side
-)->list[float]:                           # Of each row, in nats
+)->list[float]:                           # The sum for each row, in nats
     "Add up the log-probabilities of the last ids of each row."
     device, found = next(model.parameters()).device, list[float]()
     for at in range(0, len(rows), batch_size):
@@ -59,12 +59,12 @@ def start_id(
     return tokenizer.special_tokens[name]
 
 def text_bits_per_byte(
-    model:Transformer,      # What predicts
+    model:Transformer,      # The model that predicts
     tokenizer:BpeTokenizer, # Its tokenizer
     text:str,               # Documents with `<|endoftext|>` between them
     stride:int|None=None,   # Tokens scored by each window; `None` for all it holds
 )->float:
-    "Count the bits that a text costs, for each of its bytes."
+    "Measure how many bits a text costs the model for each of its bytes."
     room = model.config.max_seq_len
     step = room if stride is None else stride
     if not 1 <= step <= room:
@@ -127,12 +127,12 @@ def _sums(scorer:Scorer, pairs)->list[float]:
 # %% ../nbs/24_evaluation.ipynb #evaluate
 @dataclass(frozen=True)
 class Result:
-    "What a model made of a task."
+    "How a model did on a task."
     task:str            # Its name
     right:list[bool]    # For each question
-    sure:list[float]    # Share of its answer among the choices; for `sum` alone
-    chance:float        # Accuracy of one who guesses
-    scores:list[list[float]] # Of each choice; empty where it wrote
+    sure:list[float]    # Its answer's share among the choices; only for `sum`
+    chance:float        # Accuracy of guessing at random
+    scores:list[list[float]] # Of each choice; empty where it wrote an answer
 
     @property
     def accuracy(self)->float: return fmean(self.right)
@@ -179,7 +179,7 @@ def _written(model:Transformer, tokenizer:BpeTokenizer, task:Task)->list[str]:
 
 # %% ../nbs/24_evaluation.ipynb #wilson
 def wilson(
-    right:int,       # Questions answered rightly
+    right:int,       # Questions answered correctly
     n:int,           # Questions asked
     level:float=.95, # How often the interval is to contain the true accuracy
 )->tuple[float, float]:
@@ -208,12 +208,12 @@ def paired(
 
 def bootstrap(
     values:Sequence[float], # One for each question
-    statistic:Callable[[Sequence[float]], float]=fmean, # What is made of them
-    draws:int=1000,         # Exams that are made up
-    seed:int=0,             # Of the chance that makes them up
-    level:float=.95,        # Share of these that the interval contains
+    statistic:Callable[[Sequence[float]], float]=fmean, # What to compute from them
+    draws:int=1000,         # How often to draw all questions again
+    seed:int=0,             # Decides the random draws
+    level:float=.95,        # Share of the results that the interval contains
 )->tuple[float, float]:
-    "Draw questions again with repetition, and see how the statistic scatters."
+    "Draw the questions again with replacement, and see how the statistic varies."
     draw = random.Random(seed)
     found = sorted(statistic(draw.choices(values, k=len(values)))
                    for _ in range(draws))
@@ -222,15 +222,16 @@ def bootstrap(
 
 # %% ../nbs/24_evaluation.ipynb #needed
 def questions_needed(
-    gap:float,         # Difference of the accuracies that is to be seen
+    gap:float,         # Difference between the accuracies to be detected
     disagree:float=.3, # Share of the questions on which the models disagree
-    power:float=.8,    # How often it is to be seen
+    power:float=.8,    # How often to detect it
     level:float=.95,   # How often equal models are not called different
 )->int:
     "Tell how many questions two models must share for a difference to show."
     if not 0 < abs(gap) <= disagree <= 1:
-        raise ValueError("gap must not be 0, nor more than disagree: models that agree "
-                         f"don't differ; but they are {gap} and {disagree}")
+        raise ValueError("gap must not be 0, nor more than disagree, the share of "
+                         "questions on which models can differ, but they are "
+                         f"{gap} and {disagree}")
     normal = NormalDist()
     z = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
     return math.ceil(disagree * (z / gap)**2)
@@ -257,7 +258,7 @@ def ngrams(
     text:str, # Any text
     n:int=8,  # Words in a row
 )->set[tuple[str, ...]]:
-    "Collect all runs of `n` words, in small letters and without punctuation."
+    "Collect all runs of `n` words, in lower case and without punctuation."
     words = re.findall(r"\w+", text.lower())
     return set(zip(*(words[i:] for i in range(n))))
 

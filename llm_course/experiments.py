@@ -27,7 +27,7 @@ from .transformer import Transformer
 # %% ../nbs/22_experiments.ipynb #tail
 def tail(
     t:float, # How many standard errors a mean is away from zero
-    n:int,   # Values that the mean is of, at least 2
+    n:int,   # Number of values in the mean, at least 2
 )->float:    # Between 0 and 1
     "Say how often chance alone gives a `t` so far from zero. Source: Student 1908."
     right_angle = math.pi / 2
@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
     "What pairs of runs say about a difference."
     mean:float   # The first less the second, averaged over the pairs
     error:float  # Standard error of that mean
-    p:float      # How often chance alone gives a mean as many errors from zero
+    p:float      # How often chance alone moves the mean as many errors from zero
 
 def compare(
     a:Sequence[float], # Losses of the first model, one for each seed
@@ -93,7 +93,7 @@ def run_cells(
     run:Callable[..., Mapping],# Takes the settings, returns what came out
     about:Callable[[], Mapping]=dict, # To note beside them: machine, versions, commit
 )->list[dict]:                 # All cells of the file
-    "Make the cells that a file lacks, and keep each at once."
+    "Run the cells that a file lacks, and save each at once."
     path = Path(path)
     for settings in grid:
         done = [all(old.get(name) == value for name, value in settings.items())
@@ -108,7 +108,7 @@ def run_cells(
 # %% ../nbs/22_experiments.ipynb #law
 class Law(NamedTuple):
     "The loss of a model of any size, after any number of tokens."
-    E:float      # What no model gets below
+    E:float      # The loss that no model gets below
     A:float      # Strength of the term for the parameters
     alpha:float  # Its exponent
     B:float      # Strength of the term for the tokens
@@ -122,7 +122,7 @@ EXPONENTS = np.arange(.1, 1.21, .04)   # that are tried, for alpha and for beta
 
 def fit_law(
     points:Sequence[Sequence[float]], # Parameters, tokens and loss of each run
-    weights:Sequence[float]|np.ndarray|None=None, # How much each counts; `None`: alike
+    weights:Sequence[float]|np.ndarray|None=None, # Weight of each; `None`: all equal
     exponents:Iterable[Sequence[float]]|None=None, # Pairs to try; `None`: all
 )->Law:
     "Find the law with the smallest squared error. Source: Hoffmann et al. 2022, §3.3."
@@ -148,10 +148,10 @@ def fit_law(
 
 # %% ../nbs/22_experiments.ipynb #spend
 def spend(
-    law:Law,      # Of `fit_law`
-    budget:float, # Operations
+    law:Law,      # From `fit_law`
+    budget:float, # Operations to spend
 )->tuple[float, float]: # Parameters and tokens
-    "Choose the model with the lowest loss. Source: Hoffmann et al. 2022, equation 4."
+    "Find the best use of a budget. Source: Hoffmann et al. 2022, equation 4."
     both = law.alpha + law.beta
     G = (law.alpha * law.A / (law.beta * law.B))**(1 / both)
     parameters = G * (budget / 6)**(law.beta / both)
@@ -160,11 +160,11 @@ def spend(
 # %% ../nbs/22_experiments.ipynb #bootstrap
 def bootstrap_laws(
     points:Sequence[Sequence[float]], # As for `fit_law`
-    draws:int=100,   # Tables that are made up
-    seed:int=0,      # Of the chance that makes them up
+    draws:int=100,   # Number of tables to draw
+    seed:int=0,      # Decides the random draws
     exponents:Iterable[Sequence[float]]|None=None, # As for `fit_law`
 )->list[Law]:        # One for each table that a law fits
-    "Fit the law to tables that are drawn, with repetition, from the runs."
+    "Fit the law to tables that are drawn, with replacement, from the runs."
     draw = np.random.default_rng(seed)
     laws = []
     for _ in range(draws):

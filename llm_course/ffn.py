@@ -120,7 +120,7 @@ def agrees_with_torch(part):
 
 @check_of("FFN")
 def keeps_tokens_apart(part):
-    "Each token thinks for itself."
+    "Each token is computed by itself."
     layer, x = part(6, 10), torch.randn(2, 5, 6)
     other = x.clone()
     other[:, 2] += 3

@@ -94,7 +94,7 @@ def penalise(
     ids:Int[Tensor, "... t"],          # The text so far
     penalty:float,                     # Above 1 to discourage; 1 does nothing
 )->Float[Tensor, "... vocab"]: # The same, lowered for every token in `ids`
-    """Lower the score of every token that was said: divide it, or multiply if negative.
+    """Lower the score of every token in the text: divide it, or multiply if negative.
 
     Source: Keskar et al. 2019, who only divide."""
     if penalty == 1: return logits
@@ -157,8 +157,8 @@ def pick(
 )->Int[Tensor, "b 1"]: # One id a row
     """Choose the next token.
 
-    Where scores are not finite, raise `ValueError` on a CPU, and give `BROKEN`
-    elsewhere: to look at them would be to wait for them."""
+    Where scores are not finite, raises `ValueError` on a CPU, and gives `BROKEN`
+    elsewhere, since checking them would mean waiting for the device."""
     if how.temperature == 0: new = _best_scores(logits, ids, how)[2]
     else: new = draw(next_probabilities(logits, ids, how), generator)
     if waiting_is_free(logits): return new
@@ -170,8 +170,8 @@ def continuations(
     ids:Int[Tensor, "b t"],              # Texts side by side, flush right, not empty
     max_tokens:int,                      # How many tokens to add
     how:Sampling,                        # Temperature and the rest
-    generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
-    padding:Int[Tensor, " b"]|None=None, # On the left of each; `None` for none
+    generator:torch.Generator|None=None, # Random generator; `None` for torch's own
+    padding:Int[Tensor, " b"]|None=None, # Padding on the left of each; `None` for none
 )->Iterator[Int[Tensor, "b 1"]]: # The added tokens, one at a time
     """Predict, choose, append, and again.
 
@@ -194,7 +194,7 @@ def generate_ids(
     *,
     padding:Int[Tensor, " b"]|None=None, # From `side_by_side`, for different lengths
     stop_id:int|None=None,               # Ends a text; its row is filled with it
-    generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
+    generator:torch.Generator|None=None, # Random generator; `None` for torch's own
     **more:Unpack[MoreDials],            # `top_k`, `min_p`, `repetition_penalty`
 )->Int[Tensor, "b longer"]: # The texts with what was added
     """Continue texts, all at once. Raises `ValueError` for what can't be continued.
@@ -225,9 +225,9 @@ def stream(
     temperature:float=0.8,     # See `Sampling`, as for the next ones
     top_p:float=0.9,           # Share of probability to draw from
     *,
-    stop:str|Sequence[str]=(), # Ends a text before this, or the first of these to come
+    stop:str|Sequence[str]=(), # Ends a text just before this, or the first of several
     seed:int|None=None,        # The same seed gives the same text; `None` for chance
-    draft:Transformer|None=None, # A smaller model that guesses, for one prompt
+    draft:Transformer|None=None, # A smaller model that guesses ahead, for one prompt
     ahead:int=4,               # How many tokens it guesses at a time
     **more:Unpack[MoreDials],  # `top_k`, `min_p`, `repetition_penalty`
 )->Iterator[Texts]: # What is added; for several, a piece of each
@@ -244,7 +244,7 @@ def stream(
     if draft is None:
         added = continuations(model, ids, max_tokens, how, generator, places)
     elif len(prompts) > 1:
-        raise ValueError("a draft guesses for one prompt at a time, "
+        raise ValueError("a draft model works on one prompt at a time, "
                          f"but there are {len(prompts)}")
     else:
         def chances(logits, ids): return next_probabilities(logits, ids, how)
@@ -380,7 +380,7 @@ def _rows(part, setting):
     order = torch.randperm(7)
     assert torch.equal(part(logits[..., order], setting), got[..., order]), (
         "7 tokens a row, shuffled, must be kept or dropped as before: what is found by"
-        " rank belongs back to the ids"
+        " rank must be mapped back to the ids"
     )
 
 @check_of("keep_top_k")

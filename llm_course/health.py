@@ -26,11 +26,11 @@ from .transformer import Transformer
 
 # %% ../nbs/19_health.ipynb #overfit
 def overfit(
-    model:nn.Module,   # Ids in, logits out; left as it is
+    model:nn.Module,   # Ids in, logits out; it is not changed
     inputs:Tensor,     # Ids of one batch
     targets:Tensor,    # What follows each of them
     steps:int=100,     # Steps of AdamW
-    lr:float=1e-2,     # Their rate
+    lr:float=1e-2,     # Their learning rate
 )->list[float]:        # The loss before each step
     "Learn one batch by heart, with a copy of the model."
     model, losses = deepcopy(model), []
@@ -46,7 +46,7 @@ def overfit(
 # %% ../nbs/19_health.ipynb #activation-sizes
 @torch.no_grad()
 def activation_sizes(
-    model:Transformer, # Of any age
+    model:Transformer, # Trained or not
     ids:Tensor,        # What it reads
 )->list[float]:        # The residual stream's size at the start and after each block
     "Measure the root-mean-square of the vectors that flow from block to block."
@@ -79,10 +79,10 @@ def series(
     return [i for i, _ in points], [value for _, value in points]
 
 def band(
-    histories:list[list[dict]], # Of runs that differ in their seed alone
+    histories:list[list[dict]], # Of runs that differ only in their seed
     key:str="train_loss",       # Which curve
 )->tuple[list, np.ndarray]:     # Iterations; lowest, middle and highest value at each
-    "Gather sound runs to a band that a run of the same kind belongs in."
+    "Combine sound runs into a band in which a similar run should lie."
     at = series(histories[0], key)[0]
     curves = [series(history, key)[1] for history in histories]
     return at, np.quantile(curves, [0, .5, 1], axis=0)
@@ -118,10 +118,10 @@ def carried_over(history):    # Share of what was learnt that validation shows, 
 # %% ../nbs/19_health.ipynb #diagnose
 @dataclass(frozen=True)
 class Rule:
-    "A fault shows in a number that passes a limit; `nan` passes none."
+    "A fault shows when a number passes a limit; `nan` never does."
     measure:Callable[[list[dict]], float] # History to number
     limit:float                           # What the number must not pass
-    high:bool                             # Is it the high numbers that are faulty?
+    high:bool                             # Are numbers above it faulty, or below?
     says:str                              # The evidence, and what to look at
 
     def breaks(self, value):
@@ -129,8 +129,8 @@ class Rule:
 
 FAULTS = {   # the surest first
     "no causal mask": Rule(lambda history: last(history, "peek"), 1e-3, True,
-        "what it says changes by {:.2g} with a token that it should not have seen yet; "
-        "look at the mask"),
+        "its output changes by {:.2g} with a token that it should not have seen yet; "
+        "check the mask"),
     "labels not shifted": Rule(present_to_next, .8, False,
         "it predicts the token that it was just shown better than the next (losses as "
         "{:.2f} to 1); shift the targets"),
@@ -148,7 +148,7 @@ def broken_rules(
     rules:dict[str, Rule], # By the name of what they find
     history:list[dict],    # Lines of metrics.jsonl
 )->dict[str, str]:         # What was found, and the evidence for each
-    "Hold a history against some rules."
+    "Check a history against some rules."
     found = {}
     for name, rule in rules.items():
         value = rule.measure(history)
@@ -166,6 +166,6 @@ def diagnose(
         first, chance = history[0].get("train_loss", math.nan), math.log(vocab_size)
         if abs(first - chance) > .1 * chance:
             found["first loss"] = (
-                f"it begins at {first:.2f}, and a model that knows nothing at "
-                f"ln {vocab_size} = {chance:.2f}; look at how the weights are drawn")
+                f"it is {first:.2f}, but a model that knows nothing has about "
+                f"ln {vocab_size} = {chance:.2f}; check how the weights are drawn")
     return found

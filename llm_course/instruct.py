@@ -34,10 +34,10 @@ class Example(NamedTuple):
     learnt:list[bool]
 
 def as_example(
-    tokenizer:BpeTokenizer,     # With the marks of a template
+    tokenizer:BpeTokenizer,     # With the special tokens of a template
     messages:Sequence[Message], # A conversation
 )->Example:
-    "Write a conversation down. Raises `ValueError` where the assistant says nothing."
+    "Turn a conversation into ids. Raises `ValueError` if the assistant says nothing."
     example = Example(*encode_chat(tokenizer, messages))
     if not any(example.learnt):
         raise ValueError("the assistant says nothing, so there is nothing to learn")
@@ -134,12 +134,12 @@ def answer_logits(
 
 # %% ../nbs/25_instruct.ipynb #answers
 def answers(
-    model:Transformer,       # That was taught to answer
+    model:Transformer,       # One that was trained to answer
     tokenizer:BpeTokenizer,  # Its tokenizer
     talks:Sequence[Sequence[Message]], # Conversations that wait for an answer
-    max_tokens:int=40,       # Longest answer
+    max_tokens:int=40,       # Longest answer, in tokens
     temperature:float=0.,    # 0 for the likeliest answer
-)->list[str|None]:           # Each answer; `None` where it came to no end
+)->list[str|None]:           # Each answer; `None` for one that did not end
     "Let a model answer several conversations at once."
     ends = turn_ends(tokenizer)
     asked = [encode_chat(tokenizer, talk, reply=True)[0] for talk in talks]
@@ -175,7 +175,7 @@ def _talk_faults(
         begins = learnt[i] and not learnt[i - 1]
         stops = learnt[i] and (i == last or not learnt[i + 1])
         if begins and opening in (ids[i - n + 1:i + 1], ids[i - n - 1:i - 1]):
-            yield "mask shifted", "what is learnt begins one id beside the answer"
+            yield "mask shifted", "what is learnt begins one id too early or too late"
         if stops and ids[i] not in ends and i < last and ids[i + 1] in ends:
             yield "end not learnt", "an answer's end mark is not learnt"
         elif stops and ids[i] not in ends:

@@ -50,7 +50,7 @@ class Linear(nn.Module):
     ):
         super().__init__()
         if min(in_features, out_features) < 1:
-            raise ValueError("a Linear needs features on both sides, "
+            raise ValueError("a Linear needs at least one feature on each side, "
                              f"but has {in_features} in and {out_features} out")
         self.weight = nn.Parameter(truncated_normal(
             out_features, in_features, std=in_features**-0.5,

@@ -30,14 +30,14 @@ def surprise(
 # %% ../nbs/12_loss.ipynb #check-targets
 def check_targets(
     logits:Tensor,         # A row of scores for each target
-    targets:Tensor,        # What should be ids
-    ignore_index:int|None, # The id that is excused
+    targets:Tensor,        # Should be token ids
+    ignore_index:int|None, # A target that need not be an id
 )->None:
     "Refuse targets that are not ids, do not match, or (on the CPU) are out of range."
     vocab = logits.shape[-1]
     if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise TypeError("targets are token ids, so integers, "
-                        f"but came as {targets.dtype}")
+        raise TypeError("targets must be token ids, so integers, "
+                        f"but are {targets.dtype}")
     if targets.shape != logits.shape[:-1]:
         raise ValueError("each row of logits needs one target, but "
                          f"{tuple(logits.shape[:-1])} rows met "
@@ -55,7 +55,7 @@ def cross_entropy(
     logits:Float[Tensor, "... vocab"], # A score for each token that might come
     targets:Int[Tensor, "..."],        # The token that came
     ignore_index:int|None=-100,        # This target does not count; with `None` all do
-    fused:bool=True,                   # `fused_surprise`, or else `surprise`?
+    fused:bool=True,                   # Use `fused_surprise` instead of `surprise`?
 )->Float[Tensor, ""]: # In nats and at least float32; nan if no position counts
     """Average −log p(target) over the positions that count, where p = softmax(logits).
 
@@ -75,7 +75,7 @@ def cross_entropy(
 def perplexity(
     nats_per_token:float, # A mean cross-entropy
 )->float: # How many equally likely tokens would surprise as much
-    "Turn a mean surprise into the sides of a fair die. Source: Jelinek et al. 1977."
+    "Give the sides of a die that surprises as much. Source: Jelinek et al. 1977."
     if nats_per_token > 709: return math.inf   # e^710 is past the largest float
     return math.exp(nats_per_token)
 

@@ -39,7 +39,7 @@ class SGDDecay(CheckedOptimizer):
         group["t"] += 1
 
     def load_state_dict(self, state_dict:dict):
-        "Take up our own state, or that of `torch.optim.SGD` under `LambdaLR`."
+        "Load our own state, or that of `torch.optim.SGD` under `LambdaLR`."
         groups = [with_step_count(group) for group in state_dict["param_groups"]]
         super().load_state_dict(state_dict | {"param_groups": groups})
 
@@ -75,8 +75,8 @@ class AdamW(CheckedOptimizer):
         lr:float|Tensor=1e-3,    # Learning rate: about how far a step moves a parameter
         betas:tuple[float, float]=(0.9, 0.999), # Share of each average that stays
         eps:float=1e-8,          # Added to the root of the mean square
-        weight_decay:float=0.01, # Share of a parameter that a step takes off, at lr 1
-        fused:bool=True,         # Step by torch's kernel, where it goes the same way
+        weight_decay:float=0.01, # Share by which a step shrinks a parameter, at lr 1
+        fused:bool=True,         # Use torch's kernel, where it computes the same?
     ):
         settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, settings | dict(fused=fused))
@@ -150,7 +150,7 @@ def steps_shrink_with_the_root_of_time(part):
 
 @check_of("SGDDecay")
 def each_group_has_its_rate(part):
-    "Parameter groups go at their own rates."
+    "Each parameter group has its own learning rate."
     slow, fast = (nn.Parameter(torch.zeros(2)) for _ in range(2))
     optimizer = part([{"params": [slow]}, {"params": [fast], "lr": 1.}], lr=0.1)
     for p in slow, fast: p.grad = torch.ones(2)

@@ -36,11 +36,11 @@ def bradley_terry(
 def dpo_loss(
     better:Float[Tensor, " b"],     # ln π(better answer), of the model that learns
     worse:Float[Tensor, " b"],      # ln π(worse answer)
-    ref_better:Float[Tensor, " b"], # The same two of the reference, which stays
+    ref_better:Float[Tensor, " b"], # The same two of the reference, which is fixed
     ref_worse:Float[Tensor, " b"],
     beta:float=.1,                  # Price of one nat away from the reference
 )->Float[Tensor, ""]: # Nats; ln 2 where both models are the same
-    """Bet on the better answers, with the scores that the model's own changes imply.
+    """Take `bradley_terry` of each pair's `beta` ln π/π_ref.
 
     Raises `ValueError` where the reference thinks an answer impossible.
     Source: Rafailov et al. 2023, eq. 7."""
@@ -98,7 +98,7 @@ def preference_faults(
     contrary = sum((a, c, b) in times for a, b, c in times if b != c) // 2
     if contrary:
         found["contradiction"] = (
-            f"with their answers exchanged, {contrary} of the pairs are there, too")
+            f"{contrary} of the pairs are there with their answers exchanged, too")
     if 10 * len(times) < 9 * len(pairs):
         found["repeated"] = f"of {len(pairs)} pairs, only {len(times)} are different"
     for number, pair in enumerate(pairs):

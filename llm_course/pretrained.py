@@ -59,7 +59,7 @@ def rename(
     name:str, # A parameter of ours, such as `blocks.3.ffn.w1.weight`
     to:str,   # Whose name to return: `hf`, `gemma`, `gguf`, or `ours` for no change
 )->str:       # Such as `model.layers.3.mlp.gate_proj.weight`
-    "Say a parameter's name as others do. Raises `ValueError` for one unknown to Llama."
+    "Translate a parameter's name. Raises `ValueError` for one that Llama lacks."
     if to == "ours": return name
     found = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
     if found is None or found[2] not in NAMES:
@@ -96,11 +96,11 @@ def is_turned(
 # %% ../nbs/23_pretrained.ipynb #differences
 @torch.no_grad()
 def differences(
-    model:nn.Module,        # Ours
+    model:nn.Module,        # Our model
     theirs,                 # A model of transformers
     ids:Int[Tensor, "b t"], # A text
 )->tuple[float, float]: # The largest gap of two logits; how often the favourites agree
-    "Hold a model against that of transformers."
+    "Compare a model with that of transformers."
     ours, others = model(ids), theirs(ids).logits
     same = (ours.argmax(-1) == others.argmax(-1)).double().mean().item()
     return (ours - others).abs().max().item(), same
@@ -186,7 +186,7 @@ def named_tensors(
         if not numbers.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite in "
                              f"{numbers.dtype}; "
-                             "torch.bfloat16 has the range of float32")
+                             "take torch.bfloat16, which has the range of float32")
         if name == "head.weight":
             if model.config.tie and not torch.equal(parameter, embedding):
                 raise ValueError("the model ties its head to its embedding, "
@@ -203,7 +203,7 @@ def named_tensors(
 def as_transformers(
     model:nn.Module, # A `Transformer`
 ):                   # A `PreTrainedModel` of Hugging Face's library
-    "Make the same model of the classes of `transformers`, in the same memory."
+    "Build the same model from the classes of `transformers`, in the same memory."
     transformers = import_package("transformers", "a model of Hugging Face's classes")
     ours = cast(Transformer, bare(model))
     config = transformers.AutoConfig.for_model(**to_hf_config(ours.config))
@@ -223,7 +223,7 @@ SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 def chatml(
     messages:list[dict[str, str]], # Each with a `role` and a `content`
-    system:str=SMOLLM2,            # Said first, unless the messages do
+    system:str=SMOLLM2,            # Comes first, unless the messages bring their own
 )->str:                            # The text that a chat model continues
     """Write a conversation as SmolLM2 and Qwen were trained to read it.
 
@@ -235,7 +235,7 @@ def chatml(
     for message in messages:
         role, content = message["role"], message["content"]
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"a role is system, user or assistant, but not {role!r}")
+            raise ValueError(f"a role must be system, user or assistant, not {role!r}")
         mark = re.search(r"<\|im_(?:start|end)\|>", content)
         if mark:
             raise ValueError(f"a message must not hold {mark[0]}, "
@@ -265,14 +265,14 @@ def check_fit(
 def export_pretrained(
     model:nn.Module,             # A `Transformer`
     tokenizer:BpeTokenizer,      # The one that made its training data
-    folder:str|Path,             # Is made if it is not there
+    folder:str|Path,             # Is made if it does not exist
     *,
     dtype:torch.dtype|None=None, # Type of the numbers; `None` for the model's own
     about:str="",                # For the model card: data, purpose, weaknesses
 )->None:
     """Write a folder that `AutoModelForCausalLM` of transformers loads, with a card.
 
-    Raises `ValueError` for a model that no family of theirs computes."""
+    Raises `ValueError` for a model that none of its families computes."""
     folder = output_path(folder, "folder", folder=True)
     ours = cast(Transformer, bare(model))
     roles = check_fit(ours, tokenizer)
@@ -288,7 +288,7 @@ def export_gguf(
 )->None:
     """Write a file for llama.cpp and all that is built on it.
 
-    Raises `ValueError` for a model or a tokenizer that GGUF has no words for."""
+    Raises `ValueError` for a model or a tokenizer that GGUF cannot describe."""
     path = output_path(path, "path")
     ours = cast(Transformer, bare(model))
     roles = check_fit(ours, tokenizer)

@@ -86,7 +86,7 @@ def policy_loss(
     said:Bool[Tensor, "n s"],      # True where the model chose the id
     rewards:Float[Tensor, "groups g"], # One for each of the `n` answers
     method:str="dr_grpo",          # One of `METHODS`
-    clip:float=.2,                 # How far the ratio may move from 1 and still count
+    clip:float=.2,                 # How far from 1 the ratio may move before it is cut
 )->Float[Tensor, ""]: # To be minimised; lower if better answers are likelier
     "Make what was better than expected likelier. Source: Schulman et al. 2017, eq. 7."
     same_shape(logprobs=logprobs, old=old, said=said)
@@ -110,16 +110,16 @@ def kl_estimate(
 
 # %% ../nbs/27_rewards.ipynb #learn
 def learn_from(
-    model:nn.Module,      # It is stepped in place
+    model:nn.Module,      # It is trained in place
     optimizer:Optimizer,  # Of its parameters
     reference:nn.Module,  # The model it began as
     rollout:Rollout,      # Answers that `model` drew just now
     rewards:Float[Tensor, "groups g"], # Of them
     method:str="dr_grpo", # One of `METHODS`
     clip:float=.2,        # As for `policy_loss`
-    beta:float=0.,        # What a nat of distance costs, in units of reward
+    beta:float=0.,        # Cost of a nat of distance, in units of reward
     steps:int=1,          # Of the optimiser, on these answers
-    max_norm:float=1.,    # Longest gradient that passes unshortened
+    max_norm:float=1.,    # As for `gradient_clip`
 )->tuple[Float[Tensor, "n s"], Float[Tensor, "n s"]]: # Old and reference log-probs
     "Take some steps towards the answers that were better than expected."
     ids, said = rollout
@@ -143,7 +143,7 @@ def sample_answers(
     g:int,                           # Answers to each
     max_tokens:int,                  # Longest answer
     stop_id:int|None=None,           # Ends an answer, and belongs to it
-    generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
+    generator:torch.Generator|None=None, # Random generator; `None` for torch's own
 )->list[list[int]]:                  # `g` answers to the first prompt, and so on
     "Draw answers exactly as likely as the model says: no cut, temperature 1."
     rows = [prompt for prompt in prompts for _ in range(g)]

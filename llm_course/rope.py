@@ -24,7 +24,7 @@ def rope_turns(
     device=None,           # Where the table lives
     scaling:RopeScaling|None=None, # For texts longer than those of training
 )->Float[Tensor, "max_seq_len pairs two"]: # Cosine and sine of each angle, in float64
-    """Tabulate by how much each pair turns at each position.
+    """Make a table of how far each pair turns at each position.
 
     Raises `ValueError` for an odd `d_k`. Source: Su et al. 2021, eq. 15."""
     if d_k < 2 or d_k % 2:
@@ -60,7 +60,7 @@ def look_up(
 )->Float[Tensor, "... pairs two"]: # Cosines and sines for these positions
     """Read the table. Raises `ValueError` for a position that is not in it.
 
-    `None` counts from zero. Positions on a GPU are not checked, because to read them
+    `None` counts from zero. Positions on a GPU are not checked, because reading them
     would make the program wait."""
     if isinstance(positions, Tensor):
         readable = positions.is_cpu and not torch.compiler.is_compiling()

@@ -73,7 +73,7 @@ def needs_no_warm_up(part):
 
 @check_of("cos_lr_scheduler")
 def refuses_a_warm_up_longer_than_the_cycle(part):
-    "A warm-up that ends after the cycle is a mistake, and said to be one."
+    "A warm-up that ends after the cycle is a mistake, and is reported as one."
     try: got = part(0, 20, 12, 0.1, 1.)
     except ValueError: return
     raise AssertionError(
@@ -111,7 +111,7 @@ def climbs_and_falls_by_hand(part):
 @check_of("linear_lr_scheduler")
 def refuses_what_the_cosine_refuses(part):
     """A warm-up that ends after the cycle, or a last rate above the highest, is a
-    mistake, and said to be one."""
+    mistake, and is reported as one."""
     for wrong in (0, 20, 12, 0.1, 1.), (0, 4, 12, 1., 0.1):
         try: got = part(*wrong)
         except ValueError: continue

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 # %% ../nbs/20_speed.ipynb #best-time
 def best_time(
     function:Callable[[], object], # What is measured
-    calls:int=5,                   # How often
+    calls:int=5,                   # Number of calls
 )->float: # Seconds of the fastest call
     "Measure how long a function takes when nothing disturbs it."
     function()
@@ -57,7 +57,7 @@ def profile_shares(
 # %% ../nbs/20_speed.ipynb #part-shares
 def part_shares(
     step:Callable[[], object], # What is measured; on the CPU
-    parts:Mapping[str, str],   # By class of modules, the part that it belongs to
+    parts:Mapping[str, str],   # The part that each class of modules belongs to
 )->dict[str, float]: # The share of each part, the optimiser, and "loss", all else
     "Say which parts of a model a step spends its time on, backward pass included."
     entered:list[record_function] = []
@@ -74,7 +74,8 @@ def part_shares(
 
     def begin(event): return event.time_range.start, -event.time_range.end
     seconds = dict.fromkeys([*parts.values(), "optimiser", "loss"], 0.)
-    owner, forward = {}, {}   # the part of an event, and of a number
+    owner:dict[Any, str] = {}     # the part of an event
+    forward:dict[int, str] = {}   # the part of a number in the forward pass
     for event in sorted(watch.events(), key=begin):   # those around others come first
         part = owner.get(event.cpu_parent, "loss")
         if event.name.startswith("module "): part = parts.get(event.name[7:], part)
@@ -101,7 +102,7 @@ class Limits:
 
 def measure_limits(
     n:int=1024,               # Rows and columns of the matrices
-    numbers:int=16 * 2**20,   # That are copied; more than a cache holds
+    numbers:int=16 * 2**20,   # How many are copied; more than a cache holds
     dtype:torch.dtype=torch.float32,
 )->Limits:
     "Measure both limits of the CPU, with as many threads as torch uses now."
@@ -128,15 +129,15 @@ class _Recompute(torch.autograd.Function):
         return None, *torch.autograd.grad(y, (again, *params), grad)
 
 def recompute(
-    layer:nn.Module, # From a tensor to a tensor, the same at every call
+    layer:nn.Module, # Takes and returns a tensor; the same at every call
     x:Tensor,        # What it reads
-)->Tensor: # What it makes of `x`
+)->Tensor: # Its output
     """Apply a layer, keep nothing but `x`, and compute it again in the backward pass.
 
     Raises `RuntimeError` under autocast, which would be off the second time.
     Source: Chen et al. 2016."""
     if torch.is_autocast_enabled(x.device.type):
         raise RuntimeError("recompute would compute in another precision the second "
-                           "time; under autocast take torch.utils.checkpoint")
+                           "time; under autocast use torch.utils.checkpoint")
     trained = [p for p in layer.parameters() if p.requires_grad]
     return _Recompute.apply(layer, x, *trained)

@@ -47,7 +47,7 @@ def backward_all(
 
 def train_step(
     model:Callable[[Tensor], Tensor],      # Ids in, logits out
-    optimizer:Optimizer,                   # Steps the parameters
+    optimizer:Optimizer,                   # Updates the parameters
     scaler:torch.amp.GradScaler,           # Acts in float16 only
     batches:list[tuple[Tensor, Tensor]],   # Inputs and targets; gradients are averaged
     max_norm:float,                        # As for `gradient_clip`; 0 for none
@@ -93,13 +93,13 @@ def advance(
 
 def train(
     config:TrainConfig, # What to learn from, what to build, how to learn
-    parts:Mapping[str,Callable]|None=None, # Of the model, those that are not ours
-    model:Transformer|None=None,           # To begin with; it is trained in place
-    examine:Callable[[Transformer], dict]|None=None, # Numbers for the diary
+    parts:Mapping[str,Callable]|None=None, # Parts that replace ours; see `Transformer`
+    model:Transformer|None=None,           # To start from; it is trained in place
+    examine:Callable[[Transformer], dict]|None=None, # Adds numbers to the diary
 )->Run:                 # With its `model`, and its `history` as in metrics.jsonl
     """Train a model.
 
-    Raises `ValueError` for flags that cannot work, and a loss that is not a number."""
+    Raises `ValueError` for flags that cannot work, or a loss that is not finite."""
     if config.eval_tasks and examine is None:
         raise ValueError("eval_tasks needs train(config, examine=examiner(config))")
     together = processes(config.parallel, config.parallel_timeout, config.output)

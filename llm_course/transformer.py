@@ -22,7 +22,7 @@ from .checks import check_of
 from .embedding import Embedding
 from .engine.families import ModelOptions, check_shape
 from .engine.kv_cache import KVCache
-from .engine.parts import ROLES, exchange_parts, share_weight
+from .engine.parts import ROLES, choose_parts, share_weight
 from .ffn import FFN
 from .linear import Linear
 from .multihead import MultiHeadAttention
@@ -42,12 +42,12 @@ from .softmax import Softmax
 
 # %% ../nbs/15_transformer.ipynb #block
 class TransformerBlock(nn.Module):
-    "Attention, then a feed-forward network, each after its norm and added (pre-norm)."
+    "Add causal attention, then a feed-forward network, each behind a norm (pre-norm)."
     def __init__(self,
         d_model:int,                # Width of the residual stream
         num_heads:int,              # Heads of the attention
         d_ff:int,                   # Hidden width of the feed-forward network
-        max_seq_len:int=2048,       # Positions that can be told apart
+        max_seq_len:int=2048,       # Largest number of positions
         theta:float=10000.0,        # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         device=None, dtype=None,    # Where the parameters live, and their type
@@ -67,7 +67,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self,
         x:Float[Tensor, "... t d_model"], # The residual stream
-        token_positions:Int[Tensor, "... #t"]|None=None, # `None` for 0, 1, 2, …
+        token_positions:Int[Tensor, "... #t"]|None=None, # `None` follows the cache
         cache:KVCache|None=None,          # Keys and values of the tokens before `x`
     )->Float[Tensor, "... t d_model"]:
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
@@ -80,25 +80,29 @@ class Transformer(nn.Module):
     "A decoder-only language model: token ids in, logits for each next id out."
     def __init__(self,
         vocab_size:int,             # Number of token ids
-        max_seq_len:int,            # Positions that can be told apart
+        max_seq_len:int,            # Largest number of positions
         d_model:int,                # Width of the residual stream
-        num_layers:int, num_heads:int, # Blocks, and attention heads of each
+        num_layers:int,             # Blocks
+        num_heads:int,              # Attention heads of each block
         d_ff:int,                   # Hidden width of each feed-forward network
         rope_theta:float=10000.0,   # RoPE's base
         num_kv_heads:int|None=None, # Heads of keys and values; `None` for `num_heads`
         tie:bool=False,             # Use one matrix for embedding and logits?
-        parts:Mapping|None=None,    # Other parts by their role, a key of `PARTS`
+        parts:Mapping|None=None,    # Other classes, by their role in `PARTS`
         device=None, dtype=None,    # Where the parameters live, and their type
-        *, embedding:Callable=Embedding, block:Callable=TransformerBlock, # Classes of
-        final_norm:Callable=RmsNorm, head:Callable=Linear,   # the model's four parts
-        **options,                  # `norm_eps`, `d_k` and more: see `ModelConfig`
+        *,
+        embedding:Callable=Embedding,    # Class of the embedding
+        block:Callable=TransformerBlock, # Class of each block
+        final_norm:Callable=RmsNorm,     # Class of the norm before the head
+        head:Callable=Linear,            # Class of the head
+        **options,                  # `norm_eps`, `d_k` and others: see `ModelOptions`
     ):
         super().__init__()
         self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers,
             num_heads, d_ff, rope_theta, num_kv_heads, tie, **options)
-        # the same four classes, unless `parts` or `options` ask for others;
-        # `self.parts` remembers those that are not the course's own, for files
-        self.parts, embedding, block, final_norm, head = exchange_parts(
+        # In the plain model these are the four classes as they came. Otherwise they
+        # are wrapped, with `parts` and options filled in; files need `self.parts`.
+        self.parts, embedding, block, final_norm, head = choose_parts(
             PARTS, self.config, parts, embedding, block, final_norm, head)
         with torch.device(device or torch.get_default_device()):
             self.embedding = embedding(vocab_size, d_model)
@@ -112,7 +116,7 @@ class Transformer(nn.Module):
 
     def forward(self,
         ids:Int[Tensor, "... t"], # Token ids
-        token_positions:Int[Tensor, "... #t"]|None=None, # `None` for 0, 1, 2, …
+        token_positions:Int[Tensor, "... #t"]|None=None, # `None` follows the caches
         caches:Sequence[KVCache|None]|None=None, # One for each block
     )->Float[Tensor, "... t vocab"]:
         x = self.embedding(ids)
@@ -144,7 +148,7 @@ class ModelConfig(ModelOptions):   # with the options that other families need
 def start_small(
     model:Any, # A fresh `Transformer`; its weights are changed in place
 )->None:
-    """Shrink the head, and what the branches add at first.
+    """Scale the last matrix of each branch by 1/√(2 · blocks), and shrink the head.
 
     Source: Radford et al. 2019, §2.3."""
     branches = 2 * len(model.blocks)
@@ -248,7 +252,7 @@ def begins_by_knowing_nothing(part):
 
 @check_of("Transformer")
 def cannot_see_the_future(part):
-    "The scores at a place do not depend on later ids, but on all earlier ones."
+    "The scores at a place depend on all earlier ids, but not on later ones."
     model = _stirred(part(11, 8, 16, 2, 4, 24))
     ids = torch.arange(8)[None]
     later = ids.clone()

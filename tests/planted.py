@@ -57,10 +57,10 @@ class Part(nn.Module):
     def forward(self, x): return F.linear(x, self.weight, self.bias)
 """,
     ("LinearDrawnWithStdOne", "initial spread 1, not 1/√d_in: outputs grow", "fresh weights have the spread one", "std=d_in**-.5", "std=1."),
-    ("LinearVarianceAsStd", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)", "the variance of fresh weights is right for their", "d_in**-.5", "1/d_in"),
+    ("LinearVarianceAsStd", "initial spread is 1/d_in instead of 1/√d_in (variance taken for standard deviation)", "the spread of fresh weights is what their variance should be", "d_in**-.5", "1/d_in"),
     ("LinearXavier", "initial spread: Xavier 2/(d_in+d_out) depends on d_out; only d_in counts", "the spread of fresh weights counts inputs and ou", "d_in**-.5", "(2 / (d_in + d_out))**.5"),
     ("LinearTorchInit", "nn.Linear's kaiming_uniform(a=√5) start: spread 1/√(3 d_in), too small", "the spread of fresh weights is 1/√(3 d_in)", "fresh(d_out, d_in, std=d_in**-.5, **kind)", "nn.init.kaiming_uniform_(torch.empty(d_out, d_in, **kind), a=math.sqrt(5))"),
-    ("LinearTransposedWeight", "weight stored as (d_in, d_out): transposed", "the weight is stored the other way round", "fresh(d_out, d_in", "fresh(d_in, d_out", "self.weight, self.bias)", "self.weight.T, self.bias)"),
+    ("LinearTransposedWeight", "weight stored as (d_in, d_out): transposed", "the weight is stored the wrong way round", "fresh(d_out, d_in", "fresh(d_in, d_out", "self.weight, self.bias)", "self.weight.T, self.bias)"),
     ("LinearBiasByDefault", "has a bias by default", "there is a bias even where none was asked for", "bias=False", "bias=True"),
     ("LinearForgetsBias", "bias is created but never added", "the bias is there", "self.weight, self.bias)", "self.weight)"),
     ("LinearRandomBias", "bias starts random instead of at zero", "the bias begins with random numbers", "torch.zeros(d_out, **kind)", "torch.randn(d_out, **kind) * d_in**-.5"))
@@ -89,7 +89,7 @@ class Part(nn.Module):
     ("EmbeddingScaledInit", "initial spread 1/√d instead of 1", "the spread of fresh vectors shrinks with their s", "std=1.", "std=d**-.5"),
     ("EmbeddingTimesRootD", "multiplies the rows by √d_model", "the vectors are multiplied by √d", "self.weight[ids]", "self.weight[ids] * math.sqrt(self.weight.shape[1])"),
     ("EmbeddingPaddingZero", "id 0 treated as padding: its row gets no gradient", "the row of one id gets no gradient", "self.weight[ids]", "F.embedding(ids, self.weight, padding_idx=0)"),
-    ("EmbeddingOffByOne", "off by one: looks up row id−1", "you read the row before the one that the id name", "[ids]", "[ids - 1]"),
+    ("EmbeddingOffByOne", "off by one: looks up row id−1", "you read the row before the right one", "[ids]", "[ids - 1]"),
     ("EmbeddingReadsData", "the looked-up rows are detached (table.data): nothing is learnt", "what comes out is cut off from what it was compu", "self.weight[ids]", "self.weight.data[ids]"),
     ("EmbeddingTwoAxes", "only takes ids with two axes (batch, seq)", "for ids on one axis, the shape is", "self.weight[ids]", "self.weight[ids.unsqueeze(0) if ids.dim() == 1 else ids]"),
     ("EmbeddingGradOverwritten", "gradient of a repeated token is overwritten, not summed", "a token that occurs twice gets the gradient of o", "self.weight[ids]", "_Unique.apply(ids, self.weight)"))
@@ -107,13 +107,13 @@ class Part(nn.Module):
 """,
     ("RmsNormSubtractsMean", "subtracts the mean, as LayerNorm does", "the mean is subtracted first", "r = torch", "h = h - h.mean(-1, keepdim=True); r = torch"),
     ("RmsNormEpsOutside", "eps added outside the root", "eps stands outside the root", "keepdim=True) + self.eps)", "keepdim=True)) + self.eps"),
-    ("RmsNormDividesByLength", "sum of squares instead of mean: divides by the length", "the squares are added up where their mean is wan", ".mean(", ".sum("),
-    ("RmsNormNoUpcast", "squares in half precision: no upcast to float32, overflows", "the squares are taken in the type of the input", "x if x.dtype == torch.float64 else x.float()", "x"),
-    ("RmsNormGemmaGain", "gain starts at zero (1 + weight as in Gemma)", "one is added to a gain that begins at zero", "torch.ones", "torch.zeros", "* self.weight", "* (1 + self.weight)"),
+    ("RmsNormDividesByLength", "sum of squares instead of mean: divides by the length", "the squares are added up", ".mean(", ".sum("),
+    ("RmsNormNoUpcast", "squares in half precision: no upcast to float32, overflows", "the squares are computed in the type of the input, but 300² does not fit into float16", "x if x.dtype == torch.float64 else x.float()", "x"),
+    ("RmsNormGemmaGain", "gain starts at zero (1 + weight as in Gemma)", "the gain begins at zero and one is added to it, as in Gemma", "torch.ones", "torch.zeros", "* self.weight", "* (1 + self.weight)"),
     ("RmsNormForgetsGain", "forgets the gain in forward", "the gain is never applied", " * self.weight", ""),
     ("RmsNormMeanOverAll", "mean over all axes: vectors not normed one by one", "the mean runs over the whole batch", "mean(-1, keepdim=True)", "mean()"),
-    ("RmsNormDetached", "rms is detached: gradient misses the term through the norm", "no gradient flows through the size that you divi", "h / r", "h / r.detach()"),
-    ("RmsNormReturnsFloat32", "result stays float32: not cast back to the type of x", "float32 comes out whatever went in", ".to(x.dtype)", ""),
+    ("RmsNormDetached", "rms is detached: gradient misses the term through the norm", "no gradient flows through the root mean square that you divide by", "h / r", "h / r.detach()"),
+    ("RmsNormReturnsFloat32", "result stays float32: not cast back to the type of x", "the result is always float32", ".to(x.dtype)", ""),
     ("RmsNormFixedEps", "ignores the eps it is given (fixed 1e-5)", "eps is fixed in the code", "+ self.eps", "+ 1e-5"))
 
 # ---------------------------------------------------------------- SiLu
@@ -141,7 +141,7 @@ class _Ffn(nn.Module):
 class FfnGatesSwapped(_Ffn):
     def forward(self, x): return self.w2(self.w1(x) * F.silu(self.w3(x)))
 
-@fault("FFN", "silu applied to the product", "the bend sits on the product of gate and value")
+@fault("FFN", "silu applied to the product", "the bend is applied to the product of gate and value")
 class FfnSiluOfProduct(_Ffn):
     def forward(self, x): return self.w2(F.silu(self.w1(x) * self.w3(x)))
 
@@ -206,7 +206,7 @@ class Part(nn.Module):
     ("SoftmaxStaysFloat32", "result left in float32 for half-precision scores", "the type is torch.float32 and must be torch.float16", ".to(x.dtype)", ""),
     ("SoftmaxBaseTwo", "base 2 instead of e", "these are powers of two", "torch.exp(", "torch.exp2("),
     ("SoftmaxDetachedSum", "denominator detached: gradient lacks −p_i p_j", "in its gradient", "h.amax(self.dim, keepdim=True)", "h.amax(self.dim, keepdim=True).detach()", "e.sum(self.dim, keepdim=True)", "e.sum(self.dim, keepdim=True).detach()"),
-    ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are lifted", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
+    ("SoftmaxClamps", "scores clamped: minus infinity still gets a share / large gaps flattened", "scores far below the best are raised", "torch.exp(h - h.amax(self.dim, keepdim=True))", "(h - h.amax(self.dim, keepdim=True)).clamp(min=-10).exp()"))
 
 # ---------------------------------------------------------------- ScaledDotProductAttention
 def _up(q, k, v):
@@ -238,7 +238,7 @@ class SdpaScaleBySeq(nn.Module):
         scores = torch.einsum("...td,...sd->...ts", a, b) / math.sqrt(k.shape[-2])
         return (_shares(scores, mask) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "mask inverted: true is taken for forbidden", "the mask is read the other way round")
+@fault("ScaledDotProductAttention", "mask inverted: true is taken for forbidden", "the mask is read the wrong way round")
 class SdpaMaskInverted(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -278,7 +278,7 @@ class SdpaNanWhenAllMasked(nn.Module):
         if mask is not None: s = s.masked_fill(~mask, -torch.inf)
         return (torch.softmax(s, -1) @ c).to(v.dtype)
 
-@fault("ScaledDotProductAttention", "finite fill −1e9: a query that may look nowhere gets the mean of all", "hidden scores are a great negative number")
+@fault("ScaledDotProductAttention", "finite fill −1e9: a query that may look nowhere gets the mean of all", "hidden scores are a large negative number")
 class SdpaMinusBillion(nn.Module):
     def forward(self, q, k, v, mask=None):
         a, b, c = _up(q, k, v)
@@ -362,7 +362,7 @@ class RopeFromOne(_Rope):
         a = torch.outer(torch.arange(1, self.max_seq_len + 1).double(), self.frequency())
         return a.cos(), a.sin()
 
-@fault("RoPE", "token_positions ignored", "the positions that are given are ignored")
+@fault("RoPE", "token_positions ignored", "the given positions are ignored")
 class RopeIgnoresPositions(_Rope):
     def look(self, x, pos): return self.cos_t[:x.shape[-2]], self.sin_t[:x.shape[-2]]
 
@@ -370,7 +370,7 @@ class RopeIgnoresPositions(_Rope):
 class RopeFixedTheta(_Rope):
     def frequency(self): return 10000.0 ** (-torch.arange(0, self.d_k, 2).double() / self.d_k)
 
-@fault("RoPE", "halves concatenated after interleaved rotation: output not interleaved again", "the pairs are right on the way in")
+@fault("RoPE", "halves concatenated after interleaved rotation: output not interleaved again", "the pairs are taken apart correctly, but put back as two halves")
 class RopeConcatenates(_Rope):
     def turn(self, x, cos, sin):
         a, b = x[..., ::2], x[..., 1::2]
@@ -386,7 +386,7 @@ class RopePersistentTable(_Rope):
         self.register_buffer("sin_t", sin)
     def _apply(self, fn, recurse=True): return self
 
-@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "turned into bfloat16, it turns positions")
+@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "after conversion to bfloat16, it turns positions up to 4,096 by other angles")
 class RopeHalfTable(nn.Module):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__()
@@ -408,7 +408,7 @@ class RopeInPlaceMix(_Rope):
         out[..., 1::2] = out[..., 0::2]*sin + out[..., 1::2]*cos
         return out
 
-@fault("RoPE", "position taken from the wrong axis (batch/head instead of seq)", "vectors that stand at one position of different ")
+@fault("RoPE", "position taken from the wrong axis (batch/head instead of seq)", "vectors at the same position in different sequences are turned differently")
 class RopeWrongAxis(_Rope):
     def forward(self, x, token_positions=None):
         if token_positions is not None or x.ndim < 3: return super().forward(x, token_positions)
@@ -444,7 +444,7 @@ class _Mha(nn.Module):
         k, v = self.share(k), self.share(v)
         return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
 
-@fault("MultiHeadAttention", "no causal mask: sees the future", "there is no causal mask")
+@fault("MultiHeadAttention", "no causal mask: sees the future", "the causal mask is missing")
 class MhaNotCausal(_Mha):
     def mask(self, t): return torch.ones(t, t, dtype=torch.bool)
 
@@ -479,11 +479,11 @@ class MhaRotatesValues(_Mha):
 class MhaRotatesQueriesOnly(_Mha):
     def turn(self, q, k, v, pos): return self.rope(q, pos), k, v
 
-@fault("MultiHeadAttention", "no RoPE at all: positions are not used", "no positions at all")
+@fault("MultiHeadAttention", "no RoPE at all: positions are not used", "positions are never applied")
 class MhaNoRope(_Mha):
     def turn(self, q, k, v, pos): return q, k, v
 
-@fault("MultiHeadAttention", "token_positions not passed on to RoPE", "the positions that are given are ignored")
+@fault("MultiHeadAttention", "token_positions not passed on to RoPE", "the given positions are ignored")
 class MhaIgnoresPositions(_Mha):
     def turn(self, q, k, v, pos): return self.rope(q), self.rope(k), v
 
@@ -493,7 +493,7 @@ class MhaScaleByModel(_Mha):
         s = q @ k.mT / math.sqrt(self.d_k * self.num_heads)
         return s.masked_fill(~mask, -torch.inf).softmax(-1)
 
-@fault("MultiHeadAttention", "kv heads shared by tiling (repeat) instead of repeat_interleave: wrong groups", "groups are strided")
+@fault("MultiHeadAttention", "kv heads shared by tiling (repeat) instead of repeat_interleave: wrong groups", "query head i uses key head i mod n")
 class MhaTilesKvHeads(_Mha):
     def share(self, k):
         n = self.num_heads // self.num_kv_heads
@@ -512,7 +512,7 @@ class MhaRopeBeforeSplit(_Mha):
         k, v = self.share(k), self.share(v)
         return self.output_proj(self.join(self.weigh(q, k, self.mask(x.shape[-2])) @ v))
 
-@fault("MultiHeadAttention", "output projection forgotten", "the last projection is missing")
+@fault("MultiHeadAttention", "output projection forgotten", "the output projection is missing")
 class MhaNoOutputProjection(_Mha):
     def forward(self, x, token_positions=None):
         q = self.split(self.q_proj(x), self.num_heads)
@@ -520,7 +520,7 @@ class MhaNoOutputProjection(_Mha):
         q, k, v = self.turn(q, k, v, token_positions)
         return self.join(self.weigh(q, self.share(k), self.mask(x.shape[-2])) @ self.share(v))
 
-@fault("MultiHeadAttention", "RoPE along the head axis: called before the transpose", "the answers change when the whole text moves on ")
+@fault("MultiHeadAttention", "RoPE along the head axis: called before the transpose", "the outputs change when the whole text is shifted by 20 positions")
 class MhaRopeOverHeads(_Mha):
     def turn(self, q, k, v, pos):
         if pos is not None: return self.rope(q, pos), self.rope(k, pos), v
@@ -565,7 +565,7 @@ class CeSum(_Ce):
 class CeDividesByAll(_Ce):
     def mean(self, losses, keep): return (losses * keep).sum() / len(losses)
 
-@fault("CrossEntropyLoss", "ignore_index not honoured: −100 indexes from the end / counts as class 0", "positions with the target −100 are counted as if")
+@fault("CrossEntropyLoss", "ignore_index not honoured: −100 indexes from the end / counts as class 0", "positions with the target −100 are counted")
 class CeIgnoresIgnore(_Ce):
     def mean(self, losses, keep): return losses.mean()
 
@@ -601,7 +601,7 @@ class CeWrongAxis(_Ce):
 class CeSmoothing(_Ce):
     def nll(self, z, t): return F.cross_entropy(z, t, reduction="none", label_smoothing=0.1)
 
-@fault("CrossEntropyLoss", "computed in half precision", "the logits are shared out in half precision")
+@fault("CrossEntropyLoss", "computed in half precision", "the softmax is computed in half precision")
 class CeHalf(_Ce):
     def rows(self, logits, targets):
         z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
@@ -643,7 +643,7 @@ class SgdNoRoot(_Sgd):
 class SgdCountsFromOne(_Sgd):
     def rate(self, lr, t): return lr / math.sqrt(t + 2)
 
-@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters have a part in each other's steps")
+@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters affect each other's steps")
 class SgdCountsParameters(_Sgd):
     def step(self, closure=None):
         self.t = getattr(self, "t", 0)
@@ -653,7 +653,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr", "all groups go at the first rate")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "all groups use the first rate")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -725,7 +725,7 @@ class _Adam(torch.optim.Optimizer):
                 self.decay(p, g)
                 p.sub_(self.move(s, g))
 
-@fault("AdamW", "steps counted beside the state, so that no checkpoint knows of them", "a saved state is not all that it knows")
+@fault("AdamW", "steps counted beside the state, so that no checkpoint knows of them", "the saved state is not complete")
 class AdamCountsBesideTheState(_Adam):
     def __init__(self, params, **settings):
         super().__init__(params, **settings)
@@ -753,7 +753,7 @@ class AdamL2(_Adam):
     def grad(self, p, g): return p.grad + g["weight_decay"] * p
     def decay(self, p, g): pass
 
-@fault("AdamW", "decay not multiplied by the learning rate", "decay takes wd times the parameter")
+@fault("AdamW", "decay not multiplied by the learning rate", "decay subtracts wd times the parameter")
 class AdamDecayWithoutLr(_Adam):
     def decay(self, p, g): p.mul_(1 - g["weight_decay"])
 
@@ -783,14 +783,14 @@ class AdamEpsBeforeCorrection(_Adam):
         rate = g["lr"] * math.sqrt(1 - b2**s["t"]) / (1 - b1**s["t"])
         return rate * s["m"] / (s["v"].sqrt() + g["eps"])
 
-@fault("AdamW", "decay multiplied by the bias-corrected rate instead of lr", "decay takes the corrected rate of the step")
+@fault("AdamW", "decay multiplied by the bias-corrected rate instead of lr", "decay uses the corrected rate of the step")
 class AdamDecayByCorrectedRate(_Adam):
     def decay(self, p, g):
         b1, b2 = g["betas"]
         t = self.state[p]["t"]
         p.mul_(1 - g["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t) * g["weight_decay"])
 
-@fault("AdamW", "second moment not squared: running mean of |gradient|", "the sizes of the gradients are averaged")
+@fault("AdamW", "second moment not squared: running mean of |gradient|", "the absolute values of the gradients are averaged, not their squares")
 class AdamSecondMomentNotSquared(_Adam):
     def moments(self, s, grad, g):
         b1, b2 = g["betas"]
@@ -814,7 +814,7 @@ class AdamDecaysAfterStep(_Adam):
             for p in g["params"]:
                 if p.grad is not None: p.mul_(1 - g["lr"] * g["weight_decay"])
 
-@fault("AdamW", "weight decay forgotten", "there is no decay")
+@fault("AdamW", "weight decay forgotten", "decay is missing")
 class AdamNoDecay(_Adam):
     def decay(self, p, g): pass
 
@@ -831,7 +831,7 @@ class AdamDecaysIdle(_Adam):
             for p in g["params"]:
                 if p.grad is None: p.mul_(1 - g["lr"] * g["weight_decay"])
 
-@fault("AdamW", "one second moment for a whole tensor", "numbers of one parameter have a part in each other's steps")
+@fault("AdamW", "one second moment for a whole tensor", "numbers of one parameter affect each other's steps")
 class AdamWOneSquareForAll(_Adam):
     def moments(self, s, grad, group):
         b1, b2 = group["betas"]
@@ -855,11 +855,11 @@ def part(params, max_norm):
     ("clip_without_root", "root forgotten: squared norm", "the squared length is returned and used", ".norm()", ".square().sum()"),
     ("clip_by_value", "clips values (clamp to ±max_norm) instead of the norm", "every number is cut off at the limit by itself", "g.mul_(max_norm / (norm + 1e-6))", "g.clamp_(-max_norm, max_norm)"),
     ("clip_not_in_place", "result not written back: p.grad rebinding a local name", "nothing is scaled", "g.mul_(max_norm / (norm + 1e-6))", "g = g * max_norm / (norm + 1e-6)"),
-    ("clip_fails_without_grad", "fails on parameters without a gradient", "a parameter without a gradient is not passed ove", "[p for p in _params(params) if p.grad is not None]", "_params(params)"),
+    ("clip_fails_without_grad", "fails on parameters without a gradient", "a parameter without a gradient raises an error", "[p for p in _params(params) if p.grad is not None]", "_params(params)"),
     ("clip_returns_norm_after", "returns the norm after clipping", "the length after clipping is returned", "return norm", "return norm.clamp(max=max_norm)"),
     ("clip_measures_params", "measures the parameters instead of their gradients", "the parameters are measured", "[g.flatten() for g in grads]", "[p.detach().flatten() for p in params]"),
     ("clip_returns_none", "returns nothing", "does every path end in a return?", "return norm", "pass"),
-    ("clip_to_length_one", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm", "they are brought to length one", "max_norm / (norm", "1 / (norm"))
+    ("clip_to_length_one", "max_norm compared, but gradients scaled to length one: not multiplied by max_norm", "the gradients are scaled to length one, whatever the limit", "max_norm / (norm", "1 / (norm"))
 
 # ---------------------------------------------------------------- params_for_decay
 @fault("params_for_decay", "biases and gains decay too", "everything decays")
@@ -871,7 +871,7 @@ def decay_swapped(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.dim() < 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.dim() >= 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "by the name 'bias' only: norm gains decay", "only what is not called bias decays")
+@fault("params_for_decay", "by the name 'bias' only: norm gains decay", "everything not called bias decays, gains included")
 def decay_by_bias_name(model, weight_decay=0.01):
     decay, rest = [], []
     for n, p in model.named_parameters():
@@ -883,7 +883,7 @@ def decay_includes_frozen(model, weight_decay=0.01):
     ps = list(model.parameters())
     return [{"params": [p for p in ps if p.ndim >= 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim < 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "embeddings left undecayed", "it has two axes or more and does not decay")
+@fault("params_for_decay", "embeddings left undecayed", "a parameter with two axes or more does not decay")
 def decay_not_embeddings(model, weight_decay=0.01):
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     ps = [p for p in model.parameters() if p.requires_grad]
@@ -899,7 +899,7 @@ def decay_second_group_default(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in ps if p.ndim <= 1]}]
 
-@fault("params_for_decay", "weight_decay argument ignored: 0.1 fixed", "the decay that is given is ignored")
+@fault("params_for_decay", "weight_decay argument ignored: 0.1 fixed", "the given decay is ignored")
 def decay_fixed(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.ndim > 1], "weight_decay": 0.1}, {"params": [p for p in ps if p.ndim <= 1], "weight_decay": 0.}]
@@ -932,7 +932,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     return lr_min + .5 * (1 + math.cos(math.pi * r)) * (lr_max - lr_min)
 """,
     ("lr_progress_from_zero", "cosine over the whole run: warm-up not subtracted from the progress", "the way down is counted from step 0", "(it - warmup_iters) / (cos_cycle_iters - warmup_iters)", "it / cos_cycle_iters"),
-    ("lr_nanogpt_warmup", "warm-up counts (it+1)/(warmup+1), as in nanoGPT", "the climb is one step ahead and one step longer", "it / warmup_iters", "(it + 1) / (warmup_iters + 1)"),
+    ("lr_nanogpt_warmup", "warm-up counts (it+1)/(warmup+1), as in nanoGPT", "the climb is (it + 1)/(w + 1), as in nanoGPT", "it / warmup_iters", "(it + 1) / (warmup_iters + 1)"),
     ("lr_rises_again", "after the cycle the cosine goes on (comes up again)", "after the cycle the curve goes on", "if it >= cos_cycle_iters: return lr_min", "pass"),
     ("lr_linear", "line instead of cosine", "the way down is a straight line", ".5 * (1 + math.cos(math.pi * r))", "(1 - r)"),
     ("lr_zero_after", "zero after the cycle instead of lr_min", "the rate falls below lr_min on its way", ">= cos_cycle_iters: return lr_min", "> cos_cycle_iters: return 0."),
@@ -940,7 +940,7 @@ def part(it, warmup_iters, cos_cycle_iters, lr_min, lr_max):
     ("lr_warmup_from_min", "warm-up climbs from lr_min instead of 0", "the climb begins at lr_min instead of 0", "return lr_max * it", "return lr_min + (lr_max - lr_min) * it"),
     ("lr_cycle_after_warmup", "cos_cycle_iters taken for the length of the cosine, after the warm-up", "the cycle is counted from the end of the warm-up", ">= cos_cycle_iters", ">= warmup_iters + cos_cycle_iters", "(cos_cycle_iters - warmup_iters)", "cos_cycle_iters"),
     ("lr_division_by_zero", "divides by zero without warm-up (it <= warmup)", "without a warm-up, step 0 does not have", "it < warmup_iters", "it <= warmup_iters"),
-    ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is taken without", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
+    ("lr_does_not_refuse", "senseless warm-up (longer than the cycle) not refused", "a warm-up longer than the cycle is accepted without an error", "_lr_ok(it, warmup_iters, cos_cycle_iters, lr_min, lr_max)", "pass"),
     ("lr_whole_wave", "sine phase: 2π, a whole wave instead of half", "the way down goes up again before the end of the", "math.pi * r", "2 * math.pi * r"))
 
 # ---------------------------------------------------------------- TransformerBlock
@@ -957,7 +957,7 @@ class _Block(nn.Module):
         x = x + self.ffn(self.ffn_norm(x))
         return x
 
-@fault("TransformerBlock", "post-norm: norms after the addition", "the norms sit behind the sums")
+@fault("TransformerBlock", "post-norm: norms after the addition", "the norms come after the sums, on the stream itself")
 class BlockPostNorm(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = self.attention_norm(x + self.attention(x, token_positions, cache))
@@ -975,7 +975,7 @@ class BlockNoFfnResidual(_Block):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return self.ffn(self.ffn_norm(x))
 
-@fault("TransformerBlock", "residual adds the normed stream, not the raw one", "what is added to is the normalised stream")
+@fault("TransformerBlock", "residual adds the normed stream, not the raw one", "the branches are added to the normalised stream")
 class BlockResidualOfNormed(_Block):
     def forward(self, x, token_positions=None, cache=None):
         h = self.attention_norm(x)
@@ -1000,7 +1000,7 @@ class BlockSameNormTwice(_Block):
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(self.attention_norm(x))
 
-@fault("TransformerBlock", "second addition uses the original x: attention's part lost", "the network's answer is added to what came in")
+@fault("TransformerBlock", "second addition uses the original x: attention's part lost", "the network's output is added to the block's input")
 class BlockForgetsAttention(_Block):
     def forward(self, x, token_positions=None, cache=None):
         residual = x
@@ -1019,7 +1019,7 @@ class BlockDropout(_Block):
         x = x + F.dropout(self.attention(self.attention_norm(x), token_positions, cache), 0.1)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), 0.1)
 
-@fault("TransformerBlock", "norm on the branch's output (x + norm(f(x))) instead of its input", "the norms sit on what the branches add")
+@fault("TransformerBlock", "norm on the branch's output (x + norm(f(x))) instead of its input", "the norms are applied to the outputs of the branches")
 class BlockNormsOutput(_Block):
     def forward(self, x, token_positions=None, cache=None):
         x = x + self.attention_norm(self.attention(x, token_positions, cache))
@@ -1063,11 +1063,11 @@ class ModelDropsBlockOutput(_Model):
         for block in self.blocks: y = block(x, token_positions)
         return self.head(self.norm(y))
 
-@fault("Transformer", "softmax applied to the logits", "probabilities come out")
+@fault("Transformer", "softmax applied to the logits", "probabilities are returned")
 class ModelReturnsProbabilities(_Model):
     def forward(self, ids, token_positions=None): return super().forward(ids, token_positions).softmax(-1)
 
-@fault("Transformer", "logits for the last position only", "only the last place gets scores")
+@fault("Transformer", "logits for the last position only", "only the last position gets scores")
 class ModelLastOnly(_Model):
     def forward(self, ids, token_positions=None):
         x = self.embedding(ids)
@@ -1153,7 +1153,7 @@ def part(model, optimizer, scaler, batches, max_norm):
     ("step_clips_after", "clips after the optimiser's step: no effect", "nothing is clipped", "    norm =", "    scaler.step(optimizer); scaler.update(); norm =", "    scaler.step(optimizer); scaler.update()\n", ""),
     ("step_clips_to_zero", "max_norm 0 not taken as 'no clipping': gradients become zero", "a limit of zero clips everything away", "max_norm or math.inf", "max_norm"),
     ("step_never_clips", "never clips", "nothing is clipped", "max_norm or math.inf", "math.inf"),
-    ("step_each_batch", "steps after every small batch instead of once", "small batches should give the step of one large ", "        loss =", "        optimizer.zero_grad(); loss =", "    scaler.unscale_", "        scaler.unscale_", "    norm =", "        norm =", "    scaler.step", "        scaler.step"),
+    ("step_each_batch", "steps after every small batch instead of once", "small batches do not give the same step as one large batch", "        loss =", "        optimizer.zero_grad(); loss =", "    scaler.unscale_", "        scaler.unscale_", "    norm =", "        norm =", "    scaler.step", "        scaler.step"),
     ("step_norm_after", "norm returned is that after clipping", "the length after clipping is returned", "norm = gradient_clip(_all(optimizer), max_norm or math.inf)", "gradient_clip(_all(optimizer), max_norm or math.inf); norm = torch.cat([p.grad.flatten() for p in _all(optimizer)]).norm()"),
     ("step_clips_each_backward", "clips after each backward, while gradients still accumulate", "the gradient is clipped after each small batch", "    scaler.unscale_(optimizer)\n    norm", "        norm"),
     ("step_never_steps", "optimizer.step() forgotten", "no step is taken", "scaler.step(optimizer); scaler.update()", "pass", "scaler.unscale_(optimizer)", "pass"),
@@ -1177,7 +1177,7 @@ def top_k_drops_the_kth(logits, k):
     out = logits.masked_fill(logits <= logits.topk(k).values[..., -1:], -torch.inf)
     return out if k > 1 else _top(logits, 1)
 
-@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)", "rows are not cut each by itself")
+@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)", "rows are not cut independently")
 def top_k_one_threshold(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     kth = logits.topk(k).values.reshape(-1, k)[0, -1]
@@ -1189,7 +1189,7 @@ def top_k_zeros(logits, k):
     found, order = logits.topk(k)
     return torch.zeros_like(logits).scatter(-1, order, found)
 
-@fault("keep_top_k", "k larger than the vocabulary fails", "a k beyond the vocabulary is to keep everything")
+@fault("keep_top_k", "k larger than the vocabulary fails", "a k beyond the vocabulary raises an error")
 def top_k_too_large_fails(logits, k):
     if k == 0: return logits
     found, order = torch.topk(logits, k, dim=-1)
@@ -1205,7 +1205,7 @@ def top_k_of_the_worst(logits, k):
     order = logits.argsort(-1)[..., :k]
     return torch.full_like(logits, -torch.inf).scatter(-1, order, logits.gather(-1, order))
 
-@fault("keep_top_k", "returns sorted scores, not at their own ids", "scores that are kept are changed")
+@fault("keep_top_k", "returns sorted scores, not at their own ids", "kept scores are changed, or moved to other ids")
 def top_k_sorted(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     found = logits.sort(dim=-1, descending=True).values.clone()
@@ -1229,7 +1229,7 @@ def top_p_drops_the_crossing(logits, p):
         return d
     return _top_p(logits, p, cut)
 
-@fault("keep_top_p", "one token too many (shift by two)", "one token too many is kept behind the one that c")
+@fault("keep_top_p", "one token too many (shift by two)", "one token too many is kept after the one that crosses p")
 def top_p_one_too_many(logits, p):
     def cut(s, c):
         d = (c >= p).roll(2, -1)
@@ -1264,7 +1264,7 @@ def top_p_as_threshold(logits, p):
     keep = (s >= p) | (s == s.amax(-1, keepdim=True))
     return logits.masked_fill(~keep, -torch.inf)
 
-@fault("keep_top_p", "cumsum of the logits, not of probabilities", "scores are added up where shares are meant")
+@fault("keep_top_p", "cumsum of the logits, not of probabilities", "scores are added up instead of shares")
 def top_p_of_logits(logits, p):
     if p >= 1: return logits
     z, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -1273,7 +1273,7 @@ def top_p_of_logits(logits, p):
     d[..., 0] = False
     return torch.full_like(logits, -torch.inf).scatter(-1, order, z.masked_fill(d, -torch.inf))
 
-@fault("keep_top_p", "returns probabilities renormalised, not scores", "shares come out")
+@fault("keep_top_p", "returns probabilities renormalised, not scores", "shares are returned")
 def top_p_returns_probabilities(logits, p):
     def cut(s, c):
         d = c - s >= p
@@ -1281,7 +1281,7 @@ def top_p_returns_probabilities(logits, p):
         return d
     return _top_p(logits, p, cut).softmax(-1)
 
-@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum", "it is to keep everything")
+@fault("keep_top_p", "p=1 cuts far tokens through rounding of the running sum", "p = 1 drops tokens with tiny shares")
 def top_p_rounds_at_one(logits, p):
     z, order = logits.sort(dim=-1, descending=True, stable=True)
     s = z.softmax(-1)
@@ -1300,7 +1300,7 @@ def min_p_absolute(logits, p): return logits.masked_fill(logits.softmax(-1) < p,
 @fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "too much is left out")
 def min_p_of_logits(logits, p): return logits.masked_fill(logits < p * logits.amax(-1, keepdim=True), -torch.inf) if p else logits
 
-@fault("keep_min_p", "best of the whole batch, not of each row", "the best of the whole batch is the measure")
+@fault("keep_min_p", "best of the whole batch, not of each row", "shares are compared with the best of the whole batch")
 def min_p_global_best(logits, p):
     if p == 0: return logits
     s = logits.softmax(-1)
@@ -1311,7 +1311,7 @@ def min_p_from_mean(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits < logits.mean(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "p=0 fails: log of zero", "p = 0 is to keep everything")
+@fault("keep_min_p", "p=0 fails: log of zero", "p = 0 does not keep everything")
 def min_p_log_zero(logits, p): return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
 @fault("keep_min_p", "strict comparison: p=1 leaves nothing", "a token exactly p times as likely as the best is")
@@ -1319,7 +1319,7 @@ def min_p_strict(logits, p):
     if p == 0: return logits
     return logits.masked_fill(logits <= logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
-@fault("keep_min_p", "difference subtracted from the best probability (max − p) instead of the product", "what is left of p is taken from the best share")
+@fault("keep_min_p", "difference subtracted from the best probability (max − p) instead of the product", "1 − p is subtracted from the best share")
 def min_p_difference(logits, p):
     s = logits.softmax(-1)
     return logits.masked_fill(s < s.amax(-1, keepdim=True) - (1 - p), -torch.inf)
@@ -1346,7 +1346,7 @@ def penalise_each_time(logits, ids, penalty):
         for i in said.tolist(): row[i] = row[i] / penalty if row[i] > 0 else row[i] * penalty
     return out
 
-@fault("penalise", "penalty subtracted instead", "the penalty less one is subtracted")
+@fault("penalise", "penalty subtracted instead", "the penalty minus one is subtracted")
 def penalise_subtracts(logits, ids, penalty):
     return logits.scatter(-1, ids, logits.gather(-1, ids) - (penalty - 1))
 
@@ -1360,7 +1360,7 @@ def penalise_rewards(logits, ids, penalty):
     said = torch.gather(logits, -1, ids)
     return logits.scatter(-1, ids, torch.where(said < 0, said / penalty, said * penalty))
 
-@fault("penalise", "ids of all rows penalised in every row", "what one row has said is held against another")
+@fault("penalise", "ids of all rows penalised in every row", "tokens that one row said are punished in another")
 def penalise_all_rows(logits, ids, penalty):
     out = logits.clone()
     for i in set(ids.flatten().tolist()):
@@ -1398,12 +1398,12 @@ def next_times_temperature(logits, ids, how): return _next(logits, ids, how, sca
 @fault("next_probabilities", "temperature after the cuts", "the temperature comes last")
 def next_temperature_last(logits, ids, how): return _next(logits, ids, how, "penalty k p min temperature")
 
-@fault("next_probabilities", "temperature 0 divides by zero: nan", "at temperature 0 the likeliest token must get ev")
+@fault("next_probabilities", "temperature 0 divides by zero: nan", "at temperature 0 the likeliest token does not get everything")
 def next_zero_is_nan(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty) / how.temperature if how.temperature else penalise(logits, ids, how.repetition_penalty) * torch.inf
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
 
-@fault("next_probabilities", "temperature 0 treated as 1 (falsy)", "at temperature 0 the likeliest token must get ev")
+@fault("next_probabilities", "temperature 0 treated as 1 (falsy)", "at temperature 0 the likeliest token does not get everything")
 def next_zero_is_one(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty) / (how.temperature or 1.)
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
@@ -1416,7 +1416,7 @@ def next_without_penalty(logits, ids, how):
     z = logits / how.temperature if how.temperature else logits * 1e6
     return keep_min_p(keep_top_p(keep_top_k(z, how.top_k), how.top_p), how.min_p).softmax(-1)
 
-@fault("next_probabilities", "shares of the kept not renormalised", "the shares are those of before the cuts")
+@fault("next_probabilities", "shares of the kept not renormalised", "the shares are those from before the cuts")
 def next_not_renormalised(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty)
     if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
@@ -1430,7 +1430,7 @@ def next_without_min_p(logits, ids, how): return _next(logits, ids, how, "penalt
 @fault("next_probabilities", "min-p before top-p", "min-p comes before top-p")
 def next_min_p_first(logits, ids, how): return _next(logits, ids, how, "penalty temperature k min p")
 
-@fault("next_probabilities", "returns scores, softmax forgotten", "scores come out")
+@fault("next_probabilities", "returns scores, softmax forgotten", "scores are returned")
 def next_returns_scores(logits, ids, how):
     z = penalise(logits, ids, how.repetition_penalty)
     if how.temperature == 0: return F.one_hot(z.argmax(-1), z.shape[-1]).float()
@@ -1440,7 +1440,7 @@ def next_returns_scores(logits, ids, how):
 @fault("pre_tokens", "splits at spaces: they are lost", "spaces are thrown away")
 def cut_str_split(text, pattern=GPT2): return text.split() if pattern == GPT2 else regex.findall(pattern, text)
 
-@fault("pre_tokens", "the pattern argument is ignored", "the pattern that is given is ignored")
+@fault("pre_tokens", "the pattern argument is ignored", "the given pattern is ignored")
 def cut_ignores_pattern(text, pattern=GPT2): return regex.findall(GPT2, text)
 
 @fault("pre_tokens", "the space before a word is a piece of its own (' ?' left out)", "the pattern's spaces are left out")
@@ -1463,7 +1463,7 @@ def cut_ascii_only(text, pattern=GPT2):
     if pattern == GPT2: return re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|\s+(?!\S)|\s+", text)
     return regex.findall(pattern, text)
 
-@fault("pre_tokens", "capturing group: findall returns what the group caught", "what comes are not pieces of text")
+@fault("pre_tokens", "capturing group: findall returns what the group caught", "the results are not pieces of text")
 def cut_capturing_group(text, pattern=GPT2):
     if pattern == GPT2: pattern = r"'([sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
@@ -1471,13 +1471,13 @@ def cut_capturing_group(text, pattern=GPT2):
 @fault("pre_tokens", "regex.split: empty pieces between", "there are empty pieces")
 def cut_by_split(text, pattern=GPT2): return regex.split(f"({pattern})", text)
 
-@fault("pre_tokens", "text lower-cased / normalised first", "the text is put into small letters first")
+@fault("pre_tokens", "text lower-cased / normalised first", "the text is converted to lower case first")
 def cut_lower_cases(text, pattern=GPT2): return regex.findall(pattern, text.lower())
 
 @fault("pre_tokens", "strips the text: spaces at the edges are lost", "the spaces at the ends of the text are stripped")
 def cut_strips(text, pattern=GPT2): return regex.findall(pattern, text.strip())
 
-@fault("pre_tokens", "contractions case-insensitive, unlike GPT-2's", "contractions are looked for in capitals too")
+@fault("pre_tokens", "contractions case-insensitive, unlike GPT-2's", "contractions are matched in capitals too")
 def cut_ignores_case(text, pattern=GPT2): return regex.findall(pattern, text, flags=regex.IGNORECASE)
 
 @fault("pre_tokens", "unicode normalised (NFKC): characters change", "the characters are changed")
@@ -1521,7 +1521,7 @@ def merge_in_place(ids, pair, new):
         i += 1
     return ids
 
-@fault("merge", "joins the pair in either order", "the pair counts in either order")
+@fault("merge", "joins the pair in either order", "the pair is joined in either order")
 def merge_either_order(ids, pair, new):
     out, i = [], 0
     while i < len(ids):
@@ -1541,7 +1541,7 @@ def merge_index_error(ids, pair, new):
             out.append(ids[i]); i += 1
     return out
 
-@fault("merge", "from the right: odd runs joined at the wrong end", "joined pairs are read from the right")
+@fault("merge", "from the right: odd runs joined at the wrong end", "pairs are joined from the right")
 def merge_from_right(ids, pair, new):
     out, i = [], len(ids) - 1
     while i >= 0:
@@ -1596,17 +1596,17 @@ def learn_ties_first(words, num_merges, progress=False): return _learn(words, nu
 def learn_ties_smallest(words, num_merges, progress=False):
     return _learn(words, num_merges, key=lambda c, p: (c[p], tuple((*tuple(-b for b in x), 1) for x in p)))
 
-@fault("learn_merges", "word counts ignored: each distinct word counts once", "a word counts once")
+@fault("learn_merges", "word counts ignored: each distinct word counts once", "a word counts only once")
 def learn_ignores_counts(words, num_merges, progress=False): return _learn(words, num_merges, weight=lambda n: 1)
 
-@fault("learn_merges", "counts taken once and never again: new pairs never learnt", "the pairs are counted once")
+@fault("learn_merges", "counts taken once and never again: new pairs never learnt", "the pairs are counted only once, at the start")
 def learn_counts_once(words, num_merges, progress=False):
     counts = Counter()
     for w, n in words.items():
         for a, b in pairwise(w): counts[bytes([a]), bytes([b])] += n
     return sorted(counts, key=lambda p: (counts[p], p), reverse=True)[:num_merges]
 
-@fault("learn_merges", "pairs across word borders counted", "pairs reach from one word into the next")
+@fault("learn_merges", "pairs across word borders counted", "pairs are counted across the boundary between two words")
 def learn_crosses_words(words, num_merges, progress=False):
     pieces = [bytes([b]) for w, n in words.items() for _ in range(n) for b in w]
     return _learn({b"".join(pieces): 1}, num_merges)
@@ -1631,10 +1631,10 @@ def learn_ties_by_id(words, num_merges, progress=False):
             ids[w] = out
     return merges
 
-@fault("learn_merges", "ties compared by the joined bytes instead of the pair", "ties are broken by what the two would make toget")
+@fault("learn_merges", "ties compared by the joined bytes instead of the pair", "ties are broken by the joined bytes")
 def learn_ties_by_joined(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: (c[p], p[0] + p[1]))
 
-@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "pairs that a merge has unmade are still counted")
+@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "pairs that a merge has removed are still counted")
 def learn_stale_counts(words, num_merges, progress=False):
     split, merges, counts = {w: [bytes([b]) for b in w] for w in words}, [], Counter()
     for w, pieces in split.items():
@@ -1651,7 +1651,7 @@ def learn_stale_counts(words, num_merges, progress=False):
                     if best[0] + best[1] in p: counts[p] += words[w]
     return merges
 
-@fault("learn_merges", "fails (max of nothing) when no pair is left", "too few pairs are an error")
+@fault("learn_merges", "fails (max of nothing) when no pair is left", "an error is raised when no pair is left")
 def learn_fails_when_empty(words, num_merges, progress=False):
     split, merges = {w: [bytes([b]) for b in w] for w in words}, []
     for _ in range(num_merges):
@@ -1663,7 +1663,7 @@ def learn_fails_when_empty(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges", "taken for the size of the vocabulary")
+@fault("learn_merges", "num_merges taken for the vocabulary's size: 256 fewer merges", "the number of merges is treated as the size of the vocabulary")
 def learn_vocab_size(words, num_merges, progress=False): return _learn(words, num_merges - 256)
 
 @fault("learn_merges", "stops when a pair occurs only once", "a pair that occurs once is never joined")
@@ -1680,7 +1680,7 @@ def learn_stops_at_one(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "a pair counted once per word, however often it occurs in it", "a pair counts once a word")
+@fault("learn_merges", "a pair counted once per word, however often it occurs in it", "a pair counts once per word, however often it occurs there")
 def learn_once_per_word(words, num_merges, progress=False):
     split, merges = {w: [bytes([b]) for b in w] for w in words}, []
     while len(merges) < num_merges:
@@ -1693,7 +1693,7 @@ def learn_once_per_word(words, num_merges, progress=False):
         split = {w: _join(pieces, best) for w, pieces in split.items()}
     return merges
 
-@fault("learn_merges", "only the first occurrence in each word is joined", "after a merge only the first place in each word ")
+@fault("learn_merges", "only the first occurrence in each word is joined", "a merge is applied only at its first place in each word")
 def learn_joins_first_only(words, num_merges, progress=False):
     def join(pieces, pair):
         for i in range(len(pieces) - 1):
@@ -1739,7 +1739,7 @@ class _Tok:
     def encode_iterable(self, pieces): yield from self.encode("".join(pieces))
     def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8", errors="replace")
 
-@fault("BpeTokenizer", "longest token that fits, greedily, instead of merges in the order learnt", "each time the longest token that fits is taken")
+@fault("BpeTokenizer", "longest token that fits, greedily, instead of merges in the order learnt", "the longest token that fits is taken each time")
 class TokGreedyLongest(_Tok):
     def word(self, word):
         b, i, out = word.encode(), 0, []
@@ -1749,7 +1749,7 @@ class TokGreedyLongest(_Tok):
             i = j
         return out
 
-@fault("BpeTokenizer", "joins the leftmost known pair, not the one learnt first", "pairs are joined from left to right as they come")
+@fault("BpeTokenizer", "joins the leftmost known pair, not the one learnt first", "pairs are joined from left to right")
 class TokLeftmostPair(_Tok):
     def choose(self, pairs): return next((p for p in pairs if p in self.rank), pairs[0])
 
@@ -1761,11 +1761,11 @@ class TokLastLearntFirst(_Tok):
 class TokDecodesEachToken(_Tok):
     def decode(self, ids): return "".join(self.vocab[i].decode("utf-8", errors="replace") for i in ids)
 
-@fault("BpeTokenizer", "strict decoding: fails on bytes that are no UTF-8", "bytes that are no UTF-8 raise an error")
+@fault("BpeTokenizer", "strict decoding: fails on bytes that are no UTF-8", "bytes that are not valid UTF-8 raise an error")
 class TokDecodesStrictly(_Tok):
     def decode(self, ids): return b"".join(self.vocab[i] for i in ids).decode("utf-8")
 
-@fault("BpeTokenizer", "errors='ignore': wrong bytes vanish instead of U+FFFD", "bytes that are no UTF-8 are dropped")
+@fault("BpeTokenizer", "errors='ignore': wrong bytes vanish instead of U+FFFD", "bytes that are not valid UTF-8 are dropped")
 class TokIgnoresErrors(_Tok):
     def decode(self, ids): return b"".join([self.vocab[i] for i in ids]).decode("utf-8", "ignore")
 
@@ -1798,7 +1798,7 @@ class TokStreamsByPiece(_Tok):
     def encode_iterable(self, pieces):
         for piece in pieces: yield from self.encode(piece)
 
-@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "a stream's ids are not those of the whole text")
+@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "a stream gives other ids than the whole text when it is cut into")
 class TokStreamsBySpace(_Tok):
     def encode_iterable(self, pieces):
         rest = ""
@@ -1810,13 +1810,13 @@ class TokStreamsBySpace(_Tok):
                 rest = rest[at:]
         yield from self.encode(rest)
 
-@fault("BpeTokenizer", "encode_iterable: what is held back at the end is never given out", "the last ids of a stream are never given out")
+@fault("BpeTokenizer", "encode_iterable: what is held back at the end is never given out", "the last ids of a stream are never returned")
 class TokStreamLosesTail(_Tok):
     def encode_iterable(self, pieces):
         ids = self.encode("".join(pieces))
         yield from ids[:-1]
 
-@fault("BpeTokenizer", "characters (code points) instead of UTF-8 bytes", "characters are taken for bytes")
+@fault("BpeTokenizer", "characters (code points) instead of UTF-8 bytes", "characters are treated as bytes")
 class TokCodePoints(_Tok):
     def byte_pieces(self, word): return [bytes([ord(c)]) for c in word]
 
@@ -1831,17 +1831,17 @@ class TokJoinsOncePerMerge(_Tok):
                     break
         return self.to_ids(pieces)
 
-@fault("BpeTokenizer", "ids of merged tokens taken as 256 + rank instead of looked up in the vocabulary", "the ids of joined tokens are counted on from 256")
+@fault("BpeTokenizer", "ids of merged tokens taken as 256 + rank instead of looked up in the vocabulary", "merged tokens are simply numbered from 256")
 class TokIdsFromRank(_Tok):
     def to_ids(self, pieces):
         made = {a + b: 256 + r for (a, b), r in self.rank.items()}
         return [made.get(p, self.ids[p]) for p in pieces]
 
-@fault("BpeTokenizer", "a byte's id taken to be the byte, not looked up in the vocabulary (GPT-2 shuffles them)", "a byte is taken for its own id")
+@fault("BpeTokenizer", "a byte's id taken to be the byte, not looked up in the vocabulary (GPT-2 shuffles them)", "a byte's value is used as its id")
 class TokByteIsId(_Tok):
     def to_ids(self, pieces): return [p[0] if len(p) == 1 else self.ids[p] for p in pieces]
 
-@fault("BpeTokenizer", "the pattern it is given is ignored", "the pattern that is given is ignored")
+@fault("BpeTokenizer", "the pattern it is given is ignored", "the given pattern is ignored")
 class TokIgnoresPattern(_Tok):
     def words(self, text): return regex.findall(GPT2, text)
 
@@ -1882,11 +1882,11 @@ def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=None, order=
     ("batch_ignores_seed", "seed and iteration ignored: another batch each time", "it draws from the generator that all share", "chance.integers(0, len(dataset) - t, batch_size)", "torch.randint(len(dataset) - t, (batch_size,)).tolist()"),
     ("batch_ignores_iteration", "iteration ignored: every step sees the same batch", "the iteration is ignored", "_rng(seed, iteration)", "np.random.default_rng(seed)"),
     ("batch_adds_seed_and_iteration", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added", "_rng(seed, iteration)", "np.random.default_rng(seed + iteration)"),
-    ("batch_int32", "ids not int64 (int32)", "the ids come in another type than int64", "starts, t)", "starts, t, kind=np.int32)"),
+    ("batch_int32", "ids not int64 (int32)", "the ids have a type other than int64", "starts, t)", "starts, t, kind=np.int32)"),
     ("batch_shifted_by_two", "targets shifted by two", "the targets are two places later", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
     ("batch_swapped", "inputs and targets the wrong way round", "inputs and targets have changed places", "x, y =", "y, x ="),
-    ("batch_multiples_only", "only starts at multiples of the row length", "rows begin at multiples of their length only", "integers(0, len(dataset) - t, batch_size)", "integers(0, (len(dataset) - 1) // t, batch_size) * t"),
+    ("batch_multiples_only", "only starts at multiples of the row length", "rows begin only at multiples of their length", "integers(0, len(dataset) - t, batch_size)", "integers(0, (len(dataset) - 1) // t, batch_size) * t"),
     ("batch_rolls", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t", "y.to(device)", "x.roll(-1, dims=1).to(device)"),
-    ("batch_rows_too_short", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one too short", "x.to(device), y.to(device)", "x[:, :-1].to(device), y[:, :-1].to(device)"),
+    ("batch_rows_too_short", "max_seq_len + 1 ids cut, and then both of full length less one: rows one too short", "rows are one id too short", "x.to(device), y.to(device)", "x[:, :-1].to(device), y[:, :-1].to(device)"),
     ("batch_multiplies_seed", "seed × iteration: at step 0 all seeds alike, and steps repeat among seeds", "seed and iteration are multiplied", "_rng(seed, iteration)", "np.random.default_rng(seed * iteration)"),
     ("batch_ignores_order", "the order argument is ignored", "`order` has no effect", "x, y", "x, y"))

@@ -174,7 +174,7 @@ def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monke
     monkeypatch.setattr(addition, "examine", lambda *words: {"parameters": 5, "right": shares.pop()})
     monkeypatch.setattr(race, "landlock", lambda: 0)
     line = judge(entry, tell=lambda said: None)
-    assert line["right"] == .985 and not line["adds"] and len(line["runs"]) == 3 and "without Landlock" in capsys.readouterr().err
+    assert line["right"] == .985 and not line["adds"] and len(line["runs"]) == 3 and "has no Landlock" in capsys.readouterr().err
     with pytest.raises(Refused, match=r"left no model\.safetensors"): judge(entry)
     kind = "garbled"
     with pytest.raises(Refused, match=r"cannot read model\.safetensors"): judge(entry)

@@ -219,7 +219,7 @@ def test_a_dry_run_for_a_larger_machine_tells_the_cost_and_then_that_it_does_not
 @pytest.mark.parametrize("name", ["train_data", "val_data"])
 def test_a_text_is_refused_before_the_cost_is_told(name, asked, tmp_path, capsys):
     (tmp_path/"a.txt").write_text("To be, or not to be", "utf-8", newline="\n")
-    with pytest.raises(ValueError, match="is a text, and holds no bare ids"): settle(replace(asked, **{name: tmp_path/"a.txt"}))
+    with pytest.raises(ValueError, match="is a text and not a file of ids"): settle(replace(asked, **{name: tmp_path/"a.txt"}))
     with pytest.raises(SystemExit): training.main([*words(asked), f"--{name}", str(tmp_path/"a.txt")])
     told = capsys.readouterr()
     assert not told.out and "is a text" in told.err and told.err.count("\n") == 1

@@ -174,8 +174,8 @@ def test_a_model_with_parts_of_ones_own_loads_with_them_and_not_without(file, tm
         back = load_model(path, device, parts={**OWN, "norm": twice})
         assert torch.equal(back(ids), model(ids)) and not back.training
     needs = f"{path} needs parts that are not this course's own ("
-    assert refused(load_model, path, device) == (f"{needs}norm: {__name__}.Twice, attend: llm_course.attention.attention), so it cannot be exported to other programs; "
-                                                 "build or load its model with parts={'norm': Twice, 'attend': attention}, or name a file that defines them by --parts, if the command has it")
+    assert refused(load_model, path, device) == (f"{needs}norm: {__name__}.Twice, attend: llm_course.attention.attention); name a file that defines them by --parts, "
+                                                 "or in Python load its model with parts={'norm': Twice, 'attend': attention}; it cannot be exported to other programs")
     assert refused(load_model, path, device, {"norm": Twice}).startswith(f"{needs}attend: ")
     assert refused(load_model, path, device, {**OWN, "norm": elsewhere("Thrice")}).startswith(f"{needs}norm: ")
     assert "not with head: torch.nn.modules.linear.Linear; leave them out" in refused(load_model, path, device, {**OWN, "head": nn.Linear})
@@ -602,7 +602,7 @@ def test_pick_device_tries_what_it_picks(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_export_command(dtype, run, saved, tmp_path, capsys):
     checkpoint.main(["--model_path", str(saved), "--output", str(tmp_path/"new"/"m.safetensors"), "--dtype", dtype])
-    assert re.search(f"MB in {dtype}\nto let it write, copy the tokenizer.json", capsys.readouterr().out)
+    assert re.search(f"MB in {dtype}\nto generate with it, copy the tokenizer.json", capsys.readouterr().out)
     with pytest.raises(ValueError, match=r"m\.safetensors has no tokenizer.json beside it; copy the one"): open_both(tmp_path/"new"/"m.safetensors", None, "cpu")
     back = load_model(tmp_path/"new"/"m.safetensors", "cpu")
     for name, x in back.state_dict().items(): assert_close(x, run[0].state_dict()[name].to(getattr(torch, dtype)).float(), rtol=0, atol=0)

@@ -154,10 +154,10 @@ def test_a_model_with_parts_of_ones_own_opens_where_their_file_is_named(made, tm
         generating.main([*words, *own])
         said.add(capsys.readouterr().out)
         with pytest.raises(SystemExit): generating.main(words)
-        assert "needs parts that are not this course's own (norm: own.Halved), so it cannot be exported" in (error := capsys.readouterr().err) and "--parts" in error
+        assert "needs parts that are not this course's own (norm: own.Halved); name a file that defines them by --parts" in (error := capsys.readouterr().err) and "--parts" in error
     assert len(said) == 1
     with pytest.raises(SystemExit): importlib.import_module("llm_course.pretrained").main(["export", "--model_path", str(tmp_path/"own.pt"), "--output", str(tmp_path/"export")])
-    assert "so it cannot be exported to other programs" in capsys.readouterr().err
+    assert "it cannot be exported to other programs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source, said", [
@@ -285,7 +285,7 @@ REFUSED = {   # the command: what its one line must mention
     "data --tokenizer MADE/tokenizer.json --corpus JUNK/latin1.txt --output OUT": "UTF-8",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/file": "--output",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output OUT --val_fraction 1.5": "--val_fraction",
-    "data --tokenizer MADE/tokenizer.json --corpus JUNK/train.bin --output JUNK": "--corpus JUNK/train.bin would be written over",
+    "data --tokenizer MADE/tokenizer.json --corpus JUNK/train.bin --output JUNK": "--corpus JUNK/train.bin would be overwritten",
     "data --tokenizer MADE/tokenizer.json --corpus MADE/corpus.txt --output JUNK/torn": "torn/val.bin",
     "data --fetch nothing --output OUT": "shakespeare",
     f"{TRAIN} --train_data missing.bin": "--train_data missing.bin does not exist",
@@ -356,7 +356,7 @@ REFUSED = {   # the command: what its one line must mention
     "pretrained export --model_path MADE/run/best.pt --output OUT --dtype int8": "--dtype int8 is not one of",
     "pretrained export --model_path MADE/run --output MADE/run": "run/config.json was not written by an export, and would be lost",
     "pretrained check --model_path JUNK": "JUNK lacks config.json",
-    "pretrained check --model_path JUNK/junk.bin": "junk.bin is a file; name a folder of Hugging Face's",
+    "pretrained check --model_path JUNK/junk.bin": "junk.bin is a file; name a Hugging Face folder",
     "pretrained check --model_path MADE/run": "run is a run folder of this course",
     "checkpoint --model_path missing.pt": "--model_path missing.pt does not exist",
     "checkpoint --model_path JUNK/junk.pt --output OUT/m.safetensors": "junk.pt",

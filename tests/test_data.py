@@ -194,7 +194,7 @@ def test_raw_uint16_is_read_as_nanogpt_writes_it(tmp_path):
 @pytest.mark.parametrize("name, text", [("a.txt", "To be, or not to be: that is the question.\r\n"), ("a", "Füße\tkalt\n"), ("rows.jsonl", '{"text": "a"}\n'), ("old.md", b"caf\xe9\n")])
 def test_a_text_is_no_row_of_ids(name, text, tmp_path):
     (tmp_path/name).write_bytes(2 * (text if isinstance(text, bytes) else text.encode()))   # an even number of bytes
-    with pytest.raises(ValueError, match=rf"{name} is a text, and holds no bare ids; make ids of a text with python -m llm_course.data$"): load_ids(tmp_path/name, 65_536)
+    with pytest.raises(ValueError, match=rf"{name} is a text and not a file of ids; turn a text into ids with python -m llm_course.data$"): load_ids(tmp_path/name, 65_536)
 
 
 @pytest.mark.parametrize("name, ids", [("ids.bin", [0x4141] * 3_000), ("ids.u16", [300, 7, 9_000, 11]), ("ids", list(range(50)) * 9)])
@@ -214,7 +214,7 @@ WIDE = {   # raw ids of 32 bits
 @pytest.mark.parametrize("kind", ["<u4", "<i4"])
 def test_raw_ids_of_32_bits_are_not_read_as_pairs(ids, vocab_size, kind, tmp_path):
     np.array(ids, kind).tofile(tmp_path/"x.bin")
-    with pytest.raises(ValueError, match=r"x.bin has no .npy header, so its ids would be read as uint16, but they are wider.*save them by numpy.save") as refused: load_ids(tmp_path/"x.bin", vocab_size)
+    with pytest.raises(ValueError, match=r"x.bin has no .npy header, so its ids would be read as uint16, but they are wider.*save them with numpy.save") as refused: load_ids(tmp_path/"x.bin", vocab_size)
     assert "\n" not in str(refused.value)
 
 
@@ -230,7 +230,7 @@ BYTES = {"text": b"To be, or not to be: that is the question. " * 100, "letters"
 @pytest.mark.parametrize("vocab_size", [None, 65_536])
 def test_raw_ids_of_8_bits_get_a_note(data, vocab_size, tmp_path):
     (tmp_path/"x.bin").write_bytes(data)
-    with pytest.warns(UserWarning, match=r"x.bin has no .npy header, so its ids are read as uint16, but they look like bytes; save them by numpy.save"): load_ids(tmp_path/"x.bin", vocab_size)
+    with pytest.warns(UserWarning, match=r"x.bin has no .npy header, so its ids are read as uint16, but they look like bytes; save them with numpy.save"): load_ids(tmp_path/"x.bin", vocab_size)
 
 
 NARROW = {   # raw ids of 16 bits

@@ -250,7 +250,7 @@ def test_a_tokenizer_may_be_named_by_its_folder(corpus, tokenizer_file, tmp_path
     (tmp_path/"run").mkdir(); (tmp_path/"none").mkdir()
     (tmp_path/"run"/"tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     for name in tokenizer_file, tmp_path/"run": main(["--tokenizer", str(name), "--corpus", str(corpus), "--output", str(tmp_path/"out")]); assert (tmp_path/"out"/"tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
-    assert f"--tokenizer {tmp_path/'none'} is a folder without a tokenizer.json; name the file, or a folder that has it" in data_refusal("--tokenizer", tmp_path/"none", "--corpus", corpus)
+    assert f"--tokenizer {tmp_path/'none'} is a folder without a tokenizer.json; name the file, or a folder that has one, such as a run folder" in data_refusal("--tokenizer", tmp_path/"none", "--corpus", corpus)
     assert "nowhere does not exist" in data_refusal("--tokenizer", tmp_path/"nowhere", "--corpus", corpus)
 
 

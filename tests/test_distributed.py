@@ -266,7 +266,7 @@ def test_one_killed_process_ends_all_and_the_run_goes_on(tmp_path, way, kills):
 def test_a_process_at_fault_ends_all_and_each_says_one_line(tmp_path):
     gone, again = "another process of this run {}, so this one ends, too; the same command with --resume goes on from the last checkpoint", "; start all of them with the same flags"
     wanted = {
-        "slow 0": "2 " + gone.format("has not answered for 900 seconds (--parallel_timeout waits longer)"), "slow 1": "2 " + gone.format("has ended"),
+        "slow 0": "2 " + gone.format("has not answered for 900 seconds (raise --parallel_timeout to wait longer)"), "slow 1": "2 " + gone.format("has ended"),
         "fails 0": "2 " + gone.format("has ended"), "fails 1": "2 --val_data nowhere.bin does not exist; check the spelling, or make it first",
         "differs 0": "2 --batch_size is 4 for process 0, but 8 for process 1" + again, "differs 1": "2 --batch_size is 4 for process 0, but 8 for process 1" + again,
         "never 0": "2 process 0 could not meet the others at 127.0.0.1:PORT; did all of them start? (WHY)", "never 1": "0 "}

@@ -89,7 +89,7 @@ def test_long_prompts_lose_their_beginning_and_long_answers_are_refused(sharp, d
     assert len(pairs[0][0]) > 100
     with torch.no_grad(): wanted = [plainly(sharp, first + last, len(last)) for first, last in pairs]
     assert choice_scores(question, demo[1], Scorer(sharp)) == pytest.approx(wanted, abs=1e-4)
-    with pytest.raises(ValueError, match=r"an answer has .* tokens, but the model looks at 48 only"):
+    with pytest.raises(ValueError, match=r"an answer has .* tokens, but the model can read only 48"):
         choice_scores(Question("O", (" lord" * 60, " no"), 0), demo[1], Scorer(sharp))
 
 
@@ -351,7 +351,7 @@ def test_the_command_tells_what_the_functions_give(tmp_path, capsys, demo):
     assert told["tasks"]["speaker"]["right"] == wanted.right
     torch.testing.assert_close(torch.tensor(told["tasks"]["speaker"]["scores"]), torch.tensor(wanted.scores))
     assert told["bits_per_byte"] == pytest.approx(text_bits_per_byte(*demo, text.read_text("utf-8"))) and f"{wanted.accuracy:.1%}" in shown
-    assert shown.count("a difference is not shown") == 2 and shown.count("of them stand in") == 2
+    assert shown.count("a difference is not shown") == 2 and shown.count("of them occur in") == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -364,7 +364,7 @@ def test_two_models_are_compared_by_what_texts_cost(count, sharp, demo, tmp_path
     shown, told = capsys.readouterr().out, json.loads((tmp_path/"out.json").read_text("utf-8"))
     own, other = ({name: text_bits_per_byte(*model, text) for name, text in texts.items()} for model in (demo, (load_model(tmp_path/"model.safetensors", "cpu"), demo[1])))
     assert told["texts"] == pytest.approx(own) and told["against"]["texts"] == pytest.approx(other)
-    last = shown.partition("the first model less ")[2].splitlines()[1:]
+    last = shown.partition("the first model minus ")[2].splitlines()[1:]
     wanted = [f"{name}: {told['texts'][name] - told['against']['texts'][name]:+.4f} bits per byte" for name in texts]
     if count > 1: wanted.append(f"all 2 texts: {told['bits_per_byte'] - told['against']['bits_per_byte']:+.4f} bits per byte")
     assert last == wanted and all(f"{name}: {bits[name]:.4f} bits per byte, " in shown for bits in (own, other) for name in texts)

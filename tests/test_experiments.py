@@ -277,8 +277,9 @@ def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
     (tmp_path/"whole.txt").write_text("to be or not to be " * 50 + "that is the question", "utf-8", newline="\n")
     entry = write_entry(tmp_path/"entry", LETTERS, max_seq_len=8)
     def cut(path): return path.read_text("utf-8")[:-20], path.read_text("utf-8")[-20:]
-    result = race.enter(entry, tmp_path/"whole.txt", cut, lambda seed: race.Run(6. + .01 * seed, 100.), threads=1)
+    [(name, result)] = race.enter([entry], tmp_path/"whole.txt", cut, lambda seed: race.Run(6. + .01 * seed, 100.), threads=1)
     line = race.summed_up(result)
+    assert name == "entry"
     assert line["verdict"] == "better" and line["runs"] == 3 and line["against"] == 6.01 and 0 < line["seconds"] < 100
     assert 2 < line["nats"] < math.log(256)
 
@@ -297,7 +298,7 @@ def test_a_recipe_alone_is_trained_and_scored(tmp_path):
         assert 1 < race.nats_per_byte(model, lambda ids: answer({"ids": ids}), ids, len(text), 16) < math.log(256)
 
 
-@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps"])
+@pytest.mark.parametrize("name", ["09-muon-fewer-and-larger-steps", "11-one-matrix-for-embedding-and-logits", "13-contexts-of-128"])
 def test_an_entry_of_ours_trains_in_the_fence(name, tmp_path):
     recipe = json.loads((root/"bench"/"entries"/name/"recipe.json").read_text("utf-8"))
     entry = write_entry(tmp_path/"entry", **recipe | {"iterations": 2, "vocab_size": 270, "max_seq_len": 16})
@@ -318,12 +319,43 @@ def test_a_model_that_looks_ahead_is_refused():
 def test_a_text_within_reach_is_refused(tmp_path):
     entry = write_entry(tmp_path/"entry")
     (entry/"whole.txt").write_bytes(SECRET)
-    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): race.enter(entry, entry/"whole.txt", lambda path: ("", ""), lambda seed: race.Run(1., 1.))
+    with pytest.raises(ValueError, match=r"so keep .*whole\.txt elsewhere"): list(race.enter([entry], entry/"whole.txt", lambda path: ("", ""), lambda seed: race.Run(1., 1.)))
 
 
-def test_a_race_is_refused_if_it_took_longer():
-    def run(nats, seconds): return lambda seed: race.Run(nats + .01 * seed**2, seconds)
-    with pytest.raises(race.Refused, match=r"33\.0 processor seconds, and the budget is 30\.0"): race.race(run(1., 11.), run(2., 10.), lambda line: None)
+def test_entries_that_race_together_share_the_budgets_runs_and_leave_when_decided():
+    "Each is decided by its own pairs; one that took longer, or breaks a rule later, does not stop the others."
+    asked = []
+    def run(name, nats, seconds=9., breaks=None):
+        def train(seed):
+            asked.append((name, seed))
+            if seed == breaks: raise race.Refused("it broke a rule")
+            return race.Run(nats + .01 * seed**2 + (name == "close") * (-1)**seed, seconds)
+        return train
+    entries = {"fast": run("fast", 1.), "slow": run("slow", 1., 11.), "close": run("close", 2.), "cheat": run("cheat", 1., breaks=1)}
+    told = []
+    found = dict(race.race(entries, run("budget", 2., 10.), told.append))
+    assert list(found) == ["cheat", "fast", "slow", "close"]   # in the order of their ends
+    assert (found["fast"].verdict, len(found["fast"].ours), len(found["fast"].theirs)) == ("better", 3, 3)
+    assert "33.0 processor seconds, and the budget is 30.0" in str(found["slow"]) and "broke a rule" in str(found["cheat"])
+    assert (found["close"].verdict, len(found["close"].ours)) == ("undecided", 10)
+    assert [seed for name, seed in asked if name == "budget"] == list(range(10))   # each once, for all
+    turns = [name for name, seed in asked if seed < 2]
+    assert turns == ["budget", "fast", "slow", "close", "cheat", "fast", "slow", "close", "cheat", "budget"]
+    assert told[0] == "seed 0: 2.0000 nats a byte in 10.0 processor seconds, the budget"
+
+
+def test_several_folders_are_judged_and_those_refused_are_told(tmp_path, monkeypatch, capsys):
+    def enter(entries, text, cut, peer, threads):
+        assert peer(3) == race.Run(2., 8.) and threads == 1
+        yield "one", race.Result("better", [race.Run(1., 5.)] * 3, [race.Run(2., 8.)] * 3)
+        yield "two", race.Refused("the entry failed")
+    monkeypatch.setattr(race, "enter", enter)
+    monkeypatch.setattr("bench.nanogpt.run_side", lambda side, text, seed, threads, changes: {"nats_per_byte": 2., "cpu_seconds": 8.})
+    config = recipes.ExperimentConfig("race", (tmp_path/"one", tmp_path/"two"), corpus=tmp_path/"text", num_threads=1, output=tmp_path/"race.json")
+    with pytest.raises(ValueError, match="1 of 2 entries refused"): recipes._work(config)
+    line = json.loads((tmp_path/"race.json").read_text("utf-8"))["one"]
+    assert (line["nats"], line["against"], line["seconds"], line["budget"], line["threads"]) == (1., 2., 5., 8., 1) and "machine" in line
+    assert capsys.readouterr().out == "one: better, 1.0000 nats a byte against 2.0000\ntwo: refused: the entry failed\n"
 
 
 @pytest.mark.parametrize("recipe", [None, "no json", "[]"])

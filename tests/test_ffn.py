@@ -38,7 +38,7 @@ def test_two_gated_features_multiply():
 
 @pytest.mark.parametrize("d_model, d_ff", [(0, 3), (3, 0)])
 def test_refuses_an_empty_middle(d_model, d_ff):
-    with pytest.raises(ValueError, match="needs features on both sides"): FFN(d_model, d_ff)
+    with pytest.raises(ValueError, match="needs at least one feature on each side"): FFN(d_model, d_ff)
 
 
 @pytest.mark.parametrize("function, shapes", [(fused_gate, [(3, 4), (3, 4)]), (fused_rms_norm, [(3, 4), (4,)])], ids=["gate", "norm"])

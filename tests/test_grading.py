@@ -570,9 +570,9 @@ def test_arguments_in_another_order_are_told():
 
 def test_two_mistakes_at_once_are_both_named():
     make, eps = MISTAKES["AdamW"]["eps stands inside the root"].made
-    _, decay = MISTAKES["AdamW"]["there is no decay"].made
+    _, decay = MISTAKES["AdamW"]["decay is missing"].made
     hint = judge(make(**eps, **decay), "AdamW").hint
-    assert "eps stands inside the root" in hint and "there is no decay" in hint
+    assert "eps stands inside the root" in hint and "decay is missing" in hint
 
 
 def test_a_part_that_lacks_an_argument_was_not_asked_about_it():

@@ -161,8 +161,8 @@ for targets in torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 5), torch.zer
     assert code == 0, err
     assert out.splitlines() == [
         "ValueError each row of logits needs one target, but (2, 5) rows met (2, 4) targets",
-        "TypeError targets are token ids, so integers, but came as torch.float32",
-        "TypeError targets are token ids, so integers, but came as torch.bool"]
+        "TypeError targets must be token ids, so integers, but are torch.float32",
+        "TypeError targets must be token ids, so integers, but are torch.bool"]
 
 
 def peak_memory(loss, logits, targets):

@@ -443,7 +443,7 @@ def test_orthogonalise_turns_with_its_input_and_does_not_see_its_size(device):
 def test_muon_refuses_what_is_no_matrix_and_torchs_other_settings():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
-    with pytest.raises(ValueError, match=r"Muon steps matrices, but one parameter has the shape \(3,\); leave it to AdamW"): Muon([p]).step()
+    with pytest.raises(ValueError, match=r"Muon trains only matrices, but one parameter has the shape \(3,\); leave it to AdamW"): Muon([p]).step()
     with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), but is 1.0"): Muon([p], momentum=1.)
     with pytest.raises(ValueError, match="nesterov=True is not supported"): Muon([p]).load_state_dict(torch.optim.Muon([nn.Parameter(torch.ones(3, 3))]).state_dict())
 

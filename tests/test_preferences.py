@@ -155,7 +155,7 @@ def test_names_pairs_that_length_decides():
 def test_names_pairs_that_contradict_or_repeat_each_other_or_are_not_there():
     pairs, scores = pairs_of(*[(5, 5)] * 20), torch.zeros(20)
     exchanged = [Pair(pair.prompt, pair.worse, pair.better) for pair in pairs]
-    assert preference_faults(pairs[:1] + exchanged[:1])["contradiction"] == "with their answers exchanged, 1 of the pairs are there, too"
+    assert preference_faults(pairs[:1] + exchanged[:1])["contradiction"] == "1 of the pairs are there with their answers exchanged, too"
     assert "3 of the pairs" in preference_faults(pairs + exchanged[:3] * 2)["contradiction"]
     assert preference_faults([*pairs, Pair([99], pairs[0].worse, pairs[0].better)]) == {}   # to another prompt
     assert "contradiction" not in preference_faults([Pair([1], [2], [2])] * 2)

@@ -400,7 +400,7 @@ def test_a_tokenizer_may_be_named_by_its_file(tokenizer, tmp_path):
     for named in file, str(file): assert load_pretrained(tmp_path/"model", "cpu", tokenizer=named)[1].vocab == tokenizer.vocab
 
 
-@pytest.mark.parametrize("family, said", [("gpt2", "gpt2"), ("llama", "lacks tokenizer.json; save the tokenizer there, too, by its save_pretrained\n")])
+@pytest.mark.parametrize("family, said", [("gpt2", "gpt2"), ("llama", "lacks tokenizer.json; save the tokenizer there, too, with its save_pretrained\n")])
 def test_what_a_folder_is_comes_before_what_it_lacks(family, said, tokenizer, tmp_path, capsys):
     export_pretrained(random_model(), tokenizer, tmp_path)
     (tmp_path/"tokenizer.json").unlink()

@@ -114,7 +114,7 @@ def written(tokenizer): return lambda folder: gguf._write_tokenizer(SimpleNamesp
 
 
 REFUSED = {
-    "save_model writes a Transformer": lambda folder: save_model(nn.Linear(2, 2), folder/"x.safetensors"),
+    "save_model can write only a Transformer": lambda folder: save_model(nn.Linear(2, 2), folder/"x.safetensors"),
     "optimiser has no moments": lambda folder: check_moments([], AdamW([nn.Parameter(torch.ones(2))])),
     "are for models of this course, not for": lambda folder: open_model(folder, "--model_path", parts={"norm": nn.LayerNorm}),
     "names a tensor 3": lambda folder: unwrap(check_weights)("x", ModelConfig(**SHAPE), {3: torch.ones(2)}),   # the tests check types
@@ -222,7 +222,7 @@ EARLY = {   # the words of a command, and why it is refused before it loads a mo
     "--iterations must be at least 1": (instruct, f"{TALKS} --iterations 0"), "--warmup_iters <= ": (instruct, f"{TALKS} --iterations 2 --warmup_iters 3"), "--max_seq_len must be at least 1": (instruct, f"{TALKS} --max_seq_len 0"),
     "--lora_rank must be 0 or more": (instruct, f"{TALKS} --lora_rank -1"), "--method ppo is not one of": (rewards, f"{ASKED} --method ppo"), "--group must be at least 2": (rewards, f"{ASKED} --group 1"),
     "--seed must be at least 0": (rewards, f"{ASKED} --seed -1"), "--beta must be 0 or more": (rewards, f"{ASKED} --beta nan"), "--prompts missing does not exist": (rewards, f"{ASKED} --prompts missing"),
-    "bad.jsonl, line 2: an object with a prompt is wanted": (rewards, f"{ASKED} --prompts bad.jsonl"), "reward nothing:x cannot be loaded": (rewards, f"{ASKED} --reward nothing:x"),
+    "bad.jsonl, line 2: it must be an object with a prompt": (rewards, f"{ASKED} --prompts bad.jsonl"), "reward nothing:x cannot be loaded": (rewards, f"{ASKED} --reward nothing:x"),
     "reward my_rules.py:score names a file, not a module; write my_rules:score": (rewards, f"{ASKED} --reward my_rules.py:score"),
     "write my_rules:score, and put": (rewards, f"{ASKED} --reward rules/my_rules.py:score"), "put rules on PYTHONPATH": (rewards, f"{ASKED} --reward rules/my_rules:score"),
 }
@@ -506,7 +506,7 @@ def test_old_turns_leave_a_conversation_that_grows_too_long(capsys, monkeypatch)
     with pytest.raises(ValueError, match=r"this turn takes .* tokens, but the context leaves"): next(speaking.reply(model, tokenizer, [{"role": "user", "content": "x" * 99}], 2, how))
     monkeypatch.setattr(sys, "stdin", io.StringIO("xxxxxxxxx\nxxxxxxxxx\nxxxxxxxxx\n"))
     speaking.chat(GenerateConfig(prompt="first", max_tokens=2, seed=3), model, tokenizer, how)
-    assert "(the oldest turns no longer fit in)" in capsys.readouterr().out
+    assert "(the oldest turns no longer fit the context)" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_what_is_read_from_a_file_and_one_answer_at_a_terminal(monkeypatch):
@@ -682,7 +682,7 @@ def test_steps_of_a_recipe_are_taken_once(tmp_path, capsys, monkeypatch):
     for code in 0, 1:
         monkeypatch.setattr(subprocess, "run", lambda words, code=code: subprocess.CompletedProcess(words, code))
         if not code: recipes.run_words(["training", "--help"])
-    with pytest.raises(ValueError, match="training failed; start again"): recipes.run_words(["training"])
+    with pytest.raises(ValueError, match="training failed; run it again"): recipes.run_words(["training"])
 
 
 def test_experiments_are_in_a_clone_and_a_race_needs_an_entry(monkeypatch):

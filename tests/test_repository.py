@@ -70,6 +70,14 @@ def test_the_kernels_in_triton_are_tried_each_week():
     assert "triton" in read("tests/test_flash.py") and (root/"nbs/engine/flash_triton.ipynb").is_file()
 
 
+def test_a_release_is_rehearsed_each_week_and_not_published():
+    job, flow = workflows["weekly"]["jobs"]["release"], workflows["release"]["jobs"]["build"]
+    makes = lambda job: next(step for step in job["steps"] if "make release" in step.get("run", ""))
+    assert makes(job) == makes(flow)
+    assert "workflow_dispatch" in workflows["weekly"][True]
+    assert not re.search("publish|gh release|id-token", str(workflows["weekly"]))
+
+
 def test_workflows_name_files_that_are_there():
     for name, _, step in steps:
         for word in re.findall(r"[\w./-]+\.(?:py|txt|ini|md|toml)\b", step.get("run", "")):
@@ -97,8 +105,17 @@ def test_the_address_is_the_one_of_settings():
 
 
 def test_no_module_is_spared_any_kind_of_error():
-    mypy = tomllib.loads(read("pyproject.toml"))["tool"]["mypy"]
-    assert mypy["files"] == ["llm_course"] and not [each["module"] for each in mypy["overrides"] if "disable_error_code" in each]
+    "Neither by a setting, nor by a comment; libraries without types are the one exception."
+    settings = tomllib.loads(read("pyproject.toml"))["tool"]["mypy"]
+    overrides = settings.pop("overrides")
+    assert settings == {"files": ["llm_course"], "exclude": ["_modidx"], "python_version": "3.11", "check_untyped_defs": True, "warn_unused_ignores": True,
+                        "warn_redundant_casts": True, "enable_error_code": ["ignore-without-code"]}
+    for each in overrides:
+        assert each.keys() == {"module", "ignore_missing_imports"}
+        assert not [module for module in each["module"] if module.startswith("llm_course")]
+    assert not [name for name in ("mypy.ini", ".mypy.ini") if (root/name).exists()]   # they would come before pyproject.toml
+    spared = re.compile(r"#\s*(?:type:\s*ignore|mypy:)|no_type_check")
+    assert not [path.name for path in sorted((root/"llm_course").rglob("*.py")) if spared.search(path.read_text("utf-8"))]
 
 
 def test_every_tool_of_the_makefile_is_a_tested_version():

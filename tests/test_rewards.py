@@ -368,7 +368,7 @@ def test_a_reward_may_stand_in_this_folder(folder, monkeypatch):
 
 def test_prompts_and_rewards_are_checked(folder):
     (folder/"bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', "utf-8", newline="\n")
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: an object with a prompt is wanted"): read_prompts(folder/"bad.jsonl")
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: it must be an object with a prompt"): read_prompts(folder/"bad.jsonl")
     with pytest.raises(ValueError, match="is not a function"): load_reward(f"{__name__}:END")
     for bad in (None, float("nan"), "much", -.1):
         with pytest.raises(ValueError, match="a number from 0 to 1"): judge(lambda record, text, bad=bad: bad, {}, "text")

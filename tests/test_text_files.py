@@ -146,8 +146,8 @@ def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("content, way", [
-    (gzip.compress(b"text " * 99), "packed by gzip; unpack it first by zcat, or give the file a name that ends in .gz"), (bz2.compress(b"text " * 99), "packed by bzip2; unpack it first by bzcat"), (lzma.compress(b"text"), "packed by xz; unpack it first by xzcat"),
-    (b"\x28\xb5\x2f\xfd\xff", "packed by zstd; unpack it first by zstdcat"), (b"PK\x03\x04\xff", "a zip archive; unpack it first"), (b"PAR1\xff", "a Parquet table; unpack it first by a program that reads it, or give the file a name that ends in .parquet")], ids=lambda value: str(value)[:20])
+    (gzip.compress(b"text " * 99), "packed by gzip; unpack it first with zcat, or give the file a name that ends in .gz"), (bz2.compress(b"text " * 99), "packed by bzip2; unpack it first with bzcat"), (lzma.compress(b"text"), "packed by xz; unpack it first with xzcat"),
+    (b"\x28\xb5\x2f\xfd\xff", "packed by zstd; unpack it first with zstdcat"), (b"PK\x03\x04\xff", "a zip archive; unpack it first"), (b"PAR1\xff", "a Parquet table; unpack it first with a program that reads it, or give the file a name that ends in .parquet")], ids=lambda value: str(value)[:20])
 @pytest.mark.parametrize("source", ["-", "corpus.dat"])
 def test_packed_data_under_another_name_are_recognised(source, content, way, tokenizer_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -208,7 +208,7 @@ def test_half_a_character_in_a_row_is_found_or_replaced(row, tmp_path):
 def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     write_rows(tmp_path/"a.parquet", DOCUMENTS)
-    with pytest.raises(ValueError, match=r"a\.parquet has no column body; name one of id, text by --text_field"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="body"))
+    with pytest.raises(ValueError, match=r"a\.parquet has no column body; name one of id, text with --text_field"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="body"))
     with pytest.raises(ValueError, match=r"the column id of .* holds no text"): plain_files([tmp_path/"a.parquet"], tmp_path, Reading(text_field="id"))
     (tmp_path/"b.parquet").write_bytes((tmp_path/"a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"b\.parquet is not a complete Parquet file"): plain_files([tmp_path/"b.parquet"], tmp_path)

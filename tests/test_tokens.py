@@ -85,7 +85,7 @@ def test_tokens_and_the_tokenizer_are_shown(places, typed):
 @pytest.mark.parametrize("words, given, message", [
     (["--decode"], b"5 x", "'x' is not an id"), (["--decode", "1.5"], b"", "'1.5' is not an id"), (["--decode", "999"], b"", "id 999 is not in the vocabulary"), (["--decode"], b"3 -1", "id -1 is not in the vocabulary"),
     ([], b"ab\xc3", "standard input is not UTF-8: byte 0xc3 at position 2"), (["--tokenizer", "nowhere", "x"], b"", "nowhere does not exist"), (["--tokenizer", "nowhere.json", "x"], b"", "nowhere.json does not exist"),
-    ([], b"\x1f\x8b\x08\0", "position 1; it is packed by gzip; unpack it first by zcat"), (["--tokenizer", ".", "x"], b"", "there is no tokenizer.json in ."), (["--tokenizer", "mine.txt", "x"], b"", "mine.txt is a text, not a tokenizer"), (["--tokenizer", "empty.txt", "x"], b"", "empty.txt")])
+    ([], b"\x1f\x8b\x08\0", "position 1; it is packed by gzip; unpack it first with zcat"), (["--tokenizer", ".", "x"], b"", "there is no tokenizer.json in ."), (["--tokenizer", "mine.txt", "x"], b"", "mine.txt is a text, not a tokenizer"), (["--tokenizer", "empty.txt", "x"], b"", "empty.txt")])
 def test_what_cannot_be_read_is_one_line_and_nothing_is_written(words, given, message, places, typed, tmp_path, monkeypatch, capfdbinary):
     monkeypatch.chdir(tmp_path)
     (tmp_path/"mine.txt").write_bytes(b"Once upon a time there was a text.\n")

@@ -409,7 +409,7 @@ WRONG = {
     "parts['norm'] must be a class or a function that builds one, but is 3": {"norm": 3},
     f"parts['ffn'] is built as {__name__}.Gain(32, 40), but too many positional arguments": {"ffn": Gain},
     f"parts['norm'] must build an nn.Module, but {__name__}.number built 32": {"norm": number},
-    "tie needs a head and an embedding with a weight of one shape": {"head": nn.Identity},
+    "tie needs a head and an embedding with weights of the same shape": {"head": nn.Identity},
 }
 
 @pytest.mark.parametrize("message", WRONG)

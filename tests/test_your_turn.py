@@ -47,6 +47,20 @@ def test_the_committed_pages_are_what_is_generated():
     assert not stale, f"{stale} differ from the chapters; run python web/your_turn.py"
 
 
+def test_no_line_of_code_is_wider_than_on_other_pages():
+    wide = [(name, cell["id"], line) for name, (_, after) in chapters.items() for cell in after if cell["cell_type"] == "code"
+            for line in source(cell).splitlines() if len(line) > your_turn.WIDTH and not line.lstrip().startswith("%pip")]
+    assert not wide
+
+
+def test_what_would_be_too_wide_is_broken():
+    long = ", ".join(f"argument_{i}" for i in range(5))
+    stub = f"{your_turn.STUB}   # optional"
+    assert your_turn.fitted(f"  def f({long}): {stub}\ndef g(): {stub}") == f"  def f({long}):\n      {stub}\ndef g(): {stub}"
+    assert your_turn.call("f", ["a", "b"]) == "f(a, b)"
+    assert your_turn.call("f", [long, long]) == f"f(\n    {long},\n    {long},\n)"
+
+
 def emptied(code):
     "The tree of some code without what its functions do."
     tree = ast.parse(code)
@@ -348,4 +362,4 @@ def test_filled_in_pages_get_full_marks_and_a_mistake_its_hint(tmp_path, capsys)
     assert "✓ RmsNorm" in out and "✓ cos_lr_scheduler" in out and "0 fail, 0 are not written yet" in out
     (tmp_path/"14_schedule.ipynb").write_text(filled_in("14_schedule.ipynb", "lr_max * it / warmup_iters", "lr_max * (it + 1) / warmup_iters"), "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path)])
-    assert ended.value.code == 1 and "step 0 has the rate 0" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out
+    assert ended.value.code == 1 and "the climb is one step ahead" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out

@@ -362,7 +362,7 @@ def render(config: Config) -> None:
         subprocess.run(["quarto", "render", str(proc), "--no-cache"], check=True)
         shutil.move(proc/"_docs", output)
     else: render_with_pandoc(proc, output)
-    print(f"{output/'index.html'} is the way in")
+    print(f"The site is in {output}; open {output/'index.html'}")
 
 
 if __name__ == "__main__":

@@ -31,25 +31,34 @@ document.querySelector("button.theme").addEventListener("click", () => {
   } catch { /* the choice holds for this page */ }
 })
 
-// ---- Search: in titles, headings, prose and code; the pages on mistakes come last
+// ---- Search: in titles, headings, prose and code; lessons come first, and all that is about grading last
 
 const STEP = 20, AROUND = 70
 const asked = document.querySelector("nav.book input"), found = document.querySelector("nav.book ol")
 const count = document.querySelector("nav.book [role=status]")
 
+const folded = text => text.toLowerCase().replaceAll("is", "iz")   // "optimiser" finds "optimizer", and the other way round; the length stays
+
+const AFTER_LESSONS = ["nbs/index.html", "nbs/engine/", "nbs/reference/", "api/", "cn/"]
+const room = address => address.includes("grading") ? AFTER_LESSONS.length + 1 : 1 + AFTER_LESSONS.findIndex(start => address.startsWith(start))
+
+let rows = null
 function hits(words) {
-  const rows = (window.course || []).map(([address, ...parts], at) => ({address, parts, at, lower: parts.map(part => part.toLowerCase())}))
+  rows ??= window.course.map(([address, ...parts], at) => ({address, parts, at, room: room(address), lower: parts.map(folded)}))
   const holding = rows.filter(({lower}) => words.every(word => lower.some(part => part.includes(word))))
-  const late = ({address}) => address.includes("grading/mistakes_")
-  const worth = ({lower: [title, heading, prose]}) => {   // first the pages that have the words in their titles, then sections
-    if (heading === "" && words.every(word => title.includes(word))) return 100
-    return words.reduce((sum, word) => sum + 4 * title.includes(word) + 3 * heading.includes(word) + prose.includes(word), 0)
+  const late = ({room}) => room > AFTER_LESSONS.length
+  const titled = ({lower: [title, heading]}) => heading === "" && words.every(word => title.includes(word))   // a page that is about the words
+  const worth = ({lower: [title, heading, ...text]}) => {   // title and heading count where they name all words together; then how often the words occur
+    const named = words.every(word => title.includes(word) || heading.includes(word))
+    const often = Math.min(...words.map(word => text.reduce((sum, part) => sum + part.split(word).length - 1, 0)))
+    return named * words.reduce((sum, word) => sum + 40 * title.includes(word) + 30 * heading.includes(word), 0) + Math.min(often, 20)
   }
-  return holding.sort((a, b) => late(a) - late(b) || worth(b) - worth(a) || a.at - b.at)
+  for (const row of holding) row.worth = worth(row)
+  return holding.sort((a, b) => late(a) - late(b) || titled(b) - titled(a) || a.room - b.room || b.worth - a.worth || a.at - b.at)
 }
 
 function marked(text, words) {   // the text, with the words marked in it
-  const word = new RegExp(`(${words.map(word => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`, "i")
+  const word = new RegExp(`(${words.map(word => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replaceAll("iz", "i[sz]")).join("|")})`, "i")
   return text.split(word).map((piece, at) => {
     if (at % 2 === 0) return piece
     return Object.assign(document.createElement("mark"), {textContent: piece})
@@ -59,13 +68,13 @@ function marked(text, words) {   // the text, with the words marked in it
 function excerpt({parts: [, , prose, code], lower: [, , lowProse, lowCode]}, words) {
   const word = words.find(word => lowProse.includes(word)) || words.find(word => lowCode.includes(word))
   const text = word && !lowProse.includes(word) ? code : prose
-  const at = Math.max(0, (word ? text.toLowerCase().indexOf(word) : 0) - AROUND)
+  const at = Math.max(0, (word ? folded(text).indexOf(word) : 0) - AROUND)
   const end = at + 2 * AROUND
   return (at ? "… " : "") + text.slice(at, end).trim() + (end < text.length ? " …" : "")
 }
 
 function search(limit = STEP) {
-  const words = asked.value.toLowerCase().split(/\s+/).filter(Boolean)
+  const words = folded(asked.value).split(/\s+/).filter(Boolean)
   if (!words.length || !window.course) { found.replaceChildren(); count.textContent = ""; return }
   const all = hits(words)
   count.textContent = all.length ? `${all.length} ${all.length === 1 ? "place" : "places"}` : "Nothing found"

@@ -17,6 +17,7 @@ settings.read(root/"settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
 STUB = "raise NotImplementedError"
+WIDTH = 88   # of a line of code at most, as on every page
 ASKED = {"__init__", "forward", "update", "load_state_dict", "encode", "decode", "encode_iterable"}   # methods of a graded class without which it is not right; test_your_turn.py tries each, and all others
 MARK = "#| export-yours"   # what `python -m llm_course.grading` reads of a page; nbdev passes it over
 HOW = ("This is a chapter with its parts taken out: the prose and the checks are here, the code is yours. Write a part where it says "
@@ -74,6 +75,18 @@ def optional(source: str) -> str:
     "An exercise whose open places say that nobody has to fill them."
     source = re.sub(rf"{STUB}$", rf"{STUB}   # optional", source, flags=re.M)
     return re.sub(r"^(\w[\w, ]* = \.\.\.(?:, \.\.\.)*)(?:\s*# (.*))?$", lambda found: f"{found[1]}   # optional" + (f": {found[2]}" if found[2] else ""), source, flags=re.M)
+
+
+def fitted(source: str) -> str:
+    "The same code; where a line would be too long with its stub, the stub gets a line of its own."
+    def split(found: re.Match) -> str: return found[0] if len(found[0]) <= WIDTH else f"{found[1]}{found[2]}\n{found[1]}    {found[3]}"
+    return re.sub(rf"^( *)(def .*:) ({STUB}.*)$", split, source, flags=re.M)
+
+
+def call(name: str, words: list[str]) -> str:
+    "A call on one line, or with a line for each argument where one would be too long."
+    on_one = f"{name}({', '.join(words)})"
+    return on_one if len(on_one) <= WIDTH else "{}(\n    {},\n)".format(name, ",\n    ".join(words))
 
 
 def components(source: str) -> list[str]:
@@ -134,14 +147,14 @@ def read_names(source: str) -> set[str]:
 def without_imports(source: str, needed: Container[str]) -> str:
     """A cell without those imports of the engine room that nothing needs: what only the taken-out code called may be an answer.
 
-    What comes from other lessons and from elsewhere stays, since whoever writes a part may want it."""
+    What comes from other lessons and from elsewhere stays, since an answer may need it."""
     lines = source.splitlines()
     for node in reversed(parsed(source).body):
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("llm_course.engine"): continue
         kept = [alias for alias in node.names if (alias.asname or alias.name) in needed]
         if len(kept) == len(node.names): continue
         said = ast.unparse(ast.ImportFrom(node.module, kept, node.level)) if kept else ""
-        if len(said) > 88: said = "from {} import (\n    {},\n)".format(node.module, ",\n    ".join(map(ast.unparse, kept)))
+        if len(said) > WIDTH: said = "from {} import (\n    {},\n)".format(node.module, ",\n    ".join(map(ast.unparse, kept)))
         lines[node.lineno - 1: node.end_lineno] = said.splitlines()
     return "\n".join(lines)
 
@@ -163,6 +176,7 @@ def page(path: Path) -> list[dict]:
         source = converted(cell, exported, set(names), here_too, module(path))
         if source is None: continue
         if at == 1: source = opening(source, path, lent)
+        if cell["cell_type"] == "code": source = fitted(source)
         cells.append(made(cell["cell_type"], source, cell["id"]))
     left = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     solutions = [re.sub(r"^#\|.*\n", "", text, flags=re.M) for text in texts if '#| code-summary: "Solution"' in text]
@@ -173,7 +187,7 @@ def page(path: Path) -> list[dict]:
     if names:
         cells += [made("markdown", "## How far you are\n\nWhat is right has a tick, and what is not yet gets a hint at the cause.", "how-far"),
                   made("code", "from llm_course.grading import check", "how-far-import"),
-                  made("code", f"check({', '.join(f'{name}={name}' for name in names)})", "how-far-check")]
+                  made("code", call("check", [f"{name}={name}" for name in names]), "how-far-check")]
     return cells
 
 

@@ -36,8 +36,8 @@ PROMPT = 22             # tokens before the answer, which has eleven
 
 def draw_pairs(
     n:int,                      # Questions
-    generator:torch.Generator,  # Source of randomness
-)->Int[Tensor, "n 2"]:          # Whole numbers below ten thousand million
+    generator:torch.Generator,  # Random generator
+)->Int[Tensor, "n 2"]:          # Whole numbers below 10¹⁰
     "Draw pairs of numbers to add."
     return torch.randint(10**10, (n, 2), generator=generator)
 
@@ -57,7 +57,7 @@ def right_answers(
     model:Callable,           # Ids in, logits out
     pairs:Int[Tensor, "n 2"], # The questions
 )->Bool[Tensor, " n"]:        # True for each sum of which all digits are right
-    "Let a model add."
+    "Let a model add, and mark its sums."
     whole = spell(pairs)
     ids = whole[:, :PROMPT]
     while ids.shape[1] < whole.shape[1]:
@@ -67,7 +67,7 @@ def right_answers(
 
 # %% ../../nbs/engine/addition.ipynb #count
 def count_numbers(
-    weights:Mapping[str, Tensor], # What a training left
+    weights:Mapping[str, Tensor], # What training has saved
 )->int:
     "Count the learned numbers; one that takes eight bytes counts as two."
     return sum(max(w.numel(), w.nbytes // 4) for w in weights.values())
@@ -95,8 +95,8 @@ def ready(
     some = spell(torch.zeros(2, 2, dtype=torch.long))[:, :PROMPT]
     try: deepcopy(model).to("meta")(some.to("meta"))
     except (RuntimeError, NotImplementedError):
-        raise Refused("the model reads values of its tokens in Python, and must "
-                      "compute with tensors alone") from None
+        raise Refused("the model reads the values of its tokens in Python, but "
+                      "it must compute with tensors alone") from None
     return model
 
 def examine(
@@ -104,7 +104,7 @@ def examine(
     weights:Mapping[str, Tensor], # What the training left
     pairs:Int[Tensor, "n 2"],     # The questions
 )->dict: # `parameters`, and `right`, the share of sums of which all digits are right
-    "Count and question a model. Raises `Refused` for a cheat that shows."
+    "Count a model's numbers, and question it. Raises `Refused` for a visible cheat."
     draw = torch.Generator().manual_seed(secrets.randbelow(2**63))
     def noise(w): return torch.randn(w.shape, generator=draw) * w.square().mean().sqrt()
     fillings = [weights]
@@ -117,7 +117,7 @@ def examine(
         answers = right_answers(fresh(filling), some).float()
         if filling is weights: right.append(answers)
         elif answers.mean() > .01:
-            raise Refused("the model adds with random weights, too: its code adds")
+            raise Refused("the model adds even with random weights: its code adds")
     share = float(torch.cat(right).mean())
     return {"parameters": count_numbers(weights), "right": round(share, 4)}
 
@@ -164,9 +164,9 @@ ENOUGH = .99     # share of right answers
 
 def judge(
     entry:Path,            # A folder with a recipe.json and a model.py
-    tries:int=3,           # Trainings
-    limit:float=BUDGET,    # Processor seconds of each
-    questions:int=10_000,  # After each
+    tries:int=3,           # Number of trainings
+    limit:float=BUDGET,    # Processor seconds that each may take
+    questions:int=10_000,  # Asked after each
     tell:Callable[[str], object]=print, # Called for each training
 )->dict: # A line of the table: `parameters`, `right`, `adds`, `code`, `runs`
     "Train an entry and question it. Raises `Refused` for one that breaks a rule."
@@ -203,12 +203,14 @@ def judge(
 
 def answers(
     entry:Path,  # The entry
-    folder:Path, # Of no use here: the weights are sent
+    folder:Path, # Not used here: the weights are sent
     threads:int, # Of the processor
 )->Callable:     # Takes weights, or `ids` by name
     "Build the models of an entry, one for all weights that come, and let them answer."
     torch.set_num_threads(threads)
-    own, recipe, models = _own_module(entry), _read_recipe(entry), []
+    own = _own_module(entry)
+    recipe = _read_recipe(entry)
+    models:list[nn.Module] = []
     def answer(told):
         if "ids" in told: return models[-1](told["ids"])
         weights = {name.removeprefix("weights."): w for name, w in told.items()}

@@ -20,9 +20,9 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/averages.ipynb #average-weights
 def average_weights(
     optimizer:Optimizer, # Gets a mean of each parameter among its moments
-    share:float,         # Of the mean kept at each step, such as 0.999
+    share:float,         # Share of the mean that a step keeps, such as 0.999
 )->None:
-    "Let each step move a running mean of the weights. Source: Polyak & Juditsky 1992."
+    "Update a running mean of the weights at each step. Source: Polyak & Juditsky 1992."
     @torch.no_grad()
     def move(optimizer, *call):
         first = optimizer.param_groups[0]

@@ -129,7 +129,7 @@ class Job:
     tell:Callable[[Said], object]  # Called from the thread that computes
     seed:int|None=None             # `None` for chance
     likeliest:int|None=None        # How many tokens to name; `None` for no numbers
-    cancelled:bool=False           # Set it to true, and the text leaves
+    cancelled:bool=False           # Set it to true to end the text early
     generator:torch.Generator=field(init=False)
 
 # %% ../../nbs/engine/batching.ipynb #scheduler
@@ -137,11 +137,11 @@ class Busy(Exception):
     "Too many texts are waiting."
 
 class Scheduler:
-    "Lets a model continue all texts that are asked for, by turns of one token."
+    "Lets a model continue all requested texts together, a token at a time."
     def __init__(self,
         model:Any,        # A `Transformer`
         rows:int=16,      # Texts that are continued at once
-        waiting:int=64,   # Texts that may wait besides
+        waiting:int=64,   # Further texts that may wait
         piece:int=256,    # Tokens of prompts that are read between two steps
     ):
         self.model, self.batch = model, Batch(model)
@@ -154,7 +154,7 @@ class Scheduler:
     def submit(self,
         job:Job, # Will be told what is added
     )->None:
-        "Let a text wait for its turn. Raises `Busy` where too many do."
+        "Let a text wait for its turn. Raises `Busy` if too many are waiting."
         job.generator = torch.Generator(self.batch.device)
         if job.seed is None: job.generator.seed()
         else: job.generator.manual_seed(job.seed)
@@ -167,7 +167,7 @@ class Scheduler:
             self.changed.notify()
 
     def run(self)->None:
-        "Work until `close` is called. It is made for a thread of its own."
+        "Work until `close` is called; to be run in a thread of its own."
         while True:
             with self.changed:
                 while not (self.busy() or self.closed): self.changed.wait()
@@ -189,7 +189,7 @@ class Scheduler:
             self.changed.notify()
 
     def step(self)->None:
-        "Go round once."
+        "Do one round of work."
         self._clear()
         self._read_prompts()
         if not self.rows: return

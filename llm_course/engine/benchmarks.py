@@ -53,7 +53,7 @@ def mmlu(record:dict)->Question:
     return Question("\n".join(lines) + "\nAnswer:", letters, record["answer"])
 
 def gsm8k(record:dict)->Question:
-    "A sum in words; the answer is the number after four hashes."
+    "A word problem; the answer is the number after four hashes."
     answer = record["answer"].split("####")[1].strip()
     return Question(f"Question: {record['question']}\nAnswer:", (), answer)
 

@@ -47,7 +47,7 @@ from .safe_steps import loss_of_next_step, rescue
 # %% ../../nbs/engine/bookkeeping.ipynb #run
 @dataclass
 class Run:
-    "A training run: what it was asked, what it has learnt, and what it has recorded."
+    "A training run: its settings, what it has learnt, and what it has recorded."
     config:TrainConfig                 # Settled
     model:Transformer                  # What is being trained
     forward:Callable[[Tensor], Tensor] # The model, as fast as the flags allow
@@ -64,8 +64,8 @@ class Run:
     clock:float=field(default_factory=perf_counter)        # When that was written
     ticks:int=0                                            # Steps since then
     examine:Callable[[Transformer], dict]|None=None        # Adds numbers to a line
-    source:Any=None                    # Other batches than those of files: chapter 25
-    asked:Any=None                     # As the user gave it
+    source:Any=None                    # Batches that come from no file: chapter 25
+    asked:Any=None                     # The configuration as the user gave it
 
 # %% ../../nbs/engine/bookkeeping.ipynb #batches
 def batches_of(
@@ -116,7 +116,7 @@ def resume(
     run:Run,    # New
     saved:dict, # What `read_checkpoint` gave; the model has it already
 )->None:
-    "Put a run back to where its checkpoint was written."
+    "Restore a run to the point where its checkpoint was written."
     check_moments(saved["optimizer"], run.optimizer)
     own = [dict(group) for group in run.optimizer.param_groups]
     load_sharded(run.optimizer, saved["optimizer"])
@@ -224,7 +224,7 @@ def record(
     before:list[Tensor], # What `weights_before` gave
     evaluate:Callable,   # As for `measure`
 )->dict:                 # A line for metrics.jsonl; empty where none is due
-    "Work out what is to be written down after this step."
+    "Compute what is to be written down after this step."
     c, step = run.config, run.done
     last = step == c.iterations
     line:dict[str, Any] = {}

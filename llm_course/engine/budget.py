@@ -27,9 +27,9 @@ from ..transformer import ModelConfig, Transformer
 
 # %% ../../nbs/engine/budget.ipynb #memory-curve
 def memory_curve(
-    function:Callable[[], object], # What is to be watched; it runs on the CPU
+    function:Callable[[], object], # The function to watch; it runs on the CPU
 )->tuple[list[float], list[int]]:  # Seconds since the start, and bytes in use then
-    "Watch a function take memory and give it back."
+    "Record how much memory a function uses as it runs."
     gc.collect()   # so that nothing old is given back meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         function()
@@ -53,7 +53,7 @@ def checkpoint_blocks(
 # %% ../../nbs/engine/budget.ipynb #counts
 def count_parameters(
     config:ModelConfig,   # The shape of a model made of the course's own parts
-)->tuple[int, int, int]: # Of the matrices of a block, of a whole block, and of it all
+)->tuple[int, int, int]: # In the matrices of a block, in a block, in the model
     "Count the parameters of a model without building it."
     c = config
     d_k = c.d_k or c.d_model // c.num_heads
@@ -122,8 +122,8 @@ def estimate_memory(
     precision:str="float32",  # Of the matrix products: float32, bfloat16 or float16
     checkpointing:bool=False, # Does the backward pass compute each block again?
     *,
-    pieces:int=1,             # Batches whose gradients add up to a step
-    muon:bool=False,          # Does Muon step the blocks' matrices?
+    pieces:int=1,             # Batches per step; their gradients are averaged
+    muon:bool=False,          # Does Muon train the blocks' matrices?
     ema:bool=False,           # Is a running mean of the weights kept?
     diary:bool=False,         # Count what a step that is logged and validated needs?
     device:str="cpu",         # Where it computes
@@ -195,7 +195,7 @@ def estimate_memory(
 def machine_memory(
     device:str="cpu", # Where a run computes
 )->int|None:          # Bytes in all; `None` where that is unknown, as on Windows
-    "Ask how much memory there is, for whatever purpose."
+    "Ask how much memory the machine has in all, free or in use."
     where = torch.device(device)
     if where.type == "cuda": return torch.cuda.get_device_properties(where).total_memory
     if where.type == "mps": return torch.mps.recommended_max_memory()
@@ -347,7 +347,7 @@ def forecast(
 # %% ../../nbs/engine/budget.ipynb #shape-of
 def shape_of(
     config:Any,     # Has fields of `ModelConfig`, and perhaps others
-    model:Any=None, # Has in its own `config` what that does not say
+    model:Any=None, # Its own `config` says what that one does not
 )->ModelConfig:     # What it has; defaults for the rest
     "Take the shape of the model out of a larger configuration."
     names = [f.name for f in fields(ModelConfig) if hasattr(config, f.name)]

@@ -57,7 +57,7 @@ def template_of(
                      f"it by {as_typed('python -m llm_course.instruct')}")
 
 def with_marks(
-    tokenizer:BpeTokenizer, # Left as it is
+    tokenizer:BpeTokenizer, # It is not changed
 )->BpeTokenizer:            # The same, and `MARKS` as further special tokens
     "Add the marks of our own template; their ids are the next ones that are free."
     missing = [mark for mark in MARKS if mark not in tokenizer.special_tokens]
@@ -86,8 +86,8 @@ def check_messages(
             raise ValueError(f"message {i} must have a role, one of "
                              f"{', '.join(ROLES)}, but has {role!r}")
         if role == "system" and i > 0:
-            raise ValueError(f"message {i} has role system, which may stand only "
-                             "first")
+            raise ValueError(f"message {i} has the role system, which only the "
+                             "first may have")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of message {i} must be a text, "
                              f"but is {message.get('content')!r}")
@@ -110,10 +110,10 @@ def _compiled(template:str):
 def render(
     messages:Sequence[Message], # A conversation
     template:str,               # In Jinja
-    reply:bool=False,           # Go on to where the assistant is to answer?
+    reply:bool=False,           # End where the assistant is to answer?
     **names:str,                # Such as `bos_token`
 )->str:                         # The text; not to be encoded, see `encode_chat`
-    "Write a conversation down. Raises `ValueError` for what the template refuses."
+    "Write a conversation as text. Raises `ValueError` for what the template refuses."
     check_messages(messages)
     try:
         return _compiled(template).render(
@@ -151,10 +151,10 @@ def pieces(
     messages:Sequence[Message],    # A conversation
     template:str,                  # In Jinja
     special_tokens:Sequence[str],  # Of the tokenizer
-    reply:bool=False,              # Go on to where the assistant is to answer?
+    reply:bool=False,              # End where the assistant is to answer?
     **names:str,                   # Such as `bos_token`
 )->list[Piece]:                    # Their texts together are what `render` gives
-    "Tell a template's words from people's. Raises `ValueError` if that can't be done."
+    "Tell the template's words from the messages'. Raises `ValueError` if it can't."
     wanted = render(messages, template, reply, **names)
     marked = [{**message, "content": f"\ue000{i}\ue001"}
               for i, message in enumerate(messages)]
@@ -213,7 +213,7 @@ def encode_chat(
     tokenizer:BpeTokenizer,     # The model's
     messages:Sequence[Message], # A conversation
     template:str|None=None,     # In Jinja; `None` for the tokenizer's own
-    reply:bool=False,           # Go on to where the assistant is to answer?
+    reply:bool=False,           # End where the assistant is to answer?
 )->tuple[list[int], list[bool]]: # Ids; and for each, whether the assistant says it
     """Turn a conversation into ids, and say which of them are to be learnt.
 

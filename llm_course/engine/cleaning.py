@@ -70,7 +70,7 @@ def _decode(page:bytes)->str:
 
 def extract_text(
     page:str|bytes, # HTML; bytes are read as UTF-8 or else as Windows-1252
-    blank_lines:bool=False, # Between blocks, and bullets before the points of lists?
+    blank_lines:bool=False, # Add empty lines between blocks, and bullets in lists?
 )->str:             # Its text, a line for each block of it
     "Take the text out of a page, without scripts, styles, menus and forms."
     html = page if isinstance(page, str) else _decode(page)
@@ -86,7 +86,7 @@ def extract_text(
 # %% ../../nbs/engine/cleaning.ipynb #languages
 def letter_pieces(
     text:str, # In any alphabet
-)->Counter:   # How often each stands there; a blank stands for the end of a word
+)->Counter:   # How often each occurs; a blank stands for the end of a word
     "Count the pieces of one, two and three letters."
     words = re.findall(r"[^\W\d_]+", text.lower())
     letters = " " + " ".join(words) + " "
@@ -244,17 +244,17 @@ def first_copies(
     documents:Iterable[str], # Texts
 )->list[int]:                # The places of those that did not come before
     "Find the first of all documents that are equal, byte for byte."
-    first = {}
+    first:dict[int, int] = {}
     for i, text in enumerate(documents): first.setdefault(_fingerprint(text), i)
     return sorted(first.values())
 
 def drop_repeated_lines(
     documents:Sequence[str], # Texts
-    most:int=1,              # A line that comes more often goes, in all its copies
-    min_words:int=0,         # Lines of fewer words stay in any case
+    most:int=1,              # A line that occurs more often is removed everywhere
+    min_words:int=0,         # Lines of fewer words always stay
 )->list[str]:                # The texts without such lines
     "Remove the lines that the documents share."
-    times = Counter()
+    times:Counter[int] = Counter()
     for text in documents:
         times.update(_fingerprint(line.rstrip()) for line in text.splitlines())
 
@@ -269,7 +269,7 @@ def drop_repeated_lines(
 def word_ngrams(
     text:str, # Any text
     n:int=5,  # Words in a row
-)->set[str]:  # A text of fewer words has itself alone
+)->set[str]:  # A text of fewer words is its only run
     "Collect the runs of n words, without regard to case, accents and punctuation."
     plain = unicodedata.normalize("NFKD", text.lower())
     without_accents = "".join(c for c in plain if not unicodedata.combining(c))
@@ -291,7 +291,7 @@ def minhash(
     hashes:int=100,  # How many numbers to make
     seed:int=0,      # Which hash functions; those of one seed can be compared
 )->np.ndarray:       # For each hash function the smallest value; all bits set for none
-    "Sign a set. The share of equal numbers estimates Jaccard. Source: Broder 1997."
+    "Sign a set: the share of equal numbers estimates Jaccard. Source: Broder 1997."
     generator = np.random.default_rng(seed)
     a, b = generator.integers(0, 2**64, (2, hashes), dtype=np.uint64)
     x = np.array([_fingerprint(gram) for gram in grams], dtype=np.uint64)
@@ -301,9 +301,9 @@ def minhash(
 # %% ../../nbs/engine/cleaning.ipynb #lsh
 def candidate_rate(
     s:float|np.ndarray, # Jaccard similarity of a pair
-    bands:int,          # Into which signatures are cut
+    bands:int,          # Number of bands in a signature
     rows:int,           # Numbers in a band
-)->float|np.ndarray:    # How likely the pair is to be looked at
+)->float|np.ndarray:    # How likely the pair is to be compared
     "The S-curve of locality-sensitive hashing."
     return 1 - (1 - s**rows) ** bands
 
@@ -326,12 +326,12 @@ def candidate_pairs(
 # %% ../../nbs/engine/cleaning.ipynb #similar
 def first_of_similar(
     documents:Sequence[str], # Texts
-    threshold:float=0.8,     # From this Jaccard similarity on, two are the same
+    threshold:float=0.8,     # Jaccard similarity from which two are near copies
     hashes:int=100,          # Numbers in a signature
-    bands:int=20,            # Into which it is cut
+    bands:int=20,            # Number of bands in it
     n:int=5,                 # Words in a shingle
     seed:int=0,              # Which hash functions
-)->list[int]:                # The places of those that no earlier one is like
+)->list[int]:                # The places of those that resemble no earlier one
     "Find the first document of each group of near copies."
     grams = [word_ngrams(text, n) for text in documents]
     signatures = [minhash(some, hashes, seed) for some in grams]
@@ -387,7 +387,7 @@ def first_files_of_similar(
     threshold:float=0.8,      # As for `first_of_similar`, like all that follow
     hashes:int=100, bands:int=20, n:int=5, seed:int=0,
 )->list[str]:                 # Their names
-    "Copy the files that no earlier one is like."
+    "Copy the files that resemble no earlier one."
     texts = _read_files(paths, folder)
     kept = first_of_similar(list(texts.values()), threshold, hashes, bands, n, seed)
     names = [list(texts)[i] for i in kept]
@@ -400,5 +400,5 @@ def shared_ngrams(
     known:set[str], # Runs of words that the document should not contain
     n:int=13,       # Words in each of them
 )->set[str]:        # Those that the document has too; none for a clean one
-    "Find what a document gives away. Source: Brown et al. 2020, appendix C."
+    "Find what a document repeats of known text. Source: Brown et al. 2020, appendix C."
     return word_ngrams(text, n) & known

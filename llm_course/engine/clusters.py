@@ -10,7 +10,7 @@ def all_reduce_seconds(
     size:int|float,      # Bytes of the tensor
     count:int,           # Processes
     bandwidth:int|float, # Bytes a second that each can send while it receives
-    latency:int|float=0, # Seconds that a message takes beside that
+    latency:int|float=0, # Further seconds that each message takes
 )->float:
     "Estimate the time of a ring all-reduce; see chapter 21."
     return 2 * (count - 1) * (latency + size / count / bandwidth)

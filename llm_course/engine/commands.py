@@ -45,8 +45,8 @@ T = TypeVar("T")
 # %% ../../nbs/engine/commands.ipynb #names-of
 def names_of(
     config:type,   # The dataclass whose fields are flags
-)->dict[str, str]: # The field of every name that a flag may be typed by
-    "List the names of flags, also their other ones, such as `tokenizer`."
+)->dict[str, str]: # Every name that a flag may be typed by, and its field
+    "List the names of flags, including aliases such as `tokenizer`."
     names = {f.name: f.name for f in fields(config)}
     for name, hint in get_type_hints(config, include_extras=True).items():
         for told in getattr(hint, "__metadata__", ()):
@@ -57,23 +57,25 @@ def names_of(
 # %% ../../nbs/engine/commands.ipynb #as-path
 #| code-fold: true
 #| code-summary: "Paths that keep their text"
-class Typed(type(Path())):   # type: ignore[misc]
+_system_path:Any = type(Path())   # Windows has another class than the rest
+
+class Typed(_system_path):
     "A path that remembers how it was written: `./a`, `a/` and `a` are one path."
     text = ""
 
 def as_path(
-    text:str|Path, # What names a file, a folder, or a model on the hub
+    text:str|Path, # The name of a file, a folder, or a model on the hub
 )->Path:           # The same, which `as_written` can give back
-    "Make a path of a text, and keep the text."
+    "Make a path from a text, and remember the text."
     if isinstance(text, Path): return text
     path = Typed(text)
     path.text = text
     return path
 
 def as_written(
-    path:str|Path, # A text, or a path, perhaps of `as_path`
+    path:str|Path, # A text, or a path, perhaps made by `as_path`
 )->str:            # How it was written, as far as that is known
-    "Tell the text that named a path."
+    "Return the text that named a path."
     if isinstance(path, str): return path
     return getattr(path, "text", "") or path.as_posix()
 
@@ -121,7 +123,7 @@ def _check_number(
     hint:Any,  # The type of its flag
     said:str,  # What goes before the complaint
 )->None:
-    "Raise `ValueError` where a flag wants a number, or yes or no, and gets no such."
+    "Raise `ValueError` where a flag needs a number or a truth value and has none."
     kinds = _kinds(hint)
     if not kinds <= {*_TOLD}: return
     for kind in kinds:
@@ -169,19 +171,19 @@ def _check_word(flag:str, value:str, hint:Any, words:list[str])->None:
 
 # %% ../../nbs/engine/commands.ipynb #parse
 def by_default(
-    meaning:str,  # What stands in its place
-    *other_names, # That the flag may be typed by, such as `--tokenizer`
-    choices:tuple[str, ...]=(), # All that the flag may be, if these are a few words
+    meaning:str,  # What is used instead
+    *other_names, # Aliases of the flag, such as `--tokenizer`
+    choices:tuple[str, ...]=(), # All values it may have, if they are a few words
 ):
-    """Say in the help what it means to leave a flag out.
+    """Say in the help what happens when a flag is left out.
 
-    It is for defaults that say nothing: `None`, an empty list, a line break."""
+    For defaults that tell a reader nothing: `None`, an empty list, a line break."""
     shown = _in_braces(choices) if choices else None
     return tyro.conf.arg(help_behavior_hint=f"(default: {meaning})",
                          aliases=other_names, metavar=shown)
 
 def required(
-    but:str,      # When it is not, such as `unless --fetch is given`
+    but:str,      # When it is not required, such as `unless --fetch is given`
     *other_names, # As for `by_default`
 ):
     "Say in the help that a flag is needed in most cases, which the command checks."
@@ -190,9 +192,9 @@ def required(
 def _in_braces(choices:tuple[str, ...])->str: return "{" + ",".join(choices) + "}"
 
 def one_of(
-    *choices, # All that a flag may be
+    *choices, # All values that a flag may have
 ):
-    "Show the choices in the help. The command checks them, and says more than tyro."
+    "Show the choices in the help. The command checks them, with better messages."
     return tyro.conf.arg(metavar=_in_braces(choices))
 
 def with_config(
@@ -214,18 +216,18 @@ def with_config(
     return words
 
 def after_another()->bool:
-    "Has torchrun started this process beside a first one on this machine?"
+    "Did torchrun start this process, and is it not the first on this machine?"
     return ("TORCHELASTIC_RUN_ID" in os.environ
             and os.environ.get("LOCAL_RANK", "0") != "0")
 
 def let_the_first_speak()->None:
-    """Wait before a refusal of flags that all processes may have met.
+    """Wait before reporting bad flags, which all processes may have received.
 
-    If the first one has, it says so and ends, and then torchrun ends this one."""
+    If the first one has, it reports them and exits, and torchrun then ends this one."""
     if after_another(): sleep(5)
 
 def is_first_to_speak()->bool:
-    """May this process say why it ends? Of those on one machine, only the first may.
+    """May this process say why it ends? On each machine, only the first to ask may.
 
     The answer is kept in torchrun's own folder for this attempt, which it removes."""
     place = os.environ.get("TORCHELASTIC_ERROR_FILE")   # ATTEMPT/RANK/error.json
@@ -270,7 +272,7 @@ def parse(
     for group in groups:
         heading = "" if group is config else group.__name__.strip("_").lower()
         titled = tyro.conf.arg(name=heading)
-        shown = Annotated[group, titled]   # type: ignore[valid-type]
+        shown:Any = Annotated[group, titled]
         members.append((f"group_{len(members)}", shown))
     members.append(("flags_from", _ConfigFile, None))   # so that help shows it
     flags = make_dataclass(config.__name__, members)
@@ -346,7 +348,7 @@ by_verb = ContextVar("by_verb", default=False)   # was it called as `llm-course`
 def as_typed(
     prog:str|None, # A command, as `python -m llm_course.training`
 )->str|None:       # The same, as `llm-course train` if that was typed
-    "Name a command as its user did."
+    "Name a command as its user typed it."
     if not (prog and by_verb.get()): return prog
     for verb, (module, _) in VERBS.items():
         long = f"python -m llm_course.{module}"
@@ -452,16 +454,16 @@ def run_command(
 
 # %% ../../nbs/engine/commands.ipynb #input-file
 def is_special(
-    path:str|os.PathLike, # Of what may or may not be there
+    path:str|os.PathLike, # Whether or not anything is there
 )->bool:                  # A pipe, a socket or a device?
-    "Tell what is neither a file nor a folder; to open it may wait for ever."
+    "Is this neither a file nor a folder? Opening such a thing may wait for ever."
     try: mode = os.stat(path).st_mode
     except (OSError, ValueError): return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 def refuse_special(
     path:str|os.PathLike, # To be opened
-    flag:str="",          # The flag it came by, for the message
+    flag:str="",          # The flag that named it, for the message
 )->None:
     "Raise `ValueError` for a pipe, a socket or a device."
     if not is_special(path): return
@@ -477,8 +479,8 @@ def open_file(
 
 def input_file(
     path:str|Path, # What the user named
-    flag:str,      # The flag it came by, for the message
-)->Path:           # The same, as a `Path` to a file that is there
+    flag:str,      # The flag that named it, for the message
+)->Path:           # The same, as a `Path` to a file that exists
     "Refuse a path that is not a file."
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{flag} {path} is a folder; name a file in it")
@@ -490,14 +492,14 @@ def input_file(
 
 def tokenizer_file(
     path:str|Path, # What the user named: the file, or a folder with it
-    flag:str="--tokenizer", # The flag it came by, for the message
+    flag:str="--tokenizer", # The flag that named it, for the message
 )->Path:           # The file
     "Find a tokenizer.json. Refuse a path that leads to none."
     if not Path(path).is_dir(): return input_file(path, flag)
     found = Path(path)/"tokenizer.json"
     if found.is_file(): return found
     raise ValueError(f"{flag} {path} is a folder without a tokenizer.json; name the "
-                     "file, or a folder that has it, such as that of a run")
+                     "file, or a folder that has one, such as a run folder")
 
 _KINDS = {   # by their first bytes
     b"\x1f\x8b": "packed by gzip", b"PK\x03\x04": "a zip archive",
@@ -506,16 +508,16 @@ _KINDS = {   # by their first bytes
     b"\x88\xd84\x01": "a file of llm.c's", b"\xa1\xd94\x01": "a file of llm.c's"}
 
 _WAYS = {   # to the text in it; unpacking comes first, whatever it is
-    "packed by gzip": "by zcat, or give the file a name that ends in .gz",
-    "a Parquet table": "by a program that reads it, or give the file a name that ends "
-                       "in .parquet",
-    "packed by zstd": "by zstdcat", "packed by bzip2": "by bzcat",
-    "packed by xz": "by xzcat"}
+    "packed by gzip": "with zcat, or give the file a name that ends in .gz",
+    "a Parquet table": "with a program that reads it, or give the file a name "
+                       "that ends in .parquet",
+    "packed by zstd": "with zstdcat", "packed by bzip2": "with bzcat",
+    "packed by xz": "with xzcat"}
 
 def not_a_text(
     kind:str, # Of data, as `known_kind` tells it
 )->str:       # For a message
-    "Say what data are instead of a text, and the way out."
+    "Say what the data are instead of text, and how to unpack them."
     return " ".join(f"it is {kind}; unpack it first {_WAYS.get(kind, '')}".split())
 
 def known_kind(
@@ -531,11 +533,11 @@ def known_kind(
     return "" if control else "a text"
 
 # %% ../../nbs/engine/commands.ipynb #bare-ids
-_MAKE = "make ids of a text with python -m llm_course.data"
-_SAVE = "save them by numpy.save, whose header says their width"
+_MAKE = "turn a text into ids with python -m llm_course.data"
+_SAVE = "save them with numpy.save, whose header tells their width"
 
 def _sampled(path:str|os.PathLike, size:int)->list[int]:
-    "Read numbers of 16 bits in 16 places of a file, or all of a short one."
+    "Read 16-bit numbers at 16 places of a file, or all of a short file."
     numbers:list[int] = []
     with open_file(path) as file:
         for at in range(0, size, max(1 << 13, size // 64 * 4)):
@@ -567,12 +569,12 @@ def check_bare(
     path:str|os.PathLike,     # A file without a header
     vocab_size:int|None=None, # Number of ids that there are, if it is known
 )->None:
-    """Raise `ValueError` unless a file may hold ids of 16 bits, and warn of a doubt."""
+    """Raise `ValueError` unless a file may hold 16-bit ids; warn if it is doubtful."""
     with open_file(path) as file: start = file.read(1 << 12)
     size = os.stat(path).st_size
     if not size: raise ValueError(f"{path} is empty; {_MAKE}")
     kind = known_kind(start, Path(path))
-    if kind: raise ValueError(f"{path} is {kind}, and holds no bare ids; {_MAKE}")
+    if kind: raise ValueError(f"{path} is {kind} and not a file of ids; {_MAKE}")
     if size % 2:
         raise ValueError(f"{path} has no .npy header, and its {size} bytes are not "
                          f"whole uint16 ids either; {_MAKE}")
@@ -587,11 +589,11 @@ def check_bare(
 
 # %% ../../nbs/engine/commands.ipynb #output-path
 def output_path(
-    path:str|Path, # Where a file, or a folder, is to appear
-    flag:str,      # The flag it came by, for the message
-    folder:bool=False, # Is it to be a folder?
+    path:str|Path, # Where a file or a folder will be written
+    flag:str,      # The flag that named it, for the message
+    folder:bool=False, # Will it be a folder?
 )->Path:           # The same, as a `Path`; its folder exists
-    "Make the folder for the output before the work begins, or say why it cannot be."
+    "Make the folder for the output before the work begins, or say why that fails."
     path = Path(path)
     if not folder and path.is_dir():
         raise ValueError(f"{flag} {path} is a folder; name the file to write")
@@ -674,7 +676,7 @@ def sync_folder(
 # %% ../../nbs/engine/commands.ipynb #whole-file
 @contextmanager
 def whole_file(
-    path:str|Path,    # Where the file is to appear
+    path:str|Path,    # Where the file will be
     mode:str="wb",    # As for `open`
 )->Iterator[IO]:      # The file to write to
     """Write beside `path`, and move there once all is on disk.
@@ -723,7 +725,7 @@ STEPS = {   # what a step leaves behind: how it is typed
 def overview(
     folder:Path=Path(), # Where the steps are taken
 )->str:                 # For the screen
-    "Say what can be done: at once, next on the way to a model, and by every verb."
+    "Say what can be done at once, the next step on the way to a model, and all verbs."
     from llm_course import __version__
     steps, next_mark = [], "next"
     for path, step in STEPS.items():

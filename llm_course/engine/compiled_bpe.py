@@ -206,7 +206,8 @@ def learn_compiled(
 
     heap = np.empty(len(pairs), np.int32)
     sizes = np.array([256, 1 << 16, 0, 0])   # tokens; pairs, queued so far, waiting
-    spelled, merges = [bytes([byte]) for byte in range(256)], []
+    spelled = [bytes([byte]) for byte in range(256)]
+    merges:list[tuple[bytes, bytes]] = []
     while len(merges) < num_merges:
         room = np.empty((min(1000, num_merges - len(merges)), 2), np.int64)
         found = _learn(heap, places, pairs, tokens, data, sizes, room)
@@ -282,7 +283,7 @@ def count_compiled(
     ends = np.cumsum([len(text) for text in texts])
     table = np.full(1 << len(codes).bit_length(), -1, np.int32)   # never full
     found = _count_pieces(codes, character_kinds(), ends, table)
-    words = Counter()
+    words:Counter[str] = Counter()
     for begin, end, count in zip(*(numbers.tolist() for numbers in found)):
         words[text[begin:end]] = count
     return words

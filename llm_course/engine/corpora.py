@@ -209,7 +209,7 @@ def _keep_copy(
     found = sha256(input_file(path, "--path"))
     if found != known:
         raise ValueError(f"--path {path} is not {name}: its sha256 is {found}, not "
-                         f"{known}; a text of your own goes to --corpus")
+                         f"{known}; for a text of your own use --corpus")
     with open(path, "rb") as source, whole_file(folder/file) as out:
         shutil.copyfileobj(source, out)
     return folder/file

@@ -49,25 +49,25 @@ class Texts:
     num_processes:_Processes=None # Processes to encode with
 
 _Name = Annotated[str|None, by_default("nothing")]
-_Copy = Annotated[Path|None, by_default("none, it comes from the network")]
-_Cache = Annotated[Path|None, by_default("the system's own place for caches")]
+_Copy = Annotated[Path|None, by_default("none, it is downloaded")]
+_Cache = Annotated[Path|None, by_default("the system's cache folder")]
 
 @dataclass(frozen=True)
 class Fetching:
-    """What is fetched instead, and split into train.txt and val.txt.
+    """What to fetch instead, and split into train.txt and val.txt.
 
-    There are shakespeare, tinyshakespeare, tinystories and tinystories-valid. And there
-    are smollm2-135m and gpt2-ranks, which stay in the cache."""
-    fetch:_Name=None # Name of one, such as shakespeare
-    path:_Copy=None # A copy that you have of it
+    Choose shakespeare, tinyshakespeare, tinystories or tinystories-valid; or
+    smollm2-135m or gpt2-ranks, which stay in the cache."""
+    fetch:_Name=None # What to fetch, such as shakespeare
+    path:_Copy=None # A copy of it that you already have
     cache_dir:_Cache=None # Folder to keep it in
 
 @dataclass(frozen=True)
 class Written:
-    "What is written."
+    "What to write."
     # Folder for .bin files and tokenizer.json; with --fetch, for .txt
     output:Path=Path("data")
-    # Part held back to validate on, unless --val_corpus is given; 0 writes no val.bin
+    # Share held back for validation, unless --val_corpus is given; 0 writes no val.bin
     val_fraction:float=0.1
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def check_config(
 def _check_texts(
     config:DataConfig, # The flags
 )->DataConfig:         # The same, with the files of each folder for the folder
-    "Refuse texts that cannot be turned into ids, or would be written over."
+    "Refuse texts that cannot be turned into ids, or would be overwritten."
     if not config.tokenizer_path:
         raise ValueError("--tokenizer is missing; make one with "
                          "python -m llm_course.bpe_tokenizer")
@@ -120,7 +120,7 @@ def _check_texts(
                 raise ValueError(f"{flag} {path} is empty; name a text with something "
                                  "in it, or let --on_error skip it")
             if any(out.exists() and out.samefile(path) for out in outputs):
-                raise ValueError(f"{flag} {path} would be written over; name another "
+                raise ValueError(f"{flag} {path} would be overwritten; name another "
                                  "--output")
     _check_output(outputs, config)
     held_out = {path.resolve() for path in files["--val_corpus"]}

@@ -68,7 +68,7 @@ def peak_flops(
     gpu:str,       # Its name, as the driver tells it
     precision:str, # A key of `PRECISIONS`
 )->float|None:     # Operations per second; `None` where we know of no promise
-    "Look up what a GPU is said to be capable of."
+    "Look up the speed that the maker of a GPU promises."
     words = set(gpu.replace("-", " ").split())
     for name, (half, single) in PEAKS.items():
         if words.issuperset(name.split()):
@@ -191,12 +191,12 @@ def vital_signs(
 def sample_text(
     model:Transformer,      # What predicts
     tokenizer:BpeTokenizer, # The one that made its training data
-    prompt:str,             # What to go on with, at least one token
+    prompt:str,             # What to continue, at least one token
     max_tokens:int=60,      # How many tokens to add
     temperature:float=0.8,  # Below 1: likely tokens become likelier
     seed:int=0,             # Fixes the sampling
 )->str:                     # The prompt and what follows it
-    "Let the model write a little, with the same dice each time."
+    "Let the model write a short sample, with the same random numbers each time."
     dice = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     ids = tokenizer.encode(prompt)
@@ -223,7 +223,8 @@ def read_history(
     until:int,   # The last step that counts
 )->list[dict]:   # Lines of metrics.jsonl
     "Read a diary up to a step, and skip lines that are not part of it."
-    path, history = folder/"metrics.jsonl", []
+    path = folder/"metrics.jsonl"
+    history:list[dict] = []
     if not path.exists(): return history
     for text in path.read_text("utf-8", errors="replace").splitlines():
         line = _read_line(text)
@@ -237,12 +238,13 @@ def run_folder(
 )->Iterator[None]:
     "Make the folder of a run, and keep other runs out of it until this one ends."
     if config.dry_run:
-        raise ValueError("dry_run takes no step; from Python, print the forecast by "
-                         "tell_cost(settle(config)), of llm_course.engine.run_config")
+        raise ValueError("dry_run takes no steps; from Python, print the forecast with "
+                         "tell_cost(settle(config)) of llm_course.engine.run_config")
     if rank > 0:
         yield
         return
-    folder, made = config.output, not config.output.exists()
+    folder = config.output
+    made = not folder.exists()
     output_path(folder, "--output", folder=True)
     try:
         with sole_writer(folder): yield
@@ -468,7 +470,7 @@ def report(
         print(f"{whole} {line['average_val_loss']:.4f} nats per token with the mean of "
               "the weights")
     for fault, why in (faults or {}).items():
-        print(f"something is wrong, perhaps: {fault}: {why}")
+        print(f"something may be wrong: {fault}: {why}")
     about = {"checkpoint.pt": " (the last)",
              "best.pt": f" (lowest validation loss {best:.4f})",
              "average.safetensors": " (the mean of the weights)",

@@ -37,7 +37,7 @@ def split_documents(
     val_fraction:float=0.1,   # The part that validation should get
     names:Iterable[str]=(),   # What to call the texts, if not by their paths
 )->tuple[list[Span], list[Span]]: # For training and, from the end, for validation
-    """Part texts between two documents, as near to the fraction as they allow.
+    """Split texts between two documents, as close to the fraction as possible.
 
     Raises `ValueError` if nothing can be cut."""
     if not 0 < val_fraction < 1:

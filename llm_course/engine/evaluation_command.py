@@ -36,29 +36,29 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/evaluation_command.ipynb #config
 @dataclass(frozen=True)
 class Models:
-    "Who is asked."
-    # A run folder, a checkpoint.pt or .safetensors of this course; or a folder of
-    # Hugging Face's, a .gguf, a llama2.c .bin, smollm2-135m, owner/model on the hub
+    "The models to test."
+    # A run folder, a checkpoint.pt or .safetensors file of this course, a Hugging Face
+    # folder, a .gguf or llama2.c .bin file, smollm2-135m, or owner/model on the hub
     model_path:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the model", "--tokenizer")]=None
     # A second model, to be compared with the first on the same questions
     against:Annotated[Path|None, by_default("none")]=None
-    # A Python file with `parts`, as they were given to train(); its code is run
+    # A Python file that defines `parts`, as given to train(); its code is run
     parts:Annotated[Path|None, by_default("the course's own parts")]=None
-    # Such as cpu, cuda:0 or mps
-    device:Annotated[str|None, by_default("the best there is")]=None
+    # Device to compute on, such as cpu, cuda:0 or mps
+    device:Annotated[str|None, by_default("the best available")]=None
 
 @dataclass(frozen=True)
 class Questions:
-    "What is asked."
+    "The questions to ask."
     # sums, sums_written, letters, agreement, copying, induction, cloze, speaker;
     # a .jsonl file of your own; a benchmark, as piqa or piqa=FILE
     tasks:Annotated[tuple[str, ...], by_default("all that need no file")]=()
-    questions:int=100        # Asked of each task, at most
-    seed:int=0               # Of the questions that are made up, and of their choice
-    # Which score of a choice decides
+    questions:int=100        # Questions from each task, at most
+    seed:int=0               # Decides which questions are made up or chosen
+    # Score by which the choices are compared
     score:Annotated[str|None, by_default(
         "what is usual for the task",
         choices=("sum", "token", "byte", "unconditioned"))]=None
@@ -66,9 +66,9 @@ class Questions:
 
 @dataclass(frozen=True)
 class Texts:
-    "What is read and written besides."
-    # Texts whose bits per byte are counted, for each file and for all, with nats per
-    # token and perplexity: files, folders, or - for standard input
+    "Texts to read besides, and where to write results."
+    # Texts on which bits per byte, nats per token and perplexity are measured, for each
+    # file and for all: files, folders, or - for standard input
     corpus:Annotated[tuple[Path, ...], by_default("none")]=()
     # Texts that the model was trained on, to look for the questions in them
     train_corpus:Annotated[tuple[Path, ...], by_default("none")]=()
@@ -115,7 +115,7 @@ def _some(questions:tuple, config:EvaluationConfig)->tuple:
 HEAD = f"{'task':16} {'questions':>9} {'right':>7}   {'95 % interval':17} chance"
 
 def line_of(
-    result:Result, # What a model made of a task
+    result:Result, # How a model did on a task
 )->str:
     "Put a result into a line of the table."
     low, high = result.interval
@@ -175,9 +175,9 @@ def run_evaluation(
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
             found = sum(overlap(q.prompt, seen) > .5 for q in task.questions)
-            print(f"{'':16} {found:9,} of them stand in {', '.join(trained)}")
+            print(f"{'':16} {found:9,} of them occur in {', '.join(trained)}")
     if against is not None:
-        print(f"\nthe first model less {against}")
+        print(f"\nthe first model minus {against}")
         if texts: _tell_gaps(told, told["against"])
         for task, result in zip(tasks, results):
             with naming(against): second = evaluate(other, its_tokenizer, task)
@@ -263,7 +263,7 @@ def examiner(
     "Make or read the tasks of a run. Raises `ValueError` for what cannot be asked."
     if not config.eval_tasks: return None
     if config.tokenizer_path is None:
-        raise ValueError("--eval_tasks needs a tokenizer to ask with; name one by "
+        raise ValueError("--eval_tasks needs a tokenizer to ask with; name one with "
                          "--tokenizer_path")
     tokenizer = BpeTokenizer.load(config.tokenizer_path)
     start_id(tokenizer)   # refused if it has none

@@ -36,7 +36,7 @@ def check_there(
     path:Path, # As for `open_model`
     flag:str,  # The flag that named it, for the messages
 )->None:
-    "Refuse a file that is not there; a command asks before it loads another model."
+    "Refuse a file that does not exist, before a command loads another model."
     path = model_in(path)
     if _is_inside(path):
         raise ValueError(f"{flag} {path} is a file of a model's folder; "
@@ -56,7 +56,7 @@ def open_model(
     path:Path,                         # A model of this course, or of other people
     flag:str,                          # The flag that named it, for the messages
     device:str|torch.device|None=None, # Where it lives; `None` for the best there is
-    parts:Mapping[str, Callable]|None=None, # Those that are not the course's
+    parts:Mapping[str, Callable]|None=None, # Parts that replace the course's
     tokenizer:BpeTokenizer|None=None,  # To be used with it; `None` for its own
 )->tuple[Transformer, BpeTokenizer|None]: # A model; its tokenizer, if it has one
     """Load any model that the course can read.
@@ -75,7 +75,7 @@ def open_both(
     path:Path,                 # As for `open_model`
     tokenizer_path:Path|None,  # A tokenizer.json; `None` for the model's own
     device:str|torch.device|None=None, # Where it lives; `None` for the best there is
-    parts:Mapping[str, Callable]|None=None, # Those that are not the course's
+    parts:Mapping[str, Callable]|None=None, # Parts that replace the course's
     flag:str="--model_path",   # The flag that named the model, for the messages
 )->tuple[Transformer, BpeTokenizer]: # A model, and the tokenizer to use with it
     "Load what two flags name."
@@ -119,8 +119,8 @@ def open_start(
 @dataclass(frozen=True)
 class ExportConfig(Flags):
     "Write a model for other tools: a folder for transformers, a .gguf for llama.cpp."
-    # A run folder, a checkpoint.pt or .safetensors of this course; or a folder of
-    # Hugging Face's, a .gguf, a llama2.c .bin, smollm2-135m, owner/model on the hub
+    # A run folder, a checkpoint.pt or .safetensors file of this course, a Hugging Face
+    # folder, a .gguf or llama2.c .bin file, smollm2-135m, or owner/model on the hub
     model_path:Path
     output:Path=Path("export")        # A folder; or a file that ends in .gguf
     # Its tokenizer.json
@@ -142,7 +142,7 @@ class CheckConfig(Flags):
 def export(
     config:ExportConfig, # From the command line
 )->None:
-    "Load, and write for others."
+    "Load a model, and write it for other tools."
     types = {
         "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if config.dtype is not None and config.dtype not in types:
@@ -168,8 +168,8 @@ def check(
         raise ValueError(f"--tokens must be at least 1, but is {config.tokens}")
     folder = model_in(config.model_path)
     if folder.is_file() and folder.suffix != ".pt":
-        raise ValueError(f"--model_path {folder} is a file; name a folder of Hugging "
-                         "Face's, which transformers reads, too")
+        raise ValueError(f"--model_path {folder} is a file; name a Hugging Face "
+                         "folder, which transformers can read, too")
     transformers = import_package("transformers", "the comparison")
     model, tokenizer = load_pretrained(config.model_path, "cpu")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -198,7 +198,7 @@ COMMANDS = {"export": (ExportConfig, export), "check": (CheckConfig, check)}
 NAME = "python -m llm_course.pretrained"
 
 def usage()->str: # For the screen
-    "Say what there is to be called."
+    "List the commands."
     prog = as_typed(NAME)
     lines = [f"usage: {prog} {{{','.join(COMMANDS)}}} …", ""]
     for word, (config, _) in COMMANDS.items():

@@ -36,7 +36,7 @@ class Variant:
     "How a model of another family differs from the course's."
     norms:str="before"        # Where each branch is normalised: before, after, or both
     wide_qk_norm:bool=False   # Is `qk_norm` taken over all heads of a token at once?
-    gate:str="silu"           # What bends the gates of `FFN`: silu or gelu
+    gate:str="silu"           # Activation of the gates of `FFN`: silu or gelu
     window:int|None=None      # Places that short layers look back at; `None` for all
     pattern:str="S"           # Which layers are short (S) and long (L), over and over
     short_theta:float|None=None # RoPE's base in short layers; `None` for the model's
@@ -97,7 +97,7 @@ def cap(
     x:Float[Tensor, "..."], # Any numbers
     limit:float,            # They stay within ± this
 )->Float[Tensor, "..."]:    # Small ones nearly as they were
-    "Bend numbers so that none is beyond a limit. Source: Gemma Team 2024, §2."
+    "Squash numbers so that none exceeds a limit. Source: Gemma Team 2024, §2."
     return limit * (x / limit).tanh()
 
 def capped_softmax(
@@ -132,7 +132,7 @@ def norm_behind(
     build:Callable[..., nn.Module], # Builds a branch: attention, or a feed-forward one
     norm:Callable[..., nn.Module],  # Builds a norm
 )->Callable[..., nn.Module]:        # Builds the branch, with a norm behind it
-    "Let what a branch hands on be normalised."
+    "Normalise the output of a branch."
     def built(d_model, *shape, **options):
         layer = build(d_model, *shape, **options)
         layer.post_norm = norm(d_model)
@@ -141,7 +141,7 @@ def norm_behind(
     return built
 
 class NoNorm(nn.Module):
-    "Stands where a block without norms in front has one."
+    "Takes the place of the norm where a block has none before its branches."
     def __init__(self,
         d_model:int, # As for `RmsNorm`
     ):
@@ -210,7 +210,7 @@ class ModelOptions:
     qk_norm:bool=False      # Normalise each query and key, as Qwen3?
     rope_scaling:RopeScaling|dict|None=None # Slower pairs, for long texts (Llama 3.1)
     variant:Variant|dict|None=None # What other families changed
-    dropout:float=0.        # Share of each branch to leave out while learning
+    dropout:float=0.        # Share of each branch's output dropped in training
 
     def __post_init__(self):
         for name, kind in ("rope_scaling", RopeScaling), ("variant", Variant):

@@ -294,7 +294,7 @@ def merge_long(
 
 # %% ../../nbs/engine/fast_bpe.ipynb #remembering
 class Remembering(dict):
-    "A dictionary that works out what is asked for first, and forgets when it is full."
+    "A dictionary that computes what it lacks, and empties itself when it is full."
     def __init__(self,
         work:Callable[[str], list[int]], # What to remember
         limit:int=1<<18,                 # How many answers

@@ -13,7 +13,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -203,7 +203,9 @@ def in_processes(
         yield from map(work, items)
         return
     idle = _start_helpers(work, num_processes)
-    busy, done, turn = {}, {}, 0   # `turn` is the number of the next result
+    busy:dict[Any, int] = {}   # the helpers at work, and the number of each one's item
+    done = {}
+    turn = 0   # the number of the next result
 
     def collect():
         "Wait until at least one has answered."
@@ -255,7 +257,7 @@ def in_threads(
     num_threads:int,           # How many at once
 )->Iterator[Any]:              # The results, in order
     "Like `map`, in several threads, with few items in memory."
-    waiting = deque()
+    waiting:deque[Future] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -314,7 +316,8 @@ def count_corpus(
         raise ValueError(f"num_processes must be at least 1, but is {num_processes}")
     pattern, tokens = PATTERNS.get(pattern, pattern), tuple(special_tokens)
     work = partial(count_block, pattern=pattern, tokens=tokens, normalizer=normalizer)
-    words, size = Counter(), _size_of(source) or None
+    words:Counter[str] = Counter()
+    size = _size_of(source) or None
     with tqdm(total=size, desc="reading", unit="B", unit_scale=True,
               disable=not progress) as bar:
         texts = _as_texts(source, bar.update)

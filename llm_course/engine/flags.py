@@ -21,56 +21,57 @@ from .commands import Flags, by_default, one_of
 @dataclass(frozen=True, kw_only=True)
 class Files:
     "What a run reads, and where it writes."
-    # Token ids to learn from: a .bin that llm_course.data wrote, or nanoGPT's; or
-    # several, from which rows are drawn in the proportions of --train_weights
+    # Token ids to learn from: a .bin file of llm_course.data or of nanoGPT; or several
+    # files, whose rows are mixed in the proportions of --train_weights
     train_data:Path|tuple[Path, ...]
-    # A number for each of them; 3 1 takes three rows of the first to one of the second
+    # A weight for each training file; 3 1 draws three rows of the first for every row
+    # of the second
     train_weights:Annotated[
-        tuple[float, ...]|None, by_default("as many as they have ids")]=None
-    # Token ids held out, to measure by
+        tuple[float, ...]|None, by_default("in proportion to their ids")]=None
+    # Token ids held out, on which the validation loss is measured
     val_data:Path
     # Run folder: config.json, metrics.jsonl, loss.svg, checkpoint.pt, best.pt
     output:Path=Path("runs/latest")
     # The tokenizer.json that made the ids, to be copied into the run folder
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the training data", "--tokenizer")]=None
-    # Begin with the weights of this model, which also decides the shape: a run folder,
-    # a checkpoint.pt or .safetensors of this course; or a folder of Hugging Face's,
-    # a .gguf or llama2.c .bin file, smollm2-135m, owner/model on the hub
+    # Start from the weights and the shape of this model: a run folder, a checkpoint.pt
+    # or .safetensors file of this course, a Hugging Face folder, a .gguf file, a .bin
+    # file of llama2.c, smollm2-135m, or owner/model on the hub
     init_from:Annotated[Path|None, by_default("random weights")]=None
-    # Go on from checkpoint.pt in the run folder, if there is one
+    # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
     # With --resume: allow changes to the flags that decide which ids come next
     override:bool=False
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    "What computes, and how exactly."
-    # Such as cpu, cuda:0 or mps
-    device:Annotated[str|None, by_default("the best there is")]=None
-    # In which products are computed
+    "The hardware to use, and the precision."
+    # Device to compute on, such as cpu, cuda:0 or mps
+    device:Annotated[str|None, by_default("the best available")]=None
+    # Precision of the matrix products
     precision:Annotated[str|None, by_default(
         "on CUDA bfloat16, or float16 where the GPU lacks it; elsewhere float32",
         choices=("float32", "bfloat16", "float16"))]=None
     # CPU threads; on a busy machine several are far slower than a single one
     num_threads:Annotated[int|None, by_default("one per core")]=None
-    # Let torch.compile rewrite the model: a slow start, then faster
+    # Compile the model with torch.compile: a slow start, then faster steps
     compile:bool=False
-    # Let the backward pass compute each block again: less memory, more time
+    # Recompute each block in the backward pass: less memory, more time
     activation_checkpointing:bool=False
-    # Under torchrun: ddp copies the model to each process, fsdp cuts it up
+    # Under torchrun: ddp copies the model to each process, fsdp splits it among them
     parallel:Annotated[str|None, by_default("ddp", choices=("ddp", "fsdp"))]=None
-    # Seconds to wait for another process that does not answer, before all of them end
+    # Seconds to wait for a process that does not answer, before all of them stop
     parallel_timeout:int=60
 
 # %% ../../nbs/engine/flags.ipynb #shape-watching
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    "The model: what is built."
+    "The shape of the model."
     # Number of token ids
     vocab_size:Annotated[int|None, by_default("as many as the tokenizer has")]=None
     max_seq_len:int=256    # Longest text read at once, in tokens
-    d_model:int=256        # Width: how many numbers stand for a token
+    d_model:int=256        # Width: size of the vector for each token
     num_layers:int=4       # Depth, in blocks
     num_heads:int=8        # Attention heads; must divide d_model
     d_ff:int=704           # Hidden width of each FFN
@@ -79,66 +80,67 @@ class Shape:
     num_kv_heads:Annotated[
         int|None, by_default("as many as --num_heads")]=None
     tie:bool=False         # Use one matrix for embedding and logits?
-    # Share of what embedding and branches return that is dropped in training
+    # Share of the outputs of embedding and branches that is dropped in training
     dropout:float=0.
 
 @dataclass(frozen=True, kw_only=True)
 class Watching:
-    "What is measured, saved and shown on the way; intervals are in steps."
-    log_interval:int=10        # Between lines of metrics.jsonl
-    val_interval:int=250       # Between measurements of the validation loss
-    # Batches in each of them, always the same ones; the end measures on the whole split
+    "What is measured, saved and shown during training; intervals are in steps."
+    log_interval:int=10        # Steps between lines of metrics.jsonl
+    val_interval:int=250       # Steps between measurements of the validation loss
+    # Batches in each of these, always the same ones; at the end, the whole split is
+    # measured
     val_batches:int=20
-    checkpoint_interval:int=500  # Between checkpoints
+    checkpoint_interval:int=500  # Steps between checkpoints
     keep_checkpoints:int=0     # Older checkpoints to keep, as checkpoint_STEP.pt
-    sample_interval:int=0      # Between texts that the model writes meanwhile; 0: none
-    # What those texts begin with; \n is a line break
+    sample_interval:int=0      # Steps between sample texts; 0: none
+    # Prompt of the sample texts; \n is a line break
     sample_prompt:Annotated[str, by_default("a line break")]="\n"
-    # Tasks to ask meanwhile: speaker, cloze (both of Shakespeare's plays), your .jsonl
+    # Tasks to test on meanwhile: speaker, cloze (both of Shakespeare), a .jsonl file
     eval_tasks:Annotated[tuple[str, ...], by_default("none")]=()
-    eval_interval:int=1000     # Between such examinations; the end is always one
-    eval_questions:int=100     # Asked of each task, at most
-    # Show the numbers in TensorBoard too, from files in the run folder
+    eval_interval:int=1000     # Steps between these tests; the end always has one
+    eval_questions:int=100     # Questions from each task, at most
+    # Also write the numbers for TensorBoard, into the run folder
     tensorboard:bool=False
-    # Send them to this project of Weights & Biases too
-    wandb:Annotated[str|None, by_default("they stay here")]=None
+    # Also send the numbers to this project on Weights & Biases
+    wandb:Annotated[str|None, by_default("nothing is sent")]=None
     live_plot:bool=True        # In a notebook, draw the losses as they come
-    # Print the memory, operations and time that the run will take, and end; with an
-    # error where that is more memory than there is
+    # Print the memory, operations and time that the run would take, and stop; if there
+    # is not enough memory, that is an error
     dry_run:bool=False
 
 # %% ../../nbs/engine/flags.ipynb #learning
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    "How it learns: batches, steps, rates."
+    "How the model learns: batches, steps, learning rates."
     iterations:int=5_000     # Steps of the optimiser
     # Sequences of max_seq_len tokens in a batch, over all processes
     batch_size:int=32
-    grad_accumulation:int=1  # Batches whose gradients add up to a step
-    # Where batches come from: random places, or epochs, which see each row once
-    # before any again
+    grad_accumulation:int=1  # Batches per step; their gradients are averaged
+    # How rows are chosen: at random places, or in epochs, which use every row once
+    # before any row again
     order:Annotated[str, one_of("random", "epochs")]="random"
     lr_max:float=1e-3        # Learning rate after the warm-up
     # Learning rate at the end
     lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None
-    # Steps of rising rate
+    # Steps of warm-up, in which the learning rate rises
     warmup_iters:Annotated[int|None, by_default("one step in twenty")]=None
     # Step at which --lr_min is reached
     cos_cycle_iters:Annotated[int|None, by_default("the last")]=None
-    # The way down to lr_min: half a cosine, or a line
+    # Shape of the decay to lr_min: half a cosine, or a straight line
     decay:Annotated[str, one_of("cosine", "line")]="cosine"
-    # Let Muon step the blocks' matrices, with this for its lr_max
-    muon_lr:Annotated[float|None, by_default("AdamW steps them all")]=None
-    beta1:float=0.9          # AdamW: share of the mean gradient that outlives a step
-    # AdamW: share of the mean squared gradient that outlives a step
+    # Train the blocks' matrices with Muon, at this highest learning rate
+    muon_lr:Annotated[float|None, by_default("AdamW trains them, too")]=None
+    beta1:float=0.9          # AdamW: share of the mean gradient kept at each step
+    # AdamW: share of the mean squared gradient kept at each step
     beta2:float=0.95
-    # AdamW: share of the matrices that a step takes off, at learning rate 1
+    # AdamW: share by which a step shrinks the matrices, at learning rate 1
     weight_decay:float=0.1
-    grad_clip:float=1.0      # Longest gradient; longer ones are shortened; 0: no limit
-    # Share of a running mean of the weights that outlives a step, such as 0.999; the
-    # mean is a model of its own, average.safetensors
+    grad_clip:float=1.0      # Largest norm of the gradient; 0: no limit
+    # Keep a running mean of the weights, which retains this share at each step, such
+    # as 0.999; it is saved as a model of its own, average.safetensors
     ema:Annotated[float|None, by_default("no mean is kept")]=None
-    # Stop once the validation loss has not fallen for so many measurements
+    # Stop after this many measurements without a new lowest validation loss
     patience:Annotated[int|None, by_default("take all steps")]=None
     seed:int=0               # Decides the first weights and every batch
 
@@ -149,56 +151,56 @@ class TrainConfig(Files, Shape, Learning, Machine, Watching, Flags):
 # %% ../../nbs/engine/flags.ipynb #config
 @dataclass(frozen=True)
 class Text:
-    "What is written."
-    # Text to continue; in this, --stop and --system, \n is a line break, \t a tab,
+    "The text to write."
+    # Text to continue; here, in --stop and in --system, \n is a line break, \t a tab,
     # and \\ a backslash
     prompt:Annotated[str, by_default("nothing, which begins a new document")]=""
     # Tokens to add, at most
     max_tokens:Annotated[int|None, by_default("100, and 512 in a chat")]=None
-    # Texts before which to end, such as a name, or "\n\n" for an empty line
+    # Stop before any of these texts, such as a name, or "\n\n" for an empty line
     stop:Annotated[tuple[str, ...], by_default("none")]=()
     num_samples:int=1        # Texts to write
-    # Ask for prompts, one a line (with \n as above), until Ctrl-D; Ctrl-C ends a text
+    # Ask for prompts, one per line (with \n as above), until Ctrl-D; Ctrl-C ends a text
     interactive:bool=False
-    # The same with a model that was trained for it, which remembers the conversation
+    # Chat with a model that was trained for it; it remembers the conversation
     chat:bool=False
-    # What a chat begins with, said as the system
+    # System message that opens a chat
     system:Annotated[str|None, by_default("what the model's own files say")]=None
     echo:bool=True           # Show the prompt before what follows it
     # The same seed gives the same text
-    seed:Annotated[int|None, by_default("another one each time")]=None
+    seed:Annotated[int|None, by_default("a new one each time")]=None
 
 @dataclass(frozen=True)
 class Model:
-    "Who writes."
-    # A run folder, a checkpoint.pt or .safetensors of this course; or a folder of
-    # Hugging Face's, a .gguf, a llama2.c .bin, smollm2-135m, owner/model on the hub
+    "The model that writes."
+    # A run folder, a checkpoint.pt or .safetensors file of this course, a Hugging Face
+    # folder, a .gguf or llama2.c .bin file, smollm2-135m, or owner/model on the hub
     model_path:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the model", "--tokenizer")]=None
-    # A Python file with `parts`, as they were given to train(); its code is run
+    # A Python file that defines `parts`, as given to train(); its code is run
     parts:Annotated[Path|None, by_default("the course's own parts")]=None
-    # Of the weights
+    # Precision of the weights
     precision:Annotated[str, one_of("float32", "bfloat16", "int8", "int4")]="float32"
-    # Such as cpu, cuda:0 or mps
-    device:Annotated[str|None, by_default("the best there is")]=None
+    # Device to compute on, such as cpu, cuda:0 or mps
+    device:Annotated[str|None, by_default("the best available")]=None
 
 @dataclass(frozen=True)
 class Draft:
     "Speculative decoding: same distribution, perhaps faster."
     # A smaller model with the same tokenizer
     draft_path:Annotated[Path|None, by_default("none")]=None
-    ahead:int=4              # Tokens that it guesses at a time
+    ahead:int=4              # Tokens that the smaller model guesses at a time
 
 @dataclass(frozen=True)
 class Dials:
     "How a token is drawn; penalty, temperature, top-k, top-p and min-p, in this order."
-    temperature:float=0.8   # 0 always takes the likeliest; 1 trusts the model
+    temperature:float=0.8   # 0 always takes the likeliest; 1 draws as the model says
     top_p:float=0.9         # Share of probability to draw from, between 0 and 1
     top_k:int=0             # Number of tokens to draw from; 0 for all
     min_p:float=0.          # Least probability, as a share of the highest
-    repetition_penalty:float=1.   # Above 1, discourages tokens that were said before
+    repetition_penalty:float=1.   # Above 1, makes tokens in the text less likely
 
 @dataclass(frozen=True)
 class GenerateConfig(Text, Model, Draft, Dials, Flags):
@@ -221,8 +223,8 @@ class MoreOptions(MoreDials, total=False):
 M = TypeVar("M", bound=MoreDials)
 
 def only_known(
-    more:M,            # What a call has named
-    function:Callable, # That was called
+    more:M,            # Options that a call has named
+    function:Callable, # The function that was called
     kind:type=MoreDials, # What its `more` may be
 )->M:                  # The same
     "Raise `TypeError` for an unknown name, and suggest the nearest one."
@@ -241,16 +243,16 @@ def only_known(
 # %% ../../nbs/engine/flags.ipynb #serving
 @dataclass(frozen=True)
 class Door:
-    "Where it listens, and what it lets in."
+    "Where the server listens, and how much it accepts."
     host:str="127.0.0.1"     # Address to listen on; 0.0.0.0 lets other machines in
     port:int=8000            # Port to listen on; 0 for any that is free
-    rows:int=16              # Texts that are written at once
-    waiting:int=64           # Requests that may wait besides; more are turned away
+    rows:int=16              # Texts that are generated at the same time
+    waiting:int=64           # Further requests that may wait; any more are refused
     context:int=2048         # Tokens of a prompt and its answer together, at most
 
 @dataclass(frozen=True)
 class ServeConfig(Model, Door, Flags):
-    "Let programs and browsers talk to a model, over OpenAI's API."
+    "Let programs and browsers talk to a model, through OpenAI's API."
 
 # %% ../../nbs/engine/flags.ipynb #verbs
 FLAGS:dict[str, Any] = {   # by verb

@@ -384,7 +384,7 @@ def write_gguf(
 )->None:
     """Write a file for llama.cpp.
 
-    Raises `ValueError` for a model or a tokenizer that GGUF has no words for."""
+    Raises `ValueError` for a model or a tokenizer that GGUF cannot describe."""
     gguf = import_package("gguf", "a GGUF file")
     if isinstance(config.rope_scaling, RopeScaling) and _by_table(config):
         frequency = pair_frequencies(config.rope_theta, head_size(config))

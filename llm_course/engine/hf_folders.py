@@ -161,7 +161,7 @@ def open_folder(
     config = explain(config_path, from_hf_config, said)
     if tokenizer is None and not (folder/"tokenizer.json").is_file():
         raise ValueError(f"{folder} lacks tokenizer.json; save the tokenizer there, "
-                         "too, by its save_pretrained, or name one by "
+                         "too, with its save_pretrained, or name one by "
                          "--tokenizer_path (from Python: tokenizer=)")
     family = said["model_type"]
     own = dict.fromkeys((STAMP, *also_usual(family)), ANYTHING)
@@ -296,7 +296,7 @@ def write_folder(
     texts = _texts(config, tokenizer, roles, dtype)
     if family_of(config) == "qwen2" and tokenizer.pattern != QWEN:
         warn("transformers' AutoTokenizer cuts words for every model with qkv_bias as "
-             "Qwen does; load this tokenizer by PreTrainedTokenizerFast")
+             "Qwen does; load this tokenizer with PreTrainedTokenizerFast")
     others = [name for name in OTHERS if (folder/name).exists()]
     if others:
         raise ValueError(f"{folder} holds {', '.join(others)} of another model, which "

@@ -39,7 +39,7 @@ def join_everywhere(
     where:dict[str, list[int]],  # The words that may hold a pair
 )->list[str]:                    # The pairs that this has made
     "Join `pair` in the words that hold it, and correct the neighbours' counts alone."
-    left, right = pair
+    left, right = pair[0], pair[1]
     before, after = defaultdict(list), defaultdict(list)   # neighbours: their words
     beside = []   # words with `pair` beside `pair`
     for i in dict.fromkeys(where.pop(pair)):
@@ -73,10 +73,10 @@ class Shelves:
         size:Callable[[str], Any],    # What decides between equally frequent pairs
     ):
         self.total, self.size = total, size
-        self.shelves = {}   # the pairs that wait, by the count they had
-        self.levels = []    # a heap of these counts, negative
-        self.level = 0      # the count of the shelf that is open
-        self.tied = []      # its pairs, the greatest last
+        self.shelves:dict[int, list[str]] = {}   # pairs that wait, by their count then
+        self.levels:list[int] = []   # a heap of these counts, negative
+        self.level = 0               # the count of the shelf that is open
+        self.tied:list[str] = []     # its pairs, the greatest last
         for pair in total: self.put(pair)
 
     def put(self, pair:str)->None:
@@ -112,7 +112,8 @@ def learn_plainly(
     counts = list(words.values())
     where = index_pairs(spelled)
     total = {pair: sum([counts[i] for i in at]) for pair, at in where.items()}
-    tokens, merges = [bytes([byte]) for byte in range(256)], []
+    tokens = [bytes([byte]) for byte in range(256)]
+    merges:list[tuple[bytes, bytes]] = []
     def as_bytes(pair): return tokens[ord(pair[0])], tokens[ord(pair[1])]
     queue = Shelves(total, as_bytes)
     while len(merges) < num_merges:

@@ -109,7 +109,7 @@ def at_precision(
     model:nn.Module, # The model to change
     precision:str,   # One of `PRECISIONS`
 )->nn.Module:        # The same
-    "Make a model's numbers smaller. Raises `ValueError` for an unknown precision."
+    "Convert a model to a precision. Raises `ValueError` for an unknown one."
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision} is not one of "
                          f"{', '.join(PRECISIONS)}")

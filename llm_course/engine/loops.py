@@ -10,6 +10,7 @@ __all__ = ['compiled', 'in_parallel', 'shared', 'row', 'times_vectors', 'normed'
 import inspect
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -163,17 +164,18 @@ def run_head(x, y, gain, eps, matrix, logits):
     for i in prange(len(logits)): logits[i] = row(*matrix, i, y)
 
 # %% ../../nbs/engine/loops.ipynb #token
-@intrinsic
-def _at(typing_context, address):
+def _place(typing_context, address):
     "The place in memory that a number tells; numba has no word for it."
     def build(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
     return types.voidptr(types.int64), build
 
+_at:Any = intrinsic(_place)   # called with the address alone
+
 @compiled
 def matrix_at(places, rows, width, like):
     "The numbers and the scale of a matrix, which are of the same types as `like`."
-    numbers, scale = _at(places[0]), _at(places[1])  # type: ignore[call-arg]
+    numbers, scale = _at(places[0]), _at(places[1])
     if like.ndim == 3:
         return (carray(numbers, (rows, width // 64, 32), like.dtype),
                 carray(scale, (rows, width // 32), np.float32))

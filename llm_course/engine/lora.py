@@ -29,11 +29,11 @@ from ..transformer import Transformer
 
 # %% ../../nbs/engine/lora.ipynb #layer
 class LoraLinear(Linear):
-    "A `Linear` that stays as it is, and a correction of low rank that learns."
+    "A `Linear` that stays fixed, plus a trainable correction of low rank."
     def __init__(self,
         base:Linear,   # Its weight is shared, not copied
-        rank:int,      # Directions that the correction has
-        alpha:float,   # The correction counts `alpha / rank` times
+        rank:int,      # Rank of the correction
+        alpha:float,   # The correction is multiplied by `alpha / rank`
     ):
         nn.Module.__init__(self)
         d_out, d_in = base.weight.shape
@@ -77,11 +77,11 @@ def _exchange(
 
 def add_lora(
     model:nn.Module,  # A `Transformer`; changed in place
-    rank:int=8,       # Directions of each correction
-    alpha:float=16.,  # Each counts `alpha / rank` times
+    rank:int=8,       # Rank of each correction
+    alpha:float=16.,  # Each is multiplied by `alpha / rank`
     targets:Sequence[str]=TARGETS, # Ends of the names of layers
 )->None:
-    """Freeze a model, and give corrections that can learn to some of its layers.
+    """Freeze a model, and add trainable corrections to some of its layers.
 
     Raises `ValueError` for targets that are not there, or have one already.
     Source: Hu et al. 2021, eq. 3."""
@@ -91,7 +91,8 @@ def add_lora(
     found = [(name, layer) for name, layer in model.named_modules()
              if isinstance(layer, Linear) and name.endswith(tuple(targets))]
     if any(name == "head" for name, _ in found) and model.config.tie:
-        raise ValueError("the head is the embedding, and can't be corrected alone")
+        raise ValueError("the head shares its matrix with the embedding, so it can't "
+                         "be corrected alone")
     for target in targets:
         if not any(name.endswith(target) for name, _ in found):
             raise ValueError(f"no layer's name ends in {target!r}")
@@ -144,8 +145,8 @@ def _their_name(name:str)->str: # Of a layer of ours
 
 def save_adapter(
     model:nn.Module,  # With LoRA layers
-    folder:str|Path,  # Is made if it is not there
-    base:str="",      # What the corrections are for: a folder, or a name on the hub
+    folder:str|Path,  # Is made if it does not exist
+    base:str="",      # The base model: a folder, or a name on the hub
 )->None:
     "Write the corrections as PEFT does. Raises `ValueError` if there are none."
     ours = cast(Transformer, bare(model))

@@ -66,7 +66,7 @@ class Mixture:
     def __len__(self)->int: return sum(map(len, self.sets))
 
     def rows(self, total:int, seed:int)->list[int]:
-        "Count from which file the first so many rows of a run come."
+        "Count how many of a run's first `total` rows come from each file."
         decks, rest = divmod(total, DECK)
         cut = _deck(tuple(self.cards), seed, decks)[:rest]
         counts = []

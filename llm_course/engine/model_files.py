@@ -17,7 +17,7 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
@@ -79,7 +79,7 @@ def checked_fields(
     found:Mapping[str, Any], # What a file says of its fields
 )->T:                       # The same, as one
     "Raise `ValueError` for a value of another kind, or beyond that of any model."
-    known = fields(kind)   # type: ignore[arg-type]
+    known = fields(cast(Any, kind))
     unknown = found.keys() - {field.name for field in known}
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     for field in known:
@@ -146,8 +146,8 @@ def own_shapes(
     return shapes
 
 _CURES = {   # what took the place of a `Linear`, and how such a model is kept
-    "RoundedLinear": "save the model before at_precision makes its numbers smaller",
-    "LoraLinear": "call merge_lora first, or write the corrections by save_adapter"}
+    "RoundedLinear": "save the model before at_precision rounds its weights",
+    "LoraLinear": "call merge_lora first, or write the corrections with save_adapter"}
 
 def check_readable(
     model:nn.Module,   # That is to be written

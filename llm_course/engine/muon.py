@@ -89,8 +89,8 @@ class Muon(CheckedOptimizer):
     def __init__(self,
         params:Iterable,          # Matrices, or groups of them
         lr:float|Tensor=0.02,     # Learning rate: length of a step in each direction
-        momentum:float=0.95,      # Share of the mean gradient that outlives a step
-        weight_decay:float=0.01,  # Share of a parameter that a step takes off, at lr 1
+        momentum:float=0.95,      # Share of the mean gradient kept at each step
+        weight_decay:float=0.01,  # Share by which a step shrinks a parameter, at lr 1
     ):
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, settings)
@@ -99,8 +99,8 @@ class Muon(CheckedOptimizer):
         alike = defaultdict(list)
         for p in params:
             if p.ndim != 2:
-                raise ValueError("Muon steps matrices, but one parameter has the shape "
-                                 f"{tuple(p.shape)}; leave it to AdamW")
+                raise ValueError("Muon trains only matrices, but one parameter has the "
+                                 f"shape {tuple(p.shape)}; leave it to AdamW")
             if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             alike[p.shape, p.dtype, p.device].append(p)
         for matrices in alike.values():

@@ -34,7 +34,7 @@ class NgramCounts:
     def __init__(
         self,
         ids:Integer[np.ndarray, " length"], # Of the text to count
-        vocab_size:int, # No id is as large
+        vocab_size:int, # All ids are below this
         order:int=4,    # Tokens in the longest n-gram
     ):
         if order < 1: raise ValueError(f"order must be at least 1, but is {order}")
@@ -42,7 +42,7 @@ class NgramCounts:
             raise ValueError(f"{order} tokens of {vocab_size} don't fit into a 64-bit "
                              "number; take a smaller order")
         if len(ids) < order or ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f"needs {order} or more ids from 0 to {vocab_size - 1}")
+            raise ValueError(f"needs at least {order} ids, from 0 to {vocab_size - 1}")
         self.vocab_size, self.tables = vocab_size, []
         for n in range(1, order + 1):
             if n == order: seen = _numbers(ids[None], n, vocab_size)
@@ -79,7 +79,7 @@ def mixed_nats(
     logits:Float[Tensor, "rows length vocab"], # Of a network
     rows:Integer[Tensor, "rows length+1"], # Its inputs, and the token after the last
     counts:NgramCounts,
-    share:float=.35,   # Of the counts in the mean, 0 to 1
+    share:float=.35,   # Weight of the counts in the mean, 0 to 1
 )->Float[Tensor, "rows length"]: # Nats for each token but the first
     "Score tokens by the mean of a network's probabilities and those of counts."
     if not 0 <= share <= 1:

@@ -26,7 +26,7 @@ def check_group(
     for flag in _FLAGS:
         if flag not in own and group.get(flag):
             raise ValueError(f"{flag}={group[flag]} is not supported; leave it out, "
-                             "or take the optimiser from torch.optim")
+                             "or use the optimiser of torch.optim")
     coupled = group.get("decoupled_weight_decay") is False   # from torch's Adam
     if coupled and group.get("weight_decay"):
         raise ValueError("decoupled_weight_decay=False is not supported; go on with "

@@ -75,7 +75,8 @@ def _pip_files()->list[Path]: # The stronger file later
 # %% ../../nbs/engine/package_index.ipynb #pip-settings
 def _pip_settings()->dict[str, str]: # Names without `--`, with dashes
     "Read pip's files and environment variables; raises `ValueError` for a broken file."
-    of_all, of_download = {}, {}   # the sections of pip's files that concern us
+    of_all:dict[str, str] = {}        # the sections of pip's files that concern us
+    of_download:dict[str, str] = {}
     for path in _pip_files():
         parser = RawConfigParser()
         try: parser.read(path)   # passes over a file that is not there

@@ -79,8 +79,8 @@ def _lost(error:RuntimeError, timeout:int)->ConnectionError:
     "Say in a line that another process is gone, or does not answer."
     what = "has ended"
     if "imed out" in str(error) or "imeout" in str(error):
-        what = (f"has not answered for {timeout} seconds (--parallel_timeout waits "
-                "longer)")
+        what = (f"has not answered for {timeout} seconds (raise --parallel_timeout "
+                "to wait longer)")
     return ConnectionError(
         f"another process of this run {what}, so this one ends, too; the same command "
         "with --resume goes on from the last checkpoint")
@@ -168,7 +168,7 @@ def processes(
 
 # %% ../../nbs/engine/processes.ipynb #leave
 def leave_at_once()->None:
-    "End a process of torchrun without Python's end, in which a gloo thread may abort."
+    "End a torchrun process at once: in Python's shutdown a gloo thread may abort."
     if "RANK" not in os.environ: return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -277,7 +277,7 @@ def exchanged_once(
     model:Callable, # What `fast_forward` gave
     batches:list,   # Of one step
 )->Iterator:        # The same
-    "Go through the batches of a step; gradients are exchanged after the last alone."
+    "Go through the batches of a step; gradients are exchanged only after the last."
     for i, batch in enumerate(batches, 1):
         _exchange(model, i == len(batches))
         yield batch
@@ -322,7 +322,7 @@ def polite_stop(
     if not active or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {}
+    before:dict[int, Any] = {}
 
     def put_back():
         for number, handler in before.items(): signal.signal(number, handler)

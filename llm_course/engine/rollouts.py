@@ -157,20 +157,20 @@ COLLAPSES = {
         "the learning rate"),
     "length drift": Rule(_longer_or_shorter, 2., True,
         "answers have become {:.1f} times as long or as short; does the reward or the "
-        "loss pay for length?"),
+        "loss favour that?"),
     "entropy collapse": Rule(_entropy_left, .1, False,
         "{:.0%} of the entropy is left, so nothing new is tried; raise beta, or lower "
         "the learning rate"),
     "one answer for all": Rule(lambda history: _recent(history, "same_answer"), .8,
-        True, "{:.0%} of the answers to different prompts are the same; look at what "
-        "the reward pays for it"),
+        True, "{:.0%} of the answers to different prompts are the same; check why "
+        "the reward favours it"),
     "reward lost": Rule(_reward_kept, .5, False,
         "{:.0%} is left of the highest reward; go back to a checkpoint, and lower the "
         "learning rate")}
 
 def diagnose_rewards(
     history:list[dict], # Lines with what `reward_signs` gives, one a step
-)->dict[str, str]:      # Collapses, and the evidence; empty for a sound run
+)->dict[str, str]:      # Faults, and the evidence; empty for a sound run
     "Name how learning from rewards has gone wrong."
     return broken_rules(COLLAPSES, history) if history else {}
 
@@ -232,59 +232,59 @@ def read_prompts(
     for number, record in read_lines(path):
         if not (isinstance(record, dict) and isinstance(record.get("prompt"), str)
                 and record["prompt"]):
-            raise ValueError(f"{path}, line {number}: an object with a prompt is "
-                             "wanted, such as {\"prompt\": \"2+2=\"}")
+            raise ValueError(f"{path}, line {number}: it must be an object with a "
+                             "prompt, such as {\"prompt\": \"2+2=\"}")
         records.append(record)
     return records
 
 # %% ../../nbs/engine/rollouts.ipynb #config
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    "What is read, and where it is written."
-    # What is asked: a .jsonl file, in each line an object with a prompt
+    "What a run reads, and where it writes."
+    # Prompts to answer: a .jsonl file, in each line an object with a prompt
     prompts:Path
     # A function of your own: module:function. It is given the line's object and the
     # model's text, and returns a number from 0 to 1
     reward:str
     # Run folder: config.json, metrics.jsonl, samples.jsonl, checkpoint.pt, export/
     output:Path=Path("runs/rewards")
-    # The model to teach: a run folder, a checkpoint.pt or .safetensors of this course;
-    # or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m,
+    # The model to teach: a run folder, a checkpoint.pt or .safetensors file of this
+    # course, a Hugging Face folder, a .gguf or llama2.c .bin file, smollm2-135m, or
     # owner/model on the hub
     init_from:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the model", "--tokenizer")]=None
-    # Go on from checkpoint.pt in the run folder, if there is one
+    # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
     # With --resume: allow changes to flags that decide which prompts come next
     override:bool=False
 
 @dataclass(frozen=True, kw_only=True)
 class _Learning:
-    "How it learns."
+    "How the model learns."
     # How an answer is compared with the others to its prompt
     method:Annotated[str, one_of("reinforce", "rloo", "grpo", "dr_grpo")]="dr_grpo"
     iterations:int=100      # Batches of answers
     batch_size:int=8        # Prompts in a batch
-    group:int=8             # Answers to each
-    max_tokens:int=40       # Longest answer
+    group:int=8             # Answers to each prompt
+    max_tokens:int=40       # Longest answer, in tokens
     # One token that ends an answer; \n is a line break
     stop:Annotated[str|None, by_default("<|endoftext|>, if the model has it")]=None
     updates:int=1           # Steps of the optimiser on each batch
-    clip:float=.2           # How far a ratio may move from 1 and still count
-    beta:float=.01          # What a nat of distance from the first model costs
+    clip:float=.2           # How far from 1 a ratio may move before it is cut
+    beta:float=.01          # Cost of a nat of distance from the first model
     lr_max:float=1e-4       # Learning rate after the warm-up
     # Learning rate at the end
     lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None
-    grad_clip:float=1.      # Longest gradient that passes unshortened
+    grad_clip:float=1.      # Largest norm of the gradient; longer ones are cut
     seed:int=0              # Decides prompts and answers
 
 @dataclass(frozen=True, kw_only=True)
 class _Machine:
-    "What computes, and how often it is saved."
-    # Such as cpu, cuda:0 or mps
-    device:Annotated[str|None, by_default("the best there is")]=None
+    "The device, and how often a run is saved."
+    # Device to compute on, such as cpu, cuda:0 or mps
+    device:Annotated[str|None, by_default("the best available")]=None
     # CPU threads; on a busy machine several are far slower than a single one
     num_threads:Annotated[int|None, by_default("one per core")]=None
     checkpoint_interval:int=50 # Steps between checkpoints
@@ -457,7 +457,7 @@ def main(
                   f"{line['best_of_group']:.3f}, {line['kl']:.3f} nats a token from "
                   "the first model")
         for fault, why in diagnose_rewards(run.history).items():
-            print(f"something is wrong, perhaps: {fault}: {why}")
+            print(f"something may be wrong: {fault}: {why}")
         print(f"{config.output/'export'}: the model after {run.done:,} steps; "
               f"{config.output/'samples.jsonl'}: answers and their rewards")
     run_command(RewardsConfig, work, argv, "python -m llm_course.rewards")

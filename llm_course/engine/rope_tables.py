@@ -94,14 +94,14 @@ class SharedTable(nn.Module):
 # %% ../../nbs/engine/rope_tables.ipynb #rope-scaling
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 slows down the pairs that never came round in training.
+    """How Llama 3.1 slows down the pairs that never completed a turn in training.
 
-    With an `original_max_seq_len` of 1 none came round, and all are slowed alike: that
+    With an `original_max_seq_len` of 1 none did, and all are slowed alike: that
     is the rule `linear` of Chen et al. 2023.
     Source: Grattafiori et al. 2024, and Meta's code."""
     factor:float=8.0                # By how much the slow pairs are slowed
-    low_freq_factor:float=1.0       # Pairs with so few turns are slowed fully
-    high_freq_factor:float=4.0      # Pairs with so many turns are left alone
+    low_freq_factor:float=1.0       # Pairs with fewer turns are slowed fully
+    high_freq_factor:float=4.0      # Pairs with more turns are left alone
     original_max_seq_len:int=8192   # Length of the texts of training
 
     def __post_init__(self):

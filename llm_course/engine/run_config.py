@@ -65,7 +65,7 @@ def learning_rate(
     config:TrainConfig, # Settled
     step:int,           # Which step, counted from 1
 )->float:               # Its rate
-    "Look the rate of a step up on the schedule."
+    "Look up the learning rate of a step in the schedule."
     schedule = DECAYS[config.decay]
     warmup, cycle = config.warmup_iters, config.cos_cycle_iters
     lr_min = config.lr_min
@@ -76,7 +76,7 @@ def learning_rate(
 def settle_rates(
     config:TrainConfig, # As the user gave it
 )->TrainConfig:         # With every number that the schedule needs
-    "Fill in the schedule that was left open, and refuse one that cannot be."
+    "Fill in what the schedule leaves open, and refuse an impossible one."
     cycle, warmup, lr_min = config.cos_cycle_iters, config.warmup_iters, config.lr_min
     if cycle is None: cycle = config.iterations
     if warmup is None: warmup = min(config.iterations // 20, cycle)
@@ -102,7 +102,7 @@ def find_tokenizer(
     beside = [path.parent/"tokenizer.json" for path in data_files(config)]
     found = tokenizer_file(given, "--tokenizer_path") if given else beside[0]
     if not found.is_file(): return None
-    who = "that one; leave --tokenizer_path out" if given else "the same tokenizer"
+    who = "that one; leave out --tokenizer_path" if given else "the same tokenizer"
     for other in (*beside, config.val_data.parent/"tokenizer.json"):
         if not other.is_file() or other.read_bytes() == found.read_bytes(): continue
         if BpeTokenizer.load(other).vocab != BpeTokenizer.load(found).vocab:
@@ -134,7 +134,7 @@ OWN_FILES = ".pt", ".safetensors"   # what this course writes models into
 
 def start_path(
     config:TrainConfig, # As the user gave it
-)->Path|None:           # A file, or whatever names a model of other people
+)->Path|None:           # A file, or what names somebody else's model
     "Find out which model a run begins with, or goes on with; `None`: random weights."
     last, path = config.output/"checkpoint.pt", config.init_from
     if path is None: return None
@@ -217,7 +217,7 @@ _ENDS = {"weight_decay": math.inf, "grad_clip": math.inf,
 def check_types(
     config:TrainConfig, # As a program made it; the command line knows its types
 )->None:
-    "Refuse values of another type. A whole number may stand for a fraction."
+    "Refuse values of another type. A float may be given as a whole number."
     for name, hint in get_type_hints(TrainConfig).items():
         value = getattr(config, name)
         choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -230,7 +230,7 @@ def check_types(
 def check_flags(
     config:TrainConfig, # As the user gave it
 )->None:
-    "Refuse names that mean nothing, and numbers with which no run can be made."
+    "Refuse unknown names, and numbers with which no run can work."
     check_types(config)
     for name, choices in CHOICES.items():
         chosen = getattr(config, name)
@@ -322,7 +322,7 @@ def warn_of_slow_precision(
     ratio = slowdown(precision)
     if ratio < 4: return
     warn(f"products in {precision} take {ratio:.0f} times as long as in "
-         "float32 on this processor; take --precision float32")
+         "float32 on this processor; use --precision float32")
 
 # %% ../../nbs/engine/run_config.ipynb #settle-2
 BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}   # flag: module
@@ -349,10 +349,10 @@ def settle(
     device, tokenizer = pick_device(config.device), find_tokenizer(config)
     if config.sample_interval and not tokenizer:
         raise ValueError("--sample_interval needs a tokenizer to write with; "
-                         "name one by --tokenizer_path")
+                         "name one with --tokenizer_path")
     if config.eval_tasks and config.parallel == "fsdp":
         raise ValueError("--eval_tasks needs a whole model in each process; leave it "
-                         "out, or take --parallel ddp")
+                         "out, or use --parallel ddp")
     for board in BOARDS:
         if getattr(config, board): import_board(board)
     settled = replace(
@@ -403,7 +403,7 @@ def read_sets(
 
 # %% ../../nbs/engine/run_config.ipynb #adamw-for
 def optimizer_for(
-    model:nn.Module,      # Its parameters will be stepped
+    model:nn.Module,      # The model to train
     config:TrainConfig,   # Rates and decay
 )->CheckedOptimizer:      # Decaying matrices only
     "Make the optimiser of a run: AdamW, or Muon for the blocks' matrices beside it."
@@ -444,7 +444,7 @@ def position_of(
     config:TrainConfig, # Settled
     length:int,         # Ids of its training data
 )->dict:                # Plain values
-    "Take down what decides, with the step number, which ids were read and come next."
+    "Record what decides, with the step number, which ids were read and come next."
     names = ("batch_size", "grad_accumulation", "max_seq_len", "seed", "order",
              "train_weights")
     return {"train_ids": length, "measured_on": measured_on(config),
@@ -461,7 +461,7 @@ def _checksum(path:Path, size:int, changed:int)->int:
 def measured_on(
     config:TrainConfig, # Settled
 )->str:                 # The same for the same rows
-    "Take down which rows the validation loss is a mean of."
+    "Record which rows the validation loss is a mean of."
     path, c = config.val_data, config
     found = path.stat()
     total = _checksum(path.resolve(), found.st_size, found.st_mtime_ns)
@@ -470,7 +470,7 @@ def measured_on(
 def schedule_of(
     config:TrainConfig, # Settled
 )->dict:                # Plain values
-    "Take down what decides, with the step number, how far a step goes."
+    "Record what decides, with the step number, how far a step goes."
     return {name: getattr(config, name) for name in (*_RATES, *_SETTINGS)}
 
 def changes(
@@ -479,7 +479,7 @@ def changes(
     step:int,           # The first one to come
     history:list[dict], # Lines of metrics.jsonl
 )->list[str]:           # Notes for the user
-    "Say that a run is over, or which flags make it go on in another way than before."
+    "Say that a run is over, or which flags make it continue differently."
     unknown = before.keys() - {*_RATES, *_SETTINGS}
     if unknown: raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
     if is_over(config, step - 1, history):
@@ -513,7 +513,7 @@ def flag_changes(
     config:TrainConfig, # Settled
     asked:Any=None,     # The flags of another command, if one began the run
 )->list[str]:           # Notes for the user
-    "Say which flags were others when a run began, where its checkpoint does not tell."
+    "Say which flags have changed since a run began, unless its checkpoint tells."
     if not (config.resume and (config.output/"checkpoint.pt").exists()): return []
     told = {field.name for field in fields(TrainConfig)} - {*_READ}
     before, notes = _asked_before(config.output), []

@@ -68,7 +68,7 @@ def _last_place(shares:Tensor, top_p:float)->Tensor:
 # %% ../../nbs/engine/sampling.ipynb #draw
 def draw(
     weights:Float[Tensor, "b vocab"],    # Probabilities, or multiples of them
-    generator:torch.Generator|None=None, # Source of chance; `None` for torch's own
+    generator:torch.Generator|None=None, # Random generator; `None` for torch's own
 )->Int[Tensor, "b 1"]: # One id a row
     "Draw from each row: the first id whose running sum exceeds a uniform share of all."
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
@@ -121,8 +121,8 @@ def check_dials(
 def seeded(
     seed:int|None,           # The same seed draws the same; `None` for chance
     device:torch.device|str, # Where numbers are drawn
-)->torch.Generator:          # A source of chance
-    "Begin a source of chance. Raises `TypeError` or `ValueError` for no such seed."
+)->torch.Generator:          # The generator
+    "Make a random generator. Raises `TypeError` or `ValueError` for a bad seed."
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()

@@ -39,7 +39,7 @@ class Scorer:
         longest = self.model.config.max_seq_len
         if len(ending) > longest:
             raise ValueError(f"an answer has {len(ending)} tokens, but the model "
-                             f"looks at {longest} only")
+                             f"can read only {longest}")
         return prompt[-(longest + 1 - len(ending)):]
 
     def _new_caches(self, batch:int, room:int)->list[KVCache]:

@@ -52,7 +52,7 @@ class Wish:
     seed:int|None                   # `None` for chance
     count:int                       # Answers to write
     stream:bool                     # Is every piece sent as it comes?
-    usage:bool                      # And, at the end, how many tokens there were?
+    usage:bool                      # Is the number of tokens sent at the end?
     likeliest:int|None              # Tokens to name at each place; `None`: no numbers
 
 MAX_COUNT = 8   # answers to one request
@@ -136,7 +136,7 @@ def _read_messages(messages:list|None)->list[dict[str, str]]:
 
 # %% ../../nbs/engine/serve.ipynb #answers
 class Answer:
-    "Says in OpenAI's words what has come of a request."
+    "Reports the result of a request in OpenAI's format."
     def __init__(self,
         tokenizer:BpeTokenizer, # Knows the bytes of each token
         name:str,               # Of the model
@@ -220,11 +220,11 @@ class Answer:
 
 # %% ../../nbs/engine/serve.ipynb #service
 class Service:
-    "A model, its tokenizer, and what works for all clients."
+    "A model, its tokenizer, and the scheduler that serves all clients."
     def __init__(self,
-        model:Transformer,      # Who answers
+        model:Transformer,      # The model that answers
         tokenizer:BpeTokenizer, # The one it was trained with
-        name:str="demo",        # By which clients call the model
+        name:str="demo",        # What clients call the model
         context:int=2048,       # Tokens of a prompt and its answer, at most
         **limits:int,           # `rows`, `waiting`, `piece`: see `Scheduler`
     ):
@@ -249,8 +249,8 @@ class Service:
         except ValueError as error: raise Refused(str(error)) from None
         room = self.context - len(ids)
         if room < 1:
-            raise Refused(f"the prompt has {len(ids):,} tokens, and with its answer "
-                          f"there must not be more than {self.context:,}")
+            raise Refused(f"the prompt has {len(ids):,} tokens, but prompt and "
+                          f"answer together may have at most {self.context:,}")
         longest = room if wish.max_tokens is None else min(room, wish.max_tokens)
         jobs = []
         for index in range(wish.count):
@@ -332,7 +332,7 @@ def _error_of(
 # %% ../../nbs/engine/serve.ipynb #make-app
 def make_app(
     service:Service,          # Who answers
-    hosts:tuple[str, ...]=LOOPBACK, # Names that it is called by; `*` for any
+    hosts:tuple[str, ...]=LOOPBACK, # Host names it answers to; `*` for any
 )->Any:                       # A `Starlette`
     "Make the web application. Raises `ValueError` where Starlette is missing."
     import_package("starlette", "the server")
@@ -441,7 +441,7 @@ def open_socket(
     host:str, # An address of this machine
     port:int, # 0 for any that is free
 )->socket.socket:
-    "Take a port. Raises `ValueError` where somebody else has it."
+    "Open a port. Raises `ValueError` where it is in use."
     taken = socket.socket()
     try:
         if os.name != "nt":   # there it would take a port that is in use

@@ -59,7 +59,7 @@ def refuse_precision(
 def open_speaker(
     config:Model, # From the command line
 )->tuple[Transformer, BpeTokenizer]:
-    "Load what the flags name, or what comes with the package."
+    "Load the model that the flags name, or the one in the package."
     path = config.model_path or DEMO/"model.safetensors"
     device, parts = pick_device(config.device), read_parts(config.parts)
     model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
@@ -69,7 +69,7 @@ def open_speaker(
 def open_models(
     config:GenerateConfig, # From the command line
 )->tuple[Transformer, BpeTokenizer, Transformer|None]: # Model, tokenizer and draft
-    "Load a speaker, and who guesses ahead."
+    "Load the model, and the draft model that guesses ahead."
     if config.draft_path is not None: check_there(config.draft_path, "--draft_path")
     model, tokenizer = open_speaker(config)
     if config.draft_path is None: return model, tokenizer, None
@@ -182,7 +182,7 @@ def chat(
                 print(piece, end="", flush=True)
         except KeyboardInterrupt: pass
         print()
-        if len(messages) < turns: print("(the oldest turns no longer fit in)")
+        if len(messages) < turns: print("(the oldest turns no longer fit the context)")
         messages.append({"role": "assistant", "content": said})
         if seed is not None: seed += 1
 

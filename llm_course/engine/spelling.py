@@ -31,7 +31,7 @@ def byte_letters()->dict[int, str]: # One printable character for each byte
 
 @cache
 def letter_bytes()->dict[str, int]: # The byte of each such character
-    "The same alphabet, read."
+    "The same alphabet, from characters to bytes."
     return {letter: byte for byte, letter in byte_letters().items()}
 
 def spell(token:bytes)->str: # The bytes in GPT-2's alphabet
@@ -53,15 +53,15 @@ WHITE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2
 
 @dataclass(frozen=True)
 class Rules:
-    "What the file of a tokenizer asks for besides; ours ask for nothing."
+    "Special rules of tokenizers from elsewhere; ours have none."
     normalizer:Literal["", "NFC"]=""  # Form of Unicode that text is brought to
     unknown:str|None=None         # Token for a byte that is not in the vocabulary
-    fuse:bool=False               # One of these for several such bytes in a row?
+    fuse:bool=False               # One such token for several unknown bytes in a row?
     before:tuple[int, ...]=()     # Ids to put before each prompt
     after:tuple[int, ...]=()      # Ids to put after each prompt
     plain:frozenset[str]=frozenset()   # Added tokens that are not called special
-    lstrip:frozenset[str]=frozenset()  # Those that take in the white space before them
-    rstrip:frozenset[str]=frozenset()  # and behind them
+    lstrip:frozenset[str]=frozenset()  # Tokens that take in the white space before them
+    rstrip:frozenset[str]=frozenset()  # Tokens that take in the white space after them
 
     def trim(self,
         parts:list[str], # Text, a special token, text and so on, by turns
@@ -170,7 +170,7 @@ def check_text(
 def ids_of_tokens(
     vocab:Mapping[int, bytes], # The bytes of each id
 )->dict[bytes, int]:           # The id of each token
-    "Turn a vocabulary round. Raises `ValueError` if a token has two ids."
+    "Invert a vocabulary. Raises `ValueError` if a token has two ids."
     ids = {token: id for id, token in vocab.items()}
     twice = len(vocab) - len(ids)
     if twice:
@@ -189,7 +189,7 @@ def place_special_tokens(
     free = max(vocab, default=-1) + 1
     for token in tokens or ():
         if not isinstance(token, str) or not token:
-            raise ValueError(f"a special token must be a text of some length, "
+            raise ValueError(f"a special token must be a text that is not empty, "
                              f"but is {token!r}")
         spelled = token.encode()
         if token in named: id = named[token]

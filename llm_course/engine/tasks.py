@@ -88,8 +88,8 @@ def question_of(
         raise ValueError("answer must be the place of a choice, from 0 to "
                          f"{len(choices) - 1}, but is {answer!r:.40}")
     if not choices and not (isinstance(answer, str) and answer.strip()):
-        raise ValueError("answer must be text where there are no choices, "
-                         f"but is {answer!r:.40}")
+        raise ValueError("a question needs choices, with the place of the right one "
+                         f"as its answer, or a text as its answer, not {answer!r:.40}")
     if not choices and not known["prompt"].strip():
         raise ValueError("a question without choices needs a prompt")
     return Question(known["prompt"], tuple(choices), answer, known["after"])
@@ -180,7 +180,7 @@ def _places(places:list, n:int, draw)->list:
     "Choose places in a text, none twice: the same question again tells nothing new."
     if n > len(places):
         raise ValueError(f"the text has too few places for {n} questions, only "
-                         f"{len(places)}; ask fewer")
+                         f"{len(places)}; ask for fewer")
     return draw.sample(places, n)
 
 def _question(prompt, right, wrong, draw, after="")->Question:
@@ -196,7 +196,7 @@ def _neighbours(right:int, step:int, draw)->list[str]:
     return [f" {right + (i - place) * step}" for i in range(4) if i != place]
 
 def sums(n:int, seed:int=0, written:bool=False)->list[Question]:
-    "Ask for sums of numbers below 100; four choices, or to be written."
+    "Ask for sums of numbers below 100; with four choices, or to be written."
     draw, found = random.Random(seed), []
     for _ in range(n):
         a, b = draw.randrange(1, 100), draw.randrange(1, 100)

@@ -43,7 +43,7 @@ def _counted(
 
 def _files_in(
     folder:Path, # With texts in it, at any depth
-    flag:str,    # The flag it came by, for the message
+    flag:str,    # The flag that named it, for the message
 )->list[Path]:   # Its texts, by name
     "List the texts of a folder; a note says how many other files there are."
     texts, left_out = [], defaultdict[str, list[str]](list)
@@ -65,9 +65,9 @@ def _files_in(
 
 def list_texts(
     paths:Iterable[str|Path], # Files, folders, or `-` for standard input
-    flag:str,                 # The flag they came by, for the message
+    flag:str,                 # The flag that named them, for the message
 )->list[Path]:                # Files, or `STDIN`
-    "List the files that are named. Raises `ValueError` for what is not there."
+    "List the files that are named. Raises `ValueError` for what does not exist."
     found = []
     for path in map(Path, paths):
         if path == STDIN: found.append(path)
@@ -139,7 +139,7 @@ def _table_rows(
             names = table.schema_arrow.names
             if field not in names:
                 raise ValueError(f"{path} has no column {field}; name one of "
-                                 f"{', '.join(names)} by --text_field")
+                                 f"{', '.join(names)} with --text_field")
             for batch in table.iter_batches(1000, columns=[field]):
                 for text in batch.column(0).to_pylist():
                     if not isinstance(text, str | None):
@@ -204,7 +204,7 @@ class Reading:
     """How texts are read.
 
     A path is a file, - for standard input, or a folder, which stands for all files in
-    it but hidden, empty and binary ones. Files are UTF-8; in .jsonl, .ndjson and
+    it except hidden, empty and binary ones. Files are UTF-8; in .jsonl, .ndjson and
     Parquet each row that is not empty is a document; .gz is unpacked."""
     text_field:str="text" # Field of the text in a row of .jsonl or .parquet
     # What to do with a file that is empty, broken or not UTF-8, as a whole: skip leaves
@@ -243,7 +243,8 @@ def plain_files(
 
     A file that is empty or broken is refused by `ValueError`, or else it is left out,
     or what is not UTF-8 in it is replaced; a note says which files that were."""
-    found, changed = [], {"skipped": [], "mended": []}
+    found = []
+    changed:dict[str, list[str]] = {"skipped": [], "mended": []}
     rows = [given.name for given in map(Path, paths)
             if given != STDIN and _looks_like_rows(given)]
     if rows:

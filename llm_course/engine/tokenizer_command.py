@@ -24,14 +24,14 @@ _CORES = by_default("one, or all cores from 16 MB on")
 
 @dataclass(frozen=True)
 class Learned:
-    "What is learned from, and what is learned."
+    "What to learn from, and what to learn."
     # Texts in UTF-8: files, folders, or - for standard input; .jsonl and .parquet hold
     # a document in each row, .gz is unpacked
     corpus:tuple[Path, ...]
     vocab_size:int=10_000       # Tokens: 256 bytes, merges and special tokens together
     output:Path=Path("tokenizer.json")                   # Where to write the tokenizer
     special_tokens:tuple[str, ...]=("<|endoftext|>",)    # Texts that are one token each
-    # How words are cut
+    # How text is cut into words
     pattern:Annotated[str, one_of("gpt2", "cl100k", "o200k", "llama3")]="gpt2"
     num_processes:Annotated[int|None, _CORES]=None       # Processes to count with
 

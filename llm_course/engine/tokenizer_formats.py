@@ -79,7 +79,7 @@ def to_hf(
     ignore_merges:bool=False,             # As for `BpeTokenizer`
     rules:Rules=PLAIN,                    # What else it does
 )->dict[str, Any]:                        # The contents of a `tokenizer.json`
-    "Say a tokenizer in the words of Hugging Face's `tokenizers`."
+    "Write a tokenizer in the format of Hugging Face's `tokenizers`."
     special_ids = set(special_tokens.values())
     needed = {part for pair in merges for part in (*pair, b"".join(pair))}
     ordinary = {spell(token): id for id, token in sorted(vocab.items())
@@ -315,7 +315,7 @@ def tokens_by_id(
     ids:Mapping[Any, Any], # The id of each token, as a file gives it
     others:int=0,          # How many tokens there are beside these
 )->dict[int, Any]:         # The token of each id
-    "Turn a vocabulary round. Raises `ValueError` for ids that no vocabulary has."
+    "Invert a vocabulary. Raises `ValueError` for ids that no vocabulary has."
     tokens:dict[int, Any] = {}
     end = 2 * (len(ids) + others) + (1 << 16)   # some ids may have no token
     for token, id in ids.items():
@@ -424,7 +424,9 @@ def recover_merges(
         if bytes([byte]) not in ids:
             raise ValueError(f"byte {byte:#04x} is not among the tokens")
     single = [ids[bytes([byte])] for byte in range(256)]
-    ranks, joined, merges = {}, [], []
+    ranks:dict[tuple[int, int], int] = {}
+    joined:list[int] = []
+    merges = []
     for token in tokens:
         parts = merge_by_rank([single[byte] for byte in token], ranks, joined)
         if len(parts) != 2: continue   # a byte, or a token that only stands alone
@@ -492,7 +494,7 @@ def to_tiktoken(
     tokenizer,             # A `BpeTokenizer`
     name:str="llm_course", # What to call it
 )->Any:                    # A `tiktoken.Encoding` of the same ids
-    "Raises `ValueError` where tiktoken would give other ids."
+    "Make a tiktoken `Encoding`. Raises `ValueError` where its ids would differ."
     import tiktoken
     why = _why_not_tiktoken(tokenizer)
     if why: raise ValueError(why)

@@ -27,8 +27,8 @@ class TokensConfig(Flags):
     # A text, or with --decode ids
     text:Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(
         metavar="[TEXT ...]", help_behavior_hint="(default: standard input)")]=()
-    # A tokenizer.json, or a model that has one: a run folder, a folder of Hugging
-    # Face's, a .gguf or llama2.c .bin file, owner/model on the hub; or a .bin of ids
+    # A tokenizer.json, or a model that has one: a run folder, a Hugging Face folder,
+    # a .gguf or llama2.c .bin file, owner/model on the hub; or a .bin of ids
     tokenizer_path:Annotated[Path|None, by_default(
         "that of the small model of this package", "--tokenizer")]=None
     decode:bool=False # Read ids, with spaces, commas or lines between them

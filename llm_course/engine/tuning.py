@@ -45,35 +45,35 @@ from ..transformer import Transformer
 # %% ../../nbs/engine/tuning.ipynb #config
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    "What is read, and where it is written."
+    "What a run reads, and where it writes."
     # Conversations to learn from: a .jsonl file, in each line an object with messages
     train_data:Path
-    # Conversations held out, to measure by
+    # Conversations held out, on which the validation loss is measured
     val_data:Path
     # Run folder: config.json, metrics.jsonl, checkpoint.pt, and the model in export/
     output:Path=Path("runs/instruct")
-    # The model to teach: a run folder, a checkpoint.pt or .safetensors of this course;
-    # or a folder of Hugging Face's, a .gguf or llama2.c .bin file, smollm2-135m,
+    # The model to teach: a run folder, a checkpoint.pt or .safetensors file of this
+    # course, a Hugging Face folder, a .gguf or llama2.c .bin file, smollm2-135m, or
     # owner/model on the hub
     init_from:Annotated[Path|None, by_default("the small model of this package")]=None
     # Its tokenizer.json
     tokenizer_path:Annotated[
         Path|None, by_default("the one beside the model", "--tokenizer")]=None
-    # Go on from checkpoint.pt in the run folder, if there is one
+    # Continue from checkpoint.pt in the run folder, if there is one
     resume:bool=False
     # With --resume: allow changes to flags that decide which rows come next
     override:bool=False
 
 @dataclass(frozen=True, kw_only=True)
 class _Lora:
-    "What learns."
-    lora_rank:int=0         # Of the corrections that are learnt; 0: all weights learn
-    lora_alpha:float=16.    # They count alpha / rank times
+    "Which weights learn."
+    lora_rank:int=0         # Rank of the corrections to learn; 0: all weights learn
+    lora_alpha:float=16.    # They are multiplied by alpha / rank
     lora_targets:tuple[str, ...]=TARGETS # Ends of the names of layers that get one
 
 @dataclass(frozen=True, kw_only=True)
 class _Learning:
-    "How it learns."
+    "How the model learns."
     iterations:int=500      # Steps of the optimiser
     batch_size:int=8        # Rows of conversations in a batch
     # Longest conversation, in tokens; several shorter ones share a row
@@ -81,35 +81,35 @@ class _Learning:
     lr_max:float=2e-4       # Learning rate after the warm-up
     # Learning rate at the end
     lr_min:Annotated[float|None, by_default("a tenth of --lr_max")]=None
-    # Steps of rising rate
+    # Steps of warm-up, in which the learning rate rises
     warmup_iters:Annotated[int|None, by_default("one step in twenty")]=None
-    # The way down to lr_min: half a cosine, or a line
+    # Shape of the decay to lr_min: half a cosine, or a straight line
     decay:Annotated[str, one_of("cosine", "line")]="cosine"
-    beta1:float=0.9         # AdamW: share of the mean gradient that outlives a step
-    # AdamW: share of the mean squared gradient that outlives a step
+    beta1:float=0.9         # AdamW: share of the mean gradient kept at each step
+    # AdamW: share of the mean squared gradient kept at each step
     beta2:float=0.95
-    # AdamW: share of the matrices that a step takes off, at learning rate 1
+    # AdamW: share by which a step shrinks the matrices, at learning rate 1
     weight_decay:float=0.
-    grad_clip:float=1.      # Longest gradient; longer ones are shortened; 0: no limit
+    grad_clip:float=1.      # Largest norm of the gradient; 0: no limit
     seed:int=0              # Decides the order of the conversations
 
 @dataclass(frozen=True, kw_only=True)
 class _Machine:
-    "What computes, and how often it tells; intervals are in steps."
-    # Such as cpu, cuda:0 or mps
-    device:Annotated[str|None, by_default("the best there is")]=None
-    # In which products are computed
+    "The device, and how often progress is saved; intervals are in steps."
+    # Device to compute on, such as cpu, cuda:0 or mps
+    device:Annotated[str|None, by_default("the best available")]=None
+    # Precision of the matrix products
     precision:Annotated[str|None, by_default(
         "on CUDA bfloat16, elsewhere float32", choices=("float32", "bfloat16"))]=None
     # CPU threads; on a busy machine several are far slower than a single one
     num_threads:Annotated[int|None, by_default("one per core")]=None
-    log_interval:int=10     # Between lines of metrics.jsonl
-    val_interval:int=100    # Between measurements of the validation loss
-    checkpoint_interval:int=500 # Between checkpoints
+    log_interval:int=10     # Steps between lines of metrics.jsonl
+    val_interval:int=100    # Steps between measurements of the validation loss
+    checkpoint_interval:int=500 # Steps between checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class InstructConfig(_Files, _Lora, _Learning, _Machine, Flags):
-    "Teach a model to answer, by conversations."
+    "Teach a model to answer, from conversations."
 
 # %% ../../nbs/engine/tuning.ipynb #marks
 @torch.no_grad()
@@ -192,7 +192,7 @@ class Conversations:
     "Gives a run its batches: each packed row once an epoch, in a new order each time."
     def __init__(self,
         examples:Sequence[Example], # To learn from
-        held_out:Sequence[Example], # To measure by
+        held_out:Sequence[Example], # To measure the loss on
         config:TrainConfig,         # Settled
     ):
         self.config = config

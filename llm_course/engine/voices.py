@@ -84,7 +84,7 @@ class Voice:
 # %% ../../nbs/engine/voices.ipynb #first-ids
 def texts_of(
     given:Any, # A text, or several
-    name:str,  # The argument that it came by, for the message
+    name:str,  # The name of the argument, for the message
 )->list[str]:
     "List texts. Raises `TypeError` for anything else."
     if isinstance(given, str): return [given]

@@ -79,7 +79,7 @@ def sole_writer(
         raise ValueError(f"{folder} is being written by {owner or 'another process'}; "
                          "wait until it has finished, or name another folder") from None
     except (OSError, NotImplementedError) as error:   # some network disks have no locks
-        warn(f"{folder} cannot be locked ({one_line(error)}), so see to it that no "
+        warn(f"{folder} cannot be locked ({one_line(error)}), so make sure that no "
              "other run writes into it")
     try:
         with suppress(OSError):   # Windows keeps even this from being written
@@ -126,7 +126,7 @@ def _move_out(
 def whole_folder(
     folder:Path,    # Where the files are to appear; exists already
     kind:str,       # What they are together, such as `data`; names their manifest
-    kept:bool=True, # Shall a later reader compare them with the manifest?
+    kept:bool=True, # Should a later reader compare them with the manifest?
 )->Iterator[Path]:  # An empty folder to write them into
     """Let files that belong together appear together; other files are not touched.
 

@@ -68,15 +68,16 @@ def _a_linear(
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-linear
 MISTAKES["Linear"] = {
-    "the weight is stored the other way round: it has a row for each output":
+    "the weight is stored the wrong way round: it should have a row for each output":
         _a_linear(turned=True),
     "there is a bias even where none was asked for":
         _a_linear(bias_of=lambda wanted: True),
-    "there is no bias where one was asked for": _a_linear(bias_of=lambda wanted: False),
+    "the bias is missing where one was asked for":
+        _a_linear(bias_of=lambda wanted: False),
     "the bias is there, but never added": _a_linear(lambda w, b, x: x @ w.mT),
     "the bias is subtracted":
         _a_linear(lambda w, b, x: x @ w.mT - (0 if b is None else b)),
-    "the bias begins with random numbers; zeros are expected":
+    "the bias begins with random numbers; it should begin at zero":
         _a_linear(start=torch.randn),
     "the bias begins with a number other than zero": _a_linear(start=torch.ones),
     "fresh weights have the spread one, whatever the number of inputs: sums of many "
@@ -85,8 +86,8 @@ MISTAKES["Linear"] = {
     "the spread of fresh weights follows the number of outputs, but an output sums "
     "over the inputs":
         _a_linear(spread=lambda i, o: o**-0.5),
-    "the variance of fresh weights is right for their spread: is a square "
-    "root missing?":
+    "the spread of fresh weights is what their variance should be: is a square root "
+    "missing?":
         _a_linear(spread=lambda i, o: 1 / i),
     "fresh weights have a small fixed spread, such as 0.02, whatever the number of "
     "inputs":
@@ -97,15 +98,15 @@ MISTAKES["Linear"] = {
     "the spread of fresh weights counts inputs and outputs (Xavier); here only the "
     "inputs count":
         _a_linear(spread=lambda i, o: (2 / (i + o)) ** 0.5),
-    "fresh weights have the spread √(2/d_in), which is meant for ReLU behind them":
+    "fresh weights have the spread √(2/d_in), which is meant for layers before a ReLU":
         _a_linear(spread=lambda i, o: (2 / i) ** 0.5),
-    "fresh weights are all zero, so that nothing comes through":
+    "fresh weights are all zero, so nothing comes through":
         _a_linear(spread=lambda i, o: 0.0),
-    "a bend (such as ReLU) sits behind the product; a linear layer has none":
+    "a bend (such as ReLU) follows the product; a linear layer has none":
         _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).relu()),
-    "only inputs with one leading axis are served": _a_linear(
+    "only inputs with exactly one leading axis work": _a_linear(
         lambda w, b, x: torch.einsum("bi,oi->bo", x, w) + (0 if b is None else b)),
-    "the leading axes are flattened and not put back":
+    "the leading axes are flattened and never restored":
         _a_linear(lambda w, b, x: x.flatten(0, -2) @ w.mT + (0 if b is None else b))}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-embedding
@@ -146,44 +147,45 @@ def _one_at_a_time(w, ids):
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-embedding-2
 MISTAKES["Embedding"] = {
-    "the table is stored with a column for each token; a row is expected":
+    "the table is stored with a column for each token; it should have a row for each":
         _an_embedding(lambda w, ids: w.T[ids], turned=True),
-    "you read the row behind the one that the id names: ids count from zero":
+    "you read the row after the right one: ids count from zero":
         _an_embedding(lambda w, ids: w[(ids + 1) % len(w)]),
-    "you read the row before the one that the id names: ids count from zero":
+    "you read the row before the right one: ids count from zero":
         _an_embedding(lambda w, ids: w[ids - 1]),
     "the vectors are multiplied by √d, as in the first Transformer; here a row comes "
-    "out as it is":
+    "out unchanged":
         _an_embedding(lambda w, ids: w[ids] * w.shape[1] ** 0.5),
-    "the vectors are brought to length one; a row must come out as it is":
+    "the vectors are scaled to length one; a row must come out unchanged":
         _an_embedding(lambda w, ids: torch.nn.functional.normalize(w[ids], dim=-1)),
     "a row of the fresh table is zero; no id is padding here":
         _an_embedding(spread=lambda v, d: torch.ones(v, 1).index_fill(
             0, torch.tensor(0), 0.)),
-    "the axes of the ids are flattened and not put back":
+    "the axes of the ids are flattened and never restored":
         _an_embedding(lambda w, ids: w[ids.flatten()]),
     "no gradient reaches the table: is it detached, or its data taken?":
         _an_embedding(lambda w, ids: w.detach()[ids] + 0 * w.sum()),
     "a token that occurs several times gets the gradient of one occurrence, not the "
     "sum of all":
         _an_embedding(_one_at_a_time),
-    "fresh numbers are drawn uniformly between −1 and 1, so that their size is 0.58":
+    "fresh numbers are drawn uniformly between −1 and 1, so their spread is 0.58 "
+    "instead of one":
         _an_embedding(spread=lambda v, d: 3**-.5),
-    "fresh vectors are too small: they should have features of spread one":
+    "fresh vectors are too small: their features should have the spread one":
         _an_embedding(spread=lambda v, d: 0.02),
-    "the spread of fresh vectors shrinks with their size; one is expected for any":
+    "the spread of fresh vectors shrinks with their size; it should always be one":
         _an_embedding(spread=lambda v, d: d**-0.5),
-    "the spread of fresh vectors depends on the vocabulary; one is expected for any":
+    "the spread of fresh vectors depends on the vocabulary; it should always be one":
         _an_embedding(spread=lambda v, d: v**-0.5),
-    "all fresh vectors are zero, so that no token differs from another":
+    "all fresh vectors are zero, so no token differs from another":
         _an_embedding(spread=lambda v, d: 0.0)}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms
 _idle = "nothing that comes out depends on"
 
 SYMPTOMS["Linear"] = {
-    "vectors are not worked on one by one: the others of a batch change what comes "
-    "out":
+    "the vectors of a batch affect each other's results; "
+    "each must be treated by itself":
         lambda part: row_moved(part(4, 5), given(3, 4), 1, lambda x: x + 5) > 1e-5,
     _idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)),
     "something is added even without a bias: zeros in must give zeros out":
@@ -192,12 +194,10 @@ SYMPTOMS["Embedding"] = {
     "the row of one id gets no gradient: is it treated as padding?": (
         lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any()
         and not (_pull(part(6, 4), range(6)) == 0).all()),
-    "a token that occurs twice gets the gradient of one place only; both are to be "
-    "added": (
+    "a token that occurs twice gets the gradient of one place only; add up both": (
         lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0
         and min(abs(found - 4), abs(found - 8)) < 1e-4),
-    "rows are found, but not the right ones: id v stands "
-    "for row v":
+    "the wrong rows are returned: id v stands for row v":
         lambda part: _wrong_rows(filled(part(6, 4)))}
 
 def _pull(layer, ids):
@@ -269,9 +269,9 @@ MISTAKES["RmsNorm"] = {
         lambda x, eps: x
         / ((x - x.mean(-1, keepdim=True)).float().square().mean(-1, keepdim=True)
            + eps).sqrt().to(x.dtype)),
-    "the squares are added up where their mean is wanted":
+    "the squares are added up; take their mean":
         _a_norm(partial(_rms, mean=torch.sum)),
-    "the mean is squared; the mean of the squares is wanted": _a_norm(
+    "the mean is squared; take the mean of the squares": _a_norm(
         lambda x, eps: (
             x.float() / (x.float().mean(-1, keepdim=True).square() + eps).sqrt()
         ).to(x.dtype)),
@@ -279,7 +279,8 @@ MISTAKES["RmsNorm"] = {
     "the sum of squares is divided by d − 1; divide by d": _a_norm(partial(
         _rms, mean=lambda y, dim, keepdim: y.sum(dim, keepdim=keepdim) /
         (y.shape[-1] - 1))),
-    "you divide by the mean of the sizes, not by the root of the mean of the squares": (
+    "you divide by the mean of the absolute values, not by the root of the mean of the "
+    "squares": (
         _a_norm(
             lambda x, eps: (
                 x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype))
@@ -287,41 +288,42 @@ MISTAKES["RmsNorm"] = {
     "eps stands outside the root": _a_norm(
         lambda x, eps: (x.float() / (eps + (
             x.float().square().mean(-1, keepdim=True) + 1e-30).sqrt())).to(x.dtype)),
-    "eps is fixed in the code: the one that is asked for is ignored":
+    "eps is fixed in the code: the given one is ignored":
         _a_norm(_rms, fixed=1e-5),
-    "there is no eps: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
-    "the mean runs over the whole batch, so that one vector depends on the others":
+    "eps is missing: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
+    "the mean runs over the whole batch, so one vector depends on the others":
         _a_norm(partial(_rms, dim=None)),
     "the mean runs over the tokens instead of the features":
         _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
-    "the squares are taken in the type of the input, and 300² does not fit "
-    "into float16":
+    "the squares are computed in the type of the input, but 300² does not fit into "
+    "float16":
         _a_norm(partial(_rms, wide=False)),
     "the gain is never applied": _a_norm(_rms, gained=lambda y, gain: y + 0 * gain),
     "the gain is added instead of multiplied":
         _a_norm(_rms, gained=lambda y, gain: y + gain),
-    "the gain begins at zero; one is expected": _a_norm(_rms, start=torch.zeros),
-    "the gain begins with random numbers; ones are expected":
+    "the gain begins at zero; it should begin at one": _a_norm(_rms, start=torch.zeros),
+    "the gain begins with random numbers; it should begin at one":
         _a_norm(_rms, start=torch.randn),
-    "one is added to a gain that begins at one":
+    "one is added to the gain, although it begins at one":
         _a_norm(_rms, gained=lambda y, gain: y * (1 + gain)),
-    "one is added to a gain that begins at zero, as in Gemma; here the gain itself "
-    "begins at one":
+    "the gain begins at zero and one is added to it, "
+    "as in Gemma; here it begins at one":
         _a_norm(_rms, gained=lambda y, gain: y * (1 + gain), start=torch.zeros),
-    "the vectors are brought to length one: the root of the size is missing": _a_norm(
+    "the vectors are scaled to length one: a factor of √d is missing": _a_norm(
         lambda x, eps: torch.nn.functional.normalize(x.float(), dim=-1, eps=eps).to(
             x.dtype)),
-    "the result is multiplied by the size instead of divided": _a_norm(
+    "the vector is multiplied by its root mean square; divide by it": _a_norm(
         lambda x, eps: (
             x.float() * (x.float().square().mean(-1, keepdim=True) + eps).sqrt()
         ).to(x.dtype)
     ),
     "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
-    "float32 comes out whatever went in: return to the type of the input":
+    "the result is always float32: return to the type of the input":
         _a_norm(lambda x, eps: _rms(x.float(), eps), wide=True),
-    "the gain decides the type that comes out; return to that of the input":
+    "the result has the type of the gain; return to the type of the input":
         _a_norm(_rms, wide=True),
-    "no gradient flows through the size that you divide by: is it detached?": _a_norm(
+    "no gradient flows through the root mean "
+    "square that you divide by: is it detached?": _a_norm(
         lambda x, eps: (
             x.float()
             / (x.detach().float().square().mean(-1, keepdim=True) + eps).sqrt()
@@ -358,22 +360,24 @@ MISTAKES["SiLu"] = {
             lambda x: x * torch.sigmoid(-x),
         "the input of the sigmoid is scaled, as in x · σ(1.702 x)":
             lambda x: x * torch.sigmoid(1.702 * x),
-        "the gate is squared: x meets σ(x) twice": lambda x: x * torch.sigmoid(x) ** 2,
-        "the exponential overflows far from zero: of e^x and e^−x take the one that is "
+        "the gate is squared: x is multiplied by σ(x) twice":
+            lambda x: x * torch.sigmoid(x) ** 2,
+        "the exponential overflows far from zero: use whichever of e^x and e^−x is "
         "small":
             lambda x: x * x.exp() / (1 + x.exp()),
         "no gradient flows through the gate: is it detached?":
             lambda x: x * torch.sigmoid(x).detach(),
         "no gradient flows through the value: is it detached?":
             lambda x: x.detach() * torch.sigmoid(x),
-        "the sigmoid is added to its input, not multiplied with it":
+        "the sigmoid is added to its input; multiply them":
             lambda x: x + torch.sigmoid(x),
-        "the gate is a hyperbolic tangent; a sigmoid is wanted":
+        "the gate is a hyperbolic tangent; it should be a sigmoid":
             lambda x: x * torch.tanh(x),
-        "this is the slope of SiLU":
+        "this is the derivative of SiLU":
             lambda x: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))),
-        "this is ReLU, gated once more": lambda x: torch.relu(x) * torch.sigmoid(x),
-        "this is Mish: the gate is the tangent of a softplus": torch.nn.functional.mish,
+        "this is ReLU times a sigmoid": lambda x: torch.relu(x) * torch.sigmoid(x),
+        "this is Mish: the gate is the hyperbolic tangent of a softplus":
+            torch.nn.functional.mish,
         "the gate is a piecewise line, as in hard swish": torch.nn.functional.hardswish,
     }.items()}
 
@@ -433,7 +437,7 @@ MISTAKES["FFN"] = {
         _a_network(lambda x, w1, w2, w3: w2(w1(x) * _silu(w3(x)))),
     "nothing is gated: w3 takes no part":
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)))),
-    "gate and value are added; they are to be multiplied":
+    "gate and value are added; multiply them":
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) + w3(x))),
     "the gate is bent by ReLU":
         _a_network(lambda x, w1, w2, w3: w2(w1(x).relu() * w3(x))),
@@ -442,20 +446,22 @@ MISTAKES["FFN"] = {
     "the gate is a sigmoid alone, as in the first gated units":
         _a_network(lambda x, w1, w2, w3: w2(torch.sigmoid(w1(x)) * w3(x))),
     "the gate isn't bent at all": _a_network(lambda x, w1, w2, w3: w2(w1(x) * w3(x))),
-    "the bend sits on the product of gate and value; it belongs to the gate":
+    "the bend is applied to the product of gate and value; "
+    "it belongs to the gate alone":
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x) * w3(x)))),
     "gate and value are both bent":
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) * _silu(w3(x)))),
-    "what comes out is bent once more":
+    "the output is bent once more":
         _a_network(lambda x, w1, w2, w3: _silu(_swiglu(x, w1, w2, w3))),
     "the input is added: that is the block's work, not this layer's":
         _a_network(lambda x, *w: x + _swiglu(x, *w)),
-    "the matrices have biases; they are to have none": _a_network(_swiglu, bias=True),
-    "the matrices bear other names than w1, w2 and w3":
+    "the matrices have biases; they should have none": _a_network(_swiglu, bias=True),
+    "the matrices have names other than w1, w2 and w3":
         _a_network(_swiglu, called=("gate", "down", "up")),
-    "w2 and w3 have changed their roles: w2 leads back": _a_network(
+    "w2 and w3 have changed their roles: "
+    "w2 should lead back to the width of the input": _a_network(
         lambda x, w1, w3, w2: _swiglu(x, w1, w2, w3), sizes=((0, 1), (0, 1), (1, 0))),
-    "tokens are mixed: each must be worked on by itself": _a_network(
+    "tokens are mixed: each must be treated by itself": _a_network(
         lambda x, w1, w2, w3: w2(
             _silu(w1(x)) * w3(x.mean(-2, keepdim=True)) if x.ndim > 1
             else _silu(w1(x)) * w3(x)))}
@@ -467,8 +473,7 @@ def _near_zero(part):
 
 @torch.no_grad()
 def _hidden(part, other=1.):
-    """A network of two hidden features that go their own ways, the second one as large
-    as is said."""
+    "A network whose two hidden features do not mix; `other` scales the second."
     layer = filled(part(2, 2))
     for p in layer.parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
     return layer
@@ -481,10 +486,10 @@ SYMPTOMS["RmsNorm"] = {
         lambda part: not (y := part(2).half()(torch.tensor([300.0, 400.0]).half()))
         .isfinite().all() or y.sum() < 1)}
 SYMPTOMS["SiLu"] = {
-    "it is put together from straight lines, as ReLU and its kin": (
+    "it is made of straight lines, like ReLU; SiLU is a smooth curve": (
         lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum()
         > 4),
-    "what x is multiplied with is not a share between 0 and 1": (
+    "x is multiplied by a number that is not between 0 and 1": (
         lambda part: (
             (
                 y := part()(torch.tensor([-3.0, -1.0, 1.0, 3.0]))
@@ -499,16 +504,15 @@ SYMPTOMS["SiLu"] = {
         lambda part: _near_zero(part)
         and not gradient(part(), torch.tensor([-200.0, 200.0])).isfinite().all()
         and part()(torch.tensor([-200.0, 200.0])).isfinite().all()),
-    "at −200 or 200 it is not finite": (
+    "its value at −200 or 200 is not finite": (
         lambda part: _near_zero(part)
         and not part()(torch.tensor([-200.0, 200.0])).isfinite().all())}
 SYMPTOMS["FFN"] = {
     _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
-    "hidden features have a part in each other: the bend works on each number by "
-    "itself": (
+    "hidden features affect each other: the bend must act on each number by itself": (
         lambda part: _hidden(part)(given(2, 2))[:, 0]
         .sub(_hidden(part, 9.0)(given(2, 2))[:, 0]).abs().max() > 1e-5),
-    "w1 makes the gate, and it is not bent by SiLU; of this bend one could say:": (
+    "the gate, which w1 makes, is not bent by SiLU:": (
         lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")
         or symptom(lambda: _gate(part), "SiLu")),
     "something is added on the way: zeros in must give zeros out":
@@ -567,10 +571,12 @@ MISTAKES["Softmax"] = {
         _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
     "the largest of all scores is subtracted; a row far below it turns to zeros":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
-    "the greatest size is subtracted, whatever its sign: scores far below zero vanish":
+    "the largest absolute value is subtracted: the shares of scores far below zero "
+    "vanish":
         _a_softmax(lambda x, dim: _parts(_powers(
             x, dim, lambda x, dim: x.abs().amax(dim, keepdim=True)), dim)),
-    "the mean is subtracted; only the largest keeps every exponential at most one": (
+    "the mean is subtracted; subtract the largest score, "
+    "so no exponential exceeds one": (
         _a_softmax(
             lambda x, dim: _parts(
                 _powers(x, dim, lambda x, dim: x.mean(dim, keepdim=True)), dim))),
@@ -580,42 +586,41 @@ MISTAKES["Softmax"] = {
     "the largest score is added instead of subtracted": _a_softmax(
         lambda x, dim: _parts(
             _powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim)),
-    "without a word along which axis, it takes the first; the last is meant":
+    "the default axis is the first; it should be the last":
         lambda dim=0: lambda x: torch.softmax(x, dim),
-    "scores are clamped against overflow, so that great ones get equal shares":
+    "scores are clamped against overflow, so large ones get equal shares":
         _a_softmax(lambda x, dim: torch.softmax(x.clamp(-50, 50), dim)),
     "the axis is always the last one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
-    "the axis is always the first one: `dim` is ignored, or its default is":
+    "the axis is always the first one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, 0), 0)),
-    "the shares add up to one over the whole tensor; each row has its own sum": (
+    "the shares add up to one over the whole tensor; each row should add up to one": (
         _a_softmax(
             lambda x, dim: _powers(x, dim, lambda x, _: x.max())
             / _powers(x, dim, lambda x, _: x.max()).sum())),
-    "nothing is divided: the exponentials are not shares yet": _a_softmax(_powers),
+    "the exponentials are not divided by their sum": _a_softmax(_powers),
     "these are powers of two, not of e":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, base=torch.exp2), dim)),
     "the exponential is missing: scores are divided by their sum":
         _a_softmax(lambda x, dim: _parts(x, dim)),
     "this is the logarithm of the shares":
         _a_softmax(lambda x, dim: torch.log_softmax(x, dim)),
-    "all goes to the largest score: that is the hard maximum": _a_softmax(
+    "the largest score gets everything: that is a hard maximum": _a_softmax(
         lambda x, dim: torch.zeros_like(x).scatter(
             dim, x.argmax(dim, keepdim=True), 1.0)),
-    "the sign of the scores is turned round":
+    "the sign of the scores is reversed":
         _a_softmax(lambda x, dim: torch.softmax(-x, dim)),
     "no gradient flows through the sum that you divide by: is it detached?": _a_softmax(
         lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(dim, keepdim=True).detach()
     ),
-    "float32 comes out whatever went in: return to the type of the input":
+    "the result is always float32: return to the type of the input":
         _a_softmax(lambda x, dim: torch.softmax(x, dim), narrow=False),
-    "scores far below the best are lifted: something is clamped": _a_softmax(
+    "scores far below the best are raised: is something clamped?": _a_softmax(
         lambda x, dim: torch.softmax(
             (x - x.amax(dim, keepdim=True)).clamp(min=-10), dim)),
     "the sum runs over the last axis, whatever `dim` is": _a_softmax(
         lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(-1, keepdim=True)),
-    "a score of minus infinity is replaced by a number, and so gets a "
-    "share":
+    "a score of minus infinity is replaced by a number, so it gets a share":
         _a_softmax(lambda x, dim: torch.softmax(x.nan_to_num(neginf=-1.0), dim))}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-softmax
@@ -624,12 +629,12 @@ SYMPTOMS["Softmax"] = {
         lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
     "the shares of a row do not add up to one":
         lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
-    "a row comes out otherwise when another lies 500 above it":
+    "a row gets other shares when another row lies 500 above it":
         lambda part: not same(
             part()(torch.stack([given(3), given(3) + 500]))[0], part()(given(3))),
     "rows are not independent: the scores of one change the shares of another":
         lambda part: row_moved(part(), given(3, 5), 1, lambda x: x * 3) > 1e-5,
-    "a score far below the best gets too much":
+    "a score far below the best gets too large a share":
         lambda part: part()(torch.tensor([0.0, -40.0]))[1] > 1e-9,
     "scores in the thousands give a share that is not finite":
         lambda part: not part()(1e3 * given(3, 5)).isfinite().all()}
@@ -712,39 +717,40 @@ MISTAKES["ScaledDotProductAttention"] = variants(
     {
         "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
         "the scores are divided by d, not by its root": dict(scale=lambda d, n: 1 / d),
-        "the scores are multiplied by √d; they are to be divided":
+        "the scores are multiplied by √d; divide them by it":
             dict(scale=lambda d, n: d**0.5),
-        "the scores are divided by the root of the number of keys; it is the size of a "
-        "key that makes them grow":
+        "the scores are divided by the root of the number of keys; use the size of a "
+        "key":
             dict(scale=lambda d, n: n**-0.5),
-        "the scores are divided by the root of the size of a value; take a key's":
+        "the scores are divided by the root of the size of a value; use the size of a "
+        "key":
             dict(values=True),
-        "the keys are brought to length one before they meet the queries":
+        "the keys are scaled to length one before they meet the queries":
             dict(turn=lambda k: torch.nn.functional.normalize(k, dim=-1).mT),
-        "queries and keys are brought to length one: that is a cosine, not a product":
+        "queries and keys are scaled to length one: "
+        "that is a cosine, not a dot product":
             dict(turn=lambda k: torch.nn.functional.normalize(k, dim=-1).mT,
                  before=lambda q: torch.nn.functional.normalize(q, dim=-1)),
-        "the mask is read the other way round: true means that one may look":
+        "the mask is read the wrong way round: true means that a query may look":
             dict(hide=lambda s, m: s.masked_fill(m, -torch.inf)),
         "the mask is ignored": dict(hide=lambda s, m: s),
         "the mask is off by one place: one key too many can be seen":
             dict(hide=lambda s, m: s.masked_fill(~(m | m.roll(1, -1)), -torch.inf)),
-        "the mask is applied after the softmax, so that hidden keys take their share "
-        "all the same":
+        "the mask is applied after the softmax, so hidden keys still take their share":
             dict(hide=lambda s, m: s, after=lambda w, m: w if m is None else w * m),
         "hidden scores become zero, which is a score like any other":
             dict(hide=lambda s, m: s * m),
-        "the mask is added as ones and zeros; hidden scores must fall to minus "
-        "infinity":
+        "the mask is added as ones and zeros; hidden scores must become minus infinity":
             dict(hide=lambda s, m: s + m),
-        "hidden scores are a great negative number: where nobody may be seen, "
-        "everybody is":
+        "hidden scores are a large negative number: a query that may look nowhere sees "
+        "every key":
             dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
-        "a query that may look nowhere gets nan: minus infinity less minus infinity":
+        "a query that may look nowhere gets nan: minus infinity is subtracted from "
+        "itself":
             dict(weigh=lambda s: torch.softmax(s, -1)),
-        "the softmax runs over the queries; each query shares out its own row":
+        "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: _safe(s.mT).mT),
-        "there is no softmax": dict(weigh=lambda s: s, hide=lambda s, m: s * m),
+        "the softmax is missing": dict(weigh=lambda s: s, hide=lambda s, m: s * m),
         "the weights are not divided by their sum":
             dict(weigh=lambda s: (s - s.amax(-1, keepdim=True).clamp(min=-1e30)).exp()),
         "the scores are computed in the type of the input, and overflow float16":
@@ -755,21 +761,21 @@ MISTAKES["ScaledDotProductAttention"] = variants(
             dict(
                 hide=lambda s, m: s.masked_fill(
                     ~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf))),
-        "keys are transposed by axes counted from the front; the last two are meant":
+        "keys are transposed by axes counted from the front; swap the last two":
             dict(turn=lambda k: k.transpose(1, 2)),
         "the future is always hidden, even where no mask says so": dict(
             weigh=lambda s: _safe(
                 s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf))),
-        "the future is hidden behind older keys, too, even where no mask says so": dict(
+        "the future is always hidden, counted back from the last key, even where no "
+        "mask says so": dict(
             weigh=lambda s: _safe(s.masked_fill(
                 ~torch.ones_like(s).tril(s.shape[-1] - s.shape[-2]).bool(), -torch.inf))
         ),
-        "the mask is transposed: a row of it belongs to a query":
+        "the mask is transposed: each of its rows belongs to a query":
             dict(hide=lambda s, m: s.masked_fill(~m.mT, -torch.inf)),
-        "float32 comes out whatever went in: return to the type of the values":
+        "the result is always float32: return to the type of the values":
             dict(back=False),
-        "sequences or heads are mixed: values are averaged over an axis that "
-        "leads":
+        "sequences or heads are mixed: values are averaged over a leading axis":
             dict(mix=lambda w, v: w @ v.mean(0, keepdim=True).expand_as(v))})
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-attention
@@ -777,16 +783,16 @@ _q, _k, _v = given(2, 4, 8), given(2, 4, 8, seed=1), given(2, 4, 8, seed=2)
 _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
 SYMPTOMS["ScaledDotProductAttention"] = {
-    "in float16, large queries and keys give something that is not finite": (
+    "in float16, large queries and keys give a result that is not finite": (
         lambda part: same(
             part()(_q, _k, _v, _tril),
             reference("ScaledDotProductAttention")()(_q, _k, _v, _tril))
         and not part()(*(torch.full((1, 4, 64), 300.0).half() for _ in range(3)))
         .isfinite().all()),
-    "the answer depends on where a key stands; attention knows no places": (
+    "the output depends on the order of the keys; attention should ignore it": (
         lambda part: (part()(_q, _k[:, _order], _v[:, _order]) - part()(_q, _k, _v))
         .abs().max() > 1e-4),
-    "under a causal mask an answer depends on a later value": (
+    "under a causal mask an output depends on a later value": (
         lambda part: same(
             part()(_q, _k, _v), reference("ScaledDotProductAttention")()(_q, _k, _v))
         and (
@@ -795,9 +801,9 @@ SYMPTOMS["ScaledDotProductAttention"] = {
     "sequences of a batch are mixed": (
         lambda part: row_moved(lambda v: part()(_q, _k, v), _v, 1, lambda v: v + 9)
         > 1e-5),
-    "a query that may look nowhere must get zeros":
+    "a query that may look nowhere does not get zeros":
         lambda part: (part()(_q, _k, _v, torch.zeros(4, 4).bool()) != 0).any(),
-    "where each sequence has its own mask, one comes out otherwise than with its mask "
+    "where each sequence has its own mask, one gets another result than with its mask "
     "alone": (
         lambda part: (
             part()(_q, _k, _v, torch.stack([_tril, _tril.mT])) - torch.stack(
@@ -878,7 +884,7 @@ MISTAKES["RoPE"] = variants(
         "feature i is paired with feature i + d/2, as Hugging Face's Llama does; here "
         "neighbours are pairs":
             _halves,
-        "the pairs are right on the way in, but come out as halves":
+        "the pairs are taken apart correctly, but put back as two halves":
             dict(join=lambda a, b: torch.cat([a, b], -1)),
         "it turns backwards: look at the sign of the sine":
             dict(turn=lambda a, b, c, s: (a * c + b * s, b * c - a * s)),
@@ -890,38 +896,37 @@ MISTAKES["RoPE"] = variants(
         "the old one":
             dict(turn=lambda a, b, c, s: (a * c - b * s, (a * c - b * s) * s + b * c)),
         "only the cosine is applied": dict(turn=lambda a, b, c, s: (a * c, b * c)),
-        "angles are added to the features, as sinusoidal positions are; here they turn "
-        "them":
+        "sine and cosine are added to the features, as with sinusoidal positions; here "
+        "they turn the features":
             dict(turn=lambda a, b, c, s: (a + s, b + c)),
         "all pairs turn at one speed":
             dict(speed=lambda i, d, theta: torch.ones_like(i)),
-        "the exponent is half of what it should be: it goes from 0 to nearly 1 over "
-        "the pairs":
+        "the exponent is half of what it should be: it should go from 0 to nearly 1 "
+        "over the pairs":
             dict(speed=lambda i, d, theta: theta ** (-i / (2 * d))),
-        "the exponent is twice what it should be: it counts pairs, 2i/d with i = 0, 1, "
-        "2":
+        "the exponent is twice what it should be: for the pairs i = 0, 1, 2, … it is "
+        "2i/d":
             dict(speed=lambda i, d, theta: theta ** (-2 * i / d)),
         "the speeds grow with the pairs: the sign of the exponent is wrong":
             dict(speed=lambda i, d, theta: theta ** (i / d)),
-        "the speeds come in the wrong order: the first pair is the fastest":
+        "the speeds come in the wrong order: the first pair should be the fastest":
             dict(speed=lambda i, d, theta: (theta ** (-i / d)).flip(0)),
         "the exponent counts from 2: the first pair should turn by one radian a "
         "position":
             dict(speed=lambda i, d, theta: theta ** (-(i + 2) / d)),
-        "theta is fixed in the code: the one that is asked for is ignored":
+        "theta is fixed in the code: the given one is ignored":
             dict(speed=lambda i, d, theta: 10000.0 ** (-i / d)),
         "positions are counted from one": dict(place=lambda n: n + 1),
-        "the positions that are given are ignored":
+        "the given positions are ignored":
             dict(heed=lambda p, t: torch.arange(t)),
-        "the positions that are given are counted from the first of them; they are "
-        "places in the text":
+        "the given positions are counted from the first of them; use them as they are":
             dict(heed=lambda p, t: torch.arange(t) if p is None else p - p[0]),
         "the angles are computed in half precision, which cannot tell 4,090 "
         "from 4,096":
             dict(kind=torch.bfloat16),
-        "the table lies in the state: it is computed, so it need not be saved":
+        "the table is saved with the model: it is computed, so it need not be saved":
             dict(saved=True),
-        "of the positions that are given only the first counts":
+        "only the first of the given positions is used":
             dict(heed=lambda p, t: torch.arange(t) + (0 if p is None else p[..., :1])),
         "the exponent reaches one at the last pair; it ends at (d − 2)/d":
             dict(speed=lambda i, d, theta: theta ** (-i / max(d - 2, 1))),
@@ -931,12 +936,12 @@ MISTAKES["RoPE"] = variants(
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-rope
 SYMPTOMS["RoPE"] = {
-    "turned into bfloat16, it turns positions up to 4,096 by other angles": (
+    "after conversion to bfloat16, it turns positions up to 4,096 by other angles": (
         lambda part: (
             part(2, 4096).bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())
             .float() - part(2, 4096)(torch.tensor([[1.0, 0.0]] * 4096))).abs().max()
         > 0.05),
-    "vectors that stand at one position of different sequences are turned differently: "
+    "vectors at the same position in different sequences are turned differently: "
     "positions run along the axis before the last": (
         lambda part: ((y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y).abs()
         .max() > 1e-4),
@@ -1027,36 +1032,35 @@ def _a_multihead(
 MISTAKES["MultiHeadAttention"] = variants(
     _a_multihead,
     {
-        "the heads' answers are added up; they lie side by side":
+        "the heads' outputs are added up; put them side by side":
             dict(join=lambda x: x.sum(-3, keepdim=True).expand_as(x)
                  .transpose(-3, -2).flatten(-2)),
-        "the heads' answers are averaged; they lie side by side":
+        "the heads' outputs are averaged; put them side by side":
             dict(join=lambda x: x.mean(-3, keepdim=True).expand_as(x)
                  .transpose(-3, -2).flatten(-2)),
-        "the softmax runs over the heads; each query shares among the keys":
+        "the softmax runs over the heads; it should run over the keys":
             dict(weigh=lambda s: torch.softmax(s, -3).nan_to_num(0.)),
         "the queries are turned twice and the keys are not": dict(turned="qq"),
-        "heads are turned by their number, not tokens by their position":
+        "heads are turned by their number; tokens should be turned by their position":
             dict(along=True),
-        "there is no causal mask: every token sees the future":
+        "the causal mask is missing: every token sees the future":
             dict(mask=lambda m: torch.ones_like(m)),
-        "the mask is turned round: every token sees the future alone":
+        "the mask is turned round: every token sees only the future":
             dict(mask=lambda m: m.mT),
         "a token may not look at itself": dict(mask=lambda m: m.tril(-1)),
         "the mask lets a token see the next one: it is off by one":
             dict(mask=lambda m: torch.ones_like(m).tril(1)),
-        "the scores are divided by the root of the whole width; each head has its own, "
-        "smaller size":
+        "the scores are divided by the root of the whole width; use the size of a head":
             dict(wide=True),
         "the scores are not divided by anything": dict(scale=lambda d, n: 1.0),
         "the scores are divided twice by the root of a head's size":
             dict(scale=lambda d, n: 1 / d),
-        "the groups meet the heads of keys in reverse order":
+        "the groups of query heads use the key heads in reverse order":
             dict(share=lambda x, n: x.flip(-3).repeat_interleave(n, -3)),
-        "a head takes every fourth feature; heads are slices of neighbours":
+        "a head takes every fourth feature; it should take neighbouring features":
             dict(split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3)),
-        "heads are split and joined in one wrong way: a head takes neighbouring "
-        "features": dict(
+        "heads are split and joined in the same wrong way: a head should take "
+        "neighbouring features": dict(
             split=lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, -3),
             join=lambda x: x.movedim(-3, -1).flatten(-2)),
         "the heads are cut out by a reshape that mixes tokens: first unflatten the "
@@ -1066,34 +1070,32 @@ MISTAKES["MultiHeadAttention"] = variants(
             dict(split_q=lambda x, h: x.reshape(*x.shape[:-2], h, x.shape[-2], -1)),
         "the heads are joined without swapping their axis back behind the tokens":
             dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
-        "the features of the heads are interleaved when they are joined: one head is "
-        "to lie behind the other":
+        "the features of the heads are interleaved when they are joined: put one head "
+        "after the other":
             dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
-        "the mask is applied after the softmax, so that the shares no longer add up to "
-        "one":
+        "the mask is applied after the softmax, so the shares no longer add up to one":
             dict(hide=lambda s, m: s, after=lambda w, m: w * m),
         "hidden scores become zero, which is a score like any other":
             dict(hide=lambda s, m: s * m),
-        "the softmax runs over the queries; each query shares among the keys":
+        "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.0)),
-        "groups are strided: query head i uses key head i mod n; neighbours are to "
-        "share one":
+        "query head i uses key head i mod n; neighbouring query heads should share one":
             dict(share=lambda x, n: torch.cat([x] * n, -3)),
-        "every query head has keys of its own: num_kv_heads is ignored":
+        "every query head has its own keys: num_kv_heads is ignored":
             dict(every=True),
-        "the positions that are given are ignored":
+        "the given positions are ignored":
             dict(heed=lambda p, t: torch.arange(t)),
-        "no positions at all: queries and keys are never turned": dict(turned=""),
-        "the values are turned as well; only scores need positions": dict(turned="qkv"),
+        "positions are never applied: queries and keys must be turned": dict(turned=""),
+        "the values are turned as well; turn only queries and keys": dict(turned="qkv"),
         "the queries are turned and the keys are not": dict(turned="q"),
         "the keys are turned and the queries are not": dict(turned="k"),
-        "the last projection is missing": dict(back=lambda y, out, x: y),
+        "the output projection is missing": dict(back=lambda y, out, x: y),
         "the input is added: that is the block's work":
             dict(back=lambda y, out, x: x + out(y)),
-        "queries and keys are turned before the heads are cut out: each head is to "
+        "queries and keys are turned before the heads are cut out: each head should "
         "begin with the fastest pair":
             dict(whole=True),
-        "positions count from the end":
+        "positions are counted from the end":
             dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p)})
 
 def _with_a_cache(change):
@@ -1130,7 +1132,7 @@ def _seen_by(part)->Tensor: # A row for each token, a column for each that it ma
 
 @torch.no_grad()
 def _weights(part)->Tensor: # The same, for scores of many sizes
-    "The weights of a single head: what stands in the values comes out as it is."
+    "The weights of a single head: the values come out as they are."
     layer = part(8, 1, max_seq_len=32)
     for name, p in layer.named_parameters():
         p.copy_(
@@ -1140,11 +1142,11 @@ def _weights(part)->Tensor: # The same, for scores of many sizes
 
 SYMPTOMS["MultiHeadAttention"] = {
     _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
-    "it would be right if two of its matrices changed places:":
+    "two of its matrices have changed places:":
         lambda part: _swapped(part),
-    "the first tokens are forgotten: a token is to see all before it":
+    "the first tokens are forgotten: a token should see all tokens before it":
         lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
-    "the future leaks: an answer depends on a later token": (
+    "the future leaks: an output depends on a later token": (
         lambda part: (
             (layer := filled(part(16, 4, max_seq_len=32)))(given(1, 6, 16))[:, :4]
             - layer(torch.cat([given(1, 6, 16)[:, :4], given(1, 2, 16, seed=7)], 1))[
@@ -1153,7 +1155,7 @@ SYMPTOMS["MultiHeadAttention"] = {
         lambda part: row_moved(
             filled(part(16, 4, max_seq_len=32)), given(2, 6, 16), 1, lambda x: x + 1)
         > 1e-5),
-    "the answers change when the whole text moves on by 20 positions": (
+    "the outputs change when the whole text is shifted by 20 positions": (
         lambda part: (
             (layer := filled(part(16, 4, max_seq_len=64)))(
                 given(1, 6, 16), torch.arange(20, 26)) - layer(given(1, 6, 16))).abs()
@@ -1161,7 +1163,7 @@ SYMPTOMS["MultiHeadAttention"] = {
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-swapped
 def _swapped(part)->str: # The names of two matrices, or nothing
-    "Look whether a part does what it should with its matrices in other places."
+    "Find two matrices that a part must swap to give the right output."
     right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(
         given(1, 6, 16))
     for a, b in (

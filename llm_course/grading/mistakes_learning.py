@@ -163,16 +163,16 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / t),
         "t is counted from one, so the first step is too short already":
             dict(rate=lambda lr, t: lr / (t + 1) ** 0.5),
-        "t stays what it was: the first step's rate is used twice, or the count lags":
+        "the count of steps lags by one: the first step's rate is used twice":
             dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
-        "the rate is divided anew at each step, so that the roots pile up":
+        "the rate is divided again at each step, so the roots are multiplied together":
             dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
         "the root is taken of t alone: 1 + √t is not √(1 + t)":
             dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
         "it walks uphill: subtract the gradient":
             dict(rate=lambda lr, t: -lr / t**0.5),
-        "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
-        "the gradient is changed: it is to be read only": dict(change=_spoils),
+        "all groups use the first rate: a group's own lr is ignored": dict(own=False),
+        "the gradient is changed: it should only be read": dict(change=_spoils),
         "a parameter without a gradient moves": dict(
             everybody=True,
             change=lambda g, p, step: p.sub_(step * g + (0.01 if not g.any() else 0))),
@@ -296,24 +296,26 @@ _means = variants(
             correct1=lambda b, t: abs(1 - b * t) + 1e-30,
             correct2=lambda b, t: abs(1 - b * t) + 1e-30),
         "β₁ and β₂ have changed places in the corrections": dict(crossed=True),
-        "the means begin at the first gradient, and are corrected all the same": dict(
+        "the means begin at the first gradient, but are corrected as if they began at "
+        "zero": dict(
             begin=lambda g: g),
         "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
-        "β₁ serves both means; the squares have β₂": dict(
+        "β₁ is used for both means; the squares should use β₂": dict(
             betas=lambda b1, b2: (b1, b1)),
-        "β₂ serves both means; the gradients have β₁": dict(
+        "β₂ is used for both means; the gradients should use β₁": dict(
             betas=lambda b1, b2: (b2, b2)),
-        "the means begin at the first gradient; they begin at zero, and are corrected "
-        "for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
+        "the means begin at the first gradient; they should begin at zero and be "
+        "corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
         "the corrected means are stored, and corrected once more at the next step": (
             dict(stored=True)),
-        "the sizes of the gradients are averaged, not their squares": dict(
+        "the absolute values of the gradients are averaged, not their squares": dict(
             square=lambda g, m: g.abs()),
-        "the mean is squared; the squares of the gradients are to be averaged": dict(
+        "the mean is squared; average the squares of the gradients": dict(
             square=lambda g, m: m * m),
         "what is squared is the gradient's distance from its mean, as in AdaBelief": (
             dict(square=lambda g, m: (g - m) ** 2)),
-        "the mean of the squares forgets by β₁ and takes in by 1 − β₂": dict(
+        "the mean of the squares decays with β₁, "
+        "but takes in new squares with 1 − β₂": dict(
             mixed=True),
         "gradients enter the means at full weight: (1 − β) is missing": dict(
             new=lambda b: 1.0),
@@ -325,7 +327,7 @@ _means = variants(
             keep=lambda b: 1 - b, new=lambda b: b),
         "the root is taken of both means": dict(
             first=lambda m: m.abs().sqrt() * m.sign()),
-        "the mean takes no part: the step follows the newest gradient": dict(
+        "the mean has no effect: the step follows the newest gradient": dict(
             plain=True),
         "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
             ahead=lambda m, g, b: b * m + (1 - b) * g)})
@@ -339,43 +341,43 @@ MISTAKES["AdamW"] = _means | variants(
             dict(l2=1.0),
         "decay acts twice, through the gradient and on the parameter":
             dict(l2=1.0, twice=True),
-        "decay takes wd times the parameter: the learning rate is missing":
+        "decay subtracts wd times the parameter: the learning rate is missing":
             dict(shrink=lambda lr, wd, c: wd),
-        "decay takes the learning rate twice":
+        "decay is multiplied by the learning rate twice":
             dict(shrink=lambda lr, wd, c: lr * lr * wd),
-        "there is no decay": dict(shrink=lambda lr, wd, c: 0.0),
+        "decay is missing": dict(shrink=lambda lr, wd, c: 0.0),
         "decay has the wrong sign: parameters grow":
             dict(shrink=lambda lr, wd, c: -lr * wd),
-        "decay comes after the step, so the step itself shrinks too; take it from the "
-        "old parameter":
+        "decay comes after the step, so the step shrinks too; apply it to the old "
+        "parameter":
             dict(last=True),
         "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
-        "eps is added before the mean of the squares is corrected, so that it weighs "
-        "more in the first steps":
+        "eps is added before the mean of the squares is corrected, so it weighs more "
+        "in the first steps":
             dict(floor=lambda v, eps, c: v.sqrt() + eps / c**0.5),
-        "decay takes the corrected rate of the step; it takes the rate as it "
-        "was given":
+        "decay uses the corrected rate of the step; it should use the given rate":
             dict(shrink=lambda lr, wd, c: lr * wd * c),
         "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
-        "the correction of the mean square is not rooted":
+        "the correction of the mean square lacks its root":
             dict(floor=lambda v, eps, c: v.sqrt() / c**.5 + eps),
         "the root is missing: the step divides by the mean square":
             dict(floor=lambda v, eps, c: v + eps),
-        "nothing is divided by the root of the mean square: this is descent with "
+        "the step is not divided by the root of the mean square: this is descent with "
         "momentum":
             dict(floor=lambda v, eps, c: 1.0),
-        "the largest gradient stands where the mean square should (AdaMax)": dict(
+        "the largest gradient is used instead of the mean square (AdaMax)": dict(
             square=lambda g, m: g.abs(), peak=True, correct2=_none,
             floor=lambda v, eps, c: v + eps),
-        "only the sign of the mean is taken, so that all steps are of one length":
+        "only the sign of the mean is used, so all steps have the same length":
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
         "it walks uphill: subtract the step": dict(sign=-1),
-        "all groups go at the first rate: a group's own lr is ignored": dict(own=False),
+        "all groups use the first rate: a group's own lr is ignored": dict(own=False),
         "all groups decay alike: a group's own weight_decay is ignored":
             dict(first_decay=True),
-        "the gradient is changed: it is to be read only":
+        "the gradient is changed: it should only be read":
             dict(grow=lambda g: g.mul_(1.1)),
-        "a parameter without a gradient moves: leave it alone, its decay too":
+        "a parameter without a gradient moves: leave it alone, and do not decay it "
+        "either":
             dict(everybody=True)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon
@@ -461,39 +463,40 @@ MISTAKES["Muon"] = variants(
     {
         "nothing is made orthogonal: this is plain descent with momentum":
             dict(turn=lambda x, n: x),
-        "the gradient is brought to length one, but its directions keep their sizes":
+        "the gradient is scaled to length one, but not made orthogonal":
             dict(turn=lambda x, n: x / x.norm()),
-        "the matrix isn't divided by its length before the iteration, which diverges "
-        "from large values":
+        "the matrix isn't divided by its length before the iteration, so large values "
+        "diverge":
             dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
         "gradients are made orthogonal before their mean is taken; do it afterwards":
             dict(early=True),
-        "the step is scaled by columns over rows; it is the other way round":
+        "the step is scaled by columns over rows; use rows over columns":
             dict(size=lambda r, c: max(1, c / r) ** 0.5),
-        "there is one round of the iteration too few": dict(n=4),
-        "there is one round of the iteration too many": dict(n=6),
-        "the polynomial is the gentle one, 1.5 x − 0.5 x³":
+        "the iteration has one round too few": dict(n=4),
+        "the iteration has one round too many": dict(n=6),
+        "the polynomial is 1.5 x − 0.5 x³, not Muon's":
             dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -0.5, 0.0))),
-        "the momentum is the share of the new gradient; it is that of the old mean":
+        "momentum is used as the share of the new gradient; it is the share of the old "
+        "mean":
             dict(mix=lambda m, g, b: (1 - b) * m + b * g,
                  ahead=lambda m, g, b: (1 - b) * m + b * g),
         "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
         "the gradient is orthogonalised, not its mean: momentum has no effect":
             dict(ahead=lambda m, g, b: g),
-        "the mean alone is orthogonalised; the newest gradient is to be mixed in once "
-        "more (Nesterov)":
+        "the mean alone is orthogonalised; mix the newest gradient in once more "
+        "(Nesterov)":
             dict(ahead=lambda m, g, b: m),
-        "tall matrices are not given the longer step, √(rows/columns)":
+        "tall matrices do not get their longer step, √(rows/columns)":
             dict(size=lambda r, c: 1.0),
         "the root of rows over columns is missing in the longer step of tall matrices":
             dict(size=lambda r, c: max(1, r / c)),
-        "wide matrices are given a shorter step; only tall ones are treated apart":
+        "wide matrices get a shorter step; only tall ones should get a different one":
             dict(size=lambda r, c: (r / c) ** 0.5),
         "the step is scaled by the longer side, as in other versions of Muon":
             dict(size=lambda r, c: 0.2 * max(r, c) ** 0.5),
-        "decay takes wd times the parameter: the learning rate is missing":
+        "decay subtracts wd times the parameter: the learning rate is missing":
             dict(shrink=lambda lr, wd: wd),
-        "there is no decay": dict(shrink=lambda lr, wd: 0.0),
+        "decay is missing": dict(shrink=lambda lr, wd: 0.0),
         "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.0),
         "it walks uphill": dict(sign=-1)})
 
@@ -580,33 +583,33 @@ def _a_clip(
 MISTAKES["gradient_clip"] = variants(
     _a_clip,
     {
-        "each tensor is clipped by itself; all gradients together have one length":
+        "each tensor is clipped by itself; use the length of all gradients together":
             dict(single=True),
         "short gradients are stretched to the limit":
             dict(scale=lambda n, limit: limit / (n + 1e-6)),
-        "the length after clipping is returned; before is wanted":
+        "the length after clipping is returned; return the length before":
             dict(gives=lambda n, limit: min(n, limit)),
-        "nothing is returned of the length": dict(gives=lambda n, limit: limit),
+        "the length is not returned": dict(gives=lambda n, limit: limit),
         "nothing is scaled": dict(act=False),
         "the gradients are divided by the square of their length: a root is missing":
             dict(scale=lambda n, limit: min(1.0, limit / (n * n + 1e-6))),
         "the squared length is returned and used: a root is missing":
             dict(norm=lambda gs: torch.cat(gs).square().sum().item()),
-        "the length is a sum of sizes, not the root of a sum of squares":
+        "the length is a sum of absolute values, not the root of a sum of squares":
             dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
-        "the largest number counts as the length":
+        "the largest number is used as the length":
             dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
-        "the lengths of the tensors are added up; their squares are to be":
+        "the lengths of the tensors are added up; add up their squares":
             dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
-        "every number is cut off at the limit by itself, which turns the direction":
+        "every number is cut off at the limit by itself, which changes the direction":
             dict(cut=True),
         "a parameter without a gradient is given one": dict(lend=True),
-        "they are brought to length one, whatever the limit":
+        "the gradients are scaled to length one, whatever the limit":
             dict(scale=lambda n, limit: 1 / n if n > limit else 1.0),
         "the parameters are measured, not their gradients": dict(own=True),
-        "they are divided by their length once more than needed, or twice":
+        "the gradients are divided by their length twice":
             dict(scale=lambda n, limit: min(1.0, limit / (n + 1e-6)) ** 2),
-        "the mean of the squares is taken for their sum":
+        "the mean of the squares is used instead of their sum":
             dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item())})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-rest
@@ -627,18 +630,18 @@ def _trips(part):
     except (AttributeError, TypeError): return True
 
 SYMPTOMS["gradient_clip"] = {
-    "gradients that are cut come out at another length than the limit": (
+    "clipped gradients do not have the length of the limit": (
         lambda part: abs(
             sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5) > 0.01
         and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6),
     "a parameter without a gradient is given one":
         lambda part: _clipped(part, 3.0, None)[1] is not None,
-    "a parameter without a gradient is not passed over": _trips,
+    "a parameter without a gradient raises an error: skip it": _trips,
     "short gradients are stretched": lambda part: _clipped(part, 0.1)[0] > 0.1,
-    "parameters may come one by one, as model.parameters() gives them, and then they "
-    "can be walked through only once":
+    "the parameters are read twice, but what model.parameters() gives can be read only "
+    "once":
         lambda part: _spent(part),
-    "the direction changes: all gradients must shrink by one factor": (
+    "the direction changes: all gradients must shrink by the same factor": (
         lambda part: abs((found := _clipped(part, 3.0, 4.0))[0] / found[1] - 0.75)
         > 1e-3)}
 
@@ -697,21 +700,20 @@ MISTAKES["params_for_decay"] = variants(
         "frozen parameters are in a group": dict(there=lambda p: True),
         "only parameters called weight decay; go by their dimensions":
             dict(decays=lambda name, p: name.endswith("weight")),
-        "only what is not called bias decays, gains included; go by their dimensions":
+        "everything not called bias decays, gains included; go by the dimensions":
             dict(decays=lambda name, p: not name.endswith("bias")),
-        "the decay that is given is ignored": dict(first=lambda wd: 0.01),
-        "gains and biases are in no group, so that they are never stepped":
+        "the given decay is ignored": dict(first=lambda wd: 0.01),
+        "gains and biases are in no group, so they are never updated":
             dict(groups=1),
-        "the second group has no weight_decay of its own, and so gets the "
-        "optimiser's":
+        "the second group has no weight_decay of its own, so it gets the optimiser's":
             dict(second=()),
-        "parameters come more than once: each module lists those of its own modules, "
-        "too": dict(
+        "parameters come more than once: "
+        "each module also lists those of its submodules": dict(
             walk=lambda model: [
                 pair for m in model.modules() for pair in m.named_parameters()]),
         "embeddings are left out of the decay; here every matrix decays": dict(
             decays=lambda name, p: p.ndim > 1 and not name.startswith(("2", "emb"))),
-        "only what has exactly two axes decays; two or more are meant":
+        "only parameters with exactly two axes decay; those with more should decay too":
             dict(decays=lambda name, p: p.ndim == 2)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-decay
@@ -741,15 +743,15 @@ def _misplaced(part, matrices):
     return wrong[0] if wrong else ""
 
 SYMPTOMS["params_for_decay"] = {
-    "a parameter is in no group: whatever learns must be in one, of whatever module it "
-    "is":
+    "a parameter is in no group: every parameter that learns must be in one":
         lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
     "a parameter is in two groups, or twice in one":
         lambda part: len((found := _sorted_by(part))[1]) > found[0],
-    "what should not decay decays a little":
+    "parameters that should not decay do decay a little":
         lambda part: 0 < min(_sorted_by(part)[2]) < 0.3,
-    "it has two axes or more and does not decay:": partial(_misplaced, matrices=True),
-    "it has fewer than two axes and decays:": partial(_misplaced, matrices=False)}
+    "a parameter with two axes or more does not decay:":
+        partial(_misplaced, matrices=True),
+    "a parameter with fewer than two axes decays:": partial(_misplaced, matrices=False)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule
 @questions_of("linear_lr_scheduler")
@@ -805,56 +807,55 @@ _schedules: dict[str, dict] = {
         dict(taken=lambda w, c, low, high: (w, c, high, low)),
     "the rates come before the steps among the arguments; here the steps come first":
         dict(taken=lambda w, c, low, high: (low, high, c, w), strict=False),
-    "the climb is one step ahead: step 0 has the rate 0":
+    "the climb is one step ahead: step 0 should have the rate 0":
         dict(climb=lambda it, w: (it + 1) / w),
     "the climb begins at lr_min instead of 0":
         dict(climb=lambda it, w: 0.1 + 0.9 * it / w),
-    "the climb is one step ahead and one step longer, (it + 1)/(w + 1), as in nanoGPT: "
-    "step 0 has the rate 0 here":
+    "the climb is (it + 1)/(w + 1), as in nanoGPT: here step 0 should have the rate 0":
         dict(climb=lambda it, w: (it + 1) / (w + 1)),
-    "there is no climb: the highest rate comes at once": dict(climb=lambda it, w: 1.0),
-    "the climb is a cosine, too; it is to be a straight line":
+    "the climb is missing: the highest rate comes at once":
+        dict(climb=lambda it, w: 1.0),
+    "the climb is a cosine, too; it should be a straight line":
         dict(climb=lambda it, w: (1 - _cos(torch.pi * it / w)) / 2),
-    "the climb reaches the highest rate one step late: it <= w is still the climb":
+    "the climb reaches the highest rate one step late: step w should already have it":
         dict(early=1, climb=lambda it, w: it / (w + 1)),
     "the cosine climbs: low and high have changed places":
         dict(wave=lambda u: (1 - _cos(torch.pi * u)) / 2),
-    "the angle is counted in half turns of the wrong size: π is missing":
+    "the angle of the cosine is too small: π is missing":
         dict(wave=lambda u: (1 + _cos(u)) / 2),
-    "the half is missing: one plus the cosine reaches two":
+    "the half is missing: one plus the cosine can be two":
         dict(wave=lambda u: 1 + _cos(torch.pi * u)),
     "the climb takes one step more than it should":
         dict(climb=lambda it, w: it / (w + 1)),
-    "the climb has its highest rate at the last step of warm-up already":
+    "the climb reaches the highest rate one step early":
         dict(climb=lambda it, w: it / max(w - 1, 1)),
     "the way down goes up again before the end of the cycle":
         dict(wave=lambda u: (1 + _cos(2 * torch.pi * u)) / 2),
-    "the way down is a quarter of a cosine: it leaves the top slowly and arrives at "
-    "full speed":
+    "the way down is a quarter of a cosine; it should be half of one":
         dict(wave=lambda u: _cos(torch.pi * u / 2)),
     "the way down is counted from step 0, not from the end of the warm-up":
         dict(place=lambda it, w, c: it / c),
-    "the way down is as long as the whole cycle: the warm-up is part of it":
+    "the way down is as long as the whole cycle: take off the warm-up":
         dict(place=lambda it, w, c: (it - w) / c),
     "the way down is one step ahead":
         dict(place=lambda it, w, c: (it + 1 - w) / (c - w)),
-    "after the cycle the curve goes on, and does not stay at lr_min": dict(after=None),
+    "after the cycle the curve goes on; it should stay at lr_min": dict(after=None),
     "after the cycle the rate is zero; it should stay at lr_min":
         dict(after=lambda it, w, c, low, high: 0.0),
     "after the cycle the rate is high again":
         dict(after=lambda it, w, c, low, high: high),
     "the curve goes down to zero and is cut off at lr_min":
         dict(span=lambda low, high, y: max(low, high * y)),
-    "the rate falls by equal factors": dict(
+    "the rate falls by the same factor at each step": dict(
         span=lambda low, high, y: low if low == 0 else low * (high / low)**y,
         wave=lambda u: 1 - u),
     "the cycle is counted from the end of the warm-up, and ends too late": dict(
         place=lambda it, w, c: (it - w) / c, end=lambda w, c: w + c),
-    "the way down ends at zero: lr_min takes no part":
+    "the way down ends at zero: lr_min has no effect":
         dict(span=lambda low, high, y: high * y),
     "lr_min is added on top: the highest rate is exceeded":
         dict(span=lambda low, high, y: low + high * y),
-    "a warm-up longer than the cycle is taken without a word": dict(strict=False)}
+    "a warm-up longer than the cycle is accepted without an error": dict(strict=False)}
 MISTAKES["cos_lr_scheduler"] = variants(
     _a_schedule,
     {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
@@ -877,16 +878,16 @@ SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
         lambda part: any(
             abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4))
         and part(4, 4, 12, 0.1, 1.0) == 1),
-    "half of the way down the rate should lie midway between the highest and the "
-    "lowest": lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6,
+    "halfway down, the rate is not midway between the highest and the lowest":
+        lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6,
     "the rate jumps: the climb and the way down do not meet": (
         lambda part: max(
             abs(part(i + 1, 50, 1000, 0.1, 1.0) - part(i, 50, 1000, 0.1, 1.0))
             for i in range(1100)) > 0.05)}
 SYMPTOMS["perplexity"] = {
-    "at a loss of zero the perplexity is one": lambda part: part(0.0) != 1}
+    "the perplexity is not one at a loss of zero": lambda part: part(0.0) != 1}
 SYMPTOMS["bits_per_byte"] = {
-    "twice as many tokens, each half as surprising, must cost the same": (
+    "the result is not the same for twice as many tokens, each half as surprising": (
         lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
@@ -956,7 +957,7 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "it before you divide":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
         "a small number is added inside the logarithm, or the probability is clamped, "
-        "so that surprise has a ceiling": dict(
+        "so surprise has a ceiling": dict(
             surprise=lambda z, y: -(_pick(torch.softmax(z.float(), -1), y) + 1e-9).log()
         ),
         "the largest logit of all rows is subtracted; each row needs its own": dict(
@@ -969,10 +970,10 @@ MISTAKES["CrossEntropyLoss"] = variants(
             dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
         "only the last place of each row counts":
             dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
-        "two axes change places before the logits are flattened, so rows meet others' "
+        "two axes are swapped before the logits are flattened, so rows meet the wrong "
         "targets":
             dict(cut=lambda z, y: (z.transpose(0, -2), y)),
-        "one minus the probability is taken; its logarithm is wanted":
+        "the loss is one minus the probability; it should be minus its logarithm":
             dict(surprise=lambda z, y: 1 - _pick(torch.softmax(z.float(), -1), y)),
         "the logarithm is missing":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
@@ -983,33 +984,34 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "the logarithm has the base two: these are bits, not nats": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
             / 0.6931472),
-        "the losses are added up; their mean is wanted":
+        "the losses are added up; take their mean":
             dict(reduce=lambda losses, counts: losses[counts].sum()),
-        "each sequence has its own mean; all positions count alike":
+        "each sequence is averaged by itself; all positions should count alike":
             dict(reduce=lambda losses, counts: _by_rows(losses, counts)),
-        "the sum is divided by all positions, those that are ignored included":
+        "the sum is divided by all positions, including those that are ignored":
             dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
-        "positions with the target −100 are counted as if it were an id":
+        "positions with the target −100 are counted; leave them out":
             dict(reduce=lambda losses, counts: losses.mean()),
         "the sum is divided by the number of sequences, not of positions": dict(
             reduce=lambda losses, counts: losses[counts].sum()
             / max(1, len(counts) // 3)),
-        "the softmax runs over the positions; each position has its own distribution":
+        "the softmax runs over the positions; it should run over the vocabulary":
             dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
-        "the logits are shared out in half precision: the exponentials and their sum "
+        "the softmax is computed in half precision: the exponentials and their sum "
         "need float32": dict(
             surprise=lambda z, y: (
                 (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
                 - _pick(z - z.amax(-1, keepdim=True), y)).float()),
-        "the mean is taken over the vocabulary as well, so that the loss is V times "
-        "too small": dict(
+        "the mean is taken over the vocabulary as well, so the loss is V times too "
+        "small": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
             / z.shape[-1]),
         "some of the target's share is given to all others: label smoothing of "
         "a tenth": dict(
             surprise=lambda z, y: torch.nn.functional.cross_entropy(
                 z.float(), y, reduction="none", label_smoothing=0.1)),
-        "the squared distance to one is taken, not the surprise": dict(
+        "the loss is the squared distance of the "
+        "probability from one, not the surprise": dict(
             surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2),
         "the likeliest token's surprise is taken, not the target's": dict(
             surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
@@ -1033,25 +1035,24 @@ def _steepness(part):
 SYMPTOMS["CrossEntropyLoss"] = {
     "a large surprise is cut off":
         lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
-    "a row costs otherwise when the logits of another lie 10,000 above its own": (
+    "the loss is not finite when the logits of one row lie 10,000 above another's": (
         lambda part: _loss(part, [1e4, 0.0]).isfinite()
         and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()),
     "a target that is certain still costs something":
         lambda part: 1e-3 < _loss(part, [30.0, 0.0, 0.0]) < 0.5,
-    "twice the same rows cost something else than once: the mean is to be over all "
-    "rows": (
+    "the same row given twice changes the loss: take the mean over all rows": (
         lambda part: abs(_loss(part, [1.0, 0.0], [1.0, 0.0]) - _loss(part, [1.0, 0.0]))
         > 1e-3),
     "a logit of 10,000 gives a loss that is not finite": (
         lambda part: not _loss(part, [1e4, 0.0]).isfinite()
         and _loss(part, [1.0, 0.0]).isfinite()),
-    "a surprise that is larger by 10 costs more by": _steepness,
+    "a surprise that is larger by 10 raises the loss not by 10 but by": _steepness,
     "a number that is added to all logits of a row changes the loss": (
         lambda part: abs(_loss(part, [1.0, 0.0, 2.0]) - _loss(part, [4.0, 3.0, 5.0]))
         > 1e-4),
     "the order of the rows makes a difference: does each row meet its own target?":
         lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
-    "some places get no gradient: every one is to count": (
+    "some places get no gradient: every one should count": (
         lambda part: (
             gradient(
                 lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])),
@@ -1070,10 +1071,10 @@ def _ask_perplexity(part):
 MISTAKES["perplexity"] = {
     "the base is two, which fits a loss in bits; this one is in nats":
         lambda nats: 2**nats,
-    "the loss comes back as it was": lambda nats: nats,
+    "the loss is returned unchanged": lambda nats: nats,
     "the sign is turned round: that is a probability":
         lambda nats: torch.tensor(-nats, dtype=torch.float64).exp(),
-    "this is the logarithm; the exponential is wanted":
+    "this is the logarithm; take the exponential":
         lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
     "the loss is turned into bits before e is raised to it":
         lambda nats: torch.tensor(nats / _ln2, dtype=torch.float64).exp(),
@@ -1094,11 +1095,11 @@ MISTAKES["bits_per_byte"] = {
         lambda n, tokens, size: n * tokens / size,
     "you multiply by ln 2; a nat is more than a bit, not less":
         lambda n, tokens, size: n * _ln2 * tokens / size,
-    "these are bits per token: the text's bytes take no part":
+    "these are bits per token: the number of bytes has no effect":
         lambda n, tokens, size: n / _ln2,
     "tokens and bytes have changed places":
         lambda n, tokens, size: n / _ln2 * size / tokens,
-    "the number of tokens takes no part: the loss is a mean over them, not a sum":
+    "the number of tokens has no effect: the loss is a mean over them, not a sum":
         lambda n, tokens, size: n / _ln2 / size,
     "bits and bytes are mixed up: there is a factor of eight":
         lambda n, tokens, size: n / _ln2 * tokens / size / 8}
@@ -1128,9 +1129,10 @@ def _second_of_two(part):
     return abs(q.item() - alone[-1]) > 1e-6
 
 _manners = {
-    "two parameters have a part in each other's steps": (_second_of_two),
-    "the gradient is changed: it is to be read only": _spoilt,
-    "a parameter without a gradient moves: leave it alone, its decay too": _restless}
+    "two parameters affect each other's steps": (_second_of_two),
+    "the gradient is changed: it should only be read": _spoilt,
+    "a parameter without a gradient moves: "
+    "leave it alone, and do not decay it either": _restless}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-habits
 _some = [.5, -2., 1., 3., .1, -1.]
@@ -1138,7 +1140,7 @@ _some = [.5, -2., 1., 3., .1, -1.]
 def _apart(a, b): return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().item()
 
 def _neighbours(part):
-    "How far a number goes astray when another lies beside it in one parameter."
+    "Does a number go elsewhere when another lies beside it in one parameter?"
     both = nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer, alone = part([both], lr=.1), _path(part, [1., 2.], lr=.1)
     for g in 1., 2.:
@@ -1164,14 +1166,13 @@ def _forgets(part):
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-heeds
 _heeds = {
-    "the parameter stays where it was: is it changed in place, or is a new tensor only "
-    "given its name?":
+    "the parameter stays where it was: change it in place; a new tensor under its name "
+    "is not enough":
         lambda part: _apart(_moves(part, [1.0, 1.0], lr=0.1), torch.zeros(2)) == 0,
-    "numbers of one parameter have a part in each other's steps: all is done number by "
-    "number":
+    "numbers of one parameter affect each other's steps: treat each by itself":
         _neighbours,
-    "a saved state is not all that it knows: what is counted or remembered belongs "
-    "into the state of a parameter, or into a group":
+    "the saved state is not complete: counts and means belong in the state of a "
+    "parameter or in a group":
         _forgets}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-sgd
@@ -1183,7 +1184,7 @@ def _fall(part):
 SYMPTOMS["SGDDecay"] = (
     _manners | _heeds | {
         "it walks uphill": lambda part: _steps(part, [1.0])[0] > 1,
-        "parameters shrink, or move, without a gradient: there is no decay here":
+        "parameters move though the gradient is zero: SGDDecay has no decay":
             lambda part: _steps(part, [0.0])[0] != 1,
         "only the direction of the gradient counts, not its size": (
             lambda part: _apart(
@@ -1192,7 +1193,7 @@ SYMPTOMS["SGDDecay"] = (
             lambda part: abs(
                 _moves(part, [100.0], lr=0.1)[0] / _moves(part, [0.1], lr=0.1)[0]) < 999
         ),
-        "gradients that came before have a part in a step: there is no momentum here": (
+        "earlier gradients affect a step: SGDDecay has no momentum": (
             lambda part: _apart(*(_moves(part, [g, 1.0], lr=0.1)[1] for g in (0.0, 5.0))
             ) > 1e-9),
         "the first step is not lr times the gradient":
@@ -1215,26 +1216,25 @@ SYMPTOMS["AdamW"] = (
             lambda part: _steps(part, [1.0], weight_decay=0.0)[0] < 0.8,
         "the first step is much shorter than the rate":
             lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 0.95,
-        "nothing is carried over from step to step: the two means are state": (
+        "nothing is carried over from step to step: keep the two means in the state": (
             lambda part: _apart(*(_still(part, [g, 1.0])[1] for g in (1.0, 5.0))) < 1e-9
         ),
-        "the size of the gradients counts: all of them a hundred times as large should "
-        "make the same steps": (
+        "the size of the gradients counts: gradients a hundred times as large should "
+        "give the same steps": (
             lambda part: _apart(
                 _still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6),
-        "under a steady gradient every step should have the length of the rate, and "
-        "these do not": (
+        "under a steady gradient the steps do not have the length of the rate": (
             lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
             > 1e-4),
         "steps stay short long after a large gradient": (
             lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
             < 0.05),
-        "decay passes through the means: a parameter without a gradient should shrink "
-        "by lr times decay alone": (
+        "decay passes through the means: with a gradient of zero, a parameter should "
+        "shrink by lr times decay alone": (
             lambda part: abs(_path(part, [0.0], lr=0.1, weight_decay=0.5)[0] - 0.9)
             < 1e-6),
-        "the gradient changes how much decay takes off, which is lr times decay of the "
-        "old parameter": (
+        "the gradient changes how much decay takes off: it should be lr times decay of "
+        "the old parameter": (
             lambda part: abs(_path(part, [1.0], lr=0.1, weight_decay=0.5)[0] - 0.85)
             > 1e-6 and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6
         )})

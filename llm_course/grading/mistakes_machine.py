@@ -60,7 +60,7 @@ def _passing(*sizes, **settings): # A part that changes nothing
 
 @torch.no_grad()
 def _silenced(model, *names):
-    "The same, filled, with those of its matrices set to zero whose names end so."
+    "A model, filled, with the matrices set to zero whose names end in one of `names`."
     for name, p in filled(model).named_parameters():
         if name.removesuffix(".weight").endswith(names): p.zero_()
     return model
@@ -72,16 +72,17 @@ def _a_block(flow):
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
 _transformerblocks = {
-    "the norms sit behind the sums, on the stream itself: that is post-norm": (
+    "the norms come after the sums, on the stream itself: that is post-norm": (
         lambda s, x, at: s.ffn_norm(
             (h := s.attention_norm(x + s.attention(x, at))) + s.ffn(h))),
-    "the norms sit on what the branches add; they belong before the branches": (
+    "the norms are applied to the outputs of the branches; they belong before the "
+    "branches": (
         lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at)))
         + s.ffn_norm(s.ffn(h))),
     "the second norm comes after the sum; it belongs before the network alone": (
         lambda s, x, at: (
             h := s.ffn_norm(x + s.attention(s.attention_norm(x), at))) + s.ffn(h)),
-    "there are no norms on the way":
+    "both norms are missing":
         lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(h),
     "the norm before attention is missing":
         lambda s, x, at: (h := x + s.attention(x, at)) + s.ffn(s.ffn_norm(h)),
@@ -97,22 +98,23 @@ _transformerblocks = {
         lambda s, x, at: s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at))),
     "neither branch adds to the stream": lambda s, x, at: s.ffn(
         s.ffn_norm(s.attention(s.attention_norm(x), at))),
-    "what is added to is the normalised stream; add to the raw one": (
+    "the branches are added to the normalised stream; add them to the raw one": (
         lambda s, x, at: (
             g := s.ffn_norm((n := s.attention_norm(x)) + s.attention(n, at))) + s.ffn(g)
     ),
     "the feed-forward network comes before attention": (
         lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x)))
         + s.attention(s.attention_norm(h), at)),
-    "both branches read the same stream, side by side; the network should read what "
-    "attention has added": (
+    "both branches read the same stream; the network should read the stream after "
+    "attention has added to it": (
         lambda s, x, at: x + s.attention(s.attention_norm(x), at) + s.ffn(s.ffn_norm(x))
     ),
-    "the network's answer is added to what came in: what attention has added is lost": (
+    "the network's output is added to the block's input: what attention has added is "
+    "lost": (
         lambda s, x, at: x + s.ffn(s.ffn_norm(x + s.attention(s.attention_norm(x), at)))
     ),
-    "the network reads attention's answer alone; it should read the stream that it was "
-    "added to": (
+    "the network reads attention's output alone; it should read the stream with that "
+    "output added": (
         lambda s, x, at: x + (a := s.attention(s.attention_norm(x), at))
         + s.ffn(s.ffn_norm(a))),
     "the norm before attention is applied twice": (
@@ -124,22 +126,22 @@ _transformerblocks = {
         lambda s, x, at: (h := x + s.attention(s.attention_norm(x), at))
         + s.ffn(s.attention_norm(h))
     ),
-    "what a branch adds is scaled down; it is added as it is": (
+    "what a branch adds is scaled down; add it unchanged": (
         lambda s, x, at: (h := x + 0.5 * s.attention(s.attention_norm(x), at))
         + 0.5 * s.ffn(s.ffn_norm(h))),
-    "what attention gives is added twice": (
+    "the output of attention is added twice": (
         lambda s, x, at: (a := s.attention(s.attention_norm(x), at))
         + (h := x + a) + s.ffn(s.ffn_norm(h))),
     "the stream is added twice": (
         lambda s, x, at: x + (h := x + s.attention(s.attention_norm(x), at))
         + s.ffn(s.ffn_norm(h))
     ),
-    "the stream that came in is lost: only what the branches make is added up": (
+    "the block's input is lost: only the outputs of the branches are added up": (
         lambda s, x, at: (a := s.attention(s.attention_norm(x), at))
         + s.ffn(s.ffn_norm(x + a))),
     "the stream is normalised once more on the way out": lambda s, x, at: s.ffn_norm(
         (h := x + s.attention(s.attention_norm(x), at)) + s.ffn(s.ffn_norm(h))),
-    "what comes out of the first branch is subtracted": (
+    "the output of the first branch is subtracted": (
         lambda s, x, at: (h := x - s.attention(s.attention_norm(x), at))
         + s.ffn(s.ffn_norm(h))
     ),
@@ -246,9 +248,9 @@ def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
 _transformers = {
     "the norm before the head is missing": (
         lambda s, ids, at: s.head(_through(s, s.embedding(ids), at)),),
-    "the norm stands before the blocks; it belongs behind the last": (
+    "the norm comes before the blocks; it belongs after the last one": (
         lambda s, ids, at: s.head(_through(s, s.norm(s.embedding(ids)), at)),),
-    "the norm stands before the blocks as well as behind them": (
+    "the norm comes before the blocks as well as after them": (
         lambda s, ids, at: s.head(s.norm(_through(s, s.norm(s.embedding(ids)), at))),),
     "the embedding is added once more before the head": (
         lambda s, ids, at: s.head(s.norm(_through(s, x := s.embedding(ids), at)) + x),),
@@ -262,19 +264,19 @@ _transformers = {
         lambda s, ids, at: s.head(
             s.norm(_through(s, s.embedding(ids), at, [s.blocks[0]] * len(s.blocks)))),),
     "all blocks are one and the same, with one set of weights": (None, _alike),
-    "what the blocks make is added to the embedding once more": (
+    "the output of the blocks is added to the embedding once more": (
         lambda s, ids, at: s.head(s.norm((x := s.embedding(ids)) + _through(s, x, at))),
     ),
-    "every block reads the embedding, not what the block before it has made": (
+    "every block reads the embedding, not the output of the block before it": (
         lambda s, ids, at: s.head(
             s.norm(sum(block(s.embedding(ids), at) for block in s.blocks))),),
-    "probabilities come out; logits are wanted": (
+    "probabilities are returned; return logits": (
         lambda s, ids, at: torch.softmax(
             s.head(s.norm(_through(s, s.embedding(ids), at))), -1),),
-    "logarithms of probabilities come out; logits are wanted": (
+    "logarithms of probabilities are returned; return logits": (
         lambda s, ids, at: torch.log_softmax(
             s.head(s.norm(_through(s, s.embedding(ids), at))), -1),),
-    "only the last place gets scores; every place is to predict": (
+    "only the last position gets scores; every position should predict": (
         lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids), at)))[
             ..., -1:, :],),
     "the embedding is multiplied by √d, as in the first Transformer": (
@@ -287,7 +289,7 @@ _transformers = {
     "the head is the transposed embedding, whether a tie was asked for or not": (
         lambda s, ids, at: s.norm(_through(s, s.embedding(ids), at))
         @ s.embedding.weight.T,),
-    "every block reads the embedding, and only the last one's answer is kept": (
+    "every block reads the embedding, and only the output of the last one is kept": (
         lambda s, ids, at: s.head(s.norm(s.blocks[-1](s.embedding(ids), at))),),
     "no gradient reaches the embedding: is it detached?": (
         lambda s, ids, at: s.head(s.norm(_through(s, s.embedding(ids).detach(), at))),),
@@ -414,14 +416,13 @@ MISTAKES["train_step"] = variants(
         "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
         "the scaler is not updated after the step, so a second step fails":
             dict(update=False),
-        "gradients are cleared before each small batch, so that only the last one "
-        "counts":
+        "gradients are cleared before each small batch, so only the last one counts":
             dict(clear="each"),
-        "the gradients of small batches are added up; they are to be averaged":
+        "the gradients of small batches are added up; average them":
             dict(share=lambda loss, n: loss),
         "the gradient is divided by the number of batches twice":
             dict(share=lambda loss, n: loss / n**2),
-        "a step is taken after each small batch; one step is to follow them all":
+        "a step is taken after each small batch; take one step after all of them":
             dict(order="clip each", scaled=""),
         "no step is taken: the optimiser is never called": dict(order="clip"),
         "the gradient is clipped after each small batch, while it is still adding up: "
@@ -440,21 +441,20 @@ MISTAKES["train_step"] = variants(
             dict(clip=lambda ps, limit: gradient_clip(ps, float("inf"))),
         "a limit of zero clips everything away; here it means no limit":
             dict(clip=lambda ps, limit: gradient_clip(ps, limit)),
-        "every number of the gradient is cut off by itself; the length is to be "
-        "clipped":
+        "every number of the gradient is cut off by itself; clip the length":
             dict(clip=_each),
-        "the length after clipping is returned; before is wanted": dict(
+        "the length after clipping is returned; return the length before": dict(
             told=lambda norm, limit: min(norm, torch.tensor(limit or float("inf")))),
-        "the loss of the last small batch is returned; the mean of all is wanted":
+        "the loss of the last small batch is returned; return the mean of all":
             dict(total=lambda losses: losses[-1]),
         "only the last small batch's share of the loss is returned":
             dict(total=lambda losses: losses[-1] / len(losses)),
-        "the losses of the small batches are added up; their mean is wanted":
+        "the losses of the small batches are added up; return their mean":
             dict(total=sum),
-        "the loss is that of after the step; return the one that the gradient "
-        "came from":
+        "the loss is computed after the step; return the one that the gradient came "
+        "from":
             dict(late=True),
-        "the loss is a sum over the places; their mean is wanted":
+        "the loss is a sum over the positions; take their mean":
             dict(score=lambda logits, y: cross_entropy(logits, y) * y.numel()),
         "only the first of the small batches is used": dict(used=slice(1)),
         "the last place of each row is left out of the loss":
@@ -521,20 +521,20 @@ def _logged(z, kept): return torch.log_softmax(z.masked_fill(~kept, -torch.inf),
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-cuts
 _drops = {
-    "tokens are left out by the score zero, which is a score like any other; minus "
-    "infinity is wanted":
+    "tokens are left out by the score zero, which is a score like any other; use minus "
+    "infinity":
         _zeroed,
-    "shares come out; scores are wanted, those of the kept tokens as they were":
+    "shares are returned; return scores, with those of the kept tokens unchanged":
         _shared,
-    "the scores of the kept tokens are changed (to logarithms of shares); they should "
-    "stay":
+    "the scores of the kept tokens are changed (to logarithms of shares); leave them "
+    "unchanged":
         _logged}
 
 MISTAKES["keep_top_k"] = {
     hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()} | {
     hint: _a_cutter(keep) for hint, keep in {
         "the least likely are kept": lambda p, k, z: _likeliest(-p, k or p.shape[-1]),
-        "k tokens are left out; k are to be kept": lambda p, k, z: _likeliest(
+        "k tokens are left out; k should be kept": lambda p, k, z: _likeliest(
             p, p.shape[-1] - k % p.shape[-1]),
         "one token too many is kept": lambda p, k, z: _likeliest(
             p, k + 1 if k else p.shape[-1]),
@@ -544,32 +544,33 @@ MISTAKES["keep_top_k"] = {
         "ids stay": (
             lambda p, k, z: p >= p.sort(descending=True).values[
                 ..., min(k or p.shape[-1], p.shape[-1]) - 1, None]),
-        "the k-th itself is lost, unless it is the only one":
+        "the k-th token itself is lost, unless it is the only one":
             lambda p, k, z: _likeliest(p, max(k - 1, 1) if k else p.shape[-1]),
-        "tokens must be more likely than the k-th, which is lost itself": (
+        "only tokens more likely than the k-th are kept, so the k-th itself is lost": (
             lambda p, k, z: p > p.sort(descending=True).values[
                 ..., min(k or p.shape[-1], p.shape[-1]) - 1, None]),
         "of equally likely tokens the higher ids stay":
             lambda p, k, z: _likeliest(p.flip(-1), k or p.shape[-1]).flip(-1),
         "the first k ids are kept, whatever their scores":
             lambda p, k, z: torch.arange(p.shape[-1]).expand_as(p) < (k or p.shape[-1]),
-        "k = 0 keeps nothing; it is to keep all": lambda p, k, z: _likeliest(p, k),
-        "the batch is cut as a whole; each row has its own k": _whole(_top_k),
-        "the k best scores of the whole batch set the mark; each row has its own": (
+        "k = 0 keeps nothing; it should keep all": lambda p, k, z: _likeliest(p, k),
+        "the batch is cut as a whole; keep k tokens in each row": _whole(_top_k),
+        "the threshold is the k-th best score of the whole batch; each row needs its "
+        "own": (
             lambda p, k, z: z >= z.flatten().sort(descending=True).values[
                 min(k or z.numel(), z.numel()) - 1]),
         "nothing is left out": lambda p, k, z: p >= 0,
-        "what should be kept is left out, and the other way "
-        "round": lambda p, k, z: ~_top_k(p, k, z)}.items()}
+        "what should be kept is left out, and "
+        "what should be left out is kept": lambda p, k, z: ~_top_k(p, k, z)}.items()}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-cuts-2
 MISTAKES["keep_top_p"] = {
     hint: _a_cutter(_top_p, drop) for hint, drop in _drops.items()} | {
     hint: _a_cutter(keep) for hint, keep in {
-        "the token that crosses p is dropped; it is the last to stay": (
+        "the token that crosses p is dropped; it should be the last one kept": (
             lambda p, s, z: _likeliest(
                 p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1))),
-        "one token too many is kept behind the one that crosses p": (
+        "one token too many is kept after the one that crosses p": (
             lambda p, s, z: _likeliest(
                 p, (p.sort(descending=True).values.cumsum(-1) < s - 1e-6).sum(-1) + 2)
             | (s >= 1)),
@@ -582,13 +583,13 @@ MISTAKES["keep_top_p"] = {
         "shares are added up from the least likely": (
             lambda p, s, z: _likeliest(
                 -p, (p.sort().values.cumsum(-1) < s - 1e-6).sum(-1) + 1) | (s >= 1)),
-        "each token's own share is compared with p; their sum is meant":
+        "each token's own share is compared with p; compare their sum":
             lambda p, s, z: p >= s,
         "tokens are compared with p times the best: that is min-p": _min_p,
         "p = 0 keeps nothing; the likeliest always stays":
             lambda p, s, z: _top_p(p, s, z) & (torch.tensor(s) > 0),
-        "p is taken for the share to be left out": lambda p, s, z: _top_p(p, 1 - s, z),
-        "scores are added up where shares are meant: the softmax is missing": (
+        "p is treated as the share to be left out": lambda p, s, z: _top_p(p, 1 - s, z),
+        "scores are added up instead of shares: the softmax is missing": (
             lambda p, s, z: (
                 (
                     z.sort(descending=True).values.cumsum(-1)
@@ -597,48 +598,50 @@ MISTAKES["keep_top_p"] = {
             ).gather(-1, z.sort(descending=True, stable=True).indices.argsort(-1))
             | (s >= 1)
         ),
-        "the batch is cut as a whole; each row has its own sum": _whole(_top_p),
-        "the scores of all rows are shared out together; each row has its own sum": (
+        "the batch is cut as a whole; add up each row by itself": _whole(_top_p),
+        "one softmax runs over all rows; each row needs its own": (
             lambda p, s, z: _top_p(torch.softmax(z.float().flatten(), 0), s, z).view(
                 z.shape)),
-        "each token's own share is compared with p; their sum from the likeliest down "
-        "is meant": (
+        "each token's own share is compared with p; compare their sum from the "
+        "likeliest down": (
             lambda p, s, z: (p >= s) | _likeliest(p, torch.ones(p.shape[:-1]))
             | (s >= 1)
         ),
         "of equally likely tokens the higher ids stay":
             lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
         "nothing is left out": lambda p, s, z: p >= 0,
-        "what should be kept is left out, and the other way "
-        "round": lambda p, s, z: ~_top_p(p, s, z)}.items()}
+        "what should be kept is left out, and "
+        "what should be left out is kept": lambda p, s, z: ~_top_p(p, s, z)}.items()}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-min-p
 MISTAKES["keep_min_p"] = {
     hint: _a_cutter(_min_p, drop) for hint, drop in _drops.items()} | {
     hint: _a_cutter(keep) for hint, keep in {
-        "shares are compared with p itself; p is a share of the likeliest one":
+        "shares are compared with p itself; compare them with p times the likeliest "
+        "share":
             lambda p, s, z: p >= s,
-        "scores are compared where shares are meant":
+        "scores are compared instead of shares":
             lambda p, s, z: z >= s * z.amax(-1, keepdim=True),
         "the fewest tokens that hold p are kept: that is top-p": _top_p,
-        "a token exactly p times as likely as the best is dropped; it stays":
+        "a token exactly p times as likely as the best is dropped; keep it":
             lambda p, s, z: p > s * p.amax(-1, keepdim=True) * (1 + 1e-6),
-        "p is taken for the share to be left out":
+        "p is treated as the share to be left out":
             lambda p, s, z: p >= (1 - s) * p.amax(-1, keepdim=True),
         "the tokens below the threshold are kept": lambda p, s, z: ~_min_p(p, s, z),
-        "the best of the whole batch is the measure; each row has its own":
+        "shares are compared with the best of the whole batch; "
+        "use the best of each row":
             lambda p, s, z: p >= s * p.max() * (1 - 1e-6),
-        "the mean share is the measure; the highest is meant":
+        "shares are compared with the mean share; use the highest":
             lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
-        "the threshold is p to the square, or taken twice":
+        "the threshold is multiplied by p twice":
             lambda p, s, z: p >= s * s * p.amax(-1, keepdim=True),
-        "the logarithm of p is added to the mean score; to the best it is to be":
+        "the logarithm of p is added to the mean score; add it to the best score":
             lambda p, s, z: z >= z.mean(-1, keepdim=True) + torch.tensor(s).log(),
-        "p is taken from the best share: a product is meant":
+        "p is subtracted from the best share: multiply instead":
             lambda p, s, z: p >= p.amax(-1, keepdim=True) - s,
-        "what is left of p is taken from the best share: a product is meant":
+        "1 − p is subtracted from the best share: multiply by p instead":
             lambda p, s, z: p >= p.amax(-1, keepdim=True) - (1 - s),
-        "p is added to the best score, not its logarithm":
+        "p is subtracted from the best score; add its logarithm":
             lambda p, s, z: z >= z.amax(-1, keepdim=True) - s,
         "nothing is left out": lambda p, s, z: p >= 0}.items()}
 
@@ -678,15 +681,14 @@ MISTAKES["penalise"] = variants(
             dict(lower=lambda z, n, p: z / p),
         "every score is multiplied: positive ones rise":
             dict(lower=lambda z, n, p: z * p),
-        "positive scores are multiplied and negative ones divided: it is the other way "
+        "positive scores are multiplied and negative ones divided: do it the other way "
         "round":
             dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
         "the penalty is subtracted": dict(lower=lambda z, n, p: z - p),
-        "the penalty less one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
+        "the penalty minus one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
         "every score is divided by the penalty squared, or twice":
             dict(lower=lambda z, n, p: torch.where(z > 0, z / p**2, z * p**2)),
-        "zero counts as positive and negative at once, or the sizes of the scores are "
-        "compared":
+        "the size of a score decides whether it is divided; its sign should decide":
             dict(lower=lambda z, n, p: torch.where(z.abs() > 1, z / p, z * p)),
         "the logarithm of the penalty is subtracted":
             dict(lower=lambda z, n, p: z - torch.tensor(p).log()),
@@ -696,7 +698,7 @@ MISTAKES["penalise"] = variants(
         "every token is punished, said or not": dict(count=lambda n: n * 0 + 1),
         "the tokens that were not said are punished":
             dict(count=lambda n: (n == 0).long()),
-        "what one row said is held against all": dict(
+        "tokens that one row said are punished in all rows": dict(
             rows=lambda n: n.amax(0, keepdim=True).expand_as(n) if n.ndim > 1 else n),
         "only the last token is punished": dict(said=lambda ids: ids[..., -1:]),
         "tokens that were said are forbidden altogether":
@@ -745,8 +747,7 @@ def _ask_next(part):
 def _a_sampler(
     steps="penalty temperature k p min", divide=lambda z, t: z / max(t, 1e-6),
     end=lambda z: torch.softmax(z, -1), greedy=True, anew=True):
-    """A `next_probabilities` that takes its steps in another order, or does one
-    otherwise."""
+    "A `next_probabilities` with its steps in another order, or with one changed."
     def part(z, ids, how):
         if greedy and how.temperature == 0:
             if "penalty" in steps: z = penalise(z, ids, how.repetition_penalty)
@@ -767,8 +768,7 @@ def _a_sampler(
 MISTAKES["next_probabilities"] = variants(
     _a_sampler,
     {
-        "the temperature comes last: top-k, top-p and min-p should see what it "
-        "has done":
+        "the temperature comes last: top-k, top-p and min-p should come after it":
             dict(steps="penalty k p min temperature"),
         "scores are multiplied by the temperature; divide by it":
             dict(divide=lambda z, t: z * t),
@@ -780,16 +780,16 @@ MISTAKES["next_probabilities"] = variants(
         "min-p comes before the temperature": dict(steps="penalty min temperature k p"),
         "min-p comes before top-p": dict(steps="penalty temperature k min p"),
         "top-p comes before top-k": dict(steps="penalty temperature p k min"),
-        "what is left is not shared out anew: the shares do not add up to one":
+        "the remaining shares are not rescaled: they do not add up to one":
             dict(end=lambda z: torch.softmax(z.nan_to_num(neginf=-1e9), -1) * 0.9),
-        "scores come out; shares are wanted": dict(end=lambda z: z),
-        "logarithms of shares come out": dict(end=lambda z: torch.log_softmax(z, -1)),
+        "scores are returned; return shares": dict(end=lambda z: z),
+        "logarithms of shares are returned; return shares":
+            dict(end=lambda z: torch.log_softmax(z, -1)),
         "the penalty comes last: it belongs before everything else":
             dict(steps="temperature k p min penalty"),
-        "at temperature 0 the likeliest token must get everything":
+        "at temperature 0 the likeliest token does not get everything":
             dict(greedy=False, divide=lambda z, t: z / (t or 1.0)),
-        "the shares are those of before the cuts: what is left must be shared "
-        "out anew":
+        "the shares are those from before the cuts: rescale what is left":
             dict(anew=False),
         "the temperature is squared, or applied twice":
             dict(divide=lambda z, t: z / max(t, 1e-6) ** 2)})
@@ -805,7 +805,7 @@ def _proportional(part):
         rtol=1e-3, atol=1e-5)
 
 SYMPTOMS["Transformer"] = {
-    "the scores are to come with the vocabulary on the last axis": (
+    "the vocabulary is not on the last axis of the scores": (
         lambda part: part(11, 8, 16, 2, 4, 24)(torch.tensor([[1, 2, 3]])).shape
         == (1, 11, 3)),
     "the future leaks: scores depend on a later id": (
@@ -813,12 +813,12 @@ SYMPTOMS["Transformer"] = {
             (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[
                 :, :2] - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]).abs().max() > 1e-4
     ),
-    "twice the head must give twice the scores: is something bent, capped or shared "
-    "out behind it?": lambda part: not _proportional(part),
+    "doubling the head does not double the scores: are they bent, capped or normalised "
+    "after it?": lambda part: not _proportional(part),
     "embedding and head are one matrix, though no tie was asked for": (
         lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight
         is model.embedding.weight),
-    "there are not as many blocks as were asked for":
+    "the model does not have as many blocks as were asked for":
         lambda part: len(part(11, 8, 16, 3, 4, 24).blocks) != 3,
     "nothing that comes out depends on":
         lambda part: idle(filled(part(11, 8, 16, 2, 4, 24)), torch.tensor([[1, 2, 3]])),
@@ -856,14 +856,14 @@ def _apart_steps(part):
 SYMPTOMS["train_step"] = {
     "no step is taken: the parameters stay where they were":
         lambda part: torch.equal(_steps_on(part, 1)[1], given(5, 5)),
-    "a loss and a norm are to be returned, both of them, in this order":
+    "the step does not return the loss and the norm, in this order":
         lambda part: _returned(part),
-    "small batches should give the step of one large batch":
+    "small batches do not give the same step as one large batch":
         lambda part: _apart_steps(part)}
 SYMPTOMS["TransformerBlock"] = {
     "nothing that comes out depends on":
         lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)),
-    "silent branches change the stream: it must pass untouched":
+    "the stream changes even if both branches give zeros: it must pass untouched":
         lambda part: _silent(part(16, 4, 24))}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-3
@@ -872,7 +872,7 @@ def _silent(block):
     return (block(given(2, 3, 16)) - given(2, 3, 16)).abs().max() > 1e-5
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts
-def _alone(part, setting): # Is a row cut otherwise when others lie beside it?
+def _alone(part, setting): # Is a row cut differently beside others?
     together = part(_rows_of, setting)
     return any(
         not torch.equal(together[i, j], part(_rows_of[i, j], setting)) for i in range(2)
@@ -893,17 +893,17 @@ def _against(
 
 
 _cut = {
-    "rows are not cut each by itself: the others beside one change what is kept":
+    "rows are not cut independently: other rows change what a row keeps":
         _alone,
-    "scores that are kept are changed, or stand at other ids than before": _moved,
+    "kept scores are changed, or moved to other ids": _moved,
     "a token is left out that is likelier than one that is kept": _against}
 
 SYMPTOMS["keep_top_k"] = {
     hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
-    "only the scores that are kept come back; the others must stay in their places, as "
-    "minus infinity":
+    "only the kept scores are returned; the others must stay in their places, as minus "
+    "infinity":
         lambda part: part(torch.arange(5.0), 2).shape != (5,),
-    "a k beyond the vocabulary is to keep everything":
+    "a k beyond the vocabulary raises an error; it should keep everything":
         lambda part: isinstance(attempt(lambda: part(torch.arange(3.0), 9)), str)}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts-more
@@ -915,22 +915,22 @@ SYMPTOMS["keep_top_p"] = {
     hint: partial(seen, setting=0.6) for hint, seen in _cut.items()} | {
     "the kept tokens hold less than p: the one that crosses p must stay":
         lambda part: _many(part, 0.6, 0.9) == [1, 2],
-    "p = 0 is to keep the likeliest token":
+    "p = 0 keeps nothing; it should keep the likeliest token":
         lambda part: not part(_four, 0.0).isfinite().any(),
-    "p = 1 drops tokens with tiny shares; it is to keep everything": (
+    "p = 1 drops tokens with tiny shares; it should keep everything": (
         lambda part: not part(torch.linspace(0, -40, 50), 1.0).isfinite().all()
         and _many(part, 0.6, 0.9) == [2, 3])}
 SYMPTOMS["keep_min_p"] = {
     hint: partial(seen, setting=0.2) for hint, seen in _cut.items()} | {
-    "p = 0 is to keep everything":
+    "p = 0 does not keep everything":
         lambda part: attempt(lambda: int(_many(part, 0.) == [4])) != 1,
-    "p = 1 is to keep the likeliest token": lambda part: _many(part, 1.) != [1]}
+    "p = 1 does not keep just the likeliest token": lambda part: _many(part, 1.) != [1]}
 SYMPTOMS["penalise"] = {
-    "the same amount is taken from small and large scores: a factor is meant": (
+    "the same amount is subtracted from small and large scores: use a factor": (
         lambda part: part(torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0, 1]), 2.0)
         .sub(torch.tensor([4.0, 2.0, 1.0]))[:2].diff().abs() < 1e-6
         and part(torch.tensor([4.0, 1.0]), torch.tensor([0]), 2.0)[0] != 4),
-    "what one row has said is held against another": lambda part: not torch.equal(
+    "tokens that one row said are punished in another": lambda part: not torch.equal(
         part(torch.ones(2, 3), torch.tensor([[0], [1]]), 2.0)[1],
         part(torch.ones(3), torch.tensor([1]), 2.0)),
     "a token that was said twice is punished twice; once is enough": (

@@ -63,7 +63,7 @@ def _a_cut(
 MISTAKES["pre_tokens"] = variants(
     _a_cut,
     {
-        "spaces are thrown away: a piece keeps the space before it":
+        "spaces are thrown away: a piece should keep the space before it":
             dict(find=lambda text, pattern: text.split()),
         "the spaces around pieces are stripped": dict(
             find=lambda text, pattern: [p.strip() for p in regex.findall(pattern, text)]
@@ -77,27 +77,28 @@ MISTAKES["pre_tokens"] = variants(
             dict(change=lambda p: p.removesuffix(r"|\s+")),
         "contractions such as 'll are not pieces of their own":
             dict(change=lambda p: p.replace("'(?:[sdmt]|ll|ve|re)|", "")),
-        "contractions are looked for in capitals too; GPT-2's pattern knows small "
-        "letters only":
+        "contractions are matched in capitals too; GPT-2's pattern matches lower case "
+        "only":
             dict(change=lambda p: p.replace("'(?:", "'(?i:")),
         "letters and digits go into one piece":
             dict(change=lambda p: p.replace(r" ?\p{L}+| ?\p{N}+", r" ?[\p{L}\p{N}]+")),
         "digits are cut one by one":
             dict(change=lambda p: p.replace(r" ?\p{N}+", r" ?\p{N}")),
-        "signs are cut one by one; a run of them is one piece":
+        "signs are split one by one; a run of signs should be one piece":
             dict(change=lambda p: p.replace(r"[^\s\p{L}\p{N}]+|", r"[^\s\p{L}\p{N}]|")),
-        "letters outside ASCII are not seen as letters": dict(
+        "letters outside ASCII are not treated as letters": dict(
             change=lambda p: p.replace(r"\p{L}", "a-zA-Z")
             .replace(" ?a-zA-Z+", " ?[a-zA-Z]+").replace(r"\p{N}", "0-9")
             .replace(" ?0-9+", " ?[0-9]+")),
-        "the text is put into small letters first": dict(before=str.lower),
-        "the pattern that is given is ignored": dict(fixed=GPT2),
+        "the text is converted to lower case first": dict(before=str.lower),
+        "the given pattern is ignored": dict(fixed=GPT2),
         "the spaces at the ends of the text are stripped": dict(before=str.strip),
-        "runs of spaces are made one":
+        "runs of spaces are collapsed into one space":
             dict(before=lambda text: regex.sub(r" +", " ", text)),
-        "the space sits behind the word, not before it": dict(
+        "the space stays with the word before it; it should begin the next word": dict(
             change=lambda p: p.replace(r" ?\p{L}+| ?\p{N}+", r"\p{L}+ ?|\p{N}+ ?")),
-        "punctuation goes with the word before it: letters and signs are one piece": (
+        "punctuation stays with the word before it; letters and signs should be "
+        "separate pieces": (
             dict(
                 change=lambda p: p.replace(
                     r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", r" ?\S+"))),
@@ -109,26 +110,26 @@ MISTAKES["pre_tokens"] = variants(
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-machine
 SYMPTOMS["pre_tokens"] = {
-    "what comes are not pieces of text: a pattern with a group gives what the group "
-    "caught": (
+    "the results are not pieces of text: with a group in the pattern, you get only "
+    "what the group matched": (
         lambda part: not all(isinstance(piece, str) for piece in part("I'll go"))
         or "".join(part("I'll go")) == "ll"),
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
     "letters outside ASCII are lost: letters of every script are letters":
         lambda part: "".join(part("aé")) == "a",
-    "the space before a word is a piece of its own, or sits behind it; it belongs to "
-    "the word":
+    "a space is a piece of its own, or ends the word before it; it should begin the "
+    "next word":
         lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
-    "signs are not cut off from the word before them":
+    "signs are not split from the word before them":
         lambda part: list(part("ok.")) == ["ok."],
-    "a run of signs is cut up; it is one piece":
+    "a run of signs is split up; it should be one piece":
         lambda part: list(part("!?!")) == ["!", "?", "!"],
-    "capitals become small letters": lambda part: "".join(part("aB")) == "ab",
+    "capitals become lower-case letters": lambda part: "".join(part("aB")) == "ab",
     "the characters are changed: is the text normalised?": lambda part: any(
         "".join(part(letter)) not in ("", letter)
         for letter in ("ﬁ", "²", "é", "e\u0301")),
-    "something of the text is lost, or made up: joined, the pieces "
-    "must be the text": lambda part: any(
+    "some of the text is lost, or something is added: joined, the pieces must give the "
+    "text again": lambda part: any(
         "".join(part(text)) != text
         for text in ("a  b", "x \n", "naïve, 北京!", " ", "a_b"))}
 
@@ -163,7 +164,9 @@ def _a_merge(
     put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
     "A `merge` with something changed."
     def part(ids, pair, new):
-        ids, out, i, done = list(ids)[::-1] if flip else list(ids), [], start, False
+        ids = list(ids)[::-1] if flip else list(ids)
+        out:list[int] = []
+        i, done = start, False
         pair = tuple(pair)[::-1] if flip else tuple(pair)
         while i < len(ids) - stop:
             found = match(ids, i, pair) and not done
@@ -177,25 +180,27 @@ MISTAKES["merge"] = variants(
     _a_merge,
     {
         "only the first pair is joined": dict(once=True),
-        "pairs overlap: after a joined pair the next look must be two ids further on":
+        "pairs overlap: after joining a pair, move on by two ids":
             dict(skip=1),
-        "joined pairs are read from the right; they are to be from the left":
+        "pairs are joined from the right; join them from the left":
             dict(flip=True),
-        "the pair counts in either order":
+        "the pair is joined in either order; its order matters":
             dict(match=lambda ids, i, pair: sorted(ids[i : i + 2]) == sorted(pair)),
         "the pair is looked for in the wrong order":
             dict(match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair[::-1]),
         "the last id is lost": dict(stop=1),
         "the first id is lost": dict(start=1),
-        "the new id is put beside the pair instead of in its place":
+        "the new id is added after the pair instead of replacing it":
             dict(put=lambda new, pair: [*pair, new]),
-        "the pair vanishes and the new id never comes": dict(put=lambda new, pair: []),
-        "the second id alone decides: both must match": dict(
+        "the pair is removed, but the new id is never put in its place":
+            dict(put=lambda new, pair: []),
+        "only the second id is compared: both must match": dict(
             match=lambda ids, i, pair: len(ids[i : i + 2]) == 2
             and ids[i + 1] == pair[1]),
-        "the first id alone decides: both must match":
+        "only the first id is compared: both must match":
             dict(match=lambda ids, i, pair: ids[i] == pair[0]),
-        "two ids are stepped over where nothing was joined, too; that is one": dict(
+        "the loop moves on by two ids even where nothing was joined; there it should "
+        "move by one": dict(
             put=lambda new, pair: [new], step=2,
             match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair),
         "nothing is joined": dict(match=lambda ids, i, pair: False),
@@ -205,11 +210,11 @@ MISTAKES["merge"] = variants(
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
-    "ids are compared as text, and 1 is found within 11": (
+    "ids are compared as text, so 1 is found inside 11": (
         lambda part: list(part([11, 2, 13], (1, 2), 9)) != [11, 2, 13]
         and list(part([3, 5, 4], (1, 2), 9)) == [3, 5, 4]),
-    "equal neighbours are joined wrongly: read from the left, and step over what was "
-    "joined": (
+    "equal neighbours are joined wrongly: go from the left, and skip the ids that you "
+    "have joined": (
         lambda part: list(part([7, 7, 7], (7, 7), 8)) != [8, 7]
         and list(part([1, 2, 4], (1, 2), 9)) == [9, 4])}
 
@@ -257,7 +262,7 @@ def _warns(f):
     return len(said) > 0
 
 def _quietly(part):
-    "The same, without warnings: too few pairs is not what is asked about."
+    "The same part, without its warnings: they have questions of their own."
     def call(*inputs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -280,16 +285,15 @@ def _a_learner(
     order=list):
     "A `learn_merges` with something changed."
     def part(words, num_merges):
-        spelled, merges, first = (
-            [[bytes([b]) for b in word] for word in words],
-            [],
-            None)
+        spelled = [[bytes([b]) for b in word] for word in words]
+        merges:list[tuple[bytes, bytes]] = []
+        first = None
         counts = [weight(count) for count in words.values()]
         if glue:
             spelled, counts = [[
                 piece for word, n in zip(spelled, words.values()) for _ in range(n)
                 for piece in word]], [1]
-        pairs = Counter()
+        pairs:Counter[tuple[bytes, bytes]] = Counter()
         while len(merges) < num_merges - fewer:
             if not piled: pairs = Counter()
             for pieces, count in zip(spelled, counts):
@@ -322,11 +326,10 @@ MISTAKES["learn_merges"] = variants(
         "ties go to the pair that was seen last": dict(
             best=lambda pairs, made: max(reversed(list(pairs)), key=lambda p: pairs[p])
         ),
-        "ties are broken by what the two would make together; compare the pair of byte "
-        "strings": dict(
+        "ties are broken by the joined bytes; compare the pairs of byte strings": dict(
             best=lambda pairs, made: max(pairs, key=lambda p: (pairs[p], b"".join(p)))),
-        "ties go to the greater ids, that is to tokens learnt late; compare the byte "
-        "strings": dict(
+        "ties go to the greater ids, "
+        "so to tokens learnt late; compare the byte strings": dict(
             best=lambda pairs, made: max(
                 pairs,
                 key=lambda p: (
@@ -340,38 +343,40 @@ MISTAKES["learn_merges"] = variants(
         "ties go to the longer token": dict(
             best=lambda pairs, made: max(
                 pairs, key=lambda p: (pairs[p], len(b"".join(p)), p))),
-        "the merges come in the wrong order: what was learnt first comes first":
+        "the merges are returned in the wrong order: the one learnt first should come "
+        "first":
             dict(order=lambda merges: merges[::-1]),
         "each merge has its two halves in the wrong order":
             dict(order=lambda merges: [(b, a) for a, b in merges]),
         "the rarest pair is joined":
             dict(best=lambda pairs, made: min(pairs, key=lambda p: (pairs[p], p))),
-        "a word counts once, however often it occurs": dict(weight=lambda count: 1),
-        "the pairs are counted once, at the start: joined words have new ones":
+        "a word counts only once; it should count as often as it occurs":
+            dict(weight=lambda count: 1),
+        "the pairs are counted only once, at the start: every merge makes new pairs":
             dict(again=False),
-        "pairs reach from one word into the next": dict(glue=True),
+        "pairs are counted across the boundary between two words": dict(glue=True),
         "every other pair is left out when counting":
             dict(pairs_of=lambda pieces: list(pairwise(pieces))[::2]),
-        "a pair counts once a word, however often it stands there":
+        "a pair counts once per word, however often it occurs there":
             dict(pairs_of=lambda pieces: dict.fromkeys(pairwise(pieces))),
-        "overlapping pairs are not counted: of aaa, both (a, a) count":
+        "overlapping pairs are not counted: in aaa, the pair (a, a) counts twice":
             dict(pairs_of=lambda pieces: _apart(pieces)),
         "a pair that occurs once is never joined": dict(least=1),
         "one merge too few is learnt": dict(fewer=1),
-        "the number of merges is taken for the size of the vocabulary":
+        "the number of merges is treated as the size of the vocabulary":
             dict(fewer=256),
         "one merge too many is learnt": dict(fewer=-1),
-        "the counts of pairs that a merge has unmade are kept: pairs once counted "
-        "never leave":
+        "pairs that a merge has removed keep their old counts":
             dict(stale=True),
-        "counts of earlier rounds add up: begin each count at zero": dict(piled=True),
+        "counts from earlier rounds are added on: start each round at zero":
+            dict(piled=True),
         "the last pair of each word is not counted":
             dict(pairs_of=lambda pieces: list(pairwise(pieces))[:-1]),
-        "after a merge only the first place in each word is joined":
+        "a merge is applied only at its first place in each word":
             dict(joined=_a_merge(once=True)),
         "joined pieces are put together the wrong way round":
             dict(join=lambda p: b"".join(p[::-1])),
-        "the longest token is made first; the most frequent pair comes first": dict(
+        "the longest token is made first; join the most frequent pair first": dict(
             best=lambda pairs, made: max(
                 pairs, key=lambda p: (len(b"".join(p)), pairs[p], p)))})
 
@@ -387,27 +392,26 @@ def _apart(pieces):
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-learn
 SYMPTOMS["learn_merges"] = {
-    "too few pairs are an error; when none is left, what was learnt so far is the "
-    "answer": (
+    "an error is raised when no pair is left; return what was learnt so far": (
         lambda part: str(attempt(lambda: _quietly(part)({b"ab": 1}, 5))).endswith(
             "Error")),
     "too few, or too many, merges are learnt": (
         lambda part: len(part({b"abcd": 5, b"xyz": 3}, 3)) != 3),
-    "what comes are not pairs of byte strings": lambda part: not all(
+    "the merges are not pairs of byte strings": lambda part: not all(
         isinstance(pair, tuple | list) and [*map(type, pair)] == [bytes, bytes]
         for pair in part({b"abcd": 5}, 1)),
-    "the pairs are turned round: the left one comes first": (
+    "the two halves of a pair are swapped: the left one comes first": (
         lambda part: [tuple(p) for p in part({b"ab": 5}, 1)] == [(b"b", b"a")]),
-    "a pair counts as often as its words do": (
+    "pairs are counted wrongly: a pair counts as often as the words that contain it": (
         lambda part: [
             tuple(part(words, 1)[0]) for words in (
                 {b"ab": 9, b"cd": 4, b"ecd": 4},
                 {b"ab": 100, b"cd": 40, b"ecd": 40, b"fcd": 40})
         ] != [(b"a", b"b"), (b"c", b"d")]),
-    "pairs that a merge has unmade are still counted": (
+    "pairs that a merge has removed are still counted": (
         lambda part: [tuple(p) for p in _quietly(part)({b"bcd": 3, b"bc": 2}, 2)]
         == [(b"b", b"c"), (b"c", b"d")]),
-    "of equally frequent pairs another one than the greatest is joined": (
+    "of equally frequent pairs, the wrong one is joined: choose the greatest": (
         lambda part: tuple(part({b"ab": 2, b"cd": 2, b"ca": 2}, 1)[0]) != (b"c", b"d"))}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-tokenizer
@@ -481,7 +485,7 @@ def _ask_tokenizer(part):
     yield "in a stream that is cut within spaces", lambda: _everywhere(
         part(spaces, [(b" ", b" "), (b"\n", b"\n"), (b" ", b"a")]), "a   a  \n\n a   ")
 
-    # what a part need not have of its own is taken from ours
+    # methods that a part may lack are taken from ours
     whole:Any = part if _has(part, "train") else reference("BpeTokenizer")
     def size(*special):
         made = part(other, [], special_tokens=[*special])
@@ -615,7 +619,7 @@ def _in_order(self, piece):
     return [self.ids[p] for p in pieces]
 
 def _until(self, piece):
-    "Merge by merge, to the first that does not occur."
+    "Apply one merge after another, up to the first that does not occur."
     pieces = self.bytes_of(piece)
     for pair in self.merges:
         if pair not in pairwise(pieces): break
@@ -637,30 +641,28 @@ def _a_toy(decode=_Toy.decode, **changed):
 MISTAKES["BpeTokenizer"] = variants(
     _a_toy,
     {
-        "pairs are joined from left to right as they come; the one that was learnt "
-        "first goes first":
+        "pairs are joined from left to right; join the pair that was learnt first":
             dict(word=_in_order),
-        "the pair whose token has the lowest id goes first; the order of the merges "
-        "decides":
+        "the pair whose token has the lowest id is joined first; the order of the "
+        "merges should decide":
             dict(word=_by_id),
         "the pair that was learnt last is joined first": dict(pick=staticmethod(max)),
-        "each merge is tried once, at its first place only; try again until none is "
-        "left":
+        "each merge is tried once, at its first place only; repeat until none is left":
             dict(word=_once),
-        "each time the longest token that fits is taken; merges are applied in the "
-        "order they were learnt":
+        "the longest token that fits is taken each time; apply merges in the order "
+        "they were learnt":
             dict(word=_greedy),
-        "the text is not cut into pre-tokens, so tokens reach over their edges":
+        "the text is not cut into pre-tokens, so tokens cross their boundaries":
             dict(cut=staticmethod(lambda text, pattern: [text] if text else [])),
         "no merge is applied": dict(word=lambda self, piece: list(piece.encode())),
         "special tokens are encoded like other text":
             dict(parts=lambda self, text: [text]),
-        "the pattern that is given is ignored":
+        "the given pattern is ignored":
             dict(cut=staticmethod(lambda text, pattern: pre_tokens(text, GPT2))),
-        "a byte is taken for its own id; look it up in the vocabulary": dict(
+        "a byte's value is used as its id; look the id up in the vocabulary": dict(
             to_ids=lambda self, pieces: [
                 p[0] if len(p) == 1 else self.ids[p] for p in pieces]),
-        "the ids of joined tokens are counted on from 256; look them up in the "
+        "merged tokens are simply numbered from 256; look their ids up in the "
         "vocabulary": dict(
             to_ids=lambda self, pieces: [
                 (
@@ -668,14 +670,15 @@ MISTAKES["BpeTokenizer"] = variants(
                     else self.ids[p]) for p in pieces]),
         "a special token that is in the vocabulary already gets a second id":
             dict(known=lambda self, token: max(self.vocab) + 1),
-        "a new special token gets the number of tokens for its id; take one more than "
+        "a new special token gets the number of tokens as its id; use one more than "
         "the greatest id":
             dict(known=lambda self, token: self.ids.get(token, len(self.vocab))),
         "the spaces beside a special token are lost": dict(
             parts=lambda self, text: [part if i % 2 else part.strip()
                                       for i, part in enumerate(_Toy.parts(self, text))]
             if self.special_tokens else [text]),
-        "the merges end with the first that a word does not hold": dict(word=_until),
+        "merging stops at the first merge that does not occur in the word":
+            dict(word=_until),
         "a word that is in the vocabulary is taken whole, though no merge leads "
         "to it": dict(
             word=lambda self, piece: (
@@ -685,8 +688,8 @@ MISTAKES["BpeTokenizer"] = variants(
             decode=lambda self, ids: b"".join(
                 self.vocab[id] for id in ids if id not in self.special_tokens.values()
             ).decode(errors="replace")),
-        "a character that stands for a special sign in a pattern is not escaped, so "
-        "special tokens are not found": dict(
+        "characters that mean something in a pattern are not escaped, so special "
+        "tokens are not found": dict(
             parts=lambda self, text: (
                 re.split(
                     f"({'|'.join(sorted(self.special_tokens, key=len, reverse=True))})",
@@ -696,17 +699,17 @@ MISTAKES["BpeTokenizer"] = variants(
             encode=lambda self, text: [
                 id for part in _Toy.parts(self, text)[::2]
                 for id in _Toy.encode(self, part)]),
-        "bytes that are no UTF-8 are dropped; they show as U+FFFD":
+        "bytes that are not valid UTF-8 are dropped; they should become U+FFFD":
             dict(errors="ignore"),
-        "bytes that are no UTF-8 raise an error; they show as U+FFFD":
+        "bytes that are not valid UTF-8 raise an error; they should become U+FFFD":
             dict(errors="strict"),
-        "each id is decoded by itself, so that a character split over several "
+        "each id is decoded by itself, so a character that is split over several ids "
         "is lost": dict(
             decode=lambda self, ids: "".join(
                 self.vocab[id].decode(errors="replace") for id in ids)),
-        "characters are taken for bytes: encode the text as UTF-8 first":
+        "characters are treated as bytes: encode the text as UTF-8 first":
             dict(bytes_of=lambda self, piece: [bytes([ord(c)]) for c in piece]),
-        "a stream's chunks are encoded one by one, so that tokens over their edges are "
+        "a stream's chunks are encoded one by one, so tokens that cross a boundary are "
         "lost": dict(
             encode_iterable=lambda self, chunks: (
                 id for chunk in chunks for id in self.encode(chunk))),
@@ -723,7 +726,7 @@ def _special(part, token):
 
 
 def _torn(part)->str: # The pieces, or nothing
-    "Find a text that a stream of two pieces spells otherwise."
+    "Find a text that gets other ids when it comes in two pieces."
     tokenizer = part(
         {i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  ", 258: b"\n\n"},
         [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n")],
@@ -748,33 +751,33 @@ def _shared(part):
     return len(list(first.encode("qz"))) == 1 == len(list(_letters(part).encode("qz")))
 
 SYMPTOMS["BpeTokenizer"] = {
-    "what one tokenizer remembers, another takes for its own: keep it in the instance":
+    "one tokenizer uses what another has remembered: keep the memory in the instance":
         _shared,
-    "a character outside ASCII is not turned into the bytes of its UTF-8": (
+    "a character outside ASCII is not turned into its UTF-8 bytes": (
         lambda part: list(_letters(part).encode("a")) == [97]
         and attempt(lambda: str(list(_letters(part).encode("é")))) != "'[195, 169]'"),
-    "special tokens are found only if they hold no sign such as |: escape them in the "
+    "special tokens that contain a sign such as | are not found: escape them in the "
     "pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
-    "the last ids of a stream are never given out": (
+    "the last ids of a stream are never returned": (
         lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"])))
         == list(_letters(part).encode("ab c"))[:-1]),
-    "a stream's ids are not those of the whole text when it is cut as": _torn,
-    "a letter is not the byte that UTF-8 makes of it": (
+    "a stream gives other ids than the whole text when it is cut into": _torn,
+    "a letter does not become its UTF-8 byte": (
         lambda part: list(_letters(part).encode("a")) != [97]),
-    "what was encoded and is decoded is another text": lambda part: any(
+    "encoding and then decoding gives a different text": lambda part: any(
         _letters(part).decode(_letters(part).encode(text)) != text
         for text in ("a b", " a", "é", "a\n")),
-    "the vocabulary that was given is changed: make a copy": lambda part: _grows(part)}
+    "the given vocabulary is changed: make a copy": lambda part: _grows(part)}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-batch
 def _steady(part):
-    "The same part, at step 0 where none is named: without one it draws anew."
+    "The same part, at step 0 if no step is named; else it would draw at random."
     def steady(*given, iteration=0, **more):
         return part(*given, iteration=iteration, **more)
     return steady
 
 def _anew(part):
-    "Without an iteration: does a batch come again, with the same seed of numpy or not?"
+    "Without an iteration: is a batch repeated, with numpy's seed set again or not?"
     part, state = getattr(part, "__wrapped__", part), np.random.get_state()
     try:
         batches = []
@@ -838,18 +841,18 @@ def _ask_batch(part):
         rows == sorted(rows) for rows in (first(0, i) for i in range(4)))
 
 def _dealt(part, size=19, seed=0, step=0, count=19):
-    "Where rows of 4 begin in 80 ids, 19 of which make an epoch; `count` or more."
+    "Where rows of 4 begin in 80 ids, for `count` rows or more; 19 make an epoch."
     rows = [part(np.arange(80), size, 4, "cpu", seed=seed, iteration=i, order="epochs")
             for i in range(step, step - (-count // size))]
     return torch.cat([x[:, 0] for x, _ in rows]).tolist()
 
 def _repeats(part):
-    "Is the second epoch like the first, but for where it begins?"
+    "Is the second epoch like the first, apart from where it begins?"
     first, second = (np.array(_dealt(part, step=i)) for i in range(2))
     return bool(((first - first[0] - second + second[0]) % 76 == 0).all())
 
 def _drops(part, first=0):
-    "Does a row come twice among the 19 from `first` on, dealt out by six?"
+    "Does a row come twice among 19 from `first` on, dealt out six at a time?"
     dealt = (_dealt(part, 6, seed, count=first + 19)[first:][:19] for seed in range(5))
     return any(min(np.diff(sorted(rows))) < 4 for rows in dealt)
 
@@ -879,41 +882,43 @@ MISTAKES["get_batch"] = variants(
     {
         "the targets are the inputs themselves: they should be one place later":
             dict(target=0),
-        "the targets are two places later; one is wanted": dict(target=2),
+        "the targets are two places later than the inputs; they should be one":
+            dict(target=2),
         "the targets are one place earlier: the model would learn to look back":
             dict(target=-1),
         "the last legal start is never drawn: the upper end of the draw is exclusive":
             dict(high=lambda n, t: n - t - 1),
-        "one start too many can be drawn: its last target lies behind the end":
+        "one start too many can be drawn: its last target lies beyond the end":
             dict(high=lambda n, t: n - t + 1),
-        "the targets come in another type than int64": dict(late=lambda y: y.int()),
+        "the targets have a type other than int64": dict(late=lambda y: y.int()),
         "the first place is never drawn": dict(low=1),
-        "rows begin at multiples of their length only":
+        "rows begin only at multiples of their length":
             dict(step=lambda starts, t: starts // t * t),
         "the seed is ignored": dict(chance=lambda seed, i: [0, i]),
         "the iteration is ignored: every step sees the same batch":
             dict(chance=lambda seed, i: [seed]),
-        "seed and iteration are added, so that seed 1 repeats what seed 0 sees a step "
-        "later":
+        "seed and iteration are added, so seed 1 sees each batch one step before seed "
+        "0 does":
             dict(chance=lambda seed, i: seed + i),
-        "chance is not tied to seed and iteration: a resumed run sees other batches":
+        "the draw does not depend on seed and iteration: a resumed run sees other "
+        "batches":
             dict(chance=lambda seed, i: None),
-        "without an iteration every call gives the same batch: numpy's generator is to "
-        "draw one each time":
+        "without an iteration every call gives the same batch: numpy's generator "
+        "should draw one each time":
             dict(drawn=lambda: 0),
         "without an iteration the batch ignores the seed that numpy was given":
             dict(drawn=lambda: random.SystemRandom().randrange(2**31)),
-        "all rows of a batch begin at one place":
+        "all rows of a batch begin at the same place":
             dict(step=lambda starts, t: starts * 0 + starts[0]),
-        "the ids come in another type than int64": dict(dtype=torch.int32),
+        "the ids have a type other than int64": dict(dtype=torch.int32),
         "rows and columns have changed places": dict(form=lambda x: x.T),
-        "seed and iteration are multiplied, so that all seeds are alike at step 0, and "
-        "all steps of seed 0":
+        "seed and iteration are multiplied, so all seeds agree at step 0, and all "
+        "steps agree for seed 0":
             dict(chance=lambda seed, i: seed * i),
-        "rows are one too short: cut one id more than a row holds, then drop the last "
-        "for inputs and the first for targets":
+        "rows are one id too short: read one id more, then drop the last for inputs "
+        "and the first for targets":
             dict(form=lambda x: x[:, :-1]),
-        "the batch is flattened: a row for each sequence is wanted":
+        "the batch is flattened: each sequence should be a row":
             dict(form=lambda x: x.flatten())})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-batch
@@ -930,14 +935,14 @@ def _starts_of(part, **more):
 
 
 SYMPTOMS["get_batch"] = {
-    "inputs and targets are to be of one shape, a row for each sequence and a column "
-    "for each place": (
+    "the shapes are wrong: inputs and targets need a row for each sequence and a "
+    "column for each position": (
         lambda part: [
             tuple(x.shape) for x in part(np.arange(99, dtype=np.uint16), 16, 6, "cpu")
         ] != [(16, 6), (16, 6)]),
     "inputs and targets have changed places, or the targets are one place earlier": (
         lambda part: ((found := _rows_of_numbers(part))[0] - found[1] == 1).all()),
-    "the targets are further on than one place": (
+    "the targets are more than one place later than the inputs": (
         lambda part: (
             (step := (found := _rows_of_numbers(part))[1] - found[0]) == step[0, 0]
         ).all() and step[0, 0] > 1),
@@ -946,11 +951,11 @@ SYMPTOMS["get_batch"] = {
         lambda part: (
             (step := (found := _rows_of_numbers(part))[1] - found[0])[:, :-1] == 1
         ).all() and (step[:, -1] != 1).any()),
-    "large ids come out as other ids: is their type too narrow on the way?": (
+    "large ids come out as other ids: do they pass through too narrow a type?": (
         lambda part: (
             part(np.arange(60_000, 60_099, dtype=np.uint16), 16, 6, "cpu")[0] < 60_000
         ).any()),
-    "a row is not a stretch of neighbours": (
+    "a row is not a run of neighbouring ids": (
         lambda part: (_rows_of_numbers(part)[0].diff() != 1).any()),
     "a draw from 13 ids raises an error: does a row begin too near the end?": (
         lambda part: attempt(lambda: _starts_of(part))
@@ -960,26 +965,25 @@ SYMPTOMS["get_batch"] = {
         > 1.6 * n[:9].min() and len(
             set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist()))
         > 0),
-    "the rows of a batch begin one behind the other; each place is to be drawn by "
-    "itself": lambda part: (lambda starts: (starts == starts[0]).all())(
+    "the rows of a batch begin at equal distances; draw each "
+    "place independently": lambda part: (lambda starts: (starts == starts[0]).all())(
         part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
     "the same seed and iteration give different batches": lambda part: not torch.equal(
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0]),
-    "the targets are not the ids behind the inputs: both must begin at one place": (
+    "the targets do not follow their inputs: cut both from the same place": (
         lambda part: ((step := (found := _rows_of_numbers(part))[1] - found[0])[:, 1:]
                       == step[:, :1]).all() and len(set(step[:, 0].tolist())) > 1),
-    "several rows of a batch begin at one place, too often for chance": (
+    "several rows of a batch begin at the same place, more often than chance allows": (
         lambda part: len(set(part(np.arange(9999), 8, 6, "cpu")[0][:, 0].tolist())) < 7
     ),
     "the rows of an epoch come in the order of the text: shuffle them":
         lambda part: len(set(np.diff(_dealt(part)))) < 3,
     "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
-    "where the rows of an epoch do not fill the last batch they are lost: the next "
-    "epoch is to fill it up":
+    "rows that do not fill the last batch of an epoch are lost: fill it with rows of "
+    "the next epoch":
         lambda part: _drops(part) and min(np.diff(sorted(_dealt(part)))) >= 4,
-    "the order is ignored: dealt out by epochs, no id comes twice before all have "
-    "come": (
+    "the order is ignored: with epochs, no id may come twice before all have come": (
         lambda part: min(
             np.diff(
                 sorted(

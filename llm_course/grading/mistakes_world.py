@@ -100,12 +100,13 @@ MISTAKES["windows"] = variants(_a_reader, {
         dict(gap=1),
     "windows overlap by an id, which is a target twice": dict(gap=-1),
     "the last whole rows are dropped where they do not fill a batch": dict(few=False),
-    "targets are the inputs themselves; they lie one place further on":
+    "targets are the inputs themselves; they should be one place later":
         dict(parted=lambda rows: (rows[:, :-1], rows[:, :-1])),
     "inputs and targets have changed places":
         dict(parted=lambda rows: (rows[:, 1:], rows[:, :-1])),
-    "ids come in another type of integer; a model reads int64": dict(kind=np.int32),
-    "the order is not that of the text": dict(order=lambda places: places[::-1])})
+    "the ids have another integer type; a model reads int64": dict(kind=np.int32),
+    "the windows do not come "
+    "in the order of the text": dict(order=lambda places: places[::-1])})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #evaluate
 def _losses(logits, targets):
@@ -177,14 +178,15 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
     "all batches count alike; one with fewer targets must count less":
         dict(weight=lambda y: 1),
     "batches count by their rows, not by their targets": dict(weight=lambda y: len(y)),
-    "the losses are added up; their mean is wanted": dict(end=lambda total, n: total),
-    "perplexity comes out; the loss is wanted": dict(end=lambda t, n: (t / n).exp()),
-    "the loss comes in bits; nats are wanted": dict(end=lambda t, n: t / n / 0.693147),
-    "a graph is kept for gradients that nobody takes": dict(still=False),
+    "the losses are added up; take their mean": dict(end=lambda total, n: total),
+    "perplexity is returned; return the loss": dict(end=lambda t, n: (t / n).exp()),
+    "the loss is in bits; it should be in nats":
+        dict(end=lambda t, n: t / n / 0.693147),
+    "a graph is kept for gradients that nobody uses": dict(still=False),
     "the model is left in evaluation mode": dict(mode=False),
     "only the first batch counts": dict(used=slice(1)),
     "only the last batch counts": dict(used=slice(-1, None)),
-    "a tensor comes out; a plain number is wanted": dict(kind=lambda x: x)})
+    "a tensor is returned; return a plain number": dict(kind=lambda x: x)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs
 @cache
@@ -333,12 +335,12 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the shape of the model is not in the file": dict(config=False),
     "parameters are rounded to half precision on the way": dict(
         weights=lambda state: {name: x.half() for name, x in state.items()}),
-    "parameters bear the name of a wrapper before their own": dict(
+    "the names of parameters begin with the name of a wrapper": dict(
         weights=lambda state: {f"module.{name}": x for name, x in state.items()}),
-    "what is given besides is not written": dict(more=False),
+    "extra entries are not written to the file": dict(more=False),
     "the names of parts that are not ours are missing": dict(parts=False),
-    "it is written straight onto the old file, so a failure leaves half of one: write "
-    "another, then replace": dict(straight=True)})
+    "the old file is overwritten directly, so a failure leaves half a file: write a "
+    "new one, then replace it": dict(straight=True)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs-2
 class _Bomb:   # unpickled, it leaves a mark
@@ -460,19 +462,19 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "the model does not get its parameters back":
         dict(put=lambda state, model, optimizer: restore(
             state, copy.deepcopy(model), optimizer)),
-    "the steps are counted one too far": dict(steps=lambda n: n + 1),
+    "the number of steps is one too high": dict(steps=lambda n: n + 1),
     "the run begins at step zero again": dict(steps=lambda n: 0),
-    "the whole state comes back; the number of steps is wanted":
+    "the whole state is returned; return the number of steps":
         dict(steps=lambda n: {"iteration": n}),
-    "parameters that do not fit are passed over without an error":
+    "parameters that do not fit are skipped without an error":
         dict(put=partial(_plainly, strict=False)),
-    "names that are missing, or too many, are passed over: they are to be compared":
+    "names that are missing, or extra, are skipped without an error: compare them":
         dict(put=_loosely),
-    "only what fits is put back; what has another name or shape must be refused":
+    "only what fits is put back; refuse parameters with another name or shape":
         dict(put=partial(_loosely, fits=lambda x, own: x.shape == own.shape)),
-    "code in the file is run; read tensors and plain values alone":
+    "code in the file is run; read only tensors and plain values":
         dict(read=partial(torch.load, weights_only=False)),
-    "it needs an optimiser; for a model alone there is none":
+    "it fails without an optimiser; a model can be loaded alone":
         dict(put=_with_both),
     "nothing is compared before it is put back: torch takes moments of any shape":
         dict(read=partial(torch.load, weights_only=True), put=_plainly)})
@@ -498,7 +500,7 @@ def _put_back(states):
             set_random_states(random_states() | {key: states[key]})
 
 def _again(read, write):
-    "What each source gives after a return: the same as before?"
+    "Does each source give the same numbers again once its state is put back?"
     with _chance_kept():
         _drawn()
         states = read()
@@ -511,7 +513,7 @@ def _sources_go_on(found):
     sources = "Python", "NumPy", "torch"
     names = [n for i, n in enumerate(sources) if not all(found[i::3])]
     if not names: return
-    raise AssertionError(f"after the return others come from {', '.join(names)}")
+    raise AssertionError(f"after restoring, other numbers come from {', '.join(names)}")
 
 @check_of("random_states")
 def reads_what_can_be_put_back(part):
@@ -571,7 +573,7 @@ def _a_return(left=""):
 
 _sources = {"python": "Python's random", "numpy": "NumPy", "torch": "torch"}
 MISTAKES["random_states"] = variants(_a_state, {
-    f"the state of {name} is not the present one, or missing": dict(left=key)
+    f"the state of {name} is missing, or is not the present one": dict(left=key)
     for key, name in _sources.items()})
 MISTAKES["set_random_states"] = variants(_a_return, {
     f"the state of {name} is not put back": dict(left=key)
@@ -642,14 +644,15 @@ def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda 
 
 
 MISTAKES["load_model"] = variants(_a_model_loader, {
-    "the model keeps its fresh weights: those of the file are not put in":
+    "the model keeps its fresh weights: those of the file are not loaded":
         dict(weights=False),
     "the model is left in training mode": dict(train=True),
     "the model stays in half precision, as the file has it": dict(kind=torch.float16),
-    "the shape is not all that the file says: keys and values have other heads":
+    "the model's shape differs from the file's: keys and values have another number of "
+    "heads":
         dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
-    "the folder of a run is not opened: its best.pt is meant": dict(folders=False)})
+    "the folder of a run is not accepted: read its best.pt": dict(folders=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #cache
 def _kept(cache, *sizes):
@@ -742,17 +745,17 @@ def _a_cache(
     return Part
 
 MISTAKES["KVCache"] = variants(_a_cache, {
-    "only the new tokens come back; all so far are wanted":
+    "only the new tokens come back; return all so far":
         dict(back=lambda both, start, end: both[..., start:end, :]),
-    "all the room comes back, with zeros where nothing was written yet":
+    "all the memory comes back, with zeros where nothing was written yet":
         dict(back=lambda both, start, end: both),
     "the length never grows: new tokens overwrite the old": dict(counts=False),
     "every token is written at the first place": dict(at=lambda n: 0),
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
-    "keys stand where the values should": dict(twice=1),
-    "tokens without room are dropped without an error": dict(cuts=True),
+    "keys are returned where the values should be": dict(twice=1),
+    "tokens that do not fit are dropped without an error": dict(cuts=True),
     "new tokens come back before the old ones": dict(
         back=lambda both, start, end: torch.cat(
             [both[..., start:end, :], both[..., :start, :]], -2)),
@@ -884,14 +887,14 @@ def _a_text(
     return part
 
 MISTAKES["generate_ids"] = variants(_a_text, {
-    "the text that was given is missing from what comes back": dict(whole=False),
+    "the prompt is missing from what comes back": dict(whole=False),
     "one token too many is added": dict(extra=1),
     "one token too few is added": dict(extra=-1),
-    "the scores of the first place are used; those of the last predict":
+    "the scores of the first place are used; use those of the last":
         dict(read=lambda model, ids: model(ids[:, -16:])[:, 0]),
     "only the newest token is read: the text before it is forgotten":
         dict(read=lambda model, ids: model(ids[:, -1:])[:, -1]),
-    "only the text that was given is read, never what was added":
+    "only the prompt is read, never what was added":
         dict(read=lambda model, ids: model(ids[:, :3])[:, -1]),
     "the text is not cut to what the model can read":
         dict(read=lambda model, ids: model(ids)[:, -1]),
@@ -900,19 +903,19 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "the stop id does not end a text": dict(ends="never"),
     "a text that has ended goes on; it must be filled with the stop id":
         dict(ends="free"),
-    "all texts end with the first that does": dict(ends="first"),
+    "all texts end when the first one ends": dict(ends="first"),
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
     "the temperature has no effect": dict(heat=lambda t: float(t > 0)),
     "top-p has no effect": dict(share=lambda p: 1.),
-    "the scores of the last but one place are used; those of the last predict":
+    "the scores of the last but one place are used; use those of the last":
         dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
     "the end mark in a prompt counts as an end": dict(ends="prompt"),
     "the end mark itself is missing from what comes back": dict(ends="cut"),
-    "the text is cut for good to what the model can read": dict(kept=16),
+    "the returned text, too, is cut to what the model can read": dict(kept=16),
     "the generator that was given is not used": dict(own=False),
-    "every text gets the token of the first": dict(twin=True),
-    "torch's generator, which all share, is set to a seed": dict(sown="once"),
-    "the seed is set anew for each token, so that chance is always the same":
+    "every text gets the token of the first text": dict(twin=True),
+    "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
+    "the seed is set again for each token, so every draw uses the same random number":
         dict(sown="each")})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate
@@ -983,7 +986,7 @@ def _ask_stream(part):
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
     holds=True, kept=False, loses=False):
-    "What is certain of a growing text, after each token."
+    "The part of a growing text that is certain, after each token."
     ids, said, text = tokenizer.encode(prompt), b"", ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
@@ -1035,13 +1038,13 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
 
 _of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
-    "the text that is to stop it has no effect": dict(stops=False),
-    "the text that is to stop it is written out": dict(kept=True),
-    "what is held back when the text ends is lost": dict(loses=True),
-    "without a seed chance is always the same": dict(sown="fixed"),
-    "the seed is set anew for each token, so that chance is always the same":
+    "the stop text has no effect": dict(stops=False),
+    "the stop text is written out": dict(kept=True),
+    "text that is held back is lost when the text ends": dict(loses=True),
+    "without a seed, every call draws the same random numbers": dict(sown="fixed"),
+    "the seed is set again for each token, so every draw uses the same random number":
         dict(sown="each"),
-    "torch's generator, which all share, is set to the seed": dict(sown="all")}
+    "torch's generator, which everybody shares, is set to the seed": dict(sown="all")}
 MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is missing from the text": dict(start=""),
     "each token is decoded by itself: characters of two bytes break":
@@ -1051,7 +1054,7 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "of several prompts only the first is continued": dict(all_prompts=False)})
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
-    "each piece is the whole text so far; only what is new is wanted":
+    "each piece is the whole text so far; hand over only what is new":
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
     "each token is decoded by itself: characters of two bytes break":
@@ -1116,9 +1119,9 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
     "the mask lies one place too late": dict(said=lambda learnt: learnt.roll(1, -1)),
     "the sum is divided by all ids, not by those that are learnt":
         dict(end=lambda each, said: (each * said).mean()),
-    "the losses are added up; their mean is wanted":
+    "the losses are added up; take their mean":
         dict(end=lambda each, said: (each * said).sum()),
-    "each row has its own mean; all learnt ids count alike": dict(
+    "each row is averaged by itself; all learnt ids should count alike": dict(
         end=lambda each, said: ((each * said).sum(-1) / said.sum(-1)).mean()),
     "hidden scores become zero and are still counted": dict(
         blank=lambda z, y, said: (z * said[..., None], y),
@@ -1198,26 +1201,26 @@ def _a_lora(
     return Part
 
 MISTAKES["LoraLinear"] = variants(_a_lora, {
-    "the correction counts alpha times; it counts alpha / rank times":
+    "the correction is multiplied by alpha; multiply by alpha / rank":
         dict(scale=lambda alpha, rank: alpha),
-    "the correction counts rank / alpha times; it is the other way round":
+    "the correction is multiplied by rank / alpha; multiply by alpha / rank":
         dict(scale=lambda alpha, rank: rank / alpha),
     "the correction is divided by the root of the rank; divide by the rank":
         dict(scale=lambda alpha, rank: alpha / rank**.5),
     "the correction is scaled twice": dict(again=True),
-    "a bend stands between the two factors; their product is a matrix":
+    "a bend stands between the two factors; leave it out":
         dict(bend=torch.relu),
     "the correction is not scaled": dict(scale=lambda alpha, rank: 1.),
-    "the matrix to be merged lacks alpha / rank": dict(merged=False),
+    "the matrix to be merged lacks the factor alpha / rank": dict(merged=False),
     "both factors begin at random: a fresh correction must change nothing":
         dict(begin=(_thin, torch.randn)),
-    "the fresh numbers of A are of size one; 1/√d_in is wanted":
+    "the fresh numbers of A have the spread one; it should be 1/√d_in":
         dict(begin=(torch.randn, torch.zeros)),
-    "both factors begin at zero, so that neither ever gets a gradient":
+    "both factors begin at zero, so neither ever gets a gradient":
         dict(begin=(torch.zeros, torch.zeros)),
     "the factor that begins at zero is A; it must be B":
         dict(begin=(torch.zeros, torch.randn)),
-    "the correction takes the place of the layer; it is added to it": dict(base=False),
+    "the correction replaces the layer; add it to the layer": dict(base=False),
     "the weight of the base is copied; it must stay the same parameter":
         dict(shared=False),
     "the bias of the base is lost": dict(bias=False),
@@ -1270,9 +1273,10 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
     "beta has no effect": dict(hot=lambda s, beta: s),
     "beta stands outside the sigmoid; it belongs inside":
         dict(hot=lambda s, beta: s, loss=lambda s, beta: -beta * logsigmoid(s)),
-    "it is divided by beta; multiply": dict(hot=lambda s, beta: s / beta),
+    "the difference is divided by beta; multiply by beta":
+        dict(hot=lambda s, beta: s / beta),
     "beta is fixed in the code": dict(hot=lambda s, beta: .1 * s),
-    "beta stands before the model's numbers alone, not the reference's": dict(
+    "beta multiplies only the model's numbers, not the reference's": dict(
         score=lambda b, w, rb, rw: (b - w, rb - rw),
         hot=lambda s, beta: beta * s[0] - s[1]),
     "the reference has no effect": dict(score=lambda b, w, rb, rw: b - w),
@@ -1282,15 +1286,15 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
         dict(score=lambda b, w, rb, rw: (b + rb) - (w + rw)),
     "probabilities are compared; take their logarithms": dict(
         score=lambda b, w, rb, rw: (b.exp() - rb.exp()) - (w.exp() - rw.exp())),
-    "the minus is missing: the loss grows with the better answer":
+    "the minus is missing: the loss grows as the better answer gets likelier":
         dict(loss=lambda s, beta: logsigmoid(s)),
     "the logarithm is missing": dict(loss=lambda s, beta: -torch.sigmoid(s)),
     "the logarithm is taken of a sigmoid that has become zero":
         dict(loss=lambda s, beta: -torch.sigmoid(s).log()),
-    "the losses are added up; their mean is wanted": dict(end=torch.sum),
+    "the losses are added up; take their mean": dict(end=torch.sum),
     "the differences are averaged before the sigmoid; average the losses":
         dict(hot=lambda s, beta: beta * s.mean()),
-    "every pair keeps its own loss; their mean is wanted": dict(end=lambda x: x),
+    "every pair keeps its own loss; return their mean": dict(end=lambda x: x),
     "this is the squared loss of IPO":
         dict(hot=lambda s, beta: s, loss=lambda s, beta: (s - 1 / (2 * beta))**2),
     "the loss is zero wherever the better answer is ahead":
@@ -1358,12 +1362,13 @@ MISTAKES["advantages"] = variants(_an_advantage, {
         dict(spread=lambda r: r.std()),
     "the spread divides by g; torch's divides by g − 1":
         dict(spread=lambda r: r.std(-1, keepdim=True, correction=0)),
-    "the variance divides; the standard deviation should":
+    "you divide by the variance; divide by the standard deviation":
         dict(spread=lambda r: r.var(-1, keepdim=True)),
     "a group with equal rewards divides zero by zero": dict(eps=0.),
     "RLOO counts the answer itself among the others": dict(others=False),
-    "REINFORCE takes the rewards as they are": dict(plain=()),
-    "the method is another where none is named": dict(usual="grpo")})
+    "a mean is subtracted with REINFORCE, which takes the rewards as they are":
+        dict(plain=()),
+    "the default method is the wrong one": dict(usual="grpo")})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #policy
 def _an_update():
@@ -1377,7 +1382,7 @@ _two_prompts = torch.tensor([[1., 0.], [0., 3.]])
 
 @check_of("policy_loss")
 def points_to_the_better_answers(part):
-    "Downhill, ids of an answer above the mean become likelier, and others less."
+    "A step downhill makes ids of answers above the mean likelier, and others less."
     _, old, said = _an_update()
     x = old.clone().requires_grad_()
     [grad] = torch.autograd.grad(part(x, old, said, _two_prompts), x)
@@ -1428,22 +1433,24 @@ def _a_policy(
 MISTAKES["policy_loss"] = variants(_a_policy, {
     "the minus is missing: a step down makes good answers less likely": dict(sign=1),
     "`method` is ignored": dict(gain=lambda r, m: advantages(r, "dr_grpo"), scaled=()),
-    "the ratio is turned round: the new model stands below":
+    "the ratio is turned round: divide the new model's by the old one's":
         dict(ratio=lambda new, old: (old - new).exp()),
-    "log-probabilities are subtracted and not raised to a power":
+    "the difference of log-probabilities is used; take its exponential":
         dict(ratio=lambda new, old: new - old),
     "the old model has no effect": dict(ratio=lambda new, old: new.exp()),
     "no gradient flows through the ratio":
         dict(ratio=lambda new, old: (new - old).exp().detach() + 0 * new),
     "nothing is clipped": dict(pick=lambda a, b: a),
-    "only the clipped ratio counts; take the lesser of both":
+    "only the clipped ratio counts; take the lesser of the two products":
         dict(pick=lambda a, b: b),
-    "the greater of the two is taken; take the lesser": dict(pick=torch.maximum),
+    "the greater of the two products is taken; take the lesser":
+        dict(pick=torch.maximum),
     "the ratio is clipped around 0; clip it around 1":
         dict(bound=lambda r, c: r.clamp(-c, c)),
-    "GRPO divides by the width of the table; divide by an answer's own length":
+    "GRPO divides by the padded length; divide by an answer's own length":
         dict(length=lambda said: said.shape[-1]),
-    "an answer has one ratio; each of its ids has its own": dict(whole=True),
+    "a whole answer has one ratio; each of its ids should have its own":
+        dict(whole=True),
     "the ratio is clipped above only":
         dict(bound=lambda r, c: r.clamp(max=1 + c)),
     "the clip is fixed in the code": dict(limit=lambda c: .2),
@@ -1456,9 +1463,9 @@ MISTAKES["policy_loss"] = variants(_a_policy, {
         dict(length=lambda said: said.sum(-1).float().mean()),
     "all ids count alike; take the mean over answers":
         dict(end=lambda each, said: each.sum() / said.sum()),
-    "the answers are added up; their mean is wanted":
+    "the losses of the answers are added up; take their mean":
         dict(end=lambda each, said: each.sum()),
-    "rewards stand where advantages should": dict(gain=lambda r, m: r),
+    "rewards are used instead of advantages": dict(gain=lambda r, m: r),
     "advantages go to the wrong answers: prompts and answers are transposed":
         dict(gain=lambda r, m: advantages(r, m).T)})
 
@@ -1535,15 +1542,15 @@ MISTAKES["minhash"] = variants(_a_minhash, {
     "all numbers come from one hash function": dict(alike=True),
     "the smallest values of one hash function are compared place by place":
         dict(sort=True),
-    "hash values are added up; take the smallest":
+    "hash values are combined into one; take the smallest":
         dict(least=lambda x: np.bitwise_xor.reduce(x)),
     "the first shingle's value is taken; take the smallest": dict(least=lambda x: x[0]),
     "the last shingle's value is taken; take the smallest": dict(least=lambda x: x[-1]),
     "the largest hash values are kept; keep the smallest": dict(least=np.max),
     "the place of the smallest value is kept; keep the value": dict(least=np.argmin),
-    "Python's hash is used, which is another one in each process":
+    "Python's hash is used, which differs from process to process":
         dict(code=lambda gram: hash(gram) % 2**64),
-    "hash values are few, so that different shingles share them": dict(cut=15),
+    "hash values are too few, so different shingles share them": dict(cut=15),
     "only a shingle's length is hashed":
         dict(code=lambda gram: 0x9E3779B97F4A7C15 * len(gram) % 2**64),
     "words are hashed; hash whole shingles": dict(
@@ -1625,7 +1632,7 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the sums are divided in each tile, and once more at the end": dict(each="again"),
     "each tile has a maximum of its own; keep the greatest so far":
         dict(top=lambda old, new: new),
-    "the maximum begins at zero; scores may all be far below": dict(begin=0.),
+    "the maximum begins at zero, but all scores may be far below": dict(begin=0.),
     "no maximum is subtracted: powers overflow":
         dict(top=lambda old, new: 0 * new, begin=0.),
     "the queries are divided by √d; that was done before":
@@ -1640,7 +1647,7 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the mask hides a token from itself": dict(shift=lambda last: last - 1),
     "the logarithm lacks the maximum that was subtracted":
         dict(logs=lambda best, total: total.log()),
-    "the sums come back; their logarithms are wanted":
+    "the sums are returned; return their logarithms":
         dict(logs=lambda best, total: total * best.exp())})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #ring
@@ -1766,13 +1773,13 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
 MISTAKES["ring_all_reduce"] = variants(_a_ring, {
     "the sums stay where they were made: the second round is missing":
         dict(gather=False),
-    "what comes in overwrites a piece; in the first round it is added":
+    "what comes in overwrites a piece; in the first round, add it":
         dict(add=False),
-    "the mean comes out; the sum is wanted": dict(end=lambda x, n: x / n),
+    "the result is the mean; it should be the sum": dict(end=lambda x, n: x / n),
     "sums go into new tensors; the numbers of x must change in place":
         dict(kept=False),
     "the first round passes on the wrong piece": dict(first=1),
-    "in the second round finished pieces are added; they are to be copied":
+    "in the second round finished pieces are added; copy them":
         dict(twice=True),
     "the second round begins with the wrong piece": dict(early=1),
     "in the second round each process passes on its own piece, again and again":

@@ -425,7 +425,7 @@ const refresh = llm.latest(async () => {
       showPlan()
       state.filled = now
     }
-    document.body.dataset.read = ids.length   // for whoever waits for it
+    document.body.dataset.read = ids.length   // tests wait for it
   } catch (error) { if (machine === state.machine) failed(error) }
 })
 
