@@ -21,7 +21,7 @@ import torch
 
 from llm_course import training
 from llm_course.checkpoint import read_checkpoint
-from llm_course.engine import diary
+from llm_course.engine import bookkeeping, diary
 from llm_course.training import TrainConfig, settle, train
 
 
@@ -73,7 +73,7 @@ def at_random(config, kills):
                 if len(began) == steps + 2:   # the system kills it, by the time that it works: what else the machine does changes nothing
                     signal.setitimer(signal.ITIMER_PROF, part * (began[-1] - began[-2]) + 1e-6)
                 return real(run)
-            training.batches_of = counted
+            training.batches_of = bookkeeping.batches_of = counted
             train(config)
         assert ended(forked(live)) == -signal.SIGPROF, f"attempt {i} ended by itself"
     assert ended(forked(lambda: train(config))) == 0

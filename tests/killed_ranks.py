@@ -19,7 +19,7 @@ from killed import losses
 
 from llm_course import training
 from llm_course.checkpoint import read_checkpoint
-from llm_course.engine import diary
+from llm_course.engine import bookkeeping, diary
 from llm_course.training import TrainConfig, train
 
 
@@ -67,7 +67,7 @@ def kills_at_random(config, count, kills):
                 began.append(time.monotonic())
                 if rank == victim and len(began) == steps + 2: signal.setitimer(signal.ITIMER_REAL, part * (began[-1] - began[-2]) + 1e-6)   # SIGALRM ends it
                 return real(run)
-            training.batches_of = counted
+            training.batches_of = bookkeeping.batches_of = counted
         ended, said, seconds = run(killed, count, live)
         slowest = max(slowest, seconds)
         assert ended.pop(victim) == -signal.SIGALRM, (i, ended)
@@ -88,7 +88,7 @@ def faults(config):
             if run.done == 2 and rank == 0: torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1), torch.distributed.group.WORLD)
             while run.done == 2 and rank == 1 and not waiting.exists(): time.sleep(.05)
             return real(run)
-        training.batches_of = late
+        training.batches_of = bookkeeping.batches_of = late
     def fails(rank): return replace(config, val_data=Path("nowhere.bin")) if rank else None
     def differs(rank): return replace(config, batch_size=8) if rank else None
     def never(rank): return replace(config, parallel_timeout=1) if rank == 0 else os._exit(0)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from llm_course import training
 from llm_course.attention import attention
 from llm_course.data import get_batch
-from llm_course.engine import mixture, run_config
+from llm_course.engine import bookkeeping, mixture, run_config
 from llm_course.engine.diary import probe_rows, report, update_ratio, update_ratios
 from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
 from llm_course.training import TrainConfig, train
@@ -61,7 +60,7 @@ def test_fresh_runs_with_wrong_labels(asked, fault, shift, monkeypatch):
     def wrong(ids, batch_size, max_seq_len, *rest, **more):
         inputs, targets = get_batch(ids, batch_size, max_seq_len + 1, *rest, **more)
         return inputs[:, :-1], (inputs[:, :-1], targets[:, 1:])[shift > 0]
-    for module in training, mixture: monkeypatch.setattr(module, "get_batch", wrong)
+    for module in bookkeeping, mixture: monkeypatch.setattr(module, "get_batch", wrong)
     assert next(iter(diagnose(train(asked).history))) == fault
 
 

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.muon import Muon, Together
+from llm_course.engine.run_config import optimizer_for
 from llm_course.loss import cross_entropy
 from llm_course.optim import AdamW, SGDDecay, gradient_clip, params_for_decay
-from llm_course.training import TrainConfig, evaluate, optimizer_for, train_step
+from llm_course.training import TrainConfig, evaluate, train_step
 from llm_course.transformer import Transformer
 
 SHAPE = dict(vocab_size=1100, max_seq_len=16, d_model=64, num_layers=2, num_heads=4, d_ff=96)   # 70,400 numbers in embedding and head

@@ -13,7 +13,7 @@ from llm_course import checkpoint, training
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint, save_model
 from llm_course.data import get_batch, windows
-from llm_course.engine import data_command, exchange, run_config, text_files
+from llm_course.engine import bookkeeping, data_command, exchange, run_config, text_files
 from llm_course.engine.commands import names_of, parse
 from llm_course.engine.data_command import DataConfig
 from llm_course.engine.diary import report
@@ -292,7 +292,7 @@ def test_files_of_two_tokenizers_are_refused(asked, tmp_path):
 
 def test_patience_ends_a_run_which_stays_ended(asked, monkeypatch, capsys):
     asked = replace(asked, iterations=16, cos_cycle_iters=16, val_interval=2, patience=3)
-    monkeypatch.setattr(training, "measure", lambda run: float(abs(run.done - 6)))   # it grows worse after step 6
+    monkeypatch.setattr(bookkeeping, "measure", lambda run, evaluate: float(abs(run.done - 6)))   # it grows worse after step 6
     training.main(words_of(asked))   # no exit status but 0
     said = capsys.readouterr().out
     assert "stopped after 12 of 16 steps: the validation loss has not fallen for 3 measurements" in said and "whole validation split: " in said

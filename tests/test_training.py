@@ -23,7 +23,7 @@ from llm_course.attention import attention
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_model, read_checkpoint
 from llm_course.data import get_batch, windows
-from llm_course.engine import budget, commands, diary, run_config
+from llm_course.engine import bookkeeping, budget, commands, diary, run_config
 from llm_course.engine.commands import parse
 from llm_course.engine.diary import count_bytes, peak_flops, report, vital_signs
 from llm_course.engine.processes import fast_forward, moments_of, polite_stop
@@ -146,7 +146,7 @@ def test_losses_that_wait_for_their_line_outlive_a_death(asked, monkeypatch):
 
 
 def test_a_resumed_run_remembers_its_best(asked, monkeypatch):
-    monkeypatch.setattr(training, "measure", lambda run, count=None: float(run.done))   # it grows worse and worse
+    monkeypatch.setattr(bookkeeping, "measure", lambda run, evaluate: float(run.done))   # it grows worse and worse
     train(replace(settle(asked), iterations=5))
     assert train(replace(settle(asked), resume=True)).best == 4
     assert read_checkpoint(asked.output/"best.pt")["iteration"] == 4
@@ -592,7 +592,7 @@ def test_the_time_of_a_step_is_the_mean_since_the_last_line(asked, monkeypatch):
         now[0] += 1
         return real(*args)
     monkeypatch.setattr(training, "train_step", lasting)
-    monkeypatch.setattr(training, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bookkeeping, "perf_counter", lambda: now[0])
     assert [line["seconds_per_step"] for line in train(asked).history if "seconds_per_step" in line] == [1., 1., 1., 1.]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_course import generating, training
 from llm_course.data import load_ids
-from llm_course.engine import diary, hf_folders, whole_folders
+from llm_course.engine import bookkeeping, diary, hf_folders, whole_folders
 from llm_course.engine.whole_folders import check_folder, fingerprint, sole_writer, whole_folder
 from llm_course.pretrained import load_pretrained
 from llm_course.training import train
@@ -253,7 +253,7 @@ def test_a_run_whose_folder_is_deleted_is_saved_elsewhere(base, tmp_path, room, 
     monkeypatch.setattr(training, "record", deleting)
     if not room:
         def full(*args): raise OSError(28, "No space left on device")
-        monkeypatch.setattr(training, "open_folder", lambda config, *more: full() if "elsewhere" in str(config.output) else diary.open_folder(config, *more))
+        monkeypatch.setattr(bookkeeping, "open_folder", lambda config, *more: full() if "elsewhere" in str(config.output) else diary.open_folder(config, *more))
     said = refusal(capsys, kind.write, folder, "second")
     monkeypatch.undo()
     saved = list((tmp_path/"elsewhere").iterdir())

@@ -11,8 +11,9 @@ from bench.runner import case
 @case(peer="the bare step: forward, backward, AdamW")
 def loop(device):
     "Ten steps of training (V 1,024, d 128, 4 layers, T 64, B 12) with data, schedule, clipping, vital numbers and logging, validation and saving apart."
+    from llm_course.engine.run_config import optimizer_for
     from llm_course.loss import cross_entropy
-    from llm_course.training import TrainConfig, advance, batches_of, optimizer_for, settle, start
+    from llm_course.training import TrainConfig, advance, batches_of, settle, start
     folder = Path(tempfile.mkdtemp(prefix="loop"))
     for name in "train.bin", "val.bin": np.random.default_rng(0).integers(1024, size=500_000).astype(np.uint16).tofile(folder/name)
     run = start(settle(TrainConfig(

@@ -134,7 +134,8 @@ def products_joined(device):
 
 def training_steps(device, shape, batch_size):
     "A step as `training` takes it and one of Llama with torch's AdamW, each with its defaults and the same settings; and the limit."
-    from llm_course.training import TrainConfig, optimizer_for, train_step
+    from llm_course.engine.run_config import optimizer_for
+    from llm_course.training import TrainConfig, train_step
     from llm_course.transformer import Transformer
     config = TrainConfig(train_data=Path(), val_data=Path())   # its files are not asked for
     model = Transformer(*shape).to(device)

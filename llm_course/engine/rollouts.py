@@ -27,6 +27,7 @@ from torch import Tensor
 # %% ../../nbs/engine/rollouts.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, random_states, restore, save_checkpoint
+from .bookkeeping import Run, resume
 from .commands import (
     Flags, by_default, input_file, one_line, one_of, run_command, whole_file)
 from .diary import append_line, open_folder, run_folder, watched
@@ -42,7 +43,6 @@ from ..generating import DEMO, Sampling, pick
 from ..health import Rule, broken_rules
 from ..pretrained import export_pretrained
 from ..rewards import METHODS, kl_estimate, lay_out, learn_from
-from ..training import Run, resume
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/rollouts.ipynb #sample-groups

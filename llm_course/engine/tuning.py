@@ -21,6 +21,7 @@ from torch import Tensor
 # %% ../../nbs/engine/tuning.ipynb #imports-course
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import pick_device, restore
+from .bookkeeping import Run, resume
 from .chat import MARKS, TEMPLATES, template_of, turn_ends, with_marks
 from .commands import (
     Flags, as_typed, by_default, input_file, one_of, run_command, warn, whole_file)
@@ -38,7 +39,7 @@ from llm_course.instruct import (
     Example, answer_logits, as_example, batch_faults, batch_of, pack,
     read_conversations)
 from ..pretrained import export_pretrained
-from ..training import Run, advance, resume
+from ..training import advance
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/tuning.ipynb #config
