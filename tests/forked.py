@@ -17,8 +17,9 @@ def wait(place: str) -> None:
     import einx  # noqa: F401
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
-    import torch._dynamo  # an optimiser would load it
-    import torch.distributed.tensor  # noqa: F401   # and a comparison of tensors this
+    import regex  # noqa: F401
+    import torch._dynamo  # noqa: F401   # optimisers load it, and comparisons of tensors what it loads
+    import tyro  # noqa: F401
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # nobody asks how a kernel ended
     with socket.socket(socket.AF_UNIX) as door:

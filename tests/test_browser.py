@@ -9,7 +9,7 @@ from pathlib import Path
 import book
 import pytest
 import render
-from conftest import PATIENCE
+from conftest import FLAT, PATIENCE
 
 pytest.importorskip("pypandoc")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -72,10 +72,6 @@ LOOKS = """known => {
     seen.add(look)
   }
   return [...seen] }"""
-
-
-# The first block of code stays as it is; the coloured words of the others, three quarters of a page's elements, are of the same kinds.
-FLAT = """() => { for (const code of [...document.querySelectorAll("pre code")].slice(1)) code.textContent = code.textContent }"""
 
 
 def violations(window):

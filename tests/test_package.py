@@ -109,6 +109,12 @@ def test_the_demo_is_made_where_there_is_no_pip(python, verb, tmp_path):
     assert verb("generate", "--model_path", "demo/checkpoint.pt", "--prompt", "ROMEO:", "--max_tokens", "8", "--device", "cpu").startswith("ROMEO:")
 
 
+def test_a_fork_in_the_environment_finds_the_wheel_and_tells_what_went_wrong(python, verb, tmp_path):
+    where = apart(["-c", "import llm_course, os, sys; print(llm_course.__file__, sys.prefix, os.environ.get('PYTHONPATH'), sys.path[0] or 'here')"], alone(), tmp_path, python).stdout.split()
+    assert where[0].startswith(str(python.parents[1])) and where[1:] == [str(python.parents[1]), "None", "here"]
+    with pytest.raises(RuntimeError, match=r"ended with 2:\n\nerror: --corpus none\.txt does not exist"): verb("tokenizer", "--corpus", "none.txt", "--output", "t.json")
+
+
 def test_help_names_the_command_as_it_was_typed(python, tmp_path):
     "All in one process, since each alone takes longest to start."
     verbs = ["data", "tokenizer", "train", "generate", "checkpoint", "instruct", "rewards", "evaluate", "serve"]

@@ -43,6 +43,19 @@ def test_the_hooks_can_be_read_and_their_commands_are_there():
     for word in (word for hook in hooks[0]["hooks"] for word in hook["entry"].split() if word.endswith(".py")): assert (root/word).is_file()
 
 
+# ---- Words
+
+RIDDLES = re.compile(r"\bwhoever\b|\bis the way (?:in|back)\b|\bthere and back\b|\bten thousand million\b", re.I)
+
+
+@pytest.mark.parametrize("folder", ["web", "bench", ".github", "llm_course", "."])
+def test_what_is_printed_and_documented_is_said_plainly(folder):
+    files = (root/folder).glob("*.md") if folder == "." else (root/folder).rglob("*")
+    texts = {path: path.read_text("utf-8") for path in files if path.suffix in (".py", ".js", ".html", ".md", ".json", ".yml", ".qmd", ".lua", ".css") and "results" not in path.parts}
+    assert texts and not [(path.name, found[0]) for path, text in texts.items() if (found := RIDDLES.search(text))]
+    assert RIDDLES.search("index.html is the way in")
+
+
 # ---- Workflows
 
 def test_all_systems_and_the_ends_of_what_is_supported_are_tried():

@@ -6,7 +6,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import book
 import pytest
-from conftest import PATIENCE
+from conftest import FLAT, PATIENCE
 
 pytest.importorskip("pypandoc")
 LESSON = "nbs/attention.html"
@@ -45,6 +45,17 @@ CUT = """() => [...document.querySelectorAll("pre.sourceCode")].filter(block => 
   .map(block => block.scrollWidth - block.clientWidth).filter(more => more > 1)"""
 
 
+def look_by_axe(window, what="document"):
+    "Axe finds nothing, by all of its rules, in light or dark. In light, test_browser.py looks at every page on a phone."
+    axe = pytest.importorskip("axe_playwright_python.base")
+    window.evaluate(FLAT)
+    if not window.evaluate("'axe' in window"): window.evaluate(axe.AXE_SCRIPT)
+    for scheme in ["light", "dark"][window.viewport_size["width"] == 390:]:
+        window.emulate_media(color_scheme=scheme)
+        wrong = window.evaluate(f"axe.run({what}, {{resultTypes: ['violations']}}).then(found => found.violations.map(rule => [rule.id, rule.nodes[0].html.slice(0, 200)]))")
+        assert not wrong, (window.viewport_size, scheme, wrong)
+
+
 @pytest.mark.parametrize("width, scheme", [(390, "dark"), (768, "light"), (1280, "dark"), (1440, "light")])
 def test_contents_code_and_formulas_on_every_width(opened, width, scheme):
     window = opened(width, scheme)
@@ -58,6 +69,21 @@ def test_contents_code_and_formulas_on_every_width(opened, width, scheme):
     assert window.locator("nav.toc summary").is_visible(), "no way back up"
     assert window.evaluate("[...document.fonts].filter(font => font.family.includes('Course Math')).map(font => font.status)") == ["loaded"]
     assert window.locator("nav.book a[aria-current]").is_visible() == (width >= 960)
+    if width < 1440: look_by_axe(window)
+
+
+def test_axe_is_asked_for_everything(opened):
+    window = opened(768, page="404.html")
+    window.set_content("<title>t</title><main><h1>t</h1><img src='data:,'><p style='color: #eee; background: #fff'>pale</p></main>")
+    with pytest.raises(AssertionError, match=r"(?s)color-contrast.*html-has-lang.*image-alt"): look_by_axe(window)
+
+
+@pytest.mark.parametrize("page", ["nbs/index.html", "nbs/engine/muon.html"])
+def test_axe_finds_nothing_on_pages_of_other_kinds(opened, page):
+    window = opened(390, "light", page)
+    for width in 390, 768, 1280:
+        window.set_viewport_size({"width": width, "height": 800})
+        look_by_axe(window, "{exclude: ['nav.book']}")   # the list of chapters is that of the lesson above
 
 
 def test_what_scrolls_says_so(opened):
