@@ -360,6 +360,9 @@ def test_several_folders_are_judged_and_those_refused_are_told(tmp_path, monkeyp
     line = json.loads((tmp_path/"race.json").read_text("utf-8"))["one"]
     assert (line["nats"], line["against"], line["seconds"], line["budget"], line["threads"]) == (1., 2., 5., 8., 1) and "machine" in line
     assert capsys.readouterr().out == "one: better, 1.0000 nats a byte against 2.0000\ntwo: refused: the entry failed\n"
+    monkeypatch.setattr(race, "enter", lambda *given: list(enter(*given))[:1])
+    recipes._work(config)
+    assert capsys.readouterr().out == "one: better, 1.0000 nats a byte against 2.0000\n"
 
 
 @pytest.mark.parametrize("recipe", [None, "no json", "[]"])
