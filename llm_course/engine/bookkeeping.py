@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from ..bpe_tokenizer import BpeTokenizer
-from ..checkpoint import (
-    check_moments, restore, save_checkpoint, set_random_states)
+from ..checkpoint import restore, save_checkpoint, set_random_states
 from ..data import get_batch, windows
 from ..loss import bits_per_byte
 from ..transformer import Transformer
@@ -34,7 +33,7 @@ from .diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
     read_history, sample_text, speed, update_ratio, vital_signs, write_beside)
 from .mixture import Mixture, draw_batch
-from .model_files import explain
+from .model_files import check_moments, explain
 from .optimizers import CheckedOptimizer
 from .processes import (
     distribute, fast_forward, load_sharded, mean_over_processes, random_states_of_all,

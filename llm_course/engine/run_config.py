@@ -30,8 +30,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..bpe_tokenizer import BpeTokenizer
-from ..checkpoint import (
-    load_model, pick_device, read_checkpoint, to_config)
+from ..checkpoint import load_model, pick_device, read_checkpoint
 from ..data import ORDERS, load_ids
 from . import budget
 from .averages import average_weights
@@ -40,7 +39,7 @@ from .budget import (
 from .commands import input_file, tokenizer_file, warn
 from .flags import Shape, TrainConfig
 from .mixture import Mixture
-from .model_files import model_in, read_object
+from .model_files import model_in, read_object, to_config
 from .muon import Muon, Together
 from .optimizers import CheckedOptimizer
 from ..optim import AdamW, params_for_decay
