@@ -470,7 +470,10 @@ def told(
         if len(mine) != len(theirs):
             return f"{len(mine)} things come, and {len(theirs)} are wanted"
         at = next((i for i, x in enumerate(mine) if x != theirs[i]), None)
-        return "" if at is None else f"{mine[at]!r} comes where {theirs[at]!r} must"
+        if at is None: return ""
+        if isinstance(mine[at], list) and isinstance(theirs[at], list):
+            return told(str(mine[at]), str(theirs[at]))   # where do they differ?
+        return f"{mine[at]!r} comes where {theirs[at]!r} must"
     if a.shape != t.shape:
         return f"the shape is {tuple(a.shape)} and must be {tuple(t.shape)}"
     if a.dtype != t.dtype: return f"the type is {a.dtype} and must be {t.dtype}"

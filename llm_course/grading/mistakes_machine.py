@@ -200,8 +200,10 @@ def _ask_model(part):
     yield "for a text that is too long", lambda: small()(
         torch.zeros(1, 9, dtype=torch.int64))
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
-    yield "in whether more blocks make smaller matrices within branches", lambda: (
-        abs(_inner_spread(part, 8) / _inner_spread(part, 1) - 1) > .2)
+    yield "in whether more blocks make other fresh matrices than those that end a "\
+        "branch", lambda: [
+            abs(_spread(part, 8, *names) / _spread(part, 1, *names) - 1) > .2
+            for names in (("q_proj", "k_proj", "v_proj"), ("w1", "w3"))]
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
         model, many = part(500, 32, 64, 4, 4, 128, **more), torch.randint(
@@ -217,12 +219,11 @@ def _ask_model(part):
         [name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None]
     )
 
-def _inner_spread(part, layers):
-    "The spread of fresh matrices that do not end a branch."
+def _spread(part, layers, *names):
+    "The spread of the fresh matrices of these names."
     blocks = part(11, 8, 32, layers, 4, 32).blocks.named_parameters()
-    return float(torch.cat([p.flatten() for name, p in blocks if name.endswith(
-        ("q_proj.weight", "k_proj.weight", "v_proj.weight", "w1.weight", "w3.weight"))]
-    ).std())
+    return torch.cat([p.flatten() for name, p in blocks if name.split(".")[-2] in names
+                      ]).std().item()
 
 def _pulled(model, ids):
     model(ids).square().sum().backward()
@@ -498,7 +499,7 @@ MISTAKES["train_step"] = variants(
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts
 _four, _flat, _rows_of = (
     torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.zeros(64), given(2, 3, 7))
-_many = given(20_000)
+_crowd = given(20_000)
 
 def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
@@ -518,7 +519,7 @@ def _asker(*settings):
         yield "in double precision", lambda: part(_rows_of.double(), setting)
         kept = lambda z: int(part(z, settings[-2]).isfinite().sum())
         yield "in whether half precision changes how many of many are kept", lambda: (
-            abs(kept(_many.half()) - kept(_many.half().float())) > 3)
+            abs(kept(_crowd.half()) - kept(_crowd.half().float())) > 3)
     return ask
 
 for _name, _settings in (
