@@ -610,6 +610,15 @@ def row_moved(f:Callable, x:Tensor, i:int, change:Callable)->Tensor:
     moved = (f(other) - f(x)).abs().flatten(1).amax(1)
     return max(m for j, m in enumerate(moved) if j != i)
 
+def _shares_positions(f:Callable, x:Tensor, *positions:list[int])->bool:
+    "Do two sequences with positions of their own get other answers than each alone?"
+    at = torch.tensor(positions)
+    with torch.no_grad():
+        try: found = f(x, at)
+        except Exception: return False   # it refuses them
+        alone = [f(x[i:i + 1], at[i])[0] for i in range(len(at))]
+    return not same(found, torch.stack(alone))
+
 # %% ../../nbs/grading/grading.ipynb #made-2
 class Made(nn.Module):
     "A part made of parameters and a function, for mistakes on purpose."

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grading import (
+from llm_course.grading.grading import (
     MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle,
-    parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom)
+    parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
+    _shares_positions)
 from ..engine.kv_cache import KVCache
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
@@ -1060,8 +1061,8 @@ def _ask_multihead(part):
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
-        yield "where each sequence has positions of its own", lambda: layer()(
-            x, torch.stack([places, places.flip(0)]))
+        yield "in whether one sequence gets another's positions", lambda: (
+            _shares_positions(layer(), x, [0, 1, 4, 9, 16, 25], [5, 4, 3, 2, 1, 0]))
     yield "when there is one token", lambda: layer()(x[:, :1])
     yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "where allowed scores lie far below zero", lambda: _repelled(

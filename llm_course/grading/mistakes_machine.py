@@ -17,7 +17,7 @@ from ..engine.kv_cache import KVCache
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import (
     MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
-    parameters_of, placed, questions_of, variants)
+    parameters_of, placed, questions_of, variants, _shares_positions)
 from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
@@ -40,8 +40,9 @@ def _ask_block(part):
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
     yield "where positions are given", lambda: filled(part(16, 4, 24))(
         x, torch.tensor([3, 4, 9, 10, 30]))
-    yield "where each sequence has positions of its own", lambda: filled(
-        part(16, 4, 24))(x, torch.tensor([[3, 4, 9, 10, 30], [0, 1, 2, 3, 9]]))
+    yield "in whether one sequence gets another's positions", lambda: (
+        _shares_positions(filled(part(16, 4, 24)), x, [3, 4, 9, 10, 30], [4, 3, 2, 1, 0]
+    ))
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
@@ -176,8 +177,8 @@ def _ask_model(part):
         part(11, 8, 16, 3, 4, 24, num_kv_heads=2))(ids)
     yield "where positions are given", lambda: small()(
         ids, torch.tensor([0, 1, 2, 5, 6, 7]))
-    yield "where each sequence has positions of its own", lambda: small()(
-        ids, torch.tensor([[0, 1, 2, 5, 6, 7], [7, 1, 0, 5, 2, 3]]))
+    yield "in whether one sequence gets another's positions", lambda: (
+        _shares_positions(small(), ids, [0, 1, 2, 5, 6, 7], [7, 1, 0, 5, 2, 3]))
     yield "with another theta", lambda: filled(
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0))(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))

@@ -681,7 +681,7 @@ def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda 
         own = {k: v for k, v in config.__dict__.items() if tied or k != "tie"}
         with torch.random.fork_rng(): model = Transformer(**own, device=device)
         if weights: model.load_state_dict(saved["model"], strict=False)
-        stored = saved["model"]["head.weight"].dtype
+        stored = saved["model"]["embedding.weight"].dtype
         return model.to(kind or stored).train(train)
     return part
 
@@ -921,23 +921,27 @@ def _a_text(
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
         ended, begin = torch.zeros(len(ids), 1, dtype=torch.bool), ids.shape[1]
-        if ends == "prompt": ended = (ids == stop_id).any(-1, keepdim=True)
+        if ends == "prompt" and stop_id is not None:
+            ended = (ids == stop_id).any(-1, keepdim=True)
         if sown == "once": torch.manual_seed(0)
+        seen = ids   # by the model
         for _ in range(max_tokens + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
-            with torch.no_grad(): z = read(model, ids)
+            with torch.no_grad(): z = read(model, seen)
             how = Sampling(heat(temperature), share(top_p), **more)
-            shares = next_probabilities(z, ids, how)
+            shares = next_probabilities(z, seen, how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
                 shares, 1, generator=generator if own else None)
             if twin: new = new[:1].expand(len(ids), 1)
+            drawn = new
             if stop_id is not None and ends != "never":
                 if ends != "free": new = new.masked_fill(ended, stop_id)
                 said = new == stop_id
                 ended = ended ^ said if ends == "toggle" else ended | said
                 if ends == "cut" and ended.all(): break
             ids = torch.cat([ids, new], -1)[:, -(kept or 10**9):]
+            seen = torch.cat([seen, drawn], -1) if ends == "toggle" else ids
             if ended.any() if ends == "first" else ended.all(): break
         return ids if whole else ids[:, begin:]
     return part
