@@ -474,7 +474,10 @@ def told(
         if len(mine) != len(theirs):
             return f"{len(mine)} things come, and {len(theirs)} are wanted"
         at = next((i for i, x in enumerate(mine) if x != theirs[i]), None)
-        return "" if at is None else f"{mine[at]!r} comes where {theirs[at]!r} must"
+        if at is None: return ""
+        if isinstance(mine[at], list) and isinstance(theirs[at], list):
+            return told(str(mine[at]), str(theirs[at]))   # where do they differ?
+        return f"{mine[at]!r} comes where {theirs[at]!r} must"
     if a.shape != t.shape:
         return f"the shape is {tuple(a.shape)} and must be {tuple(t.shape)}"
     if a.dtype != t.dtype: return f"the type is {a.dtype} and must be {t.dtype}"
@@ -610,6 +613,15 @@ def row_moved(f:Callable, x:Tensor, i:int, change:Callable)->Tensor:
     other[i] = change(other[i])
     moved = (f(other) - f(x)).abs().flatten(1).amax(1)
     return max(m for j, m in enumerate(moved) if j != i)
+
+def _shares_positions(f:Callable, x:Tensor, *positions:list[int])->bool:
+    "Do two sequences with positions of their own get other answers than each alone?"
+    at = torch.tensor(positions)
+    with torch.no_grad():
+        try: found = f(x, at)
+        except Exception: return False   # it refuses them
+        alone = [f(x[i:i + 1], at[i])[0] for i in range(len(at))]
+    return not same(found, torch.stack(alone))
 
 # %% ../../nbs/grading/grading.ipynb #made-2
 class Made(nn.Module):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grading import (
+from llm_course.grading.grading import (
     MISTAKES, SYMPTOMS, answers, compare, Made, filled, given, gradient, idle,
-    parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom)
+    parameters_of, placed, questions_of, reference, variants, row_moved, same, symptom,
+    _shares_positions)
 from ..engine.kv_cache import KVCache
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-linear
@@ -98,6 +99,9 @@ MISTAKES["Linear"] = {
     "the spread of fresh weights counts inputs and outputs (Xavier); here only the "
     "inputs count":
         _a_linear(spread=lambda i, o: (2 / (i + o)) ** 0.5),
+    "fresh weights are cut off at two standard deviations, so their spread is only "
+    "0.88 of what it should be":
+        _a_linear(spread=lambda i, o: 0.88 * i**-0.5),
     "fresh weights have the spread √(2/d_in), which is meant for layers before a ReLU":
         _a_linear(spread=lambda i, o: (2 / i) ** 0.5),
     "fresh weights are all zero, so nothing comes through":
@@ -132,13 +136,16 @@ def _ask_embedding(part):
     for vocab, d in (2000, 256), (100, 4096):
         yield (
             "in the spread of its fresh vectors",
-            lambda: part(vocab, d).weight.std().log2().mul(2).round().div(2).exp2())
+            lambda: part(vocab, d).weight.std().log2().mul(6).round().div(6).exp2())
 
-def _an_embedding(find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False):
+def _an_embedding(
+    find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False, below=False):
     "An `Embedding` with something changed."
+    def look_up(s, ids):
+        if not below and (ids < 0).any(): raise IndexError("a negative id")
+        return find(s.weight, ids)
     return lambda v, d: Made(
-        lambda s, ids: find(s.weight, ids),
-        weight=torch.randn((d, v) if turned else (v, d)) * spread(v, d))
+        look_up, weight=torch.randn((d, v) if turned else (v, d)) * spread(v, d))
 
 
 def _one_at_a_time(w, ids):
@@ -165,6 +172,11 @@ MISTAKES["Embedding"] = {
         _an_embedding(lambda w, ids: w[ids.flatten()]),
     "no gradient reaches the table: is it detached, or its data taken?":
         _an_embedding(lambda w, ids: w.detach()[ids] + 0 * w.sum()),
+    "a negative id counts from the end of the table; raise an IndexError":
+        _an_embedding(below=True),
+    "fresh numbers are cut off at two standard deviations, so their spread is only "
+    "0.88":
+        _an_embedding(spread=lambda v, d: 0.88),
     "a token that occurs several times gets the gradient of one occurrence, not the "
     "sum of all":
         _an_embedding(_one_at_a_time),
@@ -260,6 +272,8 @@ def _rms(x, eps, dim=-1, mean=torch.mean, root=torch.sqrt, wide=True, keepdim=Tr
     y = x.float() if wide else x
     return (y / root(mean(y.square(), dim, keepdim=keepdim) + eps)).to(x.dtype)
 
+def _rms_of(x): return x.norm(dim=-1, keepdim=True) / x.shape[-1]**.5
+
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rmsnorm
 MISTAKES["RmsNorm"] = {
     "the mean is subtracted first, as LayerNorm does":
@@ -291,6 +305,17 @@ MISTAKES["RmsNorm"] = {
     "eps is fixed in the code: the given one is ignored":
         _a_norm(_rms, fixed=1e-5),
     "eps is missing: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
+    "eps is a lower bound for the root mean square; it should be added under the root":
+        _a_norm(lambda x, eps: (
+            x.float() / _rms_of(x.float()).clamp(min=eps)).to(x.dtype)),
+    "eps is a lower bound for the mean of the squares; it should be added to it":
+        _a_norm(lambda x, eps: (
+            x.float() / _rms_of(x.float()).clamp(min=eps**.5)).to(x.dtype)),
+    "eps is added after the vector was divided by its largest number, so it weighs too "
+    "much for small vectors, too little for large ones":
+        _a_norm(lambda x, eps: _rms(
+            x.float() / x.abs().amax(-1, keepdim=True).float().clamp(min=1e-30), eps
+        ).to(x.dtype)),
     "the mean runs over the whole batch, so one vector depends on the others":
         _a_norm(partial(_rms, dim=None)),
     "the mean runs over the tokens instead of the features":
@@ -347,6 +372,13 @@ def _ask_silu(part):
         part(), torch.tensor([-200.0, 200.0]))
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-silu
+def _sloped(slope):
+    "A SiLu that is right, with another gradient."
+    def compute(x):
+        y = x.detach()
+        return y * torch.sigmoid(y) + (x - y) * slope(y, torch.sigmoid(y))
+    return compute
+
 MISTAKES["SiLu"] = {
     hint: partial(lambda f: lambda x: f(x), f) for hint, f in {
         "this is ReLU": torch.relu,
@@ -369,6 +401,14 @@ MISTAKES["SiLu"] = {
             lambda x: x * torch.sigmoid(x).detach(),
         "no gradient flows through the value: is it detached?":
             lambda x: x.detach() * torch.sigmoid(x),
+        "in the gradient x stands where x · σ(x) belongs: it is y + σ(x)(1 − y)":
+            _sloped(lambda x, s: x + s * (1 - x)),
+        "the gradient is that of the sigmoid, σ(x)(1 − σ(x))":
+            _sloped(lambda x, s: s * (1 - s)),
+        "the gradient lacks its factor σ(x): it is σ(x)(1 + x(1 − σ(x)))":
+            _sloped(lambda x, s: 1 + x * (1 - s)),
+        "the gradient has σ(x) where 1 − σ(x) belongs":
+            _sloped(lambda x, s: s * (1 + x * s)),
         "the sigmoid is added to its input; multiply them":
             lambda x: x + torch.sigmoid(x),
         "the gate is a hyperbolic tangent; it should be a sigmoid":
@@ -548,11 +588,11 @@ def _ask_softmax(part):
     yield "in its gradient where a score is minus infinity", lambda: gradient(
         part(), hidden)
 
-def _a_softmax(share, narrow=True):
+def _a_softmax(share, narrow=True, empty=True):
     "A `Softmax` that computes `share(x, dim)` in at least float32."
     def compute(x, dim):
         y = share(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
-        y = y.masked_fill((x == -torch.inf).all(dim, keepdim=True), 0.)
+        if empty: y = y.masked_fill((x == -torch.inf).all(dim, keepdim=True), 0.)
         return y.to(x.dtype) if narrow else y
     return lambda dim=-1: partial(compute, dim=dim)
 
@@ -563,7 +603,10 @@ def _powers(
     return base(x - shift(x, dim))
 
 
-def _parts(powers, dim): return powers / powers.sum(dim, keepdim=True)
+def _parts(powers, dim, least=0.):
+    return powers / powers.sum(dim, keepdim=True).clamp(min=least)
+
+def _never_below(x, dim): return x.amax(dim, keepdim=True).clamp(min=0)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-softmax-2
 MISTAKES["Softmax"] = {
@@ -571,6 +614,18 @@ MISTAKES["Softmax"] = {
         _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
     "the largest of all scores is subtracted; a row far below it turns to zeros":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
+    "the largest of all scores is subtracted; each row should subtract its own":
+        _a_softmax(lambda x, dim: _parts(
+            _powers(x, dim, lambda x, _: x.max() if x.numel() else 0), dim, 1e-45)),
+    "zero is subtracted where all scores are negative, so scores far below it vanish":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim, _never_below), dim, 1e-45)),
+    "zero is subtracted where all scores are negative, and zero is divided by zero":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim, _never_below), dim)),
+    "minus infinity becomes a finite number, so a row that has nothing else gets equal "
+    "shares; it should get zeros":
+        _a_softmax(lambda x, dim: torch.softmax(x.clamp(min=-1e38), dim), empty=False),
+    "a row of minus infinities gives nan; it should give zeros":
+        _a_softmax(torch.softmax, empty=False),
     "the largest absolute value is subtracted: the shares of scores far below zero "
     "vanish":
         _a_softmax(lambda x, dim: _parts(_powers(
@@ -654,6 +709,8 @@ def _ask_attention(part):
     yield lambda: part()(4 * q, k, v)
     yield "where a mask is given", lambda: part()(q, k, v, mask)
     yield "where a query may look nowhere", lambda: part()(q, k, v, nobody)
+    yield "where allowed scores lie far below zero", lambda: part()(
+        q * 0 - 300, k * 0 + 300, v, torch.eye(4, 6).bool())
     yield "where each head has a mask of its own", lambda: part()(q, k, v, each)
     yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
@@ -704,6 +761,11 @@ def _attend(
     return mix(after(weights, mask).to(v.dtype), v)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-attention
+def _hidden(s, m, number):
+    "Scores with a number for the hidden ones, if a query may look anywhere."
+    s = s.masked_fill(~m, number)
+    return s.masked_fill(~m.any(-1, keepdim=True), -torch.inf)
+
 def _an_attention(**changed): return lambda: partial(_attend, **changed)
 
 
@@ -745,6 +807,14 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "hidden scores are a large negative number: a query that may look nowhere sees "
         "every key":
             dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
+        "hidden scores become nearly zero, as with −1e-9; they must become minus "
+        "infinity":
+            dict(hide=partial(_hidden, number=0.)),
+        "hidden scores become −10,000, and an allowed score may lie lower":
+            dict(hide=partial(_hidden, number=-1e4)),
+        "hidden scores become −10,000: allowed ones may lie lower, and a query that "
+        "may look nowhere sees every key":
+            dict(hide=lambda s, m: s.masked_fill(~m, -1e4)),
         "a query that may look nowhere gets nan: minus infinity is subtracted from "
         "itself":
             dict(weigh=lambda s: torch.softmax(s, -1)),
@@ -860,10 +930,17 @@ def _a_rope(
     place=lambda n: n,
     heed=lambda p, t: torch.arange(t) if p is None else p,
     kind=torch.float64,
-    saved=False):
+    saved=False,
+    axis=lambda axes: -2,
+    run=lambda first, t: torch.arange(t) + first):
     "A `RoPE` with something changed."
     def rope(s, x, positions=None):
-        if isinstance(positions, int): positions = torch.arange(x.shape[-2]) + positions
+        if axis(x.ndim) != -2 and not isinstance(positions, Tensor):
+            at = axis(x.ndim)
+            return rope_(s, x.transpose(at, -2), positions).transpose(at, -2)
+        return rope_(s, x, positions)
+    def rope_(s, x, positions):
+        if isinstance(positions, int): positions = run(positions, x.shape[-2])
         angle = torch.outer(
             place(torch.arange(s.length)).to(kind),
             speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta),
@@ -878,6 +955,11 @@ def _a_rope(
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rope
 _halves = dict(pair=lambda x: x.chunk(2, -1), join=lambda a, b: torch.cat([a, b], -1))
+
+def _mixed(spread, other):
+    "Each feature is turned with another one, by angles that may not be its own."
+    return dict(pair=lambda x: (x, other(x)), join=lambda a, b: a, turn=(
+        lambda a, b, c, s: (a * spread(c) + b * spread(s), b)))
 
 MISTAKES["RoPE"] = variants(
     _a_rope,
@@ -929,6 +1011,20 @@ MISTAKES["RoPE"] = variants(
             dict(saved=True),
         "only the first of the given positions is used":
             dict(heed=lambda p, t: torch.arange(t) + (0 if p is None else p[..., :1])),
+        "one number as position turns all vectors alike; it is the first of a run":
+            dict(run=lambda first, t: torch.tensor(first)),
+        "positions run along axis 1; they should run along the axis before the last":
+            dict(axis=lambda axes: min(1, axes - 2)),
+        "positions run along the first axis; they should run along the axis before the "
+        "last":
+            dict(axis=lambda axes: 0),
+        "the angles are laid out for neighbours, but feature i is paired with feature "
+        "i + d/2":
+            _mixed(lambda c: c.repeat_interleave(2, -1),
+                   lambda a: torch.cat([-a.chunk(2, -1)[1], a.chunk(2, -1)[0]], -1)),
+        "neighbours are pairs, but the angles are laid out for features i and i + d/2":
+            _mixed(lambda c: torch.cat([c, c], -1), lambda a: torch.stack(
+                [-a[..., 1::2], a[..., ::2]], -1).flatten(-2)),
         "the exponent reaches one at the last pair; it ends at (d − 2)/d":
             dict(speed=lambda i, d, theta: theta ** (-i / max(d - 2, 1))),
         "positions are counted from the last token":
@@ -967,8 +1063,12 @@ def _ask_multihead(part):
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
+        yield "in whether one sequence gets another's positions", lambda: (
+            _shares_positions(layer(), x, [0, 1, 4, 9, 16, 25], [5, 4, 3, 2, 1, 0]))
     yield "when there is one token", lambda: layer()(x[:, :1])
     yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
+    yield "where allowed scores lie far below zero", lambda: _repelled(
+        filled(part(24, 4, max_seq_len=32)))(1000 * x)
     yield "in its gradient", lambda: gradient(layer(), x)
     def made(**more): return filled(part(24, 4, max_seq_len=32, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
@@ -998,6 +1098,12 @@ def _without(layer, *names):
     return layer
 
 
+@torch.no_grad()
+def _repelled(layer):
+    "The same with queries that are the opposites of its keys."
+    layer.q_proj.weight.copy_(-layer.k_proj.weight)
+    return layer
+
 def _a_multihead(
     split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), split_q=None,
     join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk",
@@ -1013,6 +1119,7 @@ def _a_multihead(
         scale = dict(scale=lambda d, n: d_model**-.5) if wide else {}
         def turn(y, at):
             if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
+            if at.ndim > 1: at = at[..., None, :]   # the same for all heads
             if not whole: return rope(y, at)
             long = _a_rope()(d * y.shape[-3], max_seq_len)   # heads side by side
             return split(long(join(y), at), y.shape[-3])
@@ -1089,6 +1196,10 @@ MISTAKES["MultiHeadAttention"] = variants(
         "the given positions are ignored":
             dict(heed=lambda p, t: torch.arange(t)),
         "positions are never applied: queries and keys must be turned": dict(turned=""),
+        "the positions of the first sequence are used for all sequences": dict(
+            heed=lambda p, t: torch.arange(t) if p is None else p.view(-1, t)[0]),
+        "hidden scores become −10,000, and an allowed score may lie lower":
+            dict(hide=lambda s, m: s.masked_fill(~m, -1e4)),
         "the values are turned as well; turn only queries and keys": dict(turned="qkv"),
         "the queries are turned and the keys are not": dict(turned="q"),
         "the keys are turned and the queries are not": dict(turned="k"),

@@ -147,13 +147,15 @@ def _a_descent(
     rate=lambda lr, t: lr / t**0.5,
     change=lambda g, p, step: p.sub_(step * g),
     own=True,
+    stored=False,
     **more):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
-    return _an_optimizer(
-        lambda p, g, state, group, t: change(
-            g, p, rate(group["lr" if own else "begun"], t)),
-        lr=1e-3,
-        **more)
+    def rule(p, g, state, group, t):
+        step = rate(group["lr" if own else "begun"], t)
+        if stored and group.get("at") == t: step = group["lr"]   # of another parameter
+        if stored: group.update(lr=step, at=t)
+        change(g, p, step)
+    return _an_optimizer(rule, lr=1e-3, **more)
 
 
 def _spoils(g, p, step): p.sub_(g.mul_(step))
@@ -170,6 +172,8 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
         "the rate is divided again at each step, so the roots are multiplied together":
             dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
+        "the divided rate is stored as lr, so the next step divides it once more":
+            dict(stored=True),
         "the root is taken of t alone: 1 + √t is not √(1 + t)":
             dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
         "it walks uphill: subtract the gradient":
@@ -708,6 +712,9 @@ MISTAKES["params_for_decay"] = variants(
             dict(decays=lambda name, p: name.endswith("weight")),
         "everything not called bias decays, gains included; go by the dimensions":
             dict(decays=lambda name, p: not name.endswith("bias")),
+        "what is called bias or norm is spared, whatever its shape; go by the "
+        "dimensions": dict(
+            decays=lambda name, p: not any(word in name for word in ("bias", "norm"))),
         "the given decay is ignored": dict(first=lambda wd: 0.01),
         "gains and biases are in no group, so they are never updated":
             dict(groups=1),
@@ -798,7 +805,8 @@ def _a_schedule(
             raise ValueError("numbers")
         w, c, low, high = taken(*numbers)
         if it < w + early: return high * climb(it, w)
-        if after and it >= end(w, c): return after(it, w, c, low, high)
+        if it >= end(w, c) and (after or w == c):
+            return after(it, w, c, low, high) if after else low
         return span(low, high, wave(place(it, w, c)))
     return part
 
@@ -1092,6 +1100,8 @@ def _ask_bits(part):
     for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
         yield lambda: part(nats, tokens, size)
     yield "for a text of one byte in one token", lambda: part(2., 1, 1)
+    yield "where bytes are not a multiple of tokens", lambda: [
+        part(1., 300, 1000), part(1., 1000, 300)]
     yield "for a text without bytes", lambda: part(2., 10, 0)
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)
@@ -1106,6 +1116,9 @@ MISTAKES["bits_per_byte"] = {
         lambda n, tokens, size: n / _ln2,
     "tokens and bytes have changed places":
         lambda n, tokens, size: n / _ln2 * size / tokens,
+    "bytes per token are rounded to a whole number; divide with /, not with //":
+        lambda n, tokens, size: n / _ln2 / max(size // tokens, size / tokens * (
+            size < tokens)),
     "the number of tokens has no effect: the loss is a mean over them, not a sum":
         lambda n, tokens, size: n / _ln2 / size,
     "bits and bytes are mixed up: there is a factor of eight":

@@ -17,7 +17,7 @@ from ..engine.kv_cache import KVCache
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import (
     MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
-    parameters_of, placed, questions_of, variants)
+    parameters_of, placed, questions_of, variants, _shares_positions)
 from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
@@ -40,6 +40,9 @@ def _ask_block(part):
     yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
     yield "where positions are given", lambda: filled(part(16, 4, 24))(
         x, torch.tensor([3, 4, 9, 10, 30]))
+    yield "in whether one sequence gets another's positions", lambda: (
+        _shares_positions(filled(part(16, 4, 24)), x, [3, 4, 9, 10, 30], [4, 3, 2, 1, 0]
+    ))
     yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
@@ -146,6 +149,10 @@ _transformerblocks = {
         + s.ffn(s.ffn_norm(h))
     ),
     "attention is never called": lambda s, x, at: x + s.ffn(s.ffn_norm(x)),
+    "the positions of the first sequence are used for all sequences": (
+        lambda s, x, at: (h := x + s.attention(
+            s.attention_norm(x), at if at is None else at.view(-1, x.shape[-2])[0]))
+        + s.ffn(s.ffn_norm(h))),
     "the feed-forward network is never called":
         lambda s, x, at: x + s.attention(s.attention_norm(x), at)}
 MISTAKES["TransformerBlock"] = {
@@ -170,6 +177,8 @@ def _ask_model(part):
         part(11, 8, 16, 3, 4, 24, num_kv_heads=2))(ids)
     yield "where positions are given", lambda: small()(
         ids, torch.tensor([0, 1, 2, 5, 6, 7]))
+    yield "in whether one sequence gets another's positions", lambda: (
+        _shares_positions(small(), ids, [0, 1, 2, 5, 6, 7], [7, 1, 0, 5, 2, 3]))
     yield "with another theta", lambda: filled(
         part(11, 8, 16, 2, 4, 24, rope_theta=10.0))(ids)
     def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
@@ -192,6 +201,10 @@ def _ask_model(part):
     yield "for a text that is too long", lambda: small()(
         torch.zeros(1, 9, dtype=torch.int64))
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
+    yield "in whether more blocks make other fresh matrices than those that end a "\
+        "branch", lambda: [
+            abs(_spread(part, 8, *names) / _spread(part, 1, *names) - 1) > .2
+            for names in (("q_proj", "k_proj", "v_proj"), ("w1", "w3"))]
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
         model = part(500, 32, 64, 4, 4, 128, **more)
@@ -207,6 +220,12 @@ def _ask_model(part):
     yield "in what learns", lambda: str(
         [name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None]
     )
+
+def _spread(part, layers, *names):
+    "The spread of the fresh matrices of these names."
+    blocks = part(11, 8, 32, layers, 4, 32).blocks.named_parameters()
+    return torch.cat([p.flatten() for name, p in blocks if name.split(".")[-2] in names
+                      ]).std().item()
 
 def _pulled(model, ids):
     model(ids).square().sum().backward()
@@ -242,6 +261,14 @@ def _drawn(scale):
 
 @torch.no_grad()
 def _alike(s): s.blocks = nn.ModuleList([s.blocks[0]] * len(s.blocks))
+
+def _shrunk(*names):
+    @torch.no_grad()
+    def change(s):
+        for name, p in s.blocks.named_parameters():
+            if name.endswith(tuple(f"{n}.weight" for n in names)):
+                p.mul_((2 * len(s.blocks))**-.5)
+    return change
 
 def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
 
@@ -287,6 +314,14 @@ _transformers = {
         None,
         _drawn(1.0)),
     "embedding and head are two matrices, though a tie was asked for": (None, _parted),
+    "queries, keys and values start smaller in deeper models; shrink only what ends a "
+    "branch": (None, _shrunk("q_proj", "k_proj", "v_proj")),
+    "all matrices start smaller in deeper models; shrink only what ends a branch":
+        (None, _shrunk("q_proj", "k_proj", "v_proj", "w1", "w3")),
+    "the positions of the first sequence are used for all sequences": (
+        lambda s, ids, at: s.head(s.norm(_through(
+            s, s.embedding(ids), at if at is None else at.view(-1, ids.shape[-1])[0]
+        ))),),
     "the head is the transposed embedding, whether a tie was asked for or not": (
         lambda s, ids, at: s.norm(_through(s, s.embedding(ids), at))
         @ s.embedding.weight.T,),
@@ -447,6 +482,8 @@ MISTAKES["train_step"] = variants(
             dict(clip=_each),
         "the length after clipping is returned; return the length before": dict(
             told=lambda norm, limit: min(norm, torch.tensor(limit or float("inf")))),
+        "without a limit the length is not measured, and 0 is returned":
+            dict(told=lambda norm, limit: norm if limit else 0 * norm),
         "the loss of the last small batch is returned; return the mean of all":
             dict(total=lambda losses: losses[-1]),
         "only the last small batch's share of the loss is returned":
@@ -466,6 +503,7 @@ MISTAKES["train_step"] = variants(
 _four = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 _flat = torch.zeros(64)
 _rows_of = given(2, 3, 7)
+_crowd = given(20_000)
 
 def _asker(*settings):
     "The same questions to all three ways of cutting, with settings of their own."
@@ -483,6 +521,9 @@ def _asker(*settings):
         yield "where a score is minus infinity", lambda: part(hidden, setting)
         yield "for large scores", lambda: part(1000 * _rows_of, setting)
         yield "in double precision", lambda: part(_rows_of.double(), setting)
+        kept = lambda z: int(part(z, settings[-2]).isfinite().sum())
+        yield "in whether half precision changes how many of many are kept", lambda: (
+            abs(kept(_crowd.half()) - kept(_crowd.half().float())) > 3)
     return ask
 
 for _name, _settings in (
@@ -580,6 +621,18 @@ MISTAKES["keep_top_p"] = {
         "the shares are added up in the order of the ids, not from the likeliest "
         "down":
             lambda p, s, z: (p.cumsum(-1) - p < s) | (s >= 1),
+        "the shares are computed and added up in half precision; use float32": (
+            lambda p, s, z: _likeliest(p, (
+                torch.softmax(z, -1).sort(descending=True).values.cumsum(-1) < s
+            ).sum(-1) + 1) | (s >= 1)),
+        "the first row is not cut: mark the best token of each row": (
+            lambda p, s, z: _top_p(p, s, z) if p.ndim < 2 else (
+                _top_p(p, s, z) & (s > 0)
+                | (torch.arange(len(p)) == 0).view(-1, *[1] * (p.ndim - 1)))),
+        "where the sum is exactly p, one token too many is kept: compare with ≥": (
+            lambda p, s, z: _likeliest(
+                p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1) + 1)
+            | (s >= 1)),
         "the marks are right in sorted order, but never brought back to the ids": (
             lambda p, s, z: torch.arange(p.shape[-1])
             < _top_p(p, s, z).sum(-1, keepdim=True)),
@@ -634,6 +687,10 @@ MISTAKES["keep_min_p"] = {
         "shares are compared with the best of the whole batch; "
         "use the best of each row":
             lambda p, s, z: p >= s * p.max() * (1 - 1e-6),
+        "shares are compared with the best of the whole batch, but each row's best is "
+        "kept": lambda p, s, z: (p >= s * p.max()) | (p == p.amax(-1, keepdim=True)),
+        "p times the highest score is the threshold; take p times the highest share":
+            lambda p, s, z: (z >= s * z.amax(-1, keepdim=True)) | (s == 0),
         "shares are compared with the mean share; use the highest":
             lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
         "the threshold is multiplied by p twice":
@@ -749,9 +806,10 @@ def _ask_next(part):
 
 def _a_sampler(
     steps="penalty temperature k p min", divide=lambda z, t: z / max(t, 1e-6),
-    end=lambda z: torch.softmax(z, -1), greedy=True, anew=True):
+    end=lambda z: torch.softmax(z, -1), greedy=True, anew=True, start=lambda z: z):
     "A `next_probabilities` with its steps in another order, or with one changed."
     def part(z, ids, how):
+        z = start(z)
         if greedy and how.temperature == 0:
             if "penalty" in steps: z = penalise(z, ids, how.repetition_penalty)
             return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
@@ -794,6 +852,10 @@ MISTAKES["next_probabilities"] = variants(
             dict(greedy=False, divide=lambda z, t: z / (t or 1.0)),
         "the shares are those from before the cuts: rescale what is left":
             dict(anew=False),
+        "at temperature 0, or close to it, nothing is divided, so other tokens keep a "
+        "share": dict(greedy=False, divide=lambda z, t: z / (t if t > 1e-6 else 1.)),
+        "the penalty meets logarithms of shares, which are all negative; give it the "
+        "scores": dict(start=lambda z: torch.log_softmax(z, -1)),
         "the temperature is squared, or applied twice":
             dict(divide=lambda z, t: z / max(t, 1e-6) ** 2)})
 

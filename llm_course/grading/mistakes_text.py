@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def _ask_pre_tokens(part):
         ("for letters outside ASCII", "naïve 北京 ok")):
         yield label, lambda: list(part(text))
     for text in (
-        "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x"):
+        "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x",
+        "x² a½b Ⅷx"):
         yield "for other alphabets", lambda: list(part(text))
     for text in "I'll go  home.", "naïve 北京!!! ok":
         yield "for a whole sentence", lambda: list(part(text))
@@ -51,15 +53,24 @@ def _ask_pre_tokens(part):
     yield "in the type of its pieces", lambda: sorted(
         {type(piece).__name__ for piece in part("a b")})
     yield "where the pattern leaves text out", lambda: list(part("a b", r"\w+"))
+    yield "where the pattern leaves out spaces at the ends", lambda: list(
+        part(" a ", r"\w+"))
 
 
 def _a_cut(
     find=lambda text, pattern: regex.findall(pattern, text), before=lambda text: text,
-    change=lambda pattern: pattern, fixed=None):
+    change=lambda pattern: pattern, fixed=None, lost=lambda text, rest: text != rest):
     "A `pre_tokens` with something changed."
-    return lambda text, pattern=GPT2: find(before(text), change(fixed or pattern))
+    def part(text, pattern=GPT2):
+        if lost(text, "".join(regex.findall(fixed or pattern, text))):
+            raise ValueError("lost")
+        return find(before(text), change(fixed or pattern))
+    return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #mistakes-pre-tokens
+def _by_line(text, pattern, ends):
+    return [p for line in text.splitlines(ends) for p in regex.findall(pattern, line)]
+
 MISTAKES["pre_tokens"] = variants(
     _a_cut,
     {
@@ -103,9 +114,18 @@ MISTAKES["pre_tokens"] = variants(
                 change=lambda p: p.replace(
                     r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", r" ?\S+"))),
         "the text is cut into characters": dict(find=lambda text, pattern: list(text)),
-        "newlines are lost: is the text cut into lines first?": dict(
-            find=lambda text, pattern: [
-                p for line in text.splitlines() for p in regex.findall(pattern, line)]),
+        "newlines are lost: is the text cut into lines first?":
+            dict(find=partial(_by_line, ends=False)),
+        "the text is cut into lines first, so white space over several lines falls "
+        "apart":
+            dict(find=partial(_by_line, ends=True)),
+        "numbers that are not decimal digits, such as ² and ½, count as letters": dict(
+            change=lambda p: p.replace(r" ?\p{L}+", r" ?[\p{L}\p{Nl}\p{No}]+")
+            .replace(r" ?\p{N}+", r" ?\p{Nd}+")),
+        "text that the pattern leaves out is lost without an error":
+            dict(lost=lambda text, rest: False),
+        "white space that the pattern leaves out at the ends is lost without an error":
+            dict(lost=lambda text, rest: text.strip() != rest.strip()),
     })
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-machine
@@ -125,6 +145,8 @@ SYMPTOMS["pre_tokens"] = {
     "a run of signs is split up; it should be one piece":
         lambda part: list(part("!?!")) == ["!", "?", "!"],
     "capitals become lower-case letters": lambda part: "".join(part("aB")) == "ab",
+    "a long text is cut into blocks first, so words fall apart at their edges":
+        lambda part: len(part("ab " * 9)) == 10 and len(part("ab " * 9999)) != 10_000,
     "the characters are changed: is the text normalised?": lambda part: any(
         "".join(part(letter)) not in ("", letter)
         for letter in ("ﬁ", "²", "é", "e\u0301")),
@@ -412,6 +434,12 @@ SYMPTOMS["learn_merges"] = {
     "pairs that a merge has removed are still counted": (
         lambda part: [tuple(p) for p in _quietly(part)({b"bcd": 3, b"bc": 2}, 2)]
         == [(b"b", b"c"), (b"c", b"d")]),
+    "where a pair stands twice in a row, its neighbours are counted wrongly: they are "
+    "new tokens, too": (
+        lambda part: [tuple(p) for p in part({b"abcd": 5, b"cd": 1}, 3)] == [
+            (b"c", b"d"), (b"b", b"cd"), (b"a", b"bcd")]
+        and [tuple(p) for p in part({b"abababab": 5, b"b": 1}, 2)] != [
+            (b"a", b"b"), (b"ab", b"ab")]),
     "of equally frequent pairs, the wrong one is joined: choose the greatest": (
         lambda part: tuple(part({b"ab": 2, b"cd": 2, b"ca": 2}, 1)[0]) != (b"c", b"d"))}
 
@@ -891,7 +919,7 @@ MISTAKES["get_batch"] = variants(
         "the targets are one place earlier: the model would learn to look back":
             dict(target=-1),
         "the last legal start is never drawn: the upper end of the draw is exclusive":
-            dict(high=lambda n, t: n - t - 1),
+            dict(high=lambda n, t: max(1, n - t - 1)),
         "one start too many can be drawn: its last target lies beyond the end":
             dict(high=lambda n, t: n - t + 1),
         "the targets have a type other than int64": dict(late=lambda y: y.int()),

@@ -78,10 +78,11 @@ def _ask_windows(part):
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
-    parted=lambda rows: (rows[:, :-1], rows[:, 1:])):
+    parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False):
     "A `windows` with something changed."
     def part(dataset, batch_size, max_seq_len, device="cpu"):
         last = len(dataset) - 1
+        if fit: max_seq_len = min(max_seq_len, last)
         places = order(list(range(0, last, max_seq_len + gap)))
         whole = [at for at in places if at + max_seq_len <= last]
         groups = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)]
@@ -95,6 +96,8 @@ def _a_reader(
 
 MISTAKES["windows"] = variants(_a_reader, {
     "the short window at the end is lost: its ids are targets, too":
+        dict(short=False, fit=True),
+    "the short window at the end is lost, and with it a text shorter than a row":
         dict(short=False),
     "windows lie one id too far apart: the id between them is never a target":
         dict(gap=1),
@@ -270,6 +273,8 @@ def _ask_save(part):
             return look(path, old)
     yield "where writing is broken off", lambda: twice(
         {"note": _Full()}, lambda path, old: read_checkpoint(path)["iteration"])
+    yield "in how many files are there after writing was broken off", lambda: twice(
+        {"note": _Full()}, lambda path, old: len([*path.parent.iterdir()]))
     yield "where it replaces a file", lambda: twice({}, lambda path, old: [
         read_checkpoint(path)["iteration"], read_checkpoint(old)["iteration"]])
     def own():
@@ -308,10 +313,11 @@ class _Full:   # as where a disk is full: it cannot be written
 
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
-    weights=lambda state: state, parts=True, straight=False):
+    weights=lambda state: state, parts=True, straight=False, leaves=False,
+    unwrapped=bare):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
-        model = bare(model)
+        model = unwrapped(model)
         state = {"iteration": steps(iteration),
                  "config": model.config.__dict__ if config else None,
                  "parts": {role: part_name(one) for role, one in model.parts.items()}
@@ -321,8 +327,11 @@ def _a_writer(
         state |= extra if more else {}
         if out is None: return
         if straight or isinstance(out, io.IOBase): return torch.save(state, out)
-        torch.save(state, f"{out}.new")
-        os.replace(f"{out}.new", out)
+        try:
+            torch.save(state, f"{out}.new")
+            os.replace(f"{out}.new", out)
+        finally:
+            if not leaves: Path(f"{out}.new").unlink(missing_ok=True)
     return part
 
 def _lacks(part):
@@ -348,6 +357,9 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
         weights=lambda state: {f"module.{name}": x for name, x in state.items()}),
     "extra entries are not written to the file": dict(more=False),
     "the names of parts that are not ours are missing": dict(parts=False),
+    "a save that fails leaves its unfinished file behind: remove it": dict(leaves=True),
+    "a compiled model is saved with its wrapper: take that off first":
+        dict(unwrapped=lambda model: model),
     "the old file is overwritten directly, so a failure leaves half a file: write a "
     "new one, then replace it": dict(straight=True)})
 
@@ -453,6 +465,12 @@ def _with_both(state, model, optimizer):
     restore(state, model)
     optimizer.load_state_dict(state["optimizer"])
 
+def _only_settings(state, model, optimizer):
+    restore(state, model)
+    if not optimizer: return
+    for group, kept in zip(optimizer.param_groups, state["optimizer"]["param_groups"]):
+        group.update((name, x) for name, x in kept.items() if name != "params")
+
 def _loosely(state, model, optimizer, fits=lambda x, own: True):
     own = model.state_dict()
     restore(state | {"model": own}, model, optimizer)
@@ -469,6 +487,8 @@ def _a_loader(read=read_checkpoint, put=restore, steps=lambda n: n):
 MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "the optimiser does not get its moments back":
         dict(put=lambda state, model, optimizer: restore(state, model)),
+    "the optimiser gets its rates and other settings back, but not its moments":
+        dict(put=_only_settings),
     "the model does not get its parameters back":
         dict(put=lambda state, model, optimizer: restore(
             state, copy.deepcopy(model), optimizer)),
@@ -557,13 +577,17 @@ def _ask_set_states(part):
     yield lambda: _again(random_states, part)
     yield "for states that are damaged", lambda: part({"torch": 3})
 
-def _a_state(left=""):
+def _a_state(left="", short=False):
     "A `random_states` that leaves a source out."
     def part():
         states = random_states()
         if left: states[left] = _begun()[left]
-        return states
+        return _shortened(states) if short else states
     return part
+
+def _shortened(states):
+    "The same without the second normal number, which NumPy keeps for its next draw."
+    return states | {"numpy": (*states["numpy"][:3], 0, 0.)}
 
 def _begun():
     "States of chance as they were at some other time."
@@ -573,20 +597,29 @@ def _begun():
         torch.manual_seed(5)
         return random_states()
 
-def _a_return(left=""):
+def _a_return(left="", short=False, checked=True):
     "A `set_random_states` that leaves a source out."
     def part(states):
         kept = random_states()
-        set_random_states(states | ({left: kept[left]} if left else {}))
+        if short and "numpy" in states: states = _shortened(states)
+        with nullcontext() if checked else suppress(Exception):
+            set_random_states(states | ({left: kept[left]} if left else {}))
     return part
 
 _sources = {"python": "Python's random", "numpy": "NumPy", "torch": "torch"}
 MISTAKES["random_states"] = variants(_a_state, {
     f"the state of {name} is missing, or is not the present one": dict(left=key)
-    for key, name in _sources.items()})
+    for key, name in _sources.items()} | {
+    "NumPy's second normal number, which waits for the next draw, is left out":
+        dict(short=True)})
 MISTAKES["set_random_states"] = variants(_a_return, {
     f"the state of {name} is not put back": dict(left=key)
-    for key, name in _sources.items()} | {"nothing is put back": dict(left="nothing")})
+    for key, name in _sources.items()} | {
+    "nothing is put back": dict(left="nothing"),
+    "NumPy's second normal number, which waits for the next draw, is not put back":
+        dict(short=True),
+    "states that are damaged are passed over; raise a ValueError":
+        dict(checked=False)})
 SYMPTOMS["random_states"] = {
     f"the state of {name} is missing": lambda part, key=key: key not in part()
     for key, name in _sources.items()}
@@ -629,6 +662,14 @@ def _ask_load_model(part):
             return part(kind(Path(folder)/name), "cpu")(ids)
     yield "for a checkpoint", lambda: found("best.pt")
     yield "for the folder of a run", lambda: found("")
+    def newer():
+        with tempfile.TemporaryDirectory() as folder:
+            model, optimizer = _a_run(0)
+            save_checkpoint(model, optimizer, 0, Path(folder)/"best.pt")
+            with torch.no_grad(): model.head.weight.add_(given(11, 8, seed=9))
+            save_checkpoint(model, optimizer, 1, Path(folder)/"checkpoint.pt")
+            return part(Path(folder), "cpu")(ids)
+    yield "for the folder of a run that went on after its best", newer
     yield "where the path is a text", lambda: found("best.pt", str)
     def chance():
         before = torch.random.get_rng_state()
@@ -637,18 +678,20 @@ def _ask_load_model(part):
     yield "in whether the chance of others is left alone", chance
 
 def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda c: c,
-                    tied=True, folders=True):
+                    tied=True, folders=("best.pt",)):
     "A `load_model` with something changed."
     def part(path, device=None, parts=None):
         path = Path(path)
-        if path.is_dir() and folders: path = path/"best.pt"
+        if path.is_dir():
+            path = next((path/n for n in folders if (path/n).exists()), path)
         packed = path.suffix == ".safetensors"
         saved = (read_safetensors if packed else read_checkpoint)(path)
         config = ModelConfig(**shape(saved["config"]))
         own = {k: v for k, v in config.__dict__.items() if tied or k != "tie"}
         with torch.random.fork_rng(): model = Transformer(**own, device=device)
         if weights: model.load_state_dict(saved["model"], strict=False)
-        return model.to(kind).train(train)
+        stored = saved["model"]["embedding.weight"].dtype
+        return model.to(kind or stored).train(train)
     return part
 
 
@@ -656,12 +699,16 @@ MISTAKES["load_model"] = variants(_a_model_loader, {
     "the model keeps its fresh weights: those of the file are not loaded":
         dict(weights=False),
     "the model is left in training mode": dict(train=True),
-    "the model stays in half precision, as the file has it": dict(kind=torch.float16),
+    "the model keeps the type of the file, which may be half precision; make it "
+    "float32": dict(kind=None),
+    "the model is in half precision; make it float32": dict(kind=torch.float16),
+    "of the folder of a run the last checkpoint is read; read best.pt":
+        dict(folders=("checkpoint.pt", "best.pt")),
     "the model's shape differs from the file's: keys and values have another number of "
     "heads":
         dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
-    "the folder of a run is not accepted: read its best.pt": dict(folders=False)})
+    "the folder of a run is not accepted: read its best.pt": dict(folders=())})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #cache
 def _kept(cache, *sizes):
@@ -727,9 +774,10 @@ def _ask_cache(part):
 def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
     twice=0, cuts=False, kind=None, grown=0, onto=lambda start: start,
-    hides=lambda at, padding: at >= padding):
+    hides=lambda at, padding: at >= padding, second=False):
     "A `KVCache` with something changed."
     class Part:
+        place = 0
         def __init__(self, batch, num_kv_heads, max_seq_len, d, device=None,
                      dtype=None):
             self.room, self.length = max_seq_len, 0
@@ -739,7 +787,8 @@ def _a_cache(
 
         def append(self, k, v):
             new = torch.stack([k, k if twice else v])
-            start, end = at(self.length), at(self.length) + k.shape[-2]
+            start = at(self.place if second else self.length)
+            end = self.place = start + k.shape[-2]
             if cuts: end = min(end, self.room)
             elif end > self.room: raise ValueError("no room")
             into = onto(start)
@@ -763,6 +812,8 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
+    "a second counter says where to write, so lowering `length` forgets nothing":
+        dict(second=True),
     "keys are returned where the values should be": dict(twice=1),
     "tokens that do not fit are dropped without an error": dict(cuts=True),
     "new tokens come back before the old ones": dict(
@@ -772,6 +823,8 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the mask is turned round: it hides the text and shows the padding":
         dict(hides=lambda at, padding: at < padding),
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
+    "the mask hides the last places; padding stands before a text":
+        dict(hides=lambda at, padding: at < at.numel() - padding),
     "the mask hides one place too many": dict(hides=lambda at, padding: at > padding)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate-ids
@@ -827,6 +880,8 @@ def _ask_generate_ids(part):
     yield "where a text ends", lambda: part(_writer(), _begin, 6, 0., stop_id=stop)
     yield "where the only text ends", lambda: part(
         _writer(), _begin[:1], 6, 0., stop_id=stop)
+    yield "where a text ends long before another", lambda: part(
+        _chain("abcdefgh")[0], torch.tensor([[97], [101]]), 7, 0., stop_id=99)
     yield "where the end mark is the id 0", lambda: part(
         _chain("ab\0c")[0], torch.tensor([[97]]), 4, 0., stop_id=0)
     def likely(*how):
@@ -885,22 +940,27 @@ def _a_text(
              generator=None, padding=None, **more):
         ended = torch.zeros(len(ids), 1, dtype=torch.bool)
         begin = ids.shape[1]
-        if ends == "prompt": ended = (ids == stop_id).any(-1, keepdim=True)
+        if ends == "prompt" and stop_id is not None:
+            ended = (ids == stop_id).any(-1, keepdim=True)
         if sown == "once": torch.manual_seed(0)
+        seen = ids   # by the model
         for _ in range(max_tokens + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
-            with torch.no_grad(): z = read(model, ids)
+            with torch.no_grad(): z = read(model, seen)
             how = Sampling(heat(temperature), share(top_p), **more)
-            shares = next_probabilities(z, ids, how)
+            shares = next_probabilities(z, seen, how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
                 shares, 1, generator=generator if own else None)
             if twin: new = new[:1].expand(len(ids), 1)
+            drawn = new
             if stop_id is not None and ends != "never":
                 if ends != "free": new = new.masked_fill(ended, stop_id)
-                ended = ended | (new == stop_id)
+                said = new == stop_id
+                ended = ended ^ said if ends == "toggle" else ended | said
                 if ends == "cut" and ended.all(): break
             ids = torch.cat([ids, new], -1)[:, -(kept or 10**9):]
+            seen = torch.cat([seen, drawn], -1) if ends == "toggle" else ids
             if ended.any() if ends == "first" else ended.all(): break
         return ids if whole else ids[:, begin:]
     return part
@@ -923,6 +983,8 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "a text that has ended goes on; it must be filled with the stop id":
         dict(ends="free"),
     "all texts end when the first one ends": dict(ends="first"),
+    "a text that has ended begins again: each end mark switches `ended` over":
+        dict(ends="toggle"),
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
     "the temperature has no effect": dict(heat=lambda t: float(t > 0)),
     "top-p has no effect": dict(share=lambda p: 1.),
@@ -982,10 +1044,14 @@ def _asked_of_both(part, whole=lambda text: text):
                 len(set(text[1:])) > 2]
     yield "with a seed", seeded
     yield "in whether two texts without a seed are alike", lambda: babble() == babble()
+    yield "in whether two texts with the seed 0 are alike", lambda: (
+        babble(seed=0) == babble(seed=0))
     yield "among equals when the temperature is 0", lambda: babble(0.)
     yield "with top-p", lambda: babble(top_p=0.)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
     yield "where it ends as if it were to stop", lambda: told("éx", 3)
+    yield "where its stop stands in the prompt", lambda: whole(
+        part(*_chain("abéc"), "ab", 3, 0., stop="b"))
     yield "where the text ends as if it were to stop", lambda: told("cx", end=True)
     yield "where what looked like its stop goes on", lambda: told("éx", 4)
 
@@ -1005,11 +1071,12 @@ def _ask_stream(part):
 
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
-    holds=True, kept=False, loses=False):
+    holds=True, kept=False, loses=False, alone=False):
     "The part of a growing text that is certain, after each token."
     ids = tokenizer.encode(prompt)
     said = b""
     text = ""
+    given = ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
         new = draw(scores, torch.tensor(ids))
@@ -1019,25 +1086,33 @@ def _spoken(
         text = said.decode("utf-8", "replace")
         if single: text = "".join(bytes([b]).decode("utf-8", "replace") for b in said)
         met = [(text.find(stop), stop) for stop in stops if stop in text]
-        if met:
+        if met and not alone:
             at, stop = min(met)
             yield text[:at] + stop * kept
             return
         sure = text.rstrip("\ufffd") if holds else text
+        if alone:   # each piece is searched by itself
+            piece = sure[len(given):]
+            at = min((piece.find(s) for s in stops if s in piece), default=len(piece))
+            given = sure
+            yield sure[:len(sure) - len(piece) + at]
+            if at < len(piece): return
+            continue
         held = [n for stop in stops for n in range(1, len(stop))
                 if sure.endswith(stop[:n])]   # it may be going to stop
         yield sure[:len(sure) - max(held, default=0)]
     if not loses: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
-               late=False, sown="", **how):
+               late=False, sown="", cuts=False, **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
               stop=(), seed=None, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) else stop
         chance = torch.Generator()
-        if seed is None and sown != "fixed": chance.seed()
+        unsown = not seed if sown == "truthy" else seed is None
+        if unsown and sown != "fixed": chance.seed()
         else: chance.manual_seed(seed or 0)
         if sown == "all": torch.manual_seed(seed or 0)
         def draw(scores, ids):
@@ -1056,7 +1131,11 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
             found = [part(model, tokenizer, one, *inputs, **more) for one in prompt]
             return found if all_prompts else found[0]
         begin = prompt if start == "prompt" else ""
-        return begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
+        text = begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
+        ends = more.get("stop", ()) if cuts else ()
+        for stop in [ends] if isinstance(ends, str) else ends:
+            text = text.partition(stop)[0]
+        return text
     return speak if pieces else part
 
 _of_both:dict[str, dict] = {
@@ -1065,11 +1144,15 @@ _of_both:dict[str, dict] = {
     "the stop text is written out": dict(kept=True),
     "text that is held back is lost when the text ends": dict(loses=True),
     "without a seed, every call draws the same random numbers": dict(sown="fixed"),
+    "the seed 0 counts as no seed: compare with None": dict(sown="truthy"),
+    "each piece is searched for the stop text by itself, so one over two pieces is "
+    "missed": dict(alone=True),
     "the seed is set again for each token, so every draw uses the same random number":
         dict(sown="each"),
     "torch's generator, which everybody shares, is set to the seed": dict(sown="all")}
 MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is missing from the text": dict(start=""),
+    "the prompt is searched for the stop text, too, and cut there": dict(cuts=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False),
     "one token too few is written": dict(extra=-1),
