@@ -672,3 +672,10 @@ def test_untouched_sees_lists_arrays_and_nan():
     with untouched(x, [1, [2]], np.ones(2), "text", nn.Linear(2, 2)): pass
     for thing, change in ([1, [2]], lambda t: t[1].append(3)), (np.ones(2), lambda t: t.fill(2)), ({"a": 1}, lambda t: t.clear()):
         with pytest.raises(grading.Rude), untouched(thing): change(thing)
+
+
+def test_a_part_that_refuses_positions_of_its_own_for_each_row_shares_none():
+    def refusing(x, at): return x if at.ndim == 1 else x[at]
+    assert not grading._shares_positions(refusing, torch.zeros(2, 3), [0, 1, 9], [3, 4, 9])
+    assert grading._shares_positions(lambda x, at: x + (at if at.ndim == 1 else at[:1]), torch.zeros(2, 3), [0, 1, 2], [3, 4, 5])
+    assert not grading._shares_positions(lambda x, at: x + at, torch.zeros(2, 3), [0, 1, 2], [3, 4, 5])
