@@ -761,7 +761,7 @@ def _attend(
     return mix(after(weights, mask).to(v.dtype), v)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-attention
-def _hidden(s, m, number):
+def _hidden_as(s, m, number):
     "Scores with a number for the hidden ones, if a query may look anywhere."
     s = s.masked_fill(~m, number)
     return s.masked_fill(~m.any(-1, keepdim=True), -torch.inf)
@@ -809,9 +809,9 @@ MISTAKES["ScaledDotProductAttention"] = variants(
             dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
         "hidden scores become nearly zero, as with −1e-9; they must become minus "
         "infinity":
-            dict(hide=partial(_hidden, number=0.)),
+            dict(hide=partial(_hidden_as, number=0.)),
         "hidden scores become −10,000, and an allowed score may lie lower":
-            dict(hide=partial(_hidden, number=-1e4)),
+            dict(hide=partial(_hidden_as, number=-1e4)),
         "hidden scores become −10,000: allowed ones may lie lower, and a query that "
         "may look nowhere sees every key":
             dict(hide=lambda s, m: s.masked_fill(~m, -1e4)),
