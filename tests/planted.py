@@ -663,7 +663,7 @@ class SgdDefaultRate(_Sgd):
                 p.data.add_(p.grad, alpha=-self.defaults["lr"] / math.sqrt(t + 1))
                 self.state[p]["t"] += 1
 
-@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered", "the rate falls faster than 1/√(t + 1)")
+@fault("SGDDecay", "the rate is divided over and over: group['lr'] itself is lowered", "the divided rate is stored as lr")
 class SgdCompoundsDecay(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:
@@ -1297,7 +1297,7 @@ def top_p_prefers_higher_ids(logits, p):
 @fault("keep_min_p", "p as an absolute probability, not a share of the best", "shares are compared with p itself")
 def min_p_absolute(logits, p): return logits.masked_fill(logits.softmax(-1) < p, -torch.inf)
 
-@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "too much is left out")
+@fault("keep_min_p", "compares scores with p times the best score (logits, not probabilities)", "p times the highest score is the threshold")
 def min_p_of_logits(logits, p): return logits.masked_fill(logits < p * logits.amax(-1, keepdim=True), -torch.inf) if p else logits
 
 @fault("keep_min_p", "best of the whole batch, not of each row", "shares are compared with the best of the whole batch")
@@ -1883,7 +1883,7 @@ def part(dataset, batch_size, t, device="cpu", *, seed=0, iteration=None, order=
     ("batch_ignores_iteration", "iteration ignored: every step sees the same batch", "the iteration is ignored", "_rng(seed, iteration)", "np.random.default_rng(seed)"),
     ("batch_adds_seed_and_iteration", "seed + iteration: seed 1 sees at step 5 what seed 0 sees at 6", "seed and iteration are added", "_rng(seed, iteration)", "np.random.default_rng(seed + iteration)"),
     ("batch_int32", "ids not int64 (int32)", "the ids have a type other than int64", "starts, t)", "starts, t, kind=np.int32)"),
-    ("batch_shifted_by_two", "targets shifted by two", "the targets are two places later", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
+    ("batch_shifted_by_two", "targets shifted by two", "the targets are more than one place later", "- t,", "- t - 1,", "starts, t)", "starts, t, 2)"),
     ("batch_swapped", "inputs and targets the wrong way round", "inputs and targets have changed places", "x, y =", "y, x ="),
     ("batch_multiples_only", "only starts at multiples of the row length", "rows begin only at multiples of their length", "integers(0, len(dataset) - t, batch_size)", "integers(0, (len(dataset) - 1) // t, batch_size) * t"),
     ("batch_rolls", "targets wrap round within the row (np.roll): the last target is the first input", "the last target of a row is not the next id of t", "y.to(device)", "x.roll(-1, dims=1).to(device)"),
