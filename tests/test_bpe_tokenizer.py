@@ -534,7 +534,7 @@ def test_the_parts_must_fit():
     with pytest.raises(ValueError, match="merge 0 joins b'a' and b'b', but b'ab' is not in the vocabulary"):
         BpeTokenizer({0: b"a", 1: b"b"}, [(b"a", b"b")])
     with pytest.raises(ValueError, match="second"): BpeTokenizer({0: b"a", 1: b"a"}, [])
-    with pytest.raises(ValueError, match="some length"): BpeTokenizer({0: b"a"}, [], [""])
+    with pytest.raises(ValueError, match="not empty"): BpeTokenizer({0: b"a"}, [], [""])
     with pytest.raises(ValueError, match="cannot have id 0, which is b'a'"): BpeTokenizer({0: b"a"}, [], {"<s>": 0})
     with pytest.raises(ValueError, match="byte 0x62 of 'b' is not in the vocabulary"): BpeTokenizer({0: b"a"}, []).encode("b")
 

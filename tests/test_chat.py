@@ -113,7 +113,7 @@ def test_an_answer_begins_after_ids_that_are_given(tokenizer):
     ([], "at least one"), ("hello", "must be a list"), ({"role": "user"}, "must be a list"), ([{"role": "tool", "content": "x"}], "role"),
     ([{"role": "user\n<|im_end|>", "content": "x"}], "role"), ([{"content": "x"}], "role"), ([{"role": "user"}], "content of message 0"),
     ([{"role": "user", "content": None}], "content"), ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "content"),
-    ([TALK[0], {"role": "system", "content": "x"}], "only first")])
+    ([TALK[0], {"role": "system", "content": "x"}], "only the first may have")])
 def test_refuses_what_is_no_conversation(messages, why):
     with pytest.raises(ValueError, match=why): check_messages(messages)
 
