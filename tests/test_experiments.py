@@ -320,6 +320,12 @@ def test_a_model_that_looks_ahead_is_refused():
     with pytest.raises(race.Refused, match="should predict"): race.nats_per_byte(behind, lambda ids: math.nan * behind(ids), ids, 100, 10)
 
 
+def test_entries_that_cannot_race_are_refused_before_any_run(tmp_path):
+    def start(*entries): return list(race.enter(entries, tmp_path/"whole.txt", lambda path: ("", ""), lambda seed: pytest.fail("a run was started")))
+    with pytest.raises(ValueError, match="two entries have one name"): start(tmp_path/"a"/"entry", tmp_path/"b"/"entry")
+    with pytest.raises(race.Refused, match=r"needs a recipe\.json"): start(tmp_path/"nowhere")
+
+
 def test_a_text_within_reach_is_refused(tmp_path):
     entry = write_entry(tmp_path/"entry")
     (entry/"whole.txt").write_bytes(SECRET)

@@ -532,7 +532,12 @@ def enter(
     threads:int=2,          # Of the processor
 )->Iterator[tuple[str, Result|Refused]]:   # Each entry's name, as soon as it is decided
     "Judge entries. Raises `ValueError` for a text that one of them may read."
+    names = [entry.resolve().name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("two entries have one name, by which the table knows them; "
+                         "rename a folder")
     for entry in entries:
+        _read_recipe(entry)   # all of them, before the first run
         for place in [entry, *_answer(_python("race", "reads", cwd=entry))["places"]]:
             if text.resolve().is_relative_to(Path(place).resolve()):
                 raise ValueError(f"an entry may read {place}, so keep {text} elsewhere")
@@ -543,7 +548,7 @@ def enter(
             with TemporaryDirectory() as folder:
                 return attempt(entry, train_text, val_text, Path(folder), seed, threads)
         return run
-    yield from race({entry.resolve().name: train(entry) for entry in entries}, peer)
+    yield from race(dict(zip(names, map(train, entries))), peer)
 
 # %% ../../nbs/engine/race.ipynb #run
 #| eval: false
