@@ -168,6 +168,18 @@ def plain_picture(request, monkeypatch):
     if diary and "drawn" not in request.fixturenames: monkeypatch.setattr(diary, "losses_as_svg", lambda history: b"<svg/>")
 
 
+@pytest.fixture
+def searched():
+    "Asked for by tests that look at the line that the grader finds in a part's own code."
+
+
+@pytest.fixture(autouse=True)
+def no_search(request, monkeypatch):
+    "To search the code of each faulty part would take longer than all the rest of its grading."
+    grading = sys.modules.get("llm_course.grading.grading")
+    if grading and "searched" not in request.fixturenames: monkeypatch.setattr(grading, "SEARCH", 0.)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).

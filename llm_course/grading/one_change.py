@@ -157,18 +157,18 @@ def _constant(node, this, scope):
     elif isinstance(n, int | float):
         half = n // 2 if isinstance(n, int) and n % 2 == 0 else n / 2
         for m in dict.fromkeys((n + 1, n - 1, -n, 2 * n, half, *NUMBERS)):
-            if m != n: yield 0, ast.Constant(m), f"{this} is the wrong number"
+            if m != n: yield 2, ast.Constant(m), f"{this} is the wrong number"
         for m in math.inf, -math.inf:
-            yield 2, ast.Constant(m), f"{this} is the wrong number"
+            yield 3, ast.Constant(m), f"{this} is the wrong number"
     elif n in scope.keys:
         for key in scope.keys:
-            if key != n: yield 0, ast.Constant(key), f"{this} is the wrong name"
+            if key != n: yield 2, ast.Constant(key), f"{this} is the wrong name"
 
 @edits_of(ast.Name, ast.Attribute)
 def _one_name_for_another(node, this, scope):
     if this not in [f"`{text}`" for text, _ in scope.others]: return
     for text, other in scope.others:
-        if f"`{text}`" != this: yield 1, other, f"{this} stands where `{text}` belongs"
+        if f"`{text}`" != this: yield 2, other, f"{this} stands where `{text}` belongs"
 
 FAMILIES = [family.split() for family in (   # of which one is written for another
     "sum mean prod amax amin norm", "max min", "std var", "argmax argmin", "any all",
@@ -257,7 +257,7 @@ def _index(node, this, scope):
     yield 0, node.value, f"the index of {this} should not be there"
     if not isinstance(node.slice, ast.Slice):
         new = taken(ast.Slice(None, node.slice))
-        yield 2, new, f"{this} takes one, where several belong"
+        yield 3, new, f"{this} takes one, where several belong"
         return
     lower, upper, step = node.slice.lower, node.slice.upper, node.slice.step
     for first in lower, None, ast.Constant(1):
@@ -282,7 +282,7 @@ def _call(node, this, scope):
     name = _title(node)
     off = f"`{name}` should not be there, in {this}"
     if isinstance(f, ast.Attribute): yield 0, f.value, off
-    if args: yield 0, args[0], off
+    for arg in args: yield 0, arg, off
     for i, arg in enumerate(args):
         new = ast.Call(f, args[:i] + args[i + 1:], words)
         yield 0, new, f"`{name}` should not be given {excerpt(arg)}"
@@ -333,12 +333,12 @@ def _missing_argument(node, this, scope):
         yield 1, new, f"`{name}` sorts the other way round"
     for text, other in scope.others:
         said = f"`{text}` is not passed on to `{name}`"
-        yield 3, _given(node, text.removeprefix("self."), other), said
-        yield 3, ast.Call(node.func, [*node.args, other], node.keywords), said
+        yield 5, _given(node, text.removeprefix("self."), other), said
+        yield 5, ast.Call(node.func, [*node.args, other], node.keywords), said
         if name not in ("arange", "zeros", "ones", "full", "empty", "tensor"): continue
         for what in "device", "dtype":
             new = _given(node, what, _of(other, what))
-            yield 3, new, f"`{name}` makes a tensor of the wrong {what}"
+            yield 5, new, f"`{name}` makes a tensor of the wrong {what}"
 
 MISSING = {   # a method → what is wrong where its call is missing
     "float": "{} is in the wrong type", "double": "{} is in the wrong type",
@@ -353,29 +353,29 @@ MISSING = {   # a method → what is wrong where its call is missing
 def _something_missing(node, this, scope):
     for step in 1, -1:
         new = ast.BinOp(node, ast.Add(), ast.Constant(step))
-        yield 3, new, f"{this} is off by one"
-    yield 3, ast.UnaryOp(ast.USub(), node), f"the sign of {this} is wrong"
+        yield 5, new, f"{this} is off by one"
+    yield 5, ast.UnaryOp(ast.USub(), node), f"the sign of {this} is wrong"
     for power in 2, .5, -1, -.5:
         new = ast.BinOp(node, ast.Pow(), ast.Constant(power))
-        yield 3, new, f"a square, a root or a reciprocal of {this} is missing"
+        yield 5, new, f"a square, a root or a reciprocal of {this} is missing"
     for method, said in MISSING.items():
-        yield 3, _called(node, method), said.format(this)
+        yield 5, _called(node, method), said.format(this)
     new = _called(node, "transpose", ast.Constant(-1), ast.Constant(-2))
-    yield 3, new, f"two axes of {this} are exchanged"
+    yield 5, new, f"two axes of {this} are exchanged"
     new = _called(node, "unsqueeze", ast.Constant(-1))
-    yield 3, new, f"an axis of {this} is missing"
+    yield 5, new, f"an axis of {this} is missing"
     for _, other in scope.others:
         new = _called(node, "to", _of(other, "dtype"))
-        yield 3, new, f"{this} is in the wrong type"
+        yield 5, new, f"{this} is in the wrong type"
         for op, what in ((ast.Mult, "factor"), (ast.Div, "divisor"),
                          (ast.Add, "term"), (ast.Sub, "term")):
             new = ast.BinOp(node, op(), other)
-            yield 4, new, f"a {what} is missing at {this}"
+            yield 6, new, f"a {what} is missing at {this}"
 
 @edits_of(ast.BinOp, ast.Call, ast.Subscript)
 def _name_for_all(node, this, scope):
     for text, other in scope.others:
-        yield 2, other, f"{this} stands where `{text}` belongs"
+        yield 3, other, f"{this} stands where `{text}` belongs"
 
 # %% ../../nbs/grading/one_change.ipynb #statements
 BLOCKS = ast.For, ast.While, ast.With, ast.If
@@ -389,7 +389,7 @@ def _filled(block, body):
 def _line(this):
     "What may stand for a statement: rank, statements, words."
     text = excerpt(this, 40)
-    yield 2, [], f"{text} should not be there"
+    yield 3, [], f"{text} should not be there"
     if isinstance(this, ast.If):
         said = f"it should not depend on {excerpt(this.test)}"
         yield 1, this.body, said
@@ -400,33 +400,33 @@ def _line(this):
     if isinstance(this, BLOCKS) and len(this.body) > 1:
         first, last = this.body[0], this.body[-1]
         new = [_filled(this, this.body[:-1]), last]
-        yield 2, new, f"{excerpt(last, 40)}, at the end of this block, belongs after it"
+        yield 4, new, f"{excerpt(last, 40)}, at the end of this block, belongs after it"
         new = [first, _filled(this, this.body[1:])]
-        yield 2, new, f"{excerpt(first, 40)}, at its beginning, belongs before it"
+        yield 4, new, f"{excerpt(first, 40)}, at its beginning, belongs before it"
     if isinstance(this, ast.AugAssign):
         for op in ast.Add, ast.Sub, ast.Mult, ast.Div:
             new = ast.AugAssign(this.target, op(), this.value)
             if not isinstance(this.op, op):
                 yield 0, [new], f"the operator of {text} is wrong"
-        yield 1, [ast.Assign([this.target], this.value)], f"{text} keeps what was there"
+        yield 3, [ast.Assign([this.target], this.value)], f"{text} keeps what was there"
         if isinstance(this.target, ast.Name):
             value = ast.BinOp(_name(this.target.id), this.op, this.value)
             said = f"{text} changes in place what others hold"
-            yield 1, [ast.Assign([this.target], value)], said
+            yield 3, [ast.Assign([this.target], value)], said
     if isinstance(this, ast.Assign) and not isinstance(this.targets[0], ast.Tuple):
         new = ast.AugAssign(this.targets[0], ast.Add(), this.value)
-        yield 2, [new], f"{text} forgets what was there"
+        yield 3, [new], f"{text} forgets what was there"
 
 def _two_lines(this, after):
     "What may stand for two statements."
     text = excerpt(this, 40)
-    yield 2, [after, this], f"{text} comes too early"
+    yield 4, [after, this], f"{text} comes too early"
     if isinstance(this, BLOCKS):
         new = _filled(this, [*this.body, after])
-        yield 2, [new], f"{excerpt(after, 40)}, just after this block, belongs inside"
+        yield 4, [new], f"{excerpt(after, 40)}, just after this block, belongs inside"
     if isinstance(after, ast.For | ast.While):
         new = _filled(after, [this, *after.body])
-        yield 2, [new], f"{text} belongs inside the loop"
+        yield 4, [new], f"{text} belongs inside the loop"
 
 # %% ../../nbs/grading/one_change.ipynb #all-changes
 def _inside(node, scope):
@@ -529,7 +529,7 @@ def one_change(
             if found is not None:
                 if change.rank > found.rank: break
                 if change.line == found.line: continue
-            if guards and not (change.guard and change.rank < 2): continue
+            if guards and not (change.guard and change.rank < 3): continue
             if not right(lambda: changed(source, change)): continue
             if found is not None: return ""   # which of the two?
             found = change
