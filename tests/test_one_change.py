@@ -13,10 +13,16 @@ from llm_course.grading.grading import TooLong, grade, load, within
 from llm_course.grading.one_change import excerpt, one_change, source_of
 
 
+@contextlib.contextmanager
+def closed():
+    raise ValueError("nobody gets in")
+    yield
+
+
 def part_of(text, where="part.py"):
     "What a text defines last, with its source at hand."
     linecache.cache[where] = len(text), None, text.splitlines(True), where
-    space = {"torch": torch, "open_end": contextlib.nullcontext, "__name__": "part"}
+    space = {"torch": torch, "closed": closed, "__name__": "part"}
     exec(compile(text, where, "exec", dont_inherit=True), space)
     return list(space.values())[-1]
 
@@ -28,9 +34,8 @@ def said_of(text, right, inputs, **more):
     def is_right(make):
         try:
             with within(.2): return answers(make()) == wanted
-        except (Exception, TooLong): return False   # a change may make a loop endless
+        except TooLong: return False   # a change may make a loop endless
     part = part_of(text)
-    assert not is_right(lambda: part), "this is right already"
     return one_change(part, is_right, **more)
 
 
@@ -99,13 +104,13 @@ LINES = {   # what is wrong on which line → a faulty function of numbers and n
     "line 4: the operator of `s += a` is wrong": ("s = n|for a in x:|    s += a|return s", "n - sum(x)"),
     "line 4: `s += a * 2` keeps what was there": ("s = n|for a in x:|    s += a * 2|return s", "x[-1] * 2"),
     "line 4: `s = a` forgets what was there": ("s = n|for a in x:|    s = a|return s", "n + sum(x)"),
-    "line 5: `r += [s]`, at the end of this block, belongs after it": ("s, r = n, [n]|for a in x:|    s += a|    r += [s]|return r", "[n, n + sum(x)]"),
+    "line 3: `r += [s]`, at the end of this block, belongs after it": ("s, r = n, [n]|for a in x:|    s += a|    r += [s]|return r", "[n, n + sum(x)]"),
     "line 3: `s = n`, at its beginning, belongs before it": ("s = 0|for a in x:|    s = n|    s += a|return s", "n + sum(x)"),
     "line 3: `r += [s]`, just after this block, belongs inside": ("s, r = n, []|for a in x: s += a|r += [s]|return r", "[n + sum(x[:i + 1]) for i in range(len(x))]"),
     "line 3: `s = n` belongs inside the loop": ("r = []|s = n|for a in x:|    s += a|    r += [s]|return r", "[n + a for a in x]"),
     "line 3: `y += [n]` changes in place what others hold": ("y = x|y += [n]|return len(x), y", "(len(x), x + [n])"),
-    "line 2: the `with` of `open_end(x)` should not be there": ("with open_end(x):|    return x + [n]", "x + [n]"),
-    "line 4: `'q'`, in `t['q']`, is the wrong name": ("t = {'p': n}|t['q'] = len(x)|return t['q'] + t['q']", "n + len(x)"),
+    "line 2: the `with` of `closed()` should not be there": ("with closed():|    return x + [n]", "x + [n]"),
+    "line 4: `'q'`, in `t['q']`, is the wrong name": ("t = {'p': n + 5}|t['q'] = len(x)|return t['q'] + t['q']", "n + 5 + len(x)"),
 }
 
 
@@ -162,8 +167,8 @@ def test_a_line_in_a_notebook_is_told_with_its_cell(tmp_path):
 
 
 def test_of_two_lines_none_is_named():
-    text = "def f(x):\n    x = x * 2\n    return x * 2"
-    assert one_change(part_of(text), lambda make: make()(1) == 6) == ""
+    text = "def f(x):\n    x = x - 1\n    return x - 1"
+    assert one_change(part_of(text), lambda make: make()(1) == 1) == ""
 
 
 def test_only_conditions_change_where_an_error_is_lacking():

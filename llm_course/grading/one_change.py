@@ -513,7 +513,7 @@ def changes(
 # %% ../../nbs/grading/one_change.ipynb #search
 def one_change(
     part:Any,          # A function or a class that is wrong
-    right:Callable,    # Takes a function that makes a version: is that right?
+    right:Callable,    # Takes a function that makes a version: is it right? Or raises
     seconds:float=15., # Of the processor's time, for all versions together
     guards:bool=False, # Change only when errors are raised?
 )->str: # Where the mistake is and what is wrong there, or nothing
@@ -530,7 +530,9 @@ def one_change(
                 if change.rank > found.rank: break
                 if change.line == found.line: continue
             if guards and not (change.guard and change.rank < 3): continue
-            if not right(lambda: changed(source, change)): continue
+            try: good = right(lambda: changed(source, change))
+            except Exception: good = False
+            if not good: continue
             if found is not None: return ""   # which of the two?
             found = change
     if found is None: return ""
