@@ -110,7 +110,7 @@ LINES = {   # what is wrong on which line → a faulty function of numbers and n
     "line 3: `s = n` belongs inside the loop": ("r = []|s = n|for a in x:|    s += a|    r += [s]|return r", "[n + a for a in x]"),
     "line 3: `y += [n]` changes in place what others hold": ("y = x|y += [n]|return len(x), y", "(len(x), x + [n])"),
     "line 2: the `with` of `closed()` should not be there": ("with closed():|    return x + [n]", "x + [n]"),
-    "line 4: `'q'`, in `t['q']`, is the wrong name": ("t = {'p': n + 5}|t['q'] = len(x)|return t['q'] + t['q']", "n + 5 + len(x)"),
+    "line 5: `'q'`, in `t['q']`, is the wrong name": ("t = {}|t['p'] = n + 5|t['q'] = len(x)|return t['q'] + t['q']", "n + 5 + len(x)"),
 }
 
 
