@@ -170,7 +170,7 @@ def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monke
         return 9.
     kind = ""
     monkeypatch.setattr(addition, "train_entry", trained)
-    monkeypatch.setattr(addition, "Apart", lambda *words: nullcontext())
+    monkeypatch.setattr(addition, "ModelProcess", lambda *words: nullcontext())
     monkeypatch.setattr(addition, "examine", lambda *words: {"parameters": 5, "right": shares.pop()})
     monkeypatch.setattr(race, "landlock", lambda: 0)
     line = judge(entry, tell=lambda said: None)

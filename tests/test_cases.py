@@ -28,7 +28,7 @@ from llm_course.engine.spelling import Rules
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.generating import generate, generate_ids
 from llm_course.optim import AdamW
-from llm_course.pretrained import as_transformers, differences, export_gguf, export_pretrained, load_pretrained
+from llm_course.pretrained import as_transformers, compare_with_transformers, export_gguf, export_pretrained, load_pretrained
 
 END, TURN = "<|endoftext|>", "<|im_end|>"
 
@@ -474,8 +474,8 @@ def test_what_is_shared_without_a_word_is_read_back(tokenizer, tmp_path, share, 
         for read in load_model(tmp_path/"model.safetensors", "cpu"), load_model(tmp_path/"checkpoint.pt", "cpu"), *(load_pretrained(tmp_path/name, "cpu")[0] for name in ("folder", "model.gguf")):
             assert_close(read(ids), wanted, **near)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"folder", dtype=torch.float32)
-        assert differences(model, theirs, ids)[0] < (1e-3 if dtype == torch.float32 else .1)
-        assert differences(model, as_transformers(model), ids)[0] < 1e-3
+        assert compare_with_transformers(model, theirs, ids)[0] < (1e-3 if dtype == torch.float32 else .1)
+        assert compare_with_transformers(model, as_transformers(model), ids)[0] < 1e-3
     if share is a_view: return   # two parameters with one memory: no optimiser can tell
     other = random_model()
     with pytest.raises(ValueError, match="another model or optimiser") as caught: load_checkpoint(tmp_path/"checkpoint.pt", other, AdamW(other.parameters(), 1e-3))

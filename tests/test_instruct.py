@@ -14,7 +14,17 @@ from llm_course.engine import tuning
 from llm_course.engine.chat import MARKS, TEMPLATES, render
 from llm_course.engine.lora import load_adapter, merge_lora
 from llm_course.engine.tuning import grown, main, read_examples
-from llm_course.instruct import Example, answer_logits, answer_loss, answers, as_example, batch_faults, batch_of, pack, read_conversations
+from llm_course.instruct import (
+    Example,
+    answer_logits,
+    answer_loss,
+    answers,
+    as_example,
+    batch_faults,
+    batch_of,
+    pack_conversations,
+    read_conversations,
+)
 from llm_course.pretrained import load_pretrained
 from llm_course.transformer import Transformer
 
@@ -72,11 +82,11 @@ def test_packing_keeps_each_conversation_once_and_whole():
     for seed in range(20):
         draw = random.Random(seed)
         lengths = [draw.randint(1, 30) for _ in range(50)]
-        rows = pack(lengths, 30)
+        rows = pack_conversations(lengths, 30)
         assert sorted(i for row in rows for i in row) == list(range(50)) and all(sum(lengths[i] for i in row) <= 30 for row in rows)
         assert len(rows) <= 11 / 9 * sum(lengths) / 30 + 4   # what is known of this way
-    assert pack([], 5) == []
-    with pytest.raises(ValueError, match="conversation 1 has 6"): pack([5, 6], 5)
+    assert pack_conversations([], 5) == []
+    with pytest.raises(ValueError, match="conversation 1 has 6"): pack_conversations([5, 6], 5)
 
 
 def test_the_loss_is_of_the_answers_alone():

@@ -58,7 +58,7 @@ from llm_course.engine.tokenizer_formats import _hf_pattern, check_added, errors
 from llm_course.engine.tuning import with_template
 from llm_course.engine.voices import Voice
 from llm_course.evaluation import Result, encode_pair
-from llm_course.experiments import bootstrap_laws, differs, fit_law
+from llm_course.experiments import bootstrap_laws, fit_law, is_significant
 from llm_course.generating import Sampling
 from llm_course.grading.grading import sources
 from llm_course.instruct import answers
@@ -606,7 +606,7 @@ def test_numbers_that_are_no_steps():
     x = torch.ones(2)
     assert unwrap(moments_of)(SimpleNamespace(state={0: {"step": 3, "m": x}})) == [x]
     assert find_stop(tiny, "t") == ord("t") and _reward_kept([{"loss": 1.}, *[{"reward": 2.}] * 5]) == 1.
-    assert not differs([1., 2., 3.], [1., 2., 3.])
+    assert not is_significant([1., 2., 3.], [1., 2., 3.])
     points = [(n, t, 2 + n**-.3 + t**-.3) for n in (1e3, 1e4) for t in (1e5, 1e6)]
     assert 0 < len(bootstrap_laws(points, 30)) < 30   # some tables have too few different rows
 

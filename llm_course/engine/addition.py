@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from .race import (
-    Apart, Refused, _own_module, _read_recipe, say_if_weak, train_entry)
+    ModelProcess, Refused, _own_module, _read_recipe, say_if_weak, train_entry)
 from ..loss import cross_entropy
 from ..optim import AdamW, gradient_clip
 from ..schedule import linear_lr_scheduler
@@ -189,7 +189,7 @@ def judge(
             except SafetensorError: raise Refused(f"cannot read {file.name}") from None
         seeds = seed, secrets.randbelow(2**31)
         pairs = draw_pairs(questions, torch.Generator().manual_seed(seeds[1]))
-        with Apart("addition", entry, entry, 1) as model:
+        with ModelProcess("addition", entry, entry, 1) as model:
             def fresh(weights):
                 model.ask(**{f"weights.{name}": w for name, w in weights.items()})
                 return model

@@ -27,9 +27,9 @@ from .sampling import naming
 from .tasks import MADE, Task, read_questions, with_letters
 from .corpora import end_of_text
 from .text_files import Reading, list_texts, plain_files
-from llm_course.evaluation import (
-    SCORES, Result, calibration, evaluate, ngrams, overlap, paired, start_id,
-    text_bits_per_byte)
+from ..evaluation import (
+    SCORES, Result, calibration, evaluate, ngram_overlap, ngrams, paired_difference,
+    start_id, text_bits_per_byte)
 from ..generating import DEMO
 from ..transformer import Transformer
 
@@ -132,7 +132,7 @@ def compare(
 )->str:
     "Say what the difference of two models is, and whether it is shown."
     if len(first.right) < 2: return f"{first.task:16.16} has too few questions"
-    gap, low, high = paired(first.right, second.right)
+    gap, low, high = paired_difference(first.right, second.right)
     verdict = "not shown" if low <= 0 <= high else "shown"
     return (f"{first.task:16.16} {gap:+7.1%}, from {low:+.1%} to {high:+.1%}: "
             f"a difference is {verdict}")
@@ -175,7 +175,7 @@ def run_evaluation(
         print(line_of(results[-1]), flush=True)
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
-            found = sum(overlap(q.prompt, seen) > .5 for q in task.questions)
+            found = sum(ngram_overlap(q.prompt, seen) > .5 for q in task.questions)
             print(f"{'':16} {found:9,} of them occur in {', '.join(trained)}")
     if against is not None:
         print(f"\nthe first model minus {against}")

@@ -28,7 +28,7 @@ from .model_files import import_package, model_in
 from .run_config import (
     OWN_FILES, find_tokenizer, own_start, start_path)
 from ..pretrained import (
-    differences, export_gguf, export_pretrained, load_pretrained)
+    compare_with_transformers, export_gguf, export_pretrained, load_pretrained)
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/exchange.ipynb #open-model
@@ -190,7 +190,7 @@ def check(
     shape = (1, min(config.tokens, model.config.max_seq_len))
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(tokenizer.vocab_size, shape, generator=random)
-    gap, agreed = differences(model, theirs, ids)
+    gap, agreed = compare_with_transformers(model, theirs, ids)
     text = tokenizer.decode(ids[0])
     try:
         reader = transformers.AutoTokenizer.from_pretrained(folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVERY_KIND', 'splitter', 'ascii_splitter', 'quick_pre_tokens', 'unassigned', 'code_points', 'as_in_unicode_16',
            'as_long_as', 'find_pieces', 'character_kinds', 'gpt2_starts', 'free_mark', 'gpt2_pre_tokens',
-           'merge_by_rank', 'join_runs', 'merge_long', 'Remembering', 'look_up', 'special_pattern']
+           'merge_by_rank', 'join_runs', 'merge_long', 'Remembering', 'look_up_pieces', 'special_pattern']
 
 # %% ../../nbs/engine/fast_bpe.ipynb #imports
 import base64
@@ -310,7 +310,7 @@ class Remembering(dict):
         self[key] = value
         return value
 
-def look_up(
+def look_up_pieces(
     pieces:Iterable[str],           # Pre-tokens
     known:Mapping[str, list[int]],  # Their ids: a `Remembering`
 )->Iterator[int]:                   # The ids of all, one after another

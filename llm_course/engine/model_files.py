@@ -41,7 +41,7 @@ class Stored(NamedTuple):
     config:ModelConfig                  # The shape of the model
     shapes:dict[str, tuple[int, ...]]   # The shape of each tensor, by the file's names
     read:Callable[[str, slice], Tensor] # Reads some rows of a tensor
-    words:str                           # Whose names these are; chapter 23's `rename`
+    words:str                           # Whose names; see `rename_parameter`, 23
     halves:bool                         # Are RoPE's pairs laid out in halves?
 
 # %% ../../nbs/engine/model_files.ipynb #model-in

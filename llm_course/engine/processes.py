@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checkpoint import bare, random_states
+from ..checkpoint import unwrap_model, random_states
 from .commands import is_first_to_speak, one_line
 from .kernels import local_share
 from .run_config import PRECISIONS, TrainConfig
@@ -51,7 +51,7 @@ def fast_forward(
     "Wrap what `--compile` and `--precision` ask for around a model."
     fast:Any = model
     if config.compile:
-        embedding:Any = bare(model).embedding
+        embedding:Any = unwrap_model(model).embedding
         embedding.forward = torch.compiler.disable(embedding.forward)
         fast = torch.compile(model)
     dtype = PRECISIONS[config.precision or "float32"]

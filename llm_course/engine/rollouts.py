@@ -42,7 +42,7 @@ from .tasks import read_lines
 from ..generating import DEMO, Sampling, pick
 from ..health import Rule, broken_rules
 from ..pretrained import export_pretrained
-from ..rewards import METHODS, kl_estimate, lay_out, learn_from
+from ..rewards import METHODS, kl_estimate, make_rollout, learn_from
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/rollouts.ipynb #sample-groups
@@ -106,22 +106,22 @@ def reward_signs(
     rewards:Float[Tensor, "groups g"], # Of them
     logprobs:Float[Tensor, "n s"],     # Of their ids
     reference:Float[Tensor, "n s"],    # The same, by the model at the start
-    said:Bool[Tensor, "n s"],          # True where the model chose the id
+    answer_mask:Bool[Tensor, "n s"],          # True where the model chose the id
 )->dict[str, float]:
     """Measure what shows whether learning from rewards is healthy.
 
     With a single prompt, equal answers are no sign, and `same_answer` is 0."""
-    count = float(said.sum())
+    count = float(answer_mask.sum())
     [(_, often)] = Counter(map(tuple, answers)).most_common(1)
     flat = rewards.amax(-1) == rewards.amin(-1)
-    kl = kl_estimate(logprobs, reference, said)
+    kl = kl_estimate(logprobs, reference, answer_mask)
     return {
         "reward": float(rewards.mean()),
         "best_of_group": float(rewards.amax(-1).mean()),
         "flat_groups": float(flat.float().mean()),  # all answers have one reward
         "length": count / len(answers),
         "kl": float(kl) * len(answers) / count,     # nats for each id
-        "entropy": float(-(logprobs * said).sum()) / count,   # the same
+        "entropy": float(-(logprobs * answer_mask).sum()) / count,   # the same
         "same_answer": often / len(answers) if len(rewards) > 1 else 0.}
 
 # %% ../../nbs/engine/rollouts.ipynb #diagnose
@@ -383,24 +383,24 @@ class Session:
         records = [self.records[i] for i in chosen]
         prompts = [self.tokenizer.encode(record["prompt"]) for record in records]
         dice = torch.Generator(c.device).manual_seed(int(draw.integers(2**62)))
-        said = sample_groups(run.model, prompts, config.group, config.max_tokens,
+        drawn = sample_groups(run.model, prompts, config.group, config.max_tokens,
                              self.stop_id, dice)
         texts, rewards = [], []
-        for place, answer in enumerate(said):
+        for place, answer in enumerate(drawn):
             if answer[-1] == self.stop_id: answer = answer[:-1]
             text = self.tokenizer.decode(answer)
             texts.append(text)
             rewards.append(judge(self.reward, records[place // config.group], text))
         table = torch.tensor(rewards, device=c.device).view(-1, config.group)
         repeated = [prompt for prompt in prompts for _ in range(config.group)]
-        rows = lay_out(repeated, said, c.device)
+        rows = make_rollout(repeated, drawn, c.device)
         set_rates(run.optimizer, c, step)
         old, start = learn_from(
             run.model, run.optimizer, self.reference, rows, table, config.method,
             config.clip, config.beta, config.updates, c.grad_clip or float("inf"))
         run.done = step
         line = {"iteration": step,
-                **reward_signs(said, table, old, start, rows.said)}
+                **reward_signs(drawn, table, old, start, rows.answer_mask)}
         run.history.append(line)
         append_line(c.output, line)
         with open(self.samples, "a", encoding="utf-8", newline="\n") as file:

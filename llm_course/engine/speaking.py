@@ -25,7 +25,7 @@ from .int8 import PRECISIONS, at_precision
 from .parts import read_parts
 from .sampling import naming
 from .voices import Voice, first_ids, listen
-from ..generating import DEMO, Sampling, continuations, stream
+from ..generating import DEMO, Sampling, stream_ids, stream
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/speaking.ipynb #refuse
@@ -155,7 +155,7 @@ def reply(
     if seed is None: generator.seed()
     else: generator.manual_seed(seed)
     text = torch.tensor([ids], device=device)
-    added = continuations(model, text, max_tokens, how, generator)
+    added = stream_ids(model, text, max_tokens, how, generator)
     for pieces in listen([Voice(tokenizer, stop)], added): yield pieces[0]
 
 def chat(

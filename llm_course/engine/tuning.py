@@ -36,7 +36,7 @@ from .run_config import (
     flags_of_shape, optimizer_for, settle_rates)
 from ..generating import DEMO
 from llm_course.instruct import (
-    Example, answer_logits, as_example, batch_faults, batch_of, pack,
+    Example, answer_logits, as_example, batch_faults, batch_of, pack_conversations,
     read_conversations)
 from ..pretrained import export_pretrained
 from ..training import advance
@@ -200,7 +200,7 @@ class Conversations:
         for start in range(0, len(order), 512):
             some = order[start:start + 512]
             lengths = [len(example.ids) - 1 for example in some]
-            for row in pack(lengths, self.config.max_seq_len):
+            for row in pack_conversations(lengths, self.config.max_seq_len):
                 rows.append([some[i] for i in row])
         return rows
 
