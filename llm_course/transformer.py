@@ -43,7 +43,7 @@ from .softmax import Softmax
 # %% ../nbs/15_transformer.ipynb #block
 class TransformerBlock(nn.Module):
     """Add to each token's vector what attention finds in the tokens up to it, then what
-    a feed-forward network makes of that; both read a normed copy of it (pre-norm)."""
+    a feed-forward network makes of that; both read normed vectors (pre-norm)."""
     def __init__(self,
         d_model:int,                # Size of each token's vector (the residual stream)
         num_heads:int,              # Heads of the attention
