@@ -17,7 +17,7 @@ from .bpe import CL100K, GPT2, PATTERNS, learn_merges, pre_tokens
 from .checks import check_of
 from .engine.commands import run_command
 from .engine.fast_bpe import (
-    EVERY_KIND, Remembering, look_up_pieces, merge_by_rank)
+    EVERY_KIND, CacheDict, look_up_pieces, merge_by_rank)
 from .engine.files import count_corpus, each_text, stream_parts
 from llm_course.engine.spelling import (
     Rules, Spelling, allowed_tokens, bytes_of, ids_of_tokens, place_special_tokens,
@@ -70,7 +70,7 @@ class BpeTokenizer:
         self.ranks, self.joined = rank_merges(self.merges, self.ids)
         self.special_tokens = place_special_tokens(special_tokens, self.vocab, self.ids)
         self.rules.check(self.vocab)
-        self.known = Remembering(self.encode_piece)   # pre-tokens that it has met
+        self.known = CacheDict(self.encode_piece)   # pre-tokens that it has met
 
     @classmethod
     def train(cls,

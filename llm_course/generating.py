@@ -27,7 +27,7 @@ from .checks import check_of
 from .engine.flags import Dials, MoreDials, MoreOptions, only_known
 from .engine.reader import Reader, pad_with_own, side_by_side
 from llm_course.engine.sampling import (
-    BROKEN, check_dials, draw, quick_probabilities, refuse_broken, seeded,
+    BROKEN, check_dials, draw, quick_probabilities, refuse_broken, seeded_generator,
     waiting_is_free)
 from .engine.speculation import speculate
 from .engine.voices import Voice, first_ids, listen, texts_of
@@ -237,7 +237,7 @@ def stream(
     how = Sampling(temperature, top_p, **only_known(more, stream))
     prompts, stops = texts_of(prompt, "prompt"), texts_of(stop, "stop")
     device = next(model.parameters()).device
-    generator = seeded(seed, device)
+    generator = seeded_generator(seed, device)
     texts = [first_ids(model, tokenizer, each) for each in prompts]
     ids, padding = side_by_side(texts, device)
     places = padding if len(prompts) > 1 else None   # one text needs no padding

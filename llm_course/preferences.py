@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 # %% ../nbs/26_preferences.ipynb #imports-course
-from .engine.safe_steps import same_shape
+from .engine.safe_steps import check_same_shape
 from .instruct import Example, batch_of
 from .loss import surprise
 
@@ -28,7 +28,7 @@ def bradley_terry(
     """Take the mean surprise at a judge's choices, −ln σ(better − worse).
 
     Source: Bradley and Terry 1952."""
-    same_shape(better=better, worse=worse)
+    check_same_shape(better=better, worse=worse)
     wide = torch.promote_types(better.dtype, torch.float32)
     return -logsigmoid(better.to(wide) - worse.to(wide)).mean()
 
@@ -44,7 +44,8 @@ def dpo_loss(
 
     Raises `ValueError` where the reference thinks an answer impossible.
     Source: Rafailov et al. 2023, eq. 7."""
-    same_shape(better=better, worse=worse, ref_better=ref_better, ref_worse=ref_worse)
+    check_same_shape(
+        better=better, worse=worse, ref_better=ref_better, ref_worse=ref_worse)
     if not (ref_better.isfinite().all() and ref_worse.isfinite().all()):
         raise ValueError("the reference must give each answer a finite log-probability")
     wide = torch.promote_types(better.dtype, torch.float32)
@@ -114,7 +115,7 @@ def preference_faults(
             f"in {max(shorter, longer)} of {unequal} pairs of unequal length the "
             f"{kind} answer is better; the model will learn to be {kind}")
     if better is not None and worse is not None:
-        same_shape(better=better, worse=worse)
+        check_same_shape(better=better, worse=worse)
         if not (better - worse).isfinite().all():
             found["not finite"] = "some log-probabilities are infinite or not numbers"
         length = sum(len(pair.better) for pair in pairs) / len(pairs)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 # %% ../nbs/27_rewards.ipynb #imports-course
 from .engine.reader import side_by_side
-from .engine.safe_steps import same_shape
+from .engine.safe_steps import check_same_shape
 from .generating import generate_ids
 from .optim import gradient_clip
 
@@ -89,7 +89,7 @@ def policy_loss(
     clip:float=.2,                 # How far from 1 the ratio may move before it is cut
 )->Float[Tensor, ""]: # To be minimised; lower if better answers are likelier
     "Make what was better than expected likelier. Source: Schulman et al. 2017, eq. 7."
-    same_shape(logprobs=logprobs, old=old, answer_mask=answer_mask)
+    check_same_shape(logprobs=logprobs, old=old, answer_mask=answer_mask)
     gain = advantages(rewards, method).reshape(len(logprobs), 1)   # of each answer
     ratio = (logprobs - old).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
@@ -104,7 +104,7 @@ def kl_estimate(
     answer_mask:Bool[Tensor, "n s"], # True where the model chose the id
 )->Float[Tensor, ""]: # Nats for each answer, at least 0
     "Estimate how far a model has moved. Source: Shao et al. 2024, eq. 4."
-    same_shape(logprobs=logprobs, reference=reference, answer_mask=answer_mask)
+    check_same_shape(logprobs=logprobs, reference=reference, answer_mask=answer_mask)
     log_ratio = reference - logprobs
     return ((log_ratio.exp() - log_ratio - 1) * answer_mask).sum(-1).mean()
 

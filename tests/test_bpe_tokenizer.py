@@ -25,7 +25,7 @@ from llm_course.data import fetch
 from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
 from llm_course.engine.files import count_corpus, in_processes, safe_cut
 from llm_course.engine.spelling import Rules, Unspelled, check_text, spell
-from llm_course.engine.streaming import unfinished
+from llm_course.engine.streaming import find_unfinished_token
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -608,7 +608,7 @@ def test_special_tokens_in_one_tree_are_found_as_the_longest_first(tokens, text,
     listed = re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
     assert special_pattern(tokens).split(text) == listed.split(text)
     begun = [i for i in range(start, len(text)) if any(token != text[i:] and token.startswith(text[i:]) for token in tokens)]
-    assert unfinished(text, start, tokens) == min(begun, default=len(text))
+    assert find_unfinished_token(text, start, tokens) == min(begun, default=len(text))
 
 
 def test_special_tokens_that_begin_one_another_hundreds_of_times():

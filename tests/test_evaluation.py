@@ -15,7 +15,7 @@ from llm_course.checkpoint import load_model, save_checkpoint, save_model
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
-from llm_course.engine.tasks import MADE, Question, Task, is_right, read_questions, turned, with_letters, write_questions
+from llm_course.engine.tasks import MADE, Question, Task, is_right, read_questions, rotate_choices, with_letters, write_questions
 from llm_course.evaluation import (
     bootstrap_interval,
     calibration,
@@ -240,7 +240,7 @@ def test_the_demo_model_has_not_seen_the_held_out_play():
 
 def test_letters_and_turns_keep_what_is_right():
     q = Question("Which?", (" a", " b", " c"), 1)
-    for by in range(-3, 7): assert turned(q, by).choices[turned(q, by).answer] == " b"
+    for by in range(-3, 7): assert rotate_choices(q, by).choices[rotate_choices(q, by).answer] == " b"
     assert with_letters(q) == Question("Which?\nA. a\nB. b\nC. c\nAnswer:", (" A", " B", " C"), 1)
     with pytest.raises(ValueError, match="two to ten"): with_letters(replace(q, choices=tuple(map(str, range(11)))))
 

@@ -23,7 +23,7 @@ from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.reader import Reader, last_scores, side_by_side
 from llm_course.engine.sampling import draw, quick_probabilities
 from llm_course.engine.speaking import GenerateConfig, open_models
-from llm_course.engine.speculation import accept, speculate
+from llm_course.engine.speculation import accept_guesses, speculate
 from llm_course.engine.voices import END, Voice, first_ids
 from llm_course.generating import (
     Sampling,
@@ -728,7 +728,7 @@ def chi_square(counts, want):
 def test_accepted_guesses_follow_the_models_distribution():
     ours, theirs = torch.tensor([[.5, .3, .15, .05, 0.]]), torch.tensor([[.1, .1, .2, .2, .4]])
     chance = torch.Generator().manual_seed(0)
-    firsts = torch.tensor([accept(draw(theirs, chance)[0], theirs, torch.cat([ours, ours]), chance)[0] for _ in range(8000)])
+    firsts = torch.tensor([accept_guesses(draw(theirs, chance)[0], theirs, torch.cat([ours, ours]), chance)[0] for _ in range(8000)])
     assert chi_square(firsts.bincount(minlength=5).double(), ours[0].double()) < 16.3   # 99.9 %, 3 degrees of freedom
 
 

@@ -13,7 +13,7 @@ from llm_course.checkpoint import save_model
 from llm_course.engine import tuning
 from llm_course.engine.chat import MARKS, TEMPLATES, render
 from llm_course.engine.lora import load_adapter, merge_lora
-from llm_course.engine.tuning import grown, main, read_examples
+from llm_course.engine.tuning import grow_vocabulary, main, read_examples
 from llm_course.instruct import (
     Example,
     answer_logits,
@@ -180,10 +180,10 @@ def test_an_answer_ends_at_its_mark_or_is_none():
 def test_new_rows_leave_the_old_ids_alone():
     for tie in False, True:
         made = model(tie=tie)
-        larger, ids = grown(made, 266), torch.arange(20)[None]
+        larger, ids = grow_vocabulary(made, 266), torch.arange(20)[None]
         torch.testing.assert_close(larger(ids)[..., :262], made(ids))
         assert larger.config.vocab_size == 266 and torch.pdist(larger.embedding.weight[-4:]).min() > 0
-        assert grown(made, 262) is made
+        assert grow_vocabulary(made, 262) is made
 
 
 # ---- The command

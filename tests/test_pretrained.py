@@ -39,7 +39,7 @@ from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
 from llm_course.engine.chat import encode_chat
 from llm_course.engine.commands import as_path
-from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
+from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole_file_span
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import from_gguf_tokenizer
 from llm_course.engine.gguf_file import GgufFile
@@ -929,7 +929,7 @@ def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
         assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=False)
         assert list(ours.encode_iterable(iter(text), block=1)) == ids
     (tmp_path/"text.txt").write_text("".join(BESIDE * 2), "utf-8", newline="")
-    found = [ids for _, ids in encode_spans(ours, [whole(tmp_path/"text.txt")], block=16)]
+    found = [ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text.txt")], block=16)]
     assert np.concatenate(found).tolist() == reference.encode("".join(BESIDE * 2), add_special_tokens=False).ids
     ours.save(tmp_path/"again.json")   # and back into their library
     again = tokenizers.Tokenizer.from_file(str(tmp_path/"again.json"))

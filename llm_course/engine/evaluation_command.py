@@ -21,9 +21,9 @@ from .benchmarks import BENCHMARKS, fetch_benchmark, read_benchmark
 from .commands import (
     Flags, by_default, output_path, run_command, whole_file)
 from .flags import TrainConfig
-from .exchange import check_there, open_both
+from .exchange import check_exists, open_both
 from .parts import read_parts
-from .sampling import naming
+from .sampling import name_model_in_errors
 from .tasks import MADE, Task, read_questions, with_letters
 from .corpora import end_of_text
 from .text_files import Reading, list_texts, plain_files
@@ -156,22 +156,24 @@ def run_evaluation(
     tasks = [open_task(word, config) for word in names]
     parts = read_parts(config.parts)
     against = config.against
-    if against is not None: check_there(against, "--against")
+    if against is not None: check_exists(against, "--against")
     path = config.model_path or DEMO/"model.safetensors"
     model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
     if against is not None:
         other, its_tokenizer = open_both(against, None, device, flag="--against")
     told:dict[str, Any] = {"tasks": {}}
     if texts:
-        with naming(path): told |= _read(model, tokenizer, texts)
+        with name_model_in_errors(path): told |= _read(model, tokenizer, texts)
     if texts and against is not None:
         print(f"\n{against}")
-        with naming(against): told["against"] = _read(other, its_tokenizer, texts)
+        with name_model_in_errors(against):
+            told["against"] = _read(other, its_tokenizer, texts)
         print()
     if tasks: print(HEAD)
     results = []
     for task in tasks:
-        with naming(path): results.append(evaluate(model, tokenizer, task))
+        with name_model_in_errors(path):
+            results.append(evaluate(model, tokenizer, task))
         print(line_of(results[-1]), flush=True)
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
@@ -181,7 +183,8 @@ def run_evaluation(
         print(f"\nthe first model minus {against}")
         if texts: _tell_gaps(told, told["against"])
         for task, result in zip(tasks, results):
-            with naming(against): second = evaluate(other, its_tokenizer, task)
+            with name_model_in_errors(against):
+                second = evaluate(other, its_tokenizer, task)
             print(compare(result, second), flush=True)
     if config.output is not None:
         with whole_file(config.output, "w") as file: json.dump(told, file, indent=1)

@@ -30,9 +30,9 @@ from ..checkpoint import pick_device, random_states, restore, save_checkpoint
 from .bookkeeping import Run, resume
 from .commands import (
     Flags, by_default, input_file, one_line, one_of, run_command, whole_file)
-from .diary import append_line, open_folder, run_folder, watched
+from .diary import append_line, open_folder, run_folder, show_progress
 from .exchange import Base, open_both
-from .model_files import explain
+from .model_files import explain_failure
 from .processes import polite_stop
 from .reader import Reader, side_by_side
 from .run_config import (
@@ -358,8 +358,8 @@ class Session:
         saved = find_checkpoint(c, len(self.records), config, "prompts")
         if saved:
             path = c.output/"checkpoint.pt"
-            explain(path, restore, saved, model, kind="checkpoint")
-            explain(path, resume, self.run, saved, kind="checkpoint")
+            explain_failure(path, restore, saved, model, kind="checkpoint")
+            explain_failure(path, resume, self.run, saved, kind="checkpoint")
         open_folder(c, self.run.history, config)
         self._open_samples()
 
@@ -434,7 +434,7 @@ def learn(
     with polite_stop(True) as stop, run_folder(settle(config, model)):
         session = Session(config, model, tokenizer)
         run = session.run
-        with watched(run.config, run.history, run.done) as show:
+        with show_progress(run.config, run.history, run.done) as show:
             while run.done < config.iterations and not stop.is_set():
                 show(session.advance(stop.is_set()))
         export_pretrained(model.eval(), tokenizer, config.output/"export")
