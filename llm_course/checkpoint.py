@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrap_model', 'copy_shared_tensors', 'save_checkpoint', 'random_states', 'set_random_states', 'read_checkpoint',
-           'restore', 'load_checkpoint', 'pick_device', 'save_model', 'build_model', 'load_model', 'ExportConfig',
-           'export', 'main']
+           'restore', 'load_checkpoint', 'pick_device', 'save_model', 'build_model', 'load_model', 'main']
 
 # %% ../nbs/16_checkpoint.ipynb #imports
 import json
@@ -283,7 +282,7 @@ def load_model(
 
 # %% ../nbs/16_checkpoint.ipynb #export-config
 #| code-fold: true
-#| code-summary: "The flags"
+#| code-summary: "The flags, and what they do"
 @dataclass(frozen=True)
 class ExportConfig(Flags):
     "Write only the model of a checkpoint, as a .safetensors file for generating."
@@ -294,9 +293,6 @@ class ExportConfig(Flags):
     # Type of the stored numbers
     dtype:Annotated[str, one_of("float16", "bfloat16", "float32")]="float16"
 
-# %% ../nbs/16_checkpoint.ipynb #main
-#| code-fold: true
-#| code-summary: "The command"
 def export(
     config:ExportConfig, # From the command line
 )->None:
@@ -319,6 +315,9 @@ def export(
         print("to generate with it, copy the tokenizer.json of its run beside it, or "
               "name that file with --tokenizer_path")
 
+# %% ../nbs/16_checkpoint.ipynb #main
+#| code-fold: true
+#| code-summary: "The command"
 def main(argv:list[str]|None=None)->None:
     "`python -m llm_course.checkpoint`: export a model."
     run_command(ExportConfig, export, argv, "python -m llm_course.checkpoint")
