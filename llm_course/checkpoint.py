@@ -63,8 +63,8 @@ def _parameters_to_save(
     if tied and not torch.equal(state["head.weight"], state["embedding.weight"]):
         raise ValueError("the model ties its head to its embedding, "
                          "but the two differ")
-    alone = copy_shared_tensors({name: x for name, x in state.items()
-                   if not (tied and name == "head.weight")})
+    alone = copy_shared_tensors({
+        name: x for name, x in state.items() if not (tied and name == "head.weight")})
     return state | alone   # tensors that share memory are written twice
 
 # %% ../nbs/16_checkpoint.ipynb #save-checkpoint

@@ -106,7 +106,7 @@ def reward_signs(
     rewards:Float[Tensor, "groups g"], # Of them
     logprobs:Float[Tensor, "n s"],     # Of their ids
     reference:Float[Tensor, "n s"],    # The same, by the model at the start
-    answer_mask:Bool[Tensor, "n s"],          # True where the model chose the id
+    answer_mask:Bool[Tensor, "n s"],   # True where the model chose the id
 )->dict[str, float]:
     """Measure what shows whether learning from rewards is healthy.
 
@@ -384,7 +384,7 @@ class Session:
         prompts = [self.tokenizer.encode(record["prompt"]) for record in records]
         dice = torch.Generator(c.device).manual_seed(int(draw.integers(2**62)))
         drawn = sample_groups(run.model, prompts, config.group, config.max_tokens,
-                             self.stop_id, dice)
+                              self.stop_id, dice)
         texts, rewards = [], []
         for place, answer in enumerate(drawn):
             if answer[-1] == self.stop_id: answer = answer[:-1]

@@ -108,9 +108,9 @@ def read_request(
     if chat: longest = take("max_completion_tokens", int, longest, 1)
     options = take("stream_options", dict, {})
     count, seed = take("n", int, 1, 1, MAX_COUNT), take("seed", int, None, 0, 2**63 - 1)
-    asked = CompletionRequest(prompt, longest, how, stops, seed, count,
-                take("stream", bool, False), options.get("include_usage") is True,
-                likeliest)
+    asked = CompletionRequest(
+        prompt, longest, how, stops, seed, count, take("stream", bool, False),
+        options.get("include_usage") is True, likeliest)
     for name, value in left.items():
         if name in _IGNORED or value is None: continue
         if name not in _NEUTRAL or value != _NEUTRAL[name]:
