@@ -20,6 +20,7 @@ from beartype import BeartypeConf
 caches = tempfile.mkdtemp(prefix="caches-")
 os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # a pool of compilers imports torch once more, for a kernel or two
+if sys.platform == "linux": os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")   # to compile a program for each set of instructions, and see that it runs, takes ten seconds and more
 
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
