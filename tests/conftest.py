@@ -171,7 +171,7 @@ def plain_picture(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).
+    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 3`).
 
     Whoever comes second waits, and nobody may change what is in it."""
     base = tmp_path_factory.getbasetemp()

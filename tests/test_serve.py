@@ -324,7 +324,7 @@ def test_help_comes_without_torch_and_web():
     assert told.startswith("usage: llm-course serve ") and told.endswith("set()\n")
 
 
-def _hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # where tests share processes (pytest -n 2), these ignore it
+def _hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # where tests share processes (pytest -n 3), these ignore it
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process there")
