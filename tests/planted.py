@@ -653,7 +653,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr", "all groups use the first rate")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "a group's own lr is ignored")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:

@@ -1116,7 +1116,8 @@ MISTAKES["CrossEntropyLoss"] = variants(
     _a_loss,
     {
         "nothing is subtracted before the exponential, so large logits overflow":
-            dict(surprise=lambda z, y: z.exp().sum(-1).log() - _pick(z, y)),
+            dict(surprise=lambda z, y: z.float().exp().sum(-1).log()
+                 - _pick(z.float(), y)),
         "the logarithm is taken of a probability that has been rounded to zero: take "
         "it before you divide":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
@@ -1179,7 +1180,7 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "need float32": dict(
             surprise=lambda z, y: (
                 (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
-                - _pick(z - z.amax(-1, keepdim=True), y)).float()),
+                - _pick(z - z.amax(-1, keepdim=True), y))),
         "the mean is taken over the vocabulary as well, so the loss is V times too "
         "small": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
