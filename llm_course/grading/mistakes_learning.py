@@ -1279,7 +1279,7 @@ def _ask_bits(part):
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)
 
-_ln2 = math.log(2)
+_ln2:float = math.log(2)
 MISTAKES["bits_per_byte"] = {
     "these are nats per byte: a bit is ln 2 nats":
         lambda n, tokens, size: n * tokens / size,
