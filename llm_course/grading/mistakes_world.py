@@ -1107,7 +1107,7 @@ def _ask_stream(part):
 def _mixer():
     "A model in which all that stands before a place has a say."
     with torch.random.fork_rng(), torch.no_grad():
-        model = filled(_Plain(257, 16, 8, 1, 2, 8))
+        model:Any = filled(_Plain(257, 16, 8, 1, 2, 8))
         model.head.weight[:97] = model.head.weight[123:] = 0.
         model.head.weight *= 9
         return model
