@@ -237,10 +237,10 @@ FLAT = """() => { for (const code of [...document.querySelectorAll("pre code")].
 
 @pytest.fixture(scope="module")
 def browser():
-    "Chromium, as the system has it."
+    "Chromium, as the system has it; it knows no host but this one."
     playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"))), None)
     if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
     with playwright.sync_playwright() as play:
-        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"], timeout=PATIENCE))
         started.close()

@@ -331,7 +331,7 @@ def test_a_lost_process_is_told_from_a_mistake(monkeypatch, said, lost, torchrun
 
 
 def ends_by_sigterm(folder, say):
-    "What a process says, and how it ends, that hears SIGTERM while it waits in `last_words`; and before, another signal, which changes nothing."
+    "What a process says, and how it ends, that hears SIGTERM while it waits in `end_at_sigterm`; and before, another signal, which changes nothing."
     from llm_course.engine import processes
     heard, told = os.pipe()
     ready, go = os.pipe()
@@ -340,7 +340,7 @@ def ends_by_sigterm(folder, say):
         os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
         processes.is_first_to_speak = lambda: say
         signal.signal(signal.SIGINT, lambda *_: os.write(go, b"x"))
-        with processes.last_words(folder):
+        with processes.end_at_sigterm(folder):
             signal.raise_signal(signal.SIGINT)
             time.sleep(60)
         os._exit(1)
@@ -361,13 +361,13 @@ def test_a_process_that_torchrun_ends_says_what_is_left_and_how_to_go_on(tmp_pat
 
 
 def test_signals_are_put_back_and_other_threads_leave_them_alone(monkeypatch, tmp_path):
-    from llm_course.engine.processes import last_words
+    from llm_course.engine.processes import end_at_sigterm
     for name in "RANK", "WORLD_SIZE": monkeypatch.setenv(name, "2")
     now = lambda: (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), threading.active_count())
     before, seen = now(), []
     def elsewhere():
-        with last_words(tmp_path): seen.append(signal.getsignal(signal.SIGTERM))
-    with last_words(tmp_path): assert now()[0] != before[0] and now()[1] == before[1]
+        with end_at_sigterm(tmp_path): seen.append(signal.getsignal(signal.SIGTERM))
+    with end_at_sigterm(tmp_path): assert now()[0] != before[0] and now()[1] == before[1]
     other = threading.Thread(target=elsewhere)
     other.start()
     other.join()

@@ -35,8 +35,8 @@ from torch.nn.functional import logsigmoid
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import (
-    bare, load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
-    save_checkpoint, save_model, set_random_states)
+    load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
+    save_checkpoint, save_model, set_random_states, unwrap_model)
 from ..checks import check_of
 from ..engine.parts import part_name
 from ..generating import next_probabilities, Sampling
@@ -333,7 +333,7 @@ class _Full:   # as where a disk is full: it cannot be written
 def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=True,
     weights=lambda state: state, parts=True, straight=False, leaves=False,
-    unwrapped=bare):
+    unwrapped=unwrap_model):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
         model = unwrapped(model)
