@@ -153,7 +153,7 @@ NUMBERS = 0, 1, -1, 2, -2, .5, 1e-5, 1e-6, 1e-8
 def _constant(node, this, scope):
     n = node.value
     if isinstance(n, bool):
-        yield 0, ast.Constant(not n), f"{this} is the wrong truth value"
+        yield 1, ast.Constant(not n), f"{this} is the wrong truth value"
     elif isinstance(n, int | float):
         half = n // 2 if isinstance(n, int) and n % 2 == 0 else n / 2
         for m in dict.fromkeys((n + 1, n - 1, -n, 2 * n, half, *NUMBERS)):
@@ -186,15 +186,15 @@ def _one_function_for_another(node, this, scope):
     for other in [x for family in FAMILIES if name in family for x in family]:
         if other == name: continue
         new = _name(other) if plain else _of(node.value, other)
-        yield 0, new, f"`{name}` is the wrong operation or type, in {this}"
+        yield 1, new, f"`{name}` is the wrong operation or type, in {this}"
     if not plain and name in ("T", "mT", "data"):
-        yield 0, node.value, f"`.{name}` should not be there, in {this}"
+        yield 1, node.value, f"`.{name}` should not be there, in {this}"
 
 # %% ../../nbs/grading/one_change.ipynb #edits-operators
 @edits_of(ast.UnaryOp)
 def _sign(node, this, scope):
     what = "`not`" if isinstance(node.op, ast.Not) else "sign"
-    yield 0, node.operand, f"the {what} in {this} should not be there"
+    yield 1, node.operand, f"the {what} in {this} should not be there"
 
 OPERATORS = ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.MatMult
 
@@ -203,16 +203,16 @@ def _operator(node, this, scope):
     left, op, right = node.left, node.op, node.right
     for other in OPERATORS:
         new = ast.BinOp(left, other(), right)
-        if not isinstance(op, other): yield 0, new, f"the operator of {this} is wrong"
+        if not isinstance(op, other): yield 1, new, f"the operator of {this} is wrong"
     if not isinstance(op, ast.Add | ast.Mult):
-        yield 0, ast.BinOp(right, op, left), f"the two sides of {this} are exchanged"
-    yield 0, left, f"the right side of {this} should not be there"
-    yield 0, right, f"the left side of {this} should not be there"
+        yield 1, ast.BinOp(right, op, left), f"the two sides of {this} are exchanged"
+    yield 1, left, f"the right side of {this} should not be there"
+    yield 1, right, f"the left side of {this} should not be there"
     said = f"brackets are missing or wrong in {this}"
     if isinstance(left, ast.BinOp):   # (a ∘ b) • c → a ∘ (b • c)
-        yield 0, ast.BinOp(left.left, left.op, ast.BinOp(left.right, op, right)), said
+        yield 1, ast.BinOp(left.left, left.op, ast.BinOp(left.right, op, right)), said
     if isinstance(right, ast.BinOp):
-        yield 0, ast.BinOp(ast.BinOp(left, op, right.left), right.op, right.right), said
+        yield 1, ast.BinOp(ast.BinOp(left, op, right.left), right.op, right.right), said
 
 OPPOSITES = {ast.Is: ast.Eq, ast.IsNot: ast.NotEq, ast.In: ast.NotIn, ast.NotIn: ast.In}
 ORDERS = ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq
@@ -223,38 +223,38 @@ def _comparison(node, this, scope):
     kind = type(node.ops[0])
     for other in [OPPOSITES[kind]] if kind in OPPOSITES else ORDERS:
         new = ast.Compare(node.left, [other()], node.comparators)
-        if other is not kind: yield 0, new, f"{this} compares wrongly"
+        if other is not kind: yield 1, new, f"{this} compares wrongly"
     for answer in True, False:
-        yield 1, ast.Constant(answer), f"it should not depend on {this}"
+        yield 0, ast.Constant(answer), f"it should not depend on {this}"
 
 @edits_of(ast.BoolOp)
 def _and_or(node, this, scope):
     other = ast.And() if isinstance(node.op, ast.Or) else ast.Or()
-    yield 0, ast.BoolOp(other, node.values), f"`and` and `or` are confused in {this}"
+    yield 1, ast.BoolOp(other, node.values), f"`and` and `or` are confused in {this}"
     for i, value in enumerate(node.values):
         rest = node.values[:i] + node.values[i + 1:]
         new = ast.BoolOp(node.op, rest) if len(rest) > 1 else rest[0]
-        yield 1, new, f"it should not depend on {excerpt(value)}"
+        yield 0, new, f"it should not depend on {excerpt(value)}"
 
 @edits_of(ast.IfExp)
 def _choice(node, this, scope):
     new = ast.IfExp(node.test, node.orelse, node.body)
-    yield 0, new, f"the two cases of {this} are exchanged"
+    yield 1, new, f"the two cases of {this} are exchanged"
     for only in node.body, node.orelse:
-        yield 1, only, f"it should not depend on {excerpt(node.test)}"
+        yield 0, only, f"it should not depend on {excerpt(node.test)}"
 
 @edits_of(ast.comprehension)
 def _filter(node, this, scope):
     for i, test in enumerate(node.ifs):
         new = copy.copy(node)
         new.ifs = node.ifs[:i] + node.ifs[i + 1:]
-        yield 1, new, f"it should not depend on {excerpt(test)}"
+        yield 0, new, f"it should not depend on {excerpt(test)}"
 
 # %% ../../nbs/grading/one_change.ipynb #edits-calls
 @edits_of(ast.Subscript)
 def _index(node, this, scope):
     def taken(index): return ast.Subscript(node.value, index, ast.Load())
-    yield 0, node.value, f"the index of {this} should not be there"
+    yield 1, node.value, f"the index of {this} should not be there"
     if not isinstance(node.slice, ast.Slice):
         new = taken(ast.Slice(None, node.slice))
         yield 3, new, f"{this} takes one, where several belong"
@@ -264,15 +264,15 @@ def _index(node, this, scope):
         for last in upper, None, ast.Constant(-1):
             if (first, last) == (lower, upper): continue
             new = taken(ast.Slice(first, last, step))
-            yield 0, new, f"the slice {this} begins or ends at the wrong place"
+            yield 1, new, f"the slice {this} begins or ends at the wrong place"
     new = taken(ast.Slice(lower, upper))
-    if step is not None: yield 0, new, f"the step of {this} is wrong"
+    if step is not None: yield 1, new, f"the step of {this} is wrong"
 
 @edits_of(ast.Tuple, ast.List)
 def _order(node, this, scope):
     for i in range(len(node.elts) - 1):
         elts = [*node.elts[:i], node.elts[i + 1], node.elts[i], *node.elts[i + 2:]]
-        yield 0, type(node)(elts, ast.Load()), f"{this} is in the wrong order"
+        yield 1, type(node)(elts, ast.Load()), f"{this} is in the wrong order"
 
 def _title(call): return getattr(call.func, "attr", getattr(call.func, "id", "it"))
 
@@ -281,17 +281,17 @@ def _call(node, this, scope):
     f, args, words = node.func, node.args, node.keywords
     name = _title(node)
     off = f"`{name}` should not be there, in {this}"
-    if isinstance(f, ast.Attribute): yield 0, f.value, off
-    for arg in args: yield 0, arg, off
+    if isinstance(f, ast.Attribute): yield 1, f.value, off
+    for arg in args: yield 1, arg, off
     for i, arg in enumerate(args):
         new = ast.Call(f, args[:i] + args[i + 1:], words)
-        yield 0, new, f"`{name}` should not be given {excerpt(arg)}"
+        yield 1, new, f"`{name}` should not be given {excerpt(arg)}"
         new = ast.Call(f, [*args[:i], *args[i + 1:i + 2], arg, *args[i + 2:]], words)
         said = f"two arguments of `{name}` are exchanged in {this}"
-        if i + 1 < len(args): yield 0, new, said
+        if i + 1 < len(args): yield 1, new, said
     for i, word in enumerate(words):
         new = ast.Call(f, args, words[:i] + words[i + 1:])
-        yield 0, new, f"`{name}` should not be given {excerpt(word)}"
+        yield 1, new, f"`{name}` should not be given {excerpt(word)}"
 
 def _given(call, name, value):
     "The same call, with one more argument that has a name."
@@ -392,11 +392,11 @@ def _line(this):
     yield 3, [], f"{text} should not be there"
     if isinstance(this, ast.If):
         said = f"it should not depend on {excerpt(this.test)}"
-        yield 1, this.body, said
-        if this.orelse: yield 1, this.orelse, said
+        yield 0, this.body, said
+        if this.orelse: yield 0, this.orelse, said
     if isinstance(this, ast.With):
         said = f"the `with` of {excerpt(this.items[0])} should not be there"
-        yield 1, this.body, said
+        yield 0, this.body, said
     if isinstance(this, BLOCKS) and len(this.body) > 1:
         first, last = this.body[0], this.body[-1]
         new = [_filled(this, this.body[:-1]), last]
@@ -407,7 +407,7 @@ def _line(this):
         for op in ast.Add, ast.Sub, ast.Mult, ast.Div:
             new = ast.AugAssign(this.target, op(), this.value)
             if not isinstance(this.op, op):
-                yield 0, [new], f"the operator of {text} is wrong"
+                yield 1, [new], f"the operator of {text} is wrong"
         yield 3, [ast.Assign([this.target], this.value)], f"{text} keeps what was there"
         if isinstance(this.target, ast.Name):
             value = ast.BinOp(_name(this.target.id), this.op, this.value)
