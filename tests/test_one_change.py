@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm_course.grading.grading import TooLong, grade, load, within
-from llm_course.grading.one_change import excerpt, one_change, source_of
+from llm_course.grading.one_change import changes, excerpt, one_change, source_of
 
 
 @contextlib.contextmanager
@@ -60,7 +60,6 @@ OF_NUMBERS = {   # what is wrong there → a faulty line, and the right one
     "it should not depend on `x or y > x`": ("x + 7 if x or y > x else x * 4 + y", "x * 4 + y"),
     "the two cases of `x if x < 2 or y > 1 else y` are exchanged": ("x if x < 2 or y > 1 else y", "y if x < 2 or y > 1 else x"),
     "`x` stands where `y` belongs": ("x * 4 + x", "x * 4 + y"),
-    "`abs(x)` stands where `y` belongs": ("abs(x) * 4 + x", "y * 4 + x"),
     "`max` is the wrong operation or type, in `max`": ("max(x, y)", "min(x, y)"),
     "`abs` should not be there, in `abs(x * y - 2)`": ("abs(x * y - 2) * 3", "(x * y - 2) * 3"),
     "`max` should not be given `[9]`": ("max([x], [y], [9])", "max([x], [y])"),
@@ -73,6 +72,7 @@ OF_NUMBERS = {   # what is wrong there → a faulty line, and the right one
     "`y` is not passed on to `dict`": ("dict(x=x)", "dict(x=x, y=y)"),
 }
 OF_LISTS = {
+    "`x[0]` stands where `n` belongs": ("[x[0] * 7]", "[n * 7]"),
     "`True` is the wrong truth value": ("sorted(x, reverse=True)", "sorted(x)"),
     "`sorted` sorts the other way round": ("sorted(x)", "sorted(x, reverse=True)"),
     "`sorted` should not be given `key=abs`": ("sorted(x, key=abs)[::n + 1]", "sorted(x)[::n + 1]"),
@@ -181,10 +181,18 @@ def test_only_conditions_change_where_an_error_is_lacking():
 
 
 @pytest.mark.parametrize("part", [len, torch.relu, lambda x: x, 3, type("Made", (), {}), part_of("def make():\n    def f(x): return x\n    return f")(),
-                                  part_of("def f(x): open(x, 'w').close()", "writes.py"), part_of("class Empty: pass"), part_of("def f(x): return x", "gone.py")], ids=str)
+                                  part_of("class Empty: pass"), part_of("def f(x): return x", "gone.py")], ids=str)
 def test_without_source_nothing_is_searched(part):
     linecache.cache.pop("gone.py", None)
     assert source_of(part) is None and one_change(part, lambda make: True) == ""
+
+
+def test_what_writes_files_or_asks_for_a_name_is_left_alone():
+    lines = ["def store(x): open(x, 'w').close()", "class Part:", "    def keep(self, x): store(x + 1)", "    def f(self, x):", "        if x == 'random': x = 3", "        return id(x)"]
+    found = changes(source_of(part_of("\n".join(lines))))
+    assert {change.line for change in found} == {5, 6}
+    said = {change.said for change in found}
+    assert "`x == 'random'` compares wrongly" in said and "it should not depend on `x == 'random'`" not in said and "`id(x)` is off by one" not in said
 
 
 def test_the_search_ends_in_time():
