@@ -9,7 +9,8 @@ from itertools import product
 import pytest
 import torch
 
-from llm_course.grading.grading import TooLong, grade, load, within
+from llm_course.grading import grading
+from llm_course.grading.grading import TooLong, answers, grade, load, mended, truth_about, within
 from llm_course.grading.one_change import changes, excerpt, one_change, source_of
 
 
@@ -73,9 +74,9 @@ OF_NUMBERS = {   # what is wrong there → a faulty line, and the right one
 }
 OF_LISTS = {
     "`x[0]` stands where `n` belongs": ("[x[0] * 7]", "[n * 7]"),
-    "`True` is the wrong truth value": ("sorted(x, reverse=True)", "sorted(x)"),
+    "`True`, in `[n, True]`, is the wrong truth value": ("[n, True]", "[n, False]"),
     "`sorted` sorts the other way round": ("sorted(x)", "sorted(x, reverse=True)"),
-    "`sorted` should not be given `key=abs`": ("sorted(x, key=abs)[::n + 1]", "sorted(x)[::n + 1]"),
+    "`sorted` should not be given `reverse=True`": ("sorted(x, reverse=True)", "sorted(x)"),
     "the index of `x[n:]` should not be there": ("x[n:] + [n]", "x + [n]"),
     "the slice `x[n:]` begins or ends at the wrong place": ("x[n:]", "x[n:-1]"),
     "the step of `x[0:4:n + 2]` is wrong": ("x[0:4:n + 2]", "x[0:4]"),
@@ -88,6 +89,11 @@ OF_LISTS = {
 def test_an_edit_of_an_expression_is_found(said):
     wrong, right = OF_NUMBERS[said]
     assert said_of(f"def f(x, y): return {wrong}", eval(f"lambda x, y: {right}"), NUMBERS) == f"line 1: {said}"
+
+
+def test_where_zero_is_taken_for_nothing_it_is_told():
+    text = "def f(x, n): return x[n:] if n else 'all'"
+    assert said_of(text, lambda x, n: "all" if n is None else x[n:], [*LISTS, ([1, 2], None)]) == "line 1: for `n` of 0, or empty, the answer should be yes"
 
 
 @pytest.mark.parametrize("said", OF_LISTS)
@@ -109,6 +115,10 @@ LINES = {   # what is wrong on which line → a faulty function of numbers and n
     "line 3: `r += [s]`, just after this block, belongs inside": ("s, r = n, []|for a in x: s += a|r += [s]|return r", "[n + sum(x[:i + 1]) for i in range(len(x))]"),
     "line 3: `s = n` belongs inside the loop": ("r = []|s = n|for a in x:|    s += a|    r += [s]|return r", "[n + a for a in x]"),
     "line 3: `y += [n]` changes in place what others hold": ("y = x|y += [n]|return len(x), y", "(len(x), x + [n])"),
+    "line 2: `r = s = [n]` gives one thing two names": ("r = s = [n]|r.append(0)|return s, r", "([n], [n, 0])"),
+    "line 2: the operator of `x[0] += n` is wrong": ("x[0] += n|return x", "[x[0] * n] + x[1:]"),
+    "line 2: `3`, in `3 <= x[0] < 7`, is the wrong number": ("return 1 if n == 'a' else 3 <= x[0] < 7", "3 < x[0] < 7"),
+    "line 6: the operator of `g() + 1` is wrong": ("if n > 1:|    s = 4|def g():|    return n|return g() + 1", "n"),
     "line 2: the `with` of `closed()` should not be there": ("with closed():|    return x + [n]", "x + [n]"),
     "line 5: `'q'`, in `t['q']`, is the wrong name": ("t = {}|t['p'] = n + 5|t['q'] = len(x)|return t['q'] + t['q']", "n + 5 + len(x)"),
 }
@@ -146,15 +156,76 @@ def softmax(x, dim=-1):
 """
 
 
+AXES = {
+    "`sum` is taken along the wrong axes, or loses one, in `x.sum(-2)`": ("x.sum(-2)", lambda x: x.sum(-1)),
+    "`max` is taken along the wrong axes, or loses one, in `torch.max(x)`": ("torch.max(x)", lambda x: x.amax(-1, keepdim=True)),
+    "`max` is taken along the wrong axes, or loses one, in `torch.max(x, dim=1)`": ("torch.max(x, dim=1)[0]", lambda x: x.amax(0)),
+    "`std` divides by one less than the count in `x.std(-1)`": ("x.std(-1)", lambda x: x.std(-1, correction=0)),
+    "`sum` is taken along the wrong axes, or loses one, in `x.sum(dim=-2, dtype=torch.float64)`": ("x.sum(dim=-2, dtype=torch.float64)", lambda x: x.sum(-1, dtype=torch.float64)),
+    "`.T` should not be there, in `x.T`": ("x.T", lambda x: x),
+}
+
+
+@pytest.mark.parametrize("said", AXES)
+def test_a_wrong_axis_is_found(said):
+    wrong, right = AXES[said]
+    tensors = [(torch.arange(6.).reshape(2, 3) * k + k,) for k in (1, 2, -3)]
+    assert said_of(f"def f(x): return {wrong}", right, tensors) == f"line 1: {said}"
+
+
+BITS = """import math
+def bits_per_byte(nats_per_token, num_tokens, num_bytes):
+    if num_tokens <= 0 or num_bytes <= 0: raise ValueError("counts are above zero")
+    return nats_per_token / math.log(2) * num_tokens / num_bytes
+"""
+
+
 @pytest.mark.parametrize("name, text, was, now, said", [
     ("RmsNorm", NORM, ".mean(-1, keepdim=True)", ".mean(-1, keepdim=True).clamp(max=9.)", "line 12: `clamp` should not be there, in `wide.square().mean(-1, keepdim=True).clamp(…`"),
+    ("bits_per_byte", BITS, "<= 0 or", "<= 0 and", "line 3: `and` and `or` are confused in `num_tokens <= 0 and num_bytes <= 0`"),
     ("softmax", SOFTMAX, "wide, dim)", "wide.clamp(max=30.), dim)", "line 6: `clamp` should not be there"),
-], ids=["norm", "softmax"])
+], ids=["norm", "guard", "softmax"])
 def test_the_grader_names_the_line(searched, name, text, was, now, said):
     assert not (verdict := grade(name, part_of(text))).claim, verdict
     verdict = grade(name, part_of(text.replace(was, now)))
     assert verdict.claim and said in verdict.hint, verdict
     assert len(verdict.hint.split()) <= 30
+
+
+FAULTY = NORM.replace(".mean(-1, keepdim=True)", ".mean(-1, keepdim=True).clamp(max=9.)")
+
+
+def test_a_sign_is_shown_with_the_line_if_both_are_short(searched, monkeypatch):
+    monkeypatch.setattr(grading, "symptom", lambda part, component: "large vectors come out larger")
+    assert grade("RmsNorm", part_of(FAULTY)).hint.startswith("large vectors come out larger; line 12: `clamp` should")
+    monkeypatch.setattr(grading, "symptom", lambda part, component: "large " * 28)
+    assert grade("RmsNorm", part_of(FAULTY)).hint.startswith("line 12: `clamp` should")
+
+
+def test_without_a_search_or_a_line_there_is_a_description(monkeypatch):
+    described = grade("RmsNorm", part_of(FAULTY)).hint
+    assert "must be" in described
+    monkeypatch.setattr(grading, "SEARCH", .01)
+    assert grade("RmsNorm", part_of(FAULTY)).hint == described
+
+
+def test_a_question_that_needs_those_before_it_is_not_asked_alone(searched, monkeypatch):
+    part = part_of(FAULTY)
+    mine = answers(part, "RmsNorm")
+    monkeypatch.setattr(grading, "_alone", lambda component, i: (True, 0.))
+    assert mended(part, None, "RmsNorm", mine).startswith("line 12: `clamp`")
+    assert "line" in mended(part, None, "RmsNorm", truth_about("RmsNorm"))   # a claim may fail where all answers are right
+
+
+def test_a_file_that_cannot_be_read_as_python_is_not_searched():
+    part = part_of("def f(x): return x", "broken.py")
+    linecache.cache["broken.py"] = 5, None, ["def ("], "broken.py"
+    assert one_change(part, lambda make: True) == ""
+
+
+def test_a_class_may_hold_more_than_methods():
+    text = "class Part:\n    size = 3\n    def twice(self, x): return x * self.size"
+    assert one_change(part_of(text), lambda make: make()().twice(4) == 8) == "line 2: `3` is the wrong number"
 
 
 def test_a_line_in_a_notebook_is_told_with_its_cell(tmp_path):

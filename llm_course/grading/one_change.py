@@ -441,6 +441,13 @@ def _two_lines(this, after):
         new = _filled(after, [this, *after.body])
         yield 4, [new], f"{text} belongs inside the loop"
 
+def _rewritten(statements):
+    "What may stand for the first of them, or the first two: how many, rank and so on."
+    if isinstance(statements[0], ast.FunctionDef | ast.ClassDef): return
+    for found in _line(statements[0]): yield 1, *found
+    if len(statements) < 2 or isinstance(statements[1], ast.FunctionDef): return
+    for found in _two_lines(*statements): yield 2, *found
+
 # %% ../../nbs/grading/one_change.ipynb #all-changes
 def _inside(node, scope):
     "The scope in a function or a class."
@@ -482,6 +489,9 @@ def _edited(node, name, child, scope):
     this = excerpt(child)
     if isinstance(child, ast.Constant) and isinstance(node, ast.expr):
         this += f", in {excerpt(node)},"
+    if name in ("test", "values", "operand") and isinstance(child, ast.Name):
+        new = ast.Compare(child, [ast.IsNot()], [ast.Constant(None)])
+        yield 1, new, f"for {this} of 0, or empty, the answer should be yes"
     for edits in EDITS.get(type(child), ()):
         if edits is _something_missing and not alone: continue
         yield from edits(child, this, scope)
@@ -495,19 +505,13 @@ def _changes(made, node, scope):
             [*held[:i], *new, *held[i + size:]] or [ast.Pass()])
         return Change(rank, said, line, made, node, name, value, guard)
     for name, i, child, inner in _below(node, scope):
-        yield from _changes(made, child, inner)
         line = getattr(child, "lineno", getattr(node, "lineno", 0))
         for rank, new, said in _edited(node, name, child, inner):
             yield change(name, i, 1, [new], rank, said, line, inner.guard)
-        fixed = isinstance(child, ast.FunctionDef | ast.ClassDef)
-        if isinstance(node, ast.Module) or not isinstance(child, ast.stmt) or fixed:
-            continue
-        for rank, several, said in _line(child):
-            yield change(name, i, 1, several, rank, said, line)
-        for after in getattr(node, name)[i + 1:i + 2]:
-            if isinstance(after, ast.FunctionDef | ast.ClassDef): continue
-            for rank, several, said in _two_lines(child, after):
-                yield change(name, i, 2, several, rank, said, line)
+        if isinstance(child, ast.stmt) and not isinstance(node, ast.Module):
+            for size, rank, several, said in _rewritten(getattr(node, name)[i:i + 2]):
+                yield change(name, i, size, several, rank, said, line)
+        yield from _changes(made, child, inner)
 
 WRITES = """open save save_file write write_text write_bytes tofile memmap mkdir unlink
     makedirs rmdir rmtree rename system run Popen urlopen""".split()
