@@ -268,7 +268,7 @@ def test_what_writes_files_or_asks_for_a_name_is_left_alone():
 
 def test_the_search_ends_in_time():
     text = "def f(x): return x * 2 + x * 3"
-    assert one_change(part_of(text), lambda make: True, seconds=-1) == ""
+    assert one_change(part_of(text), lambda make: True, seconds=-1.) == ""
 
 
 def test_an_excerpt_is_one_short_line():

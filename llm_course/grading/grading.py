@@ -991,7 +991,8 @@ def hint_for(
         with suppress(Exception, SystemExit, TooLong), alone(), within(patience):
             with untouched(): return symptom(part, component)
         return ""
-    mend = partial(mended, *(written or (part, None)), component, mine)
+    source, adapt = written or (part, None)
+    mend = partial(mended, source, adapt, component, mine)
     if not any(differ(mine, truth, True)): return raised or seen() or mend()
     if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised

@@ -47,7 +47,7 @@ def _at_the_top(where, space):
     "What a file defines, by name: functions, classes and plain values."
     try: tree = ast.parse("".join(linecache.getlines(where, space)))
     except (SyntaxError, ValueError): return {}
-    found = {}
+    found:dict[str, ast.stmt] = {}
     for made in tree.body:
         if isinstance(made, ast.FunctionDef | ast.ClassDef): found[made.name] = made
         elif isinstance(made, ast.Assign) and isinstance(made.value, ast.Constant):
@@ -60,7 +60,8 @@ def source_of(
     "Collect the definitions that a part is made of."
     function = _function_of(part)
     if function is None or "." in part.__qualname__: return None
-    space, found = function.__globals__, {}
+    space = function.__globals__
+    found:dict[str, Any] = {}
     def collect(name, value, where):
         own = _function_of(value)
         if own is not None and own.__globals__ is not space: return   # imported
@@ -357,6 +358,7 @@ MISSING = {   # a method → what is wrong where its call is missing
 
 @edits_of(ast.Name, ast.Attribute, ast.Call, ast.BinOp, ast.Subscript)
 def _something_missing(node, this, scope):
+    new:ast.expr
     for step in 1, -1:
         new = ast.BinOp(node, ast.Add(), ast.Constant(step))
         yield 5, new, f"{this} is off by one"
@@ -409,26 +411,28 @@ def _line(this):
         yield 0, this.body, said
     if isinstance(this, BLOCKS) and len(this.body) > 1:
         first, last = this.body[0], this.body[-1]
-        new = [_filled(this, this.body[:-1]), last]
-        yield 4, new, f"{excerpt(last, 40)}, at the end of this block, belongs after it"
-        new = [first, _filled(this, this.body[1:])]
-        yield 4, new, f"{excerpt(first, 40)}, at its beginning, belongs before it"
+        apart = [_filled(this, this.body[:-1]), last]
+        said = f"{excerpt(last, 40)}, at the end of this block, belongs after it"
+        yield 4, apart, said
+        apart = [first, _filled(this, this.body[1:])]
+        yield 4, apart, f"{excerpt(first, 40)}, at its beginning, belongs before it"
     if isinstance(this, ast.AugAssign):
         for op in ast.Add, ast.Sub, ast.Mult, ast.Div:
-            new = ast.AugAssign(this.target, op(), this.value)
+            other = ast.AugAssign(this.target, op(), this.value)
             if not isinstance(this.op, op):
-                yield 1, [new], f"the operator of {text} is wrong"
+                yield 1, [other], f"the operator of {text} is wrong"
         yield 3, [ast.Assign([this.target], this.value)], f"{text} keeps what was there"
         if isinstance(this.target, ast.Name):
             value = ast.BinOp(_name(this.target.id), this.op, this.value)
             said = f"{text} changes in place what others hold"
             yield 3, [ast.Assign([this.target], value)], said
     if isinstance(this, ast.Assign) and len(this.targets) > 1:
-        new = [ast.Assign([target], this.value) for target in this.targets]
-        yield 3, new, f"{text} gives one thing two names"
-    if isinstance(this, ast.Assign) and not isinstance(this.targets[0], ast.Tuple):
-        new = ast.AugAssign(this.targets[0], ast.Add(), this.value)
-        yield 3, [new], f"{text} forgets what was there"
+        two = [ast.Assign([target], this.value) for target in this.targets]
+        yield 3, two, f"{text} gives one thing two names"
+    target = this.targets[0] if isinstance(this, ast.Assign) else None
+    if isinstance(target, ast.Name | ast.Attribute | ast.Subscript):
+        more = ast.AugAssign(target, ast.Add(), this.value)
+        yield 3, [more], f"{text} forgets what was there"
 
 def _two_lines(this, after):
     "What may stand for two statements."
