@@ -1089,7 +1089,7 @@ def _a_rope(
         at = heed(positions, x.shape[-2])
         if kept: at = s.seen.setdefault(kept(x), at)
         angle = torch.outer(
-            place(torch.arange(s.length)).to(kind),
+            place(torch.arange(s.length + 1)).to(kind),   # or from one, with the last
             speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta))[at]
         return join(*turn(*pair(x.to(kind)), angle.cos(), angle.sin())).to(x.dtype)
     def part(d, length, theta=10000.):
