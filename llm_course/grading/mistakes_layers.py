@@ -1095,8 +1095,8 @@ def _a_rope(
             speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta))[at]
         return join(*turn(*pair(x.to(kind)), angle.cos(), angle.sin())).to(x.dtype)
     def part(d, length, theta=10000.):
-        made = Made(rope)
-        made.d, made.length, made.theta, made.seen = d, length, theta, {}
+        made = Made(rope, seen={})
+        made.d, made.length, made.theta = d, length, theta
         if saved: made.register_buffer("table", torch.zeros(length, d // 2))
         return made
     return part
