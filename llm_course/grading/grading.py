@@ -700,8 +700,8 @@ def untouched(*inputs)->Iterator[None]:
                        "result elsewhere")
     if not _equal(after[0][:2], chance[:2]):
         raise Rude("it draws random numbers, or sets the seed, when it is used",
-                   "it draws from the generator that all share: make one of its own, "
-                   "or leave chance out")
+                   "it draws from the generator that all share, as dropout does: "
+                   "make one of its own, or leave chance out")
     if after[1] != ways:
         raise Rude("it changes how torch works for everybody else",
                    "leave set_grad_enabled and set_default_dtype alone")
