@@ -493,7 +493,8 @@ def _entries(text:str)->list:
     "What a list in an answer holds, or nothing."
     try: found = ast.literal_eval(text)
     except (SyntaxError, ValueError): return []
-    return _entries(found) if isinstance(found, str) else [*found]
+    if isinstance(found, str): return _entries(found)
+    return [*found] if isinstance(found, list | tuple | dict | set) else []
 
 def _places(wrong:Tensor)->str:
     "Say which places of one axis are wrong, if the others are right."
