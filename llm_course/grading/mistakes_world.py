@@ -196,8 +196,21 @@ def _stops_early(part):
     part(_table_model(), batches())
     return f"{len(taken)} of 250" if len(taken) < 250 else ""
 
-SYMPTOMS["evaluate"] = {"there is a limit to the batches, and all must count: it stops "
-                        "at batch": _stops_early}
+class _Counted(list):
+    "Batches that know how often they were gone through."
+    times = 0
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+def _repeats(part):
+    part(_table_model(), batches := _Counted(_uneven()))
+    return batches.times > 1
+
+SYMPTOMS["evaluate"] = {
+    "batches are gone through twice: an iterator is empty the second time": _repeats,
+    "there is a limit to the batches, and all must count: it stops at batch":
+        _stops_early}
 
 MISTAKES["evaluate"] = variants(_an_evaluation, {
     "all batches count alike; one with fewer targets must count less":
@@ -219,8 +232,6 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
     "only the first batch counts": dict(used=lambda batches: [*batches][:1]),
     "only the last batch counts": dict(used=lambda batches: [*batches][-1:]),
     "a last batch that is not full is left out": dict(used=_full),
-    "batches are gone through twice: an iterator is empty the second time":
-        dict(used=lambda batches: (len([*batches]), [*batches])[1]),
     "the number of batches is asked for, and an iterator has none":
         dict(used=lambda batches: (len(batches), batches)[1]),
     "the model is left in training mode; it came in evaluation": dict(mode=True),
@@ -237,7 +248,8 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
 def _made_run(steps, more):
     with torch.random.fork_rng():
         model = filled(Transformer(11, 8, 8, 1, 2, 8, **dict(more)))
-    optimizer = AdamW(model.parameters(), lr=.1)
+    few = [p for name, p in model.named_parameters() if "blocks" not in name]
+    optimizer = AdamW(few, lr=.1)   # fewer moments are read faster
     for _ in range(steps): _go_on(model, optimizer)
     return model, optimizer
 
@@ -302,7 +314,7 @@ def _ask_save(part):
         return read_checkpoint(_written(part, model, optimizer))["model"]["seen"]
     yield "in a buffer of the model", with_buffer
     yield "at a path", lambda: _files_of(part)
-    yield "where the path is a text", lambda: _files_of(part, str)
+    yield "where the path is a text", lambda: not _refuses(lambda: _files_of(part, str))
     def twice(second, look):
         with tempfile.TemporaryDirectory() as folder:
             path, old = Path(folder)/"run.pt", Path(folder)/"old.pt"
@@ -328,6 +340,7 @@ def _ask_save(part):
         with suppress(Exception):
             model, state = kept(*wrap, **more)
             return sorted(state["model"]) == sorted(model.state_dict())
+        return False
     yield "for a head that is its embedding", lambda: named(tie=True)
     yield "for a compiled model", lambda: named(_Compiled)
     yield "for a compiled model in several processes", lambda: named(
@@ -343,7 +356,8 @@ def _ask_save(part):
         after(lambda model, file: not file.closed))
     yield "in the settings of the optimiser", lambda: [
         group["lr"] for group in state()["optimizer"]["param_groups"]]
-    yield "where another process writes", lambda: part(*_a_run(), 2, None) is None
+    yield "where another process writes", lambda: not _refuses(
+        lambda: part(*_a_run(), 2, None))
 
 class _Compiled(nn.Module):
     "A model in a wrapper such as that of `torch.compile`."
@@ -413,6 +427,8 @@ def _renamed(part):
     return names[0] if len(names) == 1 != names.count("run.ckpt") else ""
 
 SYMPTOMS["save_checkpoint"] = {
+    "an open file is not accepted": lambda part: (
+        _refuses(lambda: _saved(part)) and not _refuses(lambda: _files_of(part))),
     "the file has no entry called": _lacks,
     "only tensors and plain values may be in the file, but an object with code is":
         _objects,
@@ -445,7 +461,6 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the model is left in evaluation mode": dict(after=lambda model, out: model.eval()),
     "the caller's file is closed; leave it open":
         dict(after=lambda model, out: out.close()),
-    "an open file is not accepted": dict(unknown=io.IOBase),
     "a path that is a text is not accepted": dict(unknown=str),
     "`None` is refused; it means that another process writes":
         dict(unknown=type(None)),
@@ -725,13 +740,13 @@ def puts_back_what_was_read(part):
 @questions_of("random_states")
 def _ask_states(part):
     yield lambda: _again(part, _put_back)
-    yield lambda: sorted(part())[-3:]
+    yield lambda: sorted(_sources.keys() & part())
     yield "in whether reading leaves chance alone", lambda: _read_twice(part)
     def stored():
         file = io.BytesIO()
         torch.save(part(), file)
         file.seek(0)
-        return sorted(torch.load(file, weights_only=True))[-3:]
+        return sorted(_sources.keys() & torch.load(file, weights_only=True))
     yield "in a checkpoint, which holds tensors and plain values", stored
 
 def _read_twice(part):
@@ -834,6 +849,9 @@ MISTAKES["set_random_states"] = variants(_a_return, {
     f"a number of {name}'s state is used as a seed; put the state back": dict(seed=key)
     for key, name in zip(_sources, ("Python", "NumPy", "torch"))})
 SYMPTOMS["set_random_states"] = {
+    f"the state of {name} is not put back": lambda part, i=i: not all(
+        _again(random_states, part)[i::3]) for i, name in enumerate(_sources.values())
+} | {
     "a state that is missing is passed over; raise a ValueError for a missing":
         lambda part: " or ".join(key for key in _sources if not _without(part, key))}
 SYMPTOMS["random_states"] = {
@@ -881,12 +899,13 @@ def _ask_load_model(part):
     def found(what="note", **more):
         return _read_model(part, _made_change(what), "best.pt", **more)
     yield "for a checkpoint", lambda: found()(ids)
-    yield "where the path is a text", lambda: found(kind=str)(ids)
+    yield "where the path is a text", lambda: not _refuses(lambda: found(kind=str))
     def in_folder(**steps):
         with tempfile.TemporaryDirectory() as folder:
             for name, n in steps.items():
                 (Path(folder)/f"{name}.pt").write_bytes(_a_file(steps=n).getvalue())
-            return part(Path(folder), "cpu")(ids)
+            with suppress(Exception): return part(Path(folder), "cpu")(ids)
+            return "refused"
     yield "for the folder of a run", lambda: in_folder(best=1)
     yield "for the folder of a run that went on after its best", lambda: in_folder(
         best=1, checkpoint=2)
@@ -894,7 +913,10 @@ def _ask_load_model(part):
     def own_norm(**more):
         data = _a_file(final_norm=_OwnNorm).getvalue()
         return _read_model(part, data, "best.pt", **more)
-    yield "with a part of one's own", lambda: own_norm(**own)(ids)
+    with_own = cache(lambda: own_norm(**own))
+    yield "with a part of one's own", lambda: any(
+        isinstance(layer, _OwnNorm) for layer in with_own().modules())
+    yield "in whether it trains with a part of one's own", lambda: with_own().training
     yield "in the error where a part of one's own is missing", lambda: (
         _error_of(own_norm))
     yield "in its other settings", lambda: _model_file(
@@ -920,9 +942,10 @@ def _weights_alone():
     return file.getvalue()
 
 def _a_model_loader(
-    weights=True, train=False, kind=torch.float32, shape=lambda c: c, tied=True,
-    folders=("best.pt",), kinds=(str, Path), read=read_checkpoint, named=True,
-    strict=True, still=torch.random.fork_rng, place=pick_device, own=lambda x: x):
+    weights=True, train=lambda parts: False, kind=torch.float32, shape=lambda c: c,
+    tied=True, folders=("best.pt",), kinds=(str, Path), read=read_checkpoint,
+    named=True, strict=True, still=torch.random.fork_rng, place=pick_device,
+    own=lambda parts: parts):
     "A `load_model` with something changed."
     def part(path, device=None, parts=None):
         if not isinstance(path, kinds): raise AttributeError("a path")
@@ -938,7 +961,7 @@ def _a_model_loader(
         found = saved["model"]
         if tied and config.tie: found["head.weight"] = found["embedding.weight"]
         if weights: model.load_state_dict(found, strict=strict and tied)
-        return model.to(kind or found["embedding.weight"].dtype).train(train)
+        return model.to(kind or found["embedding.weight"].dtype).train(train(parts))
     return part
 
 def _run_freely(path):
@@ -955,7 +978,10 @@ SYMPTOMS["load_model"] = {"the model must be returned, and": _no_model}
 MISTAKES["load_model"] = variants(_a_model_loader, {
     "the model keeps its fresh weights: those of the file are not loaded":
         dict(weights=False),
-    "the model is left in training mode": dict(train=True),
+    "the model is left in training mode": dict(train=lambda parts: True),
+    "a model with parts of one's own is left in training mode": dict(train=bool),
+    "of the folder of a run only the last checkpoint is read; read best.pt":
+        dict(folders=("checkpoint.pt",)),
     "the model keeps the type of the file, which may be half precision; make it "
     "float32": dict(kind=None),
     "the model is in half precision; make it float32": dict(kind=torch.float16),
@@ -1470,13 +1496,14 @@ def _ask_answer_loss(part):
 def _an_answer_loss(
     said=lambda learnt: learnt, wide=True,
     end=lambda each, said: (each * said).sum() / said.sum(),
-    blank=lambda logits, targets, said: (logits, targets), later=False):
+    blank=lambda logits, targets, said: (logits, targets), later=False,
+    shifted=False):
     "An `answer_loss` with something changed."
     def part(logits, targets, learnt):
         learnt = said(learnt)
-        if later:
-            logits, targets, learnt = (
-                logits[..., :-1, :], targets[..., :-1], learnt[..., 1:])
+        if later or shifted:
+            targets = targets[..., 1:] if shifted else targets[..., :-1]
+            logits, learnt = logits[..., :-1, :], learnt[..., 1:]
         logits, targets = blank(logits, targets, learnt)
         each = _losses(logits, targets)
         if not wide:
@@ -1495,6 +1522,9 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
             torch.arange(learnt.shape[-1]) > 0)),
     "the mask is shifted once more: it belongs to the targets already":
         dict(later=True),
+    "the targets are shifted once more; they come shifted": dict(shifted=True),
+    "the sum is divided by the rows; divide by the ids that are learnt":
+        dict(end=lambda each, said: (each * said).sum() / len(each)),
     "the mask lies one place too early": dict(said=lambda learnt: learnt.roll(-1, -1)),
     "the mask lies one place too late": dict(said=lambda learnt: learnt.roll(1, -1)),
     "the sum is divided by all ids, not by those that are learnt":
@@ -2132,13 +2162,13 @@ def _ask_ring(part):
     def long_row():
         ring = _Ring(4)
         ring.run(part, [given(1, 8, seed=rank) for rank in range(4)])
-        return ring.sent
+        return sorted(ring.sent)   # whose piece is the row?
     yield "in how much it sends of one long row", long_row
 
 def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=False,
             lost=False, kept=True, own=False, twice=False, early=0, flat=True,
-            cut=torch.tensor_split, place=torch.empty_like, central=False, copied=False,
-            over=False):
+            cut=torch.tensor_split, place=torch.empty_like, central=False,
+            copied=False):
     "A `ring_all_reduce` with something changed."
     def part(x):
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -2171,7 +2201,7 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
         for step in range(1, n - steps):
             at = (rank - step - 1) % n
             got = swap(pieces[(rank - step + first) % n], pieces[at])
-            total = (got if over else pieces[at]) + got if add else got
+            total = pieces[at] + got if add else got
             if kept: pieces[at].copy_(total)
             else: pieces[at] = total
         for step in range(n - 1 if gather else 0):
@@ -2211,6 +2241,9 @@ SYMPTOMS["ring_all_reduce"] = {
         lambda part: any(len(to) > 1 for to in _others(part)),
     "each process waits for a message before it sends one, so none is ever sent":
         lambda part: not any(_watched(part).log),
+    "what comes in is written over the own numbers before they are added":
+        lambda part: any(str(int(n)).strip("0") == "2" for log in _watched(part).log
+                         for _, _, x in log[:2] for n in x),
     "in the first round a piece does not gather all numbers: pass on what was just "
     "added up": lambda part: any(
         not _whole(out) and not _whole(x) for _, out, x in _rounds(part)),
@@ -2243,6 +2276,4 @@ MISTAKES["ring_all_reduce"] = variants(_a_ring, {
         dict(place=lambda like: torch.empty(like.shape)),
     "one process adds up everything and sends it to all; let pieces go round":
         dict(central=True),
-    "the sum is made in a copy, and x stays as it was": dict(copied=True),
-    "what comes in is written over the own numbers before they are added":
-        dict(over=True)})
+    "the sum is made in a copy, and x stays as it was": dict(copied=True)})
