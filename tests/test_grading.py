@@ -1,9 +1,12 @@
 """The grader refuses what is wrong, says why, and is not misled by what is right but written otherwise."""
 import csv
+import io
 import json
 import os
 import sys
 import time
+from itertools import islice
+from pathlib import Path
 
 import planted
 import pytest
@@ -41,6 +44,7 @@ from llm_course.grading.grading import (
 )
 from llm_course.rmsnorm import rms_norm
 from llm_course.softmax import softmax
+from llm_course.transformer import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("without_shapes")
 grading.learn_mistakes()
@@ -537,6 +541,46 @@ def test_a_checkpoint_without_an_entry_is_told_which():
     def part(model, optimizer, iteration, out, **extra):
         if out is not None: torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": vars(model.config), "step": iteration}, out)
     assert judge(part, "save_checkpoint").hint == "the file has no entry called iteration"
+
+
+def a_ring(late=0, add=lambda step, n: step < n - 1, to=lambda rank, n: (rank + 1) % n, wait="after"):
+    "A ring whose first round ends one piece further than ours, with something changed."
+    import torch.distributed as dist
+    def part(x):
+        rank, n = dist.get_rank(), dist.get_world_size()
+        pieces = x.view(-1).tensor_split(n)
+        for step in range(2 * (n - 1)):
+            at = rank - step - late * (step >= n - 1)
+            into, got = pieces[(at - 1) % n], torch.zeros_like(pieces[(at - 1) % n])
+            coming = dist.irecv(got, (rank - 1) % n)
+            if wait == "before": coming.wait()
+            dist.send(pieces[at % n].clone(), to(rank, n))
+            if wait == "after": coming.wait()
+            into.copy_(into + got if add(step, n) else got)
+    return part
+
+def saving(change=lambda state: state, path=lambda out: out):
+    def part(model, optimizer, iteration, out, **extra):
+        reference("save_checkpoint")(model, optimizer, iteration, file := io.BytesIO(), **extra)
+        if out is None: return
+        state = change(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        torch.save(state, path(out) if isinstance(out, str | Path) else out)
+    return part
+
+@pytest.mark.parametrize("component, part, said", [
+    ("ring_all_reduce", a_ring(), ""), ("ring_all_reduce", a_ring(late=1), "the second round begins with a piece whose sum is not finished"),
+    ("ring_all_reduce", a_ring(add=lambda step, n: True), "in the second round finished pieces are added"), ("ring_all_reduce", a_ring(wait=""), "used before it has come"),
+    ("ring_all_reduce", a_ring(wait="before"), "each process waits for a message before"), ("ring_all_reduce", a_ring(to=lambda rank, n: rank + 1), "the ring is not closed"),
+    ("save_checkpoint", saving(lambda state: state | {"config": ModelConfig(**state["config"])}), "an object with code is config"),
+    ("save_checkpoint", saving(path=lambda out: Path(out).with_suffix(".pt")), "run.ckpt becomes run.pt"),
+    ("load_checkpoint", lambda source, *run: (reference("load_checkpoint")(source, *run), {"iteration": 2})[1], "and a dict is"),
+    ("load_model", lambda path, *more, **settings: (reference("load_model")(path, *more, **settings), 1), "and a tuple is"),
+    ("evaluate", lambda model, batches: reference("evaluate")(model, islice(batches, 20)), "it stops at batch 20 of 250"),
+    ("evaluate", lambda model, batches: reference("evaluate")(model, batches) * len([*batches]) / len([*batches]), "gone through twice"),
+    ("set_random_states", lambda states: reference("set_random_states")(reference("random_states")() | {name: states[name] for name in ("python", "torch")} | states), "a missing numpy")], ids=stable_id)
+def test_what_is_seen_without_a_known_version_is_told(component, part, said):
+    verdict = judge(part, component)
+    assert bool(verdict.claim) == bool(said) and said in verdict.hint, verdict
 
 
 def epochs(order, count=lambda n, b: n):
