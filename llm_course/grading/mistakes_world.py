@@ -550,7 +550,7 @@ def _with_moments(state, change):
 def _with_weights(state, **more): return {"model": {
     name: x for name, x in (state["model"] | more).items() if x is not None}}
 
-_CHANGES = {
+_CHANGES:dict[str, Any] = {
     "note": lambda state: {"note": 7},
     "rate": lambda state: {"optimizer": state["optimizer"] | {"param_groups": [
         group | {"lr": .25} for group in state["optimizer"]["param_groups"]]}},
@@ -597,6 +597,14 @@ def _refuses(f):
 def _plainly(state, model, optimizer, strict=True):
     model.load_state_dict(state["model"], strict=strict)
     if optimizer: optimizer.load_state_dict(state["optimizer"])
+
+def _moments_unseen(state, model, optimizer):
+    restore(state, model)
+    if optimizer: optimizer.load_state_dict(state["optimizer"])
+
+def _model_first(state, model, optimizer):
+    restore(state, model)
+    restore(state, model, optimizer)
 
 def _only_settings(state, model, optimizer):
     restore(state, model)
@@ -674,15 +682,12 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "it fails without an optimiser; a model can be loaded alone": dict(alone=False),
     "the file's settings are not compared with the model's": dict(
         put=lambda state, *run: restore(state | {"config": None}, *run)),
-    "moments are not compared: torch takes them in any shape": dict(
-        put=lambda state, model, optimizer: (
-            restore(state, model),
-            optimizer and optimizer.load_state_dict(state["optimizer"]))),
+    "moments are not compared: torch takes them in any shape":
+        dict(put=_moments_unseen),
     "moments that are not finite are put back; refuse them":
         dict(put=partial(_unchecked, look=torch.nan_to_num)),
-    "the model is changed before the optimiser's moments are compared": dict(
-        put=lambda state, model, optimizer: (
-            restore(state, model), restore(state, model, optimizer))),
+    "the model is changed before the optimiser's moments are compared":
+        dict(put=_model_first),
     "the optimiser keeps its own rates; put the file's back": dict(after=_own_rates),
     "the optimiser's count of steps begins again at zero": dict(after=_no_steps),
     "the model gets new parameters, and the optimiser holds the old: copy into these":
@@ -832,9 +837,7 @@ MISTAKES["random_states"] = variants(_a_state, {
     "NumPy's state holds an array, which a checkpoint refuses; make it a list": dict(
         change=lambda all: all | {"numpy": np.random.get_state()}),
     "Python's random draws a number while the states are read": dict(draws=True)})
-MISTAKES["set_random_states"] = variants(_a_return, {
-    f"the state of {name} is not put back": dict(left=key)
-    for key, name in _sources.items()} | {
+_returns:dict[str, Any] = {
     "nothing is put back": dict(left="nothing"),
     "NumPy's second normal number, which waits for the next draw, is not put back":
         dict(short=True),
@@ -845,7 +848,10 @@ MISTAKES["set_random_states"] = variants(_a_return, {
     "a GPU's state is demanded, and a machine may have none":
         dict(demands=("cuda", "mps")),
     "states are taken out of the dictionary, so they can't be put back again":
-        dict(used=True)} | {
+        dict(used=True)}
+MISTAKES["set_random_states"] = variants(_a_return, _returns | {
+    f"the state of {name} is not put back": dict(left=key)
+    for key, name in _sources.items()} | {
     f"a number of {name}'s state is used as a seed; put the state back": dict(seed=key)
     for key, name in zip(_sources, ("Python", "NumPy", "torch"))})
 SYMPTOMS["set_random_states"] = {
