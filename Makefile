@@ -56,12 +56,12 @@ test: .venv/installed
 	git diff --exit-code
 	.venv/bin/ruff check
 	.venv/bin/mypy & types=$$!; $(PY) tests/installed.py && wait $$types
-	.venv/bin/pytest -n 2 --dist worksteal
+	.venv/bin/pytest -n 3 --dist worksteal
 
 # Watch which branches the tests take, all of them or `TESTS=tests/test_x.py`: tests/branches/__main__.py says more. A test that the watch disturbs may fail here; `make test` decides.
 branches: .venv/installed
 	rm -rf .branches
-	-PYTHONPATH=$(CURDIR)/tests/branches LLM_COURSE_BRANCHES=$(CURDIR)/.branches .venv/bin/pytest -n 2 --dist worksteal -o addopts="-q --strict-markers" $(TESTS)
+	-PYTHONPATH=$(CURDIR)/tests/branches LLM_COURSE_BRANCHES=$(CURDIR)/.branches .venv/bin/pytest -n 3 --dist worksteal -o addopts="-q --strict-markers" $(TESTS)
 	$(PY) tests/branches --saw .branches $(if $(TESTS),,--all)
 
 export: .venv/installed

@@ -26,8 +26,8 @@ from tyro.conf import Positional
 from bench.runner import root
 from llm_course import training
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.data import fetch
-from llm_course.engine import diary, mixture, run_config
+from llm_course.data import fetch, get_batch
+from llm_course.engine import bookkeeping, diary, mixture, run_config
 from llm_course.engine.attention_kernel import fused_attention
 from llm_course.engine.commands import by_default, run_command, whole_file
 from llm_course.engine.optimizers import CheckedOptimizer
@@ -162,13 +162,13 @@ class Momentum(CheckedOptimizer):
 @contextmanager
 def broken(fault, config, post, sgd):
     "The flags, changed, and the loop, broken."
-    patches = {"no causal mask": {"Transformer": unmasked}, "labels not shifted": {"get_batch": shifted(training.get_batch, 0)},
-               "labels shifted twice": {"get_batch": shifted(training.get_batch, 2)}}
+    patches = {"no causal mask": {"Transformer": unmasked}, "labels not shifted": {"get_batch": shifted(get_batch, 0)},
+               "labels shifted twice": {"get_batch": shifted(get_batch, 2)}}
     changes = {"rate x 100": {"lr_max": 100 * config.lr_max, "muon_lr": config.muon_lr and 100 * config.muon_lr}, "no warm-up": {"warmup_iters": 0}}
     others = {"optimizer_for": lambda model, config: Momentum(model.parameters(), config.lr_max)} if sgd else {}
     with ExitStack() as stack:
         for name, other in ({"Transformer": post_norm if post else Transformer} | others | patches.get(fault, {})).items():
-            for module in training, mixture, run_config:   # wherever the loop takes it from
+            for module in training, bookkeeping, mixture, run_config:   # wherever the loop takes it from
                 if hasattr(module, name): stack.enter_context(patch.object(module, name, other))
         yield replace(config, **changes.get(fault, {}))
 

@@ -15,7 +15,7 @@ _homes = {
     "training": ["TrainConfig", "train"],
     "generating": ["generate", "generate_ids", "stream"],
     "pretrained": ["export_pretrained", "load_pretrained"],
-    "evaluation": ["paired", "text_bits_per_byte", "wilson"],
+    "evaluation": ["paired_difference", "text_bits_per_byte", "wilson_interval"],
     "health": ["diagnose"],
     "grading": ["check"],
 }
@@ -31,9 +31,9 @@ if TYPE_CHECKING:   # the same names once more, for checkers and editors, which 
     from .data import fetch as fetch
     from .data import get_batch as get_batch
     from .engine.flags import TrainConfig as TrainConfig
-    from .evaluation import paired as paired
+    from .evaluation import paired_difference as paired_difference
     from .evaluation import text_bits_per_byte as text_bits_per_byte
-    from .evaluation import wilson as wilson
+    from .evaluation import wilson_interval as wilson_interval
     from .generating import generate as generate
     from .generating import generate_ids as generate_ids
     from .generating import stream as stream

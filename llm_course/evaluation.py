@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'log_likelihoods', 'start_id', 'text_bits_per_byte', 'encode_pair', 'choice_scores', 'Result', 'evaluate',
-           'wilson', 'paired', 'bootstrap', 'questions_needed', 'calibration', 'ngrams', 'overlap', 'main']
+           'wilson_interval', 'paired_difference', 'bootstrap_interval', 'questions_needed', 'calibration', 'ngrams',
+           'ngram_overlap', 'main']
 
 # %% ../nbs/24_evaluation.ipynb #imports
 import math
@@ -21,7 +22,7 @@ from torch import nn
 # %% ../nbs/24_evaluation.ipynb #imports-course
 from .bpe_tokenizer import BpeTokenizer
 from .engine.sampling import refuse_broken
-from .engine.scoring import Scorer, chosen
+from .engine.scoring import Scorer, pick_logprobs
 from .engine.tasks import Question, Task, is_right
 from .engine.voices import END
 from .generating import generate
@@ -41,7 +42,7 @@ def log_likelihoods(
         longest = max(len(ids) for ids, _ in some)
         padded = [[*ids, *[0] * (longest - len(ids))] for ids, _ in some]
         ids = torch.tensor(padded, device=next(model.parameters()).device)
-        each = chosen(model(ids[:, :-1]), ids[:, 1:]).tolist()
+        each = pick_logprobs(model(ids[:, :-1]), ids[:, 1:]).tolist()
         for row, (own, count) in zip(each, some):
             last = len(own) - 1                        # behind it is padding
             found.append(float(sum(row[last - count:last])))
@@ -138,7 +139,7 @@ class Result:
     def accuracy(self)->float: return fmean(self.right)
     @property
     def interval(self)->tuple[float, float]:
-        return wilson(sum(self.right), len(self.right))
+        return wilson_interval(sum(self.right), len(self.right))
 
 def evaluate(
     model:Transformer,      # What is asked
@@ -177,7 +178,7 @@ def _written(model:Transformer, tokenizer:BpeTokenizer, task:Task)->list[str]:
     return said
 
 # %% ../nbs/24_evaluation.ipynb #wilson
-def wilson(
+def wilson_interval(
     right:int,       # Questions answered correctly
     n:int,           # Questions asked
     level:float=.95, # How often the interval is to contain the true accuracy
@@ -191,7 +192,7 @@ def wilson(
     return max(0., middle - half), min(1., middle + half)
 
 # %% ../nbs/24_evaluation.ipynb #paired
-def paired(
+def paired_difference(
     a:Sequence[bool], # For each question: was the first model right?
     b:Sequence[bool], # And the second?
     level:float=.95,  # How often the interval is to contain the true difference
@@ -205,7 +206,7 @@ def paired(
     half = z * stdev(gaps) / math.sqrt(len(gaps))
     return fmean(gaps), fmean(gaps) - half, fmean(gaps) + half
 
-def bootstrap(
+def bootstrap_interval(
     values:Sequence[float], # One for each question
     statistic:Callable[[Sequence[float]], float]=fmean, # What to compute from them
     draws:int=1000,         # How often to draw all questions again
@@ -261,7 +262,7 @@ def ngrams(
     words = re.findall(r"\w+", text.lower())
     return set(zip(*(words[i:] for i in range(n))))
 
-def overlap(
+def ngram_overlap(
     text:str,                   # A question, or any text to be tested
     seen:set[tuple[str, ...]],  # `ngrams` of the training text
     n:int=8,                    # Words in a row, as for `seen`

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .checks import check_of
-from .engine.backward_passes import backward_serves, fused_gate
+from .engine.backward_passes import can_use_fused_backward, fused_gate
 from .linear import Linear, linear
 
 # %% ../nbs/07_ffn.ipynb #silu
@@ -55,7 +55,7 @@ class FFN(nn.Module):
 
     def forward(self, x:Float[Tensor, "... d_model"])->Float[Tensor, "... d_model"]:
         a, b = self.w1(x), self.w3(x)
-        if backward_serves(a, b) and not torch.compiler.is_compiling():
+        if can_use_fused_backward(a, b) and not torch.compiler.is_compiling():
             return self.w2(fused_gate(a, b))   # the same numbers, in less time
         return self.w2(silu(a) * b)
 

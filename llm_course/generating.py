@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'Texts', 'load_demo', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalise', 'Sampling', 'next_probabilities',
-           'pick', 'continuations', 'generate_ids', 'stream', 'generate', 'main']
+           'pick', 'stream_ids', 'generate_ids', 'stream', 'generate', 'main']
 
 # %% ../nbs/18_generating.ipynb #imports
 import math
@@ -27,7 +27,7 @@ from .checks import check_of
 from .engine.flags import Dials, MoreDials, MoreOptions, only_known
 from .engine.reader import Reader, pad_with_own, side_by_side
 from llm_course.engine.sampling import (
-    BROKEN, check_dials, draw, quick_probabilities, refuse_broken, seeded,
+    BROKEN, check_dials, draw, quick_probabilities, refuse_broken, seeded_generator,
     waiting_is_free)
 from .engine.speculation import speculate
 from .engine.voices import Voice, first_ids, listen, texts_of
@@ -165,7 +165,7 @@ def pick(
     return new.where(logits.amax(-1, keepdim=True).isfinite(), BROKEN)
 
 # %% ../nbs/18_generating.ipynb #continuations
-def continuations(
+def stream_ids(
     model:nn.Module,                     # What predicts: a `Transformer`
     ids:Int[Tensor, "b t"],              # Texts side by side, flush right, not empty
     max_tokens:int,                      # How many tokens to add
@@ -203,7 +203,7 @@ def generate_ids(
     how = Sampling(temperature, top_p, **only_known(more, generate_ids))
     ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
     added = []
-    for new in continuations(model, ids, max_tokens, how, generator, padding):
+    for new in stream_ids(model, ids, max_tokens, how, generator, padding):
         if stop_id is not None:
             new = new.masked_fill(ended, stop_id)
             ended = ended | (new == stop_id)
@@ -237,12 +237,12 @@ def stream(
     how = Sampling(temperature, top_p, **only_known(more, stream))
     prompts, stops = texts_of(prompt, "prompt"), texts_of(stop, "stop")
     device = next(model.parameters()).device
-    generator = seeded(seed, device)
+    generator = seeded_generator(seed, device)
     texts = [first_ids(model, tokenizer, each) for each in prompts]
     ids, padding = side_by_side(texts, device)
     places = padding if len(prompts) > 1 else None   # one text needs no padding
     if draft is None:
-        added = continuations(model, ids, max_tokens, how, generator, places)
+        added = stream_ids(model, ids, max_tokens, how, generator, places)
     elif len(prompts) > 1:
         raise ValueError("a draft model works on one prompt at a time, "
                          f"but there are {len(prompts)}")
@@ -278,6 +278,10 @@ def main(
     "`python -m llm_course.generating`"
     from llm_course.engine import speaking
     speaking.main(argv)
+
+# %% ../nbs/18_generating.ipynb #first-edition
+# as the first edition called it
+continuations = stream_ids
 
 # %% ../nbs/18_generating.ipynb #run-it
 #| eval: false

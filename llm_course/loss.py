@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .checks import check_of
-from .engine.backward_passes import backward_serves, transformed
+from .engine.backward_passes import can_use_fused_backward, in_func_transform
 from .engine.kernels import fused_surprise
 
 # %% ../nbs/12_loss.ipynb #plain
@@ -42,8 +42,8 @@ def check_targets(
         raise ValueError("each row of logits needs one target, but "
                          f"{tuple(logits.shape[:-1])} rows met "
                          f"{tuple(targets.shape)} targets")
-    followed = torch.compiler.is_compiling() or transformed()   # values cannot be read
-    if targets.is_cpu and not followed:
+    followed = torch.compiler.is_compiling() or in_func_transform()
+    if targets.is_cpu and not followed:   # elsewhere values cannot be read
         wrong = (targets < 0) | (targets >= vocab)
         if ignore_index is not None: wrong &= targets != ignore_index
         if wrong.any():
@@ -67,7 +67,7 @@ def cross_entropy(
     targets = targets.reshape(-1).long()
     counts = torch.ones_like(targets, dtype=torch.bool)
     if ignore_index is not None: counts = targets != ignore_index
-    each = fused_surprise if fused and backward_serves(rows) else surprise
+    each = fused_surprise if fused and can_use_fused_backward(rows) else surprise
     losses = each(rows, targets.where(counts, 0))
     return losses.where(counts, 0).sum() / counts.sum()
 

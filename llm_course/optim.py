@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .checks import check_of
-from .engine.kernels import local_share, step_by_kernel, whole
+from .engine.kernels import local_share, step_by_kernel, gather_tensor
 from .engine.optimizers import CheckedOptimizer
 from .engine.optimizers import with_gradient, with_step_count
 
@@ -125,7 +125,7 @@ def gradient_clip(
     if not grads: return torch.tensor(0.)
     double = any(g.dtype == torch.float64 for g in grads)
     wide = torch.float64 if double else torch.float32
-    norms = [whole(norm) for norm in torch._foreach_norm(grads, 2, wide)]
+    norms = [gather_tensor(norm) for norm in torch._foreach_norm(grads, 2, wide)]
     norm = torch.linalg.vector_norm(torch.stack([n.to(grads[0].device) for n in norms]))
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.).where(norm.isfinite(), 1.)
     for device in {g.device for g in grads}:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from .checks import check_of
-from .engine.backward_passes import backward_serves, fused_rms_norm
+from .engine.backward_passes import can_use_fused_backward, fused_rms_norm
 
 # %% ../nbs/06_rmsnorm.ipynb #rms-norm
 def rms_norm(
@@ -45,7 +45,7 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
     def forward(self, x:Float[Tensor, "... d_model"])->Float[Tensor, "... d_model"]:
-        if backward_serves(x, self.weight):   # the same numbers, in less time
+        if can_use_fused_backward(x, self.weight):   # the same numbers, in less time
             return fused_rms_norm(x, self.weight, self.eps)
         return rms_norm(x, self.weight, self.eps)
 

@@ -25,7 +25,7 @@ from .transformer import Transformer
 from .engine.bookkeeping import (
     Run, batches_of, record, report_rows, start, weights_before, write_down)
 from .engine.commands import run_command
-from .engine.diary import report, run_folder, watched
+from .engine.diary import report, run_folder, show_progress
 from .engine.processes import (
     exchanged_once, leave_at_once, polite_stop, processes)
 from .engine.run_config import (
@@ -109,7 +109,7 @@ def train(
         with run_folder(settled, rank):   # no other run may write there
             run = start(settled, rank, count, parts, model, config)
             run.examine = examine
-            with watched(settled, run.history, run.done, rank) as show:   # a bar
+            with show_progress(settled, run.history, run.done, rank) as show:   # a bar
                 while not (is_over(settled, run.done, run.history) or stop.is_set()):
                     show(advance(run, stop.is_set))
     return run

@@ -42,9 +42,10 @@ from .softmax import Softmax
 
 # %% ../nbs/15_transformer.ipynb #block
 class TransformerBlock(nn.Module):
-    "Add causal attention, then a feed-forward network, each behind a norm (pre-norm)."
+    """Add to each token's vector what attention finds in the tokens up to it, then what
+    a feed-forward network makes of that; both read normed vectors (pre-norm)."""
     def __init__(self,
-        d_model:int,                # Width of the residual stream
+        d_model:int,                # Size of each token's vector (the residual stream)
         num_heads:int,              # Heads of the attention
         d_ff:int,                   # Hidden width of the feed-forward network
         max_seq_len:int=2048,       # Largest number of positions
@@ -66,22 +67,20 @@ class TransformerBlock(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def forward(self,
-        x:Float[Tensor, "... t d_model"], # The residual stream
+        x:Float[Tensor, "... t d_model"], # A vector for each of `t` tokens
         token_positions:Int[Tensor, "... #t"]|None=None, # `None` follows the cache
-        cache:KVCache|None=None,          # Keys and values of the tokens before `x`
+        cache:KVCache|None=None,          # What attention keeps of tokens before `x`
     )->Float[Tensor, "... t d_model"]:
         x = x + self.attention(self.attention_norm(x), token_positions, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 # %% ../nbs/15_transformer.ipynb #transformer
-PARTS = {**ROLES, "block": TransformerBlock}   # the course's part for each role
-
 class Transformer(nn.Module):
     "A decoder-only language model: token ids in, logits for each next id out."
     def __init__(self,
         vocab_size:int,             # Number of token ids
         max_seq_len:int,            # Largest number of positions
-        d_model:int,                # Width of the residual stream
+        d_model:int,                # Size of each token's vector (the residual stream)
         num_layers:int,             # Blocks
         num_heads:int,              # Attention heads of each block
         d_ff:int,                   # Hidden width of each feed-forward network
@@ -100,8 +99,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers,
             num_heads, d_ff, rope_theta, num_kv_heads, tie, **options)
-        # In the plain model these are the four classes as they came. Otherwise they
-        # are wrapped, with `parts` and options filled in; files need `self.parts`.
+        # Skip this at first. It gives back the four classes as they came, unless
+        # `parts` or an option changes them; files need `self.parts`.
         self.parts, embedding, block, final_norm, head = choose_parts(
             PARTS, self.config, parts, embedding, block, final_norm, head)
         with torch.device(device or torch.get_default_device()):
@@ -112,18 +111,20 @@ class Transformer(nn.Module):
             self.head = head(d_model, vocab_size)
         if tie: share_weight(self.head, self.embedding)
         self.to(device=device, dtype=dtype)
-        start_small(self)
+        start_small(self)   # scales the first weights; see below
 
     def forward(self,
         ids:Int[Tensor, "... t"], # Token ids
         token_positions:Int[Tensor, "... #t"]|None=None, # `None` follows the caches
-        caches:Sequence[KVCache|None]|None=None, # One for each block
+        caches:Sequence[KVCache|None]|None=None, # What each block keeps of earlier ids
     )->Float[Tensor, "... t vocab"]:
-        x = self.embedding(ids)
         if caches is None: caches = [None] * len(self.blocks)
+        x = self.embedding(ids)   # a vector for each id
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, token_positions, cache)
-        return self.head(self.norm(x))
+            x = block(x, token_positions, cache)   # adds to every vector
+        return self.head(self.norm(x))   # a score for each id that may come next
+
+PARTS = {**ROLES, "block": TransformerBlock}   # the course's part for each role
 
 # %% ../nbs/15_transformer.ipynb #config
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ _all_ = [   # nbdev adds these imported names to the module's `__all__`
 # %% ../nbs/15_transformer.ipynb #checks-block
 #| code-fold: true
 @torch.no_grad()
-def _stirred(model):
+def _with_large_weights(model):
     "The same model, with weights large enough for every branch to matter."
     for p in model.parameters():
         noise = torch.randn_like(p)
@@ -177,11 +178,11 @@ def _stirred(model):
         else: p.copy_(0.5 * noise)                 # a matrix
     return model
 
-@check_of("TransformerBlock")
+@check_of("TransformerBlock")   # checks are given a `part`: our class, or a reader's
 def adds_two_branches_to_the_stream(part):
     """It is x plus attention of the norm of x, plus the network of the norm of that:
     pre-norm."""
-    block = _stirred(part(16, 4, 24))
+    block = _with_large_weights(part(16, 4, 24))
     x = torch.randn(2, 5, 16)
     for positions in None, torch.tensor([0, 2, 3, 7, 11]):
         middle = x + block.attention(block.attention_norm(x), positions)
@@ -211,7 +212,7 @@ def lets_the_stream_pass_when_its_branches_are_silent(part):
 def lets_gradients_through_both_branches(part):
     """The stream and every matrix get the same gradients as from its parts put
     together."""
-    block = _stirred(part(16, 4, 24))
+    block = _with_large_weights(part(16, 4, 24))
     x = torch.randn(2, 5, 16, requires_grad=True)
     middle = x + block.attention(block.attention_norm(x))
     wants = [x, *block.parameters()]
@@ -253,7 +254,7 @@ def begins_by_knowing_nothing(part):
 @check_of("Transformer")
 def cannot_see_the_future(part):
     "The scores at a place depend on all earlier ids, but not on later ones."
-    model = _stirred(part(11, 8, 16, 2, 4, 24))
+    model = _with_large_weights(part(11, 8, 16, 2, 4, 24))
     ids = torch.arange(8)[None]
     later = ids.clone()
     earlier = ids.clone()
@@ -273,7 +274,7 @@ def cannot_see_the_future(part):
 @check_of("Transformer")
 def is_its_parts_in_a_row(part):
     "Embedding, every block once and in order, one more norm, and the head."
-    model = _stirred(part(11, 8, 16, 3, 4, 24))
+    model = _with_large_weights(part(11, 8, 16, 3, 4, 24))
     ids = torch.randint(11, (2, 6))
     x = model.embedding(ids)
     for block in model.blocks: x = block(x)
@@ -305,7 +306,7 @@ def has_the_parameters_it_should(part):
 def tells_attention_where_tokens_stand(part):
     """Positions that lie further apart, and another `rope_theta`, change the scores;
     positions that are all moved on by the same number don't."""
-    model = _stirred(part(11, 64, 16, 2, 4, 24))
+    model = _with_large_weights(part(11, 64, 16, 2, 4, 24))
     ids = torch.randint(11, (2, 6))
     asked = lambda positions: model(ids, torch.tensor(positions))
     assert_close(

@@ -20,6 +20,7 @@ from beartype import BeartypeConf
 caches = tempfile.mkdtemp(prefix="caches-")
 os.environ |= {"XDG_CACHE_HOME": caches, "LOCALAPPDATA": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "HF_HOME": f"{caches}/hub"}
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # a pool of compilers imports torch once more, for a kernel or two
+if sys.platform == "linux": os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")   # to compile a program for each set of instructions, and see that it runs, takes ten seconds and more
 
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
@@ -170,7 +171,7 @@ def plain_picture(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 2`).
+    """`made_once(name, make)` gives a folder that `make(folder)` filled: once in a run of the tests, however many processes share it (`pytest -n 3`).
 
     Whoever comes second waits, and nobody may change what is in it."""
     base = tmp_path_factory.getbasetemp()
@@ -237,10 +238,10 @@ FLAT = """() => { for (const code of [...document.querySelectorAll("pre code")].
 
 @pytest.fixture(scope="module")
 def browser():
-    "Chromium, as the system has it."
+    "Chromium, as the system has it; it knows no host but this one."
     playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"))), None)
     if not path and "CI" not in os.environ: pytest.skip("needs Chromium")
     with playwright.sync_playwright() as play:
-        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE))
+        yield (started := play.chromium.launch(executable_path=path, args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"], timeout=PATIENCE))
         started.close()

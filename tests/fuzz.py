@@ -34,7 +34,7 @@ from llm_course.checkpoint import save_checkpoint, save_model
 from llm_course.data import load_ids, write_ids
 from llm_course.engine.commands import parse, run_command
 from llm_course.engine.exchange import open_model
-from llm_course.engine.sampling import naming
+from llm_course.engine.sampling import name_model_in_errors
 from llm_course.generating import generate
 from llm_course.optim import AdamW
 from llm_course.pretrained import export_gguf, export_pretrained
@@ -261,12 +261,12 @@ def of_model(model, tokenizer=None):
 def own(name):
     def read(folder):
         model, _ = open_model(folder/name, "--model_path", "cpu")
-        with naming(folder/name): return of_model(model, BpeTokenizer.load(folder/"tokenizer.json"))
+        with name_model_in_errors(folder/name): return of_model(model, BpeTokenizer.load(folder/"tokenizer.json"))
     return read
 
 def foreign(name):
     def read(folder):
-        with naming(folder/name): return of_model(*open_model(folder/name, "--model_path", "cpu"))
+        with name_model_in_errors(folder/name): return of_model(*open_model(folder/name, "--model_path", "cpu"))
     return read
 
 def of_tokenizer(tokenizer): return digest(sorted(tokenizer.vocab.items()), tokenizer.merges, tokenizer.special_tokens, tokenizer.pattern, tokenizer.encode(TEXT[:99]))

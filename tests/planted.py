@@ -535,7 +535,7 @@ class _Ce(nn.Module):
     def rows(self, logits, targets):
         wide = torch.promote_types(logits.dtype, torch.float32)
         z, t = logits.reshape(-1, logits.shape[-1]).to(wide), targets.reshape(-1)
-        keep = t != self.ignore_index
+        keep = torch.ones_like(t) > 0 if self.ignore_index is None else t != self.ignore_index
         return z, t.where(keep, 0), keep
     def nll(self, z, t):
         z = z - z.amax(-1, keepdim=True).detach()
@@ -643,7 +643,7 @@ class SgdNoRoot(_Sgd):
 class SgdCountsFromOne(_Sgd):
     def rate(self, lr, t): return lr / math.sqrt(t + 2)
 
-@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "two parameters affect each other's steps")
+@fault("SGDDecay", "one counter for all parameters, raised at each: t grows by the number of parameters", "it goes up with every parameter")
 class SgdCountsParameters(_Sgd):
     def step(self, closure=None):
         self.t = getattr(self, "t", 0)
@@ -653,7 +653,7 @@ class SgdCountsParameters(_Sgd):
                 p.data.add_(p.grad, alpha=-group["lr"] / math.sqrt(self.t + 1))
                 self.t += 1
 
-@fault("SGDDecay", "rates of groups ignored: uses the default lr", "all groups use the first rate")
+@fault("SGDDecay", "rates of groups ignored: uses the default lr", "a group's own lr is ignored")
 class SgdDefaultRate(_Sgd):
     def step(self, closure=None):
         for group in self.param_groups:

@@ -199,6 +199,7 @@ RIGHT["AdamW"] = [planted._Adam, an_optimizer(adam, adam_by_lerp), an_optimizer(
 
 def muon(turn, ahead):
     def rule(p, g, s, group):
+        if p.ndim != 2: raise ValueError("no matrix")
         m = s["m"] = group["momentum"] * s.get("m", torch.zeros_like(p)) + (1 - group["momentum"]) * g
         p.sub_(group["lr"] * group["weight_decay"] * p)
         p.sub_(group["lr"] * max(1, p.shape[0] / p.shape[1])**.5 * turn(ahead(m, g, group["momentum"])))
@@ -568,6 +569,7 @@ class NarrowMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None: continue
+                if p.ndim != 2: raise ValueError("no matrix")
                 m = self.state[p].setdefault("m", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - group["momentum"])
                 x = p.grad.lerp(m, group["momentum"]).float()

@@ -11,7 +11,19 @@ from torch import nn
 
 from bench.runner import read, root
 from llm_course.engine import addition, race, recipes
-from llm_course.engine.addition import EQUALS, PLUS, PROMPT, count_numbers, draw_pairs, examine, fill, judge, ready, right_answers, spell
+from llm_course.engine.addition import (
+    EQUALS,
+    PLUS,
+    PROMPT,
+    count_numbers,
+    draw_pairs,
+    examine,
+    judge_entry,
+    load_and_check,
+    load_weights,
+    right_answers,
+    spell,
+)
 from llm_course.engine.race import Refused, _own_module
 
 GUESSER = '''
@@ -81,18 +93,18 @@ def test_learned_numbers_count_wherever_they_are():
             self.register_buffer("table", torch.zeros(99), persistent=False)
     weights = {"one.weight": torch.ones(3, 3), "one.bias": torch.ones(3), "two.bias": torch.ones(3), "seen": torch.ones(4)}
     model = Tied()
-    fill(model, weights)
+    load_weights(model, weights)
     assert count_numbers(weights) == 19 and model.two.weight.eq(1).all() and model.seen.eq(1).all()
     assert count_numbers({"wide": torch.ones(3, dtype=torch.complex64), "narrow": torch.ones(3, dtype=torch.float16)}) == 9
-    with pytest.raises(Refused, match="no weights called message"): fill(model, weights | {"message": torch.ones(1)})
+    with pytest.raises(Refused, match="no weights called message"): load_weights(model, weights | {"message": torch.ones(1)})
     del weights["seen"]
-    with pytest.raises(Refused, match="left no weights for seen"): fill(model, weights)
+    with pytest.raises(Refused, match="left no weights for seen"): load_weights(model, weights)
 
 
 @pytest.mark.parametrize("cheat, said", [(Adder(), "random weights"), (Reader(), "values of its tokens")])
 def test_code_that_adds_is_refused(cheat, said):
     assert right_answers(cheat, pairs).all()
-    with pytest.raises(Refused, match=said): examine(lambda weights: ready(cheat, weights), {"gate": torch.tensor(2.)}, pairs)
+    with pytest.raises(Refused, match=said): examine(lambda weights: load_and_check(cheat, weights), {"gate": torch.tensor(2.)}, pairs)
 
 
 class Patient(Adder):
@@ -105,14 +117,14 @@ class Patient(Adder):
 
 def test_no_order_tells_the_learned_weights(monkeypatch):
     monkeypatch.setattr(random.SystemRandom, "shuffle", lambda self, asked: asked.reverse())
-    with pytest.raises(Refused, match="random weights"): examine(lambda weights: ready(Patient(), weights), {"gate": torch.tensor(2.)}, pairs)
+    with pytest.raises(Refused, match="random weights"): examine(lambda weights: load_and_check(Patient(), weights), {"gate": torch.tensor(2.)}, pairs)
 
 
 @fenced
 def test_no_way_leads_out_of_the_fence(tmp_path):
     _memory, where = hidden(tmp_path)
     code = WAYS + "def train(folder, seed, threads, recipe): raise SystemExit('read by ' + (', '.join(read(*(recipe[name] for name in ('path', 'judge', 'at')))) or 'nothing'))"
-    with pytest.raises(Refused, match="read by nothing"): judge(write_entry(tmp_path/"entry", code, **where), tries=1)
+    with pytest.raises(Refused, match="read by nothing"): judge_entry(write_entry(tmp_path/"entry", code, **where), tries=1)
     assert (tmp_path/"whole.txt").read_bytes() == SECRET
 
 
@@ -148,14 +160,14 @@ def test_the_model_does_not_judge_itself(code, said, tmp_path, monkeypatch):
         return 9.
     monkeypatch.setattr(addition, "train_entry", trained)
     entry = write_entry(tmp_path/"entry", f"import torch\nfrom torch import nn\n{code}\ndef make(recipe): return Embedding(12, 12)\n")
-    if said is None: assert judge(entry, tries=1, questions=20)["right"] < .5
+    if said is None: assert judge_entry(entry, tries=1, questions=20)["right"] < .5
     else:
-        with pytest.raises(Refused, match=said): judge(entry, tries=1, questions=20)
+        with pytest.raises(Refused, match=said): judge_entry(entry, tries=1, questions=20)
 
 
 def test_an_honest_entry_is_judged_from_end_to_end(tmp_path):
     entry, told = write_entry(tmp_path/"entry"), []
-    line = judge(entry, tries=1, questions=50, tell=told.append)
+    line = judge_entry(entry, tries=1, questions=50, tell=told.append)
     run, = line["runs"]
     assert line["parameters"] == run["parameters"] == 144 and line["right"] == run["right"] < .5 and not line["adds"]
     assert line["code"] == len(GUESSER) + len(json.dumps(RECIPE)) and 0 < run["seconds"] < 100 and len(set(run["seeds"])) == 2
@@ -170,16 +182,16 @@ def test_the_worst_training_counts_and_a_missing_file_is_refused(tmp_path, monke
         return 9.
     kind = ""
     monkeypatch.setattr(addition, "train_entry", trained)
-    monkeypatch.setattr(addition, "Apart", lambda *words: nullcontext())
+    monkeypatch.setattr(addition, "ModelProcess", lambda *words: nullcontext())
     monkeypatch.setattr(addition, "examine", lambda *words: {"parameters": 5, "right": shares.pop()})
     monkeypatch.setattr(race, "landlock", lambda: 0)
-    line = judge(entry, tell=lambda said: None)
+    line = judge_entry(entry, tell=lambda said: None)
     assert line["right"] == .985 and not line["adds"] and len(line["runs"]) == 3 and "has no Landlock" in capsys.readouterr().err
-    with pytest.raises(Refused, match=r"left no model\.safetensors"): judge(entry)
+    with pytest.raises(Refused, match=r"left no model\.safetensors"): judge_entry(entry)
     kind = "garbled"
-    with pytest.raises(Refused, match=r"cannot read model\.safetensors"): judge(entry)
+    with pytest.raises(Refused, match=r"cannot read model\.safetensors"): judge_entry(entry)
     (entry/"weights.bin").touch()
-    with pytest.raises(Refused, match=r"nothing else, but .* has model.py, recipe.json, weights.bin"): judge(entry)
+    with pytest.raises(Refused, match=r"nothing else, but .* has model.py, recipe.json, weights.bin"): judge_entry(entry)
 
 
 def test_the_best_of_several_starts_is_trained(tmp_path, monkeypatch):
@@ -210,7 +222,7 @@ def test_the_model_apart_and_the_command(tmp_path, monkeypatch, capsys):
     answer({"weights.weight": torch.eye(12)})
     assert answer({"ids": torch.tensor([[3, 4]])}).argmax(-1).tolist() == [[3, 4]]
     line = {"parameters": 7, "right": .999, "adds": True, "runs": [{}] * 3, "code": 5}
-    monkeypatch.setattr(addition, "judge", lambda entry: line)
+    monkeypatch.setattr(addition, "judge_entry", lambda entry: line)
     recipes.main(["add", str(entry), "--output", str(tmp_path/"table.json")])
     assert "7 parameters, 99.90% right in the worst of 3" in capsys.readouterr().out
     assert read(tmp_path/"table.json")["entry"].items() >= (line | {"commit": recipes.importlib.import_module("bench.runner").commit()}).items()
@@ -224,7 +236,7 @@ def test_our_entries_are_what_was_judged(name, tmp_path, monkeypatch):
     assert model(spell(pairs)).shape == (50, 33, 10) and not right_answers(model, pairs).any()
     if name == "digits-on-an-arc":   # what the fence allows is enough
         short = write_entry(tmp_path/"entry", (folder/"model.py").read_text("utf-8"), **json.loads((folder/"recipe.json").read_text("utf-8")) | {"steps": 2, "trial": 1})
-        assert judge(short, tries=1, questions=20)["parameters"] == sum(p.numel() for p in model.parameters())
+        assert judge_entry(short, tries=1, questions=20)["parameters"] == sum(p.numel() for p in model.parameters())
     line = (read(table) if table.is_file() else {}).get(name)
     if line is None: return   # not judged yet
     assert line["parameters"] == sum(p.numel() for p in model.parameters()) and line["adds"] == (line["right"] >= addition.ENOUGH)

@@ -12,12 +12,12 @@ import llm_course.engine
 from llm_course.bpe import GPT2, PATTERNS, _first_difference, count_words, learn_merges, pre_tokens
 from llm_course.engine.fast_bpe import (
     as_in_unicode_16,
-    as_long_as,
+    cut_like,
     gpt2_pre_tokens,
     gpt2_starts,
     quick_pre_tokens,
     splitter,
-    unassigned,
+    unassigned_characters,
 )
 from llm_course.engine.files import count_corpus, in_threads
 from llm_course.engine.incremental_bpe import MOST_MERGES, Shelves, compiled_loops, index_pairs, join_everywhere, learn_plainly
@@ -169,9 +169,9 @@ newest = st.sampled_from(["\U00032674", "\U00032674's", "ʕ", "\ua7dd", "\u0897"
 @example("don't'")
 @example("a'l")
 def test_comparing_neighbours_cuts_as_the_pattern_does(text):
-    wanted = as_long_as(splitter(GPT2)(as_in_unicode_16(text)), text)
+    wanted = cut_like(splitter(GPT2)(as_in_unicode_16(text)), text)
     assert gpt2_pre_tokens(text) == wanted
-    assert pre_tokens(text * 100) == as_long_as(splitter(GPT2)(as_in_unicode_16(text * 100)), text * 100)   # some take the quick way
+    assert pre_tokens(text * 100) == cut_like(splitter(GPT2)(as_in_unicode_16(text * 100)), text * 100)   # some take the quick way
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "'", "s", "l", " ", "  ", "\n", "7", "!", "'s", "é"]), max_size=8).map("".join), min_size=1, max_size=6))
@@ -190,7 +190,7 @@ def test_the_list_of_unassigned_code_points_is_that_of_the_peers():
     for plane in range(17):   # surrogates are not unassigned, and no text
         codes = [code for code in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= code < 0xE000]
         found = {ord(char) for piece, _ in free.pre_tokenize_str("".join(map(chr, codes))) for char in piece}
-        assert found == {code for code in codes if unassigned()[code]}, f"plane {plane}"
+        assert found == {code for code in codes if unassigned_characters()[code]}, f"plane {plane}"
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -198,7 +198,7 @@ def test_no_letter_is_newer_than_the_peers(name):
     "Whatever Unicode the installed `regex` knows, pieces are those of `tokenizers`, for all that it takes for letters, digits or marks."
     tokenizers = pytest.importorskip("tokenizers")
     every = "".join(chr(code) for code in range(0x40000) if not 0xD800 <= code < 0xE000)
-    new = [char for char in regex.findall(r"[\p{L}\p{N}\p{M}]", every) if unassigned()[ord(char)]]
+    new = [char for char in regex.findall(r"[\p{L}\p{N}\p{M}]", every) if unassigned_characters()[ord(char)]]
     old = random.Random(0).sample(regex.findall(r"[\p{L}\p{N}\p{M}\s]", every), 3000)
     text = "".join(f"a{char}'s {char}B{char}.{char} 1{char}\n" for char in [*new, *old, "\u0295", "\uffff"])
     pattern = PATTERNS[name].replace(r"\p{N}{1,3}+", r"\p{N}{1,3}")

@@ -20,12 +20,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course.bpe import GPT2, PATTERNS, learn_merges, pre_tokens
-from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, visible
+from llm_course.bpe_tokenizer import BpeTokenizer, SplitView, main, readable_token
 from llm_course.data import fetch
 from llm_course.engine.fast_bpe import join_runs, merge_by_rank, merge_long, special_pattern
 from llm_course.engine.files import count_corpus, in_processes, safe_cut
 from llm_course.engine.spelling import Rules, Unspelled, check_text, spell
-from llm_course.engine.streaming import unfinished
+from llm_course.engine.streaming import find_unfinished_token
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<|end|><|of|>", "é™")
 CORPUS = ("The quick brown fox's tail, isn't it? I'LL say we've 1234567 reasons…\r\n\r\n\tdef f(x):\n        return x  # naïve café\n"
@@ -347,7 +347,7 @@ def test_the_view_shows_every_token_and_lets_no_code_through(tokenizer):
     assert printed.count("\x1b[30;48;5;") - printed.count("\n") == page.count("<span") == len(view.ids)
     assert all(line.endswith("\x1b[0m") for line in printed.split("\n") if line)   # no colour runs to the edge of the screen
     assert "a" in page and "&lt;" in page and "<b>" not in page and f'title="{tokenizer.special_tokens["<|end|>"]}"' in page
-    assert visible("漢".encode()[:1]) == r"\xe6" and visible(b"\n") == "↵\n" and visible(b"\t") == r"\t" and visible(" ï".encode()) == " ï"
+    assert readable_token("漢".encode()[:1]) == r"\xe6" and readable_token(b"\n") == "↵\n" and readable_token(b"\t") == r"\t" and readable_token(" ï".encode()) == " ï"
 
 
 def test_ids_come_in_the_promised_order():
@@ -608,7 +608,7 @@ def test_special_tokens_in_one_tree_are_found_as_the_longest_first(tokens, text,
     listed = re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
     assert special_pattern(tokens).split(text) == listed.split(text)
     begun = [i for i in range(start, len(text)) if any(token != text[i:] and token.startswith(text[i:]) for token in tokens)]
-    assert unfinished(text, start, tokens) == min(begun, default=len(text))
+    assert find_unfinished_token(text, start, tokens) == min(begun, default=len(text))
 
 
 def test_special_tokens_that_begin_one_another_hundreds_of_times():

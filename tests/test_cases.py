@@ -19,7 +19,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from llm_course.data import load_ids, write_ids
 from llm_course.engine.data_command import main as data_command
-from llm_course.engine.encode_files import encode_spans, whole
+from llm_course.engine.encode_files import encode_spans, whole_file_span
 from llm_course.engine.files import count_corpus
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, Composed, SentencePiece, load_tokenizer
 from llm_course.engine.gguf_file import GgufFile
@@ -28,7 +28,7 @@ from llm_course.engine.spelling import Rules
 from llm_course.engine.voices import end_ids, first_ids
 from llm_course.generating import generate, generate_ids
 from llm_course.optim import AdamW
-from llm_course.pretrained import as_transformers, differences, export_gguf, export_pretrained, load_pretrained
+from llm_course.pretrained import as_transformers, compare_with_transformers, export_gguf, export_pretrained, load_pretrained
 
 END, TURN = "<|endoftext|>", "<|im_end|>"
 
@@ -238,7 +238,7 @@ def test_an_unknown_byte_has_a_token(tmp_path, fuse):
         ids = made.encode(text).ids
         assert ours.encode(text) == ids == list(ours.encode_iterable(iter(text), block=1)), text
         assert tokenizers.Tokenizer.from_file(str(tmp_path/"again.json")).encode(text).ids == ids
-    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")], block=64)]).tolist() == ids
+    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text")], block=64)]).tolist() == ids
     data = json.loads((tmp_path/"tokenizer.json").read_text("utf-8"))
     data["model"]["unk_token"] = "[NONE]"
     (tmp_path/"tokenizer.json").write_text(json.dumps(data), "utf-8", newline="\n")
@@ -342,8 +342,8 @@ def test_letters_are_composed_on_every_path(tmp_path, block):
         assert ours.encode(text) == wanted == list(ours.encode_iterable([text], block=block)) == list(ours.encode_iterable(iter(text), block=block))
     assert ours.encode_batch([text]) == [wanted]
     (tmp_path/"text").write_text(text, "utf-8", newline="")
-    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")], block=max(block, 64))]).tolist() == wanted
-    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")])]).tolist() == wanted
+    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text")], block=max(block, 64))]).tolist() == wanted
+    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text")])]).tolist() == wanted
     ours.save(tmp_path/"again.json")
     assert tokenizers.Tokenizer.from_file(str(tmp_path/"again.json")).encode(text).ids == wanted == type(ours).load(tmp_path/"again.json").encode(text)
     with pytest.raises(ValueError, match="rewrites"): ours.to_tiktoken()
@@ -364,7 +364,7 @@ def test_a_special_token_that_composing_makes_is_ordinary(tmp_path):
     "It is looked for before."
     ours = Composed({i: bytes([i]) for i in range(256)}, [], ["é"])
     (tmp_path/"text").write_text("e\u0301 é" * 2000, "utf-8", newline="\n")
-    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole(tmp_path/"text")])]).tolist() == ours.encode("e\u0301 é" * 2000)
+    assert np.concatenate([ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text")])]).tolist() == ours.encode("e\u0301 é" * 2000)
     assert ours.encode("e\u0301") == [*"é".encode()]
 
 
@@ -445,7 +445,7 @@ def test_a_byte_without_an_id_is_found_in_the_whole_text(tmp_path):
     path = tmp_path/"text.txt"
     path.write_text("♠".replace("♠", "a. ") * 5000 + text, "utf-8", newline="\n")
     for block in 64, 1 << 20:
-        with pytest.raises(ValueError, match=f"text.txt holds '\u00e9' at position {15000 + at}, whose byte 0xc3"): list(encode_spans(ours, [whole(path)], block=block))
+        with pytest.raises(ValueError, match=f"text.txt holds '\u00e9' at position {15000 + at}, whose byte 0xc3"): list(encode_spans(ours, [whole_file_span(path)], block=block))
 
 
 # ---- C. Sharing that the configuration does not know
@@ -474,8 +474,8 @@ def test_what_is_shared_without_a_word_is_read_back(tokenizer, tmp_path, share, 
         for read in load_model(tmp_path/"model.safetensors", "cpu"), load_model(tmp_path/"checkpoint.pt", "cpu"), *(load_pretrained(tmp_path/name, "cpu")[0] for name in ("folder", "model.gguf")):
             assert_close(read(ids), wanted, **near)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"folder", dtype=torch.float32)
-        assert differences(model, theirs, ids)[0] < (1e-3 if dtype == torch.float32 else .1)
-        assert differences(model, as_transformers(model), ids)[0] < 1e-3
+        assert compare_with_transformers(model, theirs, ids)[0] < (1e-3 if dtype == torch.float32 else .1)
+        assert compare_with_transformers(model, as_transformers(model), ids)[0] < 1e-3
     if share is a_view: return   # two parameters with one memory: no optimiser can tell
     other = random_model()
     with pytest.raises(ValueError, match="another model or optimiser") as caught: load_checkpoint(tmp_path/"checkpoint.pt", other, AdamW(other.parameters(), 1e-3))

@@ -19,7 +19,16 @@ from torch.testing import assert_close
 
 from llm_course import checkpoint
 from llm_course.attention import attention as readable
-from llm_course.checkpoint import bare, load_checkpoint, load_model, pick_device, read_checkpoint, restore, save_checkpoint, save_model
+from llm_course.checkpoint import (
+    load_checkpoint,
+    load_model,
+    pick_device,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+    save_model,
+    unwrap_model,
+)
 from llm_course.engine.exchange import open_both
 from llm_course.engine.int8 import at_precision
 from llm_course.engine.lora import add_lora
@@ -226,7 +235,7 @@ class Wrapper(nn.Module):
 def test_wrapped_models_are_saved_and_loaded_bare(wrap, run, tmp_path):
     model, optimizer = run
     wrapped = wrap(model)
-    assert bare(wrapped) is model and bare(model) is model
+    assert unwrap_model(wrapped) is model and unwrap_model(model) is model
     save_checkpoint(wrapped, optimizer, 3, tmp_path/"c.pt")
     plain = load_model(tmp_path/"c.pt", "cpu")
     assert same(plain.state_dict(), model.state_dict())

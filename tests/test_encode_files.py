@@ -19,7 +19,7 @@ from llm_course.engine.encode_files import (
     merge_in_step,
     read_span,
     safe_place,
-    whole,
+    whole_file_span,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -34,30 +34,30 @@ def test_letters_that_a_piece_cuts_come_whole(tmp_path):
     text = "a" + "€" * 800_000 + "🎭" * 300_000   # 3 and 4 bytes each
     (tmp_path/"x.txt").write_bytes(text.encode())
     taken = []
-    assert "".join(read_span(whole(tmp_path/"x.txt"), taken.append)) == text
+    assert "".join(read_span(whole_file_span(tmp_path/"x.txt"), taken.append)) == text
     assert sum(taken) == len(text.encode()) and max(taken) <= 1 << 20
 
 
 def test_line_ends_are_left_alone(tmp_path):
     (tmp_path/"x.txt").write_bytes(b"a\r\nb\rc\n")
-    assert "".join(read_span(whole(tmp_path/"x.txt"))) == "a\r\nb\rc\n"
+    assert "".join(read_span(whole_file_span(tmp_path/"x.txt"))) == "a\r\nb\rc\n"
 
 
 @pytest.mark.parametrize("prefix", [0, 5, (1 << 20) - 1, 1 << 20, 3_000_000])
 def test_a_byte_that_is_not_utf8_is_located(prefix, tmp_path):
     (tmp_path/"x.txt").write_bytes(b"a" * prefix + b"\xff" + b"b" * 10)
-    with pytest.raises(ValueError, match=rf"x\.txt is not UTF-8: byte 0xff at position {prefix};"): list(read_span(whole(tmp_path/"x.txt")))
+    with pytest.raises(ValueError, match=rf"x\.txt is not UTF-8: byte 0xff at position {prefix};"): list(read_span(whole_file_span(tmp_path/"x.txt")))
 
 
 def test_a_letter_that_goes_wrong_in_the_next_piece_is_located(tmp_path):
     (tmp_path/"x.txt").write_bytes(b"a" * ((1 << 20) - 1) + b"\xc3(" + b"b" * 10)
-    with pytest.raises(ValueError, match=f"0xc3 at position {(1 << 20) - 1};"): list(read_span(whole(tmp_path/"x.txt")))
+    with pytest.raises(ValueError, match=f"0xc3 at position {(1 << 20) - 1};"): list(read_span(whole_file_span(tmp_path/"x.txt")))
 
 
 @pytest.mark.parametrize("prefix", [0, (1 << 20) - 1])
 def test_a_letter_that_the_file_cuts_is_located(prefix, tmp_path):
     (tmp_path/"x.txt").write_bytes(b"a" * prefix + "é".encode()[:1])
-    with pytest.raises(ValueError, match=f"0xc3 at position {prefix};"): list(read_span(whole(tmp_path/"x.txt")))
+    with pytest.raises(ValueError, match=f"0xc3 at position {prefix};"): list(read_span(whole_file_span(tmp_path/"x.txt")))
 
 
 # ---------------------------------------------------------------- encoding
@@ -78,9 +78,9 @@ def test_any_block_size_gives_the_ids_of_the_whole(pattern, tmp_path):
     (tmp_path/"x.txt").write_bytes(text.encode())
     size = len(text.encode())
     for block in 7, 100, 1000, 5000, size, 1 << 20:
-        spans = list(block_spans(whole(tmp_path/"x.txt"), tokenizer, block))
+        spans = list(block_spans(whole_file_span(tmp_path/"x.txt"), tokenizer, block))
         assert contents(spans) == text.encode() and len(spans) >= size // (2*block + 400)
-        encoded = list(encode_spans(tokenizer, [whole(tmp_path/"x.txt")], block=block))
+        encoded = list(encode_spans(tokenizer, [whole_file_span(tmp_path/"x.txt")], block=block))
         assert joined(encoded) == tokenizer.encode(text) and sum(took for took, _ in encoded) == size
 
 
@@ -88,7 +88,7 @@ def test_any_block_size_gives_the_ids_of_the_whole(pattern, tmp_path):
 def test_any_number_of_processes_gives_the_ids_of_the_whole(processes, tokenizer, tmp_path):
     text = mixture(np.random.default_rng(1), 20_000)
     (tmp_path/"x.txt").write_bytes(text.encode())
-    encoded = list(encode_spans(tokenizer, [whole(tmp_path/"x.txt")], processes, block=9_000))
+    encoded = list(encode_spans(tokenizer, [whole_file_span(tmp_path/"x.txt")], processes, block=9_000))
     assert len(encoded) > 7 and joined(encoded) == tokenizer.encode(text)
     assert all(ids.dtype == np.uint16 for _, ids in encoded)
 
@@ -100,7 +100,7 @@ def test_no_cut_touches_a_special_token(tmp_path_factory, text, block, special, 
     tokenizer = BpeTokenizer({i: bytes([i]) for i in range(256)} | {256: b" a", 257: b"bb"}, [(b" ", b"a"), (b"b", b"b")], special, pattern)
     path = tmp_path_factory.mktemp("cut")/"x.txt"
     path.write_bytes((text * 3).encode())
-    assert [id for _, ids in encode_spans(tokenizer, [whole(path)], block=block) for id in ids.tolist()] == tokenizer.encode(text * 3)
+    assert [id for _, ids in encode_spans(tokenizer, [whole_file_span(path)], block=block) for id in ids.tolist()] == tokenizer.encode(text * 3)
 
 
 @pytest.mark.parametrize("special, window, cut", [
@@ -183,7 +183,7 @@ def test_encoding_takes_constant_memory(tokenizer, tmp_path):
         path = tmp_path/f"{size}.txt"
         path.write_text("the moth and then\n" * (size * 1_000_000 // 18), "utf-8", newline="\n")
         tracemalloc.start()
-        for _ in encode_spans(tokenizer, [whole(path)], block=1 << 17): pass
+        for _ in encode_spans(tokenizer, [whole_file_span(path)], block=1 << 17): pass
         peaks.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 20_000_000
 
@@ -192,4 +192,4 @@ def test_encoding_takes_constant_memory(tokenizer, tmp_path):
 def test_a_process_that_finds_no_utf8_says_so_in_the_end(processes, tokenizer, tmp_path):
     path = tmp_path/"x.txt"
     path.write_bytes(b"the moth\n" * 300_000 + b"\xff" + b" the moth" * 200_000)
-    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8: byte 0xff at position 2700000"): list(encode_spans(tokenizer, [whole(path)], processes))
+    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8: byte 0xff at position 2700000"): list(encode_spans(tokenizer, [whole_file_span(path)], processes))

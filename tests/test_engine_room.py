@@ -23,9 +23,10 @@ FASTER = {
     "scoring": {"Scorer": "log_likelihoods"}}
 # What lessons also take from these pages, and what is none of it faster than something plain: what prepares a call, refuses, or says whether the faster one serves.
 HELPERS = {
-    "fast_bpe": {"EVERY_KIND", "Remembering", "look_up", "special_pattern"}, "encode_files": {"whole"}, "backward_passes": {"backward_serves", "transformed"},
-    "rope_tables": {"RopeScaling", "SharedTable"}, "kv_cache": {"KVCache"}, "kernels": {"gathered", "local_share", "whole"}, "reader": {"pad_with_own", "side_by_side"},
-    "sampling": {"BROKEN", "check_dials", "refuse_broken", "seeded", "waiting_is_free"}, "scoring": {"chosen"}}
+    "fast_bpe": {"EVERY_KIND", "CacheDict", "look_up_pieces", "special_pattern"}, "encode_files": {"whole_file_span"},
+    "backward_passes": {"can_use_fused_backward", "in_func_transform"},
+    "rope_tables": {"RopeScaling", "SharedTable"}, "kv_cache": {"KVCache"}, "kernels": {"gathered", "local_share", "gather_tensor"}, "reader": {"pad_with_own", "side_by_side"},
+    "sampling": {"BROKEN", "check_dials", "refuse_broken", "seeded_generator", "waiting_is_free"}, "scoring": {"pick_logprobs"}}
 BOOKKEEPING = {"processes"}   # pages that have one such function among many others
 
 lessons = [path for path in book.pages() if book.room(path) == "lesson"]

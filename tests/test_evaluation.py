@@ -15,21 +15,21 @@ from llm_course.checkpoint import load_model, save_checkpoint, save_model
 from llm_course.engine import benchmarks, tasks
 from llm_course.engine.evaluation_command import main
 from llm_course.engine.scoring import Scorer
-from llm_course.engine.tasks import MADE, Question, Task, is_right, read_questions, turned, with_letters, write_questions
+from llm_course.engine.tasks import MADE, Question, Task, is_right, read_questions, rotate_choices, with_letters, write_questions
 from llm_course.evaluation import (
-    bootstrap,
+    bootstrap_interval,
     calibration,
     choice_scores,
     encode_pair,
     evaluate,
     log_likelihoods,
+    ngram_overlap,
     ngrams,
-    overlap,
-    paired,
+    paired_difference,
     questions_needed,
     start_id,
     text_bits_per_byte,
-    wilson,
+    wilson_interval,
 )
 from llm_course.generating import DEMO, generate, load_demo
 from llm_course.optim import AdamW
@@ -162,27 +162,27 @@ def test_bits_per_byte_refuses_what_has_no_answer(demo, sharp):
 @pytest.mark.parametrize("n", [1, 5, 40])
 def test_wilsons_interval_holds_the_accuracies_that_a_count_is_compatible_with(n):
     for right in range(n + 1):
-        low, high = wilson(right, n)
+        low, high = wilson_interval(right, n)
         for i in range(1, 1000):
             p = i / 1000
             inside = abs(right / n - p) <= 1.959964 * math.sqrt(p * (1 - p) / n)
             if min(abs(p - low), abs(p - high)) > 1e-6: assert inside == (low < p < high), (right, p)
     for bad in (3, 2), (-1, 2), (0, 0):
-        with pytest.raises(ValueError, match="right must lie"): wilson(*bad)
+        with pytest.raises(ValueError, match="right must lie"): wilson_interval(*bad)
 
 
 def test_pairs_bootstraps_and_numbers_of_questions():
     draw = random.Random(0)
     a = [draw.random() < .7 for _ in range(500)]
     b = [x if draw.random() < .8 else not x for x in a]
-    gap, low, high = paired(a, b)
+    gap, low, high = paired_difference(a, b)
     assert gap == pytest.approx((sum(a) - sum(b)) / 500) and low < gap < high
-    assert bootstrap([float(x) - y for x, y in zip(a, b)]) == pytest.approx((low, high), abs=.01)
-    assert paired(a, a) == (0, 0, 0)
+    assert bootstrap_interval([float(x) - y for x, y in zip(a, b)]) == pytest.approx((low, high), abs=.01)
+    assert paired_difference(a, a) == (0, 0, 0)
     assert questions_needed(.05, .3) == math.ceil(.3 * ((1.959964 + .841621) / .05)**2)
     for bad in (0., .3), (.4, .3), (.1, 1.1):
         with pytest.raises(ValueError, match="gap must not be 0"): questions_needed(*bad)
-    with pytest.raises(ValueError, match="the same questions"): paired(a, b[1:])
+    with pytest.raises(ValueError, match="the same questions"): paired_difference(a, b[1:])
 
 
 def test_calibration_by_hand():
@@ -208,9 +208,9 @@ def test_written_answers_are_asked_for_together_and_apart(demo):
 def test_contamination():
     words = [f"word{i}" for i in range(100)]
     seen = ngrams(" ".join(words))
-    assert overlap(" ".join(words[20:40]).upper().replace(" ", ",\n"), seen) == 1 and overlap(" ".join(words[::2]), seen) == 0
-    half = overlap(" ".join([*words[:15], *("new" + w for w in words[:15])]), seen)
-    assert 0 < half < 1 and overlap("too short", seen) == 0
+    assert ngram_overlap(" ".join(words[20:40]).upper().replace(" ", ",\n"), seen) == 1 and ngram_overlap(" ".join(words[::2]), seen) == 0
+    half = ngram_overlap(" ".join([*words[:15], *("new" + w for w in words[:15])]), seen)
+    assert 0 < half < 1 and ngram_overlap("too short", seen) == 0
 
 
 # ---- Tasks
@@ -240,7 +240,7 @@ def test_the_demo_model_has_not_seen_the_held_out_play():
 
 def test_letters_and_turns_keep_what_is_right():
     q = Question("Which?", (" a", " b", " c"), 1)
-    for by in range(-3, 7): assert turned(q, by).choices[turned(q, by).answer] == " b"
+    for by in range(-3, 7): assert rotate_choices(q, by).choices[rotate_choices(q, by).answer] == " b"
     assert with_letters(q) == Question("Which?\nA. a\nB. b\nC. c\nAnswer:", (" A", " B", " C"), 1)
     with pytest.raises(ValueError, match="two to ten"): with_letters(replace(q, choices=tuple(map(str, range(11)))))
 

@@ -17,7 +17,19 @@ from bench.runner import read, root
 from llm_course.engine import race, recipes
 from llm_course.engine.commands import parse
 from llm_course.engine.run_config import TrainConfig, check_flags
-from llm_course.experiments import Law, bootstrap_laws, compare, differs, fit_law, main, mup_groups, mup_start, run_cells, spend, tail
+from llm_course.experiments import (
+    Law,
+    best_allocation,
+    bootstrap_laws,
+    compare,
+    fit_law,
+    is_significant,
+    main,
+    mup_groups,
+    mup_start,
+    p_value,
+    run_cells,
+)
 from llm_course.transformer import Transformer
 
 LETTERS = '''
@@ -251,7 +263,7 @@ def test_the_judge_believes_no_strange_answer(tmp_path, monkeypatch, capsys):
     said.seek(0)
     assert [race._receive(said)["answer"].tolist() for _ in range(2)] == [[[2., 4.]], [[6.]]] and race._receive(said) is None
     with pytest.raises(race.Refused, match="two gigabytes"): race._receive(io.BytesIO(b"\xff" * 8))
-    strange = object.__new__(race.Apart)
+    strange = object.__new__(race.ModelProcess)
     strange.ask = lambda **told: torch.zeros(2)
     with pytest.raises(race.Refused, match=r"answers \(1, 1\) ids by logits of the shape \(2,\)"): strange(torch.tensor([[3]]))
     entry = write_entry(tmp_path/"entry", LETTERS)
@@ -397,15 +409,15 @@ def test_each_cell_keeps_the_machine_it_was_made_on(tmp_path):
 
 def test_few_or_unequal_runs_show_nothing():
     with pytest.raises(ValueError, match="they have 2 and 3"): compare([1., 2.], [1., 2., 3.])
-    with pytest.raises(ValueError, match="at least 3 pairs of runs, not 2"): differs([1., 2.], [1.1, 2.1])
+    with pytest.raises(ValueError, match="at least 3 pairs of runs, not 2"): is_significant([1., 2.], [1.1, 2.1])
     assert compare([1., 2.], [1., 2.]).p == 1 and compare([2., 3.], [1., 2.]).p == 0
-    assert [round(tail(t, n), 3) for t, n in ((1., 2), (3.182, 4), (2.262, 10))] == [.5, .05, .05]   # printed tables
+    assert [round(p_value(t, n), 3) for t, n in ((1., 2), (3.182, 4), (2.262, 10))] == [.5, .05, .05]   # printed tables
 
 
 def test_a_law_is_found_in_noisy_runs():
     law, noise = Law(1.2, 20., .46, 60., .38), torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
     points = [(P, N, law(P, N) * (1 + .002 * e)) for e, (P, N) in zip(noise, [(P, N) for P in (4e3, 1e4, 2e4, 5e4, 1e5) for N in (5e4, 1e5, 2e5, 5e5)])]
-    P, N = spend(law, 6e11)
+    P, N = best_allocation(law, 6e11)
     told = [other(P, N) for other in bootstrap_laws(points, 20)]
     assert len(told) == 20 and abs(fmean(told) / law(P, N) - 1) < .01 and abs(fit_law(points)(P, N) / law(P, N) - 1) < .01
 

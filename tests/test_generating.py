@@ -23,11 +23,10 @@ from llm_course.engine.kv_cache import new_cache
 from llm_course.engine.reader import Reader, last_scores, side_by_side
 from llm_course.engine.sampling import draw, quick_probabilities
 from llm_course.engine.speaking import GenerateConfig, open_models
-from llm_course.engine.speculation import accept, speculate
+from llm_course.engine.speculation import accept_guesses, speculate
 from llm_course.engine.voices import END, Voice, first_ids
 from llm_course.generating import (
     Sampling,
-    continuations,
     generate,
     generate_ids,
     keep_min_p,
@@ -39,6 +38,7 @@ from llm_course.generating import (
     penalise,
     pick,
     stream,
+    stream_ids,
 )
 from llm_course.linear import Linear
 from llm_course.softmax import softmax
@@ -413,7 +413,7 @@ def test_tokens_come_one_at_a_time():
     model = small()
     calls = []
     model.norm.register_forward_hook(lambda *_: calls.append(1))
-    tokens = continuations(model, text(2, 3), 50, Sampling())
+    tokens = stream_ids(model, text(2, 3), 50, Sampling())
     first = next(tokens)
     assert first.shape == (2, 1) and len(calls) == 1   # the second has not been worked out
     next(tokens)
@@ -728,7 +728,7 @@ def chi_square(counts, want):
 def test_accepted_guesses_follow_the_models_distribution():
     ours, theirs = torch.tensor([[.5, .3, .15, .05, 0.]]), torch.tensor([[.1, .1, .2, .2, .4]])
     chance = torch.Generator().manual_seed(0)
-    firsts = torch.tensor([accept(draw(theirs, chance)[0], theirs, torch.cat([ours, ours]), chance)[0] for _ in range(8000)])
+    firsts = torch.tensor([accept_guesses(draw(theirs, chance)[0], theirs, torch.cat([ours, ours]), chance)[0] for _ in range(8000)])
     assert chi_square(firsts.bincount(minlength=5).double(), ours[0].double()) < 16.3   # 99.9 %, 3 degrees of freedom
 
 
@@ -755,7 +755,7 @@ def test_speculated_greedy_text_is_the_greedy_text(ahead, room, draft_room):
     model, draft = small(room=room, num_kv_heads=2), small(room=draft_room)
     for how in Sampling(0.), Sampling(0., repetition_penalty=1.2):
         for prompt in text(1, 3), text(1, 30):
-            want = [int(x) for x in continuations(model, prompt, 25, how)]
+            want = [int(x) for x in stream_ids(model, prompt, 25, how)]
             assert [int(x) for x in speculate(model, draft, prompt, 25, chances(how), ahead=ahead)] == want
 
 

@@ -27,14 +27,17 @@ from llm_course.grading.grading import (
     check,
     compare,
     describe,
+    differ,
     grade,
     judge,
     load,
     main,
+    ranked,
     reason,
     reference,
     same,
     symptom,
+    traces,
     truth_about,
     untouched,
     within,
@@ -67,9 +70,12 @@ def test_our_own_part_passes_and_has_no_symptom(component):
 
 @components
 def test_each_mistake_is_refused_and_told_from_all_others(component):
-    for hint, part in MISTAKES[component].items():
-        verdict = judge(part, component)
-        assert verdict.claim and verdict.hint == hint, (hint, verdict)
+    "Of each the answers are judged; the first, for all, as a part that is handed in."
+    found, truth = traces(component), truth_about(component)
+    for hint, mine in found.items(): assert any(differ(mine, truth, True)) and compare(mine, component) == hint, (hint, ranked(mine, component)[:2])
+    hint, part = next(iter(MISTAKES[component].items()))
+    verdict = judge(part, component)
+    assert verdict.claim and verdict.hint == hint, verdict
 
 
 @components

@@ -10,7 +10,7 @@ from llm_course.attention import attention
 from llm_course.data import get_batch
 from llm_course.engine import bookkeeping, mixture, run_config
 from llm_course.engine.diary import probe_rows, report, update_ratio, update_ratios
-from llm_course.health import FAULTS, activation_sizes, band, diagnose, overfit, read_traces, series
+from llm_course.health import FAULTS, activation_sizes, band_of_runs, diagnose, overfit, read_traces, series
 from llm_course.training import TrainConfig, train
 from llm_course.transformer import Transformer
 
@@ -137,6 +137,6 @@ def test_the_rows_that_are_watched_reach_from_end_to_end():
 
 def test_a_band_holds_what_it_was_made_of():
     histories = [[{"iteration": i, "train_loss": float(i * k)} for i in (1, 2)] + [{"iteration": 3}] for k in (1, 2, 4)]
-    at, (low, middle, high) = band(histories)
+    at, (low, middle, high) = band_of_runs(histories)
     assert at == [1, 2] and low.tolist() == [1, 2] and middle.tolist() == [2, 4] and high.tolist() == [4, 8]
     assert series(histories[0], "val_loss") == ([], [])

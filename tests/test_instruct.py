@@ -13,8 +13,18 @@ from llm_course.checkpoint import save_model
 from llm_course.engine import tuning
 from llm_course.engine.chat import MARKS, TEMPLATES, render
 from llm_course.engine.lora import load_adapter, merge_lora
-from llm_course.engine.tuning import grown, main, read_examples
-from llm_course.instruct import Example, answer_logits, answer_loss, answers, as_example, batch_faults, batch_of, pack, read_conversations
+from llm_course.engine.tuning import grow_vocabulary, main, read_examples
+from llm_course.instruct import (
+    Example,
+    answer_logits,
+    answer_loss,
+    answers,
+    as_example,
+    batch_faults,
+    batch_of,
+    pack_conversations,
+    read_conversations,
+)
 from llm_course.pretrained import load_pretrained
 from llm_course.transformer import Transformer
 
@@ -72,11 +82,11 @@ def test_packing_keeps_each_conversation_once_and_whole():
     for seed in range(20):
         draw = random.Random(seed)
         lengths = [draw.randint(1, 30) for _ in range(50)]
-        rows = pack(lengths, 30)
+        rows = pack_conversations(lengths, 30)
         assert sorted(i for row in rows for i in row) == list(range(50)) and all(sum(lengths[i] for i in row) <= 30 for row in rows)
         assert len(rows) <= 11 / 9 * sum(lengths) / 30 + 4   # what is known of this way
-    assert pack([], 5) == []
-    with pytest.raises(ValueError, match="conversation 1 has 6"): pack([5, 6], 5)
+    assert pack_conversations([], 5) == []
+    with pytest.raises(ValueError, match="conversation 1 has 6"): pack_conversations([5, 6], 5)
 
 
 def test_the_loss_is_of_the_answers_alone():
@@ -170,10 +180,10 @@ def test_an_answer_ends_at_its_mark_or_is_none():
 def test_new_rows_leave_the_old_ids_alone():
     for tie in False, True:
         made = model(tie=tie)
-        larger, ids = grown(made, 266), torch.arange(20)[None]
+        larger, ids = grow_vocabulary(made, 266), torch.arange(20)[None]
         torch.testing.assert_close(larger(ids)[..., :262], made(ids))
         assert larger.config.vocab_size == 266 and torch.pdist(larger.embedding.weight[-4:]).min() > 0
-        assert grown(made, 262) is made
+        assert grow_vocabulary(made, 262) is made
 
 
 # ---- The command

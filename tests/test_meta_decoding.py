@@ -11,7 +11,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine import sampling
 from llm_course.engine.reader import Reader
 from llm_course.engine.speculation import speculate
-from llm_course.generating import Sampling, continuations, generate, generate_ids, next_probabilities, stream
+from llm_course.generating import Sampling, generate, generate_ids, next_probabilities, stream, stream_ids
 from llm_course.transformer import Transformer
 
 DIALS = [
@@ -74,7 +74,7 @@ def test_a_step_runs_on_meta(how, more):
 @pytest.mark.parametrize("how", DIALS, ids=str)
 def test_off_the_cpu_no_step_waits_and_the_tokens_are_the_same(how, as_on_a_device, monkeypatch):
     model, ids = small(), torch.arange(6).view(2, 3)
-    tokens = continuations(model, ids, 30, Sampling(**how), torch.Generator().manual_seed(0))
+    tokens = stream_ids(model, ids, 30, Sampling(**how), torch.Generator().manual_seed(0))
     next(tokens)   # reads the prompt
     with Waits() as asked, Scalars() as read: said = [new for _, new in zip(range(29), tokens)]
     assert not asked.found and read.found == 0 and len(said) == 29

@@ -217,10 +217,10 @@ def test_what_the_kernel_cannot_serve_goes_by_the_formulas(change, monkeypatch):
 
 
 def test_the_kernel_is_for_devices_and_types_where_it_was_tried():
-    from llm_course.engine.kernels import kernel_serves
+    from llm_course.engine.kernels import can_use_fused_adamw
     x = torch.randn(3)
-    assert kernel_serves(x, x, x, x)
-    assert not kernel_serves(*4 * [x.to(torch.float8_e4m3fn)]) and not kernel_serves(x, x, x.half(), x) and not kernel_serves(x, x.to("meta"), x, x)
+    assert can_use_fused_adamw(x, x, x, x)
+    assert not can_use_fused_adamw(*4 * [x.to(torch.float8_e4m3fn)]) and not can_use_fused_adamw(x, x, x.half(), x) and not can_use_fused_adamw(x, x.to("meta"), x, x)
 
 
 @pytest.mark.parametrize("check", CHECKS["AdamW"].values(), ids=lambda check: check.name)

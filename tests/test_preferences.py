@@ -10,7 +10,7 @@ from apart import apart
 
 from llm_course.generating import load_demo
 from llm_course.loss import cross_entropy
-from llm_course.preferences import Pair, answer_rows, bradley_terry, dpo_loss, log_probability_of_answers, preference_faults
+from llm_course.preferences import Pair, answer_rows, bradley_terry, dpo_loss, preference_faults, sum_answer_logprobs
 from llm_course.pretrained import export_pretrained
 from llm_course.transformer import Transformer
 
@@ -30,7 +30,7 @@ def model():
 
 def log_p(model, prompts, answers):
     inputs, targets, learnt = answer_rows(prompts, answers)
-    return log_probability_of_answers(model(inputs), targets, learnt)
+    return sum_answer_logprobs(model(inputs), targets, learnt)
 
 
 # ---- What an answer's probability is
@@ -53,11 +53,11 @@ def test_all_answers_of_one_length_add_up_to_one(model):
 def test_prompt_and_padding_have_no_effect(model):
     inputs, targets, learnt = answer_rows(ASKED, SAID)
     logits = model(inputs).detach().requires_grad_()
-    found = log_probability_of_answers(logits, targets, learnt)
+    found = sum_answer_logprobs(logits, targets, learnt)
     found.sum().backward()
     assert ((logits.grad != 0).any(-1) == learnt.bool()).all() and learnt.sum(1).tolist() == [2, 7, 0]
     broken = logits.detach().masked_fill(learnt[..., None] == 0, math.nan)
-    assert torch.equal(log_probability_of_answers(broken, targets, learnt), found)
+    assert torch.equal(sum_answer_logprobs(broken, targets, learnt), found)
     with pytest.raises(ValueError, match="prompt"): answer_rows([[]], [[1]])
     with pytest.raises(ValueError): answer_rows([[1]], [])
 
@@ -65,7 +65,7 @@ def test_prompt_and_padding_have_no_effect(model):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_is_added_up_in_float32(dtype):
     logits = torch.zeros(1, 600, 2, dtype=dtype)
-    found = log_probability_of_answers(logits, torch.ones(1, 600, dtype=torch.int64), torch.ones(1, 600, dtype=torch.int64))
+    found = sum_answer_logprobs(logits, torch.ones(1, 600, dtype=torch.int64), torch.ones(1, 600, dtype=torch.int64))
     assert found.dtype == torch.float32 and found.item() == pytest.approx(-600 * math.log(2), rel=1e-5)
 
 
@@ -185,8 +185,8 @@ for better, worse in ((3,), (1,)), ((1,), (3,)), ((3, 1), (3,)), ((3,), ()), ((0
     assert "better (" in refused(lambda a, b: preference_faults([Pair([1], [2], [3])], a, b), better, worse)
 assert abs(bradley_terry(torch.tensor(1.), torch.tensor(0.)) - .3133) < 1e-4
 for logprobs, old, said in ((4, 3), (1, 3), (4, 3)), ((4, 3), (4, 3), (4, 1)), ((4, 3), (4, 3), (3,)), ((0, 3), (0, 3), (0, 3)):
-    assert "said" in refused(kl_estimate, logprobs, old, said)
-    assert "said" in refused(policy_loss, logprobs, old, said, rewards=torch.ones(2, 2))
+    assert "answer_mask" in refused(kl_estimate, logprobs, old, said)
+    assert "answer_mask" in refused(policy_loss, logprobs, old, said, rewards=torch.ones(2, 2))
 for groups, g in (1, 1), (1, 3), (2, 4):   # for four answers
     try: policy_loss(torch.zeros(4, 3), torch.zeros(4, 3), torch.ones(4, 3).bool(), torch.ones(groups, g), "reinforce")
     except RuntimeError as error: assert "is invalid for input of size" in str(error)

@@ -39,7 +39,7 @@ from llm_course.engine import gguf as gguf_page
 from llm_course.engine import hub as hub_page
 from llm_course.engine.chat import encode_chat
 from llm_course.engine.commands import as_path
-from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole
+from llm_course.engine.encode_files import PieceTable, encode_block, encode_spans, whole_file_span
 from llm_course.engine.foreign_tokenizers import PRE_TOKENIZERS, QWEN, SentencePiece, load_tokenizer
 from llm_course.engine.gguf import from_gguf_tokenizer
 from llm_course.engine.gguf_file import GgufFile
@@ -56,12 +56,12 @@ from llm_course.generating import main as generating
 from llm_course.pretrained import (
     as_transformers,
     chatml,
-    differences,
+    compare_with_transformers,
     export_gguf,
     export_pretrained,
     load_pretrained,
     main,
-    rename,
+    rename_parameter,
     to_halves,
     to_pairs,
 )
@@ -126,10 +126,10 @@ def test_layouts_undo_each_other():
 
 
 def test_names():
-    assert rename("blocks.3.attention.q_proj.bias", "hf") == "model.layers.3.self_attn.q_proj.bias"
-    assert rename("blocks.11.ffn.w2.weight", "gguf") == "blk.11.ffn_down.weight"
-    assert rename("head.weight", "hf") == "lm_head.weight"
-    with pytest.raises(ValueError, match=r"blocks\.0\.mine\.weight has no counterpart in Llama"): rename("blocks.0.mine.weight", "hf")
+    assert rename_parameter("blocks.3.attention.q_proj.bias", "hf") == "model.layers.3.self_attn.q_proj.bias"
+    assert rename_parameter("blocks.11.ffn.w2.weight", "gguf") == "blk.11.ffn_down.weight"
+    assert rename_parameter("head.weight", "hf") == "lm_head.weight"
+    with pytest.raises(ValueError, match=r"blocks\.0\.mine\.weight has no counterpart in Llama"): rename_parameter("blocks.0.mine.weight", "hf")
 
 
 @pytest.mark.parametrize("shape, whole", [((1, 1), 1), ((7, 3), 1), ((64, 1 << 17), 8), ((10_000, 1000), 4), ((5,), 5)], ids=str)
@@ -177,7 +177,7 @@ def test_folder_of_transformers(theirs, tokenizer, tmp_path, shards):
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (shards == "sharded")
     model, read = load_pretrained(folder, "cpu")
     with torch.no_grad(): assert_close(model(ids := random_ids()), theirs(ids).logits, rtol=1e-4, atol=1e-4)
-    assert differences(model, theirs, ids)[1] == 1
+    assert compare_with_transformers(model, theirs, ids)[1] == 1
     assert read.encode("Hello 1969") == tokenizer.encode("Hello 1969")
     assert not model.training and sum(p.numel() for p in model.parameters()) == theirs.num_parameters()
 
@@ -187,7 +187,7 @@ def test_layout_of_rope_matters(theirs, tokenizer, tmp_path):
     model, _ = load_pretrained(folder_of(theirs, tokenizer, tmp_path), "cpu")
     with torch.no_grad():
         for block in model.blocks: block.attention.q_proj.weight.copy_(to_halves(block.attention.q_proj.weight, block.attention.d_k))
-    assert differences(model, theirs, random_ids())[0] > .1
+    assert compare_with_transformers(model, theirs, random_ids())[0] > .1
 
 
 def test_config_as_transformers_4_wrote_it(theirs, tokenizer, tmp_path):
@@ -198,7 +198,7 @@ def test_config_as_transformers_4_wrote_it(theirs, tokenizer, tmp_path):
     said["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     (tmp_path/"config.json").write_text(json.dumps(said), "utf-8", newline="\n")
     model, _ = load_pretrained(tmp_path, "cpu")
-    assert differences(model, theirs, random_ids())[0] < 1e-3
+    assert compare_with_transformers(model, theirs, random_ids())[0] < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -543,7 +543,7 @@ def test_transformers_loads_what_we_write(model, tokenizer, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = random_ids()
     with torch.no_grad(): assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
-    gap, agreed = differences(model, theirs, ids)
+    gap, agreed = compare_with_transformers(model, theirs, ids)
     assert gap < 1e-3 and agreed == 1
     question = MADE["copying"](1)[0]   # of chapter 24
     pairs = [encode_pair(tokenizer, *pair) for pair in question.pairs]
@@ -562,7 +562,7 @@ def test_transformers_loads_what_we_write(model, tokenizer, tmp_path):
 
 
 def test_as_transformers(model):
-    assert differences(model, as_transformers(model), random_ids())[0] < 1e-3
+    assert compare_with_transformers(model, as_transformers(model), random_ids())[0] < 1e-3
     assert as_transformers(model).get_input_embeddings().weight.data_ptr() == model.embedding.weight.data_ptr()   # one memory
 
 
@@ -597,8 +597,8 @@ def test_a_matrix_that_is_shared_without_a_word_is_written_twice(tokenizer, tmp_
     for path in tmp_path, tmp_path/"model.gguf":
         again, _ = load_pretrained(path, "cpu")
         with torch.no_grad(): assert_close(again(ids), model(ids), rtol=0, atol=0)
-    assert differences(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path), ids)[0] < 1e-3
-    assert differences(model, as_transformers(model), ids)[0] < 1e-3
+    assert compare_with_transformers(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path), ids)[0] < 1e-3
+    assert compare_with_transformers(model, as_transformers(model), ids)[0] < 1e-3
 
 
 def test_tied_matrices_that_differ_are_refused(tokenizer, tmp_path):
@@ -634,7 +634,7 @@ def test_gguf_reads_back_tensor_for_tensor(model, tokenizer, tmp_path, dtype):
     d_k, halves = model.blocks[0].attention.d_k, reader.fields["general.architecture"].contents() != "llama"
     for name, p in model.named_parameters():
         wanted = to_halves(p, d_k) if halves and re.search(r"[qk]_(proj|norm)", name) else p
-        assert torch.equal(found.pop(rename(name, "gguf")), wanted.detach().float()), name
+        assert torch.equal(found.pop(rename_parameter(name, "gguf")), wanted.detach().float()), name
     assert found.keys() == ({"rope_freqs.weight"} if model.config.rope_scaling else set())
     again, read = load_pretrained(tmp_path/"model.gguf", "cpu", dtype)
     same(again, model)
@@ -929,7 +929,7 @@ def test_tokenizer_gives_the_ids_of_its_own_pipeline(kind, tmp_path):
         assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=False)
         assert list(ours.encode_iterable(iter(text), block=1)) == ids
     (tmp_path/"text.txt").write_text("".join(BESIDE * 2), "utf-8", newline="")
-    found = [ids for _, ids in encode_spans(ours, [whole(tmp_path/"text.txt")], block=16)]
+    found = [ids for _, ids in encode_spans(ours, [whole_file_span(tmp_path/"text.txt")], block=16)]
     assert np.concatenate(found).tolist() == reference.encode("".join(BESIDE * 2), add_special_tokens=False).ids
     ours.save(tmp_path/"again.json")   # and back into their library
     again = tokenizers.Tokenizer.from_file(str(tmp_path/"again.json"))
@@ -1405,7 +1405,7 @@ def test_smollm2_agrees_with_transformers(smollm2):
     ids = torch.tensor([tokenizer.encode(text)])
     theirs = as_transformers(model)
     assert type(theirs).__name__ == "LlamaForCausalLM"
-    gap, agreed = differences(model, theirs, ids)
+    gap, agreed = compare_with_transformers(model, theirs, ids)
     assert gap < 1e-3 and agreed == 1
 
 

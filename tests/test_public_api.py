@@ -76,6 +76,23 @@ def test_signature(path):
         if default: assert str(actual[name].default) == default
 
 
+FIRST_EDITION = {   # what the first edition called them: the name of today
+    "bpe_tokenizer.visible": "readable_token", "rope.look_up": "look_up_turns",
+    "checkpoint.bare": "unwrap_model", "checkpoint.build": "build_model", "generating.continuations": "stream_ids",
+    "health.last": "last_value", "health.band": "band_of_runs",
+    "pretrained.rename": "rename_parameter", "pretrained.is_turned": "is_turned_by_rope", "pretrained.fill": "fill_model",
+    "pretrained.differences": "compare_with_transformers",
+}
+
+
+@pytest.mark.parametrize("path", FIRST_EDITION)
+def test_a_name_of_the_first_edition_still_works_and_is_not_offered(path):
+    module, _, name = path.partition(".")
+    assert look_up(path) is look_up(f"{module}.{FIRST_EDITION[path]}")
+    offered = look_up(module).__all__
+    assert name not in offered and FIRST_EDITION[path] in offered
+
+
 def test_transformer_is_a_facade_for_parts_two_and_three():
     transformer = importlib.import_module("llm_course.transformer")
     for name in FACADE:

@@ -24,7 +24,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checkpoint import check_moments, save_checkpoint, save_model
 from llm_course.engine import budget, commands, exchange, gguf, gguf_file, race, recipes, rollouts, speaking, tuning
 from llm_course.engine.averages import average_weights
-from llm_course.engine.batching import Job, Said, Scheduler
+from llm_course.engine.batching import Job, Scheduler, StepResult
 from llm_course.engine.benchmarks import _read_parquet
 from llm_course.engine.chat import check_messages, encode_chat
 from llm_course.engine.commands import one_line
@@ -35,7 +35,7 @@ from llm_course.engine.diary import keep_checkpoint, read_history, report
 from llm_course.engine.evaluation_command import EvaluationConfig, _texts, compare, open_task
 from llm_course.engine.exchange import open_model, open_start
 from llm_course.engine.families import Variant
-from llm_course.engine.fast_bpe import Remembering, gpt2_pre_tokens, join_runs
+from llm_course.engine.fast_bpe import CacheDict, gpt2_pre_tokens, join_runs
 from llm_course.engine.files import count_corpus, helpers_for
 from llm_course.engine.foreign_tokenizers import SentencePiece, _read_config, from_hf_pieces, from_scores, to_hf_pieces
 from llm_course.engine.hf_config import _one_rope
@@ -43,22 +43,22 @@ from llm_course.engine.int8 import at_precision
 from llm_course.engine.lora import projection, save_adapter
 from llm_course.engine.model_files import Stored, check_weights, without_copies
 from llm_course.engine.optimizers import with_step_count
-from llm_course.engine.package_index import _uv_tables, member
+from llm_course.engine.package_index import _uv_tables, read_member
 from llm_course.engine.processes import moments_of
 from llm_course.engine.reader import Reader
 from llm_course.engine.rollouts import RewardsConfig, _reward_kept, find_stop, sample_groups
 from llm_course.engine.rope_tables import RopeScaling, scaling_of
 from llm_course.engine.run_config import check_types, find_tokenizer, model_in, new_model, settle
-from llm_course.engine.speaking import GenerateConfig, refuse
+from llm_course.engine.speaking import GenerateConfig, check_generate_config
 from llm_course.engine.spelling import Rules, Spelling
 from llm_course.engine.tasks import Question, _neighbours, question_of, read_questions, write_questions
 from llm_course.engine.text_files import Reading, plain_files
-from llm_course.engine.tokenizer_command import TokenizerConfig, check_config, train_tokenizer
+from llm_course.engine.tokenizer_command import TokenizerConfig, train_tokenizer
 from llm_course.engine.tokenizer_formats import _hf_pattern, check_added, errors_that_name, from_hf_dict, ids_around, to_hf
 from llm_course.engine.tuning import with_template
 from llm_course.engine.voices import Voice
 from llm_course.evaluation import Result, encode_pair
-from llm_course.experiments import bootstrap_laws, differs, fit_law
+from llm_course.experiments import bootstrap_laws, fit_law, is_significant
 from llm_course.generating import Sampling
 from llm_course.grading.grading import sources
 from llm_course.instruct import answers
@@ -118,8 +118,8 @@ REFUSED = {
     "optimiser has no moments": lambda folder: check_moments([], AdamW([nn.Parameter(torch.ones(2))])),
     "are for models of this course, not for": lambda folder: open_model(folder, "--model_path", parts={"norm": nn.LayerNorm}),
     "names a tensor 3": lambda folder: unwrap(check_weights)("x", ModelConfig(**SHAPE), {3: torch.ones(2)}),   # the tests check types
-    "--stop must not be empty": lambda folder: refuse(GenerateConfig(prompt="", stop=("",))),
-    "--special_tokens holds an empty one": lambda folder: check_config(TokenizerConfig((folder/"x",), special_tokens=("",))),
+    "--stop must not be empty": lambda folder: check_generate_config(GenerateConfig(prompt="", stop=("",))),
+    "--special_tokens holds an empty one": lambda folder: check_generate_config(TokenizerConfig((folder/"x",), special_tokens=("",))),
     "no law of this form fits": lambda folder: fit_law([(1., 1., 1.), (2., 2., 2.), (4., 4., 4.), (8., 8., 8.), (16., 3., 30.)]),
     "is not smollm2-135m: its sha256 is": lambda folder: _keep_copy("smollm2-135m", write(folder/"x"), folder),
     "x is not UTF-8 text": lambda folder: _texts((write(folder/"x", b"\xff"),), "--text", EvaluationConfig()),
@@ -129,7 +129,7 @@ REFUSED = {
     "no LoRA layers to save": lambda folder: save_adapter(Transformer(**SHAPE), folder),
     "adds no token to its prompt": lambda folder: encode_pair(tiny, "a", ""),
     "holds no questions": lambda folder: _read_parquet(rows(folder/"x.parquet", []), question_of),
-    "is a folder": lambda folder: member(packed(folder/"x.tar"), "inside"),
+    "is a folder": lambda folder: read_member(packed(folder/"x.tar"), "inside"),
     "cannot be read as Python": lambda folder: list(sources(write(folder/"x.py", b"# coding: nonsense"))),
     "a KVCache; give one at a time": lambda folder: Reader(Whole(), padding=torch.zeros(1, dtype=torch.int64)),
     "--eval_tasks needs a whole model in each process": lambda folder: settle(run_in(folder, eval_tasks=("cloze",), parallel="fsdp")),
@@ -355,7 +355,7 @@ def test_an_error_without_a_file_is_one_line(): assert one_line(OSError(28, "No 
 def test_a_command_may_run_in_a_thread():
     ended = []
     def work():
-        with commands.terminable(): ended.append(True)
+        with commands.sigterm_as_interrupt(): ended.append(True)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
@@ -413,7 +413,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly():
 
 def test_texts_and_ids_of_odd_sizes(monkeypatch):
     assert gpt2_pre_tokens("") == [] and join_runs([0x110000], {}, []) == [0x110000]
-    few = Remembering(list, limit=2)
+    few = CacheDict(list, limit=2)
     assert [few[word] for word in "abca"] == [["a"], ["b"], ["c"], ["a"]] and len(few) == 2
     assert helpers_for(1 << 20, None) == 1 and helpers_for(1, 7) == 7
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 2, 3}, raising=False)
@@ -513,7 +513,7 @@ def test_ctrl_c_ends_what_is_read_from_a_file_and_one_answer_at_a_terminal(monke
     def interrupted(*words, **named): raise KeyboardInterrupt
     monkeypatch.setattr(sys, "stdin", io.StringIO("x"))
     monkeypatch.setattr("builtins.input", interrupted)
-    with pytest.raises(KeyboardInterrupt): next(speaking.typed())
+    with pytest.raises(KeyboardInterrupt): next(speaking.typed_prompts())
     monkeypatch.setattr(speaking, "stream", lambda *words, **named: iter(interrupted, None))
     speaking._print_samples(GenerateConfig(prompt="", interactive=True), (None, None, None), "", {})
     with pytest.raises(KeyboardInterrupt): speaking._print_samples(GenerateConfig(prompt=""), (None, None, None), "", {})
@@ -544,11 +544,11 @@ def test_what_a_client_may_ask_for():
     pytest.importorskip("starlette")
     from llm_course.engine import serve
     model, tokenizer = chatting()
-    wish = serve.read_wish({"prompt": "x", "stop": "end", "n": 1}, False)
+    wish = serve.read_request({"prompt": "x", "stop": "end", "n": 1}, False)
     assert wish.stop == ("end",) and wish.max_tokens == 16
     for body, chat, why in ({}, False, "prompt must be a text"), ({"messages": [3]}, True, "a message must be an object"), ({"messages": [{"content": [3]}]}, True, "must be a text"):
-        with pytest.raises(serve.Refused, match=why): serve.read_wish(body, chat)
-    talk = serve.read_wish({"messages": [{"role": "user", "content": "x"}]}, True)
+        with pytest.raises(serve.Refused, match=why): serve.read_request(body, chat)
+    talk = serve.read_request({"messages": [{"role": "user", "content": "x"}]}, True)
     assert serve.Service(model, tokenizer).prepare(talk)[0].max_tokens > 0
     with pytest.raises(serve.Refused, match="ask /v1/completions"): serve.Service(Transformer(**SHAPE | {"vocab_size": 258}), tiny).prepare(talk)
 
@@ -558,7 +558,7 @@ def test_a_client_hears_of_an_error_and_is_waited_for_until_it_goes():
     from llm_course.engine import serve
     async def follow():
         heard = asyncio.Queue()
-        heard.put_nowait((0, Said("it broke", end="error")))
+        heard.put_nowait((0, StepResult("it broke", end="error")))
         job, events = Job([1], 1, Sampling(), Voice(tiny), print), iter([{"type": "http.request"}, {"type": "http.disconnect"}])
         async def receive(): return next(events)
         told = [event async for event in serve._events([job], heard, None, False)]
@@ -606,7 +606,7 @@ def test_numbers_that_are_no_steps():
     x = torch.ones(2)
     assert unwrap(moments_of)(SimpleNamespace(state={0: {"step": 3, "m": x}})) == [x]
     assert find_stop(tiny, "t") == ord("t") and _reward_kept([{"loss": 1.}, *[{"reward": 2.}] * 5]) == 1.
-    assert not differs([1., 2., 3.], [1., 2., 3.])
+    assert not is_significant([1., 2., 3.], [1., 2., 3.])
     points = [(n, t, 2 + n**-.3 + t**-.3) for n in (1e3, 1e4) for t in (1e5, 1e6)]
     assert 0 < len(bootstrap_laws(points, 30)) < 30   # some tables have too few different rows
 

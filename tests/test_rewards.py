@@ -25,13 +25,13 @@ from llm_course.optim import AdamW
 from llm_course.rewards import (
     METHODS,
     advantages,
-    answer_logprobs,
     kl_estimate,
-    lay_out,
     learn_from,
+    make_rollout,
     pass_at_k,
     policy_loss,
     sample_answers,
+    token_logprobs,
 )
 from llm_course.transformer import Transformer
 
@@ -55,7 +55,7 @@ def world():
                if END not in a[:-1] and (a[-1] == END or n == LONGEST)]
     draw = torch.Generator().manual_seed(0)
     rewards = torch.rand(len(answers), generator=draw, dtype=torch.float64).round(decimals=1)
-    return model, lay_out([[0, 1]] * len(answers), answers), rewards
+    return model, make_rollout([[0, 1]] * len(answers), answers), rewards
 
 
 def gradient(model, loss):
@@ -65,7 +65,7 @@ def gradient(model, loss):
 def exact(world):
     "The gradient of the expected reward, from the sum over all answers; and their probabilities."
     model, (ids, said), rewards = world
-    chances = (answer_logprobs(model, ids) * said).sum(-1).exp()
+    chances = (token_logprobs(model, ids) * said).sum(-1).exp()
     return gradient(model, (chances * rewards).sum()), chances.detach()
 
 
@@ -75,7 +75,7 @@ def expected(world, method, g=2):
     _, chances = exact(world)
     picks = torch.tensor(list(itertools.product(range(len(ids)), repeat=g)))
     weights = chances[picks].prod(-1)
-    logprobs = answer_logprobs(model, ids)
+    logprobs = token_logprobs(model, ids)
     total = 0.
     for weight, pick in zip(weights, picks):
         total = total + weight * policy_loss(logprobs[pick], logprobs[pick].detach(), said[pick], rewards[pick][None], method)
@@ -133,7 +133,7 @@ def test_the_distance_is_unbiased_and_pulls_towards_the_start(world):
     with torch.no_grad():
         for p in other.parameters(): p.add_(.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype))
     _, chances = exact(world)
-    logprobs, start = answer_logprobs(model, ids), answer_logprobs(other, ids).detach()
+    logprobs, start = token_logprobs(model, ids), token_logprobs(other, ids).detach()
     each = torch.stack([kl_estimate(logprobs[i:i + 1], start[i:i + 1], said[i:i + 1]) for i in range(len(ids))])
     wanted = (chances * ((logprobs - start) * said).sum(-1)).sum()
     assert (each >= 0).all() and (chances * each).sum().item() == pytest.approx(wanted.item())
@@ -144,7 +144,7 @@ def test_the_distance_is_unbiased_and_pulls_towards_the_start(world):
         for p in moved.parameters():
             p -= .01 * step[at:at + p.numel()].view_as(p)
             at += p.numel()
-    logprobs = answer_logprobs(moved, ids)
+    logprobs = token_logprobs(moved, ids)
     chances = (logprobs * said).sum(-1).exp()
     assert (chances * ((logprobs - start) * said).sum(-1)).sum().item() < before
 
@@ -166,7 +166,7 @@ def test_pass_at_k_counts_all_choices():
 def test_draws_what_the_model_says(world, sample):
     model, rows, _ = world
     said = sample(model, [[0, 1]], 4000, LONGEST, END, torch.Generator().manual_seed(0))
-    keys = [tuple(row[2:][mask[1:]].tolist()) for row, mask in zip(rows.ids, rows.said)]
+    keys = [tuple(row[2:][mask[1:]].tolist()) for row, mask in zip(rows.ids, rows.answer_mask)]
     assert set(map(tuple, said)) <= set(keys)
     often = torch.tensor([said.count(list(key)) for key in keys]) / len(said)
     chances = exact(world)[1]
@@ -179,11 +179,11 @@ def test_prompts_of_different_lengths_are_read_as_if_alone():
     prompts = [[1, 2], [3, 4, 5, 6], [7]]
     said = sample_answers(model, prompts, 2, 5, 8, torch.Generator().manual_seed(0))
     assert len(said) == 6 and all(8 not in answer[:-1] for answer in said)
-    rows = lay_out([p for p in prompts for _ in range(2)], said)
-    got = answer_logprobs(model, rows.ids)
+    rows = make_rollout([p for p in prompts for _ in range(2)], said)
+    got = token_logprobs(model, rows.ids)
     for row, (prompt, answer) in enumerate(zip((p for p in prompts for _ in range(2)), said)):
-        alone = answer_logprobs(model, torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1:]
-        torch.testing.assert_close(got[row][rows.said[row]], alone)
+        alone = token_logprobs(model, torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1:]
+        torch.testing.assert_close(got[row][rows.answer_mask[row]], alone)
 
 
 # ---- Learning, and how it goes wrong
@@ -199,9 +199,9 @@ def run(reward, steps=STEPS, rate=5e-3, longest=4, updates=1, clip=.2, beta=0., 
     for step in range(1, steps + 1):
         said = sample_answers(model, prompts, 16, longest, stop, dice)
         rewards = torch.tensor([reward(prompts[i // 16], answer) for i, answer in enumerate(said)]).view(6, 16)
-        rows = lay_out([p for p in prompts for _ in range(16)], said)
+        rows = make_rollout([p for p in prompts for _ in range(16)], said)
         old, start = learn_from(model, optimizer, reference, rows, rewards, method, clip=clip, beta=beta, steps=updates)
-        history.append({"iteration": step, **reward_signs(said, rewards, old, start, rows.said)})
+        history.append({"iteration": step, **reward_signs(said, rewards, old, start, rows.answer_mask)})
     return history
 
 
@@ -262,8 +262,8 @@ def test_rows_that_leave_do_not_change_the_others():
     lengths = {len(answer) for answer in said}
     assert len(lengths) > 5, "rows must leave at different times"
     assert all(STOP not in answer[:-1] and (answer[-1] == STOP or len(answer) == 8) for answer in said)
-    rows = lay_out([p for p in prompts for _ in range(2)], said)
-    logprobs = answer_logprobs(model, rows.ids)[rows.said]
+    rows = make_rollout([p for p in prompts for _ in range(2)], said)
+    logprobs = token_logprobs(model, rows.ids)[rows.answer_mask]
     assert logprobs.mean() > -.1 and logprobs.min() > -9, "each id is one that its own row makes likely"
 
 

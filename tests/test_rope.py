@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from llm_course.engine.rope_tables import RopeScaling, SharedTable, rotate_complex
-from llm_course.rope import RoPE, look_up, rope_turns, rotate
+from llm_course.rope import RoPE, look_up_turns, rope_turns, rotate
 
 pytestmark = pytest.mark.usefixtures("on_device")
 dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -79,8 +79,8 @@ def test_a_sequence_that_is_too_long_is_refused_and_the_longest_is_not():
 
 def test_look_up_copies_nothing_for_a_run():
     turns = rope_turns(4, 10)
-    assert look_up(turns, 3, 2).data_ptr() == turns[3].data_ptr()
-    assert look_up(turns, torch.empty(0, dtype=torch.long), 0).shape == (0, 2, 2)
+    assert look_up_turns(turns, 3, 2).data_ptr() == turns[3].data_ptr()
+    assert look_up_turns(turns, torch.empty(0, dtype=torch.long), 0).shape == (0, 2, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

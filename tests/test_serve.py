@@ -16,7 +16,7 @@ import torch
 from conftest import PATIENCE
 
 from llm_course.bpe_tokenizer import BpeTokenizer
-from llm_course.engine.batching import Batch, Busy, Job, Scheduler
+from llm_course.engine.batching import Batch, Job, QueueFull, Scheduler
 from llm_course.engine.chat import encode_chat, turn_ends
 from llm_course.engine.reader import Reader
 from llm_course.engine.voices import Voice
@@ -122,7 +122,7 @@ def test_all_wait_or_are_turned_away_and_a_broken_step_ends_nobody_else(pair, ca
     scheduler, heard = Scheduler(model, rows=1, waiting=1), []
     def job(longest=3): return Job([5], longest, Sampling(0.), Voice(tokenizer), heard.append)
     scheduler.submit(job(9000)); scheduler.step(); scheduler.submit(job())
-    with pytest.raises(Busy, match="1 texts are waiting"): scheduler.submit(job())
+    with pytest.raises(QueueFull, match="1 texts are waiting"): scheduler.submit(job())
     thread = threading.Thread(target=scheduler.run)
     good, scheduler.batch.read = scheduler.batch.read, lambda ids: (_ for _ in ()).throw(RuntimeError("no memory"))
     thread.start()
@@ -133,7 +133,7 @@ def test_all_wait_or_are_turned_away_and_a_broken_step_ends_nobody_else(pair, ca
     scheduler.submit(job(9000))
     scheduler.close(); thread.join()
     assert heard[-1].text == "the server is closing" and "no memory" in capsys.readouterr().err
-    with pytest.raises(Busy, match="closing"): scheduler.submit(job())
+    with pytest.raises(QueueFull, match="closing"): scheduler.submit(job())
 
 
 def test_scores_that_are_no_numbers_end_that_text(pair):
@@ -324,7 +324,7 @@ def test_help_comes_without_torch_and_web():
     assert told.startswith("usage: llm-course serve ") and told.endswith("set()\n")
 
 
-def _hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # where tests share processes (pytest -n 2), these ignore it
+def _hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # where tests share processes (pytest -n 3), these ignore it
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process there")

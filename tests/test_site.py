@@ -319,6 +319,12 @@ def test_no_id_of_a_cell_is_that_of_a_heading_or_a_symbol(site):
         assert not {cell["id"] for cell in cells} & {*site[render.address(page)].ids}, page
 
 
+def test_no_cell_has_two_summaries(site):
+    "Quarto refuses an option that is given twice."
+    for path in (site[""].parent/"_proc").rglob("*.ipynb"):
+        for cell in json.loads(path.read_text("utf-8"))["cells"]: assert "".join(cell["source"]).count("\n#| code-summary: ") < 2, (path.name, cell["id"])
+
+
 def test_every_page_names_a_picture_for_links_to_it(site):
     "Else Quarto takes the first picture on the page, and social networks show no SVG."
     for path in (site[""].parent/"_proc").rglob("*.ipynb"): assert render.front_of(path)["image"] == config["website"]["image"] == "/card.png"

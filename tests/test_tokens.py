@@ -10,7 +10,7 @@ from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import write_ids
 from llm_course.engine import commands, tokens
 from llm_course.engine.foreign_tokenizers import SentencePiece
-from llm_course.engine.tokens import bytes_of, ids_in, open_tokenizer
+from llm_course.engine.tokens import bytes_of, open_tokenizer, parse_ids
 from llm_course.pretrained import export_gguf, export_pretrained
 from llm_course.transformer import Transformer
 
@@ -108,7 +108,7 @@ def test_words_behind_two_dashes_are_no_flags(places, typed):
 
 
 def test_ids_may_be_written_in_many_ways():
-    assert ids_in("[1, 2]\n3,4\t 5") == [1, 2, 3, 4, 5] and ids_in("") == []
+    assert parse_ids("[1, 2]\n3,4\t 5") == [1, 2, 3, 4, 5] and parse_ids("") == []
 
 
 def test_a_tokenizer_describes_itself_on_one_line():

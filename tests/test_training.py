@@ -392,7 +392,7 @@ def test_ctrl_c_ends_after_the_step_and_the_run_can_go_on(asked, number, monkeyp
 
 
 def test_the_second_ctrl_c_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # where tests share processes (pytest -n 2), these ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # where tests share processes (pytest -n 3), these ignore it
     try:
         with polite_stop() as stop:
             signal.raise_signal(signal.SIGINT)

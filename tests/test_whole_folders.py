@@ -184,7 +184,7 @@ def test_the_folders_of_boards_are_no_links(base, tmp_path, monkeypatch):
     (tmp_path/"run").mkdir(), (tmp_path/"far").mkdir()
     (tmp_path/"run"/"tensorboard").symlink_to(tmp_path/"far")
     monkeypatch.setattr(diary, "import_board", lambda name: pytest.fail("opened"))
-    with pytest.raises(ValueError, match="tensorboard is a link"), diary.boards(config): pass
+    with pytest.raises(ValueError, match="tensorboard is a link"), diary.open_boards(config): pass
 
 
 # ---- One run at a time

@@ -200,13 +200,35 @@ def needs_what_is_required(name, part, monkeypatch):
             patched.setattr(ours, method, not_written(*methods[method]))
             assert not check(**{part: ours}).passed, f"{method} is called required, but nobody asks for it"
 
-@pytest.mark.parametrize("name, part", graded_classes, ids=[part for _, part in graded_classes])
-def test_a_class_needs_the_methods_that_are_required_and_no_others(name, part):
-    "In a process of its own: the grader remembers what our own part has answered."
-    code = f"import sys, pytest\nsys.path[:0] = {sys.path!r}\nimport test_your_turn\nwith pytest.MonkeyPatch.context() as patch: test_your_turn.needs_what_is_required({name!r}, {part!r}, patch)"
-    done = apart(["-c", code])
-    assert not done.returncode, done.stderr
 
+NEEDED = """import sys
+sys.path[:0] = %r
+import json, traceback
+import pytest, test_your_turn
+from llm_course.grading import grading, mistakes_layers, mistakes_learning, mistakes_machine, mistakes_text, mistakes_world
+failed = {}
+for name, part in test_your_turn.graded_classes:
+    for module in grading, mistakes_layers, mistakes_learning, mistakes_machine, mistakes_text, mistakes_world:   # which remember what our own part has answered
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear") and value is not grading.learn_mistakes: value.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch: test_your_turn.needs_what_is_required(name, part, patch)
+    except Exception: failed[part] = traceback.format_exc()
+print(json.dumps(failed))"""
+
+
+@pytest.fixture(scope="module")
+def failed(made_once):
+    "What went wrong, by class; in one process, apart from those in which the grader shall remember."
+    def ask(folder):
+        done = apart(["-c", NEEDED % sys.path])
+        assert not done.returncode, done.stderr
+        (folder/"failed.json").write_text(done.stdout, "utf-8", newline="\n")
+    return json.loads((made_once("methods", ask)/"failed.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("part", [part for _, part in graded_classes])
+def test_a_class_needs_the_methods_that_are_required_and_no_others(part, failed): assert part not in failed, failed[part]
 
 
 def assigned(table): return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}

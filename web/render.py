@@ -74,7 +74,8 @@ def process(proc: Path) -> Path:
             page, target, module = read_nb(path), proc/name, book.module(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             for cell in page.cells:   # nbdev drops what is exported without being listed; the checks stay, folded
-                cell.source = re.sub(r"^#\| exporti\n#\| code-fold: true\n", '#| code-fold: true\n#| code-summary: "The checks, as code"\n', cell.source)
+                summary = "" if "\n#| code-summary: " in cell.source else '#| code-summary: "The checks, as code"\n'
+                cell.source = re.sub(r"^#\| exporti\n#\| code-fold: true\n", "#| code-fold: true\n" + summary, cell.source)
             FilterDefaults()(page)
             write_nb(page, target)
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))

@@ -84,14 +84,14 @@ def encode_japanese(device):
     from tempfile import TemporaryDirectory
 
     from llm_course.bpe_tokenizer import BpeTokenizer
-    from llm_course.engine.encode_files import encode_spans, whole
+    from llm_course.engine.encode_files import encode_spans, whole_file_span
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
     text, folder = japanese(2_000_000), TemporaryDirectory(prefix="bench-")
     path, file = Path(folder.name, "text.txt"), Path(folder.name, "tokenizer.json")
     path.write_text(text, "utf-8", newline="")
     BpeTokenizer.train([text], 4_000, (), "o200k").save(file)
-    def ours(): return [id for _, ids in encode_spans(BpeTokenizer.load(file), [whole(path)]) for id in ids.tolist()]
+    def ours(): return [id for _, ids in encode_spans(BpeTokenizer.load(file), [whole_file_span(path)]) for id in ids.tolist()]
     def theirs(keep=folder): return Tokenizer.from_file(str(file)).encode_batch_fast([path.read_text("utf-8")])[0].ids
     assert ours() == theirs()
     return ours, theirs

@@ -130,7 +130,7 @@ def write(rounds: int = 9) -> dict:
             mock.patch.object(generating, "pick", timed("pick", generating.pick)), mock.patch.object(Reader, "__init__", timed("ready", Reader.__init__)):
         for _ in range(rounds):
             began = time.process_time()
-            for _ in generating.continuations(model, prompt, 128, generating.Sampling(0.)):
+            for _ in generating.stream_ids(model, prompt, 128, generating.Sampling(0.)):
                 parts["token"].append(1e6 * (time.process_time() - began))
                 began = time.process_time()
     prompts = parts["reader"][::128]

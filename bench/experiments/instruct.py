@@ -13,7 +13,7 @@ from bench.experiments.skills import SKILLS, conversation, test
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.engine.chat import MARKS
 from llm_course.engine.muon import Muon, Together
-from llm_course.instruct import Example, answer_logits, answers, as_example, batch_of, pack
+from llm_course.instruct import Example, answer_logits, answers, as_example, batch_of, pack_conversations
 from llm_course.optim import AdamW
 from llm_course.training import train_step
 from llm_course.transformer import Transformer
@@ -48,7 +48,7 @@ def batches(seed: int, change: str, mix: str) -> Iterator[torch.Tensor]:
             room -= len(example.ids) - 1
             if room < 0: break
             examples.append(example)
-        packed = pack([len(example.ids) - 1 for example in examples], ROW)[:ROWS]
+        packed = pack_conversations([len(example.ids) - 1 for example in examples], ROW)[:ROWS]
         batch = batch_of([[examples[i] for i in row] for row in packed], ROW)
         yield without_limits(batch) if change == "no limits" else batch
         step += 1

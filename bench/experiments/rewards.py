@@ -20,7 +20,7 @@ from llm_course.engine.rollouts import reward_signs
 from llm_course.generating import DEMO, load_demo
 from llm_course.loss import bits_per_byte
 from llm_course.optim import AdamW, gradient_clip
-from llm_course.rewards import answer_logprobs, kl_estimate, lay_out, learn_from, pass_at_k, sample_answers
+from llm_course.rewards import kl_estimate, learn_from, make_rollout, pass_at_k, sample_answers, token_logprobs
 from llm_course.training import evaluate
 from llm_course.transformer import Transformer
 
@@ -60,8 +60,8 @@ def exam(model: Transformer, n: int = 250, g: int = 8) -> dict[str, float]:
 def imitate(model: Transformer, optimizer: AdamW, seed: str, n: int = 128) -> None:
     "One step of fine-tuning on example answers."
     prompts, answers = zip(*sums(seed, n))
-    ids, said = lay_out(prompts, answers)
-    loss = -(answer_logprobs(model, ids) * said).sum() / said.sum()
+    ids, said = make_rollout(prompts, answers)
+    loss = -(token_logprobs(model, ids) * said).sum() / said.sum()
     optimizer.zero_grad()
     loss.backward()
     gradient_clip(list(model.parameters()), 1.)
@@ -82,7 +82,7 @@ def go_on(model: Transformer, seconds: float, seed: int, way: str, rate: float, 
                 prompts = [prompt for prompt, _ in sums(f"{way} {seed} {step}", 32)]
                 said = sample_answers(model, prompts, 8, DIGITS + 3, 11, dice)
                 rewards = torch.tensor([float(is_right(prompts[i // 8], answer)) for i, answer in enumerate(said)]).view(32, 8)
-                learn_from(model, optimizer, reference, lay_out([p for p in prompts for _ in range(8)], said), rewards, way)
+                learn_from(model, optimizer, reference, make_rollout([p for p in prompts for _ in range(8)], said), rewards, way)
         spent += time.process_time() - start   # the exam is not counted
         curve.append({"seconds": round(spent, 1), **exam(model)})
         print(way, seed, step, curve[-1], flush=True)
@@ -208,8 +208,8 @@ def watch(model: Transformer, reference: Transformer, tokenizer, known: set[str]
     words = [word for word in words if word]
     firsts = [tokenizer.decode(cut(tokenizer, answer, 1)) for answer in said]
     right = torch.tensor([metre(line) == 1 for line in firsts]).view(len(prompts), 16)
-    rows = lay_out([p for p in prompts for _ in range(16)], said)
-    with torch.no_grad(): kl = kl_estimate(answer_logprobs(model, rows.ids), answer_logprobs(reference, rows.ids), rows.said)
+    rows = make_rollout([p for p in prompts for _ in range(16)], said)
+    with torch.no_grad(): kl = kl_estimate(token_logprobs(model, rows.ids), token_logprobs(reference, rows.ids), rows.answer_mask)
     nats = evaluate(model, [(held_out[:, :-1], held_out[:, 1:])])
     found = {
         "ten_syllables": sum(length(line) == 10 for line in lines) / max(1, len(lines)), "lines": len(lines) / len(texts),
@@ -241,10 +241,10 @@ def verse(what: str, seed: int, beta: float, seconds: float = SECONDS, rate: flo
         prompts = [tokenizer.encode(begun)[-16:] for begun in draw.sample(starts, PROMPTS)]
         said = [cut(tokenizer, answer, lines) for answer in sample_answers(model, prompts, GROUP, ROOM[lines], None, dice)]
         rewards = torch.tensor([rules[0](tokenizer.decode(answer)) for answer in said]).view(PROMPTS, GROUP)
-        rows = lay_out([p for p in prompts for _ in range(GROUP)], said)
+        rows = make_rollout([p for p in prompts for _ in range(GROUP)], said)
         old, begun = learn_from(model, optimizer, reference, rows, rewards, "dr_grpo", beta=beta)
         spent += time.process_time() - start
-        signs = reward_signs(said, rewards, old, begun, rows.said) | {"whole": float((rewards == 1).float().mean())}   # answers that got the whole reward
+        signs = reward_signs(said, rewards, old, begun, rows.answer_mask) | {"whole": float((rewards == 1).float().mean())}   # answers that got the whole reward
         history.append({name: round(value, 4) for name, value in signs.items()} | {"rule": rules[0].__name__})
         if len(rules) > 1 and is_enough(history): rules.pop(0)
         if step % 20 == 0: print(step, f"{spent:.0f} s", history[-1], flush=True)

@@ -15,7 +15,7 @@ import torch
 
 from bench.experiments import keep, resume, small
 from bench.runner import read
-from llm_course.experiments import Law, bootstrap_laws, fit_law, spend
+from llm_course.experiments import Law, best_allocation, bootstrap_laws, fit_law
 
 HERE, SEEDS, TOKENS = Path(__file__), range(2), 8 * small.LENGTH   # tokens of a step
 
@@ -84,7 +84,7 @@ def predict(study: Study) -> None:
     steps, width_from, *exponents = min(study.fits, key=misses.__getitem__)
     found = chosen(study.points(), steps, width_from)
     law, budget = fit_law(found, exponents=exponents), 10 * max(study.budgets)
-    width = min(study.wider, key=lambda width: abs(size(width) / spend(law, budget)[0] - 1))
+    width = min(study.wider, key=lambda width: abs(size(width) / best_allocation(law, budget)[0] - 1))
     def told(law: Law) -> float: return law(size(width), budget / 6 / size(width))
     others = sorted(told(other) for other in bootstrap_laws(found, 50, exponents=exponents))
     low, high = others[round(.025 * len(others))], others[round(.975 * len(others)) - 1]

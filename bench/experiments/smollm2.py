@@ -24,8 +24,8 @@ from llm_course.engine.diary import peak_memory
 from llm_course.engine.lora import add_lora, load_adapter, merge_lora, save_adapter
 from llm_course.engine.rollouts import sample_groups
 from llm_course.engine.tasks import MADE, Task, is_right
-from llm_course.evaluation import evaluate, wilson
-from llm_course.instruct import Apart, Example, answers, as_example
+from llm_course.evaluation import evaluate, wilson_interval
+from llm_course.instruct import ConversationMask, Example, answers, as_example
 from llm_course.optim import AdamW, gradient_clip
 from llm_course.pretrained import load_pretrained
 from llm_course.rewards import pass_at_k, policy_loss
@@ -80,7 +80,7 @@ def exam(model: Transformer, tokenizer: BpeTokenizer, n: int, digits: int, wordi
         some = pairs[at:at + 50]
         said = answers(model, tokenizer, [talk(a, b, wording)[:1] for a, b in some], SENTENCES)
         right += sum(text is not None and is_right(text, str(a + b), number=True) for text, (a, b) in zip(said, some))
-    return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson(right, n)]}
+    return {"questions": n, "right": right / n, "interval": [round(end, 4) for end in wilson_interval(right, n)]}
 
 
 def draw_answers(model: Transformer, tokenizer: BpeTokenizer, pairs: list[tuple[int, int]], dice: torch.Generator, g: int = GROUP) -> tuple[list[Example], Tensor]:
@@ -108,7 +108,7 @@ def tries(model: Transformer, tokenizer: BpeTokenizer, n: int = 40) -> dict[str,
     return told
 
 
-class Branches(Apart):
+class Branches(ConversationMask):
     "Conversation 0 is what all of the others begin with, so they may look at it."
     def __init__(self, conversation: Tensor):
         super().__init__(conversation)

@@ -15,7 +15,7 @@ import torch
 from bench.experiments import cells, resume, small
 from llm_course import data
 from llm_course.engine.speculation import speculate
-from llm_course.generating import Sampling, continuations, generate_ids, load_demo, next_probabilities
+from llm_course.generating import Sampling, generate_ids, load_demo, next_probabilities, stream_ids
 from llm_course.optim import AdamW
 from llm_course.transformer import Transformer
 
@@ -69,7 +69,7 @@ def saved(model, draft, starts, how: Sampling, length: int = 60) -> list[float]:
     "How many times as fast the model writes with the draft as without, for each text, by turns."
     chances, gains = partial(next_probabilities, how=how), []
     for seed, start in enumerate(starts):
-        alone, n = seconds(continuations(model, start, length, how, torch.Generator().manual_seed(seed)))
+        alone, n = seconds(stream_ids(model, start, length, how, torch.Generator().manual_seed(seed)))
         guessed, m = seconds(speculate(model, draft, start, length, chances, torch.Generator().manual_seed(seed), AHEAD))
         gains.append(round((alone / n) / (guessed / m), 3))
     return gains

@@ -8,7 +8,7 @@ from bench.experiments import keep
 from llm_course.bpe import GPT2
 from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.data import fetch
-from llm_course.engine.package_index import download_wheel, member
+from llm_course.engine.package_index import download_wheel, read_member
 
 # Each is carried by a package of the index, pinned by its sha256; only one file of it is read.
 CLAUDE = "anthropic==0.28.0", "2b620b21aee3d20c5d8005483c34df239d53ae895687113b26b8a36892a7e20f", "anthropic/tokenizer.json"
@@ -41,7 +41,7 @@ def readers(folder: Path) -> dict:
 
     def theirs(tokenizer): return tokenizer.get_vocab_size(), lambda text: [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False).ids]
 
-    def packed(requirement, digest, name): return member(download_wheel(requirement, digest, folder), name)
+    def packed(requirement, digest, name): return read_member(download_wheel(requirement, digest, folder), name)
 
     (folder/"qwen.tiktoken").write_bytes(packed(*QWEN))
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..attention import attention, join_masks
-from .backward_passes import backward_serves
+from .backward_passes import can_use_fused_backward
 
 # %% ../../nbs/engine/attention_kernel.ipynb #fused-attention
 def fused_attention(
@@ -27,7 +27,7 @@ def fused_attention(
     A NaN in a masked key makes the answer NaN; so does one in a masked value, as in
     `attention`. torch cannot differentiate the gradients once more; `attention` can.
     Source: Dao et al. 2022."""
-    if not backward_serves(q, k, v): return attention(q, k, v, mask, causal)
+    if not can_use_fused_backward(q, k, v): return attention(q, k, v, mask, causal)
     t, s = q.shape[-2], k.shape[-2]
     half = v.dtype in (torch.bfloat16, torch.float16)
     if half and v.device.type == "cpu" and torch.is_grad_enabled():

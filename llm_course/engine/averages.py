@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checkpoint import bare, build, save_model
+from ..checkpoint import unwrap_model, build_model, save_model
 from .kernels import gathered, local_share
 from ..transformer import Transformer
 
@@ -44,11 +44,11 @@ def averaged_model(
     optimizer:Optimizer, # After `average_weights` and a step
 )->Transformer:          # On the CPU; all processes must call it
     "Build the model whose weights are the means."
-    inside:Any = bare(model)
+    inside:Any = unwrap_model(model)
     means = gathered(inside.state_dict())
     for name, p in inside.named_parameters(remove_duplicate=False):   # a tied head
         means[name] = gathered(optimizer.state.get(p, {}).get("average", p.detach()))
-    return build(inside.config, means, "cpu", inside.parts)
+    return build_model(inside.config, means, "cpu", inside.parts)
 
 def save_average(
     model:nn.Module,     # As for `averaged_model`

@@ -33,15 +33,16 @@ from .diary import (
     append_line, count_bytes, matrices, open_folder, probe_rows, progress_bar,
     read_history, sample_text, speed, update_ratio, vital_signs, write_beside)
 from .mixture import Mixture, draw_batch
-from .model_files import check_moments, explain
+from .model_files import check_moments, explain_failure
 from .optimizers import CheckedOptimizer
 from .processes import (
     distribute, fast_forward, load_sharded, mean_over_processes, random_states_of_all,
     shared_mean, wait_for_writer)
-from .run_config import (
+from llm_course.engine.run_config import (
     TrainConfig, changes, data_files, find_checkpoint, is_over, learning_rate,
-    new_model, no_number, optimizer_for, position_of, read_ids, read_sets, schedule_of)
-from .safe_steps import loss_of_next_step, rescue
+    new_model, not_finite_error, optimizer_for, position_of, read_ids, read_sets,
+    schedule_of)
+from .safe_steps import loss_of_next_step, rescue_run
 
 # %% ../../nbs/engine/bookkeeping.ipynb #run
 @dataclass
@@ -96,7 +97,7 @@ def save(
         run.model, run.optimizer, run.scaler)
     set_random_states(random[run.rank])
     losses = mean_over_processes([*run.pending, after], c.device, run.count)
-    if not all(map(math.isfinite, losses)): raise no_number(c, run.done + 1)
+    if not all(map(math.isfinite, losses)): raise not_finite_error(c, run.done + 1)
     pending = losses[:-1]
     out = c.output/name if run.rank == 0 else None   # others give their shares
     save_checkpoint(
@@ -149,7 +150,7 @@ def start(
     saved = find_checkpoint(c, len(train_ids))
     model = new_model(c, model, parts)   # drawn by the seed, or the one given
     path = c.output/"checkpoint.pt"
-    if saved: explain(path, restore, saved, model, kind="checkpoint")
+    if saved: explain_failure(path, restore, saved, model, kind="checkpoint")
     if c.activation_checkpointing: budget.checkpoint_blocks(model)
     wrapped = distribute(model, c) if count > 1 else model
     optimizer = optimizer_for(model, c)
@@ -157,7 +158,7 @@ def start(
     scaler = torch.amp.GradScaler(torch.device(c.device or "cpu").type, enabled=half)
     run = Run(c, model, fast_forward(wrapped, c), optimizer, scaler, train_ids, val_ids,
               rank, count, asked=asked)
-    if saved: explain(path, resume, run, saved, kind="checkpoint")
+    if saved: explain_failure(path, resume, run, saved, kind="checkpoint")
     if rank == 0: open_folder(c, run.history, asked)
     run.clock = perf_counter()
     return run
@@ -233,7 +234,7 @@ def record(
     run.pending.append(loss)
     if _is_due(c, step):
         losses = mean_over_processes(run.pending, c.device, run.count)
-        if not all(map(math.isfinite, losses)): raise no_number(c, step)
+        if not all(map(math.isfinite, losses)): raise not_finite_error(c, step)
         seconds = (perf_counter() - run.clock) / run.ticks
         tokens = step * c.batch_size * c.grad_accumulation * c.max_seq_len
         line["train_loss"] = sum(losses) / len(losses)
@@ -244,7 +245,7 @@ def record(
         run.pending = []
     if step % c.val_interval == 0 or last:
         line["val_loss"] = measure(run, evaluate)
-        if not math.isfinite(line["val_loss"]): raise no_number(c, step + 1)
+        if not math.isfinite(line["val_loss"]): raise not_finite_error(c, step + 1)
         last = is_over(c, step, [*run.history, line])   # perhaps early
         line |= vital_signs(run.model, probe_rows(run.val_ids, c.max_seq_len))
     if last: line |= measure_all(run, evaluate)
@@ -269,7 +270,7 @@ def write_down(
     try: _write_what_is_due(run, line, backward, stopping)
     except OSError as error:   # the run folder is gone, or its disk is full
         if run.count > 1: raise
-        raise rescue(error, partial(_save_elsewhere, run, backward)) from None
+        raise rescue_run(error, partial(_save_elsewhere, run, backward)) from None
 
 def _write_what_is_due(run:Run, line:dict, backward:Callable, stopping:bool)->None:
     "Write a line, the best model so far, a checkpoint, a picture."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEXTS', 'VERBS', 'EXAMPLES', 'by_verb', 'RECIPE', 'STEPS', 'names_of', 'Typed', 'as_path', 'as_written', 'by_default',
-           'required', 'one_of', 'with_config', 'after_another', 'let_the_first_speak', 'is_first_to_speak',
-           'with_breaks', 'parse', 'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'terminable', 'ends_quietly',
-           'warn', 'run_command', 'is_special', 'refuse_special', 'open_file', 'input_file', 'tokenizer_file',
-           'not_a_text', 'known_kind', 'check_bare', 'output_path', 'words_of_file', 'Flags', 'sync_folder',
-           'whole_file', 'overview', 'main']
+           'required', 'one_of', 'with_config', 'is_later_process', 'let_the_first_speak', 'is_first_to_speak',
+           'unescape_breaks', 'parse', 'as_typed', 'one_line', 'with_dashes', 'lacks_memory', 'sigterm_as_interrupt',
+           'ends_quietly', 'warn', 'run_command', 'is_special', 'refuse_special', 'open_file', 'input_file',
+           'tokenizer_file', 'not_a_text', 'known_kind', 'check_bare', 'output_path', 'words_of_file', 'Flags',
+           'sync_folder', 'whole_file', 'overview', 'main']
 
 # %% ../../nbs/engine/commands.ipynb #imports
 import json
@@ -216,7 +216,7 @@ def with_config(
         return words_of_file(Path(path), config) + words[:place] + rest
     return words
 
-def after_another()->bool:
+def is_later_process()->bool:
     "Did torchrun start this process, and is it not the first on this machine?"
     return ("TORCHELASTIC_RUN_ID" in os.environ
             and os.environ.get("LOCAL_RANK", "0") != "0")
@@ -225,7 +225,7 @@ def let_the_first_speak()->None:
     """Wait before reporting bad flags, which all processes may have received.
 
     If the first one has, it reports them and exits, and torchrun then ends this one."""
-    if after_another(): sleep(5)
+    if is_later_process(): sleep(5)
 
 def is_first_to_speak()->bool:
     """May this process say why it ends? On each machine, only the first to ask may.
@@ -244,7 +244,7 @@ _ConfigFile = Annotated[Path|None, tyro.conf.arg(
 
 TEXTS = "prompt", "system", "stop", "sample_prompt"   # what a model reads or writes
 
-def with_breaks(
+def unescape_breaks(
     typed:str, # On a command line, or at a prompt
 )->str:        # What was meant
     r"Read `\n` as a line break, `\t` as a tab and `\\` as a backslash."
@@ -261,7 +261,7 @@ def parse(
 
     If all fields come from dataclasses that it inherits from, each of these is a group.
     `--config` names a file with flags; those of the command line win. In `TEXTS`,
-    backslashes are read by `with_breaks`. Raises `ValueError` for a text that is not
+    `unescape_breaks` reads backslashes. Raises `ValueError` for a text that is not
     UTF-8."""
     argv = with_config(argv, config)
     _check_typed(argv, config)
@@ -281,7 +281,7 @@ def parse(
         read:Any = tyro.cli(
             flags, args=argv, prog=prog, description=about, use_underscores=True,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
-            registry=_LISTS, console_outputs=not after_another())
+            registry=_LISTS, console_outputs=not is_later_process())
     except SystemExit:
         let_the_first_speak()
         raise
@@ -299,8 +299,8 @@ def parse(
     meant:dict[str, Any] = {}
     for name in TEXTS:
         typed = getattr(found, name, None)
-        if isinstance(typed, str): meant[name] = with_breaks(typed)
-        elif typed: meant[name] = tuple(map(with_breaks, typed))
+        if isinstance(typed, str): meant[name] = unescape_breaks(typed)
+        elif typed: meant[name] = tuple(map(unescape_breaks, typed))
     return replace(found, **meant)
 
 # %% ../../nbs/engine/commands.ipynb #verbs-table
@@ -394,7 +394,7 @@ def lacks_memory(error:BaseException)->bool:
 
 # %% ../../nbs/engine/commands.ipynb #terminable
 @contextmanager
-def terminable()->Iterator[None]:
+def sigterm_as_interrupt()->Iterator[None]:
     """Let SIGTERM, which ends a process, unwind it as Ctrl-C does.
 
     Files and helpers are cleaned up; a second signal ends it at once."""
@@ -437,11 +437,11 @@ def run_command(
     `ValueError`, `OSError` and lack of memory become one line on stderr and exit
     status 2."""
     def note(message, *where):
-        if not after_another(): print(f"note: {one_line(message)}", file=sys.stderr)
+        if not is_later_process(): print(f"note: {one_line(message)}", file=sys.stderr)
     for stream in sys.stdout, sys.stderr:   # show the number of a letter they lack
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        with ends_quietly(), warnings.catch_warnings(), terminable():
+        with ends_quietly(), warnings.catch_warnings(), sigterm_as_interrupt():
             warnings.showwarning = note
             work(parse(config, argv, as_typed(prog), EXAMPLES.get(prog or "")))
     except Exception as error:

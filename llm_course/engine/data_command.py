@@ -23,7 +23,8 @@ from .commands import (
     Flags, by_default, one_line, output_path, required, run_command, tokenizer_file)
 from .corpora import end_of_text, fetch
 from .documents import ends_document, has_end, split_documents
-from .encode_files import Span, encode_spans, read_span, whole
+from .encode_files import (
+    Span, encode_spans, read_span, whole_file_span)
 from .text_files import (
     STDIN, STDIN_NAME, Reading, list_texts, plain_files)
 from .whole_folders import (
@@ -257,7 +258,7 @@ def _parts(
         if not files[-1]: raise ValueError(f"no file of --{name} is left to read; name "
                                            "others")
     if config.val_corpus or not config.val_fraction:
-        return [list(map(whole, paths)) for paths in files]
+        return [list(map(whole_file_span, paths)) for paths in files]
     parts = list(split_documents(files[0], config.val_fraction, names))
     train, val = (sum(span.end - span.begin for span in spans) for spans in parts)
     share = val / (train + val)

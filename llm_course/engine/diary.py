@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PEAKS', 'RUN_FILES', 'step_flops', 'peak_flops', 'peak_memory', 'speed', 'count_bytes', 'matrices', 'update_ratios',
            'update_ratio', 'probe_rows', 'vital_signs', 'sample_text', 'read_history', 'run_folder', 'open_folder',
-           'append_line', 'losses_as_svg', 'draw_losses', 'keep_checkpoint', 'write_beside', 'to_tensorboard', 'boards',
-           'in_notebook', 'live_picture', 'progress_bar', 'watched', 'report']
+           'append_line', 'losses_as_svg', 'draw_losses', 'keep_checkpoint', 'write_beside', 'to_tensorboard',
+           'open_boards', 'in_notebook', 'live_picture', 'progress_bar', 'show_progress', 'report']
 
 # %% ../../nbs/engine/diary.ipynb #imports
 import io
@@ -364,7 +364,7 @@ def to_tensorboard(
         else: writer.add_scalar(name, value, line["iteration"])
 
 @contextmanager
-def boards(
+def open_boards(
     config:TrainConfig, # Settled
 )->Iterator[list[Callable[[dict], object]]]: # Functions that take a line of metrics
     "Open the boards that were asked for, and close them at the end."
@@ -420,7 +420,7 @@ def progress_bar(
     return tqdm(*args, **more)
 
 @contextmanager
-def watched(
+def show_progress(
     config:TrainConfig, # Settled
     history:list[dict], # To which lines are added as the run goes on
     done:int,           # Steps taken before
@@ -434,7 +434,7 @@ def watched(
         bar = closing.enter_context(progress_bar(
             total=total, initial=done, desc="training", unit=" steps", hidden=rank > 0))
         if rank == 0:
-            shows = closing.enter_context(boards(config))
+            shows = closing.enter_context(open_boards(config))
             if config.live_plot and in_notebook(): draw = live_picture(history, total)
 
         def show(line):

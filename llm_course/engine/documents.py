@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from .corpora import end_of_text
-from .encode_files import Span, whole
+from .encode_files import Span, whole_file_span
 
 # %% ../../nbs/engine/documents.ipynb #cuts
 def _cuts_near(
@@ -43,7 +43,7 @@ def split_documents(
     if not 0 < val_fraction < 1:
         raise ValueError("val_fraction must lie between 0 and 1, but it is "
                          f"{val_fraction}")
-    spans = list(map(whole, paths))
+    spans = list(map(whole_file_span, paths))
     shown = list(names) or [str(span.path) for span in spans]
     ends = list(accumulate(span.end for span in spans))
     total = ends[-1]

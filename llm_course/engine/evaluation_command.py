@@ -21,15 +21,15 @@ from .benchmarks import BENCHMARKS, fetch_benchmark, read_benchmark
 from .commands import (
     Flags, by_default, output_path, run_command, whole_file)
 from .flags import TrainConfig
-from .exchange import check_there, open_both
+from .exchange import check_exists, open_both
 from .parts import read_parts
-from .sampling import naming
+from .sampling import name_model_in_errors
 from .tasks import MADE, Task, read_questions, with_letters
 from .corpora import end_of_text
 from .text_files import Reading, list_texts, plain_files
-from llm_course.evaluation import (
-    SCORES, Result, calibration, evaluate, ngrams, overlap, paired, start_id,
-    text_bits_per_byte)
+from ..evaluation import (
+    SCORES, Result, calibration, evaluate, ngram_overlap, ngrams, paired_difference,
+    start_id, text_bits_per_byte)
 from ..generating import DEMO
 from ..transformer import Transformer
 
@@ -132,7 +132,7 @@ def compare(
 )->str:
     "Say what the difference of two models is, and whether it is shown."
     if len(first.right) < 2: return f"{first.task:16.16} has too few questions"
-    gap, low, high = paired(first.right, second.right)
+    gap, low, high = paired_difference(first.right, second.right)
     verdict = "not shown" if low <= 0 <= high else "shown"
     return (f"{first.task:16.16} {gap:+7.1%}, from {low:+.1%} to {high:+.1%}: "
             f"a difference is {verdict}")
@@ -156,32 +156,35 @@ def run_evaluation(
     tasks = [open_task(word, config) for word in names]
     parts = read_parts(config.parts)
     against = config.against
-    if against is not None: check_there(against, "--against")
+    if against is not None: check_exists(against, "--against")
     path = config.model_path or DEMO/"model.safetensors"
     model, tokenizer = open_both(path, config.tokenizer_path, device, parts)
     if against is not None:
         other, its_tokenizer = open_both(against, None, device, flag="--against")
     told:dict[str, Any] = {"tasks": {}}
     if texts:
-        with naming(path): told |= _read(model, tokenizer, texts)
+        with name_model_in_errors(path): told |= _read(model, tokenizer, texts)
     if texts and against is not None:
         print(f"\n{against}")
-        with naming(against): told["against"] = _read(other, its_tokenizer, texts)
+        with name_model_in_errors(against):
+            told["against"] = _read(other, its_tokenizer, texts)
         print()
     if tasks: print(HEAD)
     results = []
     for task in tasks:
-        with naming(path): results.append(evaluate(model, tokenizer, task))
+        with name_model_in_errors(path):
+            results.append(evaluate(model, tokenizer, task))
         print(line_of(results[-1]), flush=True)
         told["tasks"][task.name] = vars(results[-1]) | {"score": task.score}
         if seen:
-            found = sum(overlap(q.prompt, seen) > .5 for q in task.questions)
+            found = sum(ngram_overlap(q.prompt, seen) > .5 for q in task.questions)
             print(f"{'':16} {found:9,} of them occur in {', '.join(trained)}")
     if against is not None:
         print(f"\nthe first model minus {against}")
         if texts: _tell_gaps(told, told["against"])
         for task, result in zip(tasks, results):
-            with naming(against): second = evaluate(other, its_tokenizer, task)
+            with name_model_in_errors(against):
+                second = evaluate(other, its_tokenizer, task)
             print(compare(result, second), flush=True)
     if config.output is not None:
         with whole_file(config.output, "w") as file: json.dump(told, file, indent=1)

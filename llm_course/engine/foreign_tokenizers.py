@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'BY_SPACES', 'LONGEST_PIECE', 'WAYS', 'ROLES', 'QWEN', 'PRE_TOKENIZERS', 'Composed', 'LetterSpelling',
-           'SentencePiece', 'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'add_facts', 'known_ids', 'say_unknown',
-           'load_tokenizer']
+           'SentencePiece', 'from_scores', 'to_hf_pieces', 'from_hf_pieces', 'add_facts', 'known_ids',
+           'warn_of_unknown', 'load_tokenizer']
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #imports
 import math
@@ -24,7 +24,7 @@ from .tokenizer_formats import (
     ANYTHING, SMOLLM, added_tokens, around_prompts, check_added, check_hf,
     errors_that_name, from_hf_dict, ids_around, read_json, rules_of_added,
     tokens_by_id, unknown_keys, write_hf)
-from .model_files import explain, read_object
+from .model_files import explain_failure, read_object
 
 # %% ../../nbs/engine/foreign_tokenizers.ipynb #nfc
 class Composed(BpeTokenizer):
@@ -308,7 +308,7 @@ _GENERATION = dict.fromkeys((
     "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
     "max_length", "max_new_tokens"), ANYTHING)
 
-def say_unknown(
+def warn_of_unknown(
     path:Path,               # A file
     said:Mapping,            # What it says
     known:Mapping,           # What is understood; see `unknown_keys`
@@ -340,7 +340,7 @@ def _read_config(folder:Path)->dict:
     said = {}
     path = folder/"tokenizer_config.json"
     if path.is_file(): said = read_object(path)
-    say_unknown(path, said, _CONFIG)
+    warn_of_unknown(path, said, _CONFIG)
     older = folder/"special_tokens_map.json"   # used where the newer one says nothing
     listed = folder/"added_tokens.json"        # still older: the id of each token
     if "added_tokens_decoder" not in said:
@@ -351,7 +351,7 @@ def _read_config(folder:Path)->dict:
                 for text, id in read_object(listed).items()}
     template = folder/"chat_template.jinja"
     if template.is_file():
-        said["chat_template"] = explain(template, template.read_text, "utf-8")
+        said["chat_template"] = explain_failure(template, template.read_text, "utf-8")
     templates = said.get("chat_template")
     if isinstance(templates, list):   # several, by their names
         for each in templates:
@@ -432,7 +432,7 @@ def load_tokenizer(
     Raises `ValueError`, which names the file, for a tokenizer of another kind."""
     said = _read_config(folder)
     data = read_object(folder/"tokenizer.json")
-    tokenizer = explain(folder/"tokenizer.json", _build, data, said, size)
+    tokenizer = explain_failure(folder/"tokenizer.json", _build, data, said, size)
     roles = {}
     for name in ROLES:
         text = _text_of(said.get(name))
@@ -443,7 +443,7 @@ def load_tokenizer(
         if found is not None or not path.is_file(): continue
         settings, source = read_object(path), path
         found = settings.get("eos_token_id")
-        if path.name[0] == "g": say_unknown(path, settings, _GENERATION)
+        if path.name[0] == "g": warn_of_unknown(path, settings, _GENERATION)
     ends = found if isinstance(found, list) else [found]
     _say_no_ends(source, ends, tokenizer)
     ends = [*ends, tokenizer.special_tokens.get(roles.get("eos_token", ""))]

@@ -20,12 +20,12 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import whole_file
 from .families import Variant, variant_in
 from .foreign_tokenizers import (
-    PRE_TOKENIZERS, SentencePiece, add_facts, from_scores, known_ids, say_unknown)
+    PRE_TOKENIZERS, SentencePiece, add_facts, from_scores, known_ids, warn_of_unknown)
 from .gguf_file import GgufFile, check_places, gguf_rows
 from .hf_config import (
     FAMILIES, LEFT_OUT, as_usual, check_family_name, family_of, variant_of)
 from .model_files import (
-    Stored, explain, head_size, import_package, model_shape, without_copies)
+    Stored, explain_failure, head_size, import_package, model_shape, without_copies)
 from .rope_tables import RopeScaling, pair_frequencies, scaling_of
 from .spelling import Rules, spell, unspell
 from .tokenizer_formats import ANYTHING, unknown_keys
@@ -85,7 +85,7 @@ def check_said(
     numbers = {name: value for name, value in shape.items() if "." in name}
     for found in (*unknown_keys(numbers, known), *unknown_keys(tokens, _TOKENIZER)):
         raise ValueError(f"it says {found}, which is not supported")
-    say_unknown(path, shape, known)
+    warn_of_unknown(path, shape, known)
 
 def from_gguf_config(
     said:dict,                            # What the file says of itself
@@ -263,22 +263,22 @@ def open_gguf(
     """Look into a GGUF file.
 
     Raises `ValueError` for a damaged one, or one of another family."""
-    file = explain(path, GgufFile, path)
-    explain(path, check_said, path, file.said)
-    explain(path, check_places, file)
+    file = explain_failure(path, GgufFile, path)
+    explain_failure(path, check_said, path, file.said)
+    explain_failure(path, check_places, file)
     shapes = {name: tuple(reversed(dims)) for name, (dims, *_) in file.tensors.items()}
 
     def read(name:str, rows:slice)->Tensor:
-        return explain(path, gguf_rows, file, name, rows)
+        return explain_failure(path, gguf_rows, file, name, rows)
 
     factors = None
     if shapes.pop("rope_freqs.weight", None):
         factors = read("rope_freqs.weight", slice(None))
-    config = explain(path, from_gguf_config, file.said, factors, shapes)
+    config = explain_failure(path, from_gguf_config, file.said, factors, shapes)
     halves = file.said["general.architecture"] != "llama"
     stored = Stored(path, config, shapes, read, words="gguf", halves=halves)
     stored = without_copies(stored, "output.weight", "token_embd.weight")
-    return stored, explain(path, from_gguf_tokenizer, file.said)
+    return stored, explain_failure(path, from_gguf_tokenizer, file.said)
 
 # %% ../../nbs/engine/gguf.ipynb #gguf-said
 def architecture_of(

@@ -328,6 +328,6 @@ def to_hf_config(
 
 def words_of(
     config:ModelConfig, # The shape of a model
-)->str:                 # As for `rename` of chapter 23
+)->str:                 # As for `rename_parameter` of chapter 23
     "Say by which names its family stores it: `gemma`, or `hf` for all others."
     return "gemma" if family_of(config).startswith("gemma") else "hf"

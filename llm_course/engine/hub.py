@@ -20,7 +20,7 @@ from .hf_config import check_family_name, from_hf_config
 from .hf_folders import open_folder
 from .llama2c import open_llama2c
 from .model_files import (
-    Stored, explain, import_package, model_in, read_object)
+    Stored, explain_failure, import_package, model_in, read_object)
 
 # %% ../../nbs/engine/hub.ipynb #hub
 FILES = (   # of a model on the hub, all that we read
@@ -35,7 +35,7 @@ def _download(hub, name:str, revision:str|None)->Path:
         repository = f"{owner}/{model}"
         return Path(hub.hf_hub_download(repository, file[0], revision=revision))
     config = Path(hub.hf_hub_download(name, "config.json", revision=revision))
-    explain(name, from_hf_config, read_object(config))
+    explain_failure(name, from_hf_config, read_object(config))
     return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
 
 def from_hub(
@@ -77,7 +77,7 @@ def find_model(
     at_home = Path(path.parts[0]).is_dir() or is_file   # as if it were on this machine
     if is_name and not at_home: return from_hub(name, revision)
     if re.fullmatch("(distil)?gpt2(-medium|-large|-xl)?", name):
-        explain(name, check_family_name, "gpt2")   # refused with the reason
+        explain_failure(name, check_family_name, "gpt2")   # refused with the reason
     raise ValueError(f"{path} does not exist; name a folder, a .gguf or .bin file, "
                      "or owner/model on the Hugging Face hub")
 

@@ -21,7 +21,7 @@ from ..bpe_tokenizer import BpeTokenizer
 from .commands import open_file
 from .foreign_tokenizers import add_facts, from_scores, load_tokenizer
 from .spelling import Rules
-from .model_files import LARGEST, Stored, explain
+from .model_files import LARGEST, Stored, explain_failure
 from ..transformer import ModelConfig
 
 # %% ../../nbs/engine/llama2c.ipynb #llama2c-layout
@@ -133,9 +133,9 @@ def open_llama2c(
 
     Raises `ValueError` if it is another file, or not as long as its header says."""
     with open_file(path) as file: front = file.read(256).ljust(41, b"\0")
-    header = explain(path, llama2c_header, front)
+    header = explain_failure(path, llama2c_header, front)
     size = path.stat().st_size
-    wanted = explain(path, llama2c_size, header)
+    wanted = explain_failure(path, llama2c_size, header)
     if size != wanted:
         raise ValueError(f"{path} has {size:,} bytes, but a llama2.c model "
                          f"of its shape has {wanted:,}; download it again")
@@ -191,7 +191,7 @@ def read_pieces(
     Raises `ValueError` where neither is, or it is damaged."""
     path = folder/"tokenizer.bin"
     if path.is_file():
-        return explain(path, _parse_pieces, path.read_bytes(), vocab_size)
+        return explain_failure(path, _parse_pieces, path.read_bytes(), vocab_size)
     if (folder/"tokenizer.json").is_file(): return load_tokenizer(folder, vocab_size)
     raise ValueError(f"{folder} lacks tokenizer.bin, without which a llama2.c model "
                      "cannot read or write text; put it beside the model")

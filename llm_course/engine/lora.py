@@ -19,12 +19,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 # %% ../../nbs/engine/lora.ipynb #imports-course
-from ..checkpoint import bare
+from ..checkpoint import unwrap_model
 from .commands import input_file, output_path, whole_file
 from .hf_folders import tensor_shapes
 from .model_files import head_size, read_object
 from ..linear import Linear, linear, truncated_normal
-from ..pretrained import is_turned, rename, to_halves, to_pairs
+from ..pretrained import (
+    is_turned_by_rope, rename_parameter, to_halves, to_pairs)
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/lora.ipynb #layer
@@ -63,7 +64,7 @@ def lora_layers(
     model:nn.Module, # Of any kind
 )->Iterator[tuple[str, LoraLinear]]: # Their names, and the layers
     "Go through a model's corrections."
-    for name, layer in bare(model).named_modules():
+    for name, layer in unwrap_model(model).named_modules():
         if isinstance(layer, LoraLinear): yield name, layer
 
 def _exchange(
@@ -85,7 +86,7 @@ def add_lora(
 
     Raises `ValueError` for targets that are not there, or have one already.
     Source: Hu et al. 2021, eq. 3."""
-    model = cast(Transformer, bare(model))
+    model = cast(Transformer, unwrap_model(model))
     if any(lora_layers(model)):
         raise ValueError("the model has LoRA layers already; merge them first")
     found = [(name, layer) for name, layer in model.named_modules()
@@ -112,7 +113,7 @@ def merge_lora(
     model:nn.Module, # With LoRA layers; changed in place
 )->None:
     "Add the corrections to their weights. Raises `ValueError` if there are none."
-    model = bare(model)
+    model = unwrap_model(model)
     found = list(lora_layers(model))
     if not found:
         raise ValueError("the model has no LoRA layers; "
@@ -141,7 +142,8 @@ _MARK = "llm_course_projection"   # in the metadata of the weights
 
 def _their_name(name:str)->str: # Of a layer of ours
     "The name of a layer in PEFT's files."
-    return "base_model.model." + rename(f"{name}.weight", "hf").removesuffix(".weight")
+    theirs = rename_parameter(f"{name}.weight", "hf")
+    return "base_model.model." + theirs.removesuffix(".weight")
 
 def save_adapter(
     model:nn.Module,  # With LoRA layers
@@ -149,14 +151,14 @@ def save_adapter(
     base:str="",      # The base model: a folder, or a name on the hub
 )->None:
     "Write the corrections as PEFT does. Raises `ValueError` if there are none."
-    ours = cast(Transformer, bare(model))
+    ours = cast(Transformer, unwrap_model(model))
     found = dict(lora_layers(ours))
     if not found: raise ValueError("the model has no LoRA layers to save")
     tensors = {}
     d_k = head_size(ours.config)
     for name, layer in found.items():
         rows = layer.lora_B.detach().cpu()
-        if is_turned(f"{name}.weight"): rows = to_halves(rows, d_k)
+        if is_turned_by_rope(f"{name}.weight"): rows = to_halves(rows, d_k)
         tensors[f"{_their_name(name)}.lora_A.weight"] = layer.lora_A.detach().cpu()
         tensors[f"{_their_name(name)}.lora_B.weight"] = rows.contiguous()
     [first, *_] = found.values()
@@ -208,7 +210,7 @@ def load_adapter(
     Raises `ValueError` for what is of another kind or for another model, and for a
     model that has them in its weights already."""
     rank, alpha, tensors, share = _read_adapter(Path(folder))
-    ours = cast(Transformer, bare(model))
+    ours = cast(Transformer, unwrap_model(model))
     layers = {_their_name(name): (name, layer) for name, layer in ours.named_modules()
               if isinstance(layer, Linear)}
     ends = tuple(f".lora_{part}.weight" for part in "AB")
@@ -231,7 +233,7 @@ def load_adapter(
     add_lora(ours, rank, alpha, [layers[name][0] for name in sorted(held)])
     for name, layer in lora_layers(ours):
         a, b = (tensors[_their_name(name) + end] for end in ends)
-        if is_turned(f"{name}.weight"): b = to_pairs(b, head_size(ours.config))
+        if is_turned_by_rope(f"{name}.weight"): b = to_pairs(b, head_size(ours.config))
         layer.lora_A.copy_(a)
         layer.lora_B.copy_(b)
     if share is None or abs(projection(ours) - share - 1) > .1: return

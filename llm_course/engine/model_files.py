@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'DEEPEST', 'T', 'BLOCK', 'Stored', 'model_in', 'own_file', 'checked_fields', 'model_shape', 'to_config',
            'head_size', 'check_sizes', 'own_shapes', 'check_readable', 'check_every_tensor', 'check_weights',
            'read_safetensors', 'check_moments', 'check_archive', 'check_amount', 'row_blocks', 'empty_model',
-           'without_copies', 'explain', 'read_object', 'import_package']
+           'without_copies', 'explain_failure', 'read_object', 'import_package']
 
 # %% ../../nbs/engine/model_files.ipynb #imports
 import os
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
     config:ModelConfig                  # The shape of the model
     shapes:dict[str, tuple[int, ...]]   # The shape of each tensor, by the file's names
     read:Callable[[str, slice], Tensor] # Reads some rows of a tensor
-    words:str                           # Whose names these are; chapter 23's `rename`
+    words:str                           # Whose names; see `rename_parameter`, 23
     halves:bool                         # Are RoPE's pairs laid out in halves?
 
 # %% ../../nbs/engine/model_files.ipynb #model-in
@@ -417,7 +417,7 @@ def _same_numbers(stored:Stored, one:str, other:str)->bool:
                for rows in row_blocks(shape))
 
 # %% ../../nbs/engine/model_files.ipynb #explain
-def explain(
+def explain_failure(
     path:str|Path,          # The file, for the message
     work:Callable[..., T],  # What reads it
     *args,                  # What it reads

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'LEVEL', 'verdict', 'Refused', 'Run', 'Result', 'decide', 'race', 'watch', 'landlock', 'fence_in', 'guard',
-           'train_recipe', 'Apart', 'nats_per_byte', 'answers', 'train_entry', 'attempt', 'main', 'say_if_weak',
+           'train_recipe', 'ModelProcess', 'nats_per_byte', 'answers', 'train_entry', 'attempt', 'main', 'say_if_weak',
            'enter', 'summed_up']
 
 # %% ../../nbs/engine/race.ipynb #imports
@@ -307,7 +307,7 @@ def _as_array(ids:Sequence[int]):
     return np.array(ids)
 
 # %% ../../nbs/engine/race.ipynb #score
-class Apart:
+class ModelProcess:
     "The model of an entry in a process of its own: ids in, logits out."
     def __init__(self,
         module:str,  # Of the engine room; its `answers` builds the model
@@ -436,7 +436,7 @@ def _score(entry:Path, folder:Path, text:str, threads:int)->float:
     if tokenizer.decode(ids) != text: raise Refused("the tokenizer changes the text")
     length = _read_recipe(entry).get("max_seq_len", 256)
     what = "race", entry, folder, threads
-    with Apart(*what) as model, Apart(*what) as other:
+    with ModelProcess(*what) as model, ModelProcess(*what) as other:
         return nats_per_byte(model, other, _as_array(ids), len(text.encode()), length)
 
 # %% ../../nbs/engine/race.ipynb #attempt

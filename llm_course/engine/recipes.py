@@ -182,9 +182,9 @@ def _judge(config:ExperimentConfig)->None:
 
 def _judge_adder(config:ExperimentConfig)->None:
     "Judge entries that add, and add a line to the table for each."
-    from llm_course.engine.addition import judge
+    from llm_course.engine.addition import judge_entry
     for entry in _entries(config):
-        line = judge(entry)
+        line = judge_entry(entry)
         _keep(config.output or Path("bench/addition.json"), entry.resolve().name, line)
         print(f"{entry.name}: {line['parameters']} parameters, {line['right']:.2%} "
               f"right in the worst of {len(line['runs'])} trainings")

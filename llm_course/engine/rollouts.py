@@ -30,9 +30,9 @@ from ..checkpoint import pick_device, random_states, restore, save_checkpoint
 from .bookkeeping import Run, resume
 from .commands import (
     Flags, by_default, input_file, one_line, one_of, run_command, whole_file)
-from .diary import append_line, open_folder, run_folder, watched
+from .diary import append_line, open_folder, run_folder, show_progress
 from .exchange import Base, open_both
-from .model_files import explain
+from .model_files import explain_failure
 from .processes import polite_stop
 from .reader import Reader, side_by_side
 from .run_config import (
@@ -42,7 +42,7 @@ from .tasks import read_lines
 from ..generating import DEMO, Sampling, pick
 from ..health import Rule, broken_rules
 from ..pretrained import export_pretrained
-from ..rewards import METHODS, kl_estimate, lay_out, learn_from
+from ..rewards import METHODS, kl_estimate, make_rollout, learn_from
 from ..transformer import Transformer
 
 # %% ../../nbs/engine/rollouts.ipynb #sample-groups
@@ -106,22 +106,22 @@ def reward_signs(
     rewards:Float[Tensor, "groups g"], # Of them
     logprobs:Float[Tensor, "n s"],     # Of their ids
     reference:Float[Tensor, "n s"],    # The same, by the model at the start
-    said:Bool[Tensor, "n s"],          # True where the model chose the id
+    answer_mask:Bool[Tensor, "n s"],   # True where the model chose the id
 )->dict[str, float]:
     """Measure what shows whether learning from rewards is healthy.
 
     With a single prompt, equal answers are no sign, and `same_answer` is 0."""
-    count = float(said.sum())
+    count = float(answer_mask.sum())
     [(_, often)] = Counter(map(tuple, answers)).most_common(1)
     flat = rewards.amax(-1) == rewards.amin(-1)
-    kl = kl_estimate(logprobs, reference, said)
+    kl = kl_estimate(logprobs, reference, answer_mask)
     return {
         "reward": float(rewards.mean()),
         "best_of_group": float(rewards.amax(-1).mean()),
         "flat_groups": float(flat.float().mean()),  # all answers have one reward
         "length": count / len(answers),
         "kl": float(kl) * len(answers) / count,     # nats for each id
-        "entropy": float(-(logprobs * said).sum()) / count,   # the same
+        "entropy": float(-(logprobs * answer_mask).sum()) / count,   # the same
         "same_answer": often / len(answers) if len(rewards) > 1 else 0.}
 
 # %% ../../nbs/engine/rollouts.ipynb #diagnose
@@ -358,8 +358,8 @@ class Session:
         saved = find_checkpoint(c, len(self.records), config, "prompts")
         if saved:
             path = c.output/"checkpoint.pt"
-            explain(path, restore, saved, model, kind="checkpoint")
-            explain(path, resume, self.run, saved, kind="checkpoint")
+            explain_failure(path, restore, saved, model, kind="checkpoint")
+            explain_failure(path, resume, self.run, saved, kind="checkpoint")
         open_folder(c, self.run.history, config)
         self._open_samples()
 
@@ -383,24 +383,24 @@ class Session:
         records = [self.records[i] for i in chosen]
         prompts = [self.tokenizer.encode(record["prompt"]) for record in records]
         dice = torch.Generator(c.device).manual_seed(int(draw.integers(2**62)))
-        said = sample_groups(run.model, prompts, config.group, config.max_tokens,
-                             self.stop_id, dice)
+        drawn = sample_groups(run.model, prompts, config.group, config.max_tokens,
+                              self.stop_id, dice)
         texts, rewards = [], []
-        for place, answer in enumerate(said):
+        for place, answer in enumerate(drawn):
             if answer[-1] == self.stop_id: answer = answer[:-1]
             text = self.tokenizer.decode(answer)
             texts.append(text)
             rewards.append(judge(self.reward, records[place // config.group], text))
         table = torch.tensor(rewards, device=c.device).view(-1, config.group)
         repeated = [prompt for prompt in prompts for _ in range(config.group)]
-        rows = lay_out(repeated, said, c.device)
+        rows = make_rollout(repeated, drawn, c.device)
         set_rates(run.optimizer, c, step)
         old, start = learn_from(
             run.model, run.optimizer, self.reference, rows, table, config.method,
             config.clip, config.beta, config.updates, c.grad_clip or float("inf"))
         run.done = step
         line = {"iteration": step,
-                **reward_signs(said, table, old, start, rows.said)}
+                **reward_signs(drawn, table, old, start, rows.answer_mask)}
         run.history.append(line)
         append_line(c.output, line)
         with open(self.samples, "a", encoding="utf-8", newline="\n") as file:
@@ -434,7 +434,7 @@ def learn(
     with polite_stop(True) as stop, run_folder(settle(config, model)):
         session = Session(config, model, tokenizer)
         run = session.run
-        with watched(run.config, run.history, run.done) as show:
+        with show_progress(run.config, run.history, run.done) as show:
             while run.done < config.iterations and not stop.is_set():
                 show(session.advance(stop.is_set()))
         export_pretrained(model.eval(), tokenizer, config.output/"export")

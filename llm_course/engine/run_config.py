@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'DECAYS', 'OWN_FILES', 'CHOICES', 'BOARDS', 'default_pr
            'new_model', 'check_types', 'check_flags', 'account_of', 'forecast_of', 'check_memory', 'refuse_old_run',
            'tell_cost', 'warn_of_slow_precision', 'import_board', 'settle', 'to_write_down', 'read_ids', 'read_sets',
            'optimizer_for', 'set_rates', 'position_of', 'measured_on', 'schedule_of', 'changes', 'flag_changes',
-           'find_checkpoint', 'no_number', 'out_of_patience', 'is_over']
+           'find_checkpoint', 'not_finite_error', 'out_of_patience', 'is_over']
 
 # %% ../../nbs/engine/run_config.ipynb #imports
 import importlib
@@ -625,7 +625,7 @@ def find_checkpoint(
     for note in notes: warn(note)
     return saved
 
-def no_number(
+def not_finite_error(
     config:TrainConfig, # Settled
     step:int,           # Whose loss is not a number
 )->ValueError:          # To be raised

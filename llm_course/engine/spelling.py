@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHITE', 'PLAIN', 'byte_letters', 'letter_bytes', 'spell', 'unspell', 'Rules', 'Unspelled', 'places_after', 'Spelling',
-           'check_text', 'ids_of_tokens', 'place_special_tokens', 'allowed_tokens', 'special_parts', 'listed', 'no_ids',
-           'bytes_of']
+           'check_text', 'ids_of_tokens', 'place_special_tokens', 'allowed_tokens', 'special_parts', 'ids_as_list',
+           'explain_bad_ids', 'bytes_of']
 
 # %% ../../nbs/engine/spelling.ipynb #imports
 import re
@@ -240,13 +240,13 @@ def special_parts(
     return found
 
 # %% ../../nbs/engine/spelling.ipynb #ids
-def listed(
+def ids_as_list(
     ids:Any, # A list, an array or a tensor of one axis
 )->Iterable[Any]: # What it holds
     "Take ids out of an array or a tensor."
     return ids.tolist() if hasattr(ids, "tolist") else ids
 
-def no_ids(
+def explain_bad_ids(
     error:Exception, # That looking up `ids` in a vocabulary has raised
     ids:Any,         # What should have been ids
     size:int,        # How many tokens there are
@@ -266,6 +266,6 @@ def bytes_of(
     vocab:Mapping[int, bytes], # The bytes of each id
 )->bytes:                      # Of all of them in a row
     "Look ids up. Raises `ValueError` for an unknown id."
-    try: return b"".join([vocab[id] for id in listed(ids)])
+    try: return b"".join([vocab[id] for id in ids_as_list(ids)])
     except (KeyError, TypeError) as error:
-        raise no_ids(error, ids, len(vocab)) from None
+        raise explain_bad_ids(error, ids, len(vocab)) from None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'HELD_OUT', 'WORDS', 'NOUNS', 'VERBS', 'MADE', 'Question', 'Task', 'last_number', 'is_right', 'question_of',
-           'read_lines', 'read_questions', 'write_questions', 'with_letters', 'turned', 'reworded', 'sums', 'letters',
-           'agreement', 'copying', 'induction', 'cloze', 'speaker']
+           'read_lines', 'read_questions', 'write_questions', 'with_letters', 'rotate_choices', 'reword_prompt', 'sums',
+           'letters', 'agreement', 'copying', 'induction', 'cloze', 'speaker']
 
 # %% ../../nbs/engine/tasks.ipynb #imports
 import json
@@ -155,7 +155,7 @@ def with_letters(
     letters = tuple(f" {letter}" for letter in LETTERS[:len(question.choices)])
     return Question("\n".join(lines) + "\nAnswer:", letters, question.answer)
 
-def turned(
+def rotate_choices(
     question:Question, # Has choices
     by:int=1,          # Places that each moves to the right
 )->Question:           # The same, its choices in another order
@@ -164,7 +164,7 @@ def turned(
     choices = tuple(question.choices[(i - by) % n] for i in range(n))
     return replace(question, choices=choices, answer=(int(question.answer) + by) % n)
 
-def reworded(
+def reword_prompt(
     question:Question,            # Any question
     frame:str="Question: {}\nAnswer:", # The prompt takes the place of the braces
 )->Question:

@@ -124,6 +124,7 @@ def attempt(
         refusal.said = f"{refusal}: {error}"
         return refusal
     if isinstance(found, Tensor): return found.detach()
+    if found is UNASKED: return found
     if isinstance(found, bool): return repr("yes" if found else "no")
     text = repr(found)   # torch would take bytes for numbers, an empty text for none
     if "'" in text or '"' in text: return text
@@ -272,6 +273,7 @@ def ranked(
     mine:list[Tensor|str],  # The answers of a part that fails
     component:str,          # What the part is to be
     known:Callable=traces,  # Gives the answers of the mistakes that may explain it
+    exact:bool=False,       # Only those that miss nothing but what may be missed?
 )->list[tuple[int, int, int, str]]: # Misses, also in what it refuses; telling; hint
     "Order mistakes by how well they explain the answers, the likeliest first."
     truth = truth_about(component)
@@ -279,7 +281,10 @@ def ranked(
     wrong, refused = differ(mine, truth, True), [*map(_raised, truth)]
     corner = [w and not r and (_breaks(m) or _breaks(t))
               for w, r, m, t in zip(wrong, refused, mine, truth)]
+    plain = [not r and not c for r, c in zip(refused, corner)]
     for hint, theirs in known(component).items():
+        if exact and any(p and differ([m], [h])[0]   # the first ends it
+                         for p, m, h in zip(plain, mine, theirs)): continue
         apart = [a and not (r and _raised(m) and _raised(h))
                  for a, r, m, h in zip(differ(mine, theirs), refused, mine, theirs)]
         bent = _bent(known, component)[hint]
@@ -303,7 +308,7 @@ def compare(
     known:Callable=traces,  # As for `ranked`
 )->str:                     # A hint, or nothing
     "Find the one mistake that gives the same answers to all questions."
-    found = ranked(mine, component, known)
+    found = ranked(mine, component, known, exact=True)
     if not found or found[0][0]: return ""
     return found[0][-1] if found[0][:2] not in [x[:2] for x in found[1:]] else ""
 
@@ -354,8 +359,9 @@ def reordered(
             return lambda *inputs, **more: deal(made, inputs, more)
         return make if layer else in_order
     count = len(needed) if len(needed) <= 5 else 0
-    for order in list(permutations(range(count)))[1:]:
+    for order in permutations(range(count)):
         if _alike(version(order), component, truth_about(component)):
+            if list(order) == sorted(order): return ""   # it only fails to refuse
             called = signature_of(component, "forward(" if layer else "")
             return f"its arguments come in another order: {called}"
     return ""

@@ -7,14 +7,16 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #imports
 import copy
+import math
 from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..engine.optimizers import CheckedOptimizer
 from .grading import (
-    MISTAKES, SYMPTOMS, Made, attempt, given, gradient, questions_of, variants)
+    MISTAKES, SYMPTOMS, UNASKED, Made, attempt, given, gradient, questions_of, variants)
 from ..linear import Linear
 from ..transformer import Transformer
 
@@ -56,12 +58,13 @@ def _two_groups(part, **settings)->list[float]:
     return [p.item() for p in (slow, fast, idle)] + kept
 
 def _late(part, *shape, **settings):
-    "Where two parameters go, one of which gets its first gradient in the third step."
-    early, late = (nn.Parameter(torch.ones(shape or 1).double()) for _ in range(2))
-    optimizer = part([early, late], lr=.1, **settings)
+    "Where two parameters go, the first of which gets no gradient until the third step."
+    late, early = (nn.Parameter(torch.ones(shape or 1).double()) for _ in range(2))
+    optimizer = part([late, early], lr=.1, **settings)
+    push = given(*(shape or (1,))).double()
     for step in range(4):
-        early.grad = torch.full_like(early, .5)
-        if step > 1: late.grad = torch.full_like(late, step - 4.)
+        early.grad = .5 * push
+        if step > 1: late.grad = (step - 4) * push.flip(0)
         optimizer.step()
     return [early.mean().item(), late.mean().item()]
 
@@ -76,12 +79,11 @@ def _own(part, name, own, *shape):
 
 def _from_iterator(part):
     "Where parameters go that come one by one, as those of a model do."
-    layer = Linear(2, 1, bias=True, dtype=torch.float64)
-    for p in layer.parameters(): p.data.fill_(1.)
-    optimizer = part(layer.parameters(), lr=.1)
-    layer(torch.ones(2, dtype=torch.float64)).backward()
+    params = [nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (2, 1)]
+    optimizer = part(iter(params), lr=.1)
+    for p in params: p.grad = torch.ones_like(p)
     optimizer.step()
-    return torch.cat([p.detach().flatten() for p in layer.parameters()])
+    return torch.cat([p.detach() for p in params])
 
 def _retuned(part, later, *shape, **settings)->list[float]:
     "Where a number goes whose settings are changed after each step, as schedules do."
@@ -104,31 +106,33 @@ def _settings(part, names, *shape, **settings): # Questions about each of them
         yield label, lambda: _retuned(part, later, *shape, **settings)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim-2
-def _an_optimizer(rule, **defaults):
+def _an_optimizer(
+    rule, deaf=None, everybody=False, together=False, by_place=False, **defaults):
     """An optimiser that changes each parameter by `rule(p, gradient, its state, its
     group, step from 1)`."""
     class Part(Optimizer):
 
         def __init__(self, params, **settings):
             settings = defaults | settings
-            super().__init__(params, settings | {
-                "begun": settings.get("lr"),
-                "decay_begun": settings.get("weight_decay")})
+            super().__init__(params, settings | {"begun": settings.get(deaf)})
 
         @torch.no_grad()
         def step(self, closure=None):
             for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is None and not defaults.get("everybody"): continue
-                    state = self.state[p]
-                    state["t"] = state.get("t", 0) + 1
-                    rule(
-                        p,
-                        torch.zeros_like(p) if p.grad is None else p.grad,
-                        state,
-                        group,
-                        state["t"])
+                if deaf: group[deaf] = group["begun"]
+                live = [p for p in group["params"] if everybody or p.grad is not None]
+                group["steps"] = group.get("steps", 0) + 1
+                for p, kept in zip(live, group["params"] if by_place else live):
+                    state = self.state[kept]
+                    state["t"] = group["steps"] if together else state.get("t", 0) + 1
+                    g = torch.zeros_like(p) if p.grad is None else p.grad
+                    rule(p, g, state, group, state["t"])
     return Part
+
+def _all_alike(*names): # Mistakes, by their hints
+    "For each setting, a version that uses the first value of it in all groups."
+    return {f"all groups use the first {name}: a group's own {name} is ignored":
+            dict(deaf=name) for name in names}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-sgd
 @questions_of("SGDDecay")
@@ -141,21 +145,43 @@ def _ask_sgd(part):
     yield "in its default rate", lambda: _moves(part, [1e3, 1e3])
     yield from _settings(part, dict(lr=.1))
     yield "where its state goes on in another", lambda: bool(_forgets(part))
+    yield "where it goes on from torch's SGD under LambdaLR", lambda: _from_torch(part)
 
+def _from_torch(part):
+    "Where a number goes after three steps of torch's optimiser, whose rate has halved."
+    inherited = Optimizer.load_state_dict, CheckedOptimizer.load_state_dict
+    if part.load_state_dict in inherited: return UNASKED
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    saved = torch.optim.SGD([p], lr=.5).state_dict()
+    saved["param_groups"][0].update(lr=.25, initial_lr=.5)
+    optimizer = part([p], lr=.1)
+    optimizer.load_state_dict(saved)
+    found = []
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        found.append(p.item())
+    return found
 
 def _a_descent(
     rate=lambda lr, t: lr / t**0.5,
     change=lambda g, p, step: p.sub_(step * g),
-    own=True,
     stored=False,
+    loads=None,
     **more):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
     def rule(p, g, state, group, t):
-        step = rate(group["lr" if own else "begun"], t)
+        step = rate(group["lr"], t + group.get("past", 0))
         if stored and group.get("at") == t: step = group["lr"]   # of another parameter
         if stored: group.update(lr=step, at=t)
         change(g, p, step)
-    return _an_optimizer(rule, lr=1e-3, **more)
+    made = _an_optimizer(rule, lr=1e-3, **more)
+    if not loads: return made
+    def load(self, saved):
+        Optimizer.load_state_dict(self, saved)
+        for group in self.param_groups:
+            if "initial_lr" in group: group["lr"], group["past"] = loads(group)
+    return type("Part", (made,), {"load_state_dict": load})
 
 
 def _spoils(g, p, step): p.sub_(g.mul_(step))
@@ -178,7 +204,13 @@ MISTAKES["SGDDecay"] = variants(
             dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
         "it walks uphill: subtract the gradient":
             dict(rate=lambda lr, t: -lr / t**0.5),
-        "all groups use the first rate: a group's own lr is ignored": dict(own=False),
+        **_all_alike("lr"),
+        "from torch's SGD the rate that has fallen already is loaded as the first; "
+        "that is initial_lr": dict(loads=lambda group: (group["lr"], 0)),
+        "from torch's SGD the first rate is loaded, but the steps are counted from 0 "
+        "again": dict(loads=lambda group: (group["initial_lr"], 0)),
+        "from torch's SGD the steps are counted on, but the rate has fallen already": (
+            dict(loads=lambda group: (group["lr"], 3))),
         "the gradient is changed: it should only be read": dict(change=_spoils),
         "a parameter without a gradient moves": dict(
             everybody=True,
@@ -218,7 +250,7 @@ def _ask_adamw(part):
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
-    for name, own in dict(weight_decay=.5, eps=.5).items():
+    for name, own in dict(weight_decay=.5, eps=.5, betas=(.5, .5)).items():
         yield f"where a group has {name} of its own", lambda: _own(part, name, own)
     yield "in its default eps", lambda: _moves(part, [1e-8], lr=.1, weight_decay=0.)
     yield "in its default betas", lambda: _moves(
@@ -234,17 +266,16 @@ def _an_adamw(
     correct1=lambda b, t: 1 - b**t,
     correct2=lambda b, t: 1 - b**t,
     square=lambda g, m: g * g,
-    new=lambda b: 1 - b,
-    new1=None,
-    new2=None,
-    keep=lambda b: b,
-    mixed=False,
-    crossed=False,
+    corrected=lambda b1, b2: (b1, b2),
+    kept=lambda b1, b2: (b1, b2),
+    taken=lambda b1, b2: (1 - b1, 1 - b2),
     begin=lambda g: 0 * g,
     first=lambda m: m,
     ahead=lambda m, g, b: m,
     stored=False,
     peak=False,
+    top=None,
+    one=False,
     plain=False,
     floor=lambda v, eps, c: v.sqrt() + eps,
     shrink=lambda lr, wd, c: lr * wd,
@@ -252,27 +283,27 @@ def _an_adamw(
     l2=0.0,
     twice=False,
     last=False,
-    own=True,
-    first_decay=False,
     grow=lambda g: g,
     sign=1,
     **more):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
-        (b1, b2), lr, eps, wd = (
-            betas(*group["betas"]),
-            group["lr" if own else "begun"],
-            group["eps"],
-            group["decay_begun" if first_decay else "weight_decay"])
+        lr, eps, wd = group["lr"], group["eps"], group["weight_decay"]
+        b1, b2 = betas(*group["betas"])
+        (keep1, keep2), (take1, take2) = kept(b1, b2), taken(b1, b2)
+        c1, c2 = (f(b, t) for f, b in zip((correct1, correct2), corrected(b1, b2)))
         g = grow(g) + l2 * wd * p
-        m = keep(b1) * state.get("m", begin(g)) + (new1 or new)(b1) * g
-        v = (b1 if mixed else keep(b2)) * (
-            old := state.get("v", begin(square(g, m)))
-        ) + (new2 or new)(b2) * square(g, m)
-        if peak: v = torch.maximum(b2 * old, square(g, m))
-        if plain: m = g * correct1(b1, t)
-        c1, c2 = correct1(b2 if crossed else b1, t), correct2(b1 if crossed else b2, t)
+        m = keep1 * state.get("m", begin(g)) + take1 * g
+        squared = square(g, m)
+        old = m if one else state.get("v", begin(squared))
+        v = keep2 * old + take2 * squared
+        if one: m = v   # of two names for one tensor
+        if peak: v = torch.maximum(b2 * old, squared)
+        if plain: m = g * c1
         state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
+        if top:
+            state["top"] = torch.maximum(state.get("top", 0 * v), v / top(c2))
+            v = state["top"] * top(c2)
         if not last and (twice or not l2): p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
         p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
@@ -302,7 +333,6 @@ _means = variants(
         "the corrections take t times β, not its t-th power": dict(
             correct1=lambda b, t: abs(1 - b * t) + 1e-30,
             correct2=lambda b, t: abs(1 - b * t) + 1e-30),
-        "β₁ and β₂ have changed places in the corrections": dict(crossed=True),
         "the means begin at the first gradient, but are corrected as if they began at "
         "zero": dict(
             begin=lambda g: g),
@@ -321,23 +351,45 @@ _means = variants(
             square=lambda g, m: m * m),
         "what is squared is the gradient's distance from its mean, as in AdaBelief": (
             dict(square=lambda g, m: (g - m) ** 2)),
-        "the mean of the squares decays with β₁, "
-        "but takes in new squares with 1 − β₂": dict(
-            mixed=True),
         "gradients enter the means at full weight: (1 − β) is missing": dict(
-            new=lambda b: 1.0),
+            taken=lambda b1, b2: (1.0, 1.0)),
         "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(
-            new1=lambda b: 1.0),
+            taken=lambda b1, b2: (1.0, 1 - b2)),
         "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(
-            new2=lambda b: 1.0),
+            taken=lambda b1, b2: (1 - b1, 1.0)),
         "the means forget too fast: β and 1 − β have changed places": dict(
-            keep=lambda b: 1 - b, new=lambda b: b),
+            kept=lambda b1, b2: (1 - b1, 1 - b2), taken=lambda b1, b2: (b1, b2)),
+        "both means are one tensor under two names: m = v = zeros makes one only": dict(
+            one=True),
+        "the largest mean of the squares so far is used, as in AMSGrad": dict(
+            top=lambda c: 1.0),
+        "the largest corrected mean of the squares so far is used, as in AMSGrad": dict(
+            top=lambda c: c),
         "the root is taken of both means": dict(
             first=lambda m: m.abs().sqrt() * m.sign()),
         "the mean has no effect: the step follows the newest gradient": dict(
             plain=True),
         "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
-            ahead=lambda m, g, b: b * m + (1 - b) * g)})
+            ahead=lambda m, g, b: b * m + (1 - b) * g),
+        **{f"{mean} {does} {wrong}; it should be {right}":
+           {switch: lambda b1, b2, one=one, pick=pick: pick(one(b1), one(b2))}
+           for switch, one, does, sign in (
+               ("kept", lambda b: b, "keeps the share", ""),
+               ("taken", lambda b: 1 - b, "takes in new ones with", "1 − "),
+               ("corrected", lambda b: b, "is corrected with", ""))
+           for mean, wrong, right, pick in (
+               ("the mean of the gradients", sign + "β₂", sign + "β₁",
+                lambda a, b: (b, b)),
+               ("the mean of the squares", sign + "β₁", sign + "β₂",
+                lambda a, b: (a, a)))},
+        "β₁ and β₂ have changed places in the corrections": dict(
+            corrected=lambda b1, b2: (b2, b1)),
+        "β₁ and β₂ have changed places where new gradients enter the means": dict(
+            taken=lambda b1, b2: (1 - b2, 1 - b1)),
+        "the means are kept by a parameter's place among those with a gradient, so "
+        "others take them over": dict(by_place=True),
+        "steps are counted for the group; a parameter that joins later needs a count "
+        "of its own": dict(together=True)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-3
 MISTAKES["AdamW"] = _means | variants(
@@ -359,6 +411,10 @@ MISTAKES["AdamW"] = _means | variants(
         "parameter":
             dict(last=True),
         "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
+        "the square of eps stands inside the root":
+            dict(floor=lambda v, eps, c: (v + eps**2).sqrt()),
+        "eps is the least that the root may be; it should be added to the root":
+            dict(floor=lambda v, eps, c: v.sqrt().clamp(min=eps)),
         "eps is added before the mean of the squares is corrected, so it weighs more "
         "in the first steps":
             dict(floor=lambda v, eps, c: v.sqrt() + eps / c**0.5),
@@ -378,9 +434,7 @@ MISTAKES["AdamW"] = _means | variants(
         "only the sign of the mean is used, so all steps have the same length":
             dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
         "it walks uphill: subtract the step": dict(sign=-1),
-        "all groups use the first rate: a group's own lr is ignored": dict(own=False),
-        "all groups decay alike: a group's own weight_decay is ignored":
-            dict(first_decay=True),
+        **_all_alike("lr", "weight_decay", "eps", "betas"),
         "the gradient is changed: it should only be read":
             dict(grow=lambda g: g.mul_(1.1)),
         "a parameter without a gradient moves: leave it alone, and do not decay it "
@@ -441,24 +495,27 @@ def _ask_muon(part):
             part, name, own, 2, 2)
     yield "where a parameter joins in a later step", lambda: _late(part, 2, 2)
     yield "beside a matrix that is pushed much harder", lambda: _beside(part, wide)
-    yield "for a vector", lambda: _turned(part, [given(4)])
+    for shape in (4,), (2, 3, 3):
+        yield "for what is no matrix", lambda: _turned(part, [given(*shape)])
 
 
 def _a_muon(
     turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g,
     ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** 0.5,
-    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False):
+    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False, last=False,
+    begin=torch.zeros_like, **more):
     "A `Muon` with something changed."
     def rule(p, g, state, group, t):
         lr, b, wd = group["lr"], group["momentum"], group["weight_decay"]
         g = g + l2 * wd * p
         if early: g = turn(g, n)
-        m = state["m"] = mix(state.get("m", torch.zeros_like(p)), g, b)
-        decay = 0.0 if l2 else shrink(lr, wd)
-        p.mul_(1 - decay).sub_(
-            sign * lr * size(*p.shape)
-            * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
-    return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01)
+        m = state["m"] = mix(state.get("m", begin(g)), g, b)
+        decay = 1 - (0.0 if l2 else shrink(lr, wd))
+        if not last: p.mul_(decay)
+        p.sub_(sign * lr * size(*p.shape)
+               * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
+        if last: p.mul_(decay)
+    return _an_optimizer(rule, lr=.02, momentum=.95, weight_decay=.01, **more)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-2
 def _orthogonal(
@@ -487,6 +544,29 @@ MISTAKES["Muon"] = variants(
         "the iteration has one round too many": dict(n=6),
         "the polynomial is 1.5 x − 0.5 x³, not Muon's":
             dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -0.5, 0.0))),
+        "the polynomial is (15 x − 10 x³ + 3 x⁵)/8, not Muon's":
+            dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.875, -1.25, 0.375))),
+        "the iteration is computed in bfloat16, which rounds to two or three digits":
+            dict(turn=lambda x, n: _orthogonal(x.bfloat16(), n).to(x.dtype)),
+        "each row is divided by its own length; divide the matrix by its own": dict(
+            turn=lambda x, n: _orthogonal(
+                x, n, start=lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-7))),
+        "the matrix is divided by its largest singular value, not by its length": dict(
+            turn=lambda x, n: _orthogonal(
+                x, n, start=lambda x: x / torch.linalg.matrix_norm(x, 2))),
+        "the mean begins at the first gradient; it should begin at zero":
+            dict(begin=torch.clone),
+        "gradients are added up, but then mixed in as if that were their mean":
+            dict(mix=lambda m, g, b: b * m + g),
+        "the newest gradient is added to the mean at full weight: 1 − momentum is "
+        "missing":
+            dict(ahead=lambda m, g, b: g + b * m),
+        "decay comes after the step, so the step shrinks too; apply it to the old "
+        "parameter":
+            dict(last=True),
+        "the mean is kept by a matrix's place among those with a gradient, so others "
+        "take it over": dict(by_place=True),
+        **_all_alike("lr", "momentum", "weight_decay"),
         "momentum is used as the share of the new gradient; it is the share of the old "
         "mean":
             dict(mix=lambda m, g, b: (1 - b) * m + b * g,
@@ -511,6 +591,15 @@ MISTAKES["Muon"] = variants(
         "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.0),
         "it walks uphill": dict(sign=-1)})
 
+def _leans(part):
+    "Does a matrix go another way beside one whose gradients are much larger?"
+    grads = given(2, 3, 5).double()
+    return _apart(_beside(part, grads), _turned(part, list(grads), lr=.1)[-1]) > 1e-4
+
+SYMPTOMS["Muon"] = {
+    "a matrix goes another way beside one with large gradients: divide each by its own "
+    "length": _leans}
+
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip
 @questions_of("gradient_clip")
 def _ask_clip(part):
@@ -534,6 +623,11 @@ def _ask_clip(part):
         yield "for a length that is not finite", lambda: clipped([[3.], [broken]], 1.)
     yield "for a negative limit", lambda: clipped([[3.], [4.]], -1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
+    def single():
+        p = torch.ones(2)   # its numbers are leaves, too, of which each has no gradient
+        p.grad = torch.tensor([3., 4.])
+        return [float(part(p, 1.)), *p.grad.tolist()]
+    yield "for a single parameter that is in no list", single
     yield "where the limit is 0", lambda: clipped([[3.], [4.]], 0.)
     def turned():
         p = nn.Parameter(torch.ones(2, 3).mT)
@@ -546,12 +640,13 @@ def _ask_clip(part):
         p.grad = torch.tensor([300., 400.]).half()
         return [float(part([p], 5.)), *p.grad.tolist()]
     yield "in half precision", half
-    def kept(kind):
+    def kept(kind, held=False):
         p = nn.Parameter(torch.ones(2, dtype=kind))
         p.grad = grad = torch.tensor([3., 4.], dtype=kind)
         part([p], 1.)
-        return grad
+        return grad if held else p.grad
     yield "in double precision", lambda: kept(torch.float64)
+    yield "in the tensor that the gradient was in", lambda: kept(torch.float32, True)
     def walked(clip):
         params = [nn.Parameter(torch.ones(1)) for _ in range(2)]
         for p in params: p.grad = torch.full((1,), 4.)
@@ -573,19 +668,25 @@ def _a_clip(
     lend=False,
     act=True,
     cut=False,
-    own=False):
+    own=False,
+    anew=False,
+    bare=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
-        params = [params] if isinstance(params, torch.Tensor) else [*params]
+        alone = isinstance(params, torch.Tensor) and not bare
+        params = [params] if alone else [*params]
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
         n = (
             norm([p.detach() for p in params if p.grad is not None] if own else grads)
             if grads else 0.0)
-        for g in grads if act and n < torch.inf else ():
+        for p in params if act and n < torch.inf else ():
+            if (g := p.grad) is None: continue
+            factor = scale(norm([g]) if single else n, limit)
             if cut: g.clamp_(-limit, limit)
-            else: g.mul_(scale(norm([g]) if single else n, limit))
+            elif anew: p.grad = g * factor
+            else: g.mul_(factor)
         return gives(n, limit)
     return part
 
@@ -609,6 +710,11 @@ MISTAKES["gradient_clip"] = variants(
             dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
         "the largest number is used as the length":
             dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
+        "the longest tensor's length is used; all gradients together are longer":
+            dict(norm=lambda gs: max(g.norm().item() for g in gs)),
+        "the gradient is replaced by a new tensor; scale it in place": dict(anew=True),
+        "a single parameter is not put into a list, so its gradient stays as it is":
+            dict(bare=True),
         "the lengths of the tensors are added up; add up their squares":
             dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
         "every number is cut off at the limit by itself, which changes the direction":
@@ -629,6 +735,11 @@ def _clipped(part, *grads, limit=1.):
     part(params, limit)
     return [p.grad for p in params]
 
+def _overflows(part):
+    p = nn.Parameter(torch.zeros(2).half())
+    p.grad = torch.tensor([300., 400.]).half()
+    return not float(part([p], 1.)) < math.inf
+
 def _spent(part):
     p = nn.Parameter(torch.zeros(1))
     p.grad = torch.tensor([4.])
@@ -644,6 +755,10 @@ SYMPTOMS["gradient_clip"] = {
         lambda part: abs(
             sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5) > 0.01
         and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6),
+    "in half precision the length overflows: add up the squares in float32": _overflows,
+    "a length that is infinite or nan changes the gradients: leave them as they are":
+        lambda part: any(
+            _clipped(part, 3.0, broken)[0] != 3 for broken in (math.inf, math.nan)),
     "a parameter without a gradient is given one":
         lambda part: _clipped(part, 3.0, None)[1] is not None,
     "a parameter without a gradient raises an error: skip it": _trips,
@@ -677,6 +792,8 @@ def _ask_decay(part):
             Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
             torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
             Made(len, kernel=torch.ones(2, 2, 2))]))
+    yield "for a parameter that is one number", lambda: told(
+        Made(len, scale=torch.tensor(1.)))
     yield "in a whole model", lambda: told(Transformer(7, 8, 4, 1, 2, 4))
     yield "where a parameter is frozen", lambda: told(frozen())
     yield "where two layers share a matrix", lambda: told(shared())
@@ -687,7 +804,7 @@ def _ask_decay(part):
 def _a_sorting(
     decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_grad,
     first=lambda wd: wd, second=(("weight_decay", 0.0),), groups=2,
-    walk=lambda model: model.named_parameters()):
+    walk=lambda model: model.named_parameters(), spared=lambda p: True):
     "A `params_for_decay` with something changed."
     def part(model, weight_decay=.01):
         params = [(name, p) for name, p in walk(model) if there(p)]
@@ -695,8 +812,8 @@ def _a_sorting(
             {
                 "params": [p for name, p in params if decays(name, p)],
                 "weight_decay": first(weight_decay)},
-            {"params": [p for name, p in params if not decays(name, p)]} | dict(second),
-        ][:groups]
+            {"params": [p for name, p in params if not decays(name, p) and spared(p)]}
+            | dict(second)][:groups]
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-decay
@@ -718,6 +835,13 @@ MISTAKES["params_for_decay"] = variants(
         "the given decay is ignored": dict(first=lambda wd: 0.01),
         "gains and biases are in no group, so they are never updated":
             dict(groups=1),
+        "the second group is empty: is it made from an iterator that the first has "
+        "used up?": dict(spared=lambda p: False),
+        "a parameter without axes, one number, is in no group":
+            dict(spared=lambda p: p.ndim == 1),
+        "a matrix that two layers share is in its group twice": dict(
+            walk=lambda model: [pair for m in model.modules()
+                                for pair in m.named_parameters(recurse=False)]),
         "the second group has no weight_decay of its own, so it gets the optimiser's":
             dict(second=()),
         "parameters come more than once: "
@@ -751,9 +875,11 @@ def _misplaced(part, matrices):
         Made(len, kernel=torch.ones(2, 2, 2)), Transformer(7, 8, 4, 1, 2, 4)])
     decays = {id(p) for group in part(model, .3) if group["weight_decay"]
               for p in group["params"]}
-    wrong = [name for name, p in model.named_parameters()
-             if (p.ndim > 1) == matrices and (id(p) in decays) != matrices]
-    return wrong[0] if wrong else ""
+    for name, p in model.named_parameters():
+        if (p.ndim > 1) == matrices and (id(p) in decays) != matrices:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            return f"{name} ({type(owner).__name__})"
+    return ""
 
 SYMPTOMS["params_for_decay"] = {
     "a parameter is in no group: every parameter that learns must be in one":
@@ -789,8 +915,7 @@ def _ask_schedule(part):
 
 def _a_schedule(
     climb=lambda it, w: it / w,
-    wave=lambda u: (
-        1 + torch.cos(torch.tensor(u * torch.pi, dtype=torch.float64)).item()) / 2,
+    wave=lambda u: (1 + math.cos(math.pi * u)) / 2,
     place=lambda it, w, c: (it - w) / (c - w),
     after=lambda it, w, c, low, high: low,
     span=lambda low, high, y: low + (high - low) * y,
@@ -810,9 +935,6 @@ def _a_schedule(
         return span(low, high, wave(place(it, w, c)))
     return part
 
-
-_cos = lambda x: torch.cos(torch.tensor(x, dtype=torch.float64)).item()
-
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-schedule-2
 _schedules: dict[str, dict] = {
     "warm-up and cycle have changed places among the arguments":
@@ -830,29 +952,39 @@ _schedules: dict[str, dict] = {
     "the climb is missing: the highest rate comes at once":
         dict(climb=lambda it, w: 1.0),
     "the climb is a cosine, too; it should be a straight line":
-        dict(climb=lambda it, w: (1 - _cos(torch.pi * it / w)) / 2),
+        dict(climb=lambda it, w: (1 - math.cos(math.pi * it / w)) / 2),
     "the climb reaches the highest rate one step late: step w should already have it":
         dict(early=1, climb=lambda it, w: it / (w + 1)),
     "the cosine climbs: low and high have changed places":
-        dict(wave=lambda u: (1 - _cos(torch.pi * u)) / 2),
+        dict(wave=lambda u: (1 - math.cos(math.pi * u)) / 2),
     "the angle of the cosine is too small: π is missing":
-        dict(wave=lambda u: (1 + _cos(u)) / 2),
+        dict(wave=lambda u: (1 + math.cos(u)) / 2),
     "the half is missing: one plus the cosine can be two":
-        dict(wave=lambda u: 1 + _cos(torch.pi * u)),
+        dict(wave=lambda u: 1 + math.cos(math.pi * u)),
     "the climb takes one step more than it should":
         dict(climb=lambda it, w: it / (w + 1)),
     "the climb reaches the highest rate one step early":
         dict(climb=lambda it, w: it / max(w - 1, 1)),
     "the way down goes up again before the end of the cycle":
-        dict(wave=lambda u: (1 + _cos(2 * torch.pi * u)) / 2),
+        dict(wave=lambda u: (1 + math.cos(2 * math.pi * u)) / 2),
     "the way down is a quarter of a cosine; it should be half of one":
-        dict(wave=lambda u: _cos(torch.pi * u / 2)),
+        dict(wave=lambda u: math.cos(math.pi * u / 2)),
     "the way down is counted from step 0, not from the end of the warm-up":
         dict(place=lambda it, w, c: it / c),
     "the way down is as long as the whole cycle: take off the warm-up":
         dict(place=lambda it, w, c: (it - w) / c),
     "the way down is one step ahead":
         dict(place=lambda it, w, c: (it + 1 - w) / (c - w)),
+    "the way down is one step behind: the step after the climb should be lower":
+        dict(place=lambda it, w, c: (it - 1 - w) / (c - w)),
+    "the way down is one step too short: from w to c there are c − w steps":
+        dict(place=lambda it, w, c: (it - w) / max(c - w - 1, 1)),
+    "the way down is one step too long: from w to c there are c − w steps":
+        dict(place=lambda it, w, c: (it - w) / (c - w + 1)),
+    "the climb is rounded to whole numbers: divide with /, not with //":
+        dict(climb=lambda it, w: it // w),
+    "after the cycle another one begins; here the rate stays at lr_min": dict(
+        after=None, place=lambda it, w, c: (it - w) % (c - w) / (c - w)),
     "after the cycle the curve goes on; it should stay at lr_min": dict(after=None),
     "after the cycle the rate is zero; it should stay at lr_min":
         dict(after=lambda it, w, c, low, high: 0.0),
@@ -875,7 +1007,7 @@ MISTAKES["cos_lr_scheduler"] = variants(
     {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
 MISTAKES["linear_lr_scheduler"] = variants(
     partial(_a_schedule, wave=lambda u: 1 - u),
-    {"the way down is a cosine": dict(wave=lambda u: (1 + _cos(torch.pi * u)) / 2)}
+    {"the way down is a cosine": dict(wave=lambda u: (1 + math.cos(math.pi * u)) / 2)}
     | _schedules)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
@@ -899,8 +1031,15 @@ SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
             abs(part(i + 1, 50, 1000, 0.1, 1.0) - part(i, 50, 1000, 0.1, 1.0))
             for i in range(1100)) > 0.05)}
 SYMPTOMS["perplexity"] = {
+    "the result is rounded": lambda part: part(1.2345) == round(part(1.2345), 4),
+    "the loss is cut off: however large it gets, the perplexity grows no more":
+        lambda part: part(600.0) == part(700.0) < math.inf,
     "the perplexity is not one at a loss of zero": lambda part: part(0.0) != 1}
 SYMPTOMS["bits_per_byte"] = {
+    "a ratio of tokens and bytes is rounded to a whole number: divide with /, not with "
+    "//": lambda part: any(
+        part(2.0, *pair) == part(2.0, *other) != part(2.0, *far) for pair, other, far in
+        (((10, 45), (10, 40), (10, 400)), ((45, 10), (40, 10), (400, 10)))),
     "the result is not the same for twice as many tokens, each half as surprising": (
         lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9)}
 
@@ -929,7 +1068,12 @@ def _ask_loss(part):
     yield "where targets are −100", lambda: part()(z, some)
     yield "where sequences have different numbers of targets −100", lambda: part()(
         z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
-    yield "where another target is ignored", lambda: part(ignore_index=2)(z, y)
+    for i in 2, 0: yield "where another target is ignored", lambda: part(
+        ignore_index=i)(z, y)
+    for ids in y, some: yield "where ignore_index is None", lambda: part(
+        ignore_index=None)(z, ids)
+    yield "in its type for half precision", lambda: part()(
+        z.bfloat16(), y).dtype in (torch.float32, torch.float64)
     yield "where one row lies far above another", lambda: part()(
         torch.cat([z, z + 500]), torch.cat([y, y]))
     yield "for a target outside the vocabulary", lambda: part()(z[0], y[0] + 1)
@@ -946,13 +1090,18 @@ def _ask_loss(part):
 
 def _a_loss(
     surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y),
-    reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y)):
+    reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y),
+    heard=lambda i: i, counted=lambda y, i: y != i):
     "A `CrossEntropyLoss` with something changed."
-    def loss(z, y):
-        z, y = cut(z, y)
-        z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
-        return reduce(surprise(z, y.clamp(min=0)), y >= 0)
-    return lambda: loss
+    def part(ignore_index=-100):
+        def loss(z, y):
+            z, y = cut(z, y)
+            z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
+            i = heard(ignore_index)
+            counts = torch.ones_like(y) > 0 if i is None else counted(y, i)
+            return reduce(surprise(z, y.where(counts, 0)), counts)
+        return loss
+    return part
 
 
 def _by_rows(losses, counts):
@@ -967,7 +1116,8 @@ MISTAKES["CrossEntropyLoss"] = variants(
     _a_loss,
     {
         "nothing is subtracted before the exponential, so large logits overflow":
-            dict(surprise=lambda z, y: z.exp().sum(-1).log() - _pick(z, y)),
+            dict(surprise=lambda z, y: z.float().exp().sum(-1).log()
+                 - _pick(z.float(), y)),
         "the logarithm is taken of a probability that has been rounded to zero: take "
         "it before you divide":
             dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
@@ -983,6 +1133,20 @@ MISTAKES["CrossEntropyLoss"] = variants(
             - _pick(torch.softmax(z.float(), -1), y)),
         "the targets are shifted once more: they are one place later already":
             dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
+        "an ignore_index of 0 is replaced by −100: 0 counts as false":
+            dict(heard=lambda i: i or -100),
+        "ignore_index=None is taken for −100; with None every target counts":
+            dict(heard=lambda i: -100 if i is None else i),
+        "rows with the target 0 do not count: 0 is a token like any other":
+            dict(counted=lambda y, i: (y != i) & (y != 0)),
+        "only targets above 0 count: 0 is a token like any other, and another "
+        "ignore_index has no effect": dict(counted=lambda y, i: y > 0),
+        "where no target counts the loss is 0 instead of nan: the divisor is never 0":
+            dict(reduce=lambda losses, counts: losses[counts].sum()
+                 / counts.sum().clamp(min=1)),
+        "the loss is rounded to half precision at the end; leave it in float32": dict(
+            surprise=lambda z, y: (torch.logsumexp(z.float(), -1)
+                                   - _pick(z.float(), y)).to(z.dtype)),
         "only the last place of each row counts":
             dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
         "two axes are swapped before the logits are flattened, so rows meet the wrong "
@@ -1016,7 +1180,7 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "need float32": dict(
             surprise=lambda z, y: (
                 (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
-                - _pick(z - z.amax(-1, keepdim=True), y)).float()),
+                - _pick(z - z.amax(-1, keepdim=True), y))),
         "the mean is taken over the vocabulary as well, so the loss is V times too "
         "small": dict(
             surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
@@ -1043,6 +1207,15 @@ def _loss_of(part, order):
     return part()(given(3, 4)[order], torch.tensor([0, 1, 3])[order])
 
 
+def _uncounted(part):
+    "Which places are left out of the gradient."
+    y = torch.tensor([[0, 4, 2], [3, 0, 1]])
+    out = (gradient(lambda z: part()(z, y), given(2, 3, 5)) == 0).all(-1)
+    last = torch.tensor([False, False, True]).expand(2, 3)
+    if torch.equal(out, y == 0): return "those with the target 0, a token like others"
+    if torch.equal(out, last): return "the last ones; are the targets shifted again?"
+    return "every one should count" if out.any() else ""
+
 def _steepness(part):
     step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
     return f"{step:.3g}" if abs(step - 10) > .01 else ""
@@ -1067,11 +1240,7 @@ SYMPTOMS["CrossEntropyLoss"] = {
         > 1e-4),
     "the order of the rows makes a difference: does each row meet its own target?":
         lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
-    "some places get no gradient: every one should count": (
-        lambda part: (
-            gradient(
-                lambda z: part()(z, torch.tensor([[0, 4, 2], [3, 3, 1]])),
-                given(2, 3, 5)) == 0).all(-1).any()),
+    "some places get no gradient:": _uncounted,
     "positions with the target −100 are not left out": (
         lambda part: abs(
             part()(given(3, 5), torch.tensor([1, -100, 2]))
@@ -1081,6 +1250,7 @@ SYMPTOMS["CrossEntropyLoss"] = {
 @questions_of("perplexity")
 def _ask_perplexity(part):
     for nats in 1., 0., 5.5, 700.: yield lambda: part(nats)
+    yield "for a loss close to zero", lambda: (part(1.5e-4) - 1) * 1e4
     yield "in its type", lambda: type(part(2.)).__name__
 
 MISTAKES["perplexity"] = {
@@ -1088,12 +1258,15 @@ MISTAKES["perplexity"] = {
         lambda nats: 2**nats,
     "the loss is returned unchanged": lambda nats: nats,
     "the sign is turned round: that is a probability":
-        lambda nats: torch.tensor(-nats, dtype=torch.float64).exp(),
+        lambda nats: math.exp(-nats),
     "this is the logarithm; take the exponential":
-        lambda nats: torch.tensor(nats, dtype=torch.float64).log(),
+        lambda nats: math.log(nats) if nats else -math.inf,
     "the loss is turned into bits before e is raised to it":
-        lambda nats: torch.tensor(nats / _ln2, dtype=torch.float64).exp(),
-    "one is taken off": lambda nats: torch.tensor(nats, dtype=torch.float64).exp() - 1}
+        lambda nats: math.exp(nats / _ln2),
+    "the loss is turned into bits by log 2 instead of by 1/log 2, then 2 is raised":
+        lambda nats: 2**(nats * _ln2),
+    "the base is ten; this loss is in nats": lambda nats: 10.0**min(nats, 300),
+    "one is taken off": lambda nats: math.expm1(nats)}
 
 @questions_of("bits_per_byte")
 def _ask_bits(part):
@@ -1106,7 +1279,7 @@ def _ask_bits(part):
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)
 
-_ln2 = .6931471805599453
+_ln2:float = math.log(2)
 MISTAKES["bits_per_byte"] = {
     "these are nats per byte: a bit is ln 2 nats":
         lambda n, tokens, size: n * tokens / size,
@@ -1116,9 +1289,8 @@ MISTAKES["bits_per_byte"] = {
         lambda n, tokens, size: n / _ln2,
     "tokens and bytes have changed places":
         lambda n, tokens, size: n / _ln2 * size / tokens,
-    "bytes per token are rounded to a whole number; divide with /, not with //":
-        lambda n, tokens, size: n / _ln2 / max(size // tokens, size / tokens * (
-            size < tokens)),
+    "one token less is counted: num_tokens counts those that have a loss":
+        lambda n, tokens, size: n / _ln2 * (tokens - 1) / size,
     "the number of tokens has no effect: the loss is a mean over them, not a sum":
         lambda n, tokens, size: n / _ln2 / size,
     "bits and bytes are mixed up: there is a factor of eight":
@@ -1149,7 +1321,21 @@ def _second_of_two(part):
         optimizer.step()
     return abs(q.item() - alone[-1]) > 1e-6
 
+def _ticks(part):
+    "With what a count of steps goes up, if a second parameter begins one step late."
+    first, second = (_path(part, grads, start=0., lr=.1)[-1]
+                     for grads in ([1.], [0., 1.]))
+    for what, together in ("parameter", True), ("group", False):
+        params = [nn.Parameter(torch.zeros(1).double()) for _ in range(2)]
+        optimizer = part(
+            params if together else [{"params": [p]} for p in params], lr=.1)
+        for p in params: p.grad = torch.ones_like(p)
+        optimizer.step()
+        if abs(params[1].item() - second) < 1e-9 < abs(first - second): return what
+    return ""
+
 _manners = {
+    "the count of steps should go up once a step, but it goes up with every": _ticks,
     "two parameters affect each other's steps": (_second_of_two),
     "the gradient is changed: it should only be read": _spoilt,
     "a parameter without a gradient moves: "
@@ -1248,7 +1434,8 @@ SYMPTOMS["AdamW"] = (
         "under a steady gradient the steps do not have the length of the rate": (
             lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
             > 1e-4),
-        "steps stay short long after a large gradient": (
+        "steps stay short long after a large gradient: are squares added up, or is "
+        "their largest mean kept?": (
             lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
             < 0.05),
         "decay passes through the means: with a gradient of zero, a parameter should "

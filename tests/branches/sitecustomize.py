@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 
 PACKAGE = "llm_course"
-COMPILED = {"compiled", "_compiled", "in_parallel", "intrinsic", "jit", "shared"}   # decorators that hand a function to numba or triton: a call of ours would not be compiled
+COMPILED = {"compiled", "_compiled", "in_parallel", "intrinsic", "jit", "one_caller_at_a_time"}   # decorators that hand a function to numba or triton: a call of ours would not be compiled
 
 
 class Conditions(ast.NodeTransformer):
