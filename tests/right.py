@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from llm_course.bpe import GPT2
 from llm_course.checkpoint import read_checkpoint, read_safetensors
-from llm_course.generating import keep_min_p, keep_top_k, keep_top_p, penalise
+from llm_course.generating import Sampling, keep_min_p, keep_top_k, keep_top_p, next_probabilities, penalise
 from llm_course.grading.grading import reference
 from llm_course.rewards import advantages as reference_advantages
 from llm_course.transformer import ModelConfig, Transformer
@@ -699,13 +699,13 @@ def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=N
         if done.all(): break
     return ids
 
-def text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed):
+def text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed, **more):
     "The text after each token, as bytes; the last time without what stopped it."
     ids, said, stops = tokenizer.encode(prompt), b"", [text.encode() for text in ([stop] if isinstance(stop, str) else stop) if text]
     chance = torch.Generator().manual_seed(random.SystemRandom().getrandbits(63) if seed is None else seed)
     for _ in range(max_tokens):
         z = model(torch.tensor([ids[-model.config.max_seq_len:]]))[0, -1]
-        new = z.argmax().item() if temperature == 0 else torch.multinomial(keep_top_p(z / temperature, top_p).softmax(-1), 1, generator=chance).item()
+        new = torch.multinomial(next_probabilities(z, torch.tensor(ids), Sampling(temperature, top_p, **more)), 1, generator=chance).item()
         if tokenizer.vocab[new] == b"<|endoftext|>": return
         ids.append(new)
         said += tokenizer.vocab[new]
@@ -715,14 +715,20 @@ def text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed
 
 @right("generate")
 def generate_at_once(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
-    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop, seed) for each in prompt]
-    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed)][-1].decode("utf-8", "replace")
+    if not isinstance(prompt, str): return [generate_at_once(model, tokenizer, each, max_tokens, temperature, top_p, stop, seed, **more) for each in prompt]
+    return prompt + [b"", *text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed, **more)][-1].decode("utf-8", "replace")
 
 @right("stream")
 def stream_by_decoder(model, tokenizer, prompt, max_tokens=100, temperature=0.8, top_p=0.9, stop=(), seed=None, **more):
     import codecs
+    import itertools
+
+    if not isinstance(prompt, str):
+        texts = [stream_by_decoder(model, tokenizer, each, max_tokens, temperature, top_p, stop, seed, **more) for each in prompt]
+        yield from map(list, itertools.zip_longest(*texts, fillvalue=""))
+        return
     decoder, before = codecs.getincrementaldecoder("utf-8")("replace"), b""
-    texts = list(text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed))
+    texts = list(text_of(model, tokenizer, prompt, max_tokens, temperature, top_p, stop, seed, **more))
     if stop:
         yield texts[-1].decode("utf-8", "replace")   # all at once is allowed where it may have to stop
         return

@@ -14,6 +14,7 @@ from right import RIGHT, careful
 from test_checks import FAULTY
 from torch import nn
 
+from llm_course.bpe_tokenizer import BpeTokenizer
 from llm_course.checks import CHECKS
 from llm_course.grading import grading
 from llm_course.grading.grading import (
@@ -515,11 +516,16 @@ def layer_of(compute, name="Linear"):
     return type("Part", (ours,), {"forward": lambda self, *inputs, **more: compute(self, lambda *x, **m: ours.forward(self, *x, **m), *inputs, **more)})
 
 
+def tokenizer_with(**methods): return type("Part", (BpeTokenizer,), methods)
+
+
 @pytest.mark.parametrize("component, part, said", [
     ("Linear", layer_of(lambda self, ours, x: ours(x.view(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight))), "a view needs numbers that lie side by side"),
     ("CrossEntropyLoss", lambda: lambda z, y: reference("CrossEntropyLoss")()(z.view(-1, z.shape[-1]), y.view(-1)), "a view needs numbers that lie side by side"),
     ("Transformer", layer_of(lambda self, ours, *x, **m: ours(*x, **m) if self.training else ours(*x, **m).roll(1, -2), "Transformer"), "in evaluation"),
-    ("RmsNorm", layer_of(lambda self, ours, x: ours(x).float() * 1. if self.weight.dtype == torch.float32 else ours(x), "RmsNorm"), "in half precision where the gain is not")], ids=stable_id)
+    ("RmsNorm", layer_of(lambda self, ours, x: ours(x).float() * 1. if self.weight.dtype == torch.float32 else ours(x), "RmsNorm"), "in half precision where the gain is not"),
+    ("BpeTokenizer", tokenizer_with(decode=lambda self, ids: BpeTokenizer.decode(self, ids).replace(" ,", ",")), "decoding does not give back the text: \"a , b"),
+    ("BpeTokenizer", tokenizer_with(save=lambda self, path: BpeTokenizer(self.vocab, self.merges, (), self.pattern).save(path)), "saved and read back, it has lost its special tokens")], ids=stable_id)
 def test_what_is_right_in_the_usual_way_only_is_refused(component, part, said):
     verdict = judge(part, component)
     assert verdict.claim == grading.ALIKE and said in verdict.hint, verdict

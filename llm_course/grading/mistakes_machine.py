@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #imports
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -632,9 +633,15 @@ def _asker(*settings):
 
 for _name, _settings in (
     ("keep_top_k", (0, 1, 2, 3, 9)),
-    ("keep_top_p", (0.0, 1 / 32, 0.4, 0.6, 0.79, 0.9, 1.0)),
     ("keep_min_p", (0.0, 0.05, 0.2, 0.5, 0.7, 1.0))):
     QUESTIONS[_name] = _asker(*_settings)
+
+@questions_of("keep_top_p")
+def _ask_top_p(part):
+    yield from _asker(0.0, 1 / 32, 0.4, 0.6, 0.79, 0.9, 1.0)(part)
+    level = torch.linspace(0, -2, 1000).bfloat16()   # 753 hold 0.9
+    yield "for many tokens in half precision", lambda: bool(
+        750 < part(level, .9).isfinite().sum() < 756)
 
 def _a_cutter(keep, drop=lambda z, kept: z.masked_fill(~kept, -torch.inf)):
     "Keep the tokens that `keep(shares, setting, scores)` marks."
@@ -765,6 +772,8 @@ MISTAKES["keep_top_p"] = {
         ),
         "of equally likely tokens the higher ids stay":
             lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
+        "shares are added up in half precision, which rounds each sum: widen them":
+            lambda p, s, z: _top_p(torch.softmax(z, -1), s, z),
         "nothing is left out": lambda p, s, z: p >= 0,
         "what should be kept is left out, and "
         "what should be left out is kept": lambda p, s, z: ~_top_p(p, s, z)}.items()}
@@ -791,6 +800,10 @@ MISTAKES["keep_min_p"] = {
         "kept": lambda p, s, z: (p >= s * p.max()) | (p == p.amax(-1, keepdim=True)),
         "p times the highest score is the threshold; take p times the highest share":
             lambda p, s, z: (z >= s * z.amax(-1, keepdim=True)) | (s == 0),
+        "the logarithm of p has the base 2; take the natural one": lambda p, s, z: (
+            z >= z.amax(-1, keepdim=True) + torch.tensor(s).log2()),
+        "the logarithm of p has the base 10; take the natural one": lambda p, s, z: (
+            z >= z.amax(-1, keepdim=True) + torch.tensor(s).log10()),
         "shares are compared with the mean share; use the highest":
             lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
         "the threshold is multiplied by p twice":
@@ -1124,6 +1137,15 @@ def _alone(part, setting): # Is a row cut differently beside others?
         not torch.equal(together[i, j], part(_rows_of[i, j], setting)) for i in range(2)
         for j in range(3))
 
+def _down(part, setting): # Do equal rows count as level, whatever is in them?
+    kept, level, one = (part(z, setting).isfinite() for z in (
+        _four.expand(4, 4).clone(), torch.zeros(4, 4), _four))
+    return torch.equal(kept, level) and not torch.equal(kept[0], one)
+
+def _together(part, setting): # Does a row of low scores lose what it keeps alone?
+    high, low = part(torch.stack([_four, _four - 9]), setting).isfinite().sum(-1)
+    return low < high == part(_four, setting).isfinite().sum()
+
 def _moved(part, setting): # Does a kept score stand at another id, or is it changed?
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
@@ -1139,6 +1161,15 @@ def _against(
 
 
 _cut = {
+    "tokens are left out by a large negative number; use minus infinity":
+        lambda part, setting: -math.inf < part(_four, setting).min() < -1e3,
+    "the scores of the kept tokens become logarithms of shares; leave them unchanged":
+        lambda part, setting: abs(part(_four + 3, setting).exp().sum() - 1) < 1e-3,
+    "shares come back; return scores, with those of the kept tokens unchanged":
+        lambda part, setting: abs(part(_four + 3, setting).sum() - 1) < 1e-3,
+    "numbers are compared down the columns, across rows; take the last axis": _down,
+    "the whole batch is cut together, so a row of low scores loses all: cut each row":
+        _together,
     "rows are not cut independently: other rows change what a row keeps":
         _alone,
     "kept scores are changed, or moved to other ids": _moved,
@@ -1169,7 +1200,7 @@ SYMPTOMS["keep_top_p"] = {
 SYMPTOMS["keep_min_p"] = {
     hint: partial(seen, setting=0.2) for hint, seen in _cut.items()} | {
     "p = 0 does not keep everything":
-        lambda part: attempt(lambda: int(_many(part, 0.) == [4])) != 1,
+        lambda part: _many(part, 0.) != [4],
     "p = 1 does not keep just the likeliest token": lambda part: _many(part, 1.) != [1]}
 SYMPTOMS["penalise"] = {
     "the same amount is subtracted from small and large scores: use a factor": (

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from ..bpe import GPT2, LLAMA3, O200K, merge, pre_tokens
 from ..checks import _is_stub
 from .grading import (
-    MISTAKES, SYMPTOMS, attempt, questions_of, reference, variants)
+    MISTAKES, SYMPTOMS, Refusal, attempt, questions_of, reference, variants)
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
 @questions_of("pre_tokens")
@@ -126,17 +126,37 @@ MISTAKES["pre_tokens"] = variants(
             dict(lost=lambda text, rest: False),
         "white space that the pattern leaves out at the ends is lost without an error":
             dict(lost=lambda text, rest: text.strip() != rest.strip()),
+        "characters are counted as bytes in the check, so letters outside ASCII are "
+        "refused":
+            dict(lost=lambda text, rest: len(text.encode()) != len(rest)),
+        "pieces of white space alone are thrown away": dict(
+            find=lambda text, pattern: [
+                p for p in regex.findall(pattern, text) if p.strip()]),
+        "the pieces are bytes; they should be text": dict(
+            find=lambda text, pattern: [
+                p.encode() for p in regex.findall(pattern, text)]),
+        "spaces are written as Ġ; the pieces must give the text again": dict(
+            find=lambda text, pattern: [
+                p.replace(" ", "Ġ") for p in regex.findall(pattern, text)]),
+        "a space is put in front of the text":
+            dict(before=lambda text: text if text[:1] in ("", " ") else " " + text),
+        "the line ends are changed: \\r\\n must stay":
+            dict(before=lambda text: text.replace("\r\n", "\n")),
     })
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-machine
 SYMPTOMS["pre_tokens"] = {
-    "the results are not pieces of text: with a group in the pattern, you get only "
-    "what the group matched": (
-        lambda part: not all(isinstance(piece, str) for piece in part("I'll go"))
-        or "".join(part("I'll go")) == "ll"),
+    "with a group in the pattern, you get only what the group matched": (
+        lambda part: "".join(map("".join, part("I'll go"))) == "ll"),
+    "the pieces are not text but of the type": lambda part: next(
+        (type(piece).__name__ for piece in part("a") if not isinstance(piece, str)),
+        ""),
     "there are empty pieces": lambda part: "" in [*part("a b"), *part("x")],
     "letters outside ASCII are lost: letters of every script are letters":
         lambda part: "".join(part("aé")) == "a",
+    "letters outside ASCII are cut off: letters of every script are letters": (
+        lambda part: "".join(part("naïve")) == "naïve" != next(iter(part("naïve")))
+        and next(iter(part("naive"))) == "naive"),
     "a space is a piece of its own, or ends the word before it; it should begin the "
     "next word":
         lambda part: "".join(part("a b")) == "a b" and " b" not in list(part("a b")),
@@ -179,11 +199,16 @@ def _ask_merge(part):
     yield "for byte strings", lambda: list(
         part([b"a", b"n", b"a"], (b"a", b"n"), b"an"))
     yield "where an id is 0", lambda: list(part([0, 1, 0, 0, 1], (0, 1), 0))
+    large = lambda: [int("1000"), int("2000"), 3]   # other objects each time
+    yield "for large ids", lambda: list(part(large(), tuple(large()[:2]), 256))
+    yield "where the first of a pair comes twice", lambda: list(
+        part([1, 1, 2], (1, 2), 256))
 
 
 def _a_merge(
     start=0, step=1, match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair,
-    put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False):
+    put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False, again=False,
+    there=lambda id: True):
     "A `merge` with something changed."
     def part(ids, pair, new):
         ids = list(ids)[::-1] if flip else list(ids)
@@ -192,9 +217,12 @@ def _a_merge(
         pair = tuple(pair)[::-1] if flip else tuple(pair)
         while i < len(ids) - stop:
             found = match(ids, i, pair) and not done
+            if again and found:
+                ids[i : i + 2] = [new]
+                continue
             out += put(new, pair) if found else [ids[i]]
             i, done = i + (skip if found else step), done or (once and found)
-        return out[::-1] if flip else out
+        return [id for id in (out[::-1] if flip else out) if there(id)]
     return part
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-merge-2
@@ -228,7 +256,13 @@ MISTAKES["merge"] = variants(
         "nothing is joined": dict(match=lambda ids, i, pair: False),
         "a pair at the very end is missed": dict(
             match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair
-            and i + 2 < len(ids))})
+            and i + 2 < len(ids)),
+        "the id 0 is lost: it counts as false": dict(there=bool),
+        "a new id that can begin the pair is joined again; move on after a join":
+            dict(again=True),
+        "ids are compared by identity, which holds for small numbers only": dict(
+            match=lambda ids, i, pair: len(ids[i : i + 2]) == 2
+            and ids[i] is pair[0] and ids[i + 1] is pair[1])})
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
@@ -305,6 +339,7 @@ def _a_learner(
     fewer=0,
     stale=False,
     piled=False,
+    warned=True,
     order=list):
     "A `learn_merges` with something changed."
     def part(words, num_merges):
@@ -330,7 +365,7 @@ def _a_learner(
             known = (
                 pairs if again
                 else Counter({p: n for p, n in first.items() if p not in merges}))
-            if not known: warnings.warn("no pair is left", stacklevel=2)
+            if warned and not known: warnings.warn("no pair is left", stacklevel=2)
             if not known or max(known.values()) <= least:
                 break
             merges.append(pair := best(known, [b"".join(m) for m in merges]))
@@ -399,6 +434,8 @@ MISTAKES["learn_merges"] = variants(
             dict(joined=_a_merge(once=True)),
         "joined pieces are put together the wrong way round":
             dict(join=lambda p: b"".join(p[::-1])),
+        "nothing warns where fewer merges are learnt than were asked for":
+            dict(warned=False),
         "the longest token is made first; join the most frequent pair first": dict(
             best=lambda pairs, made: max(
                 pairs, key=lambda p: (len(b"".join(p)), pairs[p], p)))})
@@ -415,6 +452,13 @@ def _apart(pieces):
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-learn
 SYMPTOMS["learn_merges"] = {
+    "pairs of an earlier call still count: is the counter a default argument, or "
+    "global?": (
+        lambda part: len(part({b"qz": 10**6}, 1)) == 1
+        and [tuple(p) for p in part({b"wv": 2}, 1)] == [(b"q", b"z")]),
+    "pairs with a new token count too little: weigh them by the word's count, too": (
+        lambda part: [tuple(p) for p in part({b"abc": 5, b"xy": 3}, 2)]
+        == [(b"b", b"c"), (b"x", b"y")]),
     "an error is raised when no pair is left; return what was learnt so far": (
         lambda part: str(attempt(lambda: _quietly(part)({b"ab": 1}, 5))).endswith(
             "Error")),
@@ -536,7 +580,10 @@ def _ask_tokenizer(part):
     yield "in a stream of one piece", lambda: list(
         with_end().encode_iterable(["banana bandana"]))
     yield "for the same word again", lambda: (
-        lambda k: [list(k.encode("banana")) for _ in range(2)])(made())
+        lambda k: [list(k.encode("banana na")) for _ in range(2)])(made())
+    yield "where a letter repeats", lambda: list(
+        part(spaces, [(b" ", b" "), (b"\n", b"\n")]).encode("     "))
+    yield "in decoding signs", lambda: made().decode(b" a , 'b' ? it 's .  c! ")
     def after_another():
         made().encode("banana")
         return list(part({i: bytes([i]) for i in range(256)}, []).encode("banana"))
@@ -560,9 +607,10 @@ def _ask_tokenizer(part):
         keeps:Any = part if both else reference("BpeTokenizer")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)/"tokenizer.json"
-            keeps(ranks, learnt, special_tokens=["<|end|>"]).save(path)
+            more = [*learnt, (b"3", b"4")]
+            keeps(ranks | {259: b"34"}, more, ["<|end|>"], LLAMA3).save(path)
             read = keeps.load(path)
-            return [list(read.encode("banana <|end|>")), read.vocab_size]
+            return [list(read.encode("banana <|end|>1234")), read.vocab_size]
     yield "where it is saved and read back", again
 
 def _has(part, name):
@@ -649,6 +697,14 @@ def _in_order(self, piece):
         pieces = merge(pieces, known[0], b"".join(known[0]))
     return [self.ids[p] for p in pieces]
 
+def _from_right(self, piece):
+    "Of equal pairs, join the rightmost."
+    pieces = self.bytes_of(piece)[::-1]
+    while known := [p for p in pairwise(pieces) if p[::-1] in self.merges]:
+        best = min(known, key=lambda p: self.merges.index(p[::-1]))
+        pieces = merge(pieces, best, b"".join(best[::-1]))
+    return self.to_ids(pieces[::-1])
+
 def _until(self, piece):
     "Apply one merge after another, up to the first that does not occur."
     pieces = self.bytes_of(piece)
@@ -678,6 +734,10 @@ MISTAKES["BpeTokenizer"] = variants(
         "merges should decide":
             dict(word=_by_id),
         "the pair that was learnt last is joined first": dict(pick=staticmethod(max)),
+        "of equal pairs the rightmost is joined first; join the leftmost":
+            dict(word=_from_right),
+        "its size is the number of tokens; it should be one more than the greatest id":
+            dict(vocab_size=property(lambda self: len(self.vocab))),
         "each merge is tried once, at its first place only; repeat until none is left":
             dict(word=_once),
         "the longest token that fits is taken each time; apply merges in the order "
@@ -756,21 +816,63 @@ def _special(part, token):
     return len(list(_letters(part, special_tokens=[token]).encode(token)))
 
 
-def _torn(part)->str: # The pieces, or nothing
+def _torn(part)->str: # Where, and the pieces, or nothing
     "Find a text that gets other ids when it comes in two pieces."
     tokenizer = part(
         {i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  ", 258: b"\n\n"},
         [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n")],
         special_tokens=["<|end|>"])
     cuts = (
-        [text[:i], text[i:]]
-        for text in ("an an", "a  an", "a   \n", "a\n\n b", "a<|end|> b", "I'll")
+        (where, [text[:i], text[i:]])
+        for where, text in (
+            ("a word:", "an an"), ("white space:", "a  an"), ("white space:", "a   \n"),
+            ("line ends:", "a\n\n b"), ("a special token:", "a<|end|> b"),
+            ("a word:", "I'll"))
         for i in range(1, len(text)))
     return next(
         (
-            str(cut) for cut in cuts if list(tokenizer.encode_iterable(iter(cut))) !=
+            f"{where} {cut}" for where, cut in cuts
+            if list(tokenizer.encode_iterable(iter(cut))) !=
             list(tokenizer.encode("".join(cut)))),
         "")
+
+def _stream_of(part, *chunks): return list(_letters(part).encode_iterable(iter(chunks)))
+
+def _unlike(part)->str: # The text and what it became, or nothing
+    "Find a text that does not come back."
+    tokenizer = _letters(part)
+    for text in "a b", " a", "é", "a\n", "a , b . c 's", "a  b":
+        back = tokenizer.decode(tokenizer.encode(text))
+        if back != text: return f"{text!r} became {back!r}"
+    return ""
+
+def _changes(part):
+    "Has a text other ids at the second time?"
+    tokenizer = _letters(part)
+    return len({str(list(tokenizer.encode("ab cd"))) for _ in range(2)}) > 1
+
+def _falls_apart(part):
+    "Is a word cut up where no special token is known?"
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"an"}
+    lone, other = (part(vocab, [(b"a", b"n")], special_tokens=special)
+                   for special in (None, ["<|end|>"]))
+    return len(list(lone.encode("an"))) == 2 > len(list(other.encode("an")))
+
+def _trained(part, text, size=258):
+    "What it learns from a text, if it has a method for that."
+    return part.train([text], size) if _has(part, "train") else None
+
+def _lost_in_a_file(part)->str: # What is lost, or nothing
+    "Save and load a tokenizer, if it can, and compare."
+    if not _has(part, "save") or not _has(part, "load"): return ""
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"34"}
+    made = part(vocab, [(b"3", b"4")], ["<|end|>"], LLAMA3)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(path := Path(folder)/"tokenizer.json")
+        read = part.load(path)
+    probes = ("special tokens", "<|end|>"), ("merges", "34"), ("pattern", "1234")
+    return next((f"its {what}" for what, text in probes
+                 if list(read.encode(text)) != list(made.encode(text))), "")
 
 def _grows(part):
     vocab = {i: bytes([i]) for i in range(256)}
@@ -789,15 +891,27 @@ SYMPTOMS["BpeTokenizer"] = {
         and attempt(lambda: str(list(_letters(part).encode("é")))) != "'[195, 169]'"),
     "special tokens that contain a sign such as | are not found: escape them in the "
     "pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
-    "the last ids of a stream are never returned": (
-        lambda part: list(_letters(part).encode_iterable(iter(["ab", " c"])))
-        == list(_letters(part).encode("ab c"))[:-1]),
-    "a stream gives other ids than the whole text when it is cut into": _torn,
+    "the same text gets other ids the second time: is a remembered list changed?":
+        _changes,
+    "without special tokens a word falls into characters: an empty pattern fits "
+    "everywhere": _falls_apart,
+    "a stream gives lists of ids; it should give one id after another":
+        lambda part: any(isinstance(id, list | tuple) for id in _stream_of(part, "ab")),
+    "the last ids of a stream are never returned": lambda part: (
+        [97, 98, 32, 99][:len(found := _stream_of(part, "ab", " c"))] == found
+        and len(found) < 4),
+    "a stream gives other ids than the whole text if a chunk ends within": _torn,
     "a letter does not become its UTF-8 byte": (
         lambda part: list(_letters(part).encode("a")) != [97]),
-    "encoding and then decoding gives a different text": lambda part: any(
-        _letters(part).decode(_letters(part).encode(text)) != text
-        for text in ("a b", " a", "é", "a\n")),
+    "decoding does not give back the text:": _unlike,
+    "saved and read back, it has lost": _lost_in_a_file,
+    "training gives the special tokens the first ids; bytes come first": lambda part: (
+        _trained(part, "ab").vocab[0] == b"<|endoftext|>"),
+    "special tokens are counted as text in training: cut the corpus there": (
+        lambda part: {*b"".join(_trained(part, "<|endoftext|>" * 9 + "qz").merges[0])}
+        <= {*b"<|endoftext|>"}),
+    "a trained vocabulary has the wrong size: special tokens count as well":
+        lambda part: len(_trained(part, "abcdef", 260).merges) != 3,
     "the given vocabulary is changed: make a copy": lambda part: _grows(part)}
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-batch
@@ -823,8 +937,10 @@ def _anew(part):
 def _ask_batch(part):
     bare, part = part, _steady(part)
     ids, long = np.arange(13, dtype=np.uint16), np.arange(1000, dtype=np.uint16)
-    starts = lambda: torch.cat(
-        [part(ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)])
+    @cache
+    def starts():
+        return torch.cat([part(
+            ids, 40, 4, "cpu", seed=1, iteration=i)[0][:, 0] for i in range(60)])
     yield "in the shape of a batch", lambda: [
         tuple(x.shape) for x in part(long, 8, 6, "cpu")]
     yield "in its targets", lambda: (lambda x, y: (y - x[:, :1]).float())(
@@ -857,6 +973,7 @@ def _ask_batch(part):
         min(np.diff(dealt())) >= 4 and len(dealt()) == 16)
     yield "in whether the rows of an epoch are shuffled", lambda: (
         len(set(np.diff(_dealt(part)))) > 2)
+    yield "in whether the rows of an epoch lie side by side", lambda: _tiled(part)
     yield "in whether the next epoch repeats the order", lambda: _repeats(part)
     yield "in whether a row comes twice where an epoch ends within a batch", lambda: (
         _drops(part))
@@ -877,6 +994,8 @@ def _dealt(part, size=19, seed=0, step=0, count=19):
     rows = [part(np.arange(80), size, 4, "cpu", seed=seed, iteration=i, order="epochs")
             for i in range(step, step - (-count // size))]
     return torch.cat([x[:, 0] for x, _ in rows]).tolist()
+
+def _tiled(part): return len({start % 4 for start in _dealt(part)}) == 1
 
 def _repeats(part):
     "Is the second epoch like the first, apart from where it begins?"
@@ -924,8 +1043,6 @@ MISTAKES["get_batch"] = variants(
             dict(high=lambda n, t: n - t + 1),
         "the targets have a type other than int64": dict(late=lambda y: y.int()),
         "the first place is never drawn": dict(low=1),
-        "rows begin only at multiples of their length":
-            dict(step=lambda starts, t: starts // t * t),
         "the seed is ignored": dict(chance=lambda seed, i: [0, i]),
         "the iteration is ignored: every step sees the same batch":
             dict(chance=lambda seed, i: [seed]),
@@ -967,6 +1084,13 @@ def _starts_of(part, **more):
 
 
 SYMPTOMS["get_batch"] = {
+    "rows begin only at multiples of their length; any place may be drawn": (
+        lambda part: not (_starts_of(part) % 4).any()),
+    "a batch of more rows than there are places raises an error: draw with "
+    "replacement": (
+        lambda part: isinstance(attempt(lambda: _starts_of(part)), Refusal)
+        and not isinstance(attempt(lambda: [part(
+            np.arange(13), 8, 4, iteration=i) for i in range(9)]), Refusal)),
     "the shapes are wrong: inputs and targets need a row for each sequence and a "
     "column for each position": (
         lambda part: [
@@ -1012,6 +1136,10 @@ SYMPTOMS["get_batch"] = {
     "the rows of an epoch come in the order of the text: shuffle them":
         lambda part: len(set(np.diff(_dealt(part)))) < 3,
     "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
+    "each step shuffles the rows anew, so some come again before others have come": (
+        lambda part: _tiled(part) and min(np.diff(sorted(_dealt(part)))) >= 4 and any(
+            min(np.diff(sorted(_dealt(part, 6, seed, count=12)))) < 4
+            for seed in range(5))),
     "rows that do not fill the last batch of an epoch are lost: fill it with rows of "
     "the next epoch":
         lambda part: _drops(part) and min(np.diff(sorted(_dealt(part)))) >= 4,

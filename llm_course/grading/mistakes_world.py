@@ -22,6 +22,7 @@ import threading
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,10 +79,10 @@ def _ask_windows(part):
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
-    parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False):
+    parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False, many=lambda n: n):
     "A `windows` with something changed."
     def part(dataset, batch_size, max_seq_len, device="cpu"):
-        last = len(dataset) - 1
+        last, batch_size = len(dataset) - 1, many(batch_size)
         if fit: max_seq_len = min(max_seq_len, last)
         places = order(list(range(0, last, max_seq_len + gap)))
         whole = [at for at in places if at + max_seq_len <= last]
@@ -109,7 +110,25 @@ MISTAKES["windows"] = variants(_a_reader, {
         dict(parted=lambda rows: (rows[:, 1:], rows[:, :-1])),
     "the ids have another integer type; a model reads int64": dict(kind=np.int32),
     "the windows do not come "
-    "in the order of the text": dict(order=lambda places: places[::-1])})
+    "in the order of the text": dict(order=lambda places: places[::-1]),
+    "all whole rows come in one batch: its size has no effect":
+        dict(many=lambda n: 10**6),
+    "each batch has a single row: its size has no effect": dict(many=lambda n: 1)})
+
+def _last_of(part):
+    "The last batch of 11 ids: the targets 9 and 10 are left for it."
+    return [x.tolist() for x in [*part(np.arange(11), 2, 4)][-1]]
+
+SYMPTOMS["windows"] = {
+    "the last window is moved back until it is full, so some ids are targets twice":
+        lambda part: _last_of(part)[0][-1] == [6, 7, 8, 9],
+    "the short window at the end is filled up: what fills it counts as targets":
+        lambda part: (end := _last_of(part))[0][-1][:2] == [8, 9]
+        and len(end[1][-1]) == 4,
+    "the short window at the end has lost the axis of its batch":
+        lambda part: _last_of(part)[0] == [8, 9],
+    "the rows of a batch lie far apart; read the text in order": (
+        lambda part: next(iter(part(np.arange(33), 2, 4)))[0][1, 0] > 5)}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #evaluate
 def _losses(logits, targets):
@@ -855,11 +874,13 @@ def _made_chain(text, end):
         spelled = [*text.encode(), 256] if end else [*text.encode()]
         for a, b in zip(spelled, spelled[1:] + spelled[:1]):
             model.head.weight[b, a] = 1.
-    return model, tokenizer
+    return model, tokenizer, copy.deepcopy(model.state_dict())
 
 def _chain(text, end=False):
     "A model that writes each byte's successor in a text; its tokenizer."
-    return copy.deepcopy(_made_chain(text, end))
+    model, tokenizer, state = _made_chain(text, end)
+    model.to("cpu", torch.float32).train().load_state_dict(state)   # as it was
+    return model, tokenizer
 
 @cache
 def _made_writer():
@@ -1092,13 +1113,15 @@ def _babble():
 def _asked_of_both(part, whole=lambda text: text):
     "Questions to `generate`, and to `stream` whose pieces are joined."
     def babble(temperature=1., top_p=1., **more):
-        return whole(part(*_babble(), "a", 6, temperature, top_p, **more))
+        return whole(part(*_babble(), "a", 5, temperature, top_p, **more))
+    def hot(**more):   # does it write what is likeliest?
+        return whole(part(*_chain("abéc"), "a", 3, 99., 1., **more)).endswith("bé")
     def told(stop, n=9, end=False):
         return whole(part(*_chain("abéc", end), "a", n, 0., stop=stop))
     def seeded():
         made = _babble()
         before = torch.random.get_rng_state()
-        text = whole(part(*made, "a", 6, 1., 1., seed=1))
+        text = whole(part(*made, "a", 5, 1., 1., seed=1))
         untouched = torch.equal(before, torch.random.get_rng_state())
         return [untouched, text == babble(seed=1), text == babble(seed=2),
                 len(set(text[1:])) > 2]
@@ -1108,13 +1131,18 @@ def _asked_of_both(part, whole=lambda text: text):
         babble(seed=0) == babble(seed=0))
     yield "among equals when the temperature is 0", lambda: babble(0.)
     yield "with top-p", lambda: babble(top_p=0.)
-    yield "in the letters that top-p leaves", lambda: max(babble(1., .25, seed=1)) < "m"
+    yield "in the letters that top-p leaves", lambda: max(
+        babble(1., .25, seed=1)) < "m"
+    yield "with top-k", lambda: hot(top_k=1)
+    yield "with min-p", lambda: hot(min_p=1.)
+    yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
     yield "where it ends as if it were to stop", lambda: told("éx", 3)
     yield "where its stop stands in the prompt", lambda: whole(
         part(*_chain("abéc"), "ab", 3, 0., stop="b"))
     yield "where the text ends as if it were to stop", lambda: told("cx", end=True)
     yield "where what looked like its stop goes on", lambda: told("éx", 4)
+    yield "where a letter of its stop comes", lambda: told("xb")
 
 @questions_of("stream")
 def _ask_stream(part):
@@ -1129,12 +1157,29 @@ def _ask_stream(part):
         pieces(*_chain("abéc"), "a", 2, 0.))
     yield "when it is asked for one piece", lambda: next(
         iter(pieces(*_chain("abéc"), "a", 4, 0.)))
+    def several(model, tokenizer, *prompts):
+        found = [*part(model, tokenizer, [*prompts], 6, 0.)]
+        return ["".join(said) for said in zip(*found, strict=True)]
+    yield "for several prompts", lambda: several(*_chain("abéc", True), "bé", "a")
+    mixed = _mixer(), _chain("a")[1]
+    yield "for prompts of different lengths", lambda: [
+        several(*mixed, "abcd", "c"), several(*mixed, "c")]
+
+@cache
+def _mixer():
+    "A model in which all that stands before a place has a say."
+    with torch.random.fork_rng(), torch.no_grad():
+        model:Any = filled(_Plain(257, 16, 8, 1, 2, 8))
+        model.head.weight[:97] = model.head.weight[123:] = 0.
+        model.head.weight *= 9
+        return model
 
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
-    holds=True, kept=False, loses=False, alone=False):
+    holds=True, kept=False, loses=False, alone=False, filling=0):
     "The part of a growing text that is certain, after each token."
     ids = tokenizer.encode(prompt)
+    ids = ids[:1] * filling + ids   # as if it belonged to the text
     said = b""
     text = ""
     given = ""
@@ -1162,16 +1207,20 @@ def _spoken(
         held = [n for stop in stops for n in range(1, len(stop))
                 if sure.endswith(stop[:n])]   # it may be going to stop
         yield sure[:len(sure) - max(held, default=0)]
-    if not loses: yield text
+    else:
+        if loses == "at the limit": return
+    if loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
+               letters=False, heeds=True, last=True, fills=False,
                count=lambda n, ids: n, **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
-              stop=(), seed=None, **more):
+              stop=(), seed=None, filling=0, **more):
         said = ""
-        texts = [stop] if isinstance(stop, str) else stop
+        texts = [stop] if isinstance(stop, str) and not letters else stop
+        if not heeds: more = {}
         if sown == "never": seed = None
         if mixed: temperature, top_p = top_p, min(temperature, 1.)
         max_tokens = count(max_tokens, tokenizer.encode(prompt))
@@ -1186,7 +1235,7 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
                 scores, ids, Sampling(temperature, top_p, **more))
             return int(torch.multinomial(shares, 1, generator=chance))
         for text in _spoken(model, tokenizer, prompt, max_tokens,
-                            texts if stops else [], draw, **how):
+                            texts if stops else [], draw, filling=filling, **how):
             if late: continue
             yield text if whole else text[len(said):]
             said = text
@@ -1194,14 +1243,21 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def part(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, list):
             found = [part(model, tokenizer, one, *inputs, **more) for one in prompt]
-            return found[0] if not all_prompts or len(found) == lone else found
+            return found[0] if not all_prompts or lone and len(found) == 1 else found
         begin = prompt if start == "prompt" else ""
         text = begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
         ends = more.get("stop", ()) if cuts else ()
         for stop in [ends] if isinstance(ends, str) else ends:
             text = text.partition(stop)[0]
         return text
-    return speak if pieces else part
+    def stream(model, tokenizer, prompt, *inputs, **more):
+        if isinstance(prompt, str):
+            return speak(model, tokenizer, prompt, *inputs, **more)
+        longest = max(map(len, prompt)) if fills else 0
+        texts = [speak(model, tokenizer, one, *inputs, **more,
+                       filling=max(0, longest - len(one))) for one in prompt]
+        return map(list, zip_longest(*texts, fillvalue="") if last else zip(*texts))
+    return stream if pieces else part
 
 _of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
@@ -1210,7 +1266,11 @@ _of_both:dict[str, dict] = {
     "temperature and top-p have changed places": dict(mixed=True),
     "max_tokens counts the prompt, too": dict(count=lambda n, ids: n - len(ids)),
     "the stop text is written out": dict(kept=True),
+    "each character of the stop text ends the text": dict(letters=True),
+    "top_k, min_p and repetition_penalty have no effect": dict(heeds=False),
     "text that is held back is lost when the text ends": dict(loses=True),
+    "text that is held back is lost when `max_tokens` have come":
+        dict(loses="at the limit"),
     "without a seed, every call draws the same random numbers": dict(sown="fixed"),
     "the seed 0 counts as no seed: compare with None": dict(sown="truthy"),
     "each piece is searched for the stop text by itself, so one over two pieces is "
@@ -1238,6 +1298,8 @@ MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | 
     "each piece is the whole text so far; hand over only what is new":
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
+    "several texts end when the first of them ends": dict(last=False),
+    "shorter prompts are filled up, and the filling is read as text": dict(fills=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False)})
 
