@@ -684,8 +684,9 @@ class TwoMemories:
 @torch.no_grad()
 def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=None, stop_id=None, generator=None, **more):
     room, done = model.config.max_seq_len, torch.zeros(len(ids), dtype=torch.bool)
+    begins = [0] * len(ids) if padding is None else padding.tolist()
     for _ in range(max_tokens):
-        z = penalise(model(ids[:, -room:])[:, -1], ids, more.get("repetition_penalty", 1.))
+        z = penalise(torch.cat([model(row[None, begin:][:, -room:])[:, -1] for row, begin in zip(ids, begins, strict=True)]), ids, more.get("repetition_penalty", 1.))
         if temperature == 0: new = z.argmax(-1)
         else:
             z = keep_min_p(keep_top_k(z / temperature, more.get("top_k", 0)), more.get("min_p", 0.))

@@ -1243,7 +1243,7 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def part(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, list):
             found = [part(model, tokenizer, one, *inputs, **more) for one in prompt]
-            return found[0] if not all_prompts or lone and len(found) == 1 else found
+            return found[0] if not all_prompts or (lone and len(found) == 1) else found
         begin = prompt if start == "prompt" else ""
         text = begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
         ends = more.get("stop", ()) if cuts else ()
