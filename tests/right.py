@@ -330,10 +330,12 @@ def step_plainly(model, optimizer, scaler, batches, max_norm):
 def step_in_one_graph(model, optimizer, scaler, batches, max_norm):
     loss = torch.stack([F.cross_entropy(model(x).mT, y) for x, y in batches]).mean()
     params = planted._all(optimizer)
-    for p, g in zip(params, torch.autograd.grad(loss, params)): p.grad = g
+    for p, g in zip(params, torch.autograd.grad(scaler.scale(loss), params)): p.grad = g
+    scaler.unscale_(optimizer)
     norm = torch.cat([p.grad.flatten() for p in params]).norm()
     for p in params: p.grad *= min(1., max_norm / norm.item()) if max_norm else 1.
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return loss.detach(), norm
 
 @right("train_step")

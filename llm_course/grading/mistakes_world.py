@@ -948,7 +948,7 @@ def _ask_generate_ids(part):
     yield "when the text outgrows the model", lambda: list(long().shape)
     yield "in the beginning of a text that outgrows the model", lambda: long()[:, :3]
     yield "for texts of different lengths, with padding", lambda: part(
-        _writer(), _begin[:, [0, 0, 1, 2]].roll(1, 0), 3, 0.,
+        _writer(), torch.tensor([[5, 5, 2, 9], [7, 7, 7, 4]]), 3, 0.,
         padding=torch.tensor([1, 2]))
     yield "where the prompt is longer than what the model reads", lambda: part(
         _writer(), torch.arange(20)[None] % 11, 1, 0.)
@@ -972,10 +972,10 @@ def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
     sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
-    mode=None, fill=lambda stop: stop):
+    mode=None, fill=lambda stop: stop, bare=False):
     "A `generate_ids` with something changed."
     def scores(model, ids, padding):
-        if padding is None: return read(model, ids)
+        if padding is None or bare: return read(model, ids)
         return torch.cat([read(model, row[None, n:]) for row, n in zip(ids, padding)])
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
@@ -1051,6 +1051,8 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "min-p has no effect": dict(lost=["min_p"]),
     "top-k, min-p and the penalty have no effect":
         dict(lost=["top_k", "min_p", "repetition_penalty"]),
+    "the model reads what stands before shorter texts: hand `padding` on":
+        dict(bare=True),
     "the model is left in evaluation mode": dict(mode=False),
     "the generator that was given is not used": dict(own=False),
     "every text gets the token of the first text": dict(twin=True),
