@@ -332,10 +332,12 @@ def step_plainly(model, optimizer, scaler, batches, max_norm):
 def step_in_one_graph(model, optimizer, scaler, batches, max_norm):
     loss = torch.stack([F.cross_entropy(model(x).mT, y) for x, y in batches]).mean()
     params = planted._all(optimizer)
-    for p, g in zip(params, torch.autograd.grad(loss, params)): p.grad = g
+    for p, g in zip(params, torch.autograd.grad(scaler.scale(loss), params)): p.grad = g
+    scaler.unscale_(optimizer)
     norm = torch.cat([p.grad.flatten() for p in params]).norm()
     for p in params: p.grad *= min(1., max_norm / norm.item()) if max_norm else 1.
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return loss.detach(), norm
 
 @right("train_step")
@@ -692,8 +694,9 @@ class TwoMemories:
 @torch.no_grad()
 def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=None, stop_id=None, generator=None, **more):
     room, done = model.config.max_seq_len, torch.zeros(len(ids), dtype=torch.bool)
+    begins = [0] * len(ids) if padding is None else padding.tolist()
     for _ in range(max_tokens):
-        z = penalise(model(ids[:, -room:])[:, -1], ids, more.get("repetition_penalty", 1.))
+        z = penalise(torch.cat([model(row[None, begin:][:, -room:])[:, -1] for row, begin in zip(ids, begins, strict=True)]), ids, more.get("repetition_penalty", 1.))
         if temperature == 0: new = z.argmax(-1)
         else:
             z = keep_min_p(keep_top_k(z / temperature, more.get("top_k", 0)), more.get("min_p", 0.))

@@ -40,9 +40,9 @@ from ..checkpoint import (
 from ..checks import check_of
 from ..engine.parts import part_name, same_parts
 from ..generating import next_probabilities, Sampling
-from llm_course.grading.grading import (
-    MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of,
-    reference, variants)
+from .grading import (
+    MISTAKES, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
+    questions_of, reference, variants)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
 from ..optim import AdamW
@@ -1079,7 +1079,7 @@ def _ask_cache(part):
         k = given(2, 2, 4, 3)
         one.append(k, k)
         plain = one.mask()
-        one.padding = torch.tensor([0, 2])
+        one.padding = torch.tensor([1, 2])
         return [plain is None or bool(plain.all()),
                 one.mask().expand(2, 1, 1, 4).tolist()]
     yield "in what it hides", padded
@@ -1098,8 +1098,9 @@ def _ask_cache(part):
 
 def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
-    twice=0, cuts=False, kind=None, grown=0, onto=lambda start: start,
-    hides=lambda at, padding: at >= padding, second=False):
+    twice="", cuts=False, kind=None, grown=0, onto=lambda start: start,
+    hides=lambda at, padding: at >= padding, second=False, spare=0,
+    seen=lambda length, room: length):
     "A `KVCache` with something changed."
     class Part:
         place = 0
@@ -1111,11 +1112,12 @@ def _a_cache(
             self.padding = None
 
         def append(self, k, v):
-            new = torch.stack([k, k if twice else v])
+            new = torch.stack({"keys": [k, k], "values": [v, v], "swapped": [v, k]}.get(
+                twice, [k, v]))
             start = at(self.place if second else self.length)
             end = self.place = start + k.shape[-2]
             if cuts: end = min(end, self.room)
-            elif end > self.room: raise ValueError("no room")
+            elif end > self.room - spare: raise ValueError("no room")
             into = onto(start)
             self.both[..., into:into + end - start, :] = new[..., :end - start, :]
             if counts: self.length = self.length + grown if grown else end
@@ -1123,7 +1125,8 @@ def _a_cache(
 
         def mask(self):
             if self.padding is None: return None
-            shown = hides(torch.arange(self.length), self.padding[:, None])
+            places = torch.arange(seen(self.length, self.room))
+            shown = hides(places, self.padding[:, None])
             return shown[:, None, None]
     return Part
 
@@ -1137,9 +1140,14 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
-    "a second counter says where to write, so lowering `length` forgets nothing":
+    "lowering `length` forgets nothing: something else says where the text ends":
         dict(second=True),
-    "keys are returned where the values should be": dict(twice=1),
+    "keys are returned where the values should be": dict(twice="keys"),
+    "values are returned where the keys should be: do both lie in one memory?":
+        dict(twice="values"),
+    "keys and values have changed places": dict(twice="swapped"),
+    "a cache that would be exactly full is refused; its last place is free":
+        dict(spare=1),
     "tokens that do not fit are dropped without an error": dict(cuts=True),
     "new tokens come back before the old ones": dict(
         back=lambda both, start, end: torch.cat(
@@ -1150,7 +1158,13 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
     "the mask hides the last places; padding stands before a text":
         dict(hides=lambda at, padding: at < at.numel() - padding),
-    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding)})
+    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding),
+    "the mask is as long as the memory; it is for the filled places alone":
+        dict(seen=lambda length, room: room),
+    "the padding of the first text counts for all texts":
+        dict(hides=lambda at, padding: (at >= padding[:1]).expand(len(padding), -1)),
+    "the padding of the last text counts for all texts":
+        dict(hides=lambda at, padding: (at >= padding[-1:]).expand(len(padding), -1))})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate-ids
 class _Plain(Transformer): "A model that nothing faster stands in for."
@@ -1223,23 +1237,25 @@ def _ask_generate_ids(part):
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
-        _writer(), _begin, 6, 4., 1., generator=source()).tolist()) for _ in range(2)})
+        _writer(), _begin, 4, 4., 1., generator=source()).tolist()) for _ in range(2)})
     def free(seed=None):
         if seed is not None: torch.manual_seed(seed)
-        return part(_writer(), _begin[:1], 6, 1e4, 1.).tolist()
+        return part(_writer(), _begin[:1], 5, 1e4, 1.).tolist()
     yield "in its draws without a generator", lambda: [
         free(1) == free(1), free(1) == free(2), free() == free()]
     def seeded():
         model = _writer()
         before = torch.random.get_rng_state()
-        text = part(model, _begin[:1], 12, 1e4, 1., generator=source())
+        text = part(model, _begin[:1], 9, 1e4, 1., generator=source())
         return [torch.equal(before, torch.random.get_rng_state()),
                 len(set(text[0, 3:].tolist())) > 2]
     yield "in its draws with a generator", seeded
-    yield "when the text outgrows the model", lambda: list(
-        part(_writer(), _begin, 15, 0.).shape)
-    yield "in the beginning of a text that outgrows the model", lambda: part(
-        _writer(), _begin, 15, 0.)[:, :3]
+    long = cache(lambda: part(_writer(), _begin, 15, 0.))
+    yield "when the text outgrows the model", lambda: list(long().shape)
+    yield "in the beginning of a text that outgrows the model", lambda: long()[:, :3]
+    yield "for texts of different lengths, with padding", lambda: part(
+        _writer(), torch.tensor([[5, 5, 2, 9], [7, 7, 7, 4]]), 3, 0.,
+        padding=torch.tensor([1, 2]))
     yield "where the prompt is longer than what the model reads", lambda: part(
         _writer(), torch.arange(20)[None] % 11, 1, 0.)
     said = int(_begin[0, 2])
@@ -1261,33 +1277,41 @@ def _ask_generate_ids(part):
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
-    kept=None, sown=""):
+    sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
+    mode=None, fill=lambda stop: stop, bare=False):
     "A `generate_ids` with something changed."
+    def scores(model, ids, padding):
+        if padding is None or bare: return read(model, ids)
+        return torch.cat([read(model, row[None, n:]) for row, n in zip(ids, padding)])
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
         ended = torch.zeros(len(ids), 1, dtype=torch.bool)
         begin = ids.shape[1]
+        more = {name: value for name, value in more.items() if name not in lost}
+        if mode is not None: model.train(mode)
+        if ends == "truthy": stop_id = stop_id or None
         if ends == "prompt" and stop_id is not None:
             ended = (ids == stop_id).any(-1, keepdim=True)
         if sown == "once": torch.manual_seed(0)
         seen = ids   # by the model
-        for _ in range(max_tokens + extra):
+        for _ in range(count(max_tokens, begin) + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
-            with torch.no_grad(): z = read(model, seen)
+            with torch.no_grad(): z = scores(model, seen, padding)
             how = Sampling(heat(temperature), share(top_p), **more)
-            shares = next_probabilities(z, seen, how)
+            shares = next_probabilities(z, heard(seen, begin), how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
                 shares, 1, generator=generator if own else None)
             if twin: new = new[:1].expand(len(ids), 1)
             drawn = new
             if stop_id is not None and ends != "never":
-                if ends != "free": new = new.masked_fill(ended, stop_id)
+                if ends != "free": new = new.masked_fill(ended, fill(stop_id))
                 said = new == stop_id
                 ended = ended ^ said if ends == "toggle" else ended | said
                 if ends == "cut" and ended.all(): break
-            ids = torch.cat([ids, new], -1)[:, -(kept or 10**9):]
+            ids = torch.cat([ids, new], -1)
             seen = torch.cat([seen, drawn], -1) if ends == "toggle" else ids
+            if ends == "long": continue
             if ended.any() if ends == "first" else ended.all(): break
         return ids if whole else ids[:, begin:]
     return part
@@ -1319,12 +1343,47 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
     "the end mark in a prompt counts as an end": dict(ends="prompt"),
     "the end mark itself is missing from what comes back": dict(ends="cut"),
-    "the returned text, too, is cut to what the model can read": dict(kept=16),
+    "the stop id 0 counts as none: compare with None": dict(ends="truthy"),
+    "the loop goes on after all texts have ended": dict(ends="long"),
+    "a text that has ended is filled with 0; fill it with the stop id":
+        dict(fill=lambda stop: 0),
+    "max_tokens counts the prompt, too": dict(count=lambda n, begin: n - begin),
+    "the repetition penalty does not see the prompt":
+        dict(heard=lambda seen, begin: seen[:, begin:]),
+    "the repetition penalty sees only the prompt":
+        dict(heard=lambda seen, begin: seen[:, :begin]),
+    "the repetition penalty has no effect": dict(lost=["repetition_penalty"]),
+    "top-k has no effect": dict(lost=["top_k"]),
+    "min-p has no effect": dict(lost=["min_p"]),
+    "top-k, min-p and the penalty have no effect":
+        dict(lost=["top_k", "min_p", "repetition_penalty"]),
+    "the model reads what stands before shorter texts: hand `padding` on":
+        dict(bare=True),
+    "the model is left in evaluation mode": dict(mode=False),
     "the generator that was given is not used": dict(own=False),
     "every text gets the token of the first text": dict(twin=True),
     "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
     "the seed is set again for each token, so every draw uses the same random number":
         dict(sown="each")})
+
+class _Heard(Transformer):
+    "A model that counts the ids that come with caches."
+    count = 0
+    def forward(self, ids, token_positions=None, caches=None):
+        if caches is not None: self.count += ids.shape[-1]
+        return super().forward(ids, token_positions, caches)
+
+def _read_again(part):
+    "Are more ids read into the caches than the text has?"
+    with torch.random.fork_rng(): model = filled(_Heard(11, 16, 8, 1, 2, 8))
+    attempt(lambda: part(model, _begin[:1], 3, 0.))
+    return model.count > 6
+
+SYMPTOMS["generate_ids"] = {
+    "the caches are given tokens that they hold: hand over only what is new":
+        _read_again,
+    "a text that outgrows the model comes back without its beginning":
+        lambda part: not torch.equal(part(_writer(), _begin, 15, 0.)[:, :3], _begin)}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate
 @check_of("generate")
@@ -1348,6 +1407,9 @@ def _ask_generate(part):
     yield "where the text ends", lambda: part(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: part(*_chain("abéc"), "a", 9, 0., stop="éc")
     yield "for several prompts", lambda: part(*_chain("abéc"), ["a", "bé"], 2, 0.)
+    yield "for a list of one prompt", lambda: part(*_chain("abéc"), ["a"], 1, 0.)
+    yield "where white space stands at both ends", lambda: part(
+        *_chain(" ab\n"), " ", 3, 0.)
     yield from _asked_of_both(part)
 
 def _babble():
@@ -1377,6 +1439,8 @@ def _asked_of_both(part, whole=lambda text: text):
         babble(seed=0) == babble(seed=0))
     yield "among equals when the temperature is 0", lambda: babble(0.)
     yield "with top-p", lambda: babble(top_p=0.)
+    yield "in the letters that top-p leaves", lambda: max(
+        babble(1., .25, seed=1)) < "m"
     yield "with top-k", lambda: hot(top_k=1)
     yield "with min-p", lambda: hot(min_p=1.)
     yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
@@ -1456,14 +1520,18 @@ def _spoken(
     if loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
-               late=False, sown="", cuts=False, letters=False, heeds=True, last=True,
-               fills=False, **how):
+               late=False, sown="", cuts=False, lone=False, mixed=False,
+               letters=False, heeds=True, last=True, fills=False,
+               count=lambda n, ids: n, **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
               stop=(), seed=None, filling=0, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) and not letters else stop
         if not heeds: more = {}
+        if sown == "never": seed = None
+        if mixed: temperature, top_p = top_p, min(temperature, 1.)
+        max_tokens = count(max_tokens, tokenizer.encode(prompt))
         chance = torch.Generator()
         unsown = not seed if sown == "truthy" else seed is None
         if unsown and sown != "fixed": chance.seed()
@@ -1483,7 +1551,7 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def part(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, list):
             found = [part(model, tokenizer, one, *inputs, **more) for one in prompt]
-            return found if all_prompts else found[0]
+            return found[0] if not all_prompts or (lone and len(found) == 1) else found
         begin = prompt if start == "prompt" else ""
         text = begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
         ends = more.get("stop", ()) if cuts else ()
@@ -1502,6 +1570,9 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
 _of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
     "the stop text has no effect": dict(stops=False),
+    "the seed has no effect": dict(sown="never"),
+    "temperature and top-p have changed places": dict(mixed=True),
+    "max_tokens counts the prompt, too": dict(count=lambda n, ids: n - len(ids)),
     "the stop text is written out": dict(kept=True),
     "each character of the stop text ends the text": dict(letters=True),
     "top_k, min_p and repetition_penalty have no effect": dict(heeds=False),
@@ -1520,9 +1591,16 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is searched for the stop text, too, and cut there": dict(cuts=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False),
+    "a list of one prompt gives a text; it should give a list": dict(lone=True),
     "one token too few is written": dict(extra=-1),
     "one token too many is written": dict(extra=1),
     "of several prompts only the first is continued": dict(all_prompts=False)})
+
+def _stripped(part):
+    said = part(*_chain(" ab\n"), " ", 3, 0.)
+    return said != " ab\n" and said.strip() == "ab"
+
+SYMPTOMS["generate"] = {"white space at an end of the text is lost": _stripped}
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; hand over only what is new":
