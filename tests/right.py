@@ -6,6 +6,7 @@ import random
 import re
 import tempfile
 import warnings
+import zipfile
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from llm_course.bpe import GPT2
 from llm_course.checkpoint import read_checkpoint, read_safetensors
+from llm_course.engine.parts import same_parts
 from llm_course.generating import Sampling, keep_min_p, keep_top_k, keep_top_p, next_probabilities, penalise
 from llm_course.grading.grading import reference
 from llm_course.rewards import advantages as reference_advantages
@@ -330,10 +332,12 @@ def step_plainly(model, optimizer, scaler, batches, max_norm):
 def step_in_one_graph(model, optimizer, scaler, batches, max_norm):
     loss = torch.stack([F.cross_entropy(model(x).mT, y) for x, y in batches]).mean()
     params = planted._all(optimizer)
-    for p, g in zip(params, torch.autograd.grad(loss, params)): p.grad = g
+    for p, g in zip(params, torch.autograd.grad(scaler.scale(loss), params)): p.grad = g
+    scaler.unscale_(optimizer)
     norm = torch.cat([p.grad.flatten() for p in params]).norm()
     for p in params: p.grad *= min(1., max_norm / norm.item()) if max_norm else 1.
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return loss.detach(), norm
 
 @right("train_step")
@@ -621,7 +625,7 @@ def evaluate_by_sums(model, batches):
 @right("save_checkpoint")
 def save_by_clones(model, optimizer, iteration, out, **extra):
     if out is None: return
-    model = getattr(model, "_orig_mod", model)
+    while hasattr(model, "_orig_mod") or hasattr(model, "module"): model = getattr(model, "_orig_mod", None) or model.module
     weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
     parts = {role: f"{part.__module__}.{part.__qualname__}" for role, part in model.parts.items()}
     state = dict(model=weights, optimizer=optimizer.state_dict(), iteration=int(iteration), config=asdict(model.config), parts=parts, **extra)
@@ -636,14 +640,17 @@ def save_by_clones(model, optimizer, iteration, out, **extra):
 
 @right("load_checkpoint")
 def load_by_copy(source, model, optimizer=None):
-    try: state = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        with zipfile.ZipFile(source) as file: assert file.testzip() is None
+        if not isinstance(source, str | Path): source.seek(0)
+        state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error: raise ValueError("another file") from error
     own = model.state_dict()
     if own.keys() != state["model"].keys() or asdict(model.config) != state["config"]: raise ValueError("another model")
     if optimizer is not None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         for i, moments in state["optimizer"]["state"].items():
-            if any(x.ndim and x.shape != params[i].shape for x in moments.values()): raise ValueError("another optimiser")
+            if not all(x.isfinite().all() and x.shape in ((), params[i].shape) for x in moments.values()): raise ValueError("another optimiser")
         optimizer.load_state_dict(state["optimizer"])
     with torch.no_grad():
         for name, p in own.items(): p.copy_(state["model"][name])
@@ -654,14 +661,17 @@ def states_of_chance(): return {"torch": torch.random.get_rng_state(), "numpy": 
 
 @right("set_random_states")
 def set_one_by_one(states):
-    for put, key in (random.setstate, "python"), (np.random.set_state, "numpy"), (torch.random.set_rng_state, "torch"): put(tuple(states[key]) if key == "numpy" else states[key])
+    try:
+        for put, key in (random.setstate, "python"), (np.random.set_state, "numpy"), (torch.random.set_rng_state, "torch"): put(tuple(states[key]) if key == "numpy" else states[key])
+    except Exception as error: raise ValueError("damaged") from error
 
 @right("load_model")
 def load_by_hand(path, device=None, parts=None):
     if (folder := Path(path)).is_dir(): path = folder/"best.pt"
     saved = read_safetensors(path) if str(path).endswith(".safetensors") else read_checkpoint(path)
     before = torch.random.get_rng_state()
-    model = Transformer(**saved["config"]).to(device)
+    model = Transformer(**saved["config"], parts=parts).to(device)
+    same_parts(saved.get("parts"), model.parts, path)
     torch.random.set_rng_state(before)
     weights = {name: x.float() for name, x in saved["model"].items()}
     model.load_state_dict({"head.weight": weights.get("head.weight", weights["embedding.weight"]), **weights})
@@ -684,8 +694,9 @@ class TwoMemories:
 @torch.no_grad()
 def ids_by_loop(model, ids, max_tokens, temperature=0.8, top_p=0.9, *, padding=None, stop_id=None, generator=None, **more):
     room, done = model.config.max_seq_len, torch.zeros(len(ids), dtype=torch.bool)
+    begins = [0] * len(ids) if padding is None else padding.tolist()
     for _ in range(max_tokens):
-        z = penalise(model(ids[:, -room:])[:, -1], ids, more.get("repetition_penalty", 1.))
+        z = penalise(torch.cat([model(row[None, begin:][:, -room:])[:, -1] for row, begin in zip(ids, begins, strict=True)]), ids, more.get("repetition_penalty", 1.))
         if temperature == 0: new = z.argmax(-1)
         else:
             z = keep_min_p(keep_top_k(z / temperature, more.get("top_k", 0)), more.get("min_p", 0.))

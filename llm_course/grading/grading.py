@@ -478,6 +478,7 @@ def told(
         a, t = (str(x.tolist() if isinstance(x, Tensor) else x) for x in (a, t))
         if len(a + t) < 70: return f"it gives {a} and must give {t}"
         mine, theirs = map(_entries, (a, t))
+        if mine is None or theirs is None: return ""
         if len(mine) != len(theirs):
             return f"{len(mine)} things come, and {len(theirs)} are wanted"
         at = next((i for i, x in enumerate(mine) if x != theirs[i]), None)
@@ -496,11 +497,12 @@ def told(
     x, y = (z[wrong][0].item() for z in (a, t))
     return f"{'a number' if a.numel() > 1 else 'it'} is {x:.4g} and must be {y:.4g}"
 
-def _entries(text:str)->list:
-    "What a list in an answer holds, or nothing."
+def _entries(text:str)->list|None:
+    "What a list in an answer holds, if it is one."
     try: found = ast.literal_eval(text)
-    except (SyntaxError, ValueError): return []
-    return _entries(found) if isinstance(found, str) else [*found]
+    except (SyntaxError, ValueError): return None
+    if isinstance(found, str): return _entries(found)
+    return [*found] if isinstance(found, list | tuple | dict) else None
 
 def _places(wrong:Tensor)->str:
     "Say which places of one axis are wrong, if the others are right."
@@ -701,8 +703,8 @@ def untouched(*inputs)->Iterator[None]:
                        "result elsewhere")
     if not _equal(after[0][:2], chance[:2]):
         raise Rude("it draws random numbers, or sets the seed, when it is used",
-                   "it draws from the generator that all share: make one of its own, "
-                   "or leave chance out")
+                   "it draws from the generator that all share, as dropout does: "
+                   "make one of its own, or leave chance out")
     if after[1] != ways:
         raise Rude("it changes how torch works for everybody else",
                    "leave set_grad_enabled and set_default_dtype alone")
@@ -994,8 +996,8 @@ def hint_for(
     source, adapt = written or (part, None)
     mend = partial(mended, source, adapt, component, mine)
     if not any(differ(mine, truth, True)): return raised or seen() or mend()
-    if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised
+    if found := compare(mine, component): return found
     searches = (lambda: unheeded(mine, component), lambda: reordered(part, component),
                 lambda: paired(mine, component))
     for search in searches:

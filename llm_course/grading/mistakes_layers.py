@@ -67,6 +67,25 @@ def _a_linear(
             bias=start(o) if bias_of(bias) else None)
     return part
 
+def _unlearned(part, name):
+    "The same with a plain tensor for a parameter."
+    def make(*sizes, **more):
+        layer = part(*sizes, **more)
+        if getattr(layer, name) is not None:
+            plain = getattr(layer, name).detach()
+            delattr(layer, name)
+            setattr(layer, name, plain)
+        return layer
+    return make
+
+def _tied(part, one, other):
+    "The same with one layer in the place of two."
+    def make(*sizes, **more):
+        layer = part(*sizes, **more)
+        setattr(layer, other, getattr(layer, one))
+        return layer
+    return make
+
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-linear
 MISTAKES["Linear"] = {
     "the weight is stored the wrong way round: it should have a row for each output":
@@ -81,6 +100,9 @@ MISTAKES["Linear"] = {
     "the bias begins with random numbers; it should begin at zero":
         _a_linear(start=torch.randn),
     "the bias begins with a number other than zero": _a_linear(start=torch.ones),
+    "the bias is a plain tensor, so it is neither learned nor saved; make it a "
+    "parameter":
+        _unlearned(_a_linear(), "bias"),
     "fresh weights have the spread one, whatever the number of inputs: sums of many "
     "terms grow":
         _a_linear(spread=lambda i, o: 1.0),
@@ -104,6 +126,17 @@ MISTAKES["Linear"] = {
         _a_linear(spread=lambda i, o: 0.88 * i**-0.5),
     "fresh weights have the spread √(2/d_in), which is meant for layers before a ReLU":
         _a_linear(spread=lambda i, o: (2 / i) ** 0.5),
+    "fresh weights are drawn evenly between ±3/√d_in: they are cut there, but their "
+    "spread was left at one":
+        _a_linear(spread=lambda i, o: (3 / i) ** 0.5),
+    "fresh weights are drawn evenly between ±2/√d_in: they are cut there, but their "
+    "spread was left at one":
+        _a_linear(spread=lambda i, o: (4 / (3*i)) ** 0.5),
+    "fresh weights have the spread 0.29, like numbers between 0 and 1; it must be "
+    "1/√d_in":
+        _a_linear(spread=lambda i, o: 12**-.5),
+    "fresh weights have the spread 0.29/√d_in, like numbers between 0 and 1 over √d_in":
+        _a_linear(spread=lambda i, o: (12*i)**-.5),
     "fresh weights are all zero, so nothing comes through":
         _a_linear(spread=lambda i, o: 0.0),
     "a bend (such as ReLU) follows the product; a linear layer has none":
@@ -177,12 +210,20 @@ MISTAKES["Embedding"] = {
     "fresh numbers are cut off at two standard deviations, so their spread is only "
     "0.88":
         _an_embedding(spread=lambda v, d: 0.88),
-    "a token that occurs several times gets the gradient of one occurrence, not the "
-    "sum of all":
+    "a token that occurs several times gets the mean of its gradients, not their sum":
         _an_embedding(_one_at_a_time),
     "fresh numbers are drawn uniformly between −1 and 1, so their spread is 0.58 "
     "instead of one":
         _an_embedding(spread=lambda v, d: 3**-.5),
+    "fresh numbers have the spread 0.29, like numbers between 0 and 1; it must be one":
+        _an_embedding(spread=lambda v, d: 12**-.5),
+    "the spread of fresh vectors counts rows and columns (Xavier); it should always "
+    "be one":
+        _an_embedding(spread=lambda v, d: (2 / (v + d))**.5),
+    "vectors longer than one are shortened to that length; a row must come out "
+    "unchanged":
+        _an_embedding(lambda w, ids: w[ids] / w[ids].norm(dim=-1, keepdim=True).clamp(
+            min=1.)),
     "fresh vectors are too small: their features should have the spread one":
         _an_embedding(spread=lambda v, d: 0.02),
     "the spread of fresh vectors shrinks with their size; it should always be one":
@@ -256,13 +297,14 @@ def _ask_rms_norm(part):
 
 def _a_norm(
     shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, wide=False,
-    **more):
-    "An `RmsNorm` that computes `gained(shrink(x, eps), gain)`."
+    before=lambda x, gain: x, **more):
+    "An `RmsNorm` that computes `gained(shrink(before(x, gain), eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
         return Made(
             lambda s, x: gained(
-                shrink(x, eps), s.weight if wide else s.weight.to(x.dtype)),
+                shrink(before(x, s.weight.to(x.dtype)), eps),
+                s.weight if wide else s.weight.to(x.dtype)),
             weight=start(d),
             **{name: made(d) for name, made in more.items()})
     return part
@@ -318,6 +360,18 @@ MISTAKES["RmsNorm"] = {
         ).to(x.dtype)),
     "the mean runs over the whole batch, so one vector depends on the others":
         _a_norm(partial(_rms, dim=None)),
+    "the mean runs over the tokens as well as the features":
+        _a_norm(lambda x, eps: _rms(x, eps, dim=(*range(1, x.ndim),) or -1)),
+    "the mean runs over the last two axes; it should run over the last":
+        _a_norm(lambda x, eps: _rms(x, eps, dim=(-2, -1)[-x.ndim:])),
+    "the mean runs over the first axis; it should run over the last":
+        _a_norm(partial(_rms, dim=0)),
+    "the mean has lost its axis, so vectors are divided by others' means: keep it":
+        _a_norm(partial(_rms, keepdim=False)),
+    "the gain is applied before the division; apply it after":
+        _a_norm(_rms, before=lambda x, gain: x * gain, gained=lambda y, gain: y),
+    "no gain is learned and saved: it is missing, or a plain tensor and no parameter":
+        _unlearned(_a_norm(_rms), "weight"),
     "the mean runs over the tokens instead of the features":
         _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
     "the squares are computed in the type of the input, but 300² does not fit into "
@@ -397,6 +451,9 @@ MISTAKES["SiLu"] = {
         "the exponential overflows far from zero: use whichever of e^x and e^−x is "
         "small":
             lambda x: x * x.exp() / (1 + x.exp()),
+        "the sigmoid is written out with e^−x, which overflows far left, so that its "
+        "gradient is nan":
+            lambda x: x / (1 + (-x).exp()),
         "no gradient flows through the gate: is it detached?":
             lambda x: x * torch.sigmoid(x).detach(),
         "no gradient flows through the value: is it detached?":
@@ -407,6 +464,10 @@ MISTAKES["SiLu"] = {
             _sloped(lambda x, s: s * (1 - s)),
         "the gradient lacks its factor σ(x): it is σ(x)(1 + x(1 − σ(x)))":
             _sloped(lambda x, s: 1 + x * (1 - s)),
+        "the gradient multiplies 1 + x by 1 − σ(x), but only x belongs in that product":
+            _sloped(lambda x, s: s * (1 + x) * (1 - s)),
+        "the second term of the gradient has the wrong sign":
+            _sloped(lambda x, s: s * (1 - x * (1 - s))),
         "the gradient has σ(x) where 1 − σ(x) belongs":
             _sloped(lambda x, s: s * (1 + x * s)),
         "the sigmoid is added to its input; multiply them":
@@ -444,10 +505,11 @@ def _ask_ffn(part):
 
 
 def _a_network(
-    compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1))):
+    compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1)),
+    width=lambda d, d_ff: d_ff):
     "An `FFN` that computes `compute(x, w1, w2, w3)`."
     def part(d_model, d_ff):
-        d = d_model, d_ff
+        d = d_model, width(d_model, d_ff)
         layers = {
             name: _a_linear(spread=lambda i, o: i**-0.5)(d[i], d[o], bias=bias)
             for name, (i, o) in zip(called, sizes)}
@@ -496,6 +558,15 @@ MISTAKES["FFN"] = {
     "the input is added: that is the block's work, not this layer's":
         _a_network(lambda x, *w: x + _swiglu(x, *w)),
     "the matrices have biases; they should have none": _a_network(_swiglu, bias=True),
+    "w1 does the work of w3 as well": _tied(_a_network(_swiglu), "w1", "w3"),
+    "d_ff is cut to two thirds, as Llama does; it is the number of gates already":
+        _a_network(_swiglu, width=lambda d, d_ff: 2 * d_ff // 3),
+    "d_ff is ignored: the middle is four times as wide as the ends":
+        _a_network(_swiglu, width=lambda d, d_ff: 4 * d),
+    "d_ff is ignored: the middle is 8/3 times as wide as the ends":
+        _a_network(_swiglu, width=lambda d, d_ff: 8 * d // 3),
+    "the gate is a hyperbolic tangent; it should be SiLU":
+        _a_network(lambda x, w1, w2, w3: w2(w1(x).tanh() * w3(x))),
     "the matrices have names other than w1, w2 and w3":
         _a_network(_swiglu, called=("gate", "down", "up")),
     "w2 and w3 have changed their roles: "
@@ -518,13 +589,30 @@ def _hidden(part, other=1.):
     for p in layer.parameters(): p.copy_(torch.diag(torch.tensor([1., other])))
     return layer
 
+def _ceiling(y): return f"{y[0]:g}" if y[0] == y[1] > 1 else ""
+
+@torch.no_grad()
+def _default_eps(part)->str: # Or nothing, where it is as it should be
+    "Read eps off from two numbers, if both say the same."
+    usual = given(3, 8)
+    if not same(part(8)(usual), reference("RmsNorm")(8)(usual)): return ""
+    x = torch.tensor([[2**-9], [2**-7]])
+    a, b = ((x / part(1)(x)).square() - x.square()).flatten().tolist()
+    known = abs(a - b) < 1e-3 * abs(a) + 1e-9 and abs(a - 1e-5) > 1e-7
+    return f"{a:.1g}" if known and a > -1e-9 else ""
+
 SYMPTOMS["RmsNorm"] = {
     _idle: lambda part: idle(filled(part(8)), given(3, 8)),
     "one vector's result depends on the others":
         lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
+    "in float16 the vector 300, 400 becomes zeros: its squares overflow, so widen "
+    "before you square": (
+        lambda part: (part(2)(torch.tensor([300., 400.])) > .8).all()
+        and not part(2).half()(torch.tensor([300., 400.]).half()).any()),
     "in float16 the vector 300, 400 does not come out with the length √2": (
         lambda part: not (y := part(2).half()(torch.tensor([300.0, 400.0]).half()))
-        .isfinite().all() or y.sum() < 1)}
+        .isfinite().all() or y.sum() < 1),
+    "where no eps is given, it is not 0.00001 but": lambda part: _default_eps(part)}
 SYMPTOMS["SiLu"] = {
     "it is made of straight lines, like ReLU; SiLU is a smooth curve": (
         lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum()
@@ -540,7 +628,10 @@ SYMPTOMS["SiLu"] = {
             (y := part()(torch.tensor([1.0, 2.0])) / torch.tensor([1.0, 2.0])).logit()[
                 0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0
         and abs(y.logit()[0] - 1) > 0.01),
-    "its gradient at −200 or 200 is not finite, though its values there are": (
+    "large numbers are clamped: 150 and 200 both come out as":
+        lambda part: _ceiling(part()(torch.tensor([150., 200.]))),
+    "an exponential overflows at −200 or 200: its values are finite, its gradient is "
+    "not": (
         lambda part: _near_zero(part)
         and not gradient(part(), torch.tensor([-200.0, 200.0])).isfinite().all()
         and part()(torch.tensor([-200.0, 200.0])).isfinite().all()),
@@ -567,6 +658,7 @@ def _ask_softmax(part):
     yield lambda: part()(x)
     yield "along the first axis", lambda: part(dim=0)(x)
     yield "along a middle axis", lambda: part(dim=1)(x)
+    yield "for as many rows as scores", lambda: part()(x[0])
     yield "for a single row", lambda: part()(x[0, 0])
     yield "when all scores are equal", lambda: part()(0 * x)
     yield "in half precision", lambda: part()(x.half())
@@ -603,8 +695,8 @@ def _powers(
     return base(x - shift(x, dim))
 
 
-def _parts(powers, dim, least=0.):
-    return powers / powers.sum(dim, keepdim=True).clamp(min=least)
+def _parts(powers, dim, least=0., more=0., keepdim=True):
+    return powers / (powers.sum(dim, keepdim=keepdim) + more).clamp(min=least)
 
 def _never_below(x, dim): return x.amax(dim, keepdim=True).clamp(min=0)
 
@@ -643,8 +735,24 @@ MISTAKES["Softmax"] = {
             _powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim)),
     "the default axis is the first; it should be the last":
         lambda dim=0: lambda x: torch.softmax(x, dim),
-    "scores are clamped against overflow, so large ones get equal shares":
-        _a_softmax(lambda x, dim: torch.softmax(x.clamp(-50, 50), dim)),
+    "one is added to the sum that you divide by":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim), dim, more=1.)),
+    "the shares leave room for one more score of zero: something stands in the sum "
+    "besides the row's powers":
+        _a_softmax(lambda x, dim: _parts(
+            _powers(x, dim, _never_below), dim, more=(-_never_below(x, dim)).exp())),
+    "the sum has lost its axis, so it divides along another one: keep it":
+        _a_softmax(lambda x, dim: _parts(_powers(x, dim), dim, keepdim=False)),
+    "the largest score has lost its axis, so it is subtracted along another one: keep "
+    "it":
+        _a_softmax(lambda x, dim: _parts(
+            _powers(x, dim, lambda x, dim: x.amax(dim).clamp(min=-1e30)), dim)),
+    "the largest score is taken along the last axis, whatever `dim` is":
+        _a_softmax(lambda x, dim: _parts(
+            _powers(x, dim, lambda x, dim: x.amax(-1, keepdim=True).clamp(min=-1e30)),
+            dim)),
+    "the default axis is the second; it should be the last":
+        lambda dim=1: _a_softmax(torch.softmax)(dim),
     "the axis is always the last one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
     "the axis is always the first one: `dim` is ignored":
@@ -680,6 +788,13 @@ MISTAKES["Softmax"] = {
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-softmax
 SYMPTOMS["Softmax"] = {
+    "large scores get equal shares: they are clamped; subtract the row's largest": (
+        lambda part: same(part()(torch.tensor([900., 1e3])), torch.tensor([.5, .5]))
+        and same(part()(torch.tensor([.1, 2.])), torch.tensor([.1, 2.]).softmax(0))),
+    "in half precision the shares of a long row do not add up to one: the sum needs "
+    "float32": (
+        lambda part: same(part()(given(3, 5)), given(3, 5).softmax(-1)) and abs(
+            part()(torch.zeros(70_000).half()).double().sum() - 1) > .1),
     "some shares are negative, or greater than one":
         lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
     "the shares of a row do not add up to one":
@@ -712,6 +827,8 @@ def _ask_attention(part):
     yield "where allowed scores lie far below zero", lambda: part()(
         q * 0 - 300, k * 0 + 300, v, torch.eye(4, 6).bool())
     yield "where each head has a mask of its own", lambda: part()(q, k, v, each)
+    yield "where each head has a mask, the same for all sequences", lambda: part()(
+        q, k, v, each[0])
     yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
     yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
     def past(keys, *mask):
@@ -751,12 +868,12 @@ def _attend(
     hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf),
     weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.0), after=lambda w, mask: w,
     mix=lambda w, v: w @ v, wide=True, turn=lambda k: k.mT,
-    before=lambda q: q, back=True):
+    before=lambda q: q, back=True, sized=None, bare=lambda s: s):
     "Attention with something changed."
     kind = torch.float32 if wide else q.dtype
-    size = v.shape[-1] if values else q.shape[-1]
+    size = v.shape[-1] if values else q.shape[-1] if sized is None else sized(q)
     scores = before(q.to(kind)) @ turn(k.to(kind)) * scale(size, k.shape[-2])
-    weights = weigh(scores if mask is None else hide(scores, mask))
+    weights = weigh(bare(scores) if mask is None else hide(scores, mask))
     if not back: return mix(after(weights, mask), v.to(kind))
     return mix(after(weights, mask).to(v.dtype), v)
 
@@ -765,6 +882,9 @@ def _hide_by(s, m, number):
     "Scores with a number for the hidden ones, if a query may look anywhere."
     s = s.masked_fill(~m, number)
     return s.masked_fill(~m.any(-1, keepdim=True), -torch.inf)
+
+def _past(s, first=0):
+    return s.masked_fill(~torch.ones_like(s).tril(first).bool(), -torch.inf)
 
 def _an_attention(**changed): return lambda: partial(_attend, **changed)
 
@@ -787,6 +907,14 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "the scores are divided by the root of the size of a value; use the size of a "
         "key":
             dict(values=True),
+        "the scores are divided by the root of the number of queries; use the size of "
+        "a key":
+            dict(sized=lambda q: q.shape[-2]),
+        "the scores are divided by the root of the second axis' length; use the size "
+        "of a key":
+            dict(sized=lambda q: q.shape[1]),
+        "the shares are divided by √d; divide the scores by it":
+            dict(scale=lambda d, n: 1., mix=lambda w, v: w @ v / 8**.5),
         "the keys are scaled to length one before they meet the queries":
             dict(turn=lambda k: torch.nn.functional.normalize(k, dim=-1).mT),
         "queries and keys are scaled to length one: "
@@ -820,6 +948,16 @@ MISTAKES["ScaledDotProductAttention"] = variants(
             dict(weigh=lambda s: torch.softmax(s, -1)),
         "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: _safe(s.mT).mT),
+        "the softmax runs over the second axis; it should run over the last":
+            dict(weigh=lambda s: torch.softmax(s.clamp(min=-1e30), 1)),
+        "a query that may look nowhere gets zeros, but its gradient is nan: replacing "
+        "nan afterwards comes too late":
+            dict(hide=lambda s, m: s + torch.zeros(m.shape).masked_fill(~m, -torch.inf),
+                 weigh=lambda s: torch.softmax(s, -1).nan_to_num(0.)),
+        "a mask of three axes is taken for one of each sequence, but its first axis "
+        "may be the heads'":
+            dict(hide=lambda s, m: s.masked_fill(
+                ~(m[:, None] if m.ndim == 3 else m), -torch.inf)),
         "the softmax is missing": dict(weigh=lambda s: s, hide=lambda s, m: s * m),
         "the weights are not divided by their sum":
             dict(weigh=lambda s: (s - s.amax(-1, keepdim=True).clamp(min=-1e30)).exp()),
@@ -833,14 +971,16 @@ MISTAKES["ScaledDotProductAttention"] = variants(
                     ~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf))),
         "keys are transposed by axes counted from the front; swap the last two":
             dict(turn=lambda k: k.transpose(1, 2)),
-        "the future is always hidden, even where no mask says so": dict(
-            weigh=lambda s: _safe(
-                s.masked_fill(~torch.ones_like(s).tril().bool(), -torch.inf))),
+        "the future is always hidden, even where no mask says so":
+            dict(weigh=lambda s: _safe(_past(s))),
         "the future is always hidden, counted back from the last key, even where no "
-        "mask says so": dict(
-            weigh=lambda s: _safe(s.masked_fill(
-                ~torch.ones_like(s).tril(s.shape[-1] - s.shape[-2]).bool(), -torch.inf))
-        ),
+        "mask says so":
+            dict(weigh=lambda s: _safe(_past(s, s.shape[-1] - s.shape[-2]))),
+        "the future is hidden where no mask is given; then all may be seen":
+            dict(bare=_past),
+        "the future is hidden where no mask is given, counted back from the last key; "
+        "then all may be seen":
+            dict(bare=lambda s: _past(s, s.shape[-1] - s.shape[-2])),
         "the mask is transposed: each of its rows belongs to a query":
             dict(hide=lambda s, m: s.masked_fill(~m.mT, -torch.inf)),
         "the result is always float32: return to the type of the values":
@@ -905,6 +1045,11 @@ def _ask_rope(part):
         x.bfloat16(), far)
     yield "where each sequence has positions of its own", lambda: part(8, 64)(
         x, torch.stack([far, far - 2]))
+    def again(*calls):   # of one and the same layer
+        rope = part(8, 64)
+        return [rope(*call) for call in calls][-1]
+    yield "when other positions follow", lambda: again((x,), (x, far))
+    yield "when a longer run follows", lambda: again((x[:, :3],), (x,))
     yield "in what it saves", lambda: parameters_of(part(8, 64))
     yield "where two leading axes stand before it", lambda: part(8, 64)(x[None], far)
     yield "with a leading axis more", lambda: part(8, 64)(x[None])
@@ -932,7 +1077,8 @@ def _a_rope(
     kind=torch.float64,
     saved=False,
     axis=lambda axes: -2,
-    run=lambda first, t: torch.arange(t) + first):
+    run=lambda first, t: torch.arange(t) + first,
+    kept=None):
     "A `RoPE` with something changed."
     def rope(s, x, positions=None):
         if axis(x.ndim) != -2 and not isinstance(positions, Tensor):
@@ -941,13 +1087,14 @@ def _a_rope(
         return rope_(s, x, positions)
     def rope_(s, x, positions):
         if isinstance(positions, int): positions = run(positions, x.shape[-2])
+        at = heed(positions, x.shape[-2])
+        if kept: at = s.seen.setdefault(kept(x), at)
         angle = torch.outer(
-            place(torch.arange(s.length)).to(kind),
-            speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta),
-        )[heed(positions, x.shape[-2])]
+            place(torch.arange(s.length + 1)).to(kind),   # or from one, with the last
+            speed(torch.arange(0, s.d, 2).to(kind), s.d, s.theta))[at]
         return join(*turn(*pair(x.to(kind)), angle.cos(), angle.sin())).to(x.dtype)
     def part(d, length, theta=10000.):
-        made = Made(rope)
+        made = Made(rope, seen={})
         made.d, made.length, made.theta = d, length, theta
         if saved: made.register_buffer("table", torch.zeros(length, d // 2))
         return made
@@ -999,7 +1146,22 @@ MISTAKES["RoPE"] = variants(
             dict(speed=lambda i, d, theta: theta ** (-(i + 2) / d)),
         "theta is fixed in the code: the given one is ignored":
             dict(speed=lambda i, d, theta: 10000.0 ** (-i / d)),
+        "the exponent counts from −2: the first pair should turn by one radian a "
+        "position":
+            dict(speed=lambda i, d, theta: theta ** (-(i - 2) / d)),
         "positions are counted from one": dict(place=lambda n: n + 1),
+        "positions are counted from one where none are given":
+            dict(heed=lambda p, t: torch.arange(1, t + 1) if p is None else p),
+        "the angles of the first call are used for every other of the same length":
+            dict(kept=lambda x: x.shape[-2]),
+        "the angles of the first call are used for all others": dict(kept=lambda x: 0),
+        "one number as position is ignored; it is the first of a run":
+            dict(run=lambda first, t: torch.arange(t)),
+        "only the first half of the features is turned": dict(
+            turn=lambda a, b, c, s: (
+                torch.cat([(a*c - b*s)[..., :(n := a.shape[-1] // 2)], a[..., n:]], -1),
+                torch.cat([(a*s + b*c)[..., :n], b[..., n:]], -1)),
+            speed=lambda i, d, theta: theta ** (-2 * i / d)),
         "the given positions are ignored":
             dict(heed=lambda p, t: torch.arange(t)),
         "the given positions are counted from the first of them; use them as they are":
@@ -1032,12 +1194,18 @@ MISTAKES["RoPE"] = variants(
         "nothing turns at all": dict(turn=lambda a, b, c, s: (a, b))})
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-rope
+def _off(rope, exact):
+    "Does it turn vectors in bfloat16 otherwise than they should be, far out?"
+    x = torch.tensor([[1., 0.]] * 4096)
+    return (rope(x.bfloat16()).float() - exact(x)).abs().max() > .05
+
 SYMPTOMS["RoPE"] = {
-    "after conversion to bfloat16, it turns positions up to 4,096 by other angles": (
-        lambda part: (
-            part(2, 4096).bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())
-            .float() - part(2, 4096)(torch.tensor([[1.0, 0.0]] * 4096))).abs().max()
-        > 0.05),
+    "vectors in bfloat16 are turned by other angles: their type is used for angles, "
+    "and is too coarse":
+        lambda part: _off(part(2, 4096), part(2, 4096)),
+    "conversion to bfloat16 changes its angles: the table or its frequencies are "
+    "converted as well":
+        lambda part: _off(part(2, 4096).bfloat16(), part(2, 4096)),
     "vectors at the same position in different sequences are turned differently: "
     "positions run along the axis before the last": (
         lambda part: ((y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y).abs()
@@ -1063,8 +1231,9 @@ def _ask_multihead(part):
         yield "when all queries are zero", lambda: _without(layer(), "q_proj")(x)
         yield group, lambda: layer()(x)
         yield group or "where positions are given", lambda: layer()(x, places)
-        yield "in whether one sequence gets another's positions", lambda: (
-            _shares_positions(layer(), x, [0, 1, 4, 9, 16, 25], [5, 4, 3, 2, 1, 0]))
+        if kv != 1: yield (   # one is like two
+            "in whether one sequence gets another's positions",
+            lambda: _shares_positions(layer(), x, places.tolist(), [5, 4, 3, 2, 1, 0]))
     yield "when there is one token", lambda: layer()(x[:, :1])
     yield "without a batch", lambda: filled(part(24, 4, max_seq_len=32))(x[0])
     yield "where allowed scores lie far below zero", lambda: _repelled(
@@ -1106,6 +1275,7 @@ def _repelled(layer):
 
 def _a_multihead(
     split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), split_q=None,
+    names="qkv", share_k=None, rest=lambda m: m, norm=lambda y: y,
     join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk",
     share=lambda x, n: x.repeat_interleave(n, -3), mask=lambda m: m,
     heed=lambda p, t: torch.arange(t) if p is None else p,
@@ -1119,19 +1289,21 @@ def _a_multihead(
         scale = dict(scale=lambda d, n: d_model**-.5) if wide else {}
         def turn(y, at):
             if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
+            if whole:
+                long = _a_rope()(d * y.shape[-3], max_seq_len)   # heads side by side
+                return split(long(join(y), at), y.shape[-3])
             if at.ndim > 1: at = at[..., None, :]   # the same for all heads
-            if not whole: return rope(y, at)
-            long = _a_rope()(d * y.shape[-3], max_seq_len)   # heads side by side
-            return split(long(join(y), at), y.shape[-3])
+            return norm(rope(y, at))
         def heads(s, x, positions=None):
             at = heed(positions, x.shape[-2])
-            parts = {
-                "q": (split_q or split)(s.q_proj(x), h),
-                "k": split(s.k_proj(x), kv), "v": split(s.v_proj(x), kv)}
+            made = [getattr(s, f"{name}_proj")(x) for name in names]
+            cuts = (split_q or split, h), (split, kv), (split, kv)
+            parts = {name: cut(y, n) for name, y, (cut, n) in zip("qkv", made, cuts)}
             for name in turned: parts[name] = turn(parts[name], at)
             q, k, v = parts.values()
-            k, v = (share(y, h // kv) for y in (k, v))
+            k, v = (share_k or share)(k, h // kv), share(v, h // kv)
             past = mask(torch.ones(x.shape[-2], x.shape[-2]).tril().bool())
+            if not s.training: past = rest(past)
             y = _attend(q, k, v, past, **changed | scale)
             return back(join(y), s.output_proj, x)
         return Made(heads, q_proj=layer(d_model, h * d), k_proj=layer(d_model, kv * d),
@@ -1139,6 +1311,13 @@ def _a_multihead(
     return part
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-multihead
+def _tiled(x, n): return torch.cat([x] * n, -3)
+
+def _refolded(x):
+    "Heads and sequences in one axis, which is cut the other way round."
+    if x.ndim > 3: x = x.flatten(0, -4).transpose(0, 1).reshape(x.shape)
+    return x.transpose(-3, -2).flatten(-2)
+
 MISTAKES["MultiHeadAttention"] = variants(
     _a_multihead,
     {
@@ -1190,7 +1369,22 @@ MISTAKES["MultiHeadAttention"] = variants(
         "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.0)),
         "query head i uses key head i mod n; neighbouring query heads should share one":
-            dict(share=lambda x, n: torch.cat([x] * n, -3)),
+            dict(share=_tiled),
+        "keys are shared by query heads i mod n and values by neighbours: both by "
+        "neighbours":
+            dict(share_k=_tiled),
+        "values are shared by query heads i mod n and keys by neighbours: both by "
+        "neighbours":
+            dict(share=_tiled, share_k=lambda x, n: x.repeat_interleave(n, -3)),
+        "the values are made by k_proj": dict(names="qkk"),
+        "the keys are made by v_proj": dict(names="qvv"),
+        "in evaluation nothing hides the future":
+            dict(rest=lambda m: torch.ones_like(m)),
+        "heads and sequences share an axis and are taken apart in another order, which "
+        "mixes sequences":
+            dict(join=_refolded),
+        "queries and keys are scaled to size one before they meet":
+            dict(norm=lambda y: y / _rms_of(y)),
         "every query head has its own keys: num_kv_heads is ignored":
             dict(every=True),
         "the given positions are ignored":

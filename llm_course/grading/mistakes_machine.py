@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #imports
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,35 +22,38 @@ from .grading import (
 from ..linear import Linear
 from ..loss import cross_entropy
 from ..optim import gradient_clip
+from ..rmsnorm import RmsNorm
 from ..transformer import Transformer, TransformerBlock
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block
 @questions_of("TransformerBlock")
 def _ask_block(part):
     x = given(2, 5, 16)
+    plain = cache(lambda: filled(part(16, 4, 24)))
     yield lambda: parameters_of(part(16, 4, 24))
     yield "when both branches are silent", lambda: _silenced(
         part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
     yield "when attention is silent", lambda: _silenced(
         part(16, 4, 24), "attention.output_proj")(x)
     yield "when the network is silent", lambda: _silenced(part(16, 4, 24), "ffn.w2")(x)
-    yield lambda: filled(part(16, 4, 24))(x)
-    yield lambda: filled(part(16, 4, 24))(3 * x)
-    yield "for a single token", lambda: filled(part(16, 4, 24))(x[:, :1])
+    yield lambda: plain()(x)
+    yield lambda: plain()(3 * x)
+    yield "for a single token", lambda: plain()(x[:, :1])
     yield "with fewer heads of keys", lambda: filled(part(16, 4, 24, num_kv_heads=2))(x)
-    yield "without a batch", lambda: filled(part(16, 4, 24))(x[0])
-    yield "where positions are given", lambda: filled(part(16, 4, 24))(
+    yield "without a batch", lambda: plain()(x[0])
+    yield "where positions are given", lambda: plain()(
         x, torch.tensor([3, 4, 9, 10, 30]))
     yield "in whether one sequence gets another's positions", lambda: (
-        _shares_positions(filled(part(16, 4, 24)), x, [3, 4, 9, 10, 30], [4, 3, 2, 1, 0]
-    ))
-    yield "in its gradient", lambda: gradient(filled(part(16, 4, 24)), x)
+        _shares_positions(plain(), x, [3, 4, 9, 10, 30], [4, 3, 2, 1, 0]))
+    yield "in its gradient", lambda: gradient(plain(), x)
     def made(**more): return filled(part(16, 4, 24, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
     yield "with other norms", lambda: made(norm=_passing)(x)
     yield "with another network", lambda: made(ffn=_passing)(x)
     yield "with another attention", lambda: made(attention=_passing)(x)
-    yield "with a cache", lambda: _by_pieces(made(), x)
+    yield "with a cache", lambda: _by_pieces(plain(), x)
+    yield "where positions are given with a cache", lambda: plain()(
+        x[:, :2], torch.tensor([3, 9]), KVCache(2, 4, 8, 4))
     yield from placed(made)
     yield "where there is less room than the text needs", lambda: made(max_seq_len=4)(x)
 
@@ -73,6 +76,21 @@ def _a_block(flow):
     "A `TransformerBlock` through which the stream goes by `flow(self, x)`."
     def forward(self, x, token_positions=None): return flow(self, x, token_positions)
     return type("Block", (TransformerBlock,), {"forward": forward})
+
+def _handed(deal):
+    "A `TransformerBlock` that hands `deal(positions, cache)` to attention."
+    def forward(self, x, token_positions=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), *deal(token_positions, cache))
+        return x + self.ffn(self.ffn_norm(x))
+    return type("Block", (TransformerBlock,), {"forward": forward})
+
+def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm)):
+    "A `TransformerBlock` that is built with something changed."
+    def start(self, d_model, num_heads, d_ff, *sizes, norm=RmsNorm, **more):
+        both = iter(norms(norm))
+        TransformerBlock.__init__(self, d_model, num_heads, width(d_model, d_ff),
+            *sizes, norm=lambda d: next(both)(d), **more)
+    return type("Block", (TransformerBlock,), {"__init__": start})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
 _transformerblocks = {
@@ -157,14 +175,24 @@ _transformerblocks = {
     "the feed-forward network is never called":
         lambda s, x, at: x + s.attention(s.attention_norm(x), at)}
 MISTAKES["TransformerBlock"] = {
-    hint: _a_block(flow) for hint, flow in _transformerblocks.items()}
+    hint: _a_block(flow) for hint, flow in _transformerblocks.items()} | {
+    "with a cache the positions that are given are dropped":
+        _handed(lambda at, cache: (None if cache else at, cache)),
+    "attention gets the cache in the place of the positions":
+        _handed(lambda at, cache: (cache, at)),
+    "the network is four times as wide as the stream, whatever `d_ff` says":
+        _built(width=lambda d, d_ff: 4 * d),
+    "the second norm is not of the class that is asked for":
+        _built(norms=lambda norm: (norm, RmsNorm)),
+    "the first norm is not of the class that is asked for":
+        _built(norms=lambda norm: (RmsNorm, norm))}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-model
 @questions_of("Transformer")
 def _ask_model(part):
     ids = torch.tensor([[1, 7, 3, 3, 0, 10], [5, 5, 2, 9, 8, 4]])
-    small, tied = (lambda: filled(part(11, 8, 16, 2, 4, 24))), (
-        lambda: filled(part(11, 8, 16, 2, 4, 24, tie=True)))
+    def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    small = cache(made)
     yield lambda: parameters_of(small())
     yield "where head and embedding are tied", lambda: sum(
         p.numel() for p in part(11, 8, 16, 2, 4, 24, tie=True).parameters())
@@ -173,22 +201,20 @@ def _ask_model(part):
     yield "when there is one block", lambda: filled(part(11, 8, 16, 1, 4, 24))(ids)
     yield lambda: small()(ids)
     yield "without a batch", lambda: small()(ids[0])
-    yield "where head and embedding are tied", lambda: tied()(ids)
+    yield "where head and embedding are tied", lambda: made(tie=True)(ids)
     yield "with fewer heads of keys", lambda: filled(
         part(11, 8, 16, 3, 4, 24, num_kv_heads=2))(ids)
     yield "where positions are given", lambda: small()(
         ids, torch.tensor([0, 1, 2, 5, 6, 7]))
     yield "in whether one sequence gets another's positions", lambda: (
         _shares_positions(small(), ids, [0, 1, 2, 5, 6, 7], [7, 1, 0, 5, 2, 3]))
-    yield "with another theta", lambda: filled(
-        part(11, 8, 16, 2, 4, 24, rope_theta=10.0))(ids)
-    def made(**more): return filled(part(11, 8, 16, 2, 4, 24, **more))
+    yield "with another theta", lambda: made(rope_theta=10.)(ids)
     yield from placed(made)
     yield "with another last norm", lambda: made(final_norm=_passing)(ids)
     yield (
         "with another embedding",
         lambda: type(made(embedding=_Table).embedding).__name__)
-    yield "with other blocks", lambda: made(block=_passing)(ids)
+    yield "with other blocks", lambda: type(made(block=_Other).blocks[0]).__name__
     def remembered(ids, *sizes):
         caches = [KVCache(2, 4, 8, 4) for _ in range(2)]
         model = small()
@@ -204,29 +230,29 @@ def _ask_model(part):
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
     yield "in whether more blocks make other fresh matrices than those that end a "\
         "branch", lambda: [
-            abs(_spread(part, 8, *names) / _spread(part, 1, *names) - 1) > .2
-            for names in (("q_proj", "k_proj", "v_proj"), ("w1", "w3"))]
+            abs(a / b - 1) > .2 for a, b in zip(_spreads(part, 8), _spreads(part, 1))]
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
-        model = part(500, 32, 64, 4, 4, 128, **more)
+        model = part(200, 32, 32, 1, 4, 32, **more)
         many = torch.randint(
-            500, (8, 33), generator=torch.Generator().manual_seed(3))
+            200, (8, 33), generator=torch.Generator().manual_seed(3))
         return torch.nn.functional.cross_entropy(
             model(many[:, :-1]).flatten(0, 1), many[:, 1:].flatten())
     for label, more in (
         ("in its first loss", {}),
         ("in its first loss where head and embedding are tied", {"tie": True})):
         near = 1. if more else .3
-        yield label, lambda: ((first_loss(**more) - 6.2146).abs() < near).int()
+        yield label, lambda: ((first_loss(**more) - 5.2983).abs() < near).int()
     yield "in what learns", lambda: str(
-        [name for name, p in _pulled(small(), ids).named_parameters() if p.grad is None]
+        [name for name, p in _pulled(made(), ids).named_parameters() if p.grad is None]
     )
 
-def _spread(part, layers, *names):
-    "The spread of the fresh matrices of these names."
-    blocks = part(11, 8, 32, layers, 4, 32).blocks.named_parameters()
-    return torch.cat([p.flatten() for name, p in blocks if name.split(".")[-2] in names
-                      ]).std().item()
+def _spreads(part, layers):
+    "The spread of the fresh matrices that read, in attention and in the network."
+    blocks = [*part(11, 8, 32, layers, 4, 32).blocks.named_parameters()]
+    for names in ("q_proj", "k_proj", "v_proj"), ("w1", "w3"):
+        yield torch.cat([p.flatten() for name, p in blocks
+                         if name.split(".")[-2] in names]).std().item()
 
 def _pulled(model, ids):
     model(ids).square().sum().backward()
@@ -234,6 +260,7 @@ def _pulled(model, ids):
 
 class _Table(Embedding): "An embedding by another name."
 class _Scores(Linear): "A head by another name."
+class _Other(TransformerBlock): "A block by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
 def _a_model(flow=None, change=lambda model: None):
@@ -249,6 +276,16 @@ def _a_model(flow=None, change=lambda model: None):
             {
                 "forward": lambda self, ids, positions=None, *more: flow(
                     self, ids, positions)} if flow else {}))
+
+def _reader(read=lambda ids: ids, place=lambda ids, at: at, keep=lambda caches: caches,
+            end=lambda scores: scores):
+    "A `Transformer` that goes wrong with caches, or in evaluation."
+    def forward(self, ids, token_positions=None, caches=None):
+        at = place(ids, token_positions)
+        if caches: ids, caches = read(ids), keep(caches)
+        scores = Transformer.forward(self, ids, at, caches)
+        return scores if self.training else end(scores)
+    return type("Model", (Transformer,), {"forward": forward})
 
 def _through(s, x, at, blocks=None):
     for block in s.blocks if blocks is None else blocks: x = block(x, at)
@@ -272,6 +309,15 @@ def _shrunk(*names):
     return change
 
 def _parted(s): s.head.weight = nn.Parameter(s.head.weight.detach().clone())
+
+def _doubled(s): # Two parameters over one memory
+    if s.config.tie: s.head.weight = nn.Parameter(s.embedding.weight.data)
+
+def _grown(tie, factor):
+    @torch.no_grad()
+    def change(s):
+        if s.config.tie == tie: s.head.weight.mul_(factor)
+    return change
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-model-2
 _transformers = {
@@ -315,6 +361,12 @@ _transformers = {
         None,
         _drawn(1.0)),
     "embedding and head are two matrices, though a tie was asked for": (None, _parted),
+    "with a tie two parameters share their numbers: each would learn by itself": (
+        None, _doubled),
+    "the fresh head is not small: the first loss is half a nat above ln V": (
+        None, _grown(False, 10.)),
+    "with a tie the fresh rows are too long, and the first loss is far above ln V": (
+        None, _grown(True, 30.)),
     "queries, keys and values start smaller in deeper models; shrink only what ends a "
     "branch": (None, _shrunk("q_proj", "k_proj", "v_proj")),
     "all matrices start smaller in deeper models; shrink only what ends a branch":
@@ -343,15 +395,28 @@ _transformers = {
     ),
     "the blocks never run": (lambda s, ids, at: s.head(s.norm(s.embedding(ids))),)}
 MISTAKES["Transformer"] = {
-    hint: _a_model(*changed) for hint, changed in _transformers.items()}
+    hint: _a_model(*changed) for hint, changed in _transformers.items()} | {
+    "positions begin at 0 at each call; with caches they go on behind what was read":
+        _reader(place=lambda ids, at: (
+            torch.arange(ids.shape[-1]) if at is None else at)),
+    "every block writes into the cache of the first block":
+        _reader(keep=lambda caches: [caches[0]] * len(caches)),
+    "with caches only the last of the new ids is read": _reader(
+        read=lambda ids: ids[..., -1:]),
+    "in evaluation only the last position gets scores; every position should predict":
+        _reader(end=lambda scores: scores[..., -1:, :]),
+    "in evaluation probabilities are returned; return logits":
+        _reader(end=lambda scores: torch.softmax(scores, -1))}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-step
 @questions_of("train_step")
 def _ask_step(part):
     ids = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
-    def step(pieces=1, max_norm=0., steps=1, scale=1., told=False):
+    @cache
+    def step(pieces=1, max_norm=0., steps=1, scale=1., breaks=False):
         model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         model.table.grad = torch.full((5, 5), 7.)
+        if breaks: model.table.register_hook(lambda grad: grad / 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
         scaler = _scaler(scale)
         for _ in range(steps):
@@ -361,36 +426,38 @@ def _ask_step(part):
                 scaler,
                 list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
                 max_norm)
-        return (
-            [float(x) for x in found] if told else model.get_parameter("table").detach()
-        )
+        return model.get_parameter("table").detach(), *map(float, found)
     for label, settings in (
         ("", {}),
         ("with several small batches", {"pieces": 2}),
         ("where it clips", {"max_norm": 0.1}),
         ("where it clips several small batches", {"pieces": 2, "max_norm": 0.1}),
+        ("where the limit is longer than the gradient", {"max_norm": 50.}),
         ("in later steps", {"steps": 3}),
         ("in later steps with a scaler", {"steps": 3, "scale": 64.0}),
         ("with a scaler", {"scale": 64.0}),
         ("where it clips with a scaler", {"scale": 64.0, "max_norm": 0.1})):
-        yield label, lambda: step(**settings)
+        yield label, lambda: step(**settings)[0]
         yield (
-            f"in the loss that it returns {label}".rstrip(),
-            lambda: step(**settings, told=True)[0])
+            f"in the loss that it returns {label}".rstrip(), lambda: step(**settings)[1]
+        )
         yield (
             f"in the length that it returns {label}".rstrip(),
-            lambda: step(**settings, told=True)[1])
+            lambda: step(**settings)[2])
 
-
-    yield "where the scaler overflows", lambda: step(scale=3e38)
+    yield "where gradients are infinite with a scaler", lambda: bool(
+        step(scale=64., breaks=True)[0].isfinite().all())
+    @cache
     def in_groups():
-        first, second = (nn.Parameter(given(5, 5, seed=i)) for i in range(2))
-        model = Made(lambda s, ids: first[ids] + second[ids])
-        groups:Any = [{"params": [first]}, {"params": [second], "lr": .5}]
+        three = [nn.Parameter(given(5, 5, seed=i)) for i in range(3)]
+        model = Made(lambda s, ids: sum(p[ids] for p in three))
+        groups:Any = [{"params": three[:2]}, {"params": three[2:], "lr": .5}]
         optimizer = torch.optim.SGD(groups, lr=1.)
-        part(model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], .1)
-        return torch.stack([first, second]).detach()
-    yield "where parameters come in groups", in_groups
+        found = part(model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], .1)
+        return torch.stack(three).detach(), float(found[1])
+    yield "where parameters come in groups", lambda: in_groups()[0]
+    yield "in the length that it returns where parameters come in groups", lambda: (
+        in_groups()[1])
     def told(look):
         model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
@@ -417,27 +484,35 @@ def _a_step(
     late=False,
     used=slice(None),
     scaled="scale unscale",
-    update=True):
+    update=True,
+    lots=lambda groups: [[p for ps in groups for p in ps]]):
     "A `train_step` with something changed."
+    def shortened(optimizer, limit):
+        sets = lots([group["params"] for group in optimizer.param_groups])
+        norms = [clip(ps, limit) for ps in sets]
+        return norms[0] if len(norms) < 2 else torch.stack(norms).norm()
     def part(model, optimizer, scaler, batches, max_norm):
-        if clear: optimizer.zero_grad(set_to_none=True)
+        if clear in (True, "each"): optimizer.zero_grad(set_to_none=True)
         batches = batches[used]
         losses = []
-        params = [p for group in optimizer.param_groups for p in group["params"]]
         for x, y in batches:
             if clear == "each": optimizer.zero_grad(set_to_none=True)
             losses.append(score(model(x), y))
             loss = share(losses[-1], len(batches))
             (scaler.scale(loss) if "scale" in scaled.split() else loss).backward()
             if "each" in order: optimizer.step()
-            if "often" in order: norm = clip(params, max_norm)
-        if "unscale" in scaled: scaler.unscale_(optimizer)
-        if "often" not in order: norm = clip(params, max_norm)
+            if "often" in order: norm = shortened(optimizer, max_norm)
+            if "heard" in scaled: losses[-1] = scaler.scale(losses[-1])
+        if clear == "late": optimizer.zero_grad()
+        if "unscale" in scaled and (max_norm or "clipped" not in scaled):
+            scaler.unscale_(optimizer)
+        if "often" not in order: norm = shortened(optimizer, max_norm)
         if "step" in order:
-            if scaled: scaler.step(optimizer)
+            if scaled and "bare" not in order: scaler.step(optimizer)
             else: optimizer.step()
         if scaled and update: scaler.update()
         if "again" in order: optimizer.step()
+        if clear == "after": optimizer.zero_grad(set_to_none=True)
         if late: losses = [score(model(x), y) for x, y in batches]
         return total([x.detach() for x in losses]), told(norm, max_norm)
     return part
@@ -448,12 +523,45 @@ def _each(ps, limit):
     for p in ps: p.grad.clamp_(-(limit or float("inf")), limit or float("inf"))
     return norm
 
+def _stretched(ps, limit):
+    norm = gradient_clip(ps, float("inf"))
+    for p in ps: p.grad.mul_(limit / norm if limit else 1.)
+    return norm
+
+def _by_norm(kind):
+    return lambda ps, limit: nn.utils.clip_grad_norm_(ps, limit or float("inf"), kind)
+
 MISTAKES["train_step"] = variants(
     _a_step,
     {
         "gradients of an earlier step are not cleared, and pile up": dict(clear=False),
         "the scaler is not updated after the step, so a second step fails":
             dict(update=False),
+        "gradients are cleared after the step, not before: what was there at first "
+        "takes part":
+            dict(clear="after"),
+        "gradients are cleared between the backward pass and the step":
+            dict(clear="late"),
+        "each parameter's gradient is clipped by itself; all share one length":
+            dict(lots=lambda groups: [[p] for ps in groups for p in ps]),
+        "each group of parameters is clipped by itself; all share one length":
+            dict(lots=lambda groups: groups),
+        "only the first group of parameters is clipped and measured":
+            dict(lots=lambda groups: groups[:1]),
+        "gradients shorter than the limit are stretched to it": dict(clip=_stretched),
+        "the length is a sum of absolute values; it is the root of a sum of squares":
+            dict(clip=_by_norm(1.)),
+        "the largest number of the gradient is taken for its length":
+            dict(clip=_by_norm(float("inf"))),
+        "the square of the length is returned": dict(told=lambda norm, limit: norm**2),
+        "without a limit gradients stay scaled, and so does the length that is "
+        "returned":
+            dict(scaled="scale unscale clipped"),
+        "the loss is returned as the scaler has multiplied it":
+            dict(scaled="scale unscale heard"),
+        "the optimiser steps past the scaler, which would skip gradients that are not "
+        "finite":
+            dict(order="clip step bare"),
         "gradients are cleared before each small batch, so only the last one counts":
             dict(clear="each"),
         "the gradients of small batches are added up; average them":
@@ -531,9 +639,6 @@ for _name, _settings in (
 @questions_of("keep_top_p")
 def _ask_top_p(part):
     yield from _asker(0.0, 1 / 32, 0.4, 0.6, 0.79, 0.9, 1.0)(part)
-    level = torch.linspace(0, -2, 1000).bfloat16()   # 753 hold 0.9
-    yield "for many tokens in half precision", lambda: bool(
-        750 < part(level, .9).isfinite().sum() < 756)
 
 def _a_cutter(keep, drop=lambda z, kept: z.masked_fill(~kept, -torch.inf)):
     "Keep the tokens that `keep(shares, setting, scores)` marks."
@@ -664,8 +769,6 @@ MISTAKES["keep_top_p"] = {
         ),
         "of equally likely tokens the higher ids stay":
             lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
-        "shares are added up in half precision, which rounds each sum: widen them":
-            lambda p, s, z: _top_p(torch.softmax(z, -1), s, z),
         "nothing is left out": lambda p, s, z: p >= 0,
         "what should be kept is left out, and "
         "what should be left out is kept": lambda p, s, z: ~_top_p(p, s, z)}.items()}
@@ -721,6 +824,8 @@ def _ask_penalty(part):
         ("when a token was said twice", [0, 3, 3]), ("where nothing was said", [])):
         for penalty in 2.0, 1.0, 0.5:
             yield label, lambda: part(z, torch.tensor(said, dtype=torch.int64), penalty)
+    yield "for a text of 300 tokens", lambda: part(
+        z, torch.tensor([0] + 299 * [1]), 2.)
     yield "where there are several rows", lambda: part(
         two, torch.tensor([[0, 2], [1, 1]]), 2.0)
     yield "for ids in int32", lambda: part(z, torch.tensor([0, 3]).int(), 2.)
@@ -766,6 +871,19 @@ MISTAKES["penalise"] = variants(
         "tokens that one row said are punished in all rows": dict(
             rows=lambda n: n.amax(0, keepdim=True).expand_as(n) if n.ndim > 1 else n),
         "only the last token is punished": dict(said=lambda ids: ids[..., -1:]),
+        "only the last tokens of a long text are punished":
+            dict(said=lambda ids: ids[..., -64:]),
+        "the last token of the text is not punished":
+            dict(said=lambda ids: ids[..., :-1]),
+        "the first token of the text is not punished":
+            dict(said=lambda ids: ids[..., 1:]),
+        "the id 0 is never punished: it is a token like any other":
+            dict(said=lambda ids: ids.where(ids > 0, -1)),
+        "only tokens that were said more than once are punished":
+            dict(count=lambda n: n * (n > 1)),
+        "a penalty below 1 has no effect; it should encourage":
+            dict(lower=lambda z, n, p: (
+                torch.where(z > 0, z / p, z * p) if p > 1 else z)),
         "tokens that were said are forbidden altogether":
             dict(lower=lambda z, n, p: torch.full_like(z, -torch.inf)),
         "nothing is punished": dict(lower=lambda z, n, p: z)})
@@ -811,19 +929,22 @@ def _ask_next(part):
 
 def _a_sampler(
     steps="penalty temperature k p min", divide=lambda z, t: z / max(t, 1e-6),
-    end=lambda z: torch.softmax(z, -1), greedy=True, anew=True, start=lambda z: z):
+    end=lambda z: torch.softmax(z, -1), greedy="penalty", anew=True,
+    start=lambda z: z, fine=lambda z: z.amax(-1).isfinite(), **other):
     "A `next_probabilities` with its steps in another order, or with one changed."
     def part(z, ids, how):
+        if not fine(z).all(): raise ValueError("not finite")
         z = start(z)
         if greedy and how.temperature == 0:
-            if "penalty" in steps: z = penalise(z, ids, how.repetition_penalty)
+            if greedy in steps: z = penalise(z, ids, how.repetition_penalty)
             return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
         work = {
             "penalty": lambda z: penalise(z, ids, how.repetition_penalty),
             "temperature": lambda z: divide(z, how.temperature),
             "k": lambda z: keep_top_k(z, how.top_k),
             "p": lambda z: keep_top_p(z, how.top_p),
-            "min": lambda z: keep_min_p(z, how.min_p)}
+            "min": lambda z: keep_min_p(z, how.min_p)} | {
+            step: lambda z, cut=cut: cut(z, how) for step, cut in other.items()}
         for step in steps.split():
             z = work[step](z)
             if step == "temperature": before = torch.softmax(z, -1)
@@ -831,6 +952,14 @@ def _a_sampler(
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-next-2
+def _full_p(z, how): # Of the shares that top-k has not cut yet
+    cut = keep_top_k(z, how.top_k)
+    return cut.where(keep_top_p(z, how.top_p).isfinite(), -torch.inf)
+
+def _known(part, hint, setting): # A cut with a mistake of its own
+    cut = MISTAKES[part][hint]
+    return lambda z, how: cut(z, getattr(how, setting))
+
 MISTAKES["next_probabilities"] = variants(
     _a_sampler,
     {
@@ -845,7 +974,29 @@ MISTAKES["next_probabilities"] = variants(
         "the repetition penalty has no effect": dict(steps="temperature k p min"),
         "min-p comes before the temperature": dict(steps="penalty min temperature k p"),
         "min-p comes before top-p": dict(steps="penalty temperature k min p"),
-        "top-p comes before top-k": dict(steps="penalty temperature p k min"),
+        "top-p comes before top-k, or beside it: it should count only what top-k has "
+        "left": dict(steps="penalty temperature p k min"),
+        "the highest score is subtracted before the penalty, which then meets no "
+        "positive score":
+            dict(start=lambda z: z - z.amax(-1, keepdim=True)),
+        "at temperature 0 the penalty is left out": dict(greedy="nothing"),
+        "at temperature 0 equally likely tokens share; the lowest id gets everything":
+            dict(greedy=False, divide=lambda z, t: z / max(t, 1e-8)),
+        "scores that are not finite are not refused":
+            dict(fine=lambda z: torch.tensor(True)),
+        "infinite scores are not refused: not every one of them is nan":
+            dict(fine=lambda z: ~z.isnan()),
+        "the token that crosses top-p is dropped; it should be the last one kept":
+            dict(p=_known(
+                "keep_top_p", "the token that crosses p is dropped; it should be the "
+                "last one kept", "top_p")),
+        "top-k keeps one token too many": dict(
+            k=_known("keep_top_k", "one token too many is kept", "top_k")),
+        "top-k keeps one token too few": dict(
+            k=_known("keep_top_k", "one token too few is kept", "top_k")),
+        "min-p compares shares with p itself; compare them with p times the likeliest":
+            dict(min=_known("keep_min_p", "shares are compared with p itself; compare "
+                            "them with p times the likeliest share", "min_p")),
         "the remaining shares are not rescaled: they do not add up to one":
             dict(end=lambda z: torch.softmax(z.nan_to_num(neginf=-1e9), -1) * 0.9),
         "scores are returned; return shares": dict(end=lambda z: z),
@@ -874,6 +1025,13 @@ def _proportional(part):
         twice(torch.tensor([[1, 2, 3]])), 2 * once(torch.tensor([[1, 2, 3]])),
         rtol=1e-3, atol=1e-5)
 
+@torch.no_grad()
+def _multiplied(part):
+    model, ids = filled(part(11, 8, 16, 1, 4, 24)), torch.tensor([[1, 2, 3]])
+    right = model.head(model.norm(model.blocks[0](model.embedding(ids))))
+    factor = (found := model(ids)).sum() / right.sum()
+    return torch.allclose(found, factor * right, rtol=1e-3) and abs(factor - 1) > 1e-3
+
 SYMPTOMS["Transformer"] = {
     "the vocabulary is not on the last axis of the scores": (
         lambda part: part(11, 8, 16, 2, 4, 24)(torch.tensor([[1, 2, 3]])).shape
@@ -883,6 +1041,8 @@ SYMPTOMS["Transformer"] = {
             (model := filled(part(11, 8, 16, 2, 4, 24)))(torch.tensor([[1, 2, 3, 4]]))[
                 :, :2] - model(torch.tensor([[1, 2, 9, 9]]))[:, :2]).abs().max() > 1e-4
     ),
+    "the scores of the head are multiplied by a number; return them as they are":
+        lambda part: _multiplied(part),
     "doubling the head does not double the scores: are they bent, capped or normalised "
     "after it?": lambda part: not _proportional(part),
     "embedding and head are one matrix, though no tie was asked for": (
@@ -901,7 +1061,7 @@ SYMPTOMS["Transformer"] = {
         lambda part: part(500, 32, 64, 4, 4, 128)(torch.arange(32)[None]).std() > 1}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-step
-def _steps_on(part, pieces):
+def _steps_on(part, pieces, max_norm=0.):
     ids = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
     model = Made(
         lambda s, ids: s.table[ids], table=given(5, 5))
@@ -910,7 +1070,7 @@ def _steps_on(part, pieces):
         torch.optim.SGD(model.parameters(), lr=1.0),
         _scaler(),
         list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
-        0.0)
+        max_norm)
     return found, model.get_parameter("table").detach()
 
 def _returned(part):
@@ -920,8 +1080,14 @@ def _returned(part):
         or abs(float(found[0]) - (table - given(5, 5)).norm().item()) < 1e-4)
 
 
-def _apart_steps(part):
-    return (_steps_on(part, 1)[1] - _steps_on(part, 2)[1]).abs().max() > 1e-4
+def _apart_steps(part, limit=0.):
+    one, two = (_steps_on(part, pieces, limit)[1] for pieces in (1, 2))
+    return (one - two).abs().max() > 1e-4
+
+def _coarse(part): # Are two or three digits of the loss right?
+    (loss, _), _ = _steps_on(part, 1)
+    z, next_ids = given(5, 5)[[0, 1, 2, 4, 1, 1]], torch.tensor([1, 2, 3, 1, 1, 0])
+    return 2e-5 < abs(float(loss) / nn.functional.cross_entropy(z, next_ids) - 1) < .01
 
 
 SYMPTOMS["train_step"] = {
@@ -930,17 +1096,34 @@ SYMPTOMS["train_step"] = {
     "the step does not return the loss and the norm, in this order":
         lambda part: _returned(part),
     "small batches do not give the same step as one large batch":
-        lambda part: _apart_steps(part)}
+        lambda part: _apart_steps(part),
+    "where it clips, small batches give another step than one large batch: wait for "
+    "the last": lambda part: _apart_steps(part, .1),
+    "only two or three digits of the loss are right: is it computed in half precision?":
+        _coarse}
 SYMPTOMS["TransformerBlock"] = {
     "nothing that comes out depends on":
         lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)),
     "the stream changes even if both branches give zeros: it must pass untouched":
-        lambda part: _silent(part(16, 4, 24))}
+        lambda part: _silent(part(16, 4, 24)),
+    "what a branch adds is multiplied by a number; add it as it is":
+        lambda part: _scaled(part, "ffn.w2", "attention")
+        or _scaled(part, "attention.output_proj", "ffn")}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-machine-3
 def _silent(block):
     for last in block.attention.output_proj, block.ffn.w2: last.weight.detach().zero_()
     return (block(given(2, 3, 16)) - given(2, 3, 16)).abs().max() > 1e-5
+
+@torch.no_grad()
+def _scaled(part, silent, branch):
+    "Is what a branch gives multiplied, when the other is silent?"
+    x, block = given(2, 3, 16), _silenced(part(16, 4, 24), silent)
+    right = getattr(block, branch)(getattr(block, f"{branch}_norm")(x))
+    found = block(x) - x
+    factor = (found * right).sum() / right.square().sum()
+    close = torch.allclose(found, factor * right, rtol=1e-3, atol=1e-4)
+    return close and abs(factor) > 1e-3 and abs(factor - 1) > 1e-3
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts
 def _alone(part, setting): # Is a row cut differently beside others?

@@ -35,14 +35,14 @@ from torch.nn.functional import logsigmoid
 
 from ..bpe_tokenizer import BpeTokenizer
 from ..checkpoint import (
-    load_checkpoint, random_states, read_checkpoint, read_safetensors, restore,
-    save_checkpoint, save_model, set_random_states, unwrap_model)
+    load_checkpoint, pick_device, random_states, read_checkpoint, read_safetensors,
+    restore, save_checkpoint, save_model, set_random_states, unwrap_model)
 from ..checks import check_of
-from ..engine.parts import part_name
+from ..engine.parts import part_name, same_parts
 from ..generating import next_probabilities, Sampling
-from llm_course.grading.grading import (
-    MISTAKES, SYMPTOMS, Made, filled, given, gradient, parameters_of, questions_of,
-    reference, variants)
+from .grading import (
+    MISTAKES, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
+    questions_of, reference, variants)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
 from ..optim import AdamW
@@ -178,6 +178,8 @@ def _ask_evaluate(part):
         part(model, _uneven())
         return model.training
     yield "in whether a model in evaluation is in training mode afterwards", resting
+    many = [(torch.tensor([[i % 5]]), torch.tensor([[i % 3]])) for i in range(30)]
+    yield "for many batches", lambda: float(part(_table_model(), many))
     def after(model=None):
         part(_table_model(), _uneven())
         return torch.is_grad_enabled()
@@ -185,17 +187,49 @@ def _ask_evaluate(part):
 
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
-    used=slice(None), kind=float):
+    used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None):
     "An `evaluate` with something changed."
     def part(model, batches):
-        total, count = 0., 0
+        total, n = 0., 0
         if mode is not None: model.train(mode)
         with torch.no_grad() if still else nullcontext():
-            for x, y in list(batches)[used]:
-                total = total + cross_entropy(model(x), y) * weight(y)
-                count += weight(y)
-        return kind(end(total, count))
+            for x, y in used(batches):
+                each = _losses(*seen(model(x), y))
+                if each.numel(): total = total + each.mean() * weight(each)
+                n += (count or weight)(each)
+        return kind(end(total, n))
     return part
+
+def _full(batches):
+    "Those that are as large as the first."
+    batches = [*batches]
+    return [pair for pair in batches if pair[1].shape == batches[0][1].shape]
+
+def _stops_early(part):
+    "At which of many batches it stops, if it does."
+    taken = []
+    def batches():
+        for i in range(250):
+            taken.append(i)
+            yield torch.zeros(1, 1).long(), torch.zeros(1, 1).long()
+    part(_table_model(), batches())
+    return f"{len(taken)} of 250" if len(taken) < 250 else ""
+
+class _Counted(list):
+    "Batches that know how often they were gone through."
+    times = 0
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+def _repeats(part):
+    part(_table_model(), batches := _Counted(_uneven()))
+    return batches.times > 1
+
+SYMPTOMS["evaluate"] = {
+    "batches are gone through twice: an iterator is empty the second time": _repeats,
+    "there is a limit to the batches, and all must count: it stops at batch":
+        _stops_early}
 
 MISTAKES["evaluate"] = variants(_an_evaluation, {
     "all batches count alike; one with fewer targets must count less":
@@ -207,8 +241,25 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
         dict(end=lambda t, n: t / n / 0.693147),
     "a graph is kept for gradients that nobody uses": dict(still=False),
     "the model is left in evaluation mode": dict(mode=False),
-    "only the first batch counts": dict(used=slice(1)),
-    "only the last batch counts": dict(used=slice(-1, None)),
+    "the sum is divided by the number of batches; divide by that of targets":
+        dict(count=lambda y: 1),
+    "the sum is divided by the number of rows; divide by that of targets":
+        dict(count=len),
+    "only the last place of each row counts": dict(
+        seen=lambda z, y: (z[:, -1], y[:, -1])),
+    "the first batch is left out": dict(used=lambda batches: [*batches][1:]),
+    "only the first batch counts": dict(used=lambda batches: [*batches][:1]),
+    "only the last batch counts": dict(used=lambda batches: [*batches][-1:]),
+    "a last batch that is not full is left out": dict(used=_full),
+    "the number of batches is asked for, and an iterator has none":
+        dict(used=lambda batches: (len(batches), batches)[1]),
+    "the model is left in training mode; it came in evaluation": dict(mode=True),
+    "the targets are shifted once more; they come shifted": dict(
+        seen=lambda z, y: (z[:, :-1], y[:, 1:])),
+    "a softmax comes before the cross-entropy, which takes one itself":
+        dict(seen=lambda z, y: (z.softmax(-1), y)),
+    "id 0 is taken for padding and left out; it counts like any other": dict(
+        seen=lambda z, y: (z[y != 0], y[y != 0])),
     "a tensor is returned; return a plain number": dict(kind=lambda x: x)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #runs
@@ -216,7 +267,8 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
 def _made_run(steps, more):
     with torch.random.fork_rng():
         model = filled(Transformer(11, 8, 8, 1, 2, 8, **dict(more)))
-    optimizer = AdamW(model.parameters(), lr=.1)
+    few = [p for name, p in model.named_parameters() if "blocks" not in name]
+    optimizer = AdamW(few, lr=.1)   # fewer moments are read faster
     for _ in range(steps): _go_on(model, optimizer)
     return model, optimizer
 
@@ -236,12 +288,14 @@ def _moments(state):
     kept = state["state"].get(0, {}).values()
     return [x.sum().item() for x in kept if isinstance(x, torch.Tensor)]
 
-def _saved(part, **more):
+def _written(part, model, optimizer, **beside):
     "What a part writes of a run, as an open file."
     file = io.BytesIO()
-    part(*_a_run(**more), 2, file)
+    part(model, optimizer, 2, file, **beside)
     file.seek(0)
     return file
+
+def _saved(part, **more): return _written(part, *_a_run(**more))
 
 @cache
 def _made_file(more): return _saved(save_checkpoint, **dict(more)).getvalue()
@@ -261,59 +315,68 @@ def writes_what_a_run_needs_to_go_on(part):
 
 @questions_of("save_checkpoint")
 def _ask_save(part):
+    @cache   # one file for all that is read in it
     def state(): return read_checkpoint(_saved(part))
     yield "in the steps done", lambda: state()["iteration"]
     yield "in the names of its parameters", lambda: sorted(state()["model"])
     yield "in its parameters", lambda: state()["model"]["head.weight"]
     yield "in the optimiser", lambda: _moments(state()["optimizer"])
     yield "in the shape of the model", lambda: str(state()["config"])
-    yield "with something besides", lambda: read_checkpoint(
-        _saved(lambda *run: part(*run, note=7)))["note"]
+    def beside():
+        found = read_checkpoint(_written(part, *_a_run(), note=7))
+        nested = any("note" in x for x in found.values() if isinstance(x, dict))
+        return found.get("note", "nested" if nested else "missing")
+    yield "with something besides", beside
     def with_buffer():
         model, optimizer = _a_run()
         model.register_buffer("seen", torch.tensor(7.))
-        file = io.BytesIO()
-        part(model, optimizer, 2, file)
-        file.seek(0)
-        return read_checkpoint(file)["model"]["seen"]
+        return read_checkpoint(_written(part, model, optimizer))["model"]["seen"]
     yield "in a buffer of the model", with_buffer
-    def at_a_path():
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)/"run.pt"
-            part(*_a_run(), 2, path)
-            return [read_checkpoint(path)["iteration"], len([*Path(folder).iterdir()])]
-    yield "at a path", at_a_path
+    yield "at a path", lambda: _files_of(part)
+    yield "where the path is a text", lambda: not _refuses(lambda: _files_of(part, str))
     def twice(second, look):
         with tempfile.TemporaryDirectory() as folder:
             path, old = Path(folder)/"run.pt", Path(folder)/"old.pt"
             part(*_a_run(), 2, path)
             os.link(path, old)
-            with suppress(Exception): part(*_a_run(), 3, str(path), **second)
+            with suppress(Exception): part(*_a_run(), 3, path, **second)
             return look(path, old)
-    yield "where writing is broken off", lambda: twice(
-        {"note": _Full()}, lambda path, old: read_checkpoint(path)["iteration"])
-    yield "in how many files are there after writing was broken off", lambda: twice(
-        {"note": _Full()}, lambda path, old: len([*path.parent.iterdir()]))
+    def files(path, old): return [
+        len([*path.parent.iterdir()]), _error_of(lambda: read_checkpoint(path))]
+    yield "where writing is broken off", lambda: twice({"note": _Full()}, files)
     yield "where it replaces a file", lambda: twice({}, lambda path, old: [
         read_checkpoint(path)["iteration"], read_checkpoint(old)["iteration"]])
+    @cache
+    def kept(wrap=lambda model: model, **more):
+        model, optimizer = _a_run(**more)
+        return model, torch.load(
+            _written(part, wrap(model), optimizer), weights_only=True)
     def own():
-        run = _a_run(final_norm=_OwnNorm)
-        file = io.BytesIO()
-        part(*run, 2, file)
-        file.seek(0)
-        return load_checkpoint(file, *run)
+        model, state = kept(final_norm=_OwnNorm)
+        return same_parts(state.get("parts"), model.parts, "it")
     yield "for a model with a part of one's own", own
-    def compiled():
-        model, optimizer = _a_run()
-        file = io.BytesIO()
-        part(_Compiled(model), optimizer, 2, file)
-        file.seek(0)
-        state = read_checkpoint(file)
-        return sorted(state["model"]), str(state["config"])
-    yield "for a compiled model", compiled
+    def named(*wrap, **more):   # as in the model itself?
+        with suppress(Exception):
+            model, state = kept(*wrap, **more)
+            return sorted(state["model"]) == sorted(model.state_dict())
+        return False
+    yield "for a head that is its embedding", lambda: named(tie=True)
+    yield "for a compiled model", lambda: named(_Compiled)
+    yield "for a compiled model in several processes", lambda: named(
+        lambda model: Made(lambda s, x: s.module(x), module=_Compiled(model)))
+    yield "in the shape of a compiled model", lambda: str(kept(_Compiled)[1]["config"])
+    def after(look):
+        file, (model, optimizer) = io.BytesIO(), _a_run()
+        part(model, optimizer, 2, file)
+        return look(model, file)
+    yield "in whether a model that trained is in training mode afterwards", lambda: (
+        after(lambda model, file: model.training))
+    yield "in whether the caller's file stays open", lambda: (
+        after(lambda model, file: not file.closed))
     yield "in the settings of the optimiser", lambda: [
         group["lr"] for group in state()["optimizer"]["param_groups"]]
-    yield "where another process writes", lambda: part(*_a_run(), 2, None) is None
+    yield "where another process writes", lambda: not _refuses(
+        lambda: part(*_a_run(), 2, None))
 
 class _Compiled(nn.Module):
     "A model in a wrapper such as that of `torch.compile`."
@@ -327,25 +390,36 @@ class _Compiled(nn.Module):
 
 class _OwnNorm(RmsNorm): "A norm by another name."
 
+def _files_of(part, kind=Path):
+    "What lies in a folder into which a part writes."
+    with tempfile.TemporaryDirectory() as folder:
+        part(*_a_run(), 2, kind(Path(folder)/"run.ckpt"))
+        return sorted(path.name for path in Path(folder).iterdir())
+
 class _Full:   # as where a disk is full: it cannot be written
     def __reduce__(self): raise OSError("no space is left")
 
 def _a_writer(
-    moments=lambda state: state, steps=lambda n: n, config=True, more=True,
+    moments=lambda state: state, steps=lambda n: n, config=True, more=lambda x: x,
     weights=lambda state: state, parts=True, straight=False, leaves=False,
-    unwrapped=unwrap_model):
+    unwrapped=unwrap_model, held=lambda model: model.state_dict(),
+    after=lambda model, out: 0, opened=Path.exists, unknown=()):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
+        if isinstance(out, unknown): raise TypeError("a path")
         model = unwrapped(model)
         state = {"iteration": steps(iteration),
                  "config": model.config.__dict__ if config else None,
                  "parts": {role: part_name(one) for role, one in model.parts.items()}
                           if parts else {},
-                 "model": weights(model.state_dict()),
+                 "model": weights(held(model)),
                  "optimizer": moments(optimizer.state_dict())}
-        state |= extra if more else {}
+        state |= more(extra)
         if out is None: return
-        if straight or isinstance(out, io.IOBase): return torch.save(state, out)
+        if straight or isinstance(out, io.IOBase):
+            torch.save(state, out)
+            return after(model, out)
+        opened(Path(out))
         try:
             torch.save(state, f"{out}.new")
             os.replace(f"{out}.new", out)
@@ -358,11 +432,26 @@ def _lacks(part):
     found = torch.load(_saved(part), weights_only=True)
     return ", ".join({"iteration", "config", "model", "optimizer"} - {*found})
 
+def _objects(part):
+    "The names of what a careful reader refuses."
+    def careful(x):
+        file = io.BytesIO()
+        torch.save(x, file)
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    found = torch.load(_saved(part), weights_only=False)
+    return ", ".join(name for name, x in found.items() if _refuses(lambda: careful(x)))
+
+def _renamed(part):
+    names = _files_of(part)
+    return names[0] if len(names) == 1 != names.count("run.ckpt") else ""
+
 SYMPTOMS["save_checkpoint"] = {
+    "an open file is not accepted": lambda part: (
+        _refuses(lambda: _saved(part)) and not _refuses(lambda: _files_of(part))),
     "the file has no entry called": _lacks,
-    "the model object is saved, with its code; save its state_dict":
-        lambda part: isinstance(
-            torch.load(_saved(part), weights_only=False)["model"], nn.Module)}
+    "only tensors and plain values may be in the file, but an object with code is":
+        _objects,
+    "the file gets another name than it was given: run.ckpt becomes": _renamed}
 
 MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the optimiser's moments are not in the file":
@@ -374,7 +463,28 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
         weights=lambda state: {name: x.half() for name, x in state.items()}),
     "the names of parameters begin with the name of a wrapper": dict(
         weights=lambda state: {f"module.{name}": x for name, x in state.items()}),
-    "extra entries are not written to the file": dict(more=False),
+    "parameters by name lack buffers, and a tied head: take the state_dict": dict(
+        held=lambda model: dict(model.named_parameters())),
+    "a head that is its embedding is left out": dict(weights=lambda state: {
+        name: x for name, x in state.items()
+        if name != "head.weight" or not torch.equal(x, state["embedding.weight"])}),
+    "the optimiser's settings, its rate among them, are not in the file":
+        dict(moments=lambda state: {"state": state["state"]}),
+    "the number of steps is a tensor; keep a plain number": dict(steps=torch.tensor),
+    "extra entries are not written to the file": dict(more=lambda extra: {}),
+    "extra entries lie in a dictionary of their own; put them beside the others":
+        dict(more=lambda extra: {"extra": extra}),
+    "only one wrapper is taken off, and another may lie within": dict(
+        unwrapped=lambda model: getattr(
+            model, "module", getattr(model, "_orig_mod", model))),
+    "the model is left in evaluation mode": dict(after=lambda model, out: model.eval()),
+    "the caller's file is closed; leave it open":
+        dict(after=lambda model, out: out.close()),
+    "a path that is a text is not accepted": dict(unknown=str),
+    "`None` is refused; it means that another process writes":
+        dict(unknown=type(None)),
+    "the old file is removed before the new one is whole":
+        dict(opened=lambda path: path.unlink(missing_ok=True)),
     "the names of parts that are not ours are missing": dict(parts=False),
     "a save that fails leaves its unfinished file behind: remove it": dict(leaves=True),
     "a compiled model is saved with its wrapper: take that off first":
@@ -398,65 +508,92 @@ def puts_a_run_back(part):
 
 @questions_of("load_checkpoint")
 def _ask_load(part):
-    def loaded(**more):
+    @cache   # loaded once for all that is asked of it
+    def loaded():
         model, optimizer = _a_run(0)
-        return part(_a_file(**more), model, optimizer), model, optimizer
+        return part(_a_file(), model, optimizer), model, optimizer
     yield "in the steps done", lambda: loaded()[0]
     yield "in the model", lambda: loaded()[1].head.weight
     yield "in the optimiser", lambda: _moments(loaded()[2].state_dict())
     def rates():
-        model, optimizer = _a_run()
-        optimizer.param_groups[0]["lr"] = .25
-        file = io.BytesIO()
-        save_checkpoint(model, optimizer, 2, file)
-        file.seek(0)
-        again = _a_run(0)
-        part(file, *again)
-        return again[1].param_groups[0]["lr"]
+        model, optimizer = _a_run(0)
+        part(_changed("rate"), model, optimizer)
+        return optimizer.param_groups[0]["lr"]
     yield "in the rates of the optimiser", rates
     def alone():
         model, _ = _a_run(0)
         return part(_a_file(), model), model.head.weight.sum().item()
     yield "without an optimiser", alone
-    yield "where there is something besides", lambda: part(
-        _saved(lambda *run: save_checkpoint(*run, note=7)), *_a_run(0))
+    yield "where there is something besides", lambda: part(_changed("note"), *_a_run(0))
     yield "in its type", lambda: type(loaded()[0]).__name__
     def other(): return part(_a_file(qk_norm=True), _a_run(0)[0])
     yield "in a model of another shape", other
     yield "in the error for a model of another shape", lambda: _error_of(other)
     def armed():
         _Bomb.went_off = False
-        _refuses(lambda: part(_changed(x=_Bomb()), *_a_run(0)))
+        _refuses(lambda: part(_changed("bomb"), *_a_run(0)))
         return _Bomb.went_off
     yield "in whether code in the file is run", armed
-    yield "for a file of something else", lambda: part(
-        io.BytesIO(b"something else"), *_a_run(0))
-    def seen(state):   # by a model whose parameters have the same shapes
-        return {"config": state["config"] | {"sliding_window": 4}}
-    yield "for a model with another setting", lambda: part(_changed(seen), *_a_run(0))
-    def moments(state):
-        kept = state["optimizer"]
-        cut = {name: x[:1] if x.ndim else x for name, x in kept["state"][0].items()}
-        return {"optimizer": kept | {"state": kept["state"] | {0: cut}}}
-    yield "for moments of another shape", lambda: part(_changed(moments), *_a_run(0))
+    def foreign(): return part(io.BytesIO(b"something else"), *_a_run(0))
+    yield "for a file of something else", foreign
+    yield "in the error for a file of something else", lambda: _error_of(foreign)
     for label, change in (
-        ("where a parameter is missing", lambda old: {
-            name: x for name, x in old.items() if name != "norm.weight"}),
-        ("where there is one parameter more", lambda old: old | {"x": torch.ones(8)}),
-        ("where a parameter has another shape", lambda old: old | {
-            "norm.weight": torch.ones(4)})):
-        yield label, lambda: part(
-            _changed(lambda state: {"model": change(state["model"])}), *_a_run(0))
+        ("for a file with a bit that has turned over", "bit"),
+        ("for a model with another setting", "setting"),
+        ("for moments of another shape", "cut"),
+        ("for moments that are not finite", "endless"),
+        ("where a parameter is missing", "less"),
+        ("where there is one parameter more", "more"),
+        ("where a parameter has another shape", "shape")):
+        yield label, lambda: part(_changed(change), *_a_run(0))
+    def refused():
+        model, optimizer = _a_run(0)
+        _refuses(lambda: part(_changed("cut"), model, optimizer))
+        return torch.equal(model.head.weight, _a_run(0)[0].head.weight)
+    yield "in whether a file that is refused leaves the model alone", refused
+    def held():
+        _, model, optimizer = loaded()
+        return optimizer.param_groups[0]["params"][0] is next(model.parameters())
+    yield "in whether the optimiser still holds the model's parameters", held
+    yield "in whether a model that trained is in training mode afterwards", lambda: (
+        loaded()[1].training)
     for kind in Path, str:
         yield "for a file named by a path", lambda: _at_a_path(part, kind)
 
-def _changed(change=lambda state: {}, **more):
+def _with_moments(state, change):
+    "The same, where the moments of the first parameter are others."
+    kept = state["optimizer"]
+    first = {name: change(x) for name, x in kept["state"][0].items()}
+    return {"optimizer": kept | {"state": kept["state"] | {0: first}}}
+
+def _with_weights(state, **more): return {"model": {
+    name: x for name, x in (state["model"] | more).items() if x is not None}}
+
+_CHANGES:dict[str, Any] = {
+    "note": lambda state: {"note": 7},
+    "rate": lambda state: {"optimizer": state["optimizer"] | {"param_groups": [
+        group | {"lr": .25} for group in state["optimizer"]["param_groups"]]}},
+    "setting": lambda state: {"config": state["config"] | {"norm_eps": .5}},
+    "bomb": lambda state: {"x": _Bomb()},
+    "cut": partial(_with_moments, change=lambda x: x[:1] if x.ndim else x),
+    "endless": partial(_with_moments, change=lambda x: x / 0),
+    "less": partial(_with_weights, **{"norm.weight": None}),
+    "more": partial(_with_weights, x=torch.ones(8)),
+    "shape": partial(_with_weights, **{"norm.weight": torch.ones(4)})}
+
+@cache
+def _made_change(what):
+    state = torch.load(_a_file(), weights_only=True)
+    if what != "bit":
+        torch.save(state | _CHANGES[what](state), file := io.BytesIO())
+        return file.getvalue()
+    data, weight = bytearray(_a_file().getvalue()), state["model"]["head.weight"]
+    data[data.index(weight.numpy().tobytes()) + 2] ^= 1   # torch reads it as it is
+    return bytes(data)
+
+def _changed(what):
     "A checkpoint in which something was changed."
-    file = io.BytesIO()
-    state = read_checkpoint(_a_file())
-    torch.save(state | change(state) | more, file)
-    file.seek(0)
-    return file
+    return io.BytesIO(_made_change(what))
 
 def _at_a_path(part, kind):
     "What comes back of a file."
@@ -480,9 +617,13 @@ def _plainly(state, model, optimizer, strict=True):
     model.load_state_dict(state["model"], strict=strict)
     if optimizer: optimizer.load_state_dict(state["optimizer"])
 
-def _with_both(state, model, optimizer):
+def _moments_unseen(state, model, optimizer):
     restore(state, model)
-    optimizer.load_state_dict(state["optimizer"])
+    if optimizer: optimizer.load_state_dict(state["optimizer"])
+
+def _model_first(state, model, optimizer):
+    restore(state, model)
+    restore(state, model, optimizer)
 
 def _only_settings(state, model, optimizer):
     restore(state, model)
@@ -490,19 +631,52 @@ def _only_settings(state, model, optimizer):
     for group, kept in zip(optimizer.param_groups, state["optimizer"]["param_groups"]):
         group.update((name, x) for name, x in kept.items() if name != "params")
 
+def _own_rates(model, optimizer, groups):
+    for group, old in zip(optimizer.param_groups, groups): group.update(old)
+
+def _no_steps(model, optimizer, groups):
+    for kept in optimizer.state.values(): kept["step"] *= 0
+
+def _assigned(model, optimizer, groups):
+    weights = {name: x.clone() for name, x in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+
+def _unchecked(state, model, optimizer, look=lambda x: x):
+    "Put back moments after a look at something else in their place."
+    kept = {i: {name: look(x) for name, x in moments.items()}
+            for i, moments in state["optimizer"]["state"].items()}
+    whole = state["optimizer"]
+    restore(state | {"optimizer": whole | {"state": kept}}, model, optimizer)
+    if optimizer: optimizer.load_state_dict(whole)
+
 def _loosely(state, model, optimizer, fits=lambda x, own: True):
     own = model.state_dict()
     restore(state | {"model": own}, model, optimizer)
     model.load_state_dict({name: x for name, x in state["model"].items()
                            if fits(x, own.get(name, x))}, strict=False)
 
-def _a_loader(read=read_checkpoint, put=restore, steps=lambda n: n):
+def _a_loader(put=restore, steps=lambda n: n, after=lambda *run: 0, plain=False,
+              code=False, errors=True, alone=True):
     "A `load_checkpoint` with something changed."
     def part(source, model, optimizer=None):
-        put(state := read(source), model, optimizer)
+        if not (optimizer or alone): raise AttributeError("no optimiser")
+        groups = [dict(group) for group in getattr(optimizer, "param_groups", ())]
+        try:
+            if not (plain or code): state = read_checkpoint(source)
+            else: state = torch.load(source, weights_only=not code)
+        except Exception as error:
+            if errors: raise ValueError("another file") from error
+            raise
+        put(state, model, optimizer)
+        if optimizer: after(model, optimizer, groups)
         return steps(state["iteration"])
     return part
 
+def _not_steps(part):
+    found = part(_a_file(), *_a_run(0))
+    return "" if isinstance(found, int) else f"a {type(found).__name__} is"
+
+SYMPTOMS["load_checkpoint"] = {"the number of steps must be returned, and": _not_steps}
 MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "the optimiser does not get its moments back":
         dict(put=lambda state, model, optimizer: restore(state, model)),
@@ -513,8 +687,6 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
             state, copy.deepcopy(model), optimizer)),
     "the number of steps is one too high": dict(steps=lambda n: n + 1),
     "the run begins at step zero again": dict(steps=lambda n: 0),
-    "the whole state is returned; return the number of steps":
-        dict(steps=lambda n: {"iteration": n}),
     "parameters that do not fit are skipped without an error":
         dict(put=partial(_plainly, strict=False)),
     "names that are missing, or extra, are skipped without an error: compare them":
@@ -522,11 +694,27 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "only what fits is put back; refuse parameters with another name or shape":
         dict(put=partial(_loosely, fits=lambda x, own: x.shape == own.shape)),
     "code in the file is run; read only tensors and plain values":
-        dict(read=partial(torch.load, weights_only=False)),
-    "it fails without an optimiser; a model can be loaded alone":
-        dict(put=_with_both),
+        dict(code=True),
+    "checksums are not compared: a damaged file is read": dict(plain=True),
+    "what torch raises for another file is passed on; raise a ValueError":
+        dict(plain=True, errors=False),
+    "it fails without an optimiser; a model can be loaded alone": dict(alone=False),
+    "the file's settings are not compared with the model's": dict(
+        put=lambda state, *run: restore(state | {"config": None}, *run)),
+    "moments are not compared: torch takes them in any shape":
+        dict(put=_moments_unseen),
+    "moments that are not finite are put back; refuse them":
+        dict(put=partial(_unchecked, look=torch.nan_to_num)),
+    "the model is changed before the optimiser's moments are compared":
+        dict(put=_model_first),
+    "the optimiser keeps its own rates; put the file's back": dict(after=_own_rates),
+    "the optimiser's count of steps begins again at zero": dict(after=_no_steps),
+    "the model gets new parameters, and the optimiser holds the old: copy into these":
+        dict(after=_assigned),
+    "the model is left in evaluation mode":
+        dict(after=lambda model, *run: model.eval()),
     "nothing is compared before it is put back: torch takes moments of any shape":
-        dict(read=partial(torch.load, weights_only=True), put=_plainly)})
+        dict(plain=True, errors=False, put=_plainly)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #chance
 def _drawn():
@@ -576,37 +764,61 @@ def puts_back_what_was_read(part):
 @questions_of("random_states")
 def _ask_states(part):
     yield lambda: _again(part, _put_back)
-    yield lambda: sorted(part())[-3:]
+    yield lambda: sorted(_sources.keys() & part())
     yield "in whether reading leaves chance alone", lambda: _read_twice(part)
     def stored():
         file = io.BytesIO()
         torch.save(part(), file)
         file.seek(0)
-        return sorted(torch.load(file, weights_only=True))[-3:]
+        return sorted(_sources.keys() & torch.load(file, weights_only=True))
     yield "in a checkpoint, which holds tensors and plain values", stored
 
 def _read_twice(part):
+    "Does each source go on after reading as it would have done?"
     with _chance_kept():
-        before = random_states()["torch"]
+        before = random_states()
         part()
-        return bool((before == random_states()["torch"]).all())
+        return [str(before[key]) == str(random_states()[key]) for key in _sources]
 
 @questions_of("set_random_states")
 def _ask_set_states(part):
     yield lambda: _again(random_states, part)
-    yield "for states that are damaged", lambda: part({"torch": 3})
+    def broken(): return part({"torch": 3})
+    yield "for states that are damaged", broken
+    yield "in the error for states that are damaged", lambda: _error_of(broken)
+    for key in _sources: yield "where a source is missing", lambda: _without(part, key)
+    def twice():
+        with _chance_kept():
+            states, found = random_states(), []
+            for _ in range(2):
+                part(states)
+                found.append(_drawn())
+            return [int(a == b) for a, b in zip(*found)]
+    yield "when the same states are put back again", twice
 
-def _a_state(left="", short=False):
+def _without(part, key):
+    "The error where a source is missing."
+    states = {name: state for name, state in random_states().items() if name != key}
+    with _chance_kept(): return _error_of(lambda: part(states))
+
+def _a_state(left="", change=lambda states: states, draws=False):
     "A `random_states` that leaves a source out."
     def part():
+        if draws: random.random()
         states = random_states()
         if left: states[left] = _begun()[left]
-        return _shortened(states) if short else states
+        return change(states)
     return part
 
 def _shortened(states):
     "The same without the second normal number, which NumPy keeps for its next draw."
     return states | {"numpy": (*states["numpy"][:3], 0, 0.)}
+
+def _as_seeds(key, states):
+    "Use a number of a state as a seed."
+    if key == "python": random.seed(states[key][1][0])
+    if key == "numpy": np.random.seed(states[key][1][0])
+    if key == "torch": torch.manual_seed(int(states[key][:8].sum()))
 
 def _begun():
     "States of chance as they were at some other time."
@@ -616,13 +828,21 @@ def _begun():
         torch.manual_seed(5)
         return random_states()
 
-def _a_return(left="", short=False, checked=True):
+def _a_return(left="", short=False, checked=True, kind=ValueError, seed="", used=False,
+              demands=()):
     "A `set_random_states` that leaves a source out."
     def part(states):
-        kept = random_states()
+        if left == "nothing": return
+        kept, own = random_states(), states
         if short and "numpy" in states: states = _shortened(states)
-        with nullcontext() if checked else suppress(Exception):
+        try:
+            for key in demands: states[key]
             set_random_states(states | ({left: kept[left]} if left else {}))
+        except Exception as error:
+            if checked: raise kind("damaged") from error
+        else:
+            if seed: _as_seeds(seed, states)
+            if used: own.clear()
     return part
 
 _sources = {"python": "Python's random", "numpy": "NumPy", "torch": "torch"}
@@ -630,26 +850,56 @@ MISTAKES["random_states"] = variants(_a_state, {
     f"the state of {name} is missing, or is not the present one": dict(left=key)
     for key, name in _sources.items()} | {
     "NumPy's second normal number, which waits for the next draw, is left out":
-        dict(short=True)})
-MISTAKES["set_random_states"] = variants(_a_return, {
-    f"the state of {name} is not put back": dict(left=key)
-    for key, name in _sources.items()} | {
+        dict(change=_shortened),
+    "Python's second normal number, which waits for the next draw, is left out": dict(
+        change=lambda all: all | {"python": (*all["python"][:2], None)}),
+    "NumPy's state holds an array, which a checkpoint refuses; make it a list": dict(
+        change=lambda all: all | {"numpy": np.random.get_state()}),
+    "Python's random draws a number while the states are read": dict(draws=True)})
+_returns:dict[str, Any] = {
     "nothing is put back": dict(left="nothing"),
     "NumPy's second normal number, which waits for the next draw, is not put back":
         dict(short=True),
     "states that are damaged are passed over; raise a ValueError":
-        dict(checked=False)})
+        dict(checked=False),
+    "states that are damaged raise another error than a ValueError":
+        dict(kind=KeyError),
+    "a GPU's state is demanded, and a machine may have none":
+        dict(demands=("cuda", "mps")),
+    "states are taken out of the dictionary, so they can't be put back again":
+        dict(used=True)}
+MISTAKES["set_random_states"] = variants(_a_return, _returns | {
+    f"the state of {name} is not put back": dict(left=key)
+    for key, name in _sources.items()} | {
+    f"a number of {name}'s state is used as a seed; put the state back": dict(seed=key)
+    for key, name in zip(_sources, ("Python", "NumPy", "torch"))})
+SYMPTOMS["set_random_states"] = {
+    f"the state of {name} is not put back": lambda part, i=i: not all(
+        _again(random_states, part)[i::3]) for i, name in enumerate(_sources.values())
+} | {
+    "a state that is missing is passed over; raise a ValueError for a missing":
+        lambda part: " or ".join(key for key in _sources if not _without(part, key))}
 SYMPTOMS["random_states"] = {
     f"the state of {name} is missing": lambda part, key=key: key not in part()
     for key, name in _sources.items()}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #load-model
+@cache
+def _made_model(more):
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(_a_run(0, **dict(more))[0], path := Path(folder)/"x.safetensors")
+        return path.read_bytes()
+
+def _read_model(part, data, name, device="cpu", kind=Path, **settings):
+    "Put a file into a folder, and let a part read it."
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder)/name).write_bytes(data)
+        return part(kind(Path(folder)/name), device, **settings)
+
 def _model_file(part, look, **more):
     "Write a small model, let a part read it, and look at what it gives."
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/"model.safetensors"
-        save_model(_a_run(0, **more)[0], path)
-        return look(part(path, "cpu"))
+    data = _made_model(tuple(more.items()))
+    return look(_read_model(part, data, "model.safetensors"))
 
 @check_of("load_model")
 def gives_the_scores_of_the_model_that_was_saved(part):
@@ -661,63 +911,102 @@ def gives_the_scores_of_the_model_that_was_saved(part):
 @questions_of("load_model")
 def _ask_load_model(part):
     ids = torch.tensor([[1, 7, 3]])
-    yield lambda: _model_file(part, lambda model: model(ids).half())
+    loaded = cache(lambda: _model_file(part, lambda model: model))   # for all questions
+    yield lambda: loaded()(ids).half()
     yield "in whether head and embedding stay tied", lambda: _model_file(
         part, lambda m: m.head.weight is m.embedding.weight, tie=True)
     yield "in its shape", lambda: _model_file(
         part, lambda m: m.config.num_kv_heads or 0, num_kv_heads=1)
-    yield "in whether it trains", lambda: _model_file(part, lambda m: m.training)
-    yield "in its type", lambda: _model_file(part, lambda m: str(m.head.weight.dtype))
-    def junk():
+    yield "in whether it trains", lambda: loaded().training
+    yield "in its type", lambda: str(loaded().head.weight.dtype)
+    yield "for a file that is not a model", lambda: _read_model(
+        part, b"no model", "model.safetensors")
+    def found(what="note", **more):
+        return _read_model(part, _made_change(what), "best.pt", **more)
+    yield "for a checkpoint", lambda: found()(ids)
+    yield "where the path is a text", lambda: not _refuses(lambda: found(kind=str))
+    def in_folder(**steps):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)/"model.safetensors"
-            path.write_bytes(b"no model")
-            return part(path, "cpu")
-    yield "for a file that is not a model", junk
-    def found(name, kind=Path):
-        with tempfile.TemporaryDirectory() as folder:
-            model, optimizer = _a_run(0)
-            save_checkpoint(model, optimizer, 0, Path(folder)/"best.pt")
-            return part(kind(Path(folder)/name), "cpu")(ids)
-    yield "for a checkpoint", lambda: found("best.pt")
-    yield "for the folder of a run", lambda: found("")
-    def newer():
-        with tempfile.TemporaryDirectory() as folder:
-            model, optimizer = _a_run(0)
-            save_checkpoint(model, optimizer, 0, Path(folder)/"best.pt")
-            with torch.no_grad(): model.head.weight.add_(given(11, 8, seed=9))
-            save_checkpoint(model, optimizer, 1, Path(folder)/"checkpoint.pt")
-            return part(Path(folder), "cpu")(ids)
-    yield "for the folder of a run that went on after its best", newer
-    yield "where the path is a text", lambda: found("best.pt", str)
+            for name, n in steps.items():
+                (Path(folder)/f"{name}.pt").write_bytes(_a_file(steps=n).getvalue())
+            with suppress(Exception): return part(Path(folder), "cpu")(ids)
+            return "refused"
+    yield "for the folder of a run", lambda: in_folder(best=1)
+    yield "for the folder of a run that went on after its best", lambda: in_folder(
+        best=1, checkpoint=2)
+    own = dict(parts={"final_norm": _OwnNorm})
+    def own_norm(**more):
+        data = _a_file(final_norm=_OwnNorm).getvalue()
+        return _read_model(part, data, "best.pt", **more)
+    with_own = cache(lambda: own_norm(**own))
+    yield "with a part of one's own", lambda: any(
+        isinstance(layer, _OwnNorm) for layer in with_own().modules())
+    yield "in whether it trains with a part of one's own", lambda: with_own().training
+    yield "in the error where a part of one's own is missing", lambda: (
+        _error_of(own_norm))
+    yield "in its other settings", lambda: _model_file(
+        part, lambda model: model(ids).half(), rope_theta=7., norm_eps=.5)
+    yield "on a device that does not exist", lambda: found(device="teapot")
+    yield "where a parameter is missing", lambda: found("less")
+    yield "in the error for a file of weights alone", lambda: _error_of(
+        lambda: _read_model(part, _weights_alone(), "best.pt"))
+    def armed():
+        _Bomb.went_off = False
+        _refuses(lambda: found("bomb"))
+        return _Bomb.went_off
+    yield "in whether code in the file is run", armed
     def chance():
         before = torch.random.get_rng_state()
         _model_file(part, lambda model: 0)
         return torch.equal(before, torch.random.get_rng_state())
     yield "in whether the chance of others is left alone", chance
 
-def _a_model_loader(weights=True, train=False, kind=torch.float32, shape=lambda c: c,
-                    tied=True, folders=("best.pt",)):
+@cache
+def _weights_alone():
+    torch.save(_a_run(0)[0].state_dict(), file := io.BytesIO())
+    return file.getvalue()
+
+def _a_model_loader(
+    weights=True, train=lambda parts: False, kind=torch.float32, shape=lambda c: c,
+    tied=True, folders=("best.pt",), kinds=(str, Path), read=read_checkpoint,
+    named=True, strict=True, still=torch.random.fork_rng, place=pick_device,
+    own=lambda parts: parts):
     "A `load_model` with something changed."
     def part(path, device=None, parts=None):
-        path = Path(path)
+        if not isinstance(path, kinds): raise AttributeError("a path")
+        path, parts = Path(path), own(parts or {})
         if path.is_dir():
             path = next((path/n for n in folders if (path/n).exists()), path)
         packed = path.suffix == ".safetensors"
-        saved = (read_safetensors if packed else read_checkpoint)(path)
+        saved = (read_safetensors if packed else read)(path)
         config = ModelConfig(**shape(saved["config"]))
-        own = {k: v for k, v in config.__dict__.items() if tied or k != "tie"}
-        with torch.random.fork_rng(): model = Transformer(**own, device=device)
-        if weights: model.load_state_dict(saved["model"], strict=False)
-        stored = saved["model"]["embedding.weight"].dtype
-        return model.to(kind or stored).train(train)
+        if named: same_parts(saved.get("parts"), parts, path)
+        sizes = {k: v for k, v in config.__dict__.items() if tied or k != "tie"}
+        with still(): model = Transformer(**sizes, **parts, device=place(device))
+        found = saved["model"]
+        if tied and config.tie: found["head.weight"] = found["embedding.weight"]
+        if weights: model.load_state_dict(found, strict=strict and tied)
+        return model.to(kind or found["embedding.weight"].dtype).train(train(parts))
     return part
 
+def _run_freely(path):
+    state = torch.load(path, weights_only=False)
+    if "config" not in state: raise ValueError("no checkpoint")
+    return state
 
+_sizes = "vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads", "d_ff"
+def _no_model(part):
+    found = _read_model(part, _made_change("note"), "best.pt")
+    return "" if isinstance(found, nn.Module) else f"a {type(found).__name__} is"
+
+SYMPTOMS["load_model"] = {"the model must be returned, and": _no_model}
 MISTAKES["load_model"] = variants(_a_model_loader, {
     "the model keeps its fresh weights: those of the file are not loaded":
         dict(weights=False),
-    "the model is left in training mode": dict(train=True),
+    "the model is left in training mode": dict(train=lambda parts: True),
+    "a model with parts of one's own is left in training mode": dict(train=bool),
+    "of the folder of a run only the last checkpoint is read; read best.pt":
+        dict(folders=("checkpoint.pt",)),
     "the model keeps the type of the file, which may be half precision; make it "
     "float32": dict(kind=None),
     "the model is in half precision; make it float32": dict(kind=torch.float16),
@@ -727,7 +1016,24 @@ MISTAKES["load_model"] = variants(_a_model_loader, {
     "heads":
         dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
-    "the folder of a run is not accepted: read its best.pt": dict(folders=())})
+    "the folder of a run is not accepted: read its best.pt": dict(folders=()),
+    "a path that is a text is not accepted": dict(kinds=Path),
+    "fresh weights are drawn, which moves the chance of others":
+        dict(still=nullcontext),
+    "the device has no effect: one that does not exist is accepted":
+        dict(place=lambda device: "cpu"),
+    "parts of one's own are not built in": dict(own=lambda parts: {}),
+    "the names of parts are not compared: a model of other parts is read as ours":
+        dict(named=False),
+    "of the file's shape only the sizes are taken; rope_theta, norm_eps and others "
+    "count, too": dict(shape=lambda c: {
+        k: v for k, v in c.items() if k in (*_sizes, "num_kv_heads", "tie")}),
+    "a parameter that is missing keeps its fresh numbers; refuse such a file":
+        dict(strict=False),
+    "a file of weights alone raises another error than a ValueError":
+        dict(read=partial(torch.load, weights_only=True)),
+    "code in the file is run; read only tensors and plain values":
+        dict(read=_run_freely)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #cache
 def _kept(cache, *sizes):
@@ -773,7 +1079,7 @@ def _ask_cache(part):
         k = given(2, 2, 4, 3)
         one.append(k, k)
         plain = one.mask()
-        one.padding = torch.tensor([0, 2])
+        one.padding = torch.tensor([1, 2])
         return [plain is None or bool(plain.all()),
                 one.mask().expand(2, 1, 1, 4).tolist()]
     yield "in what it hides", padded
@@ -792,8 +1098,9 @@ def _ask_cache(part):
 
 def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
-    twice=0, cuts=False, kind=None, grown=0, onto=lambda start: start,
-    hides=lambda at, padding: at >= padding, second=False):
+    twice="", cuts=False, kind=None, grown=0, onto=lambda start: start,
+    hides=lambda at, padding: at >= padding, second=False, spare=0,
+    seen=lambda length, room: length):
     "A `KVCache` with something changed."
     class Part:
         place = 0
@@ -805,11 +1112,12 @@ def _a_cache(
             self.padding = None
 
         def append(self, k, v):
-            new = torch.stack([k, k if twice else v])
+            new = torch.stack({"keys": [k, k], "values": [v, v], "swapped": [v, k]}.get(
+                twice, [k, v]))
             start = at(self.place if second else self.length)
             end = self.place = start + k.shape[-2]
             if cuts: end = min(end, self.room)
-            elif end > self.room: raise ValueError("no room")
+            elif end > self.room - spare: raise ValueError("no room")
             into = onto(start)
             self.both[..., into:into + end - start, :] = new[..., :end - start, :]
             if counts: self.length = self.length + grown if grown else end
@@ -817,7 +1125,8 @@ def _a_cache(
 
         def mask(self):
             if self.padding is None: return None
-            shown = hides(torch.arange(self.length), self.padding[:, None])
+            places = torch.arange(seen(self.length, self.room))
+            shown = hides(places, self.padding[:, None])
             return shown[:, None, None]
     return Part
 
@@ -831,9 +1140,14 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
-    "a second counter says where to write, so lowering `length` forgets nothing":
+    "lowering `length` forgets nothing: something else says where the text ends":
         dict(second=True),
-    "keys are returned where the values should be": dict(twice=1),
+    "keys are returned where the values should be": dict(twice="keys"),
+    "values are returned where the keys should be: do both lie in one memory?":
+        dict(twice="values"),
+    "keys and values have changed places": dict(twice="swapped"),
+    "a cache that would be exactly full is refused; its last place is free":
+        dict(spare=1),
     "tokens that do not fit are dropped without an error": dict(cuts=True),
     "new tokens come back before the old ones": dict(
         back=lambda both, start, end: torch.cat(
@@ -844,7 +1158,13 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
     "the mask hides the last places; padding stands before a text":
         dict(hides=lambda at, padding: at < at.numel() - padding),
-    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding)})
+    "the mask hides one place too many": dict(hides=lambda at, padding: at > padding),
+    "the mask is as long as the memory; it is for the filled places alone":
+        dict(seen=lambda length, room: room),
+    "the padding of the first text counts for all texts":
+        dict(hides=lambda at, padding: (at >= padding[:1]).expand(len(padding), -1)),
+    "the padding of the last text counts for all texts":
+        dict(hides=lambda at, padding: (at >= padding[-1:]).expand(len(padding), -1))})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate-ids
 class _Plain(Transformer): "A model that nothing faster stands in for."
@@ -917,23 +1237,25 @@ def _ask_generate_ids(part):
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
-        _writer(), _begin, 6, 4., 1., generator=source()).tolist()) for _ in range(2)})
+        _writer(), _begin, 4, 4., 1., generator=source()).tolist()) for _ in range(2)})
     def free(seed=None):
         if seed is not None: torch.manual_seed(seed)
-        return part(_writer(), _begin[:1], 6, 1e4, 1.).tolist()
+        return part(_writer(), _begin[:1], 5, 1e4, 1.).tolist()
     yield "in its draws without a generator", lambda: [
         free(1) == free(1), free(1) == free(2), free() == free()]
     def seeded():
         model = _writer()
         before = torch.random.get_rng_state()
-        text = part(model, _begin[:1], 12, 1e4, 1., generator=source())
+        text = part(model, _begin[:1], 9, 1e4, 1., generator=source())
         return [torch.equal(before, torch.random.get_rng_state()),
                 len(set(text[0, 3:].tolist())) > 2]
     yield "in its draws with a generator", seeded
-    yield "when the text outgrows the model", lambda: list(
-        part(_writer(), _begin, 15, 0.).shape)
-    yield "in the beginning of a text that outgrows the model", lambda: part(
-        _writer(), _begin, 15, 0.)[:, :3]
+    long = cache(lambda: part(_writer(), _begin, 15, 0.))
+    yield "when the text outgrows the model", lambda: list(long().shape)
+    yield "in the beginning of a text that outgrows the model", lambda: long()[:, :3]
+    yield "for texts of different lengths, with padding", lambda: part(
+        _writer(), torch.tensor([[5, 5, 2, 9], [7, 7, 7, 4]]), 3, 0.,
+        padding=torch.tensor([1, 2]))
     yield "where the prompt is longer than what the model reads", lambda: part(
         _writer(), torch.arange(20)[None] % 11, 1, 0.)
     said = int(_begin[0, 2])
@@ -955,33 +1277,41 @@ def _ask_generate_ids(part):
 def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
-    kept=None, sown=""):
+    sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
+    mode=None, fill=lambda stop: stop, bare=False):
     "A `generate_ids` with something changed."
+    def scores(model, ids, padding):
+        if padding is None or bare: return read(model, ids)
+        return torch.cat([read(model, row[None, n:]) for row, n in zip(ids, padding)])
     def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
              generator=None, padding=None, **more):
         ended = torch.zeros(len(ids), 1, dtype=torch.bool)
         begin = ids.shape[1]
+        more = {name: value for name, value in more.items() if name not in lost}
+        if mode is not None: model.train(mode)
+        if ends == "truthy": stop_id = stop_id or None
         if ends == "prompt" and stop_id is not None:
             ended = (ids == stop_id).any(-1, keepdim=True)
         if sown == "once": torch.manual_seed(0)
         seen = ids   # by the model
-        for _ in range(max_tokens + extra):
+        for _ in range(count(max_tokens, begin) + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
-            with torch.no_grad(): z = read(model, seen)
+            with torch.no_grad(): z = scores(model, seen, padding)
             how = Sampling(heat(temperature), share(top_p), **more)
-            shares = next_probabilities(z, seen, how)
+            shares = next_probabilities(z, heard(seen, begin), how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
                 shares, 1, generator=generator if own else None)
             if twin: new = new[:1].expand(len(ids), 1)
             drawn = new
             if stop_id is not None and ends != "never":
-                if ends != "free": new = new.masked_fill(ended, stop_id)
+                if ends != "free": new = new.masked_fill(ended, fill(stop_id))
                 said = new == stop_id
                 ended = ended ^ said if ends == "toggle" else ended | said
                 if ends == "cut" and ended.all(): break
-            ids = torch.cat([ids, new], -1)[:, -(kept or 10**9):]
+            ids = torch.cat([ids, new], -1)
             seen = torch.cat([seen, drawn], -1) if ends == "toggle" else ids
+            if ends == "long": continue
             if ended.any() if ends == "first" else ended.all(): break
         return ids if whole else ids[:, begin:]
     return part
@@ -1013,12 +1343,47 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
     "the end mark in a prompt counts as an end": dict(ends="prompt"),
     "the end mark itself is missing from what comes back": dict(ends="cut"),
-    "the returned text, too, is cut to what the model can read": dict(kept=16),
+    "the stop id 0 counts as none: compare with None": dict(ends="truthy"),
+    "the loop goes on after all texts have ended": dict(ends="long"),
+    "a text that has ended is filled with 0; fill it with the stop id":
+        dict(fill=lambda stop: 0),
+    "max_tokens counts the prompt, too": dict(count=lambda n, begin: n - begin),
+    "the repetition penalty does not see the prompt":
+        dict(heard=lambda seen, begin: seen[:, begin:]),
+    "the repetition penalty sees only the prompt":
+        dict(heard=lambda seen, begin: seen[:, :begin]),
+    "the repetition penalty has no effect": dict(lost=["repetition_penalty"]),
+    "top-k has no effect": dict(lost=["top_k"]),
+    "min-p has no effect": dict(lost=["min_p"]),
+    "top-k, min-p and the penalty have no effect":
+        dict(lost=["top_k", "min_p", "repetition_penalty"]),
+    "the model reads what stands before shorter texts: hand `padding` on":
+        dict(bare=True),
+    "the model is left in evaluation mode": dict(mode=False),
     "the generator that was given is not used": dict(own=False),
     "every text gets the token of the first text": dict(twin=True),
     "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
     "the seed is set again for each token, so every draw uses the same random number":
         dict(sown="each")})
+
+class _Heard(Transformer):
+    "A model that counts the ids that come with caches."
+    count = 0
+    def forward(self, ids, token_positions=None, caches=None):
+        if caches is not None: self.count += ids.shape[-1]
+        return super().forward(ids, token_positions, caches)
+
+def _read_again(part):
+    "Are more ids read into the caches than the text has?"
+    with torch.random.fork_rng(): model = filled(_Heard(11, 16, 8, 1, 2, 8))
+    attempt(lambda: part(model, _begin[:1], 3, 0.))
+    return model.count > 6
+
+SYMPTOMS["generate_ids"] = {
+    "the caches are given tokens that they hold: hand over only what is new":
+        _read_again,
+    "a text that outgrows the model comes back without its beginning":
+        lambda part: not torch.equal(part(_writer(), _begin, 15, 0.)[:, :3], _begin)}
 
 # %% ../../nbs/grading/mistakes_world.ipynb #generate
 @check_of("generate")
@@ -1042,6 +1407,9 @@ def _ask_generate(part):
     yield "where the text ends", lambda: part(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: part(*_chain("abéc"), "a", 9, 0., stop="éc")
     yield "for several prompts", lambda: part(*_chain("abéc"), ["a", "bé"], 2, 0.)
+    yield "for a list of one prompt", lambda: part(*_chain("abéc"), ["a"], 1, 0.)
+    yield "where white space stands at both ends", lambda: part(
+        *_chain(" ab\n"), " ", 3, 0.)
     yield from _asked_of_both(part)
 
 def _babble():
@@ -1071,6 +1439,8 @@ def _asked_of_both(part, whole=lambda text: text):
         babble(seed=0) == babble(seed=0))
     yield "among equals when the temperature is 0", lambda: babble(0.)
     yield "with top-p", lambda: babble(top_p=0.)
+    yield "in the letters that top-p leaves", lambda: max(
+        babble(1., .25, seed=1)) < "m"
     yield "with top-k", lambda: hot(top_k=1)
     yield "with min-p", lambda: hot(min_p=1.)
     yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
@@ -1150,14 +1520,18 @@ def _spoken(
     if loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
-               late=False, sown="", cuts=False, letters=False, heeds=True, last=True,
-               fills=False, **how):
+               late=False, sown="", cuts=False, lone=False, mixed=False,
+               letters=False, heeds=True, last=True, fills=False,
+               count=lambda n, ids: n, **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
               stop=(), seed=None, filling=0, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) and not letters else stop
         if not heeds: more = {}
+        if sown == "never": seed = None
+        if mixed: temperature, top_p = top_p, min(temperature, 1.)
+        max_tokens = count(max_tokens, tokenizer.encode(prompt))
         chance = torch.Generator()
         unsown = not seed if sown == "truthy" else seed is None
         if unsown and sown != "fixed": chance.seed()
@@ -1177,7 +1551,7 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def part(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, list):
             found = [part(model, tokenizer, one, *inputs, **more) for one in prompt]
-            return found if all_prompts else found[0]
+            return found[0] if not all_prompts or (lone and len(found) == 1) else found
         begin = prompt if start == "prompt" else ""
         text = begin + "".join(speak(model, tokenizer, prompt, *inputs, **more))
         ends = more.get("stop", ()) if cuts else ()
@@ -1196,6 +1570,9 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
 _of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
     "the stop text has no effect": dict(stops=False),
+    "the seed has no effect": dict(sown="never"),
+    "temperature and top-p have changed places": dict(mixed=True),
+    "max_tokens counts the prompt, too": dict(count=lambda n, ids: n - len(ids)),
     "the stop text is written out": dict(kept=True),
     "each character of the stop text ends the text": dict(letters=True),
     "top_k, min_p and repetition_penalty have no effect": dict(heeds=False),
@@ -1214,9 +1591,16 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is searched for the stop text, too, and cut there": dict(cuts=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False),
+    "a list of one prompt gives a text; it should give a list": dict(lone=True),
     "one token too few is written": dict(extra=-1),
     "one token too many is written": dict(extra=1),
     "of several prompts only the first is continued": dict(all_prompts=False)})
+
+def _stripped(part):
+    said = part(*_chain(" ab\n"), " ", 3, 0.)
+    return said != " ab\n" and said.strip() == "ab"
+
+SYMPTOMS["generate"] = {"white space at an end of the text is lost": _stripped}
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; hand over only what is new":
@@ -1257,13 +1641,14 @@ def _ask_answer_loss(part):
 def _an_answer_loss(
     said=lambda learnt: learnt, wide=True,
     end=lambda each, said: (each * said).sum() / said.sum(),
-    blank=lambda logits, targets, said: (logits, targets), later=False):
+    blank=lambda logits, targets, said: (logits, targets), later=False,
+    shifted=False):
     "An `answer_loss` with something changed."
     def part(logits, targets, learnt):
         learnt = said(learnt)
-        if later:
-            logits, targets, learnt = (
-                logits[..., :-1, :], targets[..., :-1], learnt[..., 1:])
+        if later or shifted:
+            targets = targets[..., 1:] if shifted else targets[..., :-1]
+            logits, learnt = logits[..., :-1, :], learnt[..., 1:]
         logits, targets = blank(logits, targets, learnt)
         each = _losses(logits, targets)
         if not wide:
@@ -1282,6 +1667,9 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
             torch.arange(learnt.shape[-1]) > 0)),
     "the mask is shifted once more: it belongs to the targets already":
         dict(later=True),
+    "the targets are shifted once more; they come shifted": dict(shifted=True),
+    "the sum is divided by the rows; divide by the ids that are learnt":
+        dict(end=lambda each, said: (each * said).sum() / len(each)),
     "the mask lies one place too early": dict(said=lambda learnt: learnt.roll(-1, -1)),
     "the mask lies one place too late": dict(said=lambda learnt: learnt.roll(1, -1)),
     "the sum is divided by all ids, not by those that are learnt":
@@ -1826,6 +2214,8 @@ class _Ring:
     def __init__(self, count):
         self.count, self.own = count, threading.local()
         self.sent, self.at_work = [0] * count, count
+        self.log:list[list] = [[] for _ in range(count)]   # to whom, what, x by then
+        self.open = [0] * count   # what each receives and has not waited for
         self.ways:dict[tuple, list] = defaultdict(list)   # (from, to): on the way
         self.waiting:set[tuple] = set()
         self.news = threading.Condition()
@@ -1833,6 +2223,7 @@ class _Ring:
     def isend(self, tensor, dst, *more, **names):
         rank = self.own.rank
         self.sent[rank] += tensor.numel()
+        self.log[rank].append((dst, tensor.clone(), self.tensors[rank].clone()))
         with self.news:
             self.ways[rank, dst].append(tensor.detach().clone())
             self.news.notify_all()
@@ -1845,14 +2236,19 @@ class _Ring:
 
     def irecv(self, tensor, src, *more, **names):
         way = src, self.own.rank
+        self.open[way[1]] += 1
         def wait():
+            self.open[way[1]] -= 1
             with self.news:
                 self.waiting.add(way)
                 self.news.notify_all()   # it may be the last that could have sent
                 self.news.wait_for(lambda: self.ways[way] or self._stuck())
                 self.waiting.remove(way)
                 if not self.ways[way]: raise TimeoutError("nothing was received")
-                tensor.copy_(self.ways[way].pop(0))
+                came = self.ways[way].pop(0)
+                if came.nbytes != tensor.nbytes:
+                    raise RuntimeError("Received data size doesn't match expected size")
+                tensor.copy_(came)
         return mock.Mock(wait=wait)
 
     def recv(self, tensor, src, *more, **names): self.irecv(tensor, src).wait()
@@ -1860,6 +2256,7 @@ class _Ring:
     def run(self, part, tensors):
         "Let each thread call a part with its tensor; raises what one of them raises."
         errors:dict[int, Exception] = {}
+        self.tensors = tensors
         def work(rank):
             self.own.rank = rank
             try: part(tensors[rank])
@@ -1905,27 +2302,47 @@ def _ask_ring(part):
     yield "for a matrix", lambda: _Ring(2).run(
         part, [given(2, 3, seed=rank) for rank in range(2)])[0]
     yield "in how much it sends", lambda: _summed(part, 4, 8)[1]
+    yield "in double precision", lambda: _Ring(2).run(
+        part, [given(4, seed=rank).double() for rank in range(2)])[0]
+    def long_row():
+        ring = _Ring(4)
+        ring.run(part, [given(1, 8, seed=rank) for rank in range(4)])
+        return sorted(ring.sent)   # whose piece is the row?
+    yield "in how much it sends of one long row", long_row
 
 def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=False,
-            lost=False, kept=True, own=False, twice=False, early=0):
+            lost=False, kept=True, own=False, twice=False, early=0, flat=True,
+            cut=torch.tensor_split, place=torch.empty_like, central=False,
+            copied=False):
     "A `ring_all_reduce` with something changed."
     def part(x):
         rank, n = dist.get_rank(), dist.get_world_size()
         right, left = (rank + 1) % n, (rank - 1) % n
         def swap(out, like):
-            got = torch.empty_like(like)
+            got = place(like)
             waiting:Any = dist.irecv(got, left)
             dist.send(out, right)
             waiting.wait()
             return got
+        if central:
+            others = [*range(1, n)] if rank == 0 else [0]
+            if rank: dist.send(x, 0)
+            for other in others:
+                got = torch.empty_like(x)
+                dist.recv(got, other)
+                x.copy_(got if rank else x + got)
+            for other in others if rank == 0 else []: dist.send(x, other)
+            return
         if whole:
             out = x.clone()
             for _ in range(n - 1):
                 out = swap(out, x)
                 x += out
             return
-        pieces = list(x.tensor_split(n))
-        if lost: pieces = list(x[:len(x) // n * n].view(n, -1))
+        numbers = x.clone() if copied else x
+        if flat: numbers = numbers.view(-1)
+        pieces = list(cut(numbers, n))
+        if lost: pieces = list(numbers[:len(numbers) // n * n].view(n, -1))
         for step in range(1, n - steps):
             at = (rank - step - 1) % n
             got = swap(pieces[(rank - step + first) % n], pieces[at])
@@ -1939,6 +2356,47 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
             pieces[at].copy_(pieces[at] + got if twice else got)
         x.copy_(end(x, n))
     return part
+
+def _watched(part):
+    "A ring of three whose numbers tell who was added: of process r they are 10**r."
+    ring = _Ring(3)
+    numbers = [torch.full((6,), 10.**rank) for rank in range(3)]
+    with suppress(Exception): ring.run(part, numbers)
+    return ring
+
+def _others(part):
+    "Are messages sent to a process that is no neighbour, or that does not exist?"
+    ring = _Ring(4)
+    with suppress(Exception): ring.run(part, [torch.ones(8) for _ in range(4)])
+    return [{dst for dst, *_ in log} for log in ring.log]
+
+def _rounds(part):
+    "What goes out first in the second round, and what x holds by then."
+    log = _watched(part).log
+    return [each[2] for each in log] if min(map(len, log)) > 2 else []
+
+def _whole(x): return bool((x == 111).any())
+
+SYMPTOMS["ring_all_reduce"] = {
+    "what is received is used before it has come: wait for it":
+        lambda part: any(_watched(part).open),
+    "the ring is not closed: a message goes to a process that does not exist":
+        lambda part: any(dst not in range(4) for to in _others(part) for dst in to),
+    "messages go to several processes; in a ring each sends to one neighbour":
+        lambda part: any(len(to) > 1 for to in _others(part)),
+    "each process waits for a message before it sends one, so none is ever sent":
+        lambda part: not any(_watched(part).log),
+    "what comes in is written over the own numbers before they are added":
+        lambda part: any(str(int(n)).strip("0") == "2" for log in _watched(part).log
+                         for _, _, x in log[:2] for n in x),
+    "in the first round a piece does not gather all numbers: pass on what was just "
+    "added up": lambda part: any(
+        not _whole(out) and not _whole(x) for _, out, x in _rounds(part)),
+    "the second round begins with a piece whose sum is not finished": lambda part: any(
+        not _whole(out) for _, out, _ in _rounds(part)),
+    "in the second round finished pieces are added to what is there; copy them":
+        lambda part: _rounds(part) != [] and any(
+            (x > 111).any() for x in _watched(part).tensors)}
 
 MISTAKES["ring_all_reduce"] = variants(_a_ring, {
     "the sums stay where they were made: the second round is missing":
@@ -1956,4 +2414,11 @@ MISTAKES["ring_all_reduce"] = variants(_a_ring, {
         dict(own=True),
     "the first round ends one step too early": dict(steps=1),
     "whole tensors are sent round; send one piece at a time": dict(whole=True),
-    "the last numbers are left out where pieces are not equally long": dict(lost=True)})
+    "the last numbers are left out where pieces are not equally long": dict(lost=True),
+    "there are fewer pieces than processes for some sizes": dict(cut=torch.chunk),
+    "only the first axis is cut: one long row goes round whole": dict(flat=False),
+    "what comes in is received in float32, whatever the type of x":
+        dict(place=lambda like: torch.empty(like.shape)),
+    "one process adds up everything and sends it to all; let pieces go round":
+        dict(central=True),
+    "the sum is made in a copy, and x stays as it was": dict(copied=True)})
