@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/grading/mistakes_machine.ipynb #imports
 import math
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -414,7 +415,7 @@ def _ask_step(part):
     ids = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
     @cache
     def step(pieces=1, max_norm=0., steps=1, scale=1., breaks=False):
-        model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
+        model:Any = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         model.table.grad = torch.full((5, 5), 7.)
         if breaks: model.table.register_hook(lambda grad: grad / 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
@@ -449,7 +450,7 @@ def _ask_step(part):
         step(scale=64., breaks=True)[0].isfinite().all())
     @cache
     def in_groups():
-        three = [nn.Parameter(given(5, 5, seed=i)) for i in range(3)]
+        three:Any = [nn.Parameter(given(5, 5, seed=i)) for i in range(3)]
         model = Made(lambda s, ids: sum(p[ids] for p in three))
         groups:Any = [{"params": three[:2]}, {"params": three[2:], "lr": .5}]
         optimizer = torch.optim.SGD(groups, lr=1.)
@@ -459,7 +460,7 @@ def _ask_step(part):
     yield "in the length that it returns where parameters come in groups", lambda: (
         in_groups()[1])
     def told(look):
-        model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
+        model:Any = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
         return look(model, *part(
             model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], 0.))
@@ -485,7 +486,7 @@ def _a_step(
     used=slice(None),
     scaled="scale unscale",
     update=True,
-    lots=lambda groups: [[p for ps in groups for p in ps]]):
+    lots=lambda groups: [[*chain(*groups)]]):
     "A `train_step` with something changed."
     def shortened(optimizer, limit):
         sets = lots([group["params"] for group in optimizer.param_groups])
@@ -1032,10 +1033,21 @@ def _proportional(part):
 
 @torch.no_grad()
 def _multiplied(part):
-    model, ids = filled(part(11, 8, 16, 1, 4, 24)), torch.tensor([[1, 2, 3]])
+    model:Any = filled(part(11, 8, 16, 1, 4, 24))
+    ids = torch.tensor([[1, 2, 3]])
     right = model.head(model.norm(model.blocks[0](model.embedding(ids))))
     factor = (found := model(ids)).sum() / right.sum()
     return torch.allclose(found, factor * right, rtol=1e-3) and abs(factor - 1) > 1e-3
+
+@torch.no_grad()
+def _scaled(part, silent, branch):
+    "Is what a branch gives multiplied, when the other is silent?"
+    x, block = given(2, 3, 16), _silenced(part(16, 4, 24), silent)
+    right = getattr(block, branch)(getattr(block, f"{branch}_norm")(x))
+    found = block(x) - x
+    factor = (found * right).sum() / right.square().sum()
+    close = torch.allclose(found, factor * right, rtol=1e-3, atol=1e-4)
+    return close and abs(factor) > 1e-3 and abs(factor - 1) > 1e-3
 
 SYMPTOMS["Transformer"] = {
     "the vocabulary is not on the last axis of the scores": (
@@ -1119,16 +1131,6 @@ SYMPTOMS["TransformerBlock"] = {
 def _silent(block):
     for last in block.attention.output_proj, block.ffn.w2: last.weight.detach().zero_()
     return (block(given(2, 3, 16)) - given(2, 3, 16)).abs().max() > 1e-5
-
-@torch.no_grad()
-def _scaled(part, silent, branch):
-    "Is what a branch gives multiplied, when the other is silent?"
-    x, block = given(2, 3, 16), _silenced(part(16, 4, 24), silent)
-    right = getattr(block, branch)(getattr(block, f"{branch}_norm")(x))
-    found = block(x) - x
-    factor = (found * right).sum() / right.square().sum()
-    close = torch.allclose(found, factor * right, rtol=1e-3, atol=1e-4)
-    return close and abs(factor) > 1e-3 and abs(factor - 1) > 1e-3
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts
 def _alone(part, setting): # Is a row cut differently beside others?
