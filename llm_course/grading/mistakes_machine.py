@@ -1062,6 +1062,9 @@ SYMPTOMS["Transformer"] = {
         lambda part: _multiplied(part),
     "doubling the head does not double the scores: are they bent, capped or normalised "
     "after it?": lambda part: not _proportional(part),
+    "embedding and head are two matrices, though a tie was asked for": (
+        lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight
+        .data_ptr() != model.embedding.weight.data_ptr()),
     "embedding and head are one matrix, though no tie was asked for": (
         lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight
         is model.embedding.weight),
@@ -1215,7 +1218,14 @@ SYMPTOMS["penalise"] = {
     "a token that was said twice is punished twice; once is enough": (
         lambda part: part(torch.tensor([4.0, 1.0]), torch.tensor([0, 0]), 2.0)[0] < 2
         == part(torch.tensor([4.0, 1.0]), torch.tensor([0]), 2.0)[0])}
+def _dialled(part, **dials):
+    return part(_four, torch.tensor([0]), Sampling(1., 1., **dials))
+
 SYMPTOMS["next_probabilities"] = {
+    "scores are returned; return shares":
+        lambda part: torch.equal(_dialled(part), _four),
+    "the repetition penalty has no effect": lambda part: torch.equal(
+        _dialled(part), _dialled(part, repetition_penalty=2.)),
     "the shares do not add up to one": (
         lambda part: abs(part(_four, torch.tensor([0]), Sampling(1.0, 0.8)).sum() - 1)
         > 1e-4)}
