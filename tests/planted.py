@@ -127,7 +127,7 @@ class Part(nn.Module):
     ("SiLuQuickGelu", "1.702 in the sigmoid (quick GELU)", "the input of the sigmoid is scaled", "sigmoid(x)", "sigmoid(1.702 * x)"),
     ("SiLuOverflows", "sigmoid written e^x/(1+e^x): overflows to nan for large x", "the exponential overflows far from zero", "torch.sigmoid(x)", "(torch.exp(x) / (1 + torch.exp(x)))"),
     ("SiLuDetachedGate", "gate is detached: gradient lacks the gate's part", "no gradient flows through the gate", "sigmoid(x)", "sigmoid(x).detach()"),
-    ("SiLuNanGradient", "x/(1+e^−x): nan in the gradient far left (0·inf)", "its gradient at −200 or 200 is not finite", "x * torch.sigmoid(x)", "x / (1 + torch.exp(-x))"),
+    ("SiLuNanGradient", "x/(1+e^−x): nan in the gradient far left (0·inf)", "the sigmoid is written out with e^−x", "x * torch.sigmoid(x)", "x / (1 + torch.exp(-x))"),
     ("SiLuTanh", "tanh instead of sigmoid", "the gate is a hyperbolic tangent", "sigmoid", "tanh"))
 
 # ---------------------------------------------------------------- FFN
@@ -386,7 +386,7 @@ class RopePersistentTable(_Rope):
         self.register_buffer("sin_t", sin)
     def _apply(self, fn, recurse=True): return self
 
-@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "after conversion to bfloat16, it turns positions up to 4,096 by other angles")
+@fault("RoPE", "table follows .bfloat16(): angles rounded to half precision", "conversion to bfloat16 changes its angles")
 class RopeHalfTable(nn.Module):
     def __init__(self, d_k, max_seq_len, theta=10000.0, device=None):
         super().__init__()
@@ -1177,7 +1177,7 @@ def top_k_drops_the_kth(logits, k):
     out = logits.masked_fill(logits <= logits.topk(k).values[..., -1:], -torch.inf)
     return out if k > 1 else _top(logits, 1)
 
-@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)", "rows are not cut independently")
+@fault("keep_top_k", "threshold of the first row used for all (values[-1] of the batch)", "the whole batch is cut together")
 def top_k_one_threshold(logits, k):
     if k == 0 or k >= logits.shape[-1]: return logits
     kth = logits.topk(k).values.reshape(-1, k)[0, -1]
@@ -1634,7 +1634,7 @@ def learn_ties_by_id(words, num_merges, progress=False):
 @fault("learn_merges", "ties compared by the joined bytes instead of the pair", "ties are broken by the joined bytes")
 def learn_ties_by_joined(words, num_merges, progress=False): return _learn(words, num_merges, key=lambda c, p: (c[p], p[0] + p[1]))
 
-@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "pairs that a merge has removed are still counted")
+@fault("learn_merges", "neighbours' counts not lowered after a merge (incremental update forgets the old pairs)", "pairs that a merge has removed keep their old counts")
 def learn_stale_counts(words, num_merges, progress=False):
     split, merges, counts = {w: [bytes([b]) for b in w] for w in words}, [], Counter()
     for w, pieces in split.items():

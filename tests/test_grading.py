@@ -672,7 +672,7 @@ def test_a_parameter_without_influence_is_named():
             super().__init__()
             self.w1, self.w2, self.w3 = nn.Linear(d_model, d_ff, bias=False), nn.Linear(d_ff, d_model, bias=False), nn.Linear(d_model, d_ff, bias=False)
         def forward(self, x): return self.w2(nn.functional.silu(self.w1(x)) * self.w1(x))
-    assert "depends on w3.weight" in judge(Part, "FFN").hint
+    assert "w3" in judge(Part, "FFN").hint
 
 
 @pytest.mark.parametrize("mine, said", [([("w", (2,))], "buffer w that is not to be, and weight is missing"), ([], "the parameter weight is missing"), ([("weight", (3, 2))], "has the shape (3, 2) instead of (2,)"), ([("weight", (2,)), ("x", (1,))], "buffer x that is not to be")])

@@ -984,8 +984,8 @@ def hint_for(
             with untouched(): return symptom(part, component)
         return ""
     if not any(differ(mine, truth, True)): return raised or seen()
-    if found := compare(mine, component): return found
     if raised.startswith("it is called otherwise"): return raised
+    if found := compare(mine, component): return found
     searches = (lambda: unheeded(mine, component), lambda: reordered(part, component),
                 lambda: paired(mine, component))
     for search in searches:

@@ -370,8 +370,7 @@ MISTAKES["RmsNorm"] = {
         _a_norm(partial(_rms, keepdim=False)),
     "the gain is applied before the division; apply it after":
         _a_norm(_rms, before=lambda x, gain: x * gain, gained=lambda y, gain: y),
-    "the gain is a plain tensor, so it is neither learned nor saved; make it a "
-    "parameter":
+    "no gain is learned and saved: it is missing, or a plain tensor and no parameter":
         _unlearned(_a_norm(_rms), "weight"),
     "the mean runs over the tokens instead of the features":
         _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
@@ -559,7 +558,7 @@ MISTAKES["FFN"] = {
     "the input is added: that is the block's work, not this layer's":
         _a_network(lambda x, *w: x + _swiglu(x, *w)),
     "the matrices have biases; they should have none": _a_network(_swiglu, bias=True),
-    "w1 and w3 are one and the same layer": _tied(_a_network(_swiglu), "w1", "w3"),
+    "w1 does the work of w3 as well": _tied(_a_network(_swiglu), "w1", "w3"),
     "d_ff is cut to two thirds, as Llama does; it is the number of gates already":
         _a_network(_swiglu, width=lambda d, d_ff: 2 * d_ff // 3),
     "d_ff is ignored: the middle is four times as wide as the ends":

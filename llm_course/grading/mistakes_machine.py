@@ -640,9 +640,6 @@ for _name, _settings in (
 @questions_of("keep_top_p")
 def _ask_top_p(part):
     yield from _asker(0.0, 1 / 32, 0.4, 0.6, 0.79, 0.9, 1.0)(part)
-    level = torch.linspace(0, -2, 1000).bfloat16()   # 753 hold 0.9
-    yield "for many tokens in half precision", lambda: bool(
-        750 < part(level, .9).isfinite().sum() < 756)
 
 def _a_cutter(keep, drop=lambda z, kept: z.masked_fill(~kept, -torch.inf)):
     "Keep the tokens that `keep(shares, setting, scores)` marks."
@@ -773,8 +770,6 @@ MISTAKES["keep_top_p"] = {
         ),
         "of equally likely tokens the higher ids stay":
             lambda p, s, z: _top_p(p.flip(-1), s, z).flip(-1),
-        "shares are added up in half precision, which rounds each sum: widen them":
-            lambda p, s, z: _top_p(torch.softmax(z, -1), s, z),
         "nothing is left out": lambda p, s, z: p >= 0,
         "what should be kept is left out, and "
         "what should be left out is kept": lambda p, s, z: ~_top_p(p, s, z)}.items()}
