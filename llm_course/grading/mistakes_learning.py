@@ -623,11 +623,6 @@ def _ask_clip(part):
         yield "for a length that is not finite", lambda: clipped([[3.], [broken]], 1.)
     yield "for a negative limit", lambda: clipped([[3.], [4.]], -1.)
     yield "where there is no gradient at all", lambda: clipped([[]], 1.)
-    def single():
-        p = torch.ones(2)   # its numbers are leaves, too, of which each has no gradient
-        p.grad = torch.tensor([3., 4.])
-        return [float(part(p, 1.)), *p.grad.tolist()]
-    yield "for a single parameter that is in no list", single
     yield "where the limit is 0", lambda: clipped([[3.], [4.]], 0.)
     def turned():
         p = nn.Parameter(torch.ones(2, 3).mT)
@@ -669,12 +664,10 @@ def _a_clip(
     act=True,
     cut=False,
     own=False,
-    anew=False,
-    bare=False):
+    anew=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
-        alone = isinstance(params, torch.Tensor) and not bare
-        params = [params] if alone else [*params]
+        params = [params] if isinstance(params, torch.Tensor) else [*params]
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
@@ -713,8 +706,6 @@ MISTAKES["gradient_clip"] = variants(
         "the longest tensor's length is used; all gradients together are longer":
             dict(norm=lambda gs: max(g.norm().item() for g in gs)),
         "the gradient is replaced by a new tensor; scale it in place": dict(anew=True),
-        "a single parameter is not put into a list, so its gradient stays as it is":
-            dict(bare=True),
         "the lengths of the tensors are added up; add up their squares":
             dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
         "every number is cut off at the limit by itself, which changes the direction":
@@ -1072,8 +1063,6 @@ def _ask_loss(part):
         ignore_index=i)(z, y)
     for ids in y, some: yield "where ignore_index is None", lambda: part(
         ignore_index=None)(z, ids)
-    yield "in its type for half precision", lambda: part()(
-        z.bfloat16(), y).dtype in (torch.float32, torch.float64)
     yield "where one row lies far above another", lambda: part()(
         torch.cat([z, z + 500]), torch.cat([y, y]))
     yield "for a target outside the vocabulary", lambda: part()(z[0], y[0] + 1)
@@ -1144,9 +1133,6 @@ MISTAKES["CrossEntropyLoss"] = variants(
         "where no target counts the loss is 0 instead of nan: the divisor is never 0":
             dict(reduce=lambda losses, counts: losses[counts].sum()
                  / counts.sum().clamp(min=1)),
-        "the loss is rounded to half precision at the end; leave it in float32": dict(
-            surprise=lambda z, y: (torch.logsumexp(z.float(), -1)
-                                   - _pick(z.float(), y)).to(z.dtype)),
         "only the last place of each row counts":
             dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
         "two axes are swapped before the logits are flattened, so rows meet the wrong "
