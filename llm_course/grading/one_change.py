@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDITS', 'NUMBERS', 'FAMILIES', 'OPERATORS', 'OPPOSITES', 'ORDERS', 'ALONG', 'MISSING', 'BLOCKS', 'LEFT_ALONE', 'ASKS',
-           'WRITES', 'Definition', 'Source', 'source_of', 'Change', 'changed', 'edits_of', 'Scope', 'excerpt',
+           'HARMFUL', 'Definition', 'Source', 'source_of', 'Change', 'changed', 'edits_of', 'Scope', 'excerpt',
            'changes', 'one_change']
 
 # %% ../../nbs/grading/one_change.ipynb #imports
@@ -128,7 +128,7 @@ class Scope:
     others:tuple[tuple[str, ast.expr], ...]=() # Names and `self.…`: text, node
     keys:tuple[str, ...]=() # By which something is looked up
     guard:bool=False        # Does it decide whether an error is raised?
-    closed:frozenset[str]=frozenset() # Functions that write files
+    closed:frozenset[str]=frozenset() # Functions that are left alone
 
 def excerpt(
     node:ast.AST,
@@ -517,14 +517,14 @@ def _changes(made, node, scope):
                 yield change(name, i, size, several, rank, said, line)
         yield from _changes(made, child, inner)
 
-WRITES = """open save save_file write write_text write_bytes tofile memmap mkdir unlink
-    makedirs rmdir rmtree rename system run Popen urlopen""".split()
+HARMFUL = """open save save_file write write_text write_bytes tofile memmap mkdir unlink
+    makedirs rmdir rmtree rename system run Popen urlopen get_state set_state""".split()
 
-def _writers(source):
-    "The functions that write files, or call such functions."
+def _harmful(source):
+    "The functions in which a change may do harm, and those that call them."
     nodes = [node for made in source.definitions for node in ast.walk(made.tree)]
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
-    found, before = {*WRITES}, 0
+    found, before = {*HARMFUL}, 0
     while len(found) > before:
         before = len(found)
         for function in functions:
@@ -543,7 +543,7 @@ def changes(
                  if isinstance(node, ast.Subscript)
                  and isinstance(node.slice, ast.Constant)
                  and isinstance(node.slice.value, str)]
-    scope = Scope(keys=tuple(dict.fromkeys(keys)), closed=_writers(source))
+    scope = Scope(keys=tuple(dict.fromkeys(keys)), closed=_harmful(source))
     for made in reversed(source.definitions):   # the part itself first
         found += _changes(made, ast.Module([made.tree], []), scope)
     return sorted(found, key=lambda change: change.rank)
