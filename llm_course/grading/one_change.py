@@ -193,14 +193,17 @@ def _sign(node, this, scope):
     what = "`not`" if isinstance(node.op, ast.Not) else "sign"
     yield 1, node.operand, f"the {what} in {this} should not be there"
 
-OPERATORS = ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.MatMult
+OPERATORS = {   # which others stand where it belongs
+    ast.Add: (ast.Sub, ast.Mult), ast.Sub: (ast.Add, ast.Div),
+    ast.Mult: (ast.Div, ast.Add, ast.MatMult), ast.MatMult: (ast.Mult,),
+    ast.Div: (ast.Mult, ast.Sub, ast.FloorDiv), ast.FloorDiv: (ast.Div, ast.Mod),
+    ast.Mod: (ast.FloorDiv,), ast.Pow: (ast.Mult,)}
 
 @edits_of(ast.BinOp)
 def _operator(node, this, scope):
     left, op, right = node.left, node.op, node.right
-    for other in OPERATORS:
-        new = ast.BinOp(left, other(), right)
-        if not isinstance(op, other): yield 1, new, f"the operator of {this} is wrong"
+    for other in OPERATORS.get(type(op), ()):
+        yield 1, ast.BinOp(left, other(), right), f"the operator of {this} is wrong"
     if not isinstance(op, ast.Add | ast.Mult):
         yield 1, ast.BinOp(right, op, left), f"the two sides of {this} are exchanged"
     yield 1, left, f"the right side of {this} should not be there"
