@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/grading/mistakes_machine.ipynb #imports
 import math
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -414,7 +415,7 @@ def _ask_step(part):
     ids = torch.tensor([[0, 1, 2, 3], [4, 1, 1, 0]])
     @cache
     def step(pieces=1, max_norm=0., steps=1, scale=1., breaks=False):
-        model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
+        model:Any = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         model.table.grad = torch.full((5, 5), 7.)
         if breaks: model.table.register_hook(lambda grad: grad / 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
@@ -449,7 +450,7 @@ def _ask_step(part):
         step(scale=64., breaks=True)[0].isfinite().all())
     @cache
     def in_groups():
-        three = [nn.Parameter(given(5, 5, seed=i)) for i in range(3)]
+        three:Any = [nn.Parameter(given(5, 5, seed=i)) for i in range(3)]
         model = Made(lambda s, ids: sum(p[ids] for p in three))
         groups:Any = [{"params": three[:2]}, {"params": three[2:], "lr": .5}]
         optimizer = torch.optim.SGD(groups, lr=1.)
@@ -459,7 +460,7 @@ def _ask_step(part):
     yield "in the length that it returns where parameters come in groups", lambda: (
         in_groups()[1])
     def told(look):
-        model = Made(lambda s, ids: s.table[ids], table=given(5, 5))
+        model:Any = Made(lambda s, ids: s.table[ids], table=given(5, 5))
         optimizer = torch.optim.SGD(model.parameters(), lr=1.)
         return look(model, *part(
             model, optimizer, _scaler(), [(ids[:, :-1], ids[:, 1:])], 0.))
@@ -485,7 +486,7 @@ def _a_step(
     used=slice(None),
     scaled="scale unscale",
     update=True,
-    lots=lambda groups: [[p for ps in groups for p in ps]]):
+    lots=lambda groups: [[*chain(*groups)]]):
     "A `train_step` with something changed."
     def shortened(optimizer, limit):
         sets = lots([group["params"] for group in optimizer.param_groups])
@@ -529,7 +530,11 @@ def _stretched(ps, limit):
     return norm
 
 def _by_norm(kind):
-    return lambda ps, limit: nn.utils.clip_grad_norm_(ps, limit or float("inf"), kind)
+    def clip(ps, limit):
+        norm = torch.cat([p.grad.flatten() for p in ps]).norm(kind)
+        for p in ps: p.grad.mul_(min(1., limit / float(norm)) if limit else 1.)
+        return norm
+    return clip
 
 MISTAKES["train_step"] = variants(
     _a_step,
@@ -1027,10 +1032,21 @@ def _proportional(part):
 
 @torch.no_grad()
 def _multiplied(part):
-    model, ids = filled(part(11, 8, 16, 1, 4, 24)), torch.tensor([[1, 2, 3]])
+    model:Any = filled(part(11, 8, 16, 1, 4, 24))
+    ids = torch.tensor([[1, 2, 3]])
     right = model.head(model.norm(model.blocks[0](model.embedding(ids))))
     factor = (found := model(ids)).sum() / right.sum()
     return torch.allclose(found, factor * right, rtol=1e-3) and abs(factor - 1) > 1e-3
+
+@torch.no_grad()
+def _scaled(part, silent, branch):
+    "Is what a branch gives multiplied, when the other is silent?"
+    x, block = given(2, 3, 16), _silenced(part(16, 4, 24), silent)
+    right = getattr(block, branch)(getattr(block, f"{branch}_norm")(x))
+    found = block(x) - x
+    factor = (found * right).sum() / right.square().sum()
+    close = torch.allclose(found, factor * right, rtol=1e-3, atol=1e-4)
+    return close and abs(factor) > 1e-3 and abs(factor - 1) > 1e-3
 
 SYMPTOMS["Transformer"] = {
     "the vocabulary is not on the last axis of the scores": (
@@ -1045,6 +1061,9 @@ SYMPTOMS["Transformer"] = {
         lambda part: _multiplied(part),
     "doubling the head does not double the scores: are they bent, capped or normalised "
     "after it?": lambda part: not _proportional(part),
+    "embedding and head are two matrices, though a tie was asked for": (
+        lambda part: (model := part(11, 8, 16, 1, 4, 24, tie=True)).head.weight
+        .data_ptr() != model.embedding.weight.data_ptr()),
     "embedding and head are one matrix, though no tie was asked for": (
         lambda part: (model := part(11, 8, 16, 1, 4, 24)).head.weight
         is model.embedding.weight),
@@ -1087,7 +1106,7 @@ def _apart_steps(part, limit=0.):
 def _coarse(part): # Are two or three digits of the loss right?
     (loss, _), _ = _steps_on(part, 1)
     z, next_ids = given(5, 5)[[0, 1, 2, 4, 1, 1]], torch.tensor([1, 2, 3, 1, 1, 0])
-    return 2e-5 < abs(float(loss) / nn.functional.cross_entropy(z, next_ids) - 1) < .01
+    return 2e-5 < abs(float(loss) / cross_entropy(z, next_ids) - 1) < .01
 
 
 SYMPTOMS["train_step"] = {
@@ -1114,16 +1133,6 @@ SYMPTOMS["TransformerBlock"] = {
 def _silent(block):
     for last in block.attention.output_proj, block.ffn.w2: last.weight.detach().zero_()
     return (block(given(2, 3, 16)) - given(2, 3, 16)).abs().max() > 1e-5
-
-@torch.no_grad()
-def _scaled(part, silent, branch):
-    "Is what a branch gives multiplied, when the other is silent?"
-    x, block = given(2, 3, 16), _silenced(part(16, 4, 24), silent)
-    right = getattr(block, branch)(getattr(block, f"{branch}_norm")(x))
-    found = block(x) - x
-    factor = (found * right).sum() / right.square().sum()
-    close = torch.allclose(found, factor * right, rtol=1e-3, atol=1e-4)
-    return close and abs(factor) > 1e-3 and abs(factor - 1) > 1e-3
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #symptoms-cuts
 def _alone(part, setting): # Is a row cut differently beside others?
@@ -1208,7 +1217,14 @@ SYMPTOMS["penalise"] = {
     "a token that was said twice is punished twice; once is enough": (
         lambda part: part(torch.tensor([4.0, 1.0]), torch.tensor([0, 0]), 2.0)[0] < 2
         == part(torch.tensor([4.0, 1.0]), torch.tensor([0]), 2.0)[0])}
+def _dialled(part, **dials):
+    return part(_four, torch.tensor([0]), Sampling(1., 1., **dials))
+
 SYMPTOMS["next_probabilities"] = {
+    "scores are returned; return shares":
+        lambda part: torch.equal(_dialled(part), _four),
+    "the repetition penalty has no effect": lambda part: torch.equal(
+        _dialled(part), _dialled(part, repetition_penalty=2.)),
     "the shares do not add up to one": (
         lambda part: abs(part(_four, torch.tensor([0]), Sampling(1.0, 0.8)).sum() - 1)
         > 1e-4)}

@@ -1375,7 +1375,7 @@ class _Heard(Transformer):
 
 def _read_again(part):
     "Are more ids read into the caches than the text has?"
-    with torch.random.fork_rng(): model = filled(_Heard(11, 16, 8, 1, 2, 8))
+    with torch.random.fork_rng(): model:Any = filled(_Heard(11, 16, 8, 1, 2, 8))
     attempt(lambda: part(model, _begin[:1], 3, 0.))
     return model.count > 6
 
