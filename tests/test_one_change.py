@@ -242,6 +242,11 @@ def test_of_two_lines_none_is_named():
     assert one_change(part_of(text), lambda make: make()(1) == 1) == ""
 
 
+def test_what_is_missing_may_be_missing_where_it_is_made_or_used():
+    text = "def f(x, y):\n    d = abs(x) + 1\n    return y / d"
+    assert said_of(text, lambda x, y: y / (abs(x) + 1) ** .5, NUMBERS) == "line 2: a square, a root or a reciprocal of `abs(x) + 1` is missing"
+
+
 def test_only_conditions_change_where_an_error_is_lacking():
     text = "def f(x):\n    if x < 0: raise ValueError('negative')\n    assert x != 5\n    return 2 + x"
     def is_right(make):
