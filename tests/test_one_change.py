@@ -7,6 +7,7 @@ import linecache
 from itertools import product
 
 import pytest
+from conftest import stable_id
 import torch
 
 from llm_course.grading import grading
@@ -257,7 +258,7 @@ def test_only_conditions_change_where_an_error_is_lacking():
 
 
 @pytest.mark.parametrize("part", [len, torch.relu, lambda x: x, 3, type("Made", (), {}), part_of("def make():\n    def f(x): return x\n    return f")(),
-                                  part_of("class Empty: pass"), part_of("def f(x): return x", "gone.py")], ids=str)
+                                  part_of("class Empty: pass"), part_of("def f(x): return x", "gone.py")], ids=stable_id)
 def test_without_source_nothing_is_searched(part):
     linecache.cache.pop("gone.py", None)
     assert source_of(part) is None and one_change(part, lambda make: True) == ""

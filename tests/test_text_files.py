@@ -146,7 +146,7 @@ def test_standard_input_is_a_text(tokenizer_file, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("content, way", [
-    (gzip.compress(b"text " * 99), "packed by gzip; unpack it first with zcat, or give the file a name that ends in .gz"), (bz2.compress(b"text " * 99), "packed by bzip2; unpack it first with bzcat"), (lzma.compress(b"text"), "packed by xz; unpack it first with xzcat"),
+    (gzip.compress(b"text " * 99, mtime=0), "packed by gzip; unpack it first with zcat, or give the file a name that ends in .gz"), (bz2.compress(b"text " * 99), "packed by bzip2; unpack it first with bzcat"), (lzma.compress(b"text"), "packed by xz; unpack it first with xzcat"),
     (b"\x28\xb5\x2f\xfd\xff", "packed by zstd; unpack it first with zstdcat"), (b"PK\x03\x04\xff", "a zip archive; unpack it first"), (b"PAR1\xff", "a Parquet table; unpack it first with a program that reads it, or give the file a name that ends in .parquet")], ids=lambda value: str(value)[:20])
 @pytest.mark.parametrize("source", ["-", "corpus.dat"])
 def test_packed_data_under_another_name_are_recognised(source, content, way, tokenizer_file, tmp_path, monkeypatch, capsys):
