@@ -7,8 +7,8 @@ import linecache
 from itertools import product
 
 import pytest
-from conftest import stable_id
 import torch
+from conftest import stable_id
 
 from llm_course.grading import grading
 from llm_course.grading.grading import TooLong, answers, grade, load, mended, truth_about, within
