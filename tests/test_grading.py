@@ -680,6 +680,9 @@ def test_parameters_that_differ_are_named(mine, said):
     assert said in grading.parameters_apart(grading.attempt(lambda: mine), grading.attempt(lambda: [("weight", (2,))]))
 
 
+def test_a_question_may_leave_a_part_unasked(): assert grading.attempt(lambda: grading.UNASKED) is grading.UNASKED
+
+
 def test_answers_leave_chance_alone_and_are_the_same_each_time():
     state = torch.random.get_rng_state()
     first, again = (answers(reference("Linear"), "Linear") for _ in range(2))
