@@ -364,6 +364,8 @@ def main(
     run_command(TokenizerConfig, work, argv, "python -m llm_course.bpe_tokenizer")
 
 # %% ../nbs/02_bpe_tokenizer.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called it
 visible = readable_token
 

@@ -323,6 +323,8 @@ def main(argv:list[str]|None=None)->None:
     run_command(ExportConfig, export, argv, "python -m llm_course.checkpoint")
 
 # %% ../nbs/16_checkpoint.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called them
 bare, build = unwrap_model, build_model
 

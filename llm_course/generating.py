@@ -280,6 +280,8 @@ def main(
     speaking.main(argv)
 
 # %% ../nbs/18_generating.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called it
 continuations = stream_ids
 

@@ -178,5 +178,7 @@ def diagnose(
     return found
 
 # %% ../nbs/19_health.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called them
 last, band = last_value, band_of_runs

@@ -307,6 +307,8 @@ def main(
     exchange.main(argv)
 
 # %% ../nbs/23_pretrained.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called them
 rename, is_turned = rename_parameter, is_turned_by_rope
 differences, fill = compare_with_transformers, fill_model

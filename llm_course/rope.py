@@ -97,6 +97,8 @@ class RoPE(SharedTable):
         return rotate_complex(x, turns)
 
 # %% ../nbs/10_rope.ipynb #first-edition
+#| code-fold: true
+#| code-summary: "Names of the first edition"
 # as the first edition called it
 look_up = look_up_turns
 

@@ -53,7 +53,7 @@ from llm_course.engine.speaking import GenerateConfig, check_generate_config
 from llm_course.engine.spelling import Rules, Spelling
 from llm_course.engine.tasks import Question, _neighbours, question_of, read_questions, write_questions
 from llm_course.engine.text_files import Reading, plain_files
-from llm_course.engine.tokenizer_command import TokenizerConfig, train_tokenizer
+from llm_course.engine.tokenizer_command import TokenizerConfig, check_config, train_tokenizer
 from llm_course.engine.tokenizer_formats import _hf_pattern, check_added, errors_that_name, from_hf_dict, ids_around, to_hf
 from llm_course.engine.tuning import with_template
 from llm_course.engine.voices import Voice
@@ -119,7 +119,7 @@ REFUSED = {
     "are for models of this course, not for": lambda folder: open_model(folder, "--model_path", parts={"norm": nn.LayerNorm}),
     "names a tensor 3": lambda folder: unwrap(check_weights)("x", ModelConfig(**SHAPE), {3: torch.ones(2)}),   # the tests check types
     "--stop must not be empty": lambda folder: check_generate_config(GenerateConfig(prompt="", stop=("",))),
-    "--special_tokens holds an empty one": lambda folder: check_generate_config(TokenizerConfig((folder/"x",), special_tokens=("",))),
+    "--special_tokens holds an empty one": lambda folder: check_config(TokenizerConfig((folder/"x",), special_tokens=("",))),
     "no law of this form fits": lambda folder: fit_law([(1., 1., 1.), (2., 2., 2.), (4., 4., 4.), (8., 8., 8.), (16., 3., 30.)]),
     "is not smollm2-135m: its sha256 is": lambda folder: _keep_copy("smollm2-135m", write(folder/"x"), folder),
     "x is not UTF-8 text": lambda folder: _texts((write(folder/"x", b"\xff"),), "--text", EvaluationConfig()),

@@ -79,6 +79,8 @@ def process(proc: Path) -> Path:
             FilterDefaults()(page)
             write_nb(page, target)
             notebook, source = json.loads(target.read_text("utf-8")), json.loads(path.read_text("utf-8"))
+            for cell in notebook["cells"]:   # nbdev gives what is exported a summary, also where it has one of its own
+                if text(cell["source"]).count("\n#| code-summary: ") > 1: cell["source"] = text(cell["source"]).replace('#| code-fold: show\n#| code-summary: "Exported source"\n', "", 1)
             if module: modules[name] = module
             finish(notebook["cells"], source["cells"], path, module, anchors[address(name)])
             embed_html(notebook["cells"])
