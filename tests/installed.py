@@ -201,6 +201,7 @@ def longest_first():
 
 def main(names: list[str]) -> int:
     "Execute pages, three at a time since each waits for its kernel now and then, and say how long each took; 1 if one failed, or showed something else than what is committed."
+    os.environ.setdefault("OMP_NUM_THREADS", "1")   # as make has it: in a copy of a kernel that has begun threads, torch waits for them for ever
     paths = [path for path in sorted(book.pages(), key=longest_first()) if not names or path.stem in names]
     if not (compare := as_tested()): print(f"outputs are not compared: they were made on Linux, with Python {PYTHON} and the versions of requirements.txt")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as kernels:
