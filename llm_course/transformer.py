@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         self.config = ModelConfig(vocab_size, max_seq_len, d_model, num_layers,
             num_heads, d_ff, rope_theta, num_kv_heads, tie, **options)
         # Skip this at first. It gives back the four classes as they came, unless
-        # `parts` or an option changes them; files need `self.parts`.
+        # `parts` or an option changes them; a checkpoint names `self.parts`.
         self.parts, embedding, block, final_norm, head = choose_parts(
             PARTS, self.config, parts, embedding, block, final_norm, head)
         with torch.device(device or torch.get_default_device()):
