@@ -1013,7 +1013,7 @@ def hint_for(
     for a, t in zip(mine, truth):
         if said := parameters_apart(a, t): return said
     sign = seen()
-    if sign in SURE: return sign
+    if sign.startswith(tuple(SURE)): return sign
     if found := mend():
         both = f"{sign}; {found}" if sign else found
         return both if len(both.split()) <= 30 else found

@@ -23,8 +23,9 @@ import torch
 
 from ..bpe import CL100K, GPT2, LLAMA3, O200K, merge, pre_tokens
 from ..checks import _is_stub
-from .grading import (
-    MISTAKES, SURE, SYMPTOMS, Refusal, attempt, questions_of, reference, variants)
+from llm_course.grading.grading import (
+    MISTAKES, SURE, SYMPTOMS, UNASKED, Refusal, attempt, questions_of, reference,
+    variants)
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
 @questions_of("pre_tokens")
@@ -272,7 +273,7 @@ MISTAKES["merge"] = variants(
         "overlapping pairs are all joined at once; what was joined must be skipped":
             dict(melts=True, skip=1),
         "a new id of 0 is lost: it counts as false":
-            dict(put=lambda new, pair: [new or pair[0]], skip=1),
+            dict(put=lambda new, pair: [new] if new else [*pair]),
         "the new id comes in a list of its own": dict(put=lambda new, pair: [[new]]),
         "nothing is joined: is a list compared with a tuple?":
             dict(match=lambda ids, i, pair: False),
@@ -587,7 +588,7 @@ def _ask_tokenizer(part):
     whole:Any = part if _has(part, "train") else reference("BpeTokenizer")
     def size(*special):
         made = part(other, [], special_tokens=[*special])
-        return made.vocab_size if _has(made, "vocab_size") else 501 + len(special)
+        return made.vocab_size if _has(made, "vocab_size") else UNASKED
     yield "in its size", size
     yield "in its size with special tokens", lambda: size("<|x|>", "<|y|>")
     gap = {i + 1: bytes([i]) for i in range(256)}
@@ -604,6 +605,8 @@ def _ask_tokenizer(part):
         special().encode("<|end|><|end|>a", allowed_special=["<|end|>"]))
     yield "in a stream of one piece", lambda: list(
         with_end().encode_iterable(["banana bandana"]))
+    yield "where another pair than a merge makes the same bytes", lambda: list(
+        part(ranks | {259: b"ba"}, [(b"b", b"a"), *learnt]).encode("ban"))
     yield "for the same word again", lambda: (
         lambda k: [list(k.encode("banana na")) for _ in range(2)])(made())
     yield "where a letter repeats", lambda: list(
@@ -738,6 +741,23 @@ def _until(self, piece):
         pieces = merge(pieces, pair, b"".join(pair))
     return self.to_ids(pieces)
 
+def _by_bytes(self, piece):
+    "Join whatever makes the bytes of a merge."
+    pieces, made = self.bytes_of(piece), [b"".join(pair) for pair in self.merges]
+    while known := [p for p in pairwise(pieces) if b"".join(p) in made]:
+        best = min(known, key=lambda p: made.index(b"".join(p)))
+        pieces = merge(pieces, best, b"".join(best))
+    return self.to_ids(pieces)
+
+def _by_value(self, piece):
+    "Join ids, with the bytes' values for their ids."
+    ids = list(piece.encode())
+    pairs = [(self.ids[a], self.ids[b]) for a, b in self.merges]
+    while known := [p for p in pairwise(ids) if p in pairs]:
+        best = min(known, key=pairs.index)
+        ids = merge(ids, best, self.ids[b"".join(self.merges[pairs.index(best)])])
+    return ids
+
 def _in_lines(self, chunks):
     return (id for line in "".join(chunks).splitlines(True) for id in self.encode(line))
 
@@ -795,6 +815,10 @@ MISTAKES["BpeTokenizer"] = variants(
         "a byte's value is used as its id; look the id up in the vocabulary": dict(
             to_ids=lambda self, pieces: [
                 p[0] if len(p) == 1 else self.ids[p] for p in pieces]),
+        "a byte's value is used as its id, so merges do not find their ids; look each "
+        "byte up": dict(word=_by_value),
+        "any pair that makes the bytes of a token is joined; join the pairs of merges "
+        "only": dict(word=_by_bytes),
         "merged tokens are simply numbered from 256; look their ids up in the "
         "vocabulary": dict(
             to_ids=lambda self, pieces: [
@@ -870,9 +894,8 @@ def _torn(part)->str: # What is done wrongly, and where, or nothing
         [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n"), (b"'", b"l"), (b"'l", b"l")],
         special_tokens=["<|end|>"])
     for told, *texts in (
-        ("is encoded line by line, though a run of line ends is one pre-token:",
-         "a\n\n"),
-        ("is cut at spaces, though a run of them is one pre-token:", "a   an"),
+        ("is cut between line ends, though a run of them is one pre-token:", "a\n\n"),
+        ("is cut between spaces, though a run of them is one pre-token:", "a   an"),
         ("has what lies over the edge of two chunks encoded apart:", "an an"),
         ("misses a special token that begins in one chunk and ends in the next:",
          "<|end|>"),
@@ -903,9 +926,9 @@ def _changes(part):
 def _falls_apart(part):
     "Is a word cut up where no special token is known?"
     vocab = {i: bytes([i]) for i in range(256)} | {256: b"an"}
-    lone, other = (part(vocab, [(b"a", b"n")], special_tokens=special)
-                   for special in (None, ["<|end|>"]))
-    return len(list(lone.encode("an"))) == 2 > len(list(other.encode("an")))
+    *lone, other = (len(list(part(vocab, [(b"a", b"n")], special_tokens=special).encode(
+        "an"))) for special in (None, [], ["<|end|>"]))
+    return 2 in lone and other == 1
 
 def _trained(part, text, size=258):
     "What it learns from a text, if it has a method for that."
@@ -1206,7 +1229,8 @@ SYMPTOMS["get_batch"] = {
     "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
     "with epochs the seed has no effect": (
         lambda part: _dealt(part) == _dealt(part, seed=1)
-        and not torch.equal(_starts_of(part), _starts_of(partial(part, seed=2)))),
+        and not torch.equal(*(
+            part(np.arange(999), 8, 4, "cpu", seed=seed)[0] for seed in range(2)))),
     "where an epoch ends within a batch, its own first rows come again; the next "
     "epoch's should": (
         lambda part: _dealt(part, 6, step=3, count=6)[1:6]
@@ -1232,8 +1256,10 @@ SYMPTOMS["get_batch"] = {
                     part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist())
             )) < 4)}
 
-SURE.update(told for told in SYMPTOMS["get_batch"]
-            if "epoch" in told or "large ids" in told)
-SURE.update(told for told in SYMPTOMS["BpeTokenizer"] if "remembered" in told)
+SURE.update(
+    told for part in "pre_tokens merge learn_merges BpeTokenizer get_batch".split()
+    for told in SYMPTOMS[part] if any(word in told for word in (
+        "epoch", "large ids", "remember", "a stream", "escape", "empty pattern",
+        "vocabulary is changed", "blocks", "no pair is left", "as text")))
 for _told, _shown in SYMPTOMS["get_batch"].items():
     SYMPTOMS["get_batch"][_told] = (lambda part, shown=_shown: shown(_steady(part)))

@@ -41,7 +41,7 @@ from ..checks import check_of
 from ..engine.parts import part_name, same_parts
 from ..generating import next_probabilities, Sampling
 from .grading import (
-    MISTAKES, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
+    MISTAKES, SURE, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
     questions_of, reference, variants)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
@@ -141,6 +141,7 @@ SYMPTOMS["windows"] = {
         lambda part: _last_of(part)[0] == [8, 9],
     "the rows of a batch lie far apart; read the text in order": (
         lambda part: next(iter(part(np.arange(33), 2, 4)))[0][1, 0] > 5)}
+SURE.update(SYMPTOMS["windows"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #evaluate
 def _losses(logits, targets):
@@ -1643,6 +1644,7 @@ def _mixes(part):
 SYMPTOMS["stream"] = {
     "several texts share the bytes that are held back; each needs a decoder of its own":
         _mixes}
+SURE.update(SYMPTOMS["stream"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #answer-loss
 def _a_talk():
@@ -2157,6 +2159,7 @@ SYMPTOMS["minhash"] = {
     "each function": lambda part: bool(
         (np.diff(np.sort(found := np.asarray(part(_grams(0, 60), 40)))) > 0).all()
         and (found[1:] >= found[:-1]).all())}
+SURE.update(SYMPTOMS["minhash"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #flash
 @check_of("flash_forward")
