@@ -542,7 +542,8 @@ def _ask_tokenizer(part):
     yield "in decoding special tokens", lambda: special().decode(
         special().encode("a<|end|>b"))
     yield "in the ids of its special tokens", lambda: sorted(
-        special().special_tokens.items())
+        found.items()) if (found := getattr(special(), "special_tokens", None)) else (
+        UNASKED)
     yield "for a stream of nothing", lambda: list(made().encode_iterable([]))
     yield "for a stream", lambda: list(
         with_end().encode_iterable(

@@ -1484,6 +1484,8 @@ def _ask_stream(part):
         return ["".join(said) for said in zip(*found, strict=True)]
     yield "for several prompts", lambda: several(*_chain("abéc", True), "bé", "a")
     yield "for a list of one prompt", lambda: [*part(*_chain("abéc"), ["a"], 1, 0.)]
+    yield "for prompts whose characters have several bytes", lambda: several(
+        *_chain("abéc", True), "a", "b")
     mixed = _mixer(), _chain("a")[1]
     yield "for prompts of different lengths", lambda: [
         several(*mixed, "abcd", "c"), several(*mixed, "c")]
@@ -1529,10 +1531,12 @@ def _spoken(
             continue
         held = [n for stop in stops for n in range(1, len(stop))
                 if sure.endswith(stop[:n])]   # it may be going to stop
-        yield sure[:len(sure) - max(held, default=0)]
+        yield (certain := sure[:len(sure) - max(held, default=0)])
     else:
         if loses == "at the limit": return
-    if loses is not True: yield text
+    if loses == "half": yield text.rstrip("\ufffd")
+    elif loses == "a stop" and max_tokens: yield certain + text[len(sure):]
+    elif loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
@@ -1598,6 +1602,10 @@ _of_both:dict[str, dict] = {
     "text that is held back is lost when the text ends": dict(loses=True),
     "text that is held back is lost when `max_tokens` have come":
         dict(loses="at the limit"),
+    "half a character is lost at the end; it should show as U+FFFD":
+        dict(loses="half"),
+    "what may have become a stop text is lost when the text ends before it does":
+        dict(loses="a stop"),
     "without a seed, every call draws the same random numbers": dict(sown="fixed"),
     "the seed 0 counts as no seed: compare with None": dict(sown="truthy"),
     "each piece is searched for the stop text by itself, so one over two pieces is "
