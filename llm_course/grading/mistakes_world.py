@@ -1483,7 +1483,8 @@ def _ask_stream(part):
         found = [*part(model, tokenizer, [*prompts], 6, 0.)]
         return ["".join(said) for said in zip(*found, strict=True)]
     yield "for several prompts", lambda: several(*_chain("abéc", True), "bé", "a")
-    yield "for a list of one prompt", lambda: [*part(*_chain("abéc"), ["a"], 1, 0.)]
+    yield "for a list of one prompt", lambda: [
+        said for said in part(*_chain("abéc"), ["a"], 1, 0.) if any(said)]
     yield "for prompts whose characters have several bytes", lambda: several(
         *_chain("abéc", True), "a", "b")
     mixed = _mixer(), _chain("a")[1]
@@ -1506,8 +1507,7 @@ def _spoken(
     ids = tokenizer.encode(prompt)
     ids = ids[:1] * filling + ids   # as if it belonged to the text
     said = b""
-    text = ""
-    given = ""
+    text = given = sure = certain = ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
         new = draw(scores, torch.tensor(ids))
@@ -1535,7 +1535,7 @@ def _spoken(
     else:
         if loses == "at the limit": return
     if loses == "half": yield text.rstrip("\ufffd")
-    elif loses == "a stop" and max_tokens: yield certain + text[len(sure):]
+    elif loses == "a stop": yield certain + text[len(sure):]
     elif loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
@@ -1580,8 +1580,8 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def stream(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, str):
             return speak(model, tokenizer, prompt, *inputs, **more)
-        if lone and len(prompt) == 1: return speak(
-            model, tokenizer, prompt[0], *inputs, **more)
+        if lone and len(prompt) == 1: return filter(None, speak(
+            model, tokenizer, prompt[0], *inputs, **more))
         longest = max(map(len, prompt)) if fills else 0
         texts = [speak(model, tokenizer, one, *inputs, **more,
                        filling=max(0, longest - len(one))) for one in prompt]
