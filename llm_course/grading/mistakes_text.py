@@ -764,7 +764,7 @@ def _in_lines(self, chunks):
 
 def _extended(self, text):
     "Remember each word, and let the first one's list grow."
-    ids = []
+    ids:list[int] = []
     for i, part in enumerate(self.parts(text)):
         lists = [self.memory.setdefault(piece, self.word(piece))
                  for piece in self.cut(part, self.pattern) if not i % 2]
