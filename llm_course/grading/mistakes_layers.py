@@ -436,7 +436,7 @@ MISTAKES["RmsNorm"] = {
         _a_norm(lambda x, eps: _rms(x, eps / x.shape[-1])),
     "eps is not passed on to torch's function, which then takes one of its own":
         lambda d, eps=1e-5: Made(
-            lambda s, x: torch.nn.functional.rms_norm(x, (d,), s.weight),
+            lambda s, x: torch.nn.functional.rms_norm(x, (d,), s.weight.to(x.dtype)),
             weight=torch.ones(d)),
     "the mean runs over axis 1; it should run over the last": _a_norm(
         lambda x, eps: _rms(x, eps, dim=1)),
