@@ -420,7 +420,8 @@ def unheeded(
     wrong = {i for i, bad in enumerate(apart) if bad}
     for hint, theirs in _unheard(component).items():
         bent = {i for i, bad in enumerate(_bent(_unheard, component)[hint]) if bad}
-        if bent and not any(differ([mine[i] for i in bent], [theirs[i] for i in bent])):
+        heard = differ([mine[i] for i in bent], [theirs[i] for i in bent])
+        if bent and bent <= wrong and not any(heard):
             names.append(hint.split()[0])
             left |= bent
     if left != wrong or len(names) < 2: return ""
