@@ -1794,9 +1794,9 @@ def _ask_lora(part):
         .3 < part(Linear(400, 50), 40, 1.).lora_A.std() * 20 < 3)
     def as_a_matrix():
         one = layer()
-        if hasattr(one, "change"):   # the second time, with other factors
-            if one.change().any(): one.lora_B.data += 1
-            return one.change().float()
+        if hasattr(one, "change"): one.change()
+        one.lora_B.data += 1   # what it gave before is no longer right
+        if hasattr(one, "change"): return one.change().float()
         return (one(torch.eye(6)) - one.weight.T).T
     yield "in the matrix that is to be merged", as_a_matrix
 
@@ -2534,7 +2534,7 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
             total = pieces[at] + got if add else got
             if kept: pieces[at].copy_(total)
             else: pieces[at] = total
-        for step in range(n - 1 + late if gather else 0):
+        for step in range(n - 1 - late if gather else 0):
             at = (rank - step - 1) % n
             out = (rank if own else rank - step - early) % n
             got = swap(pieces[out], pieces[at])
@@ -2597,8 +2597,7 @@ MISTAKES["ring_all_reduce"] = variants(_a_ring, {
     "the first round ends one step too early": dict(steps=1),
     "the first round has n steps, so each process's own numbers come round and are "
     "added again": dict(steps=-1),
-    "the second round ends one step too early": dict(late=-1),
-    "the second round takes n steps; after n − 1 all have everything": dict(late=1),
+    "the second round ends one step too early": dict(late=1),
     "each process sends its own tensor again at every step; pass on what came":
         dict(whole="own"),
     "the sum is made in float32, whatever the type of x": dict(kind=torch.float32),
