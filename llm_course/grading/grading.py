@@ -329,13 +329,17 @@ def paired(
 )->str:                    # Two hints in one, or nothing
     "Make two mistakes at once, where their switches allow it, to get the answers."
     found = [hint for *_, hint in ranked(mine, component)[:8]]
-    makers = {hint: getattr(MISTAKES[component][hint], "made", None) for hint in found}
-    unlike = {hint: differ(mine, traces(component)[hint]) for hint in found}
-    for (one, a), (other, b) in combinations(makers.items(), 2):
+    unlike = {hint: differ(mine, theirs) for hint, theirs in traces(component).items()}
+    def besides(one):   # what is seen wherever that alone does not explain an answer
+        fit = {hint: sum(bent) for hint, bent in _bent(traces, component).items()
+               if all(bent[i] for i, bad in enumerate(unlike[one]) if bad)}
+        return sorted(fit, key=lambda hint: fit[hint])[:4]
+    pairs = [*combinations(found, 2)]
+    pairs += [(one, other) for one in found[:3] for other in besides(one)]
+    for one, other in dict.fromkeys(pairs):
+        a, b = (getattr(MISTAKES[component][x], "made", None) for x in (one, other))
         if not a or not b or a[0] is not b[0] or a[1].keys() & b[1].keys(): continue
-        alone = unlike[one], unlike[other]
-        if not all(any(x and not y for x, y in zip(*pair))
-                   for pair in (alone, alone[::-1])): continue   # one adds nothing
+        if not any(unlike[one]) or not any(unlike[other]): continue   # one says it all
         if _alike(a[0](**a[1], **b[1]), component, mine):
             return f"{one.partition(':')[0]}; and {other.partition(':')[0]}"
     return ""
@@ -975,8 +979,8 @@ def _seen(part, component):
     return watched(part) if whole and component not in ACTS else part
 
 ACTS = (   # they are there to draw, or to change something
-    "save_checkpoint", "load_model", "set_random_states", "generate_ids", "generate",
-    "stream", "ring_all_reduce")
+    "save_checkpoint", "load_model", "random_states", "set_random_states",
+    "generate_ids", "generate", "stream", "ring_all_reduce")
 MANNERS = ("It returns something, and leaves its inputs, chance and torch's settings "
            "alone.")
 ALIKE = "In its settings, types and corners it answers as the page's own part does."

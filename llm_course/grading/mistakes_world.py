@@ -20,7 +20,7 @@ import random
 import tempfile
 import threading
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -382,14 +382,17 @@ def _ask_save(part):
         file, (model, optimizer) = io.BytesIO(), _a_run()
         part(model, optimizer, 2, file)
         return look(model, file)
-    yield "in whether a model that trained is in training mode afterwards", lambda: (
-        after(lambda model, file: model.training))
+    yield "in whether the model is in its mode and type afterwards", lambda: (
+        after(lambda model, file: f"{model.training} {model.head.weight.dtype}"))
     yield "in whether the caller's file stays open", lambda: (
         after(lambda model, file: not file.closed))
     yield "in the settings of the optimiser", lambda: [
         group["lr"] for group in state()["optimizer"]["param_groups"]]
-    yield "where another process writes", lambda: not _refuses(
-        lambda: part(*_a_run(), 2, None))
+    def nowhere():   # another process writes
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
+            failed = _error_of(lambda: part(*_a_run(), 2, None))
+            return [failed != "", len(os.listdir())]
+    yield "where another process writes", nowhere
 
 class _Compiled(nn.Module):
     "A model in a wrapper such as that of `torch.compile`."
@@ -416,7 +419,7 @@ def _a_writer(
     moments=lambda state: state, steps=lambda n: n, config=True, more=lambda x: x,
     weights=lambda state: state, parts=True, straight=False, leaves=False,
     unwrapped=unwrap_model, held=lambda model: model.state_dict(),
-    after=lambda model, out: 0, opened=Path.exists, unknown=()):
+    after=lambda model, out: 0, opened=Path.exists, unknown=(), nowhere=None):
     "A `save_checkpoint` with something changed."
     def part(model, optimizer, iteration, out, **extra):
         if isinstance(out, unknown): raise TypeError("a path")
@@ -428,6 +431,7 @@ def _a_writer(
                  "model": weights(held(model)),
                  "optimizer": moments(optimizer.state_dict())}
         state |= more(extra)
+        out = out or nowhere
         if out is None: return
         if straight or isinstance(out, io.IOBase):
             torch.save(state, out)
@@ -445,6 +449,13 @@ def _lacks(part):
     found = torch.load(_saved(part), weights_only=True)
     return ", ".join({"iteration", "config", "model", "optimizer"} - {*found})
 
+def _cut_short(part):
+    "Do names of parameters begin within a word?"
+    own = _a_run()[0].state_dict()
+    names = torch.load(_saved(part), weights_only=True)["model"].keys() - own.keys()
+    return any(full.endswith(name) and full[-len(name) - 1] != "."
+               for name in names for full in own)
+
 def _objects(part):
     "The names of what a careful reader refuses."
     def careful(x):
@@ -459,6 +470,10 @@ def _renamed(part):
     return names[0] if len(names) == 1 != names.count("run.ckpt") else ""
 
 SYMPTOMS["save_checkpoint"] = {
+    "the file is not an archive as torch's save writes it":
+        lambda part: not _saved(part).getvalue().startswith(b"PK"),
+    "names of parameters lose their first letters: lstrip takes letters off, "
+    "removeprefix a whole prefix": _cut_short,
     "an open file is not accepted": lambda part: (
         _refuses(lambda: _saved(part)) and not _refuses(lambda: _files_of(part))),
     "the file has no entry called": _lacks,
@@ -494,8 +509,13 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
     "the caller's file is closed; leave it open":
         dict(after=lambda model, out: out.close()),
     "a path that is a text is not accepted": dict(unknown=str),
-    "`None` is refused; it means that another process writes":
-        dict(unknown=type(None)),
+    "`None` is refused; it means that another process writes": dict(unknown=type(None)),
+    "a file is written although `out` is `None`, which means: write nothing":
+        dict(nowhere="checkpoint.pt"),
+    "the model itself is turned to half precision; leave it as it is": dict(
+        after=lambda model, out: model.half(),
+        weights=lambda state: {name: x.half() for name, x in state.items()}),
+
     "the old file is removed before the new one is whole":
         dict(opened=lambda path: path.unlink(missing_ok=True)),
     "the names of parts that are not ours are missing": dict(parts=False),
@@ -630,9 +650,17 @@ def _plainly(state, model, optimizer, strict=True):
     model.load_state_dict(state["model"], strict=strict)
     if optimizer: optimizer.load_state_dict(state["optimizer"])
 
-def _moments_unseen(state, model, optimizer):
-    restore(state, model)
-    if optimizer: optimizer.load_state_dict(state["optimizer"])
+def _put(state, model, optimizer, fits=None, config=True, moments=True):
+    """What `restore` does, with something left out.
+
+    `fits` looks at a parameter of the file and at its own: is it put back?"""
+    if not config: state = state | {"config": None}
+    own = model.state_dict()
+    restore(state | {"model": own} if fits else state, model,
+            optimizer if moments else None)
+    if fits: model.load_state_dict({name: x for name, x in state["model"].items()
+                                    if fits(x, own.get(name, x))}, strict=False)
+    if optimizer and not moments: optimizer.load_state_dict(state["optimizer"])
 
 def _model_first(state, model, optimizer):
     restore(state, model)
@@ -662,14 +690,8 @@ def _unchecked(state, model, optimizer, look=lambda x: x):
     restore(state | {"optimizer": whole | {"state": kept}}, model, optimizer)
     if optimizer: optimizer.load_state_dict(whole)
 
-def _loosely(state, model, optimizer, fits=lambda x, own: True):
-    own = model.state_dict()
-    restore(state | {"model": own}, model, optimizer)
-    model.load_state_dict({name: x for name, x in state["model"].items()
-                           if fits(x, own.get(name, x))}, strict=False)
-
-def _a_loader(put=restore, steps=lambda n: n, after=lambda *run: 0, plain=False,
-              code=False, errors=True, alone=True):
+def _a_loader(put=_put, steps=lambda n: n, after=lambda *run: 0, plain=False,
+              code=False, errors=True, alone=True, **left):
     "A `load_checkpoint` with something changed."
     def part(source, model, optimizer=None):
         if not (optimizer or alone): raise AttributeError("no optimiser")
@@ -680,7 +702,10 @@ def _a_loader(put=restore, steps=lambda n: n, after=lambda *run: 0, plain=False,
         except Exception as error:
             if errors: raise ValueError("another file") from error
             raise
-        put(state, model, optimizer)
+        try: put(state, model, optimizer, **left)
+        except Exception as error:
+            if errors: raise ValueError("another run") from error
+            raise
         if optimizer: after(model, optimizer, groups)
         return steps(state["iteration"])
     return part
@@ -700,22 +725,21 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
             state, copy.deepcopy(model), optimizer)),
     "the number of steps is one too high": dict(steps=lambda n: n + 1),
     "the run begins at step zero again": dict(steps=lambda n: 0),
-    "parameters that do not fit are skipped without an error":
+    "nothing is compared, and parameters that do not fit are skipped without an error":
         dict(put=partial(_plainly, strict=False)),
     "names that are missing, or extra, are skipped without an error: compare them":
-        dict(put=_loosely),
+        dict(fits=lambda x, own: True),
     "only what fits is put back; refuse parameters with another name or shape":
-        dict(put=partial(_loosely, fits=lambda x, own: x.shape == own.shape)),
-    "code in the file is run; read only tensors and plain values":
-        dict(code=True),
+        dict(fits=lambda x, own: x.shape == own.shape),
+    "neither settings nor moments are compared before they are put back":
+        dict(put=_plainly),
+    "code in the file is run; read only tensors and plain values": dict(code=True),
     "checksums are not compared: a damaged file is read": dict(plain=True),
     "what torch raises for another file is passed on; raise a ValueError":
         dict(plain=True, errors=False),
     "it fails without an optimiser; a model can be loaded alone": dict(alone=False),
-    "the file's settings are not compared with the model's": dict(
-        put=lambda state, *run: restore(state | {"config": None}, *run)),
-    "moments are not compared: torch takes them in any shape":
-        dict(put=_moments_unseen),
+    "the file's settings are not compared with the model's": dict(config=False),
+    "moments are not compared: torch takes them in any shape": dict(moments=False),
     "moments that are not finite are put back; refuse them":
         dict(put=partial(_unchecked, look=torch.nan_to_num)),
     "the model is changed before the optimiser's moments are compared":
@@ -778,6 +802,7 @@ def puts_back_what_was_read(part):
 def _ask_states(part):
     yield lambda: _again(part, _put_back)
     yield lambda: sorted(_sources.keys() & part())
+    yield "in whose states they are", lambda: _whose(part)
     yield "in whether reading leaves chance alone", lambda: _read_twice(part)
     def stored():
         file = io.BytesIO()
@@ -786,12 +811,29 @@ def _ask_states(part):
         return sorted(_sources.keys() & torch.load(file, weights_only=True))
     yield "in a checkpoint, which holds tensors and plain values", stored
 
+def _unlike(states, others):
+    "Which sources have another state?"
+    return {key: not torch.equal(a, b) if torch.is_tensor(a := states[key]) else a != b
+            for key in _sources for b in [others[key]]}
+
+def _whose(part):
+    "Of each source: is its present state read, another one, or something else?"
+    with _chance_kept():
+        _drawn()
+        now, states = random_states(), part()
+        def kind(key):
+            if key not in states: return "missing"
+            try: set_random_states(now | {key: states[key]})
+            except Exception: return "no state that can be put back"
+            return "another" if _unlike(now, random_states())[key] else "present"
+        return [kind(key) for key in _sources]
+
 def _read_twice(part):
     "Does each source go on after reading as it would have done?"
     with _chance_kept():
         before = random_states()
         part()
-        return [str(before[key]) == str(random_states()[key]) for key in _sources]
+        return _unlike(before, random_states())
 
 @questions_of("set_random_states")
 def _ask_set_states(part):
@@ -799,6 +841,10 @@ def _ask_set_states(part):
     def broken(): return part({"torch": 3})
     yield "for states that are damaged", broken
     yield "in the error for states that are damaged", lambda: _error_of(broken)
+    for key, bad in ("python", (3, (), None)), ("torch", torch.zeros(3).byte()):
+        def damaged():
+            with _chance_kept(): return part(random_states() | {key: bad})
+        yield "in the error where one state is damaged", lambda: _error_of(damaged)
     for key in _sources: yield "where a source is missing", lambda: _without(part, key)
     def twice():
         with _chance_kept():
@@ -814,18 +860,20 @@ def _without(part, key):
     states = {name: state for name, state in random_states().items() if name != key}
     with _chance_kept(): return _error_of(lambda: part(states))
 
-def _a_state(left="", change=lambda states: states, draws=False):
+def _a_state(left="", change=lambda states: states, draws=lambda: 0):
     "A `random_states` that leaves a source out."
     def part():
-        if draws: random.random()
+        draws()
         states = random_states()
         if left: states[left] = _begun()[left]
         return change(states)
     return part
 
-def _shortened(states):
-    "The same without the second normal number, which NumPy keeps for its next draw."
-    return states | {"numpy": (*states["numpy"][:3], 0, 0.)}
+def _shortened(states, of="numpy"):
+    "The same without the second normal number, which waits for the next draw."
+    if of not in states: return states
+    if of == "python": return states | {of: (*states[of][:2], None)}
+    return states | {of: (*states[of][:3], 0, 0.)}
 
 def _as_seeds(key, states):
     "Use a number of a state as a seed."
@@ -841,13 +889,13 @@ def _begun():
         torch.manual_seed(5)
         return random_states()
 
-def _a_return(left="", short=False, checked=True, kind=ValueError, seed="", used=False,
+def _a_return(left="", short="", checked=True, kind=ValueError, seed="", used=False,
               demands=()):
     "A `set_random_states` that leaves a source out."
     def part(states):
         if left == "nothing": return
         kept, own = random_states(), states
-        if short and "numpy" in states: states = _shortened(states)
+        if short: states = _shortened(states, short)
         try:
             for key in demands: states[key]
             set_random_states(states | ({left: kept[left]} if left else {}))
@@ -860,21 +908,30 @@ def _a_return(left="", short=False, checked=True, kind=ValueError, seed="", used
 
 _sources = {"python": "Python's random", "numpy": "NumPy", "torch": "torch"}
 MISTAKES["random_states"] = variants(_a_state, {
-    f"the state of {name} is missing, or is not the present one": dict(left=key)
+    f"the state of {name} is not the present one of its global generator":
+        dict(left=key)
+    for key, name in _sources.items()} | {
+    f"the state of {name} is missing": dict(
+        change=lambda all, key=key: {k: x for k, x in all.items() if k != key})
     for key, name in _sources.items()} | {
     "NumPy's second normal number, which waits for the next draw, is left out":
         dict(change=_shortened),
     "Python's second normal number, which waits for the next draw, is left out": dict(
-        change=lambda all: all | {"python": (*all["python"][:2], None)}),
+        change=partial(_shortened, of="python")),
     "NumPy's state holds an array, which a checkpoint refuses; make it a list": dict(
         change=lambda all: all | {"numpy": np.random.get_state()}),
-    "Python's random draws a number while the states are read": dict(draws=True)})
+    "Python's random draws, or gets a seed, while states are read":
+        dict(draws=random.random),
+    "NumPy draws, or gets a seed, while states are read": dict(draws=np.random.rand),
+    "torch draws, or gets a seed, while states are read":
+        dict(draws=lambda: torch.rand(()))})
 _returns:dict[str, Any] = {
     "nothing is put back": dict(left="nothing"),
     "NumPy's second normal number, which waits for the next draw, is not put back":
-        dict(short=True),
-    "states that are damaged are passed over; raise a ValueError":
-        dict(checked=False),
+        dict(short="numpy"),
+    "Python's second normal number, which waits for the next draw, is not put back":
+        dict(short="python"),
+    "states that are damaged are passed over; raise a ValueError": dict(checked=False),
     "states that are damaged raise another error than a ValueError":
         dict(kind=KeyError),
     "a GPU's state is demanded, and a machine may have none":
@@ -882,12 +939,12 @@ _returns:dict[str, Any] = {
     "states are taken out of the dictionary, so they can't be put back again":
         dict(used=True)}
 MISTAKES["set_random_states"] = variants(_a_return, _returns | {
-    f"the state of {name} is not put back": dict(left=key)
+    f"the global generator of {name} does not get its state": dict(left=key)
     for key, name in _sources.items()} | {
     f"a number of {name}'s state is used as a seed; put the state back": dict(seed=key)
     for key, name in zip(_sources, ("Python", "NumPy", "torch"))})
 SYMPTOMS["set_random_states"] = {
-    f"the state of {name} is not put back": lambda part, i=i: not all(
+    f"the global generator of {name} does not get its state": lambda part, i=i: not all(
         _again(random_states, part)[i::3]) for i, name in enumerate(_sources.values())
 } | {
     "a state that is missing is passed over; raise a ValueError for a missing":
@@ -934,6 +991,8 @@ def _ask_load_model(part):
     yield "in its type", lambda: str(loaded().head.weight.dtype)
     yield "for a file that is not a model", lambda: _read_model(
         part, b"no model", "model.safetensors")
+    yield "in the error for a file that is not a model", lambda: _error_of(
+        lambda: _read_model(part, b"no model", "model.safetensors"))
     def found(what="note", **more):
         return _read_model(part, _made_change(what), "best.pt", **more)
     yield "for a checkpoint", lambda: found()(ids)
@@ -1026,14 +1085,13 @@ MISTAKES["load_model"] = variants(_a_model_loader, {
     "of the folder of a run the last checkpoint is read; read best.pt":
         dict(folders=("checkpoint.pt", "best.pt")),
     "the model's shape differs from the file's: keys and values have another number of "
-    "heads":
-        dict(shape=lambda c: c | {"num_kv_heads": None}),
+    "heads": dict(shape=lambda c: c | {"num_kv_heads": None}),
     "head and embedding are no longer one matrix": dict(tied=False),
     "the folder of a run is not accepted: read its best.pt": dict(folders=()),
     "a path that is a text is not accepted": dict(kinds=Path),
     "fresh weights are drawn, which moves the chance of others":
         dict(still=nullcontext),
-    "the device has no effect: one that does not exist is accepted":
+    "a device that does not exist is accepted, not refused: has `device` an effect?":
         dict(place=lambda device: "cpu"),
     "parts of one's own are not built in": dict(own=lambda parts: {}),
     "the names of parts are not compared: a model of other parts is read as ours":
@@ -1677,27 +1735,26 @@ def _ask_answer_loss(part):
     yield "where one id is learnt", lambda: part(logits[1], targets[1], learnt[1])
     yield "in its gradient", lambda: gradient(
         lambda z: part(z, targets, learnt), logits)
-    yield "in half precision", lambda: part(logits.half(), targets, learnt)
+    yield "in half precision", lambda: part(
+        logits.half(), targets, learnt).half()
     yield "for large scores", lambda: part(100 * logits, targets, learnt)
     yield "where the first id is learnt", lambda: part(logits, targets, 1 - learnt)
 
 def _an_answer_loss(
-    said=lambda learnt: learnt, wide=True,
+    said=lambda learnt: learnt,
     end=lambda each, said: (each * said).sum() / said.sum(),
     blank=lambda logits, targets, said: (logits, targets), later=False,
-    shifted=False):
+    shifted=False, ignored=None, one=lambda loss: loss):
     "An `answer_loss` with something changed."
     def part(logits, targets, learnt):
         learnt = said(learnt)
+        if ignored is not None: learnt = learnt * (targets != ignored)
         if later or shifted:
             targets = targets[..., 1:] if shifted else targets[..., :-1]
             logits, learnt = logits[..., :-1, :], learnt[..., 1:]
         logits, targets = blank(logits, targets, learnt)
         each = _losses(logits, targets)
-        if not wide:
-            rows = logits.log_softmax(-1)
-            each = -rows.gather(-1, targets[..., None])[..., 0]
-        return end(each, learnt)
+        return end(one(each), learnt)
     return part
 
 MISTAKES["answer_loss"] = variants(_an_answer_loss, {
@@ -1726,7 +1783,20 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
         end=lambda each, said: each.mean()),
     "hidden targets become id 0 and are still counted": dict(
         blank=lambda z, y, said: (z, y * said), end=lambda each, said: each.mean()),
-    "the loss is computed in half precision": dict(wide=False)})
+    "the last id of each answer, its end, is not learnt":
+        dict(said=lambda learnt: learnt * learnt.roll(-1, -1) * (
+            torch.arange(learnt.shape[-1]) < learnt.shape[-1] - 1)),
+    "targets of id 0 are ignored, also where the assistant says it": dict(ignored=0),
+    "the mask picks rows by number, since it holds whole numbers: make it bool": dict(
+        blank=lambda z, y, said: (z[said], y[said]),
+        end=lambda each, said: each.mean()),
+    "softmax is taken of scores that are probabilities already":
+        dict(blank=lambda z, y, said: (z.softmax(-1), y)),
+    "a reshape mixes places and scores; it can't exchange two axes": dict(
+        blank=lambda z, y, said: (z.reshape(*z.shape[:-2], *z.shape[:-3:-1]).mT, y)),
+    "the minus is missing": dict(one=lambda loss: -loss),
+    "this is the perplexity; return the mean loss itself": dict(
+        end=lambda each, said: ((each * said).sum() / said.sum()).exp())})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #lora
 @check_of("LoraLinear")
@@ -1744,7 +1814,7 @@ def _ask_lora(part):
         return filled(part(filled(Linear(6, 4, **more)), rank, alpha))
     yield "in its parameters", lambda: parameters_of(layer())
     yield lambda: layer()(x)
-    yield "with another alpha", lambda: layer(2, 6.)(x)
+    yield "with another alpha", lambda: layer(2, 5)(x)
     yield "with another rank", lambda: layer(4, 8.)(x)
     yield "with a bias", lambda: layer(bias=True)(x)
     yield "without a batch", lambda: layer()(x[0])
@@ -1767,6 +1837,8 @@ def _ask_lora(part):
         .3 < part(Linear(400, 50), 40, 1.).lora_A.std() * 20 < 3)
     def as_a_matrix():
         one = layer()
+        if hasattr(one, "change"): one.change()
+        one.lora_B.data += 1   # what it gave before is no longer right
         if hasattr(one, "change"): return one.change().float()
         return (one(torch.eye(6)) - one.weight.T).T
     yield "in the matrix that is to be merged", as_a_matrix
@@ -1775,28 +1847,34 @@ def _thin(rank, d_in, **like): return torch.randn(rank, d_in, **like) / d_in**.5
 
 def _a_lora(
     scale=lambda alpha, rank: alpha / rank, begin=(_thin, torch.zeros),
-    base=True, shared=True, bias=True, kind=None, merged=True, again=False,
-    bend=lambda x: x):
+    base=True, bias=True, kind=None, again=False, bend=lambda x: x,
+    held=lambda weight: weight, kept=lambda bias: bias, flipped="",
+    largest=min, merge=lambda s: s.scale * (s.lora_B @ s.lora_A), stale=False):
     "A `LoraLinear` with something changed."
     class Part(nn.Module):
         def __init__(self, old, rank, alpha):
             super().__init__()
             d_out, d_in = old.weight.shape
-            if not 1 <= rank <= min(d_out, d_in): raise ValueError("rank")
+            if not 1 <= rank <= largest(d_in, d_out): raise ValueError("rank")
             like = dict(dtype=kind or old.weight.dtype, device=old.weight.device)
-            self.weight = old.weight if shared else nn.Parameter(old.weight.clone())
-            self.bias, self.scale = old.bias, scale(alpha, rank)
-            self.lora_A = nn.Parameter(begin[0](rank, d_in, **like))
-            self.lora_B = nn.Parameter(begin[1](d_out, rank, **like))
+            self.weight = held(old.weight)
+            self.bias, self.scale = kept(old.bias), scale(alpha, rank)
+            A, B = begin[0](rank, d_in, **like), begin[1](d_out, rank, **like)
+            self.lora_A = nn.Parameter(A.mT.contiguous() if "A" in flipped else A)
+            self.lora_B = nn.Parameter(B.mT.contiguous() if "B" in flipped else B)
 
         def forward(self, x):
-            change = self.scale**(1 + again) * (bend(x @ self.lora_A.T) @ self.lora_B.T)
+            A, B = self.lora_A, self.lora_B
+            A, B = A.mT if "A" in flipped else A, B.mT if "B" in flipped else B
+            change = self.scale**(1 + again) * (bend(x @ A.T) @ B.T)
             if not base: return change
-            return x @ self.weight.T + change + (0 if self.bias is None or not bias
-                                                 else self.bias)
+            plain = x @ self.weight.T
+            if self.bias is not None and bias: plain = plain + self.bias
+            return plain + change
 
         def change(self):
-            return (self.scale if merged else 1) * (self.lora_B @ self.lora_A)
+            if not stale or not hasattr(self, "found"): self.found = merge(self)
+            return self.found
     return Part
 
 MISTAKES["LoraLinear"] = variants(_a_lora, {
@@ -1807,10 +1885,25 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
     "the correction is divided by the root of the rank; divide by the rank":
         dict(scale=lambda alpha, rank: alpha / rank**.5),
     "the correction is scaled twice": dict(again=True),
-    "a bend stands between the two factors; leave it out":
-        dict(bend=torch.relu),
+    "a bend stands between the two factors; leave it out": dict(bend=torch.relu),
     "the correction is not scaled": dict(scale=lambda alpha, rank: 1.),
-    "the matrix to be merged lacks the factor alpha / rank": dict(merged=False),
+    "the factor is rounded down: // divides whole numbers; alpha / rank may be a "
+    "fraction": dict(scale=lambda alpha, rank: alpha // rank),
+    "the matrix to be merged lacks the factor alpha / rank":
+        dict(merge=lambda s: s.lora_B @ s.lora_A),
+    "the matrix to be merged is transposed; it needs the shape of the weight":
+        dict(merge=lambda s: s.scale * (s.lora_B @ s.lora_A).mT),
+    "the matrix to be merged holds the base's weight, too; give the correction alone":
+        dict(merge=lambda s: s.weight + s.scale * (s.lora_B @ s.lora_A)),
+    "`change` keeps its first result; multiply the present factors each time":
+        dict(stale=True),
+    "A is stored transposed: it has `rank` rows and d_in columns": dict(flipped="A"),
+    "B is stored transposed: it has d_out rows and `rank` columns": dict(flipped="B"),
+    "A and B are stored transposed: the rank is A's first axis, B's last":
+        dict(flipped="AB"),
+    "the weight is detached, so it is no parameter: keep the base's own":
+        dict(held=lambda weight: weight.detach()),
+    "the rank may exceed the smaller side, which is its limit": dict(largest=max),
     "both factors begin at random: a fresh correction must change nothing":
         dict(begin=(_thin, torch.randn)),
     "the fresh numbers of A have the spread one; it should be 1/√d_in":
@@ -1821,8 +1914,10 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
         dict(begin=(torch.zeros, torch.randn)),
     "the correction replaces the layer; add it to the layer": dict(base=False),
     "the weight of the base is copied; it must stay the same parameter":
-        dict(shared=False),
-    "the bias of the base is lost": dict(bias=False),
+        dict(held=lambda weight: nn.Parameter(weight.clone())),
+    "the bias of the base is not added": dict(bias=False),
+    "the bias of the base is not taken over: it is missing":
+        dict(kept=lambda bias: None),
     "the factors have another type than the base": dict(kind=torch.float32)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #dpo
@@ -1840,7 +1935,8 @@ def costs_ln_2_at_the_start(part):
 @questions_of("dpo_loss")
 def _ask_dpo(part):
     four = _four()
-    yield lambda: part(*four)
+    yield lambda: part(*four, beta=.1)
+    yield "with the default of beta", lambda: part(*four)
     yield "with another beta", lambda: part(*four, beta=.7)
     yield "for a single pair", lambda: part(*(x[:1] for x in four))
     yield "for large differences", lambda: part(*(200 * x for x in four), beta=1.)
@@ -1859,13 +1955,21 @@ def _a_dpo(
     "A `dpo_loss` with something changed."
     def part(better, worse, ref_better, ref_worse, beta=.1):
         four = [better, worse, ref_better, ref_worse]
-        if not (ref_better.isfinite().all() and ref_worse.isfinite().all()):
+        if not (ref_better - ref_worse).isfinite().all():
             raise ValueError("the reference")
         if wide:
             four = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in four]
         return end(loss(hot(score(*four), beta), beta))
     return part
 
+def _smoothed(part):
+    "Does it cost to be far ahead, as much as it spares who is far behind?"
+    behind, ahead, far = (float(part(*torch.tensor([[x], [0.], [0.], [0.]]), beta=1.))
+                          for x in (-90., 90., 180.))
+    return 1 < ahead < 45 and abs(behind + ahead - 90) + abs(far - 2 * ahead) < .1
+
+SYMPTOMS["dpo_loss"] = {
+    "a share of the other verdict is mixed in (label smoothing)": _smoothed}
 MISTAKES["dpo_loss"] = variants(_a_dpo, {
     "the difference in the sigmoid has the wrong sign":
         dict(score=lambda b, w, rb, rw: (w - rw) - (b - rb)),
@@ -1874,7 +1978,6 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
         dict(hot=lambda s, beta: s, loss=lambda s, beta: -beta * logsigmoid(s)),
     "the difference is divided by beta; multiply by beta":
         dict(hot=lambda s, beta: s / beta),
-    "beta is fixed in the code": dict(hot=lambda s, beta: .1 * s),
     "beta multiplies only the model's numbers, not the reference's": dict(
         score=lambda b, w, rb, rw: (b - w, rb - rw),
         hot=lambda s, beta: beta * s[0] - s[1]),
@@ -1890,6 +1993,12 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
     "the logarithm is missing": dict(loss=lambda s, beta: -torch.sigmoid(s)),
     "the logarithm is taken of a sigmoid that has become zero":
         dict(loss=lambda s, beta: -torch.sigmoid(s).log()),
+    "no gradient reaches the worse answers: they are detached":
+        dict(score=lambda b, w, rb, rw: (b - rb) - (w.detach() - rw)),
+    "no gradient reaches the better answers: they are detached":
+        dict(score=lambda b, w, rb, rw: (b.detach() - rb) - (w - rw)),
+    "each better answer is compared with all worse ones; compare pair by pair": dict(
+        score=lambda b, w, rb, rw: (b - rb)[:, None] - (w - rw)),
     "the losses are added up; take their mean": dict(end=torch.sum),
     "the differences are averaged before the sigmoid; average the losses":
         dict(hot=lambda s, beta: beta * s.mean()),
@@ -1898,48 +2007,50 @@ MISTAKES["dpo_loss"] = variants(_a_dpo, {
         dict(hot=lambda s, beta: s, loss=lambda s, beta: (s - 1 / (2 * beta))**2),
     "the loss is zero wherever the better answer is ahead":
         dict(loss=lambda s, beta: torch.relu(-s)),
-    "this is a hinge, not a logarithm":
-        dict(loss=lambda s, beta: torch.relu(1 - s)),
+    "this is a hinge, not a logarithm": dict(loss=lambda s, beta: torch.relu(1 - s)),
     "the differences are taken in half precision": dict(wide=False)})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #advantages
-_rewards = torch.tensor([[1., 0., 0., 1.], [0., 0., 0., 2.], [3., 1., 2., 2.]])
+def _some_rewards():
+    return torch.tensor([[1., 0., 0., 1.], [0., 0., 0., 2.], [3., 1., 2., 2.]])
 
 @check_of("advantages")
 def compares_the_answers_to_a_prompt(part):
     "An answer is compared with the other answers to its own prompt."
-    found = part(_rewards[:1], "dr_grpo").tolist()
+    found = part(_some_rewards()[:1], "dr_grpo").tolist()
     assert found == [[.5, -.5, -.5, .5]], (
         f"rewards 1, 0, 0, 1 have the mean 0.5; got {found}")
 
 @questions_of("advantages")
 def _ask_advantages(part):
+    rewards = _some_rewards()
     for method in "reinforce", "rloo", "grpo", "dr_grpo":
-        yield f"with {method}", lambda: part(_rewards, method)
+        yield f"with {method}", lambda: part(rewards, method)
     yield "when all rewards are equal", lambda: part(torch.ones(2, 3), "grpo")
-    yield "when no method is named", lambda: part(_rewards)
-    yield "with a method that does not exist", lambda: part(_rewards, "x")
+    yield "when no method is named", lambda: part(rewards)
+    yield "with a method that does not exist", lambda: part(rewards, "x")
     for method in "rloo", "grpo", "dr_grpo":
-        yield "for a single answer", lambda: part(_rewards[:, :1], method)
+        yield "for a single answer", lambda: part(rewards[:, :1], method)
     yield "for a single answer with reinforce", lambda: part(
-        _rewards[:, :1], "reinforce")
-    yield "for two answers", lambda: part(_rewards[:, :2], "grpo")
+        rewards[:, :1], "reinforce")
+    yield "for two answers", lambda: part(rewards[:, :2], "grpo")
 
 def _an_advantage(
     mean=lambda r: r.mean(-1, keepdim=True), spread=lambda r: r.std(-1, keepdim=True),
     eps=1e-4, scaled=("grpo",), sign=1, plain=("reinforce",), usual="dr_grpo",
-    others=True):
+    others=lambda gain, r: gain * r.shape[-1] / (r.shape[-1] - 1),
+    single=("reinforce",), even=lambda gain: gain):
     "An `advantages` with something changed."
     def part(rewards, method=usual):
         g = rewards.shape[-1]
         known = "reinforce", "rloo", "grpo", "dr_grpo"
-        if method not in known or (g < 2 and method != "reinforce"):
+        if method not in known or (g < 2 and method not in single):
             raise ValueError("method or group")
         if method in plain: return rewards
         gain = sign * (rewards - mean(rewards))
-        if method == "rloo" and others: gain = gain * g / (g - 1)
+        if method == "rloo" and others: gain = others(gain, rewards)
         if method in scaled: gain = gain / (spread(rewards) + eps)
-        return gain
+        return even(gain)
     return part
 
 MISTAKES["advantages"] = variants(_an_advantage, {
@@ -1948,7 +2059,6 @@ MISTAKES["advantages"] = variants(_an_advantage, {
     "the mean runs over the prompts, not over a prompt's answers":
         dict(mean=lambda r: r.mean(0, keepdim=True)),
     "no mean is subtracted": dict(mean=lambda r: 0 * r),
-    "`method` is ignored": dict(plain=(), scaled=(), others=False),
     "the best of the group is subtracted; subtract the mean":
         dict(mean=lambda r: r.amax(-1, keepdim=True)),
     "the median is subtracted; subtract the mean":
@@ -1964,9 +2074,14 @@ MISTAKES["advantages"] = variants(_an_advantage, {
     "you divide by the variance; divide by the standard deviation":
         dict(spread=lambda r: r.var(-1, keepdim=True)),
     "a group with equal rewards divides zero by zero": dict(eps=0.),
-    "RLOO counts the answer itself among the others": dict(others=False),
+    "RLOO counts the answer itself among the others": dict(others=None),
     "a mean is subtracted with REINFORCE, which takes the rewards as they are":
         dict(plain=()),
+    "groups whose rewards are all equal are left out; their advantages are zero":
+        dict(even=lambda gain: gain[gain.any(-1)]),
+    "REINFORCE compares nothing, so it must accept a single answer": dict(single=()),
+    "RLOO's mean of the others divides by g; the others are g − 1":
+        dict(others=lambda gain, r: gain + r / r.shape[-1]),
     "the default method is the wrong one": dict(usual="grpo")})
 
 # %% ../../nbs/grading/mistakes_world.ipynb #policy
@@ -2014,24 +2129,36 @@ def _ask_policy(part):
 
 def _a_policy(
     ratio=lambda new, old: (new - old).exp(), pick=torch.minimum,
-    bound=lambda r, c: r.clamp(1 - c, 1 + c), limit=lambda c: c,
+    bound=lambda r, c: r.clamp(1 - c, 1 + c),
     gain=lambda r, m: advantages(r, m), mask=lambda said: said, sign=-1,
     scaled=("grpo",), end=lambda each, said: each.mean(),
-    length=lambda said: said.sum(-1), whole=False):
+    length=lambda said: said.sum(-1), whole=False, term=None, lone=False):
     "A `policy_loss` with something changed."
     def part(logprobs, old, said, rewards, method="dr_grpo", clip=.2):
         a, said = gain(rewards, method).reshape(-1, 1), mask(said)
         r = ratio(logprobs, old)
         if whole: r = ((logprobs - old) * said).sum(-1, keepdim=True).exp()
-        each = pick(r * a, bound(r, limit(clip)) * a)
-        each = each[:, 0] if whole else (each * said).sum(-1)
+        each = pick(r * a, bound(r, clip) * a)
+        if term: each = term(r, logprobs, clip) * a
+        if lone: each = torch.where(said, each, a)   # ratio 1
+        each = each[:, 0] if whole else (each * (said | lone)).sum(-1)
         if method in scaled: each = each / length(said)
         return sign * end(each, said)
     return part
 
+def _coupled(part):
+    "Have both ids of an answer one slope, which changes with the first of them?"
+    def slopes(by):
+        new, one = torch.tensor([[by, 0.]], requires_grad=True), torch.ones(1, 2)
+        loss = part(new, 0 * one, one.bool(), one[:, :1], "reinforce")
+        return torch.autograd.grad(loss, new)[0].tolist()[0]
+    (a, b), (c, d) = slopes(.02), slopes(.1)
+    return abs(a - b) + abs(c - d) < 1e-6 < 1e-3 < abs(a - c)
+
+SYMPTOMS["policy_loss"] = {
+    "a whole answer has one ratio; each of its ids should have its own": _coupled}
 MISTAKES["policy_loss"] = variants(_a_policy, {
     "the minus is missing: a step down makes good answers less likely": dict(sign=1),
-    "`method` is ignored": dict(gain=lambda r, m: advantages(r, "dr_grpo"), scaled=()),
     "the ratio is turned round: divide the new model's by the old one's":
         dict(ratio=lambda new, old: (old - new).exp()),
     "the difference of log-probabilities is used; take its exponential":
@@ -2050,10 +2177,25 @@ MISTAKES["policy_loss"] = variants(_a_policy, {
         dict(length=lambda said: said.shape[-1]),
     "a whole answer has one ratio; each of its ids should have its own":
         dict(whole=True),
-    "the ratio is clipped above only":
-        dict(bound=lambda r, c: r.clamp(max=1 + c)),
-    "the clip is fixed in the code": dict(limit=lambda c: .2),
+    "the ratio is clipped above only": dict(bound=lambda r, c: r.clamp(max=1 + c)),
+    "the logarithm of the ratio is clipped; clip the ratio, around 1":
+        dict(bound=lambda r, c: r.clamp(np.exp(-c), np.exp(c))),
+    "log-probabilities are multiplied by advantages, without any ratio":
+        dict(term=lambda r, new, c: new),
+    "the ratio is detached and multiplies log-probabilities: no clip ends the gradient":
+        dict(term=lambda r, new, c: r.detach() * new),
+    "the clipped ratio is detached and multiplies log-probabilities (CISPO)":
+        dict(term=lambda r, new, c: r.clamp(1 - c, 1 + c).detach() * new),
+    "advantages are normalised once more, over the batch": dict(
+        gain=lambda r, m: ((a := advantages(r, m)) - a.mean()) / (a.std() + 1e-4)),
+    "every method divides by all places, padding included":
+        dict(scaled=("grpo", "dr_grpo", "reinforce", "rloo"),
+             length=lambda said: said.shape[-1]),
+    "the sum is divided by all ids of the batch; take the mean over answers, in every "
+    "method": dict(end=lambda each, said: each.sum() / said.sum(), scaled=()),
     "ids of the prompt and padding count, too": dict(mask=lambda said: said | True),
+    "masked places still count, with the ratio 1: the mask must multiply the products":
+        dict(lone=True),
     "the mask is turned round": dict(mask=lambda said: ~said),
     "every method divides by the length of the answer; only GRPO does":
         dict(scaled=("grpo", "dr_grpo", "reinforce", "rloo")),
@@ -2205,9 +2347,10 @@ def _ask_flash(part):
 
 def _a_flash(
     shrink=("total", "sums"), top=lambda old, new: torch.maximum(old, new), begin=None,
-    scale=lambda d: 1., each=False, whole=False, shift=lambda last: last, hide=True,
+    scale=lambda d: 1., each=False, shift=lambda last: last, hide=True,
     logs=lambda best, total: best + total.log(), grows=False, forgets=False,
-    divided=True, tiles=False):
+    divided=True, tiles=False, skip=None, bare=None, low=-torch.inf, queries=False,
+    read=lambda s, tile: s, give=lambda out, logs: (out, logs)):
     "A `flash_forward` with something changed."
     def part(q, k, v, last, tile):
         t, s = q.shape[-2], k.shape[-2]
@@ -2215,12 +2358,17 @@ def _a_flash(
         best = torch.full_like(q[..., :1], lowest)
         total = torch.zeros_like(best)
         sums = 0 * q[..., :1] * v[..., :1, :]
-        for at in range(0, s - s % tile if whole else s, tile):
+        for at in range(0, read(s, tile), tile):
             scores = q @ k[..., at:at + tile, :].mT * scale(q.shape[-1])
             if last is not None and hide:
                 seen = torch.arange(t)[:, None] + shift(last)
                 keys = torch.arange(at, min(at + tile, s)) - at * tiles
-                scores = scores.masked_fill(keys > seen, -torch.inf)
+                first = torch.arange(t)[:, None] // tile * tile
+                end = (first + tile).clamp(max=t) - 1   # of each query's tile
+                hidden = keys > seen
+                if skip: hidden = hidden | (at > skip(first, end) + last)
+                if bare: hidden = hidden & ~bare(at, keys[-1], first, end + last)
+                scores = scores.masked_fill(hidden, low)
             new = top(best, scores.amax(-1, keepdim=True))
             less, powers = (best - new).exp(), (scores - new).exp()
             if grows: less = (new - best).clamp(max=80).exp()
@@ -2231,9 +2379,17 @@ def _a_flash(
             if each: sums = sums / total
             if each is True: total = total * 0 + 1
             if not forgets: best = new
-        return sums / (total.clamp(min=1e-30) if divided else 1), logs(best, total)
+        out = sums / (total.clamp(min=1e-30) if divided else 1)
+        if queries: out[..., t - t % tile:, :] = 0
+        return give(out, logs(best, total))
     return part
 
+def _like_queries(out, logs):
+    if out.shape[-1] != 4: raise RuntimeError("of the shape of q")
+    return out, logs
+
+SYMPTOMS["flash_forward"] = {"both averages and logarithms must be returned":
+    lambda part: torch.is_tensor(part(*given(3, 1, 5, 4), None, 2))}
 MISTAKES["flash_forward"] = variants(_a_flash, {
     "the sum of powers does not shrink when a new maximum comes":
         dict(shrink=("sums",)),
@@ -2248,18 +2404,43 @@ MISTAKES["flash_forward"] = variants(_a_flash, {
     "the maximum begins at zero, but all scores may be far below": dict(begin=0.),
     "no maximum is subtracted: powers overflow":
         dict(top=lambda old, new: 0 * new, begin=0.),
-    "the queries are divided by √d; that was done before":
-        dict(scale=lambda d: d**-.5),
+    "the queries are divided by √d; that was done before": dict(scale=lambda d: d**-.5),
     "each tile is divided by its sum; divide once, at the end": dict(each=True),
     "the sums are not divided by the total": dict(divided=False),
     "each tile hides the future as if it were the first": dict(tiles=True),
-    "the last tile is dropped where it is not full": dict(whole=True),
+    "the last tile is dropped where it is not full":
+        dict(read=lambda s, tile: s // tile * tile),
+    "a last tile that is not full is dropped, if it is not the only one":
+        dict(read=lambda s, tile: s // tile * tile or s),
+    "the last tile of queries is dropped where it is not full": dict(queries=True),
     "the future is not hidden": dict(hide=False),
+    "a tile is skipped too early: its first key is the last that a query may see":
+        dict(skip=lambda first, end: end - 1),
+    "a tile is skipped by its first query, though later queries may see it":
+        dict(skip=lambda first, end: first),
+    "a tile is left unmasked though only its last query may see all of it":
+        dict(bare=lambda at, key, first, end: key <= end),
+    "only tiles on the diagonal are masked, as if `last` were 0":
+        dict(bare=lambda at, key, first, end: first != at),
+    "the maximum begins at −∞: where a query sees nothing, ∞ − ∞ is not a number":
+        dict(begin=-torch.inf),
+    "hidden scores are finite, so a query that sees nothing gets a mean of the values":
+        dict(low=-1e9),
+    "the output is as wide as queries; it must be as wide as values":
+        dict(give=_like_queries),
+    "the two results are returned in the wrong order; averages come first":
+        dict(give=lambda out, logs: (logs, out)),
     "the mask counts queries from the first key; query 0 may see more":
         dict(shift=lambda last: 0),
     "the mask hides a token from itself": dict(shift=lambda last: last - 1),
     "the logarithm lacks the maximum that was subtracted":
         dict(logs=lambda best, total: total.log()),
+    "the maximum is returned in place of the logarithm of the sum":
+        dict(logs=lambda best, total: best),
+    "the logarithms are to base 2; return natural ones":
+        dict(logs=lambda best, total: (best + total.log()) / np.log(2)),
+    "the logarithms lack their last axis, of one":
+        dict(logs=lambda best, total: (best + total.log())[..., 0]),
     "the sums are returned; return their logarithms":
         dict(logs=lambda best, total: total * best.exp())})
 
@@ -2320,8 +2501,11 @@ class _Ring:
                 with self.news:
                     self.at_work -= 1
                     self.news.notify_all()
+        def at_once(operation, *more, **names): return partial(operation, *more)
+        def all_of(operations): return [operation() for operation in operations]
         known:Any = dict(
             isend=self.isend, send=self.isend, irecv=self.irecv, recv=self.recv,
+            P2POp=at_once, batch_isend_irecv=all_of,
             get_rank=lambda *group: self.own.rank,
             get_world_size=lambda *group: self.count)
         with mock.patch.multiple(dist, **known):
@@ -2357,8 +2541,8 @@ def _ask_ring(part):
     yield "for a matrix", lambda: _Ring(2).run(
         part, [given(2, 3, seed=rank) for rank in range(2)])[0]
     yield "in how much it sends", lambda: _summed(part, 4, 8)[1]
-    yield "in double precision", lambda: _Ring(2).run(
-        part, [given(4, seed=rank).double() for rank in range(2)])[0]
+    yield "in double precision", lambda: _Ring(2).run(part, [
+        given(4, seed=rank).double() + 2**30 for rank in range(2)])[0] - 2**31
     def long_row():
         ring = _Ring(4)
         ring.run(part, [given(1, 8, seed=rank) for rank in range(4)])
@@ -2368,7 +2552,7 @@ def _ask_ring(part):
 def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=False,
             lost=False, kept=True, own=False, twice=False, early=0, flat=True,
             cut=torch.tensor_split, place=torch.empty_like, central=False,
-            copied=False):
+            copied=False, late=0, kind=None):
     "A `ring_all_reduce` with something changed."
     def part(x):
         rank, n = dist.get_rank(), dist.get_world_size()
@@ -2391,10 +2575,11 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
         if whole:
             out = x.clone()
             for _ in range(n - 1):
-                out = swap(out, x)
-                x += out
+                came = swap(out, x)
+                x += came
+                if whole != "own": out = came
             return
-        numbers = x.clone() if copied else x
+        numbers = x.clone() if copied else x.to(kind or x.dtype)
         if flat: numbers = numbers.view(-1)
         pieces = list(cut(numbers, n))
         if lost: pieces = list(numbers[:len(numbers) // n * n].view(n, -1))
@@ -2404,12 +2589,12 @@ def _a_ring(gather=True, add=True, end=lambda x, n: x, first=0, steps=0, whole=F
             total = pieces[at] + got if add else got
             if kept: pieces[at].copy_(total)
             else: pieces[at] = total
-        for step in range(n - 1 if gather else 0):
+        for step in range(n - 1 - late if gather else 0):
             at = (rank - step - 1) % n
             out = (rank if own else rank - step - early) % n
             got = swap(pieces[out], pieces[at])
             pieces[at].copy_(pieces[at] + got if twice else got)
-        x.copy_(end(x, n))
+        x.copy_(end(numbers.view_as(x) if kind else x, n))
     return part
 
 def _watched(part):
@@ -2456,18 +2641,21 @@ SYMPTOMS["ring_all_reduce"] = {
 MISTAKES["ring_all_reduce"] = variants(_a_ring, {
     "the sums stay where they were made: the second round is missing":
         dict(gather=False),
-    "what comes in overwrites a piece; in the first round, add it":
-        dict(add=False),
+    "what comes in overwrites a piece; in the first round, add it": dict(add=False),
     "the result is the mean; it should be the sum": dict(end=lambda x, n: x / n),
-    "sums go into new tensors; the numbers of x must change in place":
-        dict(kept=False),
+    "sums go into new tensors; the numbers of x must change in place": dict(kept=False),
     "the first round passes on the wrong piece": dict(first=1),
-    "in the second round finished pieces are added; copy them":
-        dict(twice=True),
+    "in the second round finished pieces are added; copy them": dict(twice=True),
     "the second round begins with the wrong piece": dict(early=1),
     "in the second round each process passes on its own piece, again and again":
         dict(own=True),
     "the first round ends one step too early": dict(steps=1),
+    "the first round has n steps, so each process's own numbers come round and are "
+    "added again": dict(steps=-1),
+    "the second round ends one step too early": dict(late=1),
+    "each process sends its own tensor again at every step; pass on what came":
+        dict(whole="own"),
+    "the sum is made in float32, whatever the type of x": dict(kind=torch.float32),
     "whole tensors are sent round; send one piece at a time": dict(whole=True),
     "the last numbers are left out where pieces are not equally long": dict(lost=True),
     "there are fewer pieces than processes for some sizes": dict(cut=torch.chunk),
