@@ -116,7 +116,8 @@ def set_random_states(
     try:
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
-        if not 0 <= np.random.get_state()[2] <= 624:   # NumPy would crash at a draw
+        _, _, place, *_ = np.random.get_state()
+        if not 0 <= place <= 624:   # NumPy would crash at a draw
             np.random.set_state(before)
             raise ValueError
         torch.set_rng_state(states["torch"].cpu())
