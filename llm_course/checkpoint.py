@@ -116,8 +116,8 @@ def set_random_states(
     try:
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
-        _, _, place, *_ = np.random.get_state()
-        if not 0 <= place <= 624:   # NumPy would crash at a draw
+        numpy_state:Any = np.random.get_state()
+        if not 0 <= numpy_state[2] <= 624:   # NumPy would crash at a draw
             np.random.set_state(before)
             raise ValueError
         torch.set_rng_state(states["torch"].cpu())
