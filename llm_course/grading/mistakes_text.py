@@ -9,6 +9,7 @@ __all__ = []
 import random
 import re
 import tempfile
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def _ask_pre_tokens(part):
         yield label, lambda: list(part(text))
     for text in (
         "café Ωμέγα данные", "١٢ ½", "e\u0301a", "मुझे 👩‍👩‍👧", "we're \u2019s\u00a0x",
-        "x² a½b Ⅷx"):
+        "x² a½b Ⅷx", "\ufeffa"):
         yield "for other alphabets", lambda: list(part(text))
     for text in "I'll go  home.", "naïve 北京!!! ok":
         yield "for a whole sentence", lambda: list(part(text))
@@ -116,6 +117,8 @@ MISTAKES["pre_tokens"] = variants(
         "what the pattern leaves out becomes a piece of its own; it must be refused":
             dict(lost=lambda text, rest: False, find=lambda text, pattern: [
                 p for p in regex.split(f"({pattern})", text) if p]),
+        "a byte-order mark at the beginning is lost":
+            dict(before=lambda text: text.removeprefix("\ufeff")),
         "the spaces at the ends of the text are stripped": dict(before=str.strip),
         "runs of spaces are collapsed into one space":
             dict(before=lambda text: regex.sub(r" +", " ", text)),
@@ -252,6 +255,9 @@ MISTAKES["merge"] = variants(
             dict(flip=True),
         "the pair is joined in either order; its order matters":
             dict(match=lambda ids, i, pair: sorted(ids[i : i + 2]) == sorted(pair)),
+        "each id is looked for in the pair by itself; compare both in their order":
+            dict(match=lambda ids, i, pair: {*ids[i : i + 2]} <= {*pair}
+                 and len(ids[i : i + 2]) == 2),
         "the pair is looked for in the wrong order":
             dict(match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair[::-1]),
         "the last id is lost": dict(stop=1),
@@ -289,6 +295,9 @@ MISTAKES["merge"] = variants(
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
+    "an index lies outside after a join: the list is shorter than the loop believes":
+        lambda part: attempt(lambda: part([3, 1, 2], (1, 2), 9)) == "IndexError"
+        and list(part([3, 2, 1], (1, 2), 9)) == [3, 2, 1],
     "ids are compared as text, so 1 is found inside 11": (
         lambda part: list(part([11, 2, 13], (1, 2), 9)) != [11, 2, 13]
         and list(part([3, 5, 4], (1, 2), 9)) == [3, 5, 4]),
@@ -475,6 +484,11 @@ def _apart(pieces):
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-learn
 SYMPTOMS["learn_merges"] = {
+    "a mark is added to each word: a word of one byte holds no pair": (
+        lambda part: bool((found := _quietly(part)({b"a": 9}, 1)) and found[0])),
+    "a character of several bytes is not split: begin with single bytes": (
+        lambda part: not _quietly(part)({"é".encode(): 3}, 1)
+        and len(_quietly(part)({b"ab": 3}, 1)) == 1),
     "pairs of an earlier call still count: is the counter a default argument, or "
     "global?": (
         lambda part: len(part({b"qz": 10**6}, 1)) == 1
@@ -541,8 +555,8 @@ def _ask_tokenizer(part):
         made(special_tokens=["END"]).encode("aENDb"))
     yield "in decoding special tokens", lambda: special().decode(
         special().encode("a<|end|>b"))
-    yield "in the ids of its special tokens", lambda: sorted(
-        found.items()) if (found := getattr(special(), "special_tokens", None)) else (
+    yield "in the ids of its special tokens", lambda: dict(sorted(
+        found.items())) if (found := getattr(special(), "special_tokens", None)) else (
         UNASKED)
     yield "for a stream of nothing", lambda: list(made().encode_iterable([]))
     yield "for a stream", lambda: list(
@@ -608,6 +622,8 @@ def _ask_tokenizer(part):
         with_end().encode_iterable(["banana bandana"]))
     yield "where another pair than a merge makes the same bytes", lambda: list(
         part(ranks | {259: b"ba"}, [(b"b", b"a"), *learnt]).encode("ban"))
+    yield "for the same word in capitals", lambda: list(made().encode("an\nAN\nan"))
+    yield "for accents that are written apart", lambda: list(made().encode("e\u0301"))
     yield "for the same word again", lambda: (
         lambda k: [list(k.encode("banana na")) for _ in range(2)])(made())
     yield "where a letter repeats", lambda: list(
@@ -772,6 +788,10 @@ def _extended(self, text):
         ids += [self.special_tokens[part]] if i % 2 else [*lists, []][0]
     return ids
 
+def _recalls(key):
+    return lambda self, piece: self.memory.setdefault(
+        key(piece), _Toy.word(self, piece))
+
 class _Memory:
     "A dictionary for each tokenizer."
     def __get__(self, one, kind): return one.__dict__.setdefault("_memory", {})
@@ -828,6 +848,9 @@ MISTAKES["BpeTokenizer"] = variants(
                     else self.ids[p]) for p in pieces]),
         "a special token that is in the vocabulary already gets a second id":
             dict(known=lambda self, token: max(self.vocab) + 1),
+        "all new special tokens get the same id": dict(
+            known=lambda self, token: self.ids.get(token, 1 + max(
+                id for id in self.vocab if id not in self.special_tokens.values()))),
         "a new special token gets the number of tokens as its id; use one more than "
         "the greatest id":
             dict(known=lambda self, token: self.ids.get(token, len(self.vocab))),
@@ -852,7 +875,20 @@ MISTAKES["BpeTokenizer"] = variants(
                 re.split(
                     f"({'|'.join(sorted(self.special_tokens, key=len, reverse=True))})",
                     text) if self.special_tokens else [text])),
-        "of special tokens that overlap, the shorter one wins": dict(longest=False),
+        "of special tokens that overlap, a shorter one wins": dict(longest=False),
+        "the text after the last special token is lost": dict(
+            parts=lambda self, text: _Toy.parts(self, text)[:-1]
+            if self.special_tokens else [text]),
+        "what is remembered of a word does not heed the spaces around it":
+            dict(word=_recalls(str.strip), memory=_Memory()),
+        "what is remembered of a word does not heed its capitals":
+            dict(word=_recalls(str.lower), memory=_Memory()),
+        "bytes are read as Latin-1; read them as UTF-8": dict(
+            decode=lambda self, ids: b"".join(
+                self.vocab[id] for id in ids).decode("latin-1")),
+        "bytes that are not valid UTF-8 are written as numbers; they should become "
+        "U+FFFD":
+            dict(errors="backslashreplace"),
         "special tokens are thrown away": dict(
             encode=lambda self, text: [
                 id for part in _Toy.parts(self, text)[::2]
@@ -906,7 +942,10 @@ def _torn(part)->str: # What is done wrongly, and where, or nothing
         for cut in [[text] for text in texts] if "one pre-token" in told else [
             [text[:i], text[i:]] for text in texts for i in range(1, len(text))]:
             got = list(tokenizer.encode_iterable(iter(cut)))
-            if got != list(tokenizer.encode("".join(cut))): return f"{told} {cut}"
+            wanted = list(tokenizer.encode("".join(cut)))
+            lost = tokenizer.decode(got) != tokenizer.decode(wanted)
+            if got != wanted:
+                return f"{'loses or adds something:' if lost else told} {cut}"
     return ""
 
 def _stream_of(part, *chunks): return list(_letters(part).encode_iterable(iter(chunks)))
@@ -966,6 +1005,16 @@ SYMPTOMS["BpeTokenizer"] = {
     "pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
     "the same text gets other ids the second time: is a remembered list changed?":
         _changes,
+    "the text is normalised: other characters come back": lambda part: any(
+        _letters(part).decode(_letters(part).encode(letter))
+        == unicodedata.normalize("NFKC", letter) for letter in ("e\u0301", "²")),
+    "a new special token does not get the next id that is free; the last id is 255, "
+    "and it gets": lambda part: (
+        str(found[0]) if len(found := [*_letters(part, special_tokens=["END"]).encode(
+            "END")]) == 1 and found != [256] else ""),
+    "a space beside a special token is lost": lambda part: any(
+        len([*_letters(part, special_tokens=["<|end|>"]).encode(text)]) == 3
+        for text in ("a<|end|> b", "a <|end|>b")),
     "special_tokens must map each special token to its id": lambda part: (
         not isinstance(_letters(part, special_tokens=["END"]).special_tokens, dict)),
     "without special tokens a word falls into characters: an empty pattern fits "
@@ -1024,10 +1073,12 @@ def _ask_batch(part):
         part(long, 8, 6, "cpu")[0])
     yield "in the first place that is drawn", lambda: starts().min().item()
     yield "in the last place that is drawn", lambda: starts().max().item()
-    yield "in the type of its targets", lambda: str(part(long, 8, 6, "cpu")[1].dtype)
-    yield "in the type of the ids", lambda: str(part(long, 8, 6, "cpu")[0].dtype)
-    yield "on the device that is asked for", lambda: str(
-        part(long, 8, 6, "meta")[0].device)
+    yield "in whether its targets are int64", lambda: (
+        part(long, 8, 6, "cpu")[1].dtype == torch.int64)
+    yield "in whether the ids are int64", lambda: (
+        part(long, 8, 6, "cpu")[0].dtype == torch.int64)
+    yield "on the device that is asked for", lambda: [
+        str(x.device) for x in part(long, 8, 6, "meta")]
     first = lambda seed, i: part(long, 8, 4, "cpu", seed=seed, iteration=i)[0][
         :, 0].tolist()
     yield "in what seed and iteration change", lambda: [
@@ -1057,6 +1108,9 @@ def _ask_batch(part):
         _drops(part))
     yield "in whether a row comes twice in an epoch that begins within a batch", (
         lambda: _drops(part, 19))
+    yield "in whether a place comes twice in an epoch", lambda: any(
+        len({*_dealt(part, seed=seed)}) < 19 for seed in range(4))
+    yield "in how far apart the rows of an epoch lie", lambda: _stride(part)
     yield "in whether places are drawn evenly", lambda: (
         lambda n: bool(max(n.values()) < 1.9 * min(n.values())))(
         Counter(starts().long().tolist()))
@@ -1072,6 +1126,9 @@ def _dealt(part, size=19, seed=0, step=0, count=19):
     rows = [part(np.arange(80), size, 4, "cpu", seed=seed, iteration=i, order="epochs")
             for i in range(step, step - (-count // size))]
     return torch.cat([x[:, 0] for x, _ in rows]).tolist()
+
+def _stride(part):
+    return int(Counter(np.diff(sorted(_dealt(part, 15)[:15]))).most_common(1)[0][0])
 
 def _tiled(part): return len({start % 4 for start in _dealt(part)}) == 1
 
@@ -1135,6 +1192,8 @@ MISTAKES["get_batch"] = variants(
             dict(drawn=lambda: 0),
         "without an iteration the batch ignores the seed that numpy was given":
             dict(drawn=lambda: random.SystemRandom().randrange(2**31)),
+        "the rows of a batch are sorted by their places":
+            dict(step=lambda starts, t: np.sort(starts)),
         "all rows of a batch begin at the same place":
             dict(step=lambda starts, t: starts * 0 + starts[0]),
         "the ids have a type other than int64": dict(dtype=torch.int32),
@@ -1164,18 +1223,24 @@ def _starts_of(part, **more):
             0][:, 0] for i in range(60)]).long()
 
 
-def _misses_zero(part):
-    "Are two batches of step 0 different, while two of step 1 are alike?"
+def _misses_zero(part)->str: # The argument, or nothing
+    "Are two batches with 0 different, while two with 1 are alike?"
     part = getattr(part, "__wrapped__", part)
     state = np.random.get_state()
-    def alike(i):
-        return torch.equal(*(part(np.arange(999), 8, 4, "cpu", iteration=i)[0]
-                             for _ in range(2)))
-    try: return alike(1) and not alike(0)
+    def alike(**numbers):
+        return torch.equal(*(
+            part(np.arange(999), 8, 4, "cpu", **{"iteration": 1, "seed": 1} | numbers)[
+                0] for _ in range(2)))
+    try: return next((name for name in ("iteration", "seed")
+                      if alike() and not alike(**{name: 0})), "")
     finally: np.random.set_state(state)
 
 SYMPTOMS["get_batch"] = {
-    "the iteration 0 counts as none: compare with None": _misses_zero,
+    "0 counts as none, and should be compared with None: it is a possible":
+        _misses_zero,
+    "the rows of a batch begin at equal distances; draw each "
+    "place independently": lambda part: (lambda starts: (starts == starts[0]).all())(
+        part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
     "rows begin only at multiples of their length; any place may be drawn": (
         lambda part: not (_starts_of(part) % 4).any()),
     "a batch of more rows than there are places raises an error: draw with "
@@ -1213,9 +1278,8 @@ SYMPTOMS["get_batch"] = {
         > 1.6 * n[:9].min() and len(
             set(_starts_of(part)[:40].tolist()) ^ set(_starts_of(part)[40:80].tolist()))
         > 0),
-    "the rows of a batch begin at equal distances; draw each "
-    "place independently": lambda part: (lambda starts: (starts == starts[0]).all())(
-        part(np.arange(999), 8, 6, "cpu")[0][:, 0].diff()),
+    "inputs and targets lie on different devices": (
+        lambda part: len({x.device for x in part(np.arange(99), 2, 4, "meta")}) == 2),
     "the same seed and iteration give different batches": lambda part: not torch.equal(
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0],
         part(np.arange(999), 4, 6, "cpu", seed=3, iteration=4)[0]),
@@ -1241,8 +1305,10 @@ SYMPTOMS["get_batch"] = {
         == _dealt(part, 6, step=1, count=6)[:5]),
     "the rows of an epoch lie an id too far apart: the last target of one is the first "
     "input of the next": (
-        lambda part: Counter(np.diff(sorted(_dealt(part, 15)[:15]))).most_common(1)[0][
-            0] == 5),
+        lambda part: _stride(part) == 5),
+    "with epochs rows overlap: cut the text into rows, and shuffle these": (
+        lambda part: min(np.diff(sorted(_dealt(part)))) < 4 and all(
+            len({*_dealt(part, seed=seed)}) == 19 for seed in range(4))),
     "each step shuffles the rows anew, so some come again before others have come": (
         lambda part: _tiled(part) and min(np.diff(sorted(_dealt(part)))) >= 4 and any(
             min(np.diff(sorted(_dealt(part, 6, seed, count=12)))) < 4
@@ -1250,7 +1316,7 @@ SYMPTOMS["get_batch"] = {
     "rows that do not fill the last batch of an epoch are lost: fill it with rows of "
     "the next epoch":
         lambda part: _drops(part) and min(np.diff(sorted(_dealt(part)))) >= 4,
-    "the order is ignored: with epochs, no id may come twice before all have come": (
+    "with epochs rows come twice, or overlap, before all have come": (
         lambda part: min(
             np.diff(
                 sorted(
@@ -1260,7 +1326,8 @@ SYMPTOMS["get_batch"] = {
 SURE.update(
     told for part in "pre_tokens merge learn_merges BpeTokenizer get_batch".split()
     for told in SYMPTOMS[part] if any(word in told for word in (
-        "epoch", "large ids", "remember", "a stream", "escape", "empty pattern",
+        "epoch", "large ids", "follow their inputs", "equal dist", "normalised:",
+        "remember", "a stream", "escape", "empty pattern", "a mark", "single bytes",
         "vocabulary is changed", "blocks", "no pair is left", "as text")))
 for _told, _shown in SYMPTOMS["get_batch"].items():
     SYMPTOMS["get_batch"][_told] = (lambda part, shown=_shown: shown(_steady(part)))

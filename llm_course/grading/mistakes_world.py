@@ -82,20 +82,23 @@ def _ask_windows(part):
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
     parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False, many=lambda n: n,
-    full=True, least=1, brief=True, kept=True):
+    full=True, least=1, brief=True, kept=True, begin=0, step=lambda t: t, end=1,
+    early=False):
     "A `windows` with something changed."
     def part(dataset, batch_size, max_seq_len, device="cpu"):
-        last, batch_size = len(dataset) - 1, many(batch_size)
+        last, batch_size = len(dataset) - end, many(batch_size)
         if fit: max_seq_len = min(max_seq_len, last)
-        places = order(list(range(0, last, max_seq_len + gap)))
+        places = order(list(range(begin, last, step(max_seq_len) + gap)))
         if last < max_seq_len and not brief: return
         whole = [at for at in places if at + max_seq_len < last + full]
         groups = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)]
         if not few: groups = [group for group in groups if len(group) == batch_size]
-        if short: groups += [[at] for at in places if last - max_seq_len < at
-                             <= last - least]
+        rest = [[at] for at in places if short and last - max_seq_len < at
+                <= last - least]
+        groups = rest + groups if early else groups + rest
         for group in groups:
-            rows = np.stack([dataset[at:at + max_seq_len + 1] for at in group])
+            stops = [min(at + max_seq_len, last) + 1 for at in group]
+            rows = np.stack([dataset[at:stop] for at, stop in zip(group, stops)])
             x, y = parted(torch.from_numpy(rows.astype(kind)))
             if not kept and group == groups[0]: buffer = x.clone(), y.clone()
             if not kept and x.shape[1] == max_seq_len:
@@ -108,6 +111,12 @@ MISTAKES["windows"] = variants(_a_reader, {
         dict(short=False, fit=True),
     "the short window at the end is lost, and with it a text shorter than a row":
         dict(short=False),
+    "a window begins at every id; go on by its length": dict(step=lambda t: 1),
+    "the first id is left out": dict(begin=1),
+    "the last id is never a target": dict(end=2),
+    "the last window comes first": dict(early=True),
+    "targets wrap round: a row's last target is its own first id": dict(
+        parted=lambda rows: (rows[:, :-1], rows[:, :-1].roll(-1, 1))),
     "a text shorter than a row gives nothing": dict(brief=False),
     "the last row is lost where rows fill the text exactly": dict(full=False),
     "a short window at the end is lost if it has a single target": dict(least=2),
@@ -1508,14 +1517,17 @@ def _asked_of_both(part, whole=lambda text: text):
     yield "in whether two texts without a seed are alike", lambda: babble() == babble()
     yield "in whether two texts with the seed 0 are alike", lambda: (
         babble(seed=0) == babble(seed=0))
-    yield "among equals when the temperature is 0", lambda: babble(0.)
-    yield "with top-p", lambda: babble(top_p=0.)
+    yield "in whether temperature 0 takes the first of equals", lambda: (
+        {*babble(0.)} == {"a"})
+    yield "with top-p", lambda: babble(top_p=0., seed=1)
     yield "in the letters that top-p leaves", lambda: max(
         babble(1., .25, seed=1)) < "m"
     yield "with top-k", lambda: hot(top_k=1)
     yield "with min-p", lambda: hot(min_p=1.)
-    yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
+    yield "with a penalty", lambda: babble(
+        0., repetition_penalty=2., seed=1)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
+    yield "where its stop has three letters", lambda: told("béc")
     yield "where two of its stops end together", lambda: told(["c", "éc"])
     yield "where it ends as if it were to stop", lambda: told("éx", 3)
     yield "where its stop stands in the prompt", lambda: whole(
@@ -1538,7 +1550,7 @@ def _ask_stream(part):
     yield "when it is asked for one piece", lambda: next(
         iter(pieces(*_chain("abéc"), "a", 4, 0.)))
     def several(model, tokenizer, *prompts):
-        found = [*part(model, tokenizer, [*prompts], 6, 0.)]
+        found = [*part(model, tokenizer, [*prompts], 6, 0., seed=1)]
         return ["".join(said) for said in zip(*found, strict=True)]
     yield "for several prompts", lambda: several(*_chain("abéc", True), "bé", "a")
     yield "for a list of one prompt", lambda: [
@@ -1558,22 +1570,33 @@ def _mixer():
         model.head.weight *= 9
         return model
 
+_scores:dict[tuple, torch.Tensor] = {}   # the models are the same few all the time
+
+def _scores_after(model, ids):
+    "What a model gives for the next token; its head alone is ever changed."
+    key = id(model), float(model.head.weight.detach().sum()), *ids
+    if key not in _scores:
+        with torch.no_grad(): _scores[key] = model(torch.tensor([ids]))[0, -1]
+    return _scores[key]
+
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
-    holds=True, kept=False, loses=False, alone=False, filling=0, first=min):
+    holds=True, kept=False, loses=False, alone=False, filling=0, first=min,
+    mark=""):
     "The part of a growing text that is certain, after each token."
     ids = tokenizer.encode(prompt)
     ids = ids[:1] * filling + ids   # as if it belonged to the text
     said = b""
     text = given = sure = certain = ""
     for _ in range(max_tokens + extra):
-        with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
-        new = draw(scores, torch.tensor(ids))
-        if ends and new == 256: break
+        new = draw(_scores_after(model, ids[-16:]), torch.tensor(ids))
+        if ends and new == 256:
+            text += mark
+            break
         ids = [*ids, new]
         said += tokenizer.vocab[new]
         text = said.decode("utf-8", "replace")
-        if single: text = "".join(bytes([b]).decode("utf-8", "replace") for b in said)
+        if single: text = "".join(bytes([b]).decode("utf-8", single) for b in said)
         met = [(text.find(stop), stop) for stop in stops if stop in text]
         if met and not alone:
             at, stop = first(met)
@@ -1598,13 +1621,16 @@ def _spoken(
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
-               letters=False, heeds=True, last=True, fills=False,
+               letters=False, heeds=True, last=True, fills=False, echo=False,
+               prior=False,
                count=lambda n, ids: n, **how):
     "A `generate` or a `stream` with something changed."
     def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
               stop=(), seed=None, filling=0, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) and not letters else stop
+        if echo: yield prompt
+        if prior and any(stop in prompt for stop in texts): return
         if not heeds: more = {}
         if sown == "never": seed = None
         if mixed: temperature, top_p = top_p, min(temperature, 1.)
@@ -1654,6 +1680,11 @@ _of_both:dict[str, dict] = {
     "max_tokens counts the prompt, too": dict(count=lambda n, ids: n - len(ids)),
     "the stop text is written out": dict(kept=True),
     "each character of the stop text ends the text": dict(letters=True),
+    "the end mark is written out": dict(mark="<|endoftext|>"),
+    "each token is decoded by itself, and what is no character is lost":
+        dict(single="ignore"),
+    "one token too few is written": dict(extra=-1),
+    "one token too many is written": dict(extra=1),
     "of several stops the first in the list counts; the first in the text should":
         dict(first=lambda met: met[0]),
     "top_k, min_p and repetition_penalty have no effect": dict(heeds=False),
@@ -1675,10 +1706,8 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "the prompt is missing from the text": dict(start=""),
     "the prompt is searched for the stop text, too, and cut there": dict(cuts=True),
     "each token is decoded by itself: characters of two bytes break":
-        dict(single=True, holds=False),
+        dict(single="replace", holds=False),
     "a list of one prompt gives a text; it should give a list": dict(lone=True),
-    "one token too few is written": dict(extra=-1),
-    "one token too many is written": dict(extra=1),
     "of several prompts only the first is continued": dict(all_prompts=False)})
 
 def _stripped(part):
@@ -1692,10 +1721,12 @@ MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | 
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
     "several texts end when the first of them ends": dict(last=False),
+    "the prompt is handed over, too; it is known": dict(echo=True),
+    "a stop text in the prompt ends the text": dict(prior=True),
     "a list of one prompt gives texts; it should give lists": dict(lone=True),
     "shorter prompts are filled up, and the filling is read as text": dict(fills=True),
     "each token is decoded by itself: characters of two bytes break":
-        dict(single=True, holds=False)})
+        dict(single="replace", holds=False)})
 
 def _mixes(part):
     "Are two texts right in ASCII, and wrong where characters have two bytes?"
@@ -1703,11 +1734,20 @@ def _mixes(part):
         model, tokenizer = _chain(text)
         found = [*part(model, tokenizer, ["a", "b"], 3, 0.)]
         alone = "".join(part(model, tokenizer, "a", 3, 0.))
+        if any(isinstance(pieces, str) for pieces in found): return ()
         return alone, *map("".join, zip(*found))
     return said("abxcd") == ("bxc", "bxc", "xcd") and said("abéc") != (
-        "bé", "bé", "éc") and said("abéc")[0] == "bé"
+        "bé", "bé", "éc") and said("abéc")[:1] == ("bé",)
+
+def _early(part):
+    "Does a stop of one letter work, and one of three letters not wholly?"
+    def said(stop): return "".join(part(*_chain("abéc"), "a", 9, 0., stop=stop))
+    return said("c") == "bé" and said("béc")[:1] == "b"
 
 SYMPTOMS["stream"] = {
+    "the beginning of a stop text is handed over before it is certain": _early,
+    "for a list of prompts each piece must be a list of texts": lambda part: isinstance(
+        next(iter(part(*_chain("abc"), ["a", "b"], 2, 0.))), str),
     "several texts share the bytes that are held back; each needs a decoder of its own":
         _mixes}
 SURE.update(SYMPTOMS["stream"])
@@ -2253,6 +2293,10 @@ def _ask_minhash(part):
     yield "in the default number of hashes", lambda: len(part(a))
     words = {"a b c", "d e f", "g h i"}, {"a d g", "b e h", "c f i"}
     yield "in whether word order counts", lambda: near(*words, 0.)
+    turned = {" ".join(reversed(gram.split())) for gram in words[0]}
+    yield "in whether the order of words counts", lambda: near(words[0], turned, 0.)
+    yield "in whether the numbers come in order", lambda: bool(
+        (np.diff(np.asarray(part(a, 40)).astype(float)) >= 0).all())
     def salted():
         with mock.patch("builtins.hash", wraps=hash) as seen: part(a, 5)
         return seen.called
@@ -2298,17 +2342,28 @@ MISTAKES["minhash"] = variants(_a_minhash, {
     "Python's hash is used, which differs from process to process":
         dict(code=lambda gram: hash(gram) % 2**64),
     "hash values are too few, so different shingles share them": dict(cut=15),
+    "the shingles are hashed as one text; hash each":
+        dict(pieces=lambda grams: [" ".join(sorted(grams))]),
+    "the words of a shingle are sorted, so their order is lost": dict(
+        pieces=lambda grams: [" ".join(sorted(gram.split())) for gram in grams]),
     "only a shingle's length is hashed":
         dict(code=lambda gram: 0x9E3779B97F4A7C15 * len(gram) % 2**64),
     "words are hashed; hash whole shingles": dict(
         pieces=lambda grams: sorted({word for gram in grams for word in gram.split()})),
 })
 
+def _in_order(part, grams):
+    found = np.asarray(part(grams, 40)).astype(float)
+    return bool((np.diff(found) >= 0).all())
+
 SYMPTOMS["minhash"] = {
     "the smallest values of one hash function come, in order; take the smallest of "
-    "each function": lambda part: bool(
-        (np.diff(np.sort(found := np.asarray(part(_grams(0, 60), 40)))) > 0).all()
-        and (found[1:] >= found[:-1]).all())}
+    "each function": lambda part: (
+        _in_order(part, _grams(0, 60))
+        and len({*map(int, part(_grams(0, 1), 40))}) < 9),
+    "the numbers are sorted, so a place no longer belongs to one hash function": (
+        lambda part: _in_order(part, _grams(0, 60))
+        and _in_order(part, _grams(0, 1)))}
 SURE.update(SYMPTOMS["minhash"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #flash
