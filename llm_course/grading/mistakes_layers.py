@@ -843,10 +843,6 @@ MISTAKES["Softmax"] = {
     "the exponentials are not divided by their sum": _a_softmax(_powers),
     "the axes are swapped for the sum and never swapped back": _a_softmax(
         lambda x, dim: torch.softmax(x.transpose(dim, -1), -1)),
-    "the running sum is not rescaled when a larger score comes": _a_softmax(
-        lambda x, dim: _powers(x, dim) / (
-            x - x.detach().cummax(dim)[0].clamp(min=-1e30)).exp().sum(
-                dim, keepdim=True).clamp(min=1e-30)),
     "these are powers of two, not of e":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, base=torch.exp2), dim)),
     "the exponential is missing: scores are divided by their sum":
@@ -888,6 +884,8 @@ def _added(part)->str: # To what, or nothing
                  if abs(a - b) < .01 * abs(a) and abs(a) > 1e-5), "")
 
 SYMPTOMS["Softmax"] = {
+    "the running sum is not rescaled when a larger score comes": lambda part: same(
+        part()(x := torch.arange(4.)), (x - 3).exp() / 4),
     "the scores are multiplied before the exponential, by": _scaled,
     "a number is added,": _added,
     "large scores get equal shares: they are clamped; subtract the row's largest": (
@@ -1549,10 +1547,10 @@ def _with_a_cache(change):
         finally: self.attend = usual
     return type("Part", (ours,), {"forward": forward})
 
-def _from_the_left(usual, q, k, v, mask=None, **how):
-    if mask is not None: return usual(q, k, v, mask, **how)
-    past = torch.ones(q.shape[-2], k.shape[-2]).tril().bool()
-    return _attend(q, k, v, past if len(past) > 1 else None)
+def _from_the_left(usual, q, k, v, mask=None, causal=False):
+    if mask is not None or not causal or q.shape[-2] == 1:
+        return usual(q, k, v, mask, causal=causal)
+    return _attend(q, k, v, torch.ones(q.shape[-2], k.shape[-2]).tril().bool())
 
 MISTAKES["MultiHeadAttention"] |= {
     "with a cache, new tokens get positions from zero again": _with_a_cache(
