@@ -1798,7 +1798,7 @@ class TokStreamsByPiece(_Tok):
     def encode_iterable(self, pieces):
         for piece in pieces: yield from self.encode(piece)
 
-@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "a stream gives other ids than the whole text when it is cut into")
+@fault("BpeTokenizer", "encode_iterable holds back only to the last space: special tokens and runs of spaces are cut", "a stream is cut between")
 class TokStreamsBySpace(_Tok):
     def encode_iterable(self, pieces):
         rest = ""

@@ -254,7 +254,10 @@ def test_every_die_lies_as_it_lay(run, saved, tmp_path):
     assert throws() != before
     checkpoint.set_random_states(read_checkpoint(saved)["random"])
     assert throws() == before
-    with pytest.raises(ValueError, match="random states of the checkpoint are damaged"): checkpoint.set_random_states({"python": 1})
+    good = checkpoint.random_states()
+    for damage in {"python": 1}, {"python": ()}, {"python": (3, (-1,) * 625, None)}, {"numpy": ("MT19937", [1, 2], 3)}, {"numpy": ("MT19937", [1] * 624, 1 - 2**31)}, {"torch": None}:
+        with pytest.raises(ValueError, match="random states of the checkpoint are damaged"): checkpoint.set_random_states(good | damage)
+        throws()   # a place outside NumPy's 624 numbers would end the process here
 
 
 # ---- Sizes and types of exported models

@@ -7,7 +7,9 @@ __all__ = []
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #imports
 import inspect
-from functools import partial
+import math
+from contextlib import suppress
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ def _ask_linear(part):
     yield lambda: filled(part(4, 5))(x)
     yield "where there is a bias", lambda: filled(part(4, 5, bias=True))(x)
     yield "where outputs are as many as inputs", lambda: filled(part(4, 4))(x)
+    yield "where there is one output", lambda: filled(part(4, 1))(x[:1])
     yield "for a vector without leading axes", lambda: filled(part(4, 5))(x[0, 0])
     yield "in half precision", lambda: filled(part(4, 5)).bfloat16()(x.bfloat16())
     yield "where there are no vectors", lambda: part(4, 5)(x[:0])
@@ -47,12 +50,23 @@ def _ask_linear(part):
         part(4, 5, bias=True).bias.mean().sign().abs(),
         part(4, 5, bias=True).bias.std().sign()])
 
-
 def _pulled(layer, *inputs):
     "The gradients of all parameters, in one row."
     filled(layer)(*inputs).square().sum().backward()
     return torch.cat([p.grad.flatten() for _, p in sorted(layer.named_parameters())])
 
+def _noted(make):
+    "Note on each version how it was made, so that two mistakes can be told at once."
+    names = [*inspect.signature(make).parameters]
+    @wraps(make)
+    def noting(*changes, **changed):
+        changed |= dict(zip(names, changes))
+        version = make(**changed)
+        version.made = noting, changed
+        return version
+    return noting
+
+@_noted
 def _a_linear(
     compute=lambda w, b, x: x @ w.mT + (0 if b is None else b),
     spread=lambda i, o: i**-0.5, turned=False, bias_of=lambda wanted: wanted,
@@ -60,11 +74,9 @@ def _a_linear(
     "A `Linear` with something changed."
     def part(i, o, bias=False):
         weight = torch.randn((i, o) if turned else (o, i)) * spread(i, o)
-        return Made(
-            lambda s, x: compute(
-                s.weight.mT if turned else s.weight, getattr(s, "bias", None), x),
-            weight=weight,
-            bias=start(o) if bias_of(bias) else None)
+        return Made(lambda s, x: compute(
+            s.weight.mT if turned else s.weight, getattr(s, "bias", None), x),
+            weight=weight, bias=start(o) if bias_of(bias) else None)
     return part
 
 def _unlearned(part, name):
@@ -101,48 +113,45 @@ MISTAKES["Linear"] = {
         _a_linear(start=torch.randn),
     "the bias begins with a number other than zero": _a_linear(start=torch.ones),
     "the bias is a plain tensor, so it is neither learned nor saved; make it a "
-    "parameter":
-        _unlearned(_a_linear(), "bias"),
+    "parameter": _unlearned(_a_linear(), "bias"),
     "fresh weights have the spread one, whatever the number of inputs: sums of many "
-    "terms grow":
-        _a_linear(spread=lambda i, o: 1.0),
+    "terms grow": _a_linear(spread=lambda i, o: 1.0),
     "the spread of fresh weights follows the number of outputs, but an output sums "
-    "over the inputs":
-        _a_linear(spread=lambda i, o: o**-0.5),
+    "over the inputs": _a_linear(spread=lambda i, o: o**-0.5),
     "the spread of fresh weights is what their variance should be: is a square root "
-    "missing?":
-        _a_linear(spread=lambda i, o: 1 / i),
+    "missing?": _a_linear(spread=lambda i, o: 1 / i),
     "fresh weights have a small fixed spread, such as 0.02, whatever the number of "
-    "inputs":
-        _a_linear(spread=lambda i, o: 0.02),
+    "inputs": _a_linear(spread=lambda i, o: 0.02),
     "the spread of fresh weights is 1/√(3 d_in), as in torch's own layer: a uniform "
     "draw between ±1/√d_in is narrower than its limits":
         _a_linear(spread=lambda i, o: (3 * i) ** -0.5),
     "the spread of fresh weights counts inputs and outputs (Xavier); here only the "
-    "inputs count":
-        _a_linear(spread=lambda i, o: (2 / (i + o)) ** 0.5),
+    "inputs count": _a_linear(spread=lambda i, o: (2 / (i + o)) ** 0.5),
     "fresh weights are cut off at two standard deviations, so their spread is only "
-    "0.88 of what it should be":
-        _a_linear(spread=lambda i, o: 0.88 * i**-0.5),
+    "0.88 of what it should be": _a_linear(spread=lambda i, o: 0.88 * i**-0.5),
+    "fresh weights are cut off at one standard deviation, so their spread is only 0.54 "
+    "of what it should be": _a_linear(spread=lambda i, o: 0.54 * i**-0.5),
     "fresh weights have the spread √(2/d_in), which is meant for layers before a ReLU":
         _a_linear(spread=lambda i, o: (2 / i) ** 0.5),
     "fresh weights are drawn evenly between ±3/√d_in: they are cut there, but their "
-    "spread was left at one":
-        _a_linear(spread=lambda i, o: (3 / i) ** 0.5),
+    "spread was left at one": _a_linear(spread=lambda i, o: (3 / i) ** 0.5),
     "fresh weights are drawn evenly between ±2/√d_in: they are cut there, but their "
-    "spread was left at one":
-        _a_linear(spread=lambda i, o: (4 / (3*i)) ** 0.5),
+    "spread was left at one": _a_linear(spread=lambda i, o: (4 / (3*i)) ** 0.5),
     "fresh weights have the spread 0.29, like numbers between 0 and 1; it must be "
-    "1/√d_in":
-        _a_linear(spread=lambda i, o: 12**-.5),
+    "1/√d_in": _a_linear(spread=lambda i, o: 12**-.5),
     "fresh weights have the spread 0.29/√d_in, like numbers between 0 and 1 over √d_in":
         _a_linear(spread=lambda i, o: (12*i)**-.5),
     "fresh weights are all zero, so nothing comes through":
         _a_linear(spread=lambda i, o: 0.0),
     "a bend (such as ReLU) follows the product; a linear layer has none":
         _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).relu()),
-    "only inputs with exactly one leading axis work": _a_linear(
-        lambda w, b, x: torch.einsum("bi,oi->bo", x, w) + (0 if b is None else b)),
+    "the product is scaled by 1/√d_in at every use; draw the weights at that scale":
+        _a_linear(lambda w, b, x: x @ w.mT / x.shape[-1]**.5 + (0 if b is None else b),
+                  spread=lambda i, o: 1.),
+    "axes of size one are squeezed away: the leading axes should stay":
+        _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).squeeze()),
+    "the last axis is squeezed away where there is one output":
+        _a_linear(lambda w, b, x: (x @ w.mT + (0 if b is None else b)).squeeze(-1)),
     "the leading axes are flattened and never restored":
         _a_linear(lambda w, b, x: x.flatten(0, -2) @ w.mT + (0 if b is None else b))}
 
@@ -153,24 +162,30 @@ def _ask_embedding(part):
     table = lambda: filled(part(6, 4))
     def pull(layer):
         (layer(ids) * given(2, 3, 4, seed=9)).sum().backward()
-        return layer.weight.grad
+        return layer.weight.grad.to_dense()
     yield lambda: parameters_of(part(6, 4))
     yield lambda: table()(ids)
     yield "for ids on one axis", lambda: table()(ids[0])
     yield "when there is one id", lambda: table()(torch.tensor(2))
+    yield "for a row of one id", lambda: table()(ids[:1, :1])
     yield "where there are no ids", lambda: table()(ids[:0])
     yield "in the gradient of its table", lambda: pull(table())
     yield "in whether a fresh row is zero", lambda: (
         bool((part(6, 4).weight == 0).all(-1).any()))
     yield "for a negative id", lambda: table()(ids - 1)
+    yield "for an id past the end", lambda: _rows_of(table(), ids + 3)
     yield "for ids in int32", lambda: table()(ids.int())
     yield "in half precision", lambda: table().bfloat16()(ids)
     yield from placed(lambda **more: part(6, 4, **more))
     for vocab, d in (2000, 256), (100, 4096):
-        yield (
-            "in the spread of its fresh vectors",
-            lambda: part(vocab, d).weight.std().log2().mul(6).round().div(6).exp2())
+        yield "in the spread of its fresh vectors", lambda: (
+            part(vocab, d).weight.std().log2().mul(6).round().div(6).exp2())
 
+def _rows_of(layer, ids):
+    "Which rows come? What is no row, such as zeros, counts as a refusal."
+    return [layer.weight.tolist().index(row) for row in layer(ids.flatten()).tolist()]
+
+@_noted
 def _an_embedding(
     find=lambda w, ids: w[ids], spread=lambda v, d: 1., turned=False, below=False):
     "An `Embedding` with something changed."
@@ -179,7 +194,6 @@ def _an_embedding(
         return find(s.weight, ids)
     return lambda v, d: Made(
         look_up, weight=torch.randn((d, v) if turned else (v, d)) * spread(v, d))
-
 
 def _one_at_a_time(w, ids):
     return w.detach()[ids] + (w - w.detach())[ids] / (
@@ -194,10 +208,32 @@ MISTAKES["Embedding"] = {
     "you read the row before the right one: ids count from zero":
         _an_embedding(lambda w, ids: w[ids - 1]),
     "the vectors are multiplied by √d, as in the first Transformer; here a row comes "
-    "out unchanged":
-        _an_embedding(lambda w, ids: w[ids] * w.shape[1] ** 0.5),
+    "out unchanged": _an_embedding(lambda w, ids: w[ids] * w.shape[1] ** 0.5),
+    "the vectors are divided by √d; a row must come out unchanged":
+        _an_embedding(lambda w, ids: w[ids] / w.shape[1] ** 0.5),
+    "a negative id gets zeros; refuse it": _an_embedding(
+        lambda w, ids: w[ids] * (ids >= 0)[..., None], below=True),
     "the vectors are scaled to length one; a row must come out unchanged":
         _an_embedding(lambda w, ids: torch.nn.functional.normalize(w[ids], dim=-1)),
+    "id 0 is treated as padding: its row is zero and gets no gradient":
+        _an_embedding(lambda w, ids: torch.nn.functional.embedding(ids, w, 0),
+                      spread=lambda v, d: torch.arange(v).clamp(max=1)[:, None]),
+    "ids outside the vocabulary are clamped to its ends; refuse them": _an_embedding(
+        lambda w, ids: w[ids.clamp(0, len(w) - 1)], below=True),
+    "negative ids are clamped to zero; refuse them":
+        _an_embedding(lambda w, ids: w[ids.clamp(min=0)], below=True),
+    "ids past the end are clamped to the last; refuse them":
+        _an_embedding(lambda w, ids: w[ids.clamp(max=len(w) - 1)]),
+    "ids are taken modulo the size of the vocabulary; refuse those outside it":
+        _an_embedding(lambda w, ids: w[ids % len(w)], below=True),
+    "ids past the end begin again at the first row; refuse them":
+        _an_embedding(lambda w, ids: w[ids % len(w)]),
+    "ids outside the vocabulary get the first row; refuse them": _an_embedding(
+        lambda w, ids: w[ids * ((ids >= 0) & (ids < len(w)))], below=True),
+    "axes of size one are squeezed away: the ids' axes should stay":
+        _an_embedding(lambda w, ids: w[ids].squeeze()),
+    "rows longer than one are shortened in the table itself (max_norm)": _an_embedding(
+        lambda w, ids: torch.nn.functional.embedding(ids, w, max_norm=1.)),
     "a row of the fresh table is zero; no id is padding here":
         _an_embedding(spread=lambda v, d: torch.ones(v, 1).index_fill(
             0, torch.tensor(0), 0.)),
@@ -208,18 +244,15 @@ MISTAKES["Embedding"] = {
     "a negative id counts from the end of the table; raise an IndexError":
         _an_embedding(below=True),
     "fresh numbers are cut off at two standard deviations, so their spread is only "
-    "0.88":
-        _an_embedding(spread=lambda v, d: 0.88),
+    "0.88": _an_embedding(spread=lambda v, d: 0.88),
     "a token that occurs several times gets the mean of its gradients, not their sum":
         _an_embedding(_one_at_a_time),
     "fresh numbers are drawn uniformly between −1 and 1, so their spread is 0.58 "
-    "instead of one":
-        _an_embedding(spread=lambda v, d: 3**-.5),
+    "instead of one": _an_embedding(spread=lambda v, d: 3**-.5),
     "fresh numbers have the spread 0.29, like numbers between 0 and 1; it must be one":
         _an_embedding(spread=lambda v, d: 12**-.5),
     "the spread of fresh vectors counts rows and columns (Xavier); it should always "
-    "be one":
-        _an_embedding(spread=lambda v, d: (2 / (v + d))**.5),
+    "be one": _an_embedding(spread=lambda v, d: (2 / (v + d))**.5),
     "vectors longer than one are shortened to that length; a row must come out "
     "unchanged":
         _an_embedding(lambda w, ids: w[ids] / w[ids].norm(dim=-1, keepdim=True).clamp(
@@ -236,14 +269,69 @@ MISTAKES["Embedding"] = {
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms
 _idle = "nothing that comes out depends on"
 
-SYMPTOMS["Linear"] = {
+def _cut_off(layer, *inputs)->str: # Its name, or nothing
+    "Find a parameter that counts for what comes out, but that no gradient reaches."
+    found = layer(*inputs)
+    for name, p in layer.named_parameters():
+        if p.requires_grad and found.requires_grad:
+            grad, = torch.autograd.grad(
+                found.sum(), p, allow_unused=True, retain_graph=True)
+            if grad is not None: continue
+        with torch.no_grad(): p.mul_(2)
+        if not same(layer(*inputs).detach(), found.detach()): return name
+    return ""
+
+def _left(make)->str: # Names, or nothing
+    "Find the parameters that keep their usual type or device where another is asked."
+    kinds = [{name: (p.dtype, p.device) for name, p in make(**more).named_parameters()}
+             for more in ({}, {"dtype": torch.float64}, {"device": "meta"})]
+    return " and ".join(name for name, usual in kinds[0].items()
+                        if usual in (kinds[1][name], kinds[2][name]))
+
+def _only_axes(make, *last, of=given)->str: # How many, or nothing
+    "With how many leading axes does it work, if not with any number?"
+    works = []
+    for lead in (), (2,), (2, 2), (2, 2, 2):
+        with suppress(Exception): works.append((make()(of(*lead, *last)), len(lead)))
+    return " or ".join(str(n) for _, n in works) if len(works) < 4 else ""
+
+def _common(make, *last)->dict:
+    "Symptoms that all layers with parameters share."
+    return {
+        "no gradient reaches a parameter, though the result depends on it:":
+            lambda part: _cut_off(filled(make(part)), given(2, 3, *last[-1:])),
+        "`dtype` or `device` is not passed on to": lambda part: _left(
+            partial(make, part)),
+        _axes: lambda part: _only_axes(partial(make, part), *last)}
+
+_axes = "any number of leading axes should work, and here works only"
+
+def _biased(part, **more): return part(4, 5, bias=True, **more)
+
+def _spread(part)->str: # Or nothing, where it is one or depends on the sizes
+    "The spread of fresh weights, times √d_in."
+    a, b = ((part(i, o).weight.std() * i**.5).item() for i, o in ((999, 64), (64, 999)))
+    return f"{a:.2f}" if abs(a / b - 1) < .03 < abs(a - 1) else ""
+
+SYMPTOMS["Linear"] = _common(_biased, 4) | {
+    "the spread of fresh weights is not 1/√d_in; of that it is this part:": _spread,
     "the vectors of a batch affect each other's results; "
     "each must be treated by itself":
         lambda part: row_moved(part(4, 5), given(3, 4), 1, lambda x: x + 5) > 1e-5,
-    _idle: lambda part: idle(filled(part(4, 5, bias=True)), given(2, 4)),
+    _idle: lambda part: idle(filled(_biased(part)), given(2, 4)),
     "something is added even without a bias: zeros in must give zeros out":
         lambda part: (part(4, 5)(torch.zeros(2, 4)) != 0).any()}
 SYMPTOMS["Embedding"] = {
+    "no gradient reaches the table": lambda part: _cut_off(
+        filled(part(6, 4)), torch.arange(6)) and "though the result depends on it",
+    "`dtype` or `device` is not passed on to":
+        lambda part: _left(lambda **more: part(6, 4, **more)),
+    _axes: lambda part: _only_axes(
+        lambda: part(6, 4), of=lambda *shape: torch.zeros(shape, dtype=torch.long)),
+    "the gradient of the table is a sparse tensor":
+        lambda part: _pull(part(6, 4), range(6)).is_sparse,
+    "an id gets another vector at another place; positions do not count here":
+        lambda part: not same(*filled(part(6, 4))(torch.tensor([2, 2])).detach()),
     "the row of one id gets no gradient: is it treated as padding?": (
         lambda part: (_pull(part(6, 4), range(6)).sum(-1) == 0).any()
         and not (_pull(part(6, 4), range(6)) == 0).all()),
@@ -251,20 +339,13 @@ SYMPTOMS["Embedding"] = {
         lambda part: (found := _pull(part(6, 4), [2, 2])[2].sum()) != 0
         and min(abs(found - 4), abs(found - 8)) < 1e-4),
     "the wrong rows are returned: id v stands for row v":
-        lambda part: _wrong_rows(filled(part(6, 4)))}
+        lambda part: _rows_of(filled(part(6, 4)), torch.arange(6)) != [*range(6)]}
 
 def _pull(layer, ids):
     "The gradient of the table when the places 0, 1, … ask for 1, 2, …."
-    (
-        layer(torch.tensor(list(ids))) * torch.arange(1.0, len(ids) + 1)[:, None]
-    ).sum().backward()
+    weighed = layer(torch.tensor([*ids])) * torch.arange(1., len(ids) + 1)[:, None]
+    weighed.sum().backward()
     return layer.weight.grad
-
-def _wrong_rows(layer):
-    rows = layer(torch.arange(6))
-    return any(
-        torch.equal(a, b) for a in rows for b in layer.weight
-    ) and not torch.equal(rows, layer.weight)
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-rmsnorm
 @questions_of("RmsNorm")
@@ -294,10 +375,17 @@ def _ask_rms_norm(part):
     yield "where there are as many vectors as features", lambda: filled(part(8))(
         given(8, 8))
 
+def _rms(x, eps, dim=-1, mean=torch.mean, root=torch.sqrt, wide=True, keepdim=True):
+    y = x.float() if wide else x
+    return (y / root(mean(y.square(), dim, keepdim=keepdim) + eps)).to(x.dtype)
 
+def _rms_of(x): return x.norm(dim=-1, keepdim=True) / x.shape[-1]**.5
+def _ms(x): return x.square().mean(-1, keepdim=True)
+
+@_noted
 def _a_norm(
-    shrink, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None, wide=False,
-    before=lambda x, gain: x, **more):
+    shrink=_rms, start=torch.ones, gained=lambda y, gain: y * gain, fixed=None,
+    wide=False, before=lambda x, gain: x, **more):
     "An `RmsNorm` that computes `gained(shrink(before(x, gain), eps), gain)`."
     def part(d, eps=1e-5):
         eps = eps if fixed is None else fixed
@@ -309,55 +397,49 @@ def _a_norm(
             **{name: made(d) for name, made in more.items()})
     return part
 
-
-def _rms(x, eps, dim=-1, mean=torch.mean, root=torch.sqrt, wide=True, keepdim=True):
-    y = x.float() if wide else x
-    return (y / root(mean(y.square(), dim, keepdim=keepdim) + eps)).to(x.dtype)
-
-def _rms_of(x): return x.norm(dim=-1, keepdim=True) / x.shape[-1]**.5
-
 # %% ../../nbs/grading/mistakes_layers.ipynb #mistakes-rmsnorm
+def _over(size): # Of vectors in float32 and eps
+    return _a_norm(lambda x, eps: (x.float() / size(x.float(), eps)).to(x.dtype))
+
 MISTAKES["RmsNorm"] = {
     "the mean is subtracted first, as LayerNorm does":
         _a_norm(lambda x, eps: _rms(x - x.mean(-1, keepdim=True), eps)),
     "you divide by the standard deviation, which measures from the mean; the root mean "
-    "square measures from zero": _a_norm(
-        lambda x, eps: x
-        / ((x - x.mean(-1, keepdim=True)).float().square().mean(-1, keepdim=True)
-           + eps).sqrt().to(x.dtype)),
-    "the squares are added up; take their mean":
-        _a_norm(partial(_rms, mean=torch.sum)),
-    "the mean is squared; take the mean of the squares": _a_norm(
-        lambda x, eps: (
-            x.float() / (x.float().mean(-1, keepdim=True).square() + eps).sqrt()
-        ).to(x.dtype)),
+    "square measures from zero": _over(
+        lambda x, eps: (_ms(x - x.mean(-1, keepdim=True)) + eps).sqrt()),
+    "the squares are added up; take their mean": _a_norm(partial(_rms, mean=torch.sum)),
+    "the mean is squared; take the mean of the squares": _over(
+        lambda x, eps: (x.mean(-1, keepdim=True).square() + eps).sqrt()),
     "the square root is missing": _a_norm(partial(_rms, root=lambda m: m)),
     "the sum of squares is divided by d − 1; divide by d": _a_norm(partial(
         _rms, mean=lambda y, dim, keepdim: y.sum(dim, keepdim=keepdim) /
         (y.shape[-1] - 1))),
     "you divide by the mean of the absolute values, not by the root of the mean of the "
-    "squares": (
-        _a_norm(
-            lambda x, eps: (
-                x.float() / (x.float().abs().mean(-1, keepdim=True) + eps)).to(x.dtype))
-    ),
-    "eps stands outside the root": _a_norm(
-        lambda x, eps: (x.float() / (eps + (
-            x.float().square().mean(-1, keepdim=True) + 1e-30).sqrt())).to(x.dtype)),
-    "eps is fixed in the code: the given one is ignored":
-        _a_norm(_rms, fixed=1e-5),
-    "eps is missing: a vector of zeros is divided by zero": _a_norm(_rms, fixed=0.0),
+    "squares": _over(lambda x, eps: x.abs().mean(-1, keepdim=True) + eps),
+    "you divide by the largest number, not by the root of the mean of the squares":
+        _over(lambda x, eps: x.abs().amax(-1, keepdim=True) + eps),
+    "eps stands outside the root": _over(lambda x, eps: eps + (_ms(x) + 1e-30).sqrt()),
+    "eps stands under the root and beside it, too":
+        _over(lambda x, eps: eps + (_ms(x) + eps).sqrt()),
+    "eps is fixed in the code: the given one is ignored": _a_norm(fixed=1e-5),
+    "eps is missing: a vector of zeros is divided by zero": _a_norm(fixed=0.0),
     "eps is a lower bound for the root mean square; it should be added under the root":
-        _a_norm(lambda x, eps: (
-            x.float() / _rms_of(x.float()).clamp(min=eps)).to(x.dtype)),
+        _over(lambda x, eps: _rms_of(x).clamp(min=eps)),
     "eps is a lower bound for the mean of the squares; it should be added to it":
-        _a_norm(lambda x, eps: (
-            x.float() / _rms_of(x.float()).clamp(min=eps**.5)).to(x.dtype)),
+        _over(lambda x, eps: _rms_of(x).clamp(min=eps**.5)),
     "eps is added after the vector was divided by its largest number, so it weighs too "
     "much for small vectors, too little for large ones":
         _a_norm(lambda x, eps: _rms(
             x.float() / x.abs().amax(-1, keepdim=True).float().clamp(min=1e-30), eps
         ).to(x.dtype)),
+    "eps is added to the sum of the squares; add it to their mean":
+        _a_norm(lambda x, eps: _rms(x, eps / x.shape[-1])),
+    "eps is not passed on to torch's function, which then takes one of its own":
+        lambda d, eps=1e-5: Made(
+            lambda s, x: torch.nn.functional.rms_norm(x, (d,), s.weight.to(x.dtype)),
+            weight=torch.ones(d)),
+    "the mean runs over axis 1; it should run over the last": _a_norm(
+        lambda x, eps: _rms(x, eps, dim=1)),
     "the mean runs over the whole batch, so one vector depends on the others":
         _a_norm(partial(_rms, dim=None)),
     "the mean runs over the tokens as well as the features":
@@ -369,44 +451,36 @@ MISTAKES["RmsNorm"] = {
     "the mean has lost its axis, so vectors are divided by others' means: keep it":
         _a_norm(partial(_rms, keepdim=False)),
     "the gain is applied before the division; apply it after":
-        _a_norm(_rms, before=lambda x, gain: x * gain, gained=lambda y, gain: y),
+        _a_norm(before=lambda x, gain: x * gain, gained=lambda y, gain: y),
     "no gain is learned and saved: it is missing, or a plain tensor and no parameter":
-        _unlearned(_a_norm(_rms), "weight"),
+        _unlearned(_a_norm(), "weight"),
     "the mean runs over the tokens instead of the features":
         _a_norm(lambda x, eps: _rms(x, eps, dim=-2 if x.ndim > 1 else -1)),
     "the squares are computed in the type of the input, but 300² does not fit into "
-    "float16":
-        _a_norm(partial(_rms, wide=False)),
-    "the gain is never applied": _a_norm(_rms, gained=lambda y, gain: y + 0 * gain),
-    "the gain is added instead of multiplied":
-        _a_norm(_rms, gained=lambda y, gain: y + gain),
-    "the gain begins at zero; it should begin at one": _a_norm(_rms, start=torch.zeros),
+    "float16": _a_norm(partial(_rms, wide=False)),
+    "the gain is never applied": _a_norm(gained=lambda y, gain: y + 0 * gain),
+    "the gain is added instead of multiplied": _a_norm(gained=lambda y, gain: y + gain),
+    "the gain begins at zero; it should begin at one": _a_norm(start=torch.zeros),
     "the gain begins with random numbers; it should begin at one":
-        _a_norm(_rms, start=torch.randn),
+        _a_norm(start=torch.randn),
     "one is added to the gain, although it begins at one":
-        _a_norm(_rms, gained=lambda y, gain: y * (1 + gain)),
+        _a_norm(gained=lambda y, gain: y * (1 + gain)),
     "the gain begins at zero and one is added to it, "
     "as in Gemma; here it begins at one":
-        _a_norm(_rms, gained=lambda y, gain: y * (1 + gain), start=torch.zeros),
+        _a_norm(gained=lambda y, gain: y * (1 + gain), start=torch.zeros),
     "the vectors are scaled to length one: a factor of √d is missing": _a_norm(
         lambda x, eps: torch.nn.functional.normalize(x.float(), dim=-1, eps=eps).to(
             x.dtype)),
-    "the vector is multiplied by its root mean square; divide by it": _a_norm(
-        lambda x, eps: (
-            x.float() * (x.float().square().mean(-1, keepdim=True) + eps).sqrt()
-        ).to(x.dtype)
-    ),
-    "there is a bias; this norm has none": _a_norm(_rms, bias=torch.zeros),
+    "the vector is multiplied by its root mean square; divide by it": _over(
+        lambda x, eps: 1 / (_ms(x) + eps).sqrt()),
+    "there is a bias; this norm has none": _a_norm(bias=torch.zeros),
     "the result is always float32: return to the type of the input":
         _a_norm(lambda x, eps: _rms(x.float(), eps), wide=True),
     "the result has the type of the gain; return to the type of the input":
-        _a_norm(_rms, wide=True),
+        _a_norm(wide=True),
     "no gradient flows through the root mean "
-    "square that you divide by: is it detached?": _a_norm(
-        lambda x, eps: (
-            x.float()
-            / (x.detach().float().square().mean(-1, keepdim=True) + eps).sqrt()
-        ).to(x.dtype))}
+    "square that you divide by: is it detached?": _over(
+        lambda x, eps: (_ms(x.detach()) + eps).sqrt())}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #ask-ffn
 @questions_of("SiLu")
@@ -433,6 +507,11 @@ def _sloped(slope):
         return y * torch.sigmoid(y) + (x - y) * slope(y, torch.sigmoid(y))
     return compute
 
+def _unheard_of(x):
+    y = x * torch.sigmoid(x)
+    if y.requires_grad: y.register_hook(torch.ones_like)
+    return y
+
 MISTAKES["SiLu"] = {
     hint: partial(lambda f: lambda x: f(x), f) for hint, f in {
         "this is ReLU": torch.relu,
@@ -449,11 +528,9 @@ MISTAKES["SiLu"] = {
         "the gate is squared: x is multiplied by σ(x) twice":
             lambda x: x * torch.sigmoid(x) ** 2,
         "the exponential overflows far from zero: use whichever of e^x and e^−x is "
-        "small":
-            lambda x: x * x.exp() / (1 + x.exp()),
+        "small": lambda x: x * x.exp() / (1 + x.exp()),
         "the sigmoid is written out with e^−x, which overflows far left, so that its "
-        "gradient is nan":
-            lambda x: x / (1 + (-x).exp()),
+        "gradient is nan": lambda x: x / (1 + (-x).exp()),
         "no gradient flows through the gate: is it detached?":
             lambda x: x * torch.sigmoid(x).detach(),
         "no gradient flows through the value: is it detached?":
@@ -468,6 +545,13 @@ MISTAKES["SiLu"] = {
             _sloped(lambda x, s: s * (1 + x) * (1 - s)),
         "the second term of the gradient has the wrong sign":
             _sloped(lambda x, s: s * (1 - x * (1 - s))),
+        "the second term of the gradient lacks its factor 1 − σ(x)":
+            _sloped(lambda x, s: s * (1 + x)),
+        "the gradient that comes in is not multiplied in": _unheard_of,
+        "this is ReLU squared": lambda x: torch.relu(x)**2,
+        "this is ELU": torch.nn.functional.elu,
+        "the input of the sigmoid is doubled: σ(x) is (1 + tanh(x/2))/2":
+            lambda x: x * torch.sigmoid(2 * x),
         "the gradient has σ(x) where 1 − σ(x) belongs":
             _sloped(lambda x, s: s * (1 + x * s)),
         "the sigmoid is added to its input; multiply them":
@@ -497,15 +581,17 @@ def _ask_ffn(part):
     )
     yield "when there is one hidden feature", lambda: filled(part(4, 1))(x)
     yield "for zeros", lambda: filled(part(4, 6))(0 * x)
+    yield "for many hidden features", lambda: parameters_of(part(1, 768))
     yield "in half precision", lambda: str(
         filled(part(4, 6)).bfloat16()(x.bfloat16()).dtype)
     yield from placed(lambda **more: part(4, 6, **more))
     yield "in its gradient", lambda: gradient(filled(part(4, 6)), x)
     yield "in the gradients of its parameters", lambda: _pulled(part(4, 6), x)
 
-
+@_noted
 def _a_network(
-    compute, bias=False, called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1)),
+    compute=lambda x, w1, w2, w3: _swiglu(x, w1, w2, w3), bias=False,
+    called=("w1", "w2", "w3"), sizes=((0, 1), (1, 0), (0, 1)),
     width=lambda d, d_ff: d_ff):
     "An `FFN` that computes `compute(x, w1, w2, w3)`."
     def part(d_model, d_ff):
@@ -517,17 +603,14 @@ def _a_network(
             lambda s, x: compute(x, *(getattr(s, name) for name in called)), **layers)
     return part
 
-
 @torch.no_grad()
-def _gate(part, sign=1.):
+def _gate(part, sign=1., one=1.):
     """What the gate does to a number: w1 reads it, w3 reads a one that stands beside
     it, and w2 passes their product on."""
     layer = part(2, 1)
     for name, p in layer.named_parameters():
-        p.copy_(
-            torch.tensor(
-                [[0.0, 1.0]] if "w3" in name else [[sign if "w2" in name else 1.0, 0.0]]
-            ).view(p.shape))
+        row = [0., one] if "w3" in name else [sign if "w2" in name else 1., 0.]
+        p.copy_(torch.tensor(row).view(p.shape))
     return lambda x: layer(torch.stack([x, torch.ones_like(x)], -1))[..., 0]
 
 def _silu(x): return x * torch.sigmoid(x)
@@ -541,6 +624,8 @@ MISTAKES["FFN"] = {
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)))),
     "gate and value are added; multiply them":
         _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) + w3(x))),
+    "gate and value are added before the bend; bend the gate, then multiply":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x) + w3(x)))),
     "the gate is bent by ReLU":
         _a_network(lambda x, w1, w2, w3: w2(w1(x).relu() * w3(x))),
     "the gate is bent by GELU":
@@ -557,18 +642,20 @@ MISTAKES["FFN"] = {
         _a_network(lambda x, w1, w2, w3: _silu(_swiglu(x, w1, w2, w3))),
     "the input is added: that is the block's work, not this layer's":
         _a_network(lambda x, *w: x + _swiglu(x, *w)),
-    "the matrices have biases; they should have none": _a_network(_swiglu, bias=True),
-    "w1 does the work of w3 as well": _tied(_a_network(_swiglu), "w1", "w3"),
+    "the matrices have biases; they should have none": _a_network(bias=True),
+    "w1 does the work of w3 as well": _tied(_a_network(), "w1", "w3"),
     "d_ff is cut to two thirds, as Llama does; it is the number of gates already":
-        _a_network(_swiglu, width=lambda d, d_ff: 2 * d_ff // 3),
+        _a_network(width=lambda d, d_ff: 2 * d_ff // 3),
     "d_ff is ignored: the middle is four times as wide as the ends":
-        _a_network(_swiglu, width=lambda d, d_ff: 4 * d),
+        _a_network(width=lambda d, d_ff: 4 * d),
     "d_ff is ignored: the middle is 8/3 times as wide as the ends":
-        _a_network(_swiglu, width=lambda d, d_ff: 8 * d // 3),
+        _a_network(width=lambda d, d_ff: 8 * d // 3),
+    "one is added to the values before the gate multiplies them":
+        _a_network(lambda x, w1, w2, w3: w2(_silu(w1(x)) * (1 + w3(x)))),
     "the gate is a hyperbolic tangent; it should be SiLU":
         _a_network(lambda x, w1, w2, w3: w2(w1(x).tanh() * w3(x))),
     "the matrices have names other than w1, w2 and w3":
-        _a_network(_swiglu, called=("gate", "down", "up")),
+        _a_network(called=("gate", "down", "up")),
     "w2 and w3 have changed their roles: "
     "w2 should lead back to the width of the input": _a_network(
         lambda x, w1, w3, w2: _swiglu(x, w1, w2, w3), sizes=((0, 1), (0, 1), (1, 0))),
@@ -577,10 +664,16 @@ MISTAKES["FFN"] = {
             _silu(w1(x)) * w3(x.mean(-2, keepdim=True)) if x.ndim > 1
             else _silu(w1(x)) * w3(x)))}
 
+MISTAKES["FFN"] |= {
+    f"d_ff is {done}rounded up to a multiple of {m}; it is the number of gates already":
+        _a_network(width=partial(lambda d, d_ff, of, m: -(-of(d_ff) // m) * m,
+                                 of=of, m=m))
+    for done, of in (("", int), ("cut to two thirds and ", lambda n: 2 * n // 3))
+    for m in (8, 16, 32, 64, 128, 256)}
+
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-norm
 def _near_zero(part):
     return abs(part()(torch.ones(1)) - 0.7311) < 1e-3  # is it right there?
-
 
 @torch.no_grad()
 def _hidden(part, other=1.):
@@ -601,7 +694,7 @@ def _default_eps(part)->str: # Or nothing, where it is as it should be
     known = abs(a - b) < 1e-3 * abs(a) + 1e-9 and abs(a - 1e-5) > 1e-7
     return f"{a:.1g}" if known and a > -1e-9 else ""
 
-SYMPTOMS["RmsNorm"] = {
+SYMPTOMS["RmsNorm"] = _common(lambda part, **more: part(8, **more), 8) | {
     _idle: lambda part: idle(filled(part(8)), given(3, 8)),
     "one vector's result depends on the others":
         lambda part: row_moved(part(8), given(3, 8), 1, lambda x: 9 * x) > 1e-5,
@@ -613,21 +706,18 @@ SYMPTOMS["RmsNorm"] = {
         lambda part: not (y := part(2).half()(torch.tensor([300.0, 400.0]).half()))
         .isfinite().all() or y.sum() < 1),
     "where no eps is given, it is not 0.00001 but": lambda part: _default_eps(part)}
+def _shares_of(part, *numbers): return part()(x := torch.tensor(numbers)) / x
+
 SYMPTOMS["SiLu"] = {
     "it is made of straight lines, like ReLU; SiLU is a smooth curve": (
         lambda part: (part()(torch.linspace(-2, 2, 9)).diff().diff().abs() < 1e-5).sum()
         > 4),
-    "x is multiplied by a number that is not between 0 and 1": (
-        lambda part: (
-            (
-                y := part()(torch.tensor([-3.0, -1.0, 1.0, 3.0]))
-                / torch.tensor([-3.0, -1.0, 1.0, 3.0])) < 0).any() or (y > 1.001).any()
-    ),
-    "the input of the sigmoid is scaled: it should be x itself": (
-        lambda part: (
-            (y := part()(torch.tensor([1.0, 2.0])) / torch.tensor([1.0, 2.0])).logit()[
-                0] * 2 - y.logit()[1]).abs() < 1e-4 and y.logit()[0] > 0
-        and abs(y.logit()[0] - 1) > 0.01),
+    "x is multiplied by a number that is not between 0 and 1":
+        lambda part: ((y := _shares_of(part, -3., -1., 1., 3.)) < 0).any()
+        or (y > 1.001).any(),
+    "the input of the sigmoid is scaled: it should be x itself":
+        lambda part: (y := _shares_of(part, 1., 2.).logit())[0] > 0
+        and abs(2 * y[0] - y[1]) < 1e-4 and abs(y[0] - 1) > .01,
     "large numbers are clamped: 150 and 200 both come out as":
         lambda part: _ceiling(part()(torch.tensor([150., 200.]))),
     "an exponential overflows at −200 or 200: its values are finite, its gradient is "
@@ -638,14 +728,15 @@ SYMPTOMS["SiLu"] = {
     "its value at −200 or 200 is not finite": (
         lambda part: _near_zero(part)
         and not part()(torch.tensor([-200.0, 200.0])).isfinite().all())}
-SYMPTOMS["FFN"] = {
+SYMPTOMS["FFN"] = _common(lambda part, **more: part(4, 6, **more), 4) | {
     _idle: lambda part: idle(filled(part(4, 6)), given(2, 4)),
     "hidden features affect each other: the bend must act on each number by itself": (
         lambda part: _hidden(part)(given(2, 2))[:, 0]
         .sub(_hidden(part, 9.0)(given(2, 2))[:, 0]).abs().max() > 1e-5),
     "the gate, which w1 makes, is not bent by SiLU:": (
         lambda part: compare(answers(lambda: _gate(part), "SiLu"), "SiLu")
-        or symptom(lambda: _gate(part), "SiLu")),
+        or (torch.equal(2 * _gate(part)(given(9)), _gate(part, one=2.)(given(9)))
+            and symptom(lambda: _gate(part), "SiLu"))),
     "something is added on the way: zeros in must give zeros out":
         lambda part: (filled(part(4, 6))(torch.zeros(2, 4)) != 0).any()}
 
@@ -680,7 +771,8 @@ def _ask_softmax(part):
     yield "in its gradient where a score is minus infinity", lambda: gradient(
         part(), hidden)
 
-def _a_softmax(share, narrow=True, empty=True):
+@_noted
+def _a_softmax(share=torch.softmax, narrow=True, empty=True):
     "A `Softmax` that computes `share(x, dim)` in at least float32."
     def compute(x, dim):
         y = share(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
@@ -688,15 +780,16 @@ def _a_softmax(share, narrow=True, empty=True):
         return y.to(x.dtype) if narrow else y
     return lambda dim=-1: partial(compute, dim=dim)
 
-
 def _powers(
     x, dim, shift=lambda x, dim: x.amax(dim, keepdim=True).clamp(min=-1e30),
     base=torch.exp):
     return base(x - shift(x, dim))
 
-
 def _parts(powers, dim, least=0., more=0., keepdim=True):
     return powers / (powers.sum(dim, keepdim=keepdim) + more).clamp(min=least)
+
+def _shifted(shift, *least): # By what is subtracted from `x` along `dim`
+    return _a_softmax(lambda x, dim: _parts(_powers(x, dim, shift), dim, *least))
 
 def _never_below(x, dim): return x.amax(dim, keepdim=True).clamp(min=0)
 
@@ -705,34 +798,26 @@ MISTAKES["Softmax"] = {
     "nothing is subtracted before the exponential, so large scores overflow":
         _a_softmax(lambda x, dim: _parts(x.exp(), dim)),
     "the largest of all scores is subtracted; a row far below it turns to zeros":
-        _a_softmax(lambda x, dim: _parts(_powers(x, dim, lambda x, _: x.max()), dim)),
+        _shifted(lambda x, _: x.max()),
     "the largest of all scores is subtracted; each row should subtract its own":
-        _a_softmax(lambda x, dim: _parts(
-            _powers(x, dim, lambda x, _: x.max() if x.numel() else 0), dim, 1e-45)),
+        _shifted(lambda x, _: x.max() if x.numel() else 0, 1e-45),
     "zero is subtracted where all scores are negative, so scores far below it vanish":
-        _a_softmax(lambda x, dim: _parts(_powers(x, dim, _never_below), dim, 1e-45)),
+        _shifted(_never_below, 1e-45),
     "zero is subtracted where all scores are negative, and zero is divided by zero":
-        _a_softmax(lambda x, dim: _parts(_powers(x, dim, _never_below), dim)),
+        _shifted(_never_below),
     "minus infinity becomes a finite number, so a row that has nothing else gets equal "
     "shares; it should get zeros":
         _a_softmax(lambda x, dim: torch.softmax(x.clamp(min=-1e38), dim), empty=False),
     "a row of minus infinities gives nan; it should give zeros":
-        _a_softmax(torch.softmax, empty=False),
+        _a_softmax(empty=False),
     "the largest absolute value is subtracted: the shares of scores far below zero "
-    "vanish":
-        _a_softmax(lambda x, dim: _parts(_powers(
-            x, dim, lambda x, dim: x.abs().amax(dim, keepdim=True)), dim)),
-    "the mean is subtracted; subtract the largest score, "
-    "so no exponential exceeds one": (
-        _a_softmax(
-            lambda x, dim: _parts(
-                _powers(x, dim, lambda x, dim: x.mean(dim, keepdim=True)), dim))),
-    "the smallest score is subtracted; subtract the largest": _a_softmax(
-        lambda x, dim: _parts(
-            _powers(x, dim, lambda x, dim: x.amin(dim, keepdim=True)), dim)),
-    "the largest score is added instead of subtracted": _a_softmax(
-        lambda x, dim: _parts(
-            _powers(x, dim, lambda x, dim: -x.amax(dim, keepdim=True)), dim)),
+    "vanish": _shifted(lambda x, dim: x.abs().amax(dim, keepdim=True)),
+    "the mean is subtracted; subtract the largest score, so no exponential exceeds one":
+        _shifted(lambda x, dim: x.mean(dim, keepdim=True)),
+    "the smallest score is subtracted; subtract the largest":
+        _shifted(lambda x, dim: x.amin(dim, keepdim=True)),
+    "the largest score is added instead of subtracted":
+        _shifted(lambda x, dim: -x.amax(dim, keepdim=True)),
     "the default axis is the first; it should be the last":
         lambda dim=0: lambda x: torch.softmax(x, dim),
     "one is added to the sum that you divide by":
@@ -744,24 +829,24 @@ MISTAKES["Softmax"] = {
     "the sum has lost its axis, so it divides along another one: keep it":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim), dim, keepdim=False)),
     "the largest score has lost its axis, so it is subtracted along another one: keep "
-    "it":
-        _a_softmax(lambda x, dim: _parts(
-            _powers(x, dim, lambda x, dim: x.amax(dim).clamp(min=-1e30)), dim)),
+    "it": _shifted(lambda x, dim: x.amax(dim).clamp(min=-1e30)),
     "the largest score is taken along the last axis, whatever `dim` is":
-        _a_softmax(lambda x, dim: _parts(
-            _powers(x, dim, lambda x, dim: x.amax(-1, keepdim=True).clamp(min=-1e30)),
-            dim)),
+        _shifted(lambda x, dim: x.amax(-1, keepdim=True).clamp(min=-1e30)),
     "the default axis is the second; it should be the last":
         lambda dim=1: _a_softmax(torch.softmax)(dim),
     "the axis is always the last one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, -1), -1)),
     "the axis is always the first one: `dim` is ignored":
         _a_softmax(lambda x, dim: _parts(_powers(x, 0), 0)),
-    "the shares add up to one over the whole tensor; each row should add up to one": (
-        _a_softmax(
-            lambda x, dim: _powers(x, dim, lambda x, _: x.max())
-            / _powers(x, dim, lambda x, _: x.max()).sum())),
+    "the shares add up to one over the whole tensor; each row should add up to one":
+        _a_softmax(lambda x, dim: (y := _powers(x, dim, lambda x, _: x.max()))/y.sum()),
     "the exponentials are not divided by their sum": _a_softmax(_powers),
+    "the axes are swapped for the sum and never swapped back": _a_softmax(
+        lambda x, dim: torch.softmax(x.transpose(dim, -1), -1)),
+    "the running sum is not rescaled when a larger score comes": _a_softmax(
+        lambda x, dim: _powers(x, dim) / (
+            x - x.detach().cummax(dim)[0].clamp(min=-1e30)).exp().sum(
+                dim, keepdim=True).clamp(min=1e-30)),
     "these are powers of two, not of e":
         _a_softmax(lambda x, dim: _parts(_powers(x, dim, base=torch.exp2), dim)),
     "the exponential is missing: scores are divided by their sum":
@@ -777,7 +862,7 @@ MISTAKES["Softmax"] = {
         lambda x, dim: _powers(x, dim) / _powers(x, dim).sum(dim, keepdim=True).detach()
     ),
     "the result is always float32: return to the type of the input":
-        _a_softmax(lambda x, dim: torch.softmax(x, dim), narrow=False),
+        _a_softmax(narrow=False),
     "scores far below the best are raised: is something clamped?": _a_softmax(
         lambda x, dim: torch.softmax(
             (x - x.amax(dim, keepdim=True)).clamp(min=-10), dim)),
@@ -787,19 +872,38 @@ MISTAKES["Softmax"] = {
         _a_softmax(lambda x, dim: torch.softmax(x.nan_to_num(neginf=-1.0), dim))}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-softmax
+def _scaled(part)->str: # By what, or nothing
+    "By which number are scores multiplied before the exponential?"
+    x = given(5)
+    ratio = (part()(x).log().diff() / x.diff())
+    known = (ratio - ratio[0]).abs().max() < 1e-3 and abs(ratio[0] - 1) > 1e-2
+    return f"{ratio[0]:.3g}" if known else ""
+
+def _added(part)->str: # To what, or nothing
+    "What is added, and does it to rows of two and of five equal scores alike?"
+    n = torch.tensor([2., 5.])
+    share = torch.stack([part()(torch.zeros(2))[0], part()(torch.zeros(5))[0]])
+    added = {"to the sum of the powers:": 1 / share - n, "to every share:": share - 1/n}
+    return next((f"{where} {a:.2g}" for where, (a, b) in added.items()
+                 if abs(a - b) < .01 * abs(a) and abs(a) > 1e-5), "")
+
 SYMPTOMS["Softmax"] = {
+    "the scores are multiplied before the exponential, by": _scaled,
+    "a number is added,": _added,
     "large scores get equal shares: they are clamped; subtract the row's largest": (
         lambda part: same(part()(torch.tensor([900., 1e3])), torch.tensor([.5, .5]))
         and same(part()(torch.tensor([.1, 2.])), torch.tensor([.1, 2.]).softmax(0))),
     "in half precision the shares of a long row do not add up to one: the sum needs "
     "float32": (
-        lambda part: same(part()(given(3, 5)), given(3, 5).softmax(-1)) and abs(
-            part()(torch.zeros(70_000).half()).double().sum() - 1) > .1),
+        lambda part: same(part()(given(3, 5)), given(3, 5).softmax(-1))
+        and same(part()(long := torch.zeros(70_000)).sum(), torch.tensor(1.))
+        and abs(part()(long.half()).double().sum() - 1) > .1),
     "some shares are negative, or greater than one":
         lambda part: ((y := part()(given(4, 5))) < 0).any() or (y > 1).any(),
     "the shares of a row do not add up to one":
         lambda part: ((part()(given(4, 5)).sum(-1) - 1).abs() > 1e-5).any(),
-    "a row gets other shares when another row lies 500 above it":
+    "what is subtracted is not the row's own largest score: a row gets other shares "
+    "where another lies 500 above it":
         lambda part: not same(
             part()(torch.stack([given(3), given(3) + 500]))[0], part()(given(3))),
     "rows are not independent: the scores of one change the shares of another":
@@ -830,7 +934,8 @@ def _ask_attention(part):
     yield "where each head has a mask, the same for all sequences", lambda: part()(
         q, k, v, each[0])
     yield "where values are as wide as keys", lambda: part()(q, k, v[..., :1] + k)
-    yield "without leading axes", lambda: part()(q[0, 0], k[0, 0], v[0, 0])
+    yield "without leading axes", lambda: part()(
+        q[0, 0, :, :2], k[0, 0, :, :2], v[0, 0])
     def past(keys, *mask):
         return _hiding(part(), q, k[..., :keys, :], v[..., :keys, :], *mask)
     yield "where the future is hidden", lambda: past(4)
@@ -852,7 +957,6 @@ def _ask_attention(part):
         lambda x: part()(q, k, x, mask), v)
     yield "in the gradient of a query that may look nowhere", lambda: gradient(
         lambda x: part()(x, k, v, nobody), q)
-
 
 def _hiding(attend, q, k, v, mask=None):
     "Hide the future in the part's own way, if it has one, or by a mask."
@@ -888,11 +992,9 @@ def _past(s, first=0):
 
 def _an_attention(**changed): return lambda: partial(_attend, **changed)
 
-
 def _safe(s):
     return torch.softmax(s.clamp(min=-1e30), -1) * (s > -torch.inf).any(-1, keepdim=True
     )
-
 
 MISTAKES["ScaledDotProductAttention"] = variants(
     partial(_an_attention, weigh=_safe),
@@ -902,17 +1004,13 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "the scores are multiplied by √d; divide them by it":
             dict(scale=lambda d, n: d**0.5),
         "the scores are divided by the root of the number of keys; use the size of a "
-        "key":
-            dict(scale=lambda d, n: n**-0.5),
+        "key": dict(scale=lambda d, n: n**-0.5),
         "the scores are divided by the root of the size of a value; use the size of a "
-        "key":
-            dict(values=True),
+        "key": dict(values=True),
         "the scores are divided by the root of the number of queries; use the size of "
-        "a key":
-            dict(sized=lambda q: q.shape[-2]),
+        "a key": dict(sized=lambda q: q.shape[-2]),
         "the scores are divided by the root of the second axis' length; use the size "
-        "of a key":
-            dict(sized=lambda q: q.shape[1]),
+        "of a key": dict(sized=lambda q: q.shape[1]),
         "the shares are divided by √d; divide the scores by it":
             dict(scale=lambda d, n: 1., mix=lambda w, v: w @ v / 8**.5),
         "the keys are scaled to length one before they meet the queries":
@@ -924,6 +1022,8 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "the mask is read the wrong way round: true means that a query may look":
             dict(hide=lambda s, m: s.masked_fill(m, -torch.inf)),
         "the mask is ignored": dict(hide=lambda s, m: s),
+        "the given mask is not read: whatever it says, the future is hidden":
+            dict(hide=lambda s, m: _past(s)),
         "the mask is off by one place: one key too many can be seen":
             dict(hide=lambda s, m: s.masked_fill(~(m | m.roll(1, -1)), -torch.inf)),
         "the mask is applied after the softmax, so hidden keys still take their share":
@@ -933,19 +1033,16 @@ MISTAKES["ScaledDotProductAttention"] = variants(
         "the mask is added as ones and zeros; hidden scores must become minus infinity":
             dict(hide=lambda s, m: s + m),
         "hidden scores are a large negative number: a query that may look nowhere sees "
-        "every key":
-            dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
+        "every key": dict(hide=lambda s, m: s.masked_fill(~m, -1e9)),
         "hidden scores become nearly zero, as with −1e-9; they must become minus "
-        "infinity":
-            dict(hide=partial(_hide_by, number=0.)),
+        "infinity": dict(hide=partial(_hide_by, number=0.)),
         "hidden scores become −10,000, and an allowed score may lie lower":
             dict(hide=partial(_hide_by, number=-1e4)),
         "hidden scores become −10,000: allowed ones may lie lower, and a query that "
         "may look nowhere sees every key":
             dict(hide=lambda s, m: s.masked_fill(~m, -1e4)),
         "a query that may look nowhere gets nan: minus infinity is subtracted from "
-        "itself":
-            dict(weigh=lambda s: torch.softmax(s, -1)),
+        "itself": dict(weigh=lambda s: torch.softmax(s, -1)),
         "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: _safe(s.mT).mT),
         "the softmax runs over the second axis; it should run over the last":
@@ -965,10 +1062,9 @@ MISTAKES["ScaledDotProductAttention"] = variants(
             dict(wide=False),
         "no gradient flows through the weights: are they detached?":
             dict(after=lambda w, m: w.detach()),
-        "one mask is used for all heads or sequences, though each was given its own": (
-            dict(
-                hide=lambda s, m: s.masked_fill(
-                    ~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf))),
+        "one mask is used for all heads or sequences, though each was given its own":
+            dict(hide=lambda s, m: s.masked_fill(
+                ~(m[(0,) * (m.ndim - 2)] if m.ndim > 2 else m), -torch.inf)),
         "keys are transposed by axes counted from the front; swap the last two":
             dict(turn=lambda k: k.transpose(1, 2)),
         "the future is always hidden, even where no mask says so":
@@ -992,7 +1088,19 @@ MISTAKES["ScaledDotProductAttention"] = variants(
 _q, _k, _v = given(2, 4, 8), given(2, 4, 8, seed=1), given(2, 4, 8, seed=2)
 _tril, _order = torch.ones(4, 4).tril().bool(), torch.tensor([2, 0, 3, 1])
 
+def _scale(part)->str: # Or nothing, where it is 1/√8
+    "By what are scores multiplied, in all rows?"
+    weights = part()(_q, _k, torch.eye(4).expand(2, 4, 4))
+    ratio = weights.log().diff() / (_q @ _k.mT).diff()
+    scale = ratio.median()
+    known = (ratio - scale).abs().max() < 1e-2 * abs(scale)
+    return f"{scale:.3g}" if known and abs(scale * 8**.5 - 1) > 1e-2 else ""
+
 SYMPTOMS["ScaledDotProductAttention"] = {
+    "the scale of the scores is not 1/√d: for keys of size 8 it is 0.354, and here":
+        lambda part: _scale(part),
+    "the shares of a query do not add up to one":
+        lambda part: (part()(_q, _k, torch.ones(2, 4, 1)) - 1).abs().max() > 1e-3,
     "in float16, large queries and keys give a result that is not finite": (
         lambda part: same(
             part()(_q, _k, _v, _tril),
@@ -1025,9 +1133,8 @@ SYMPTOMS["ScaledDotProductAttention"] = {
 def _ask_rope(part):
     x = given(2, 5, 8)
     far = torch.tensor([2, 3, 7, 20, 63])
-    yield (
-        "in the angles by which it turns",
-        lambda: _angles(part(8, 64))[:, 1:])  # slow enough for no full turns
+    yield "in the angles by which it turns", lambda: _angles(
+        part(8, 64))[:, 1:]  # slow enough for no full turns
     yield "in the angles by which it turns", lambda: _angles(part(8, 64))
     yield lambda: part(8, 64)(x)
     yield lambda: part(2, 64)(x[..., :2])
@@ -1035,10 +1142,8 @@ def _ask_rope(part):
     yield "where positions are given", lambda: part(8, 64)(x, far)
     yield lambda: part(8, 64)(x[:, :1])
     yield "without leading axes", lambda: part(8, 64)(x[0])
-    yield (
-        "far out in half precision",
-        lambda: part(2, 4096).bfloat16()(torch.tensor([[1.0, 0.0]] * 4096).bfloat16())[
-            4090:])
+    yield "far out in half precision", lambda: part(2, 4096).bfloat16()(
+        torch.tensor([[1., 0.]] * 4096).bfloat16())[4090:]
     yield "where the first position is given", lambda: part(8, 64)(x, 7)
     yield "in half precision", lambda: part(8, 64)(x.half())
     yield "in half precision, where positions are given", lambda: part(8, 64)(
@@ -1072,13 +1177,9 @@ def _a_rope(
     pair=lambda x: x.unflatten(-1, (-1, 2)).unbind(-1),
     join=lambda a, b: torch.stack([a, b], -1).flatten(-2),
     speed=lambda i, d, theta: theta ** (-i / d),
-    place=lambda n: n,
-    heed=lambda p, t: torch.arange(t) if p is None else p,
-    kind=torch.float64,
-    saved=False,
-    axis=lambda axes: -2,
-    run=lambda first, t: torch.arange(t) + first,
-    kept=None):
+    place=lambda n: n, heed=lambda p, t: torch.arange(t) if p is None else p,
+    kind=torch.float64, saved=False, axis=lambda axes: -2,
+    run=lambda first, t: torch.arange(t) + first, kept=None):
     "A `RoPE` with something changed."
     def rope(s, x, positions=None):
         if axis(x.ndim) != -2 and not isinstance(positions, Tensor):
@@ -1112,8 +1213,7 @@ MISTAKES["RoPE"] = variants(
     _a_rope,
     {
         "feature i is paired with feature i + d/2, as Hugging Face's Llama does; here "
-        "neighbours are pairs":
-            _halves,
+        "neighbours are pairs": _halves,
         "the pairs are taken apart correctly, but put back as two halves":
             dict(join=lambda a, b: torch.cat([a, b], -1)),
         "it turns backwards: look at the sign of the sine":
@@ -1127,28 +1227,23 @@ MISTAKES["RoPE"] = variants(
             dict(turn=lambda a, b, c, s: (a * c - b * s, (a * c - b * s) * s + b * c)),
         "only the cosine is applied": dict(turn=lambda a, b, c, s: (a * c, b * c)),
         "sine and cosine are added to the features, as with sinusoidal positions; here "
-        "they turn the features":
-            dict(turn=lambda a, b, c, s: (a + s, b + c)),
+        "they turn the features": dict(turn=lambda a, b, c, s: (a + s, b + c)),
         "all pairs turn at one speed":
             dict(speed=lambda i, d, theta: torch.ones_like(i)),
         "the exponent is half of what it should be: it should go from 0 to nearly 1 "
-        "over the pairs":
-            dict(speed=lambda i, d, theta: theta ** (-i / (2 * d))),
+        "over the pairs": dict(speed=lambda i, d, theta: theta ** (-i / (2 * d))),
         "the exponent is twice what it should be: for the pairs i = 0, 1, 2, … it is "
-        "2i/d":
-            dict(speed=lambda i, d, theta: theta ** (-2 * i / d)),
+        "2i/d": dict(speed=lambda i, d, theta: theta ** (-2 * i / d)),
         "the speeds grow with the pairs: the sign of the exponent is wrong":
             dict(speed=lambda i, d, theta: theta ** (i / d)),
         "the speeds come in the wrong order: the first pair should be the fastest":
             dict(speed=lambda i, d, theta: (theta ** (-i / d)).flip(0)),
         "the exponent counts from 2: the first pair should turn by one radian a "
-        "position":
-            dict(speed=lambda i, d, theta: theta ** (-(i + 2) / d)),
+        "position": dict(speed=lambda i, d, theta: theta ** (-(i + 2) / d)),
         "theta is fixed in the code: the given one is ignored":
             dict(speed=lambda i, d, theta: 10000.0 ** (-i / d)),
         "the exponent counts from −2: the first pair should turn by one radian a "
-        "position":
-            dict(speed=lambda i, d, theta: theta ** (-(i - 2) / d)),
+        "position": dict(speed=lambda i, d, theta: theta ** (-(i - 2) / d)),
         "positions are counted from one": dict(place=lambda n: n + 1),
         "positions are counted from one where none are given":
             dict(heed=lambda p, t: torch.arange(1, t + 1) if p is None else p),
@@ -1162,15 +1257,16 @@ MISTAKES["RoPE"] = variants(
                 torch.cat([(a*c - b*s)[..., :(n := a.shape[-1] // 2)], a[..., n:]], -1),
                 torch.cat([(a*s + b*c)[..., :n], b[..., n:]], -1)),
             speed=lambda i, d, theta: theta ** (-2 * i / d)),
-        "the given positions are ignored":
-            dict(heed=lambda p, t: torch.arange(t)),
+        "the given positions are ignored": dict(heed=lambda p, t: torch.arange(t)),
         "the given positions are counted from the first of them; use them as they are":
             dict(heed=lambda p, t: torch.arange(t) if p is None else p - p[0]),
         "the angles are computed in half precision, which cannot tell 4,090 "
-        "from 4,096":
-            dict(kind=torch.bfloat16),
+        "from 4,096": dict(kind=torch.bfloat16),
         "the table is saved with the model: it is computed, so it need not be saved":
             dict(saved=True),
+        "of positions for each sequence, the first sequence's are used for all":
+            dict(heed=lambda p, t: torch.arange(t) if p is None
+                 else p.reshape(-1, p.shape[-1])[0]),
         "only the first of the given positions is used":
             dict(heed=lambda p, t: torch.arange(t) + (0 if p is None else p[..., :1])),
         "one number as position turns all vectors alike; it is the first of a run":
@@ -1178,8 +1274,7 @@ MISTAKES["RoPE"] = variants(
         "positions run along axis 1; they should run along the axis before the last":
             dict(axis=lambda axes: min(1, axes - 2)),
         "positions run along the first axis; they should run along the axis before the "
-        "last":
-            dict(axis=lambda axes: 0),
+        "last": dict(axis=lambda axes: 0),
         "the angles are laid out for neighbours, but feature i is paired with feature "
         "i + d/2":
             _mixed(lambda c: c.repeat_interleave(2, -1),
@@ -1199,13 +1294,35 @@ def _off(rope, exact):
     x = torch.tensor([[1., 0.]] * 4096)
     return (rope(x.bfloat16()).float() - exact(x)).abs().max() > .05
 
+def _speeds(part)->str: # Or nothing
+    "What is wrong with the speeds, if one formula says it: a factor, or exponents."
+    angles = _angles(part(8, 64))[:2, 1:]
+    if not same(2 * angles[0], angles[1]) or (angles <= 0).any(): return ""
+    speeds, right = angles[0], 10_000. ** -torch.arange(.25, 1, .25)
+    ratio = speeds / right
+    if same(ratio, ratio[:1].expand(3)):
+        return f"all are {ratio[0]:.3g} times theirs" if abs(ratio[0]-1) > 1e-3 else ""
+    exponents = speeds.log() / -math.log(10_000)
+    if same(exponents[1:] / exponents[0], torch.tensor([2., 3.]).to(exponents)):
+        return f"they are those of theta {10_000**(4 * exponents[0]):.3g}, not 10,000"
+    told = ", ".join(f"{n:.3g}" for n in exponents)
+    return f"for d = 8 the exponents of theta should be 0.25, 0.5, 0.75, and are {told}"
+
+def _still(part)->str: # Their numbers, or nothing
+    "Which features are never turned?"
+    x = given(32, 8)
+    still = (part(8, 32)(x) == x).all(0)
+    if still.all(): return ""
+    return ", ".join(str(i) for i in still.nonzero().flatten().tolist())
+
 SYMPTOMS["RoPE"] = {
+    _axes: lambda part: _only_axes(lambda: part(8, 64), 5, 8),
+    "pairs turn at wrong speeds:": _speeds,
+    "some features are never turned; of eight, these:": _still,
     "vectors in bfloat16 are turned by other angles: their type is used for angles, "
-    "and is too coarse":
-        lambda part: _off(part(2, 4096), part(2, 4096)),
+    "and is too coarse": lambda part: _off(part(2, 4096), part(2, 4096)),
     "conversion to bfloat16 changes its angles: the table or its frequencies are "
-    "converted as well":
-        lambda part: _off(part(2, 4096).bfloat16(), part(2, 4096)),
+    "converted as well": lambda part: _off(part(2, 4096).bfloat16(), part(2, 4096)),
     "vectors at the same position in different sequences are turned differently: "
     "positions run along the axis before the last": (
         lambda part: ((y := part(8, 32)(given(1, 3, 8).expand(4, 3, 8)))[:1] - y).abs()
@@ -1241,6 +1358,8 @@ def _ask_multihead(part):
     yield "in its gradient", lambda: gradient(layer(), x)
     def made(**more): return filled(part(24, 4, max_seq_len=32, **more))
     yield "with another theta", lambda: made(theta=100.)(x)
+    def longer(x, layer): return layer(x[:, :3]).sum() * 0 + layer(x)
+    yield "when a longer text follows", lambda: longer(x, made())
     yield "with other positions", lambda: made(
         rope=lambda *more: Made(lambda s, x, *at: x))(x)
     yield "with a cache", lambda: _by_pieces(made(), x)
@@ -1266,7 +1385,6 @@ def _without(layer, *names):
     for name in names: layer.get_parameter(f"{name}.weight").zero_()
     return layer
 
-
 @torch.no_grad()
 def _repelled(layer):
     "The same with queries that are the opposites of its keys."
@@ -1275,8 +1393,9 @@ def _repelled(layer):
 
 def _a_multihead(
     split=lambda x, h: x.unflatten(-1, (h, -1)).transpose(-3, -2), split_q=None,
-    names="qkv", share_k=None, rest=lambda m: m, norm=lambda y: y,
+    names="qkv", unplaced="", few=None, kept=False, based=False, share_k=None,
     join=lambda x: x.transpose(-3, -2).flatten(-2), turned="qk",
+    rest=lambda m: m, norm=lambda y: y,
     share=lambda x, n: x.repeat_interleave(n, -3), mask=lambda m: m,
     heed=lambda p, t: torch.arange(t) if p is None else p,
     back=lambda y, out, x: out(y), every=False, whole=False, along=False, wide=False,
@@ -1284,8 +1403,9 @@ def _a_multihead(
     """A `MultiHeadAttention` with something changed; what is not named here changes
     `attend`."""
     def part(d_model, h, kv=None, max_seq_len=2048):
-        kv, d, layer = (h if every or kv is None else kv), d_model // h, _a_linear()
-        rope = _a_rope()(d, max_seq_len)
+        if every or kv is None: kv = few or h
+        d, layer = d_model // h, _a_linear()
+        rope = _a_rope()(d, max_seq_len, *[max_seq_len] * based)
         scale = dict(scale=lambda d, n: d_model**-.5) if wide else {}
         def turn(y, at):
             if along: return rope(y.transpose(-3, -2)).transpose(-3, -2)
@@ -1299,11 +1419,14 @@ def _a_multihead(
             made = [getattr(s, f"{name}_proj")(x) for name in names]
             cuts = (split_q or split, h), (split, kv), (split, kv)
             parts = {name: cut(y, n) for name, y, (cut, n) in zip("qkv", made, cuts)}
-            for name in turned: parts[name] = turn(parts[name], at)
+            for name in turned:
+                usual = torch.arange(x.shape[-2])
+                parts[name] = turn(parts[name], usual if name in unplaced else at)
             q, k, v = parts.values()
             k, v = (share_k or share)(k, h // kv), share(v, h // kv)
             past = mask(torch.ones(x.shape[-2], x.shape[-2]).tril().bool())
             if not s.training: past = rest(past)
+            if kept: past = vars(s).setdefault("past", past)[:len(past), :len(past)]
             y = _attend(q, k, v, past, **changed | scale)
             return back(join(y), s.output_proj, x)
         return Made(heads, q_proj=layer(d_model, h * d), k_proj=layer(d_model, kv * d),
@@ -1360,19 +1483,23 @@ MISTAKES["MultiHeadAttention"] = variants(
         "the heads are joined without swapping their axis back behind the tokens":
             dict(join=lambda x: x.reshape(*x.shape[:-3], x.shape[-2], -1)),
         "the features of the heads are interleaved when they are joined: put one head "
-        "after the other":
-            dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
+        "after the other": dict(join=lambda x: x.movedim(-3, -1).flatten(-2)),
         "the mask is applied after the softmax, so the shares no longer add up to one":
             dict(hide=lambda s, m: s, after=lambda w, m: w * m),
         "hidden scores become zero, which is a score like any other":
             dict(hide=lambda s, m: s * m),
         "the softmax runs over the queries; it should run over the keys":
             dict(weigh=lambda s: torch.softmax(s, -2).nan_to_num(0.0)),
+        "all query heads use the first head of keys and values": dict(
+            share=lambda x, n: x[..., :1, :, :].repeat_interleave(n*x.shape[-3], -3)),
+        "the mask is added as ones and zeros; hidden scores must become minus infinity":
+            dict(hide=lambda s, m: s + m),
+        "queries and keys are scaled to length one: that is a cosine, not a dot "
+        "product": dict(norm=partial(torch.nn.functional.normalize, dim=-1)),
         "query head i uses key head i mod n; neighbouring query heads should share one":
             dict(share=_tiled),
         "keys are shared by query heads i mod n and values by neighbours: both by "
-        "neighbours":
-            dict(share_k=_tiled),
+        "neighbours": dict(share_k=_tiled),
         "values are shared by query heads i mod n and keys by neighbours: both by "
         "neighbours":
             dict(share=_tiled, share_k=lambda x, n: x.repeat_interleave(n, -3)),
@@ -1381,14 +1508,17 @@ MISTAKES["MultiHeadAttention"] = variants(
         "in evaluation nothing hides the future":
             dict(rest=lambda m: torch.ones_like(m)),
         "heads and sequences share an axis and are taken apart in another order, which "
-        "mixes sequences":
-            dict(join=_refolded),
+        "mixes sequences": dict(join=_refolded),
         "queries and keys are scaled to size one before they meet":
             dict(norm=lambda y: y / _rms_of(y)),
-        "every query head has its own keys: num_kv_heads is ignored":
-            dict(every=True),
-        "the given positions are ignored":
-            dict(heed=lambda p, t: torch.arange(t)),
+        "every query head has its own keys: num_kv_heads is ignored": dict(every=True),
+        "the given positions are ignored": dict(heed=lambda p, t: torch.arange(t)),
+        "the given positions turn the queries alone; turn the keys by them, too":
+            dict(unplaced="k"),
+        "the given positions turn the keys alone; turn the queries by them, too":
+            dict(unplaced="q"),
+        "without num_kv_heads there is one head of keys; there should be as many as of "
+        "queries": dict(few=1),
         "positions are never applied: queries and keys must be turned": dict(turned=""),
         "the positions of the first sequence are used for all sequences": dict(
             heed=lambda p, t: torch.arange(t) if p is None else p.view(-1, t)[0]),
@@ -1401,8 +1531,10 @@ MISTAKES["MultiHeadAttention"] = variants(
         "the input is added: that is the block's work":
             dict(back=lambda y, out, x: x + out(y)),
         "queries and keys are turned before the heads are cut out: each head should "
-        "begin with the fastest pair":
-            dict(whole=True),
+        "begin with the fastest pair": dict(whole=True),
+        "the mask of the first call is kept, and does not fit a longer text":
+            dict(kept=True),
+        "max_seq_len is taken for theta when RoPE is made": dict(based=True),
         "positions are counted from the end":
             dict(heed=lambda p, t: torch.arange(t).flip(0) if p is None else p)})
 
@@ -1417,6 +1549,11 @@ def _with_a_cache(change):
         finally: self.attend = usual
     return type("Part", (ours,), {"forward": forward})
 
+def _from_the_left(usual, q, k, v, mask=None, **how):
+    if mask is not None: return usual(q, k, v, mask, **how)
+    past = torch.ones(q.shape[-2], k.shape[-2]).tril().bool()
+    return _attend(q, k, v, past if len(past) > 1 else None)
+
 MISTAKES["MultiHeadAttention"] |= {
     "with a cache, new tokens get positions from zero again": _with_a_cache(
         lambda s, x: {"at": torch.arange(x.shape[-2])}),
@@ -1425,6 +1562,8 @@ MISTAKES["MultiHeadAttention"] |= {
     "with a cache, a new token sees the first keys, not all so far": _with_a_cache(
         lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(
             q, k, v, torch.ones(q.shape[-2], k.shape[-2]).tril().bool())}),
+    "with a cache, the first of several new tokens is taken for the text's first":
+        _with_a_cache(lambda s, x: {"attend": partial(_from_the_left, s.attend)}),
     "the cache has no effect": _with_a_cache(lambda s, x: {"none": True})}
 
 # %% ../../nbs/grading/mistakes_layers.ipynb #symptoms-multihead
@@ -1448,10 +1587,20 @@ def _weights(part)->Tensor: # The same, for scores of many sizes
             else given(8, 8, seed=len(name)))
     return layer(torch.eye(8)[None, :6])[0, :, :6]
 
-SYMPTOMS["MultiHeadAttention"] = {
+def _factor(part)->str: # Or nothing, where it is one
+    "How many times as large as they should be are the scores, if all are?"
+    mine, ours = (_weights(p).log() for p in (part, reference("MultiHeadAttention")))
+    ratio = torch.cat([mine[t, :t + 1].diff() / ours[t, :t + 1].diff()
+                       for t in range(3, 6)])
+    known = same(ratio, ratio[:1].expand(12)) and abs(ratio[0] - 1) > .01
+    return f"{ratio[0]:.3g}" if known else ""
+
+SYMPTOMS["MultiHeadAttention"] = _common(
+    lambda part, **more: part(16, 4, max_seq_len=32, **more), 5, 16) | {
     _idle: lambda part: idle(filled(part(16, 4, max_seq_len=32)), given(1, 6, 16)),
-    "two of its matrices have changed places:":
-        lambda part: _swapped(part),
+    "the scores have another scale than 1/√d_k, this many times as large:":
+        lambda part: _factor(part),
+    "two of its matrices have changed places:": lambda part: _swapped(part),
     "the first tokens are forgotten: a token should see all tokens before it":
         lambda part: _seen_by(part)[:, 0].abs().min() < 1e-6,
     "the future leaks: an output depends on a later token": (
@@ -1474,15 +1623,11 @@ def _swapped(part)->str: # The names of two matrices, or nothing
     "Find two matrices that a part must swap to give the right output."
     right = filled(reference("MultiHeadAttention")(16, 4, max_seq_len=32))(
         given(1, 6, 16))
-    for a, b in (
-        ("q_proj", "k_proj"),
-        ("q_proj", "v_proj"),
-        ("k_proj", "v_proj"),
-        ("v_proj", "output_proj")):
+    for pair in "q_proj k_proj", "q_proj v_proj", "k_proj v_proj", "v_proj output_proj":
+        a, b = pair.split()
         weights = (layer := filled(part(16, 4, max_seq_len=32))).state_dict()
+        one, other = (weights[f"{name}.weight"].clone() for name in (a, b))
         layer.load_state_dict(
-            weights | {
-                f"{a}.weight": weights[f"{b}.weight"].clone(),
-                f"{b}.weight": weights[f"{a}.weight"].clone()})
+            weights | {f"{a}.weight": other, f"{b}.weight": one})
         if same(layer(given(1, 6, 16)), right): return f"{a} and {b}"
     return ""

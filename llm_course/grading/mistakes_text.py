@@ -21,10 +21,11 @@ import numpy as np
 import regex
 import torch
 
-from ..bpe import GPT2, LLAMA3, O200K, merge, pre_tokens
+from ..bpe import CL100K, GPT2, LLAMA3, O200K, merge, pre_tokens
 from ..checks import _is_stub
-from .grading import (
-    MISTAKES, SYMPTOMS, Refusal, attempt, questions_of, reference, variants)
+from llm_course.grading.grading import (
+    MISTAKES, SURE, SYMPTOMS, UNASKED, Refusal, attempt, questions_of, reference,
+    variants)
 
 # %% ../../nbs/grading/mistakes_text.ipynb #ask-pre-tokens
 @questions_of("pre_tokens")
@@ -102,7 +103,19 @@ MISTAKES["pre_tokens"] = variants(
             .replace(" ?a-zA-Z+", " ?[a-zA-Z]+").replace(r"\p{N}", "0-9")
             .replace(" ?0-9+", " ?[0-9]+")),
         "the text is converted to lower case first": dict(before=str.lower),
-        "the given pattern is ignored": dict(fixed=GPT2),
+        "the given pattern is ignored, or the first that was given is kept":
+            dict(fixed=GPT2),
+        "without a pattern, another than GPT-2's is used":
+            dict(change=lambda p: CL100K if p == GPT2 else p),
+        "marks, such as accents written apart, count as letters":
+            dict(change=lambda p: p.replace(r" ?\p{L}+", r" ?[\p{L}\p{M}]+")),
+        "the underscore counts as a letter, as \\w has it":
+            dict(change=lambda p: p.replace(r" ?\p{L}+", r" ?[\p{L}_]+")),
+        "a piece that comes again is left out": dict(
+            find=lambda text, pattern: [*dict.fromkeys(regex.findall(pattern, text))]),
+        "what the pattern leaves out becomes a piece of its own; it must be refused":
+            dict(lost=lambda text, rest: False, find=lambda text, pattern: [
+                p for p in regex.split(f"({pattern})", text) if p]),
         "the spaces at the ends of the text are stripped": dict(before=str.strip),
         "runs of spaces are collapsed into one space":
             dict(before=lambda text: regex.sub(r" +", " ", text)),
@@ -208,15 +221,18 @@ def _ask_merge(part):
 def _a_merge(
     start=0, step=1, match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair,
     put=lambda new, pair: [new], skip=2, once=False, stop=0, flip=False, again=False,
-    there=lambda id: True):
+    there=lambda id: True, tired=False, melts=False):
     "A `merge` with something changed."
     def part(ids, pair, new):
         ids = list(ids)[::-1] if flip else list(ids)
         out:list[int] = []
-        i, done = start, False
+        i, done, just = start, False, False
         pair = tuple(pair)[::-1] if flip else tuple(pair)
         while i < len(ids) - stop:
-            found = match(ids, i, pair) and not done
+            if melts and i and match(ids, i - 1, pair):
+                i += 1
+                continue
+            just = found = match(ids, i, pair) and not done and not (tired and just)
             if again and found:
                 ids[i : i + 2] = [new]
                 continue
@@ -253,7 +269,14 @@ MISTAKES["merge"] = variants(
         "move by one": dict(
             put=lambda new, pair: [new], step=2,
             match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair),
-        "nothing is joined": dict(match=lambda ids, i, pair: False),
+        "of two pairs side by side the second is missed": dict(tired=True),
+        "overlapping pairs are all joined at once; what was joined must be skipped":
+            dict(melts=True, skip=1),
+        "a new id of 0 is lost: it counts as false":
+            dict(put=lambda new, pair: [new] if new else [*pair]),
+        "the new id comes in a list of its own": dict(put=lambda new, pair: [[new]]),
+        "nothing is joined: is a list compared with a tuple?":
+            dict(match=lambda ids, i, pair: False),
         "a pair at the very end is missed": dict(
             match=lambda ids, i, pair: tuple(ids[i : i + 2]) == pair
             and i + 2 < len(ids)),
@@ -518,6 +541,10 @@ def _ask_tokenizer(part):
         made(special_tokens=["END"]).encode("aENDb"))
     yield "in decoding special tokens", lambda: special().decode(
         special().encode("a<|end|>b"))
+    yield "in the ids of its special tokens", lambda: sorted(
+        found.items()) if (found := getattr(special(), "special_tokens", None)) else (
+        UNASKED)
+    yield "for a stream of nothing", lambda: list(made().encode_iterable([]))
     yield "for a stream", lambda: list(
         with_end().encode_iterable(
             iter(["ban", "an", "a b", "<|en", "d|>", "\n", "\n c"])))
@@ -562,7 +589,7 @@ def _ask_tokenizer(part):
     whole:Any = part if _has(part, "train") else reference("BpeTokenizer")
     def size(*special):
         made = part(other, [], special_tokens=[*special])
-        return made.vocab_size if _has(made, "vocab_size") else 501 + len(special)
+        return made.vocab_size if _has(made, "vocab_size") else UNASKED
     yield "in its size", size
     yield "in its size with special tokens", lambda: size("<|x|>", "<|y|>")
     gap = {i + 1: bytes([i]) for i in range(256)}
@@ -579,6 +606,8 @@ def _ask_tokenizer(part):
         special().encode("<|end|><|end|>a", allowed_special=["<|end|>"]))
     yield "in a stream of one piece", lambda: list(
         with_end().encode_iterable(["banana bandana"]))
+    yield "where another pair than a merge makes the same bytes", lambda: list(
+        part(ranks | {259: b"ba"}, [(b"b", b"a"), *learnt]).encode("ban"))
     yield "for the same word again", lambda: (
         lambda k: [list(k.encode("banana na")) for _ in range(2)])(made())
     yield "where a letter repeats", lambda: list(
@@ -713,6 +742,40 @@ def _until(self, piece):
         pieces = merge(pieces, pair, b"".join(pair))
     return self.to_ids(pieces)
 
+def _by_bytes(self, piece):
+    "Join whatever makes the bytes of a merge."
+    pieces, made = self.bytes_of(piece), [b"".join(pair) for pair in self.merges]
+    while known := [p for p in pairwise(pieces) if b"".join(p) in made]:
+        best = min(known, key=lambda p: made.index(b"".join(p)))
+        pieces = merge(pieces, best, b"".join(best))
+    return self.to_ids(pieces)
+
+def _by_value(self, piece):
+    "Join ids, with the bytes' values for their ids."
+    ids = list(piece.encode())
+    pairs = [(self.ids[a], self.ids[b]) for a, b in self.merges]
+    while known := [p for p in pairwise(ids) if p in pairs]:
+        best = min(known, key=pairs.index)
+        ids = merge(ids, best, self.ids[b"".join(self.merges[pairs.index(best)])])
+    return ids
+
+def _in_lines(self, chunks):
+    return (id for line in "".join(chunks).splitlines(True) for id in self.encode(line))
+
+def _extended(self, text):
+    "Remember each word, and let the first one's list grow."
+    ids:list[int] = []
+    for i, part in enumerate(self.parts(text)):
+        lists = [self.memory.setdefault(piece, self.word(piece))
+                 for piece in self.cut(part, self.pattern) if not i % 2]
+        for more in lists[1:]: lists[0] += more
+        ids += [self.special_tokens[part]] if i % 2 else [*lists, []][0]
+    return ids
+
+class _Memory:
+    "A dictionary for each tokenizer."
+    def __get__(self, one, kind): return one.__dict__.setdefault("_memory", {})
+
 def _by_id(self, piece):
     pieces = self.bytes_of(piece)
     while known := [p for p in pairwise(pieces) if p in self.merges]:
@@ -753,6 +816,10 @@ MISTAKES["BpeTokenizer"] = variants(
         "a byte's value is used as its id; look the id up in the vocabulary": dict(
             to_ids=lambda self, pieces: [
                 p[0] if len(p) == 1 else self.ids[p] for p in pieces]),
+        "a byte's value is used as its id, so merges do not find their ids; look each "
+        "byte up": dict(word=_by_value),
+        "any pair that makes the bytes of a token is joined; join the pairs of merges "
+        "only": dict(word=_by_bytes),
         "merged tokens are simply numbered from 256; look their ids up in the "
         "vocabulary": dict(
             to_ids=lambda self, pieces: [
@@ -800,6 +867,10 @@ MISTAKES["BpeTokenizer"] = variants(
                 self.vocab[id].decode(errors="replace") for id in ids)),
         "characters are treated as bytes: encode the text as UTF-8 first":
             dict(bytes_of=lambda self, piece: [bytes([ord(c)]) for c in piece]),
+        "the remembered list of a word grows by what follows; add to a new list":
+            dict(encode=_extended, memory=_Memory()),
+        "a stream is encoded line by line, though a run of line ends is one pre-token":
+            dict(encode_iterable=_in_lines),
         "a stream's chunks are encoded one by one, so tokens that cross a boundary are "
         "lost": dict(
             encode_iterable=lambda self, chunks: (
@@ -816,25 +887,27 @@ def _special(part, token):
     return len(list(_letters(part, special_tokens=[token]).encode(token)))
 
 
-def _torn(part)->str: # Where, and the pieces, or nothing
-    "Find a text that gets other ids when it comes in two pieces."
+def _torn(part)->str: # What is done wrongly, and where, or nothing
+    "Find a stream whose ids are not those of the whole text."
     tokenizer = part(
-        {i: bytes([i]) for i in range(256)} | {256: b"an", 257: b"  ", 258: b"\n\n"},
-        [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n")],
+        {i: bytes([i]) for i in range(256)} | {
+            256: b"an", 257: b"  ", 258: b"\n\n", 259: b"'l", 260: b"'ll"},
+        [(b"a", b"n"), (b" ", b" "), (b"\n", b"\n"), (b"'", b"l"), (b"'l", b"l")],
         special_tokens=["<|end|>"])
-    cuts = (
-        (where, [text[:i], text[i:]])
-        for where, text in (
-            ("a word:", "an an"), ("white space:", "a  an"), ("white space:", "a   \n"),
-            ("line ends:", "a\n\n b"), ("a special token:", "a<|end|> b"),
-            ("a word:", "I'll"))
-        for i in range(1, len(text)))
-    return next(
-        (
-            f"{where} {cut}" for where, cut in cuts
-            if list(tokenizer.encode_iterable(iter(cut))) !=
-            list(tokenizer.encode("".join(cut)))),
-        "")
+    for told, *texts in (
+        ("is cut between line ends, though a run of them is one pre-token:", "a\n\n"),
+        ("is cut between spaces, though a run of them is one pre-token:", "a   an"),
+        ("has what lies over the edge of two chunks encoded apart:", "an an"),
+        ("misses a special token that begins in one chunk and ends in the next:",
+         "<|end|>"),
+        ("has white space at a chunk's end encoded before the rest of it is there:",
+         "a  an", "a   \n", "a\n\n b"),
+        ("has the end of a chunk encoded though it may go on:", "I'll")):
+        for cut in [[text] for text in texts] if "one pre-token" in told else [
+            [text[:i], text[i:]] for text in texts for i in range(1, len(text))]:
+            got = list(tokenizer.encode_iterable(iter(cut)))
+            if got != list(tokenizer.encode("".join(cut))): return f"{told} {cut}"
+    return ""
 
 def _stream_of(part, *chunks): return list(_letters(part).encode_iterable(iter(chunks)))
 
@@ -854,9 +927,9 @@ def _changes(part):
 def _falls_apart(part):
     "Is a word cut up where no special token is known?"
     vocab = {i: bytes([i]) for i in range(256)} | {256: b"an"}
-    lone, other = (part(vocab, [(b"a", b"n")], special_tokens=special)
-                   for special in (None, ["<|end|>"]))
-    return len(list(lone.encode("an"))) == 2 > len(list(other.encode("an")))
+    *lone, other = (len(list(part(vocab, [(b"a", b"n")], special_tokens=special).encode(
+        "an"))) for special in (None, [], ["<|end|>"]))
+    return 2 in lone and other == 1
 
 def _trained(part, text, size=258):
     "What it learns from a text, if it has a method for that."
@@ -893,6 +966,8 @@ SYMPTOMS["BpeTokenizer"] = {
     "pattern": lambda part: _special(part, "END") == 1 < _special(part, "<|end|>"),
     "the same text gets other ids the second time: is a remembered list changed?":
         _changes,
+    "special_tokens must map each special token to its id": lambda part: (
+        not isinstance(_letters(part, special_tokens=["END"]).special_tokens, dict)),
     "without special tokens a word falls into characters: an empty pattern fits "
     "everywhere": _falls_apart,
     "a stream gives lists of ids; it should give one id after another":
@@ -900,7 +975,7 @@ SYMPTOMS["BpeTokenizer"] = {
     "the last ids of a stream are never returned": lambda part: (
         [97, 98, 32, 99][:len(found := _stream_of(part, "ab", " c"))] == found
         and len(found) < 4),
-    "a stream gives other ids than the whole text if a chunk ends within": _torn,
+    "a stream": _torn,
     "a letter does not become its UTF-8 byte": (
         lambda part: list(_letters(part).encode("a")) != [97]),
     "decoding does not give back the text:": _unlike,
@@ -959,6 +1034,9 @@ def _ask_batch(part):
         first(0, 5) == first(0, 5), first(0, 5) == first(0, 6),
         first(0, 5) == first(1, 5), first(0, 6) == first(1, 5),
         first(2, 5) == first(2, 6), first(0, 0) == first(3, 0)]
+    yield "in whether one seed repeats what another sees at some other step", lambda: (
+        any(first(1, 0) == first(0, k) or first(k, 0) == first(0, 1)
+            for k in (1, 10, 100, 1000, 1024)))
     yield "where a batch has more rows than there are places", lambda: list(
         part(ids, 40, 4, "cpu")[0].shape)
     yield "where one row fits", lambda: [
@@ -1064,6 +1142,9 @@ MISTAKES["get_batch"] = variants(
         "seed and iteration are multiplied, so all seeds agree at step 0, and all "
         "steps agree for seed 0":
             dict(chance=lambda seed, i: seed * i),
+        "seed and iteration become one number, so a seed sees what another sees at "
+        "some other step":
+            dict(chance=lambda seed, i: 1000 * seed + i),
         "rows are one id too short: read one id more, then drop the last for inputs "
         "and the first for targets":
             dict(form=lambda x: x[:, :-1]),
@@ -1083,7 +1164,18 @@ def _starts_of(part, **more):
             0][:, 0] for i in range(60)]).long()
 
 
+def _misses_zero(part):
+    "Are two batches of step 0 different, while two of step 1 are alike?"
+    part = getattr(part, "__wrapped__", part)
+    state = np.random.get_state()
+    def alike(i):
+        return torch.equal(*(part(np.arange(999), 8, 4, "cpu", iteration=i)[0]
+                             for _ in range(2)))
+    try: return alike(1) and not alike(0)
+    finally: np.random.set_state(state)
+
 SYMPTOMS["get_batch"] = {
+    "the iteration 0 counts as none: compare with None": _misses_zero,
     "rows begin only at multiples of their length; any place may be drawn": (
         lambda part: not (_starts_of(part) % 4).any()),
     "a batch of more rows than there are places raises an error: draw with "
@@ -1136,6 +1228,21 @@ SYMPTOMS["get_batch"] = {
     "the rows of an epoch come in the order of the text: shuffle them":
         lambda part: len(set(np.diff(_dealt(part)))) < 3,
     "every epoch deals out its rows in the same order: shuffle each anew": _repeats,
+    "with epochs the seed has no effect": (
+        lambda part: _dealt(part) == _dealt(part, seed=1)
+        and not torch.equal(*(
+            part(np.arange(999), 8, 4, "cpu", seed=seed)[0] for seed in range(2)))),
+    "where an epoch ends within a batch, its own first rows come again; the next "
+    "epoch's should": (
+        lambda part: _dealt(part, 6, step=3, count=6)[1:6]
+        == _dealt(part, 6, count=6)[:5]),
+    "with epochs each step goes on by one row; go on by a whole batch": (
+        lambda part: _dealt(part, 6, count=6)[1:]
+        == _dealt(part, 6, step=1, count=6)[:5]),
+    "the rows of an epoch lie an id too far apart: the last target of one is the first "
+    "input of the next": (
+        lambda part: Counter(np.diff(sorted(_dealt(part, 15)[:15]))).most_common(1)[0][
+            0] == 5),
     "each step shuffles the rows anew, so some come again before others have come": (
         lambda part: _tiled(part) and min(np.diff(sorted(_dealt(part)))) >= 4 and any(
             min(np.diff(sorted(_dealt(part, 6, seed, count=12)))) < 4
@@ -1150,5 +1257,10 @@ SYMPTOMS["get_batch"] = {
                     part(np.arange(81), 16, 4, "cpu", order="epochs")[0][:, 0].tolist())
             )) < 4)}
 
+SURE.update(
+    told for part in "pre_tokens merge learn_merges BpeTokenizer get_batch".split()
+    for told in SYMPTOMS[part] if any(word in told for word in (
+        "epoch", "large ids", "remember", "a stream", "escape", "empty pattern",
+        "vocabulary is changed", "blocks", "no pair is left", "as text")))
 for _told, _shown in SYMPTOMS["get_batch"].items():
     SYMPTOMS["get_batch"][_told] = (lambda part, shown=_shown: shown(_steady(part)))

@@ -42,7 +42,7 @@ from ..checks import check_of
 from ..engine.parts import part_name, same_parts
 from ..generating import next_probabilities, Sampling
 from .grading import (
-    MISTAKES, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
+    MISTAKES, SURE, SYMPTOMS, Made, attempt, filled, given, gradient, parameters_of,
     questions_of, reference, variants)
 from ..linear import Linear
 from ..loss import cross_entropy, surprise
@@ -77,22 +77,30 @@ def _ask_windows(part):
     yield "in its type", lambda: [str(x.dtype) for x in first()]
     yield "on the device that is asked for", lambda: [
         str(x.device) for x in first("meta")]
+    yield "in the batches that are kept", lambda: [
+        x.tolist() for x, _ in [*part(np.arange(17), 2, 4)]]
 
 def _a_reader(
     gap=0, short=True, few=True, order=lambda places: places, kind=np.int64,
-    parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False, many=lambda n: n):
+    parted=lambda rows: (rows[:, :-1], rows[:, 1:]), fit=False, many=lambda n: n,
+    full=True, least=1, brief=True, kept=True):
     "A `windows` with something changed."
     def part(dataset, batch_size, max_seq_len, device="cpu"):
         last, batch_size = len(dataset) - 1, many(batch_size)
         if fit: max_seq_len = min(max_seq_len, last)
         places = order(list(range(0, last, max_seq_len + gap)))
-        whole = [at for at in places if at + max_seq_len <= last]
+        if last < max_seq_len and not brief: return
+        whole = [at for at in places if at + max_seq_len < last + full]
         groups = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)]
         if not few: groups = [group for group in groups if len(group) == batch_size]
-        if short: groups += [[at] for at in places if at + max_seq_len > last]
+        if short: groups += [[at] for at in places if last - max_seq_len < at
+                             <= last - least]
         for group in groups:
             rows = np.stack([dataset[at:at + max_seq_len + 1] for at in group])
             x, y = parted(torch.from_numpy(rows.astype(kind)))
+            if not kept and group == groups[0]: buffer = x.clone(), y.clone()
+            if not kept and x.shape[1] == max_seq_len:
+                x, y = (b[:len(z)].copy_(z) for b, z in zip(buffer, (x, y)))
             yield x.to(device), y.to(device)
     return part
 
@@ -101,6 +109,10 @@ MISTAKES["windows"] = variants(_a_reader, {
         dict(short=False, fit=True),
     "the short window at the end is lost, and with it a text shorter than a row":
         dict(short=False),
+    "a text shorter than a row gives nothing": dict(brief=False),
+    "the last row is lost where rows fill the text exactly": dict(full=False),
+    "a short window at the end is lost if it has a single target": dict(least=2),
+    "all batches share one buffer, which the next batch overwrites": dict(kept=False),
     "windows lie one id too far apart: the id between them is never a target":
         dict(gap=1),
     "windows overlap by an id, which is a target twice": dict(gap=-1),
@@ -130,6 +142,7 @@ SYMPTOMS["windows"] = {
         lambda part: _last_of(part)[0] == [8, 9],
     "the rows of a batch lie far apart; read the text in order": (
         lambda part: next(iter(part(np.arange(33), 2, 4)))[0][1, 0] > 5)}
+SURE.update(SYMPTOMS["windows"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #evaluate
 def _losses(logits, targets):
@@ -1515,6 +1528,7 @@ def _asked_of_both(part, whole=lambda text: text):
     yield "with min-p", lambda: hot(min_p=1.)
     yield "with a penalty", lambda: babble(0., repetition_penalty=2.)
     yield "where one of several texts is to stop it", lambda: told(["x", "c", "é"])
+    yield "where two of its stops end together", lambda: told(["c", "éc"])
     yield "where it ends as if it were to stop", lambda: told("éx", 3)
     yield "where its stop stands in the prompt", lambda: whole(
         part(*_chain("abéc"), "ab", 3, 0., stop="b"))
@@ -1539,6 +1553,10 @@ def _ask_stream(part):
         found = [*part(model, tokenizer, [*prompts], 6, 0.)]
         return ["".join(said) for said in zip(*found, strict=True)]
     yield "for several prompts", lambda: several(*_chain("abéc", True), "bé", "a")
+    yield "for a list of one prompt", lambda: [
+        said for said in part(*_chain("abéc"), ["a"], 1, 0.) if any(said)]
+    yield "for prompts whose characters have several bytes", lambda: several(
+        *_chain("abéc", True), "a", "b")
     mixed = _mixer(), _chain("a")[1]
     yield "for prompts of different lengths", lambda: [
         several(*mixed, "abcd", "c"), several(*mixed, "c")]
@@ -1554,13 +1572,12 @@ def _mixer():
 
 def _spoken(
     model, tokenizer, prompt, max_tokens, stops, draw, single=False, ends=True, extra=0,
-    holds=True, kept=False, loses=False, alone=False, filling=0):
+    holds=True, kept=False, loses=False, alone=False, filling=0, first=min):
     "The part of a growing text that is certain, after each token."
     ids = tokenizer.encode(prompt)
     ids = ids[:1] * filling + ids   # as if it belonged to the text
     said = b""
-    text = ""
-    given = ""
+    text = given = sure = certain = ""
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
         new = draw(scores, torch.tensor(ids))
@@ -1571,7 +1588,7 @@ def _spoken(
         if single: text = "".join(bytes([b]).decode("utf-8", "replace") for b in said)
         met = [(text.find(stop), stop) for stop in stops if stop in text]
         if met and not alone:
-            at, stop = min(met)
+            at, stop = first(met)
             yield text[:at] + stop * kept
             return
         sure = text.rstrip("\ufffd") if holds else text
@@ -1584,10 +1601,12 @@ def _spoken(
             continue
         held = [n for stop in stops for n in range(1, len(stop))
                 if sure.endswith(stop[:n])]   # it may be going to stop
-        yield sure[:len(sure) - max(held, default=0)]
+        yield (certain := sure[:len(sure) - max(held, default=0)])
     else:
         if loses == "at the limit": return
-    if loses is not True: yield text
+    if loses == "half": yield text.rstrip("\ufffd")
+    elif loses == "a stop": yield certain + text[len(sure):]
+    elif loses is not True: yield text
 
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
@@ -1631,6 +1650,8 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
     def stream(model, tokenizer, prompt, *inputs, **more):
         if isinstance(prompt, str):
             return speak(model, tokenizer, prompt, *inputs, **more)
+        if lone and len(prompt) == 1: return filter(None, speak(
+            model, tokenizer, prompt[0], *inputs, **more))
         longest = max(map(len, prompt)) if fills else 0
         texts = [speak(model, tokenizer, one, *inputs, **more,
                        filling=max(0, longest - len(one))) for one in prompt]
@@ -1645,10 +1666,16 @@ _of_both:dict[str, dict] = {
     "max_tokens counts the prompt, too": dict(count=lambda n, ids: n - len(ids)),
     "the stop text is written out": dict(kept=True),
     "each character of the stop text ends the text": dict(letters=True),
+    "of several stops the first in the list counts; the first in the text should":
+        dict(first=lambda met: met[0]),
     "top_k, min_p and repetition_penalty have no effect": dict(heeds=False),
     "text that is held back is lost when the text ends": dict(loses=True),
     "text that is held back is lost when `max_tokens` have come":
         dict(loses="at the limit"),
+    "half a character is lost at the end; it should show as U+FFFD":
+        dict(loses="half"),
+    "what may have become a stop text is lost when the text ends before it does":
+        dict(loses="a stop"),
     "without a seed, every call draws the same random numbers": dict(sown="fixed"),
     "the seed 0 counts as no seed: compare with None": dict(sown="truthy"),
     "each piece is searched for the stop text by itself, so one over two pieces is "
@@ -1677,9 +1704,25 @@ MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | 
         dict(whole=True),
     "everything comes at the end, in one piece": dict(late=True),
     "several texts end when the first of them ends": dict(last=False),
+    "a list of one prompt gives texts; it should give lists": dict(lone=True),
     "shorter prompts are filled up, and the filling is read as text": dict(fills=True),
     "each token is decoded by itself: characters of two bytes break":
         dict(single=True, holds=False)})
+
+def _mixes(part):
+    "Are two texts right in ASCII, and wrong where characters have two bytes?"
+    def said(text):
+        model, tokenizer = _chain(text)
+        found = [*part(model, tokenizer, ["a", "b"], 3, 0.)]
+        alone = "".join(part(model, tokenizer, "a", 3, 0.))
+        return alone, *map("".join, zip(*found))
+    return said("abxcd") == ("bxc", "bxc", "xcd") and said("abéc") != (
+        "bé", "bé", "éc") and said("abéc")[0] == "bé"
+
+SYMPTOMS["stream"] = {
+    "several texts share the bytes that are held back; each needs a decoder of its own":
+        _mixes}
+SURE.update(SYMPTOMS["stream"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #answer-loss
 def _a_talk():
@@ -2253,6 +2296,7 @@ def _ask_minhash(part):
 def _a_minhash(
     draw=lambda seed: np.random.default_rng(seed), many=lambda n: n, least=np.min,
     cut=2**64 - 1, pieces=lambda grams: sorted(grams), alike=False, sort=False,
+    none=2**64 - 1, axis=False,
     code=lambda gram: int.from_bytes(hashlib.md5(gram.encode()).digest()[:8], "big")):
     "A `minhash` with something changed."
     def part(grams, hashes=100, seed=0):
@@ -2262,7 +2306,8 @@ def _a_minhash(
         if alike: factor, summand = factor[:1].repeat(n), summand[:1].repeat(n)
         x = np.array([code(gram) for gram in pieces(grams)], np.uint64)
         if sort and len(x): return np.sort(x * factor[0])[np.arange(n) % len(x)]
-        if not len(x): return np.full(n, 2**64 - 1, np.uint64)
+        if not len(x): return np.full(n, none, np.uint64)
+        if axis: return np.min(np.outer(factor | np.uint64(1), x), 0)
         found = [least((x * (a | np.uint64(1)) + b) & np.uint64(cut))
                  for a, b in zip(factor, summand)]
         return np.array(found, dtype=np.uint64)
@@ -2274,6 +2319,9 @@ MISTAKES["minhash"] = variants(_a_minhash, {
     "the seed has no effect": dict(draw=lambda seed: np.random.default_rng(0)),
     "the number of hash functions has no effect": dict(many=lambda n: 100),
     "all numbers come from one hash function": dict(alike=True),
+    "the smallest is taken over the hash functions; take it over the shingles":
+        dict(axis=True),
+    "an empty set gets zeros; it must get the largest numbers": dict(none=0),
     "the smallest values of one hash function are compared place by place":
         dict(sort=True),
     "hash values are combined into one; take the smallest":
@@ -2290,6 +2338,13 @@ MISTAKES["minhash"] = variants(_a_minhash, {
     "words are hashed; hash whole shingles": dict(
         pieces=lambda grams: sorted({word for gram in grams for word in gram.split()})),
 })
+
+SYMPTOMS["minhash"] = {
+    "the smallest values of one hash function come, in order; take the smallest of "
+    "each function": lambda part: bool(
+        (np.diff(np.sort(found := np.asarray(part(_grams(0, 60), 40)))) > 0).all()
+        and (found[1:] >= found[:-1]).all())}
+SURE.update(SYMPTOMS["minhash"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #flash
 @check_of("flash_forward")
