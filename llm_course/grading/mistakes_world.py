@@ -2166,7 +2166,7 @@ def _a_policy(
         a, said = gain(rewards, method).reshape(-1, 1), mask(said)
         r = ratio(logprobs, old)
         if whole: r = ((logprobs - old) * said).sum(-1, keepdim=True).exp()
-        two = r * a, bound(r, clip) * a
+        two:Any = r * a, bound(r, clip) * a
         if by_answer: two = [(x * said).sum(-1, keepdim=True).expand_as(said)
                              / said.sum(-1, keepdim=True) for x in two]
         each = pick(*two)
