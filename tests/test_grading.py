@@ -566,10 +566,11 @@ def a_ring(late=0, add=lambda step, n: step < n - 1, to=lambda rank, n: (rank + 
         for step in range(2 * (n - 1)):
             at = rank - step - late * (step >= n - 1)
             into, got = pieces[(at - 1) % n], torch.zeros_like(pieces[(at - 1) % n])
-            coming = dist.irecv(got, (rank - 1) % n)
+            if wait != "late": coming = dist.irecv(got, (rank - 1) % n)
             if wait == "before": coming.wait()
             dist.send(pieces[at % n].clone(), to(rank, n))
             if wait == "after": coming.wait()
+            if wait == "late": dist.recv(got, (rank - 1) % n)
             into.copy_(into + got if add(step, n) else got)
     return part
 
@@ -591,7 +592,17 @@ def saving(change=lambda state: state, path=lambda out: out):
     ("load_model", lambda path, *more, **settings: (reference("load_model")(path, *more, **settings), 1), "and a tuple is"),
     ("evaluate", lambda model, batches: reference("evaluate")(model, islice(batches, 20)), "it stops at batch 20 of 250"),
     ("evaluate", lambda model, batches: reference("evaluate")(model, batches) * len([*batches]) / len([*batches]), "gone through twice"),
-    ("set_random_states", lambda states: reference("set_random_states")(reference("random_states")() | {name: states[name] for name in ("python", "torch")} | states), "a missing numpy")], ids=stable_id)
+    ("set_random_states", lambda states: reference("set_random_states")(reference("random_states")() | {name: states[name] for name in ("python", "torch")} | states), "a missing numpy"),
+    ("ring_all_reduce", a_ring(wait="late"), "each process sends before it is ready to receive"),
+    ("save_checkpoint", saving(lambda state: state | {"model": {name.lstrip("module."): x for name, x in state["model"].items()}}), "names of parameters lose their first letters"),
+    ("save_checkpoint", lambda model, optimizer, iteration, out, **extra: out.write(b"x"), "not an archive"),
+    ("load_checkpoint", lambda source, *run: reference("load_checkpoint")(os.fspath(source), *run), "an open file is not accepted"),
+    ("load_model", lambda path, device=None, parts=None: (torch.load(path, weights_only=False), reference("load_model")(path, device, parts))[1], "code in the file is run"),
+    ("random_states", lambda: reference("random_states")() | {"torch": torch.initial_seed()}, "no whole state that can be put back, for torch"),
+    ("dpo_loss", lambda a, b, c, d, beta=.1: .8 * reference("dpo_loss")(a, b, c, d, beta) + .2 * reference("dpo_loss")(b, a, d, c, beta), "label smoothing"),
+    ("dpo_loss", lambda *four, beta=.1: (reference("dpo_loss")(*four, beta), 1), "a tuple comes"),
+    ("policy_loss", lambda new, old, said, *more, **most: reference("policy_loss")((((new - old) * said).sum(-1) / said.sum(-1))[:, None].expand_as(old), 0 * old, said, *more, **most), "a whole answer has one ratio"),
+    ("flash_forward", lambda *inputs: reference("flash_forward")(*inputs)[0], "both averages and logarithms must be returned")], ids=stable_id)
 def test_what_is_seen_without_a_known_version_is_told(component, part, said):
     verdict = judge(part, component)
     assert bool(verdict.claim) == bool(said) and said in verdict.hint, verdict
@@ -637,6 +648,9 @@ def test_two_mistakes_at_once_are_both_named():
     _, decay = MISTAKES["AdamW"]["decay is missing"].made
     hint = judge(make(**eps, **decay), "AdamW").hint
     assert "eps stands inside the root" in hint and "decay is missing" in hint
+    make, rounded = MISTAKES["dpo_loss"]["the differences are taken in half precision"].made   # the other is seen in the same answer
+    hint = judge(make(**rounded, **MISTAKES["dpo_loss"]["beta has no effect"].made[1]), "dpo_loss").hint
+    assert "beta has no effect" in hint and "half precision" in hint
 
 
 def test_a_part_that_lacks_an_argument_was_not_asked_about_it():

@@ -580,6 +580,7 @@ RAISED = {   # a pattern in the text of an error → what it means
     r"KeyError": "something is looked up under a name or number that is not there",
     r"'NoneType' object|not 'NoneType'|NoneType found":
         "there is None where something else was expected",
+    r"not 'tuple'|'tuple' object has no": "a tuple comes where one value is wanted",
     r"leaf Variable that requires grad":
         "what asks for a gradient is changed in place",
     r"before Module.__init__": "super().__init__() must come first",

@@ -20,6 +20,7 @@ import random
 import tempfile
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import chdir, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from itertools import zip_longest
@@ -507,7 +508,8 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
         if name != "head.weight" or not torch.equal(x, state["embedding.weight"])}),
     "the optimiser's settings, its rate among them, are not in the file":
         dict(moments=lambda state: {"state": state["state"]}),
-    "the number of steps is a tensor; keep a plain number": dict(steps=torch.tensor),
+    "the number of steps must be a plain whole number in the file, and is not":
+        dict(steps=torch.tensor),
     "extra entries are not written to the file": dict(more=lambda extra: {}),
     "extra entries lie in a dictionary of their own; put them beside the others":
         dict(more=lambda extra: {"extra": extra}),
@@ -527,7 +529,7 @@ MISTAKES["save_checkpoint"] = variants(_a_writer, {
 
     "the old file is removed before the new one is whole":
         dict(opened=lambda path: path.unlink(missing_ok=True)),
-    "the names of parts that are not ours are missing": dict(parts=False),
+    "the file lacks the right names of parts that are not ours": dict(parts=False),
     "a save that fails leaves its unfinished file behind: remove it": dict(leaves=True),
     "a compiled model is saved with its wrapper: take that off first":
         dict(unwrapped=lambda model: model),
@@ -723,7 +725,11 @@ def _not_steps(part):
     found = part(_a_file(), *_a_run(0))
     return "" if isinstance(found, int) else f"a {type(found).__name__} is"
 
-SYMPTOMS["load_checkpoint"] = {"the number of steps must be returned, and": _not_steps}
+SYMPTOMS["load_checkpoint"] = {
+    "an open file is not accepted; it may come as well as a path": lambda part: (
+        _refuses(lambda: part(_a_file(), *_a_run(0)))
+        and not _refuses(lambda: _at_a_path(part, Path))),
+    "the number of steps must be returned, and": _not_steps}
 MISTAKES["load_checkpoint"] = variants(_a_loader, {
     "the optimiser does not get its moments back":
         dict(put=lambda state, model, optimizer: restore(state, model)),
@@ -959,6 +965,9 @@ SYMPTOMS["set_random_states"] = {
     "a state that is missing is passed over; raise a ValueError for a missing":
         lambda part: " or ".join(key for key in _sources if not _without(part, key))}
 SYMPTOMS["random_states"] = {
+    "what is kept is no whole state that can be put back, for": lambda part: ", ".join(
+        name for name, kind in zip(_sources.values(), _whose(part))
+        if kind.startswith("no"))} | {
     f"the state of {name} is missing": lambda part, key=key: key not in part()
     for key, name in _sources.items()}
 
@@ -1031,11 +1040,7 @@ def _ask_load_model(part):
     yield "where a parameter is missing", lambda: found("less")
     yield "in the error for a file of weights alone", lambda: _error_of(
         lambda: _read_model(part, _weights_alone(), "best.pt"))
-    def armed():
-        _Bomb.went_off = False
-        _refuses(lambda: found("bomb"))
-        return _Bomb.went_off
-    yield "in whether code in the file is run", armed
+    yield "in whether code in the file is run", lambda: _runs_code(part)
     def chance():
         before = torch.random.get_rng_state()
         _model_file(part, lambda model: 0)
@@ -1080,7 +1085,14 @@ def _no_model(part):
     found = _read_model(part, _made_change("note"), "best.pt")
     return "" if isinstance(found, nn.Module) else f"a {type(found).__name__} is"
 
-SYMPTOMS["load_model"] = {"the model must be returned, and": _no_model}
+def _runs_code(part):
+    _Bomb.went_off = False
+    _refuses(lambda: _read_model(part, _made_change("bomb"), "best.pt"))
+    return _Bomb.went_off
+
+SYMPTOMS["load_model"] = {
+    "code in the file is run; read only tensors and plain values": _runs_code,
+    "the model must be returned, and": _no_model}
 MISTAKES["load_model"] = variants(_a_model_loader, {
     "the model keeps its fresh weights: those of the file are not loaded":
         dict(weights=False),
@@ -1810,6 +1822,10 @@ MISTAKES["answer_loss"] = variants(_an_answer_loss, {
     "the targets are shifted once more; they come shifted": dict(shifted=True),
     "the sum is divided by the rows; divide by the ids that are learnt":
         dict(end=lambda each, said: (each * said).sum() / len(each)),
+    "the losses of a row are added up, and rows averaged; all learnt ids count alike":
+        dict(end=lambda each, said: (each * said).sum(-1).mean()),
+    "the count of learnt ids is one too large":
+        dict(end=lambda each, said: (each * said).sum() / (said.sum() + 1)),
     "the mask lies one place too early": dict(said=lambda learnt: learnt.roll(-1, -1)),
     "the mask lies one place too late": dict(said=lambda learnt: learnt.roll(1, -1)),
     "the sum is divided by all ids, not by those that are learnt":
@@ -1889,7 +1905,8 @@ def _a_lora(
     scale=lambda alpha, rank: alpha / rank, begin=(_thin, torch.zeros),
     base=True, bias=True, kind=None, again=False, bend=lambda x: x,
     held=lambda weight: weight, kept=lambda bias: bias, flipped="",
-    largest=min, merge=lambda s: s.scale * (s.lora_B @ s.lora_A), stale=False):
+    largest=min, merge=lambda s: s.scale * s.product(), stale=False,
+    through=lambda x: x):
     "A `LoraLinear` with something changed."
     class Part(nn.Module):
         def __init__(self, old, rank, alpha):
@@ -1903,12 +1920,17 @@ def _a_lora(
             self.lora_A = nn.Parameter(A.mT.contiguous() if "A" in flipped else A)
             self.lora_B = nn.Parameter(B.mT.contiguous() if "B" in flipped else B)
 
-        def forward(self, x):
+        def factors(self):
             A, B = self.lora_A, self.lora_B
-            A, B = A.mT if "A" in flipped else A, B.mT if "B" in flipped else B
+            return A.mT if "A" in flipped else A, B.mT if "B" in flipped else B
+
+        def product(self): return self.factors()[1] @ self.factors()[0]
+
+        def forward(self, x):
+            A, B = self.factors()
             change = self.scale**(1 + again) * (bend(x @ A.T) @ B.T)
             if not base: return change
-            plain = x @ self.weight.T
+            plain = through(x) @ self.weight.T
             if self.bias is not None and bias: plain = plain + self.bias
             return plain + change
 
@@ -1930,11 +1952,11 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
     "the factor is rounded down: // divides whole numbers; alpha / rank may be a "
     "fraction": dict(scale=lambda alpha, rank: alpha // rank),
     "the matrix to be merged lacks the factor alpha / rank":
-        dict(merge=lambda s: s.lora_B @ s.lora_A),
+        dict(merge=lambda s: s.product()),
     "the matrix to be merged is transposed; it needs the shape of the weight":
-        dict(merge=lambda s: s.scale * (s.lora_B @ s.lora_A).mT),
+        dict(merge=lambda s: s.scale * s.product().mT),
     "the matrix to be merged holds the base's weight, too; give the correction alone":
-        dict(merge=lambda s: s.weight + s.scale * (s.lora_B @ s.lora_A)),
+        dict(merge=lambda s: s.weight + s.scale * s.product()),
     "`change` keeps its first result; multiply the present factors each time":
         dict(stale=True),
     "A is stored transposed: it has `rank` rows and d_in columns": dict(flipped="A"),
@@ -1943,6 +1965,8 @@ MISTAKES["LoraLinear"] = variants(_a_lora, {
         dict(flipped="AB"),
     "the weight is detached, so it is no parameter: keep the base's own":
         dict(held=lambda weight: weight.detach()),
+    "no gradient flows through the base to the input":
+        dict(through=torch.detach),
     "the rank may exceed the smaller side, which is its limit": dict(largest=max),
     "both factors begin at random: a fresh correction must change nothing":
         dict(begin=(_thin, torch.randn)),
@@ -2120,6 +2144,9 @@ MISTAKES["advantages"] = variants(_an_advantage, {
     "groups whose rewards are all equal are left out; their advantages are zero":
         dict(even=lambda gain: gain[gain.any(-1)]),
     "REINFORCE compares nothing, so it must accept a single answer": dict(single=()),
+    "RLOO's factor g / (g − 1) is turned round":
+        dict(others=lambda gain, r: gain * (r.shape[-1] - 1) / r.shape[-1]),
+    "Dr. GRPO divides by the spread; only GRPO does": dict(scaled=("grpo", "dr_grpo")),
     "RLOO's mean of the others divides by g; the others are g − 1":
         dict(others=lambda gain, r: gain + r / r.shape[-1]),
     "the default method is the wrong one": dict(usual="grpo")})
@@ -2172,13 +2199,17 @@ def _a_policy(
     bound=lambda r, c: r.clamp(1 - c, 1 + c),
     gain=lambda r, m: advantages(r, m), mask=lambda said: said, sign=-1,
     scaled=("grpo",), end=lambda each, said: each.mean(),
-    length=lambda said: said.sum(-1), whole=False, term=None, lone=False):
+    length=lambda said: said.sum(-1), whole=False, term=None, lone=False,
+    by_answer=False):
     "A `policy_loss` with something changed."
     def part(logprobs, old, said, rewards, method="dr_grpo", clip=.2):
         a, said = gain(rewards, method).reshape(-1, 1), mask(said)
         r = ratio(logprobs, old)
         if whole: r = ((logprobs - old) * said).sum(-1, keepdim=True).exp()
-        each = pick(r * a, bound(r, clip) * a)
+        two:Any = r * a, bound(r, clip) * a
+        if by_answer: two = [(x * said).sum(-1, keepdim=True).expand_as(said)
+                             / said.sum(-1, keepdim=True) for x in two]
+        each = pick(*two)
         if term: each = term(r, logprobs, clip) * a
         if lone: each = torch.where(said, each, a)   # ratio 1
         each = each[:, 0] if whole else (each * (said | lone)).sum(-1)
@@ -2220,6 +2251,10 @@ MISTAKES["policy_loss"] = variants(_a_policy, {
     "the ratio is clipped above only": dict(bound=lambda r, c: r.clamp(max=1 + c)),
     "the logarithm of the ratio is clipped; clip the ratio, around 1":
         dict(bound=lambda r, c: r.clamp(np.exp(-c), np.exp(c))),
+    "the old log-probabilities have no effect: the ratio is always 1":
+        dict(ratio=lambda new, old: (new - new.detach()).exp()),
+    "the lesser of an answer's two sums is taken; take the lesser for each id":
+        dict(by_answer=True),
     "log-probabilities are multiplied by advantages, without any ratio":
         dict(term=lambda r, new, c: new),
     "the ratio is detached and multiplies log-probabilities: no clip ends the gradient":
@@ -2506,9 +2541,12 @@ class _Ring:
         self.count, self.own = count, threading.local()
         self.sent, self.at_work = [0] * count, count
         self.log:list[list] = [[] for _ in range(count)]   # to whom, what, x by then
+        self.failed = False
         self.open = [0] * count   # what each receives and has not waited for
         self.ways:dict[tuple, list] = defaultdict(list)   # (from, to): on the way
-        self.waiting:set[tuple] = set()
+        self.asked:dict[tuple, int] = defaultdict(int)   # how often one was ready
+        self.put:dict[tuple, int] = defaultdict(int)   # how often one has sent
+        self.waiting:dict[int, Callable] = {}   # who waits, and what for
         self.news = threading.Condition()
 
     def isend(self, tensor, dst, *more, **names):
@@ -2517,29 +2555,44 @@ class _Ring:
         self.log[rank].append((dst, tensor.clone(), self.tensors[rank].clone()))
         with self.news:
             self.ways[rank, dst].append(tensor.detach().clone())
+            self.put[rank, dst] += 1
             self.news.notify_all()
         return mock.Mock()
 
+    def send(self, tensor, dst, *more, **names):   # until the other is ready for it
+        self.isend(tensor, dst)
+        way = self.own.rank, dst
+        self._wait(lambda: self.asked[way] >= self.put[way])
+
+    def ready(self): return any(self.asked.values())
+
     def _stuck(self):
-        "Does each one that is still at work wait for what nobody has sent?"
-        empty = [way for way in self.waiting if not self.ways[way]]
-        return len(empty) == self.at_work
+        "Do all that are still at work wait in vain?"
+        if len(self.waiting) < self.at_work: return False
+        return not any(ready() for ready in self.waiting.values())
+
+    def _wait(self, ready):
+        "Wait for something, unless all that are still at work wait in vain."
+        with self.news:
+            self.waiting[self.own.rank] = ready
+            self.news.notify_all()
+            self.news.wait_for(lambda: ready() or self._stuck())
+            del self.waiting[self.own.rank]
+            if not ready(): raise TimeoutError("nothing was received")
 
     def irecv(self, tensor, src, *more, **names):
         way = src, self.own.rank
         self.open[way[1]] += 1
+        with self.news:
+            self.asked[way] += 1
+            self.news.notify_all()
         def wait():
             self.open[way[1]] -= 1
-            with self.news:
-                self.waiting.add(way)
-                self.news.notify_all()   # it may be the last that could have sent
-                self.news.wait_for(lambda: self.ways[way] or self._stuck())
-                self.waiting.remove(way)
-                if not self.ways[way]: raise TimeoutError("nothing was received")
-                came = self.ways[way].pop(0)
-                if came.nbytes != tensor.nbytes:
-                    raise RuntimeError("Received data size doesn't match expected size")
-                tensor.copy_(came)
+            self._wait(lambda: self.ways[way])
+            came = self.ways[way].pop(0)
+            if came.nbytes != tensor.nbytes:
+                raise RuntimeError("Received data size doesn't match expected size")
+            tensor.copy_(came)
         return mock.Mock(wait=wait)
 
     def recv(self, tensor, src, *more, **names): self.irecv(tensor, src).wait()
@@ -2559,7 +2612,7 @@ class _Ring:
         def at_once(operation, *more, **names): return partial(operation, *more)
         def all_of(operations): return [operation() for operation in operations]
         known:Any = dict(
-            isend=self.isend, send=self.isend, irecv=self.irecv, recv=self.recv,
+            isend=self.isend, send=self.send, irecv=self.irecv, recv=self.recv,
             P2POp=at_once, batch_isend_irecv=all_of,
             get_rank=lambda *group: self.own.rank,
             get_world_size=lambda *group: self.count)
@@ -2656,7 +2709,7 @@ def _watched(part):
     "A ring of three whose numbers tell who was added: of process r they are 10**r."
     ring = _Ring(3)
     numbers = [torch.full((6,), 10.**rank) for rank in range(3)]
-    with suppress(Exception): ring.run(part, numbers)
+    ring.failed = _refuses(lambda: ring.run(part, numbers))
     return ring
 
 def _others(part):
@@ -2673,14 +2726,16 @@ def _rounds(part):
 def _whole(x): return bool((x == 111).any())
 
 SYMPTOMS["ring_all_reduce"] = {
+    "each process sends before it is ready to receive, so all wait for each other":
+        lambda part: all((ring := _watched(part)).log) and not ring.ready(),
     "what is received is used before it has come: wait for it":
-        lambda part: any(_watched(part).open),
+        lambda part: any((ring := _watched(part)).open) and not ring.failed,
     "the ring is not closed: a message goes to a process that does not exist":
         lambda part: any(dst not in range(4) for to in _others(part) for dst in to),
     "messages go to several processes; in a ring each sends to one neighbour":
         lambda part: any(len(to) > 1 for to in _others(part)),
     "each process waits for a message before it sends one, so none is ever sent":
-        lambda part: not any(_watched(part).log),
+        lambda part: not any((ring := _watched(part)).log) and ring.ready(),
     "what comes in is written over the own numbers before they are added":
         lambda part: any(str(int(n)).strip("0") == "2" for log in _watched(part).log
                          for _, _, x in log[:2] for n in x),
