@@ -32,6 +32,7 @@ def _ask_block(part):
     x = given(2, 5, 16)
     plain = cache(lambda: filled(part(16, 4, 24)))
     yield lambda: parameters_of(part(16, 4, 24))
+    yield lambda: parameters_of(part(8, 2, 96))
     yield "when both branches are silent", lambda: _silenced(
         part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
     yield "when attention is silent", lambda: _silenced(
@@ -79,17 +80,21 @@ def _a_block(flow):
     return type("Block", (TransformerBlock,), {"forward": forward})
 
 def _handed(deal):
-    "A `TransformerBlock` that hands `deal(positions, cache)` to attention."
+    "A `TransformerBlock` that hands `deal(positions, cache, tokens)` to attention."
     def forward(self, x, token_positions=None, cache=None):
-        x = x + self.attention(self.attention_norm(x), *deal(token_positions, cache))
+        found = deal(token_positions, cache, x.shape[-2])
+        x = x + self.attention(self.attention_norm(x), *found)
         return x + self.ffn(self.ffn_norm(x))
     return type("Block", (TransformerBlock,), {"forward": forward})
 
-def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm)):
+def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm),
+           reach=lambda length, theta: (length, theta)):
     "A `TransformerBlock` that is built with something changed."
-    def start(self, d_model, num_heads, d_ff, *sizes, norm=RmsNorm, **more):
+    def start(self, d_model, num_heads, d_ff, max_seq_len=2048, theta=1e4, *sizes,
+              norm=RmsNorm, **more):
         both = iter(norms(norm))
-        TransformerBlock.__init__(self, d_model, num_heads, width(d_model, d_ff),
+        TransformerBlock.__init__(
+            self, d_model, num_heads, width(d_model, d_ff), *reach(max_seq_len, theta),
             *sizes, norm=lambda d: next(both)(d), **more)
     return type("Block", (TransformerBlock,), {"__init__": start})
 
@@ -102,7 +107,7 @@ _transformerblocks = {
     "branches": (
         lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at)))
         + s.ffn_norm(s.ffn(h))),
-    "the second norm comes after the sum; it belongs before the network alone": (
+    "the second norm replaces the stream; it belongs before the network alone": (
         lambda s, x, at: (
             h := s.ffn_norm(x + s.attention(s.attention_norm(x), at))) + s.ffn(h)),
     "both norms are missing":
@@ -125,6 +130,23 @@ _transformerblocks = {
         lambda s, x, at: (
             g := s.ffn_norm((n := s.attention_norm(x)) + s.attention(n, at))) + s.ffn(g)
     ),
+    "the first norm replaces the stream; it belongs before attention alone": (
+        lambda s, x, at: (h := (n := s.attention_norm(x)) + s.attention(n, at))
+        + s.ffn(s.ffn_norm(h))),
+    "both branches read one and the same normed vectors, side by side; the network "
+    "comes after attention": (
+        lambda s, x, at: x + s.attention(n := s.attention_norm(x), at) + s.ffn(n)),
+    "what a branch gives is normed once more before it is added": (
+        lambda s, x, at: (
+            h := x + s.attention_norm(s.attention(s.attention_norm(x), at)))
+        + s.ffn_norm(s.ffn(s.ffn_norm(h)))),
+    "after a sum the stream is divided by √2; add, and leave it as it is": (
+        lambda s, x, at: (
+            (h := (x + s.attention(s.attention_norm(x), at)) / 2**.5)
+            + s.ffn(s.ffn_norm(h))) / 2**.5),
+    "only the sum of stream and network is divided by a number": (
+        lambda s, x, at: ((h := x + s.attention(s.attention_norm(x), at))
+        + s.ffn(s.ffn_norm(h))) / 2**.5),
     "the feed-forward network comes before attention": (
         lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x)))
         + s.attention(s.attention_norm(h), at)),
@@ -178,11 +200,23 @@ _transformerblocks = {
 MISTAKES["TransformerBlock"] = {
     hint: _a_block(flow) for hint, flow in _transformerblocks.items()} | {
     "with a cache the positions that are given are dropped":
-        _handed(lambda at, cache: (None if cache else at, cache)),
+        _handed(lambda at, cache, n: (None if cache else at, cache)),
+    "without a cache the positions that are given are dropped":
+        _handed(lambda at, cache, n: (at if cache else None, cache)),
+    "positions begin at 0 at each call; with a cache they go on behind what was read":
+        _handed(lambda at, cache, n: (torch.arange(n) if at is None else at, cache)),
     "attention gets the cache in the place of the positions":
-        _handed(lambda at, cache: (cache, at)),
+        _handed(lambda at, cache, n: (cache, at)),
+    "`max_seq_len` and `theta` have changed places on their way to attention":
+        _built(reach=lambda length, theta: (int(theta), float(length))),
     "the network is four times as wide as the stream, whatever `d_ff` says":
         _built(width=lambda d, d_ff: 4 * d),
+    "the network's width is two thirds of `d_ff`; take `d_ff` as it is":
+        _built(width=lambda d, d_ff: int(2 * d_ff / 3)),
+    "`d_ff` is rounded up, to a multiple of 64; take it as it is":
+        _built(width=lambda d, d_ff: -(-d_ff // 64) * 64),
+    "`d_ff` is rounded up, to a multiple of 256; take it as it is":
+        _built(width=lambda d, d_ff: -(-d_ff // 256) * 256),
     "the second norm is not of the class that is asked for":
         _built(norms=lambda norm: (norm, RmsNorm)),
     "the first norm is not of the class that is asked for":
@@ -264,6 +298,14 @@ class _Scores(Linear): "A head by another name."
 class _Other(TransformerBlock): "A block by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
+def _of_sizes(change):
+    "A `Transformer` that is built with the sizes that `change(*sizes)` gives."
+    def start(self, vocab, length, d, layers, heads, d_ff, theta=1e4, *rest,
+              rope_theta=None, **more):
+        sizes = change(length, d, layers, heads, d_ff, rope_theta or theta)
+        Transformer.__init__(self, vocab, *sizes, *rest, **more)
+    return type("Model", (Transformer,), {"__init__": start})
+
 def _a_model(flow=None, change=lambda model: None):
     """A `Transformer` in which ids go by `flow(self, ids)`, and whose parts were
     changed."""
@@ -402,6 +444,25 @@ MISTAKES["Transformer"] = {
             torch.arange(ids.shape[-1]) if at is None else at)),
     "every block writes into the cache of the first block":
         _reader(keep=lambda caches: [caches[0]] * len(caches)),
+    "the positions that are given reach the first block only": _a_model(
+        lambda s, ids, at: s.head(s.norm(_through(
+            s, s.blocks[0](s.embedding(ids), at), None, s.blocks[1:])))),
+    "the positions that are given do not reach the first block": _a_model(
+        lambda s, ids, at: s.head(s.norm(_through(
+            s, s.blocks[0](s.embedding(ids)), at, s.blocks[1:])))),
+    "the number of layers and that of heads have changed places": _of_sizes(
+        lambda n, d, layers, heads, d_ff, theta: (n, d, heads, layers, d_ff, theta)),
+    "there is one block more than was asked for": _of_sizes(
+        lambda n, d, layers, *rest: (n, d, layers + 1, *rest)),
+    "there is one block less than was asked for": _of_sizes(
+        lambda n, d, layers, *rest: (n, d, layers - 1, *rest)),
+    "the networks are four times as wide as the stream, whatever `d_ff` says":
+        _of_sizes(lambda n, d, layers, heads, d_ff, theta: (
+            n, d, layers, heads, 4 * d, theta)),
+    "`max_seq_len` does not reach the blocks: longer texts are not refused":
+        _of_sizes(lambda n, *rest: (2048, *rest)),
+    "`max_seq_len` and `rope_theta` have changed places on their way to the blocks":
+        _of_sizes(lambda n, *rest: (int(rest[-1]), *rest[:-1], float(n))),
     "with caches only the last of the new ids is read": _reader(
         read=lambda ids: ids[..., -1:]),
     "in evaluation only the last position gets scores; every position should predict":
@@ -486,7 +547,9 @@ def _a_step(
     used=slice(None),
     scaled="scale unscale",
     update=True,
-    lots=lambda groups: [[*chain(*groups)]]):
+    lots=lambda groups: [[*chain(*groups)]],
+    kept=False,
+    mode=None):
     "A `train_step` with something changed."
     def shortened(optimizer, limit):
         sets = lots([group["params"] for group in optimizer.param_groups])
@@ -515,7 +578,9 @@ def _a_step(
         if "again" in order: optimizer.step()
         if clear == "after": optimizer.zero_grad(set_to_none=True)
         if late: losses = [score(model(x), y) for x, y in batches]
-        return total([x.detach() for x in losses]), told(norm, max_norm)
+        if mode is not None: model.train(mode)
+        if not kept: losses = [x.detach() for x in losses]
+        return total(losses), told(norm, max_norm)
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-step
@@ -558,6 +623,9 @@ MISTAKES["train_step"] = variants(
             dict(clip=_by_norm(1.)),
         "the largest number of the gradient is taken for its length":
             dict(clip=_by_norm(float("inf"))),
+        "the loss that is returned keeps its graph, and with it memory: detach it":
+            dict(kept=True),
+        "the model is left in evaluation mode": dict(mode=False),
         "the square of the length is returned": dict(told=lambda norm, limit: norm**2),
         "without a limit gradients stay scaled, and so does the length that is "
         "returned":
@@ -664,13 +732,21 @@ def _top_p(p, share, z):
     ) | (share >= 1)
 
 
+def _shifted(p, share, z): # As if rows stood in the order of ranks
+    ranked, order = p.sort(descending=True, stable=True)
+    out = ranked.cumsum(-1) >= share - 1e-6
+    out[1:] = out[:-1].clone()
+    out[0] = False
+    return ~torch.zeros_like(out).scatter(-1, order, out) | (share >= 1)
+
+
 def _min_p(p, share, z): return p >= share * p.amax(-1, keepdim=True) * (1 - 1e-6)
 def _whole(keep):
     return lambda p, setting, z: keep(
         (p / p.sum()).flatten(), setting, z.flatten()).view(p.shape)
 
 
-def _zeroed(z, kept): return z * kept
+def _zeroed(z, kept): return z.where(kept, 0.)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts-2
 def _shared(z, kept): return torch.softmax(z.masked_fill(~kept, -torch.inf), -1)
@@ -685,7 +761,12 @@ _drops = {
         _shared,
     "the scores of the kept tokens are changed (to logarithms of shares); leave them "
     "unchanged":
-        _logged}
+        _logged,
+    "the scores come back in order of rank; each must stay at its id":
+        lambda z, kept: z.masked_fill(~kept, -torch.inf).sort(descending=True).values,
+    "half precision comes back as float32; keep the type that came":
+        lambda z, kept: z.to(torch.promote_types(z.dtype, torch.float32)).masked_fill(
+            ~kept, -torch.inf)}
 
 MISTAKES["keep_top_k"] = {
     hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()} | {
@@ -724,6 +805,16 @@ MISTAKES["keep_top_k"] = {
 MISTAKES["keep_top_p"] = {
     hint: _a_cutter(_top_p, drop) for hint, drop in _drops.items()} | {
     hint: _a_cutter(keep) for hint, keep in {
+        "two tokens are kept at least; for a small p it is one": lambda p, s, z: (
+            _top_p(p, s, z) | _likeliest(p, torch.full(p.shape[:-1], 2))),
+        "p = 0 counts as no cut; it should keep the likeliest alone":
+            lambda p, s, z: _top_p(p, s, z) | (s == 0),
+        "the marks are shifted along the first axis, from row to row; shift each row "
+        "by itself, along the last": _shifted,
+        "the marks in sorted order are brought back by the wrong order: it sorts once "
+        "more, instead of undoing the sort": lambda p, s, z: (
+            torch.arange(p.shape[-1]) < _top_p(p, s, z).sum(-1, keepdim=True)
+        ).gather(-1, p.sort(descending=True, stable=True).indices),
         "the token that crosses p is dropped; it should be the last one kept": (
             lambda p, s, z: _likeliest(
                 p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1))),
@@ -763,6 +854,8 @@ MISTAKES["keep_top_p"] = {
             ).gather(-1, z.sort(descending=True, stable=True).indices.argsort(-1))
             | (s >= 1)
         ),
+        "exponentials of scores are added up; divide them by their sum first":
+            lambda p, s, z: _top_p(z.float().exp(), s, z),
         "the batch is cut as a whole; add up each row by itself": _whole(_top_p),
         "one softmax runs over all rows; each row needs its own": (
             lambda p, s, z: _top_p(torch.softmax(z.float().flatten(), 0), s, z).view(
@@ -804,6 +897,12 @@ MISTAKES["keep_min_p"] = {
             z >= z.amax(-1, keepdim=True) + torch.tensor(s).log2()),
         "the logarithm of p has the base 10; take the natural one": lambda p, s, z: (
             z >= z.amax(-1, keepdim=True) + torch.tensor(s).log10()),
+        "p = 1 counts as no cut; it should keep the likeliest alone":
+            lambda p, s, z: _min_p(p, s, z) | (s == 1),
+        "for p = 0 the logarithm of 0 is taken; it should keep all":
+            lambda p, s, z: z >= z.amax(-1, keepdim=True) + math.log(s),
+        "scores are compared with the best of the whole batch; use the best of each "
+        "row": lambda p, s, z: z >= z.max() + torch.tensor(s).log(),
         "shares are compared with the mean share; use the highest":
             lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
         "the threshold is multiplied by p twice":
@@ -841,9 +940,11 @@ def _ask_penalty(part):
 
 def _a_penalty(
     lower=lambda z, n, p: torch.where(z > 0, z / p, z * p),
-    count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids):
+    count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids,
+    start=lambda z, p: z):
     "A `penalise` with something changed."
     def part(z, ids, penalty):
+        z = start(z, penalty)
         n = rows(count((said(ids)[..., None] == torch.arange(z.shape[-1])).sum(-2)))
         return torch.where(n > 0, lower(z, n, penalty), z)
     return part
@@ -860,6 +961,16 @@ MISTAKES["penalise"] = variants(
         "round":
             dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
         "the penalty is subtracted": dict(lower=lambda z, n, p: z - p),
+        "the penalty is subtracted once for each time that a token was said":
+            dict(lower=lambda z, n, p: z - p * n, count=lambda n: n),
+        "scores become logarithms of shares before they are punished":
+            dict(start=lambda z, p: torch.log_softmax(z, -1)),
+        "scores become logarithms of shares, unless the penalty is 1":
+            dict(start=lambda z, p: z if p == 1 else torch.log_softmax(z, -1)),
+        "scores become shares before they are punished":
+            dict(start=lambda z, p: torch.softmax(z, -1)),
+        "half precision comes back as float32; keep the type that came":
+            dict(start=lambda z, p: z.float()),
         "the penalty minus one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
         "every score is divided by the penalty squared, or twice":
             dict(lower=lambda z, n, p: torch.where(z > 0, z / p**2, z * p**2)),
@@ -910,7 +1021,8 @@ def _ask_next(part):
     for how in (
         Sampling(2.0, 0.75), Sampling(2.0, 1.0, min_p=0.4),
         Sampling(1.0, 0.9, 3, 0.05, 2.0), Sampling(1.0, 0.9, min_p=0.05),
-        Sampling(1.0, 0.9, 3), Sampling(2.0, 1.0, repetition_penalty=2.0)):
+        Sampling(1.0, 0.65, 3), Sampling(1.0, 0.99, 2), Sampling(1.0, 0.95, min_p=0.2),
+        Sampling(2.0, 1.0, repetition_penalty=2.0)):
         yield "where several dials are turned", lambda: part(z, said, how)
     yield "for large scores", lambda: part(200 * z, said, Sampling(.01, 1.))
     yield "where there are several rows", lambda: part(
@@ -924,6 +1036,8 @@ def _ask_next(part):
         z, said, Sampling(0., 1., repetition_penalty=2.))
     yield "among equals when the temperature is 0", lambda: part(
         0 * z, said, Sampling(0., 1.))
+    yield "for scores that hardly differ when the temperature is 0", lambda: part(
+        1e-5 + 1e-12 * z, said, Sampling(0., 1.))
     for extreme in 1e-38, 1e-40:
         yield "with a tiny temperature", lambda: part(z, said, Sampling(extreme, 1.))
     yield "with a huge temperature", lambda: part(z, said, Sampling(1e30, 1.))
@@ -985,8 +1099,22 @@ MISTAKES["next_probabilities"] = variants(
         "positive score":
             dict(start=lambda z: z - z.amax(-1, keepdim=True)),
         "at temperature 0 the penalty is left out": dict(greedy="nothing"),
-        "at temperature 0 equally likely tokens share; the lowest id gets everything":
-            dict(greedy=False, divide=lambda z, t: z / max(t, 1e-8)),
+        "at temperature 0 all tokens with the highest score share; the lowest id gets "
+        "everything":
+            dict(greedy=False, divide=lambda z, t: z.masked_fill(
+                z < z.amax(-1, keepdim=True), -torch.inf) if t == 0 else z / t),
+        "at temperature 0 a tiny number is divided by, so tokens that are alike share; "
+        "the lowest id gets everything":
+            dict(greedy=False, divide=lambda z, t: (
+                z - z.amax(-1, keepdim=True)) / max(t, 1e-8)),
+        "where top-k is set, top-p has no effect": dict(
+            p=lambda z, how: z if how.top_k else keep_top_p(z, how.top_p)),
+        "where top-p is set, top-k has no effect": dict(
+            k=lambda z, how: z if how.top_p < 1 else keep_top_k(z, how.top_k)),
+        "where top-p is set, min-p has no effect": dict(
+            min=lambda z, how: z if how.top_p < 1 else keep_min_p(z, how.min_p)),
+        "the softmax is taken twice": dict(
+            end=lambda z: torch.softmax(torch.softmax(z, -1), -1)),
         "scores that are not finite are not refused":
             dict(fine=lambda z: torch.tensor(True)),
         "infinite scores are not refused: not every one of them is nan":
@@ -1150,6 +1278,10 @@ def _together(part, setting): # Does a row of low scores lose what it keeps alon
     high, low = part(torch.stack([_four, _four - 9]), setting).isfinite().sum(-1)
     return low < high == part(_four, setting).isfinite().sum()
 
+def _one_number(part, setting): # Do all that are left out get one and the same score?
+    changed = (found := part(_rows_of, setting))[found != _rows_of]
+    return changed.isfinite().all() and changed.unique().numel() == 1
+
 def _moved(part, setting): # Does a kept score stand at another id, or is it changed?
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
@@ -1165,8 +1297,8 @@ def _against(
 
 
 _cut = {
-    "tokens are left out by a large negative number; use minus infinity":
-        lambda part, setting: -math.inf < part(_four, setting).min() < -1e3,
+    "tokens are left out by a number, which is a score like any other; use minus "
+    "infinity": _one_number,
     "the scores of the kept tokens become logarithms of shares; leave them unchanged":
         lambda part, setting: abs(part(_four + 3, setting).exp().sum() - 1) < 1e-3,
     "shares come back; return scores, with those of the kept tokens unchanged":

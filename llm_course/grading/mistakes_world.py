@@ -187,7 +187,8 @@ def _ask_evaluate(part):
 
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
-    used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None):
+    used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None,
+    fold=lambda total, each, n: total + each):
     "An `evaluate` with something changed."
     def part(model, batches):
         total, n = 0., 0
@@ -195,7 +196,7 @@ def _an_evaluation(
         with torch.no_grad() if still else nullcontext():
             for x, y in used(batches):
                 each = _losses(*seen(model(x), y))
-                if each.numel(): total = total + each.mean() * weight(each)
+                if each.numel(): total = fold(total, each.mean() * weight(each), n)
                 n += (count or weight)(each)
         return kind(end(total, n))
     return part
@@ -241,6 +242,10 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
         dict(end=lambda t, n: t / n / 0.693147),
     "a graph is kept for gradients that nobody uses": dict(still=False),
     "the model is left in evaluation mode": dict(mode=False),
+    "the mean so far and the newest loss are averaged: each batch outweighs those "
+    "before it":
+        dict(weight=lambda y: 1, end=lambda total, n: total, fold=lambda total, each, n:
+             (total + each) / 2 if n else each),
     "the sum is divided by the number of batches; divide by that of targets":
         dict(count=lambda y: 1),
     "the sum is divided by the number of rows; divide by that of targets":
@@ -1074,15 +1079,15 @@ def _ask_cache(part):
         one.length = 2
         return _kept(one, 1)[0]
     yield "where the last tokens are forgotten", forgotten
-    def padded():
+    def padded(*padding):
         one = (part if hasattr(part, "mask") else reference("KVCache"))(2, 2, 6, 3)
         k = given(2, 2, 4, 3)
         one.append(k, k)
         plain = one.mask()
-        one.padding = torch.tensor([1, 2])
-        return [plain is None or bool(plain.all()),
-                one.mask().expand(2, 1, 1, 4).tolist()]
-    yield "in what it hides", padded
+        one.padding = torch.tensor(padding)
+        return [plain is None or bool(plain.all()), one.mask().tolist()]
+    yield "in what it hides", lambda: padded(1, 2)
+    yield "in what it hides of one text alone", lambda: padded(0, 2)
     def two():
         one, other = cache(), cache()
         _kept(one, 2)
@@ -1100,7 +1105,8 @@ def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
     twice="", cuts=False, kind=None, grown=0, onto=lambda start: start,
     hides=lambda at, padding: at >= padding, second=False, spare=0,
-    seen=lambda length, room: length):
+    seen=lambda length, room: length, blank=lambda padding: False, full="raise",
+    axes=(None, None)):
     "A `KVCache` with something changed."
     class Part:
         place = 0
@@ -1117,17 +1123,22 @@ def _a_cache(
             start = at(self.place if second else self.length)
             end = self.place = start + k.shape[-2]
             if cuts: end = min(end, self.room)
-            elif end > self.room - spare: raise ValueError("no room")
+            elif end > self.room - spare:
+                if full == "raise": raise ValueError("no room")
+                if full == "grow": self.both = torch.cat([self.both, self.both], -2)
+                else:
+                    over = end - self.room
+                    self.both = self.both.roll(-over, -2)
+                    start, end = start - over, self.room
             into = onto(start)
             self.both[..., into:into + end - start, :] = new[..., :end - start, :]
             if counts: self.length = self.length + grown if grown else end
             return tuple(back(self.both, start, end))
 
         def mask(self):
-            if self.padding is None: return None
+            if self.padding is None or blank(self.padding): return None
             places = torch.arange(seen(self.length, self.room))
-            shown = hides(places, self.padding[:, None])
-            return shown[:, None, None]
+            return hides(places, self.padding[:, None])[:, *axes]
     return Part
 
 MISTAKES["KVCache"] = variants(_a_cache, {
@@ -1140,7 +1151,7 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
-    "lowering `length` forgets nothing: something else says where the text ends":
+    "lowering `length` forgets nothing: new tokens are put behind all that is stored":
         dict(second=True),
     "keys are returned where the values should be": dict(twice="keys"),
     "values are returned where the keys should be: do both lie in one memory?":
@@ -1155,6 +1166,13 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the type of its memory is fixed in the code": dict(kind=torch.float32),
     "the mask is turned round: it hides the text and shows the padding":
         dict(hides=lambda at, padding: at < padding),
+    "a full cache throws out its oldest tokens; it should raise a ValueError":
+        dict(full="slide"),
+    "a full cache gets more room; it should raise a ValueError": dict(full="grow"),
+    "where one text has no padding, nothing is hidden in the others":
+        dict(blank=lambda padding: padding.min() == 0),
+    "the mask lacks an axis: one for heads and one for queries stand before the last":
+        dict(axes=[]),
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
     "the mask hides the last places; padding stands before a text":
         dict(hides=lambda at, padding: at < at.numel() - padding),
@@ -1278,13 +1296,13 @@ def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
     sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
-    mode=None, fill=lambda stop: stop, bare=False):
+    mode=None, fill=lambda stop: stop, bare=False, usual=(.8, .9)):
     "A `generate_ids` with something changed."
     def scores(model, ids, padding):
         if padding is None or bare: return read(model, ids)
         return torch.cat([read(model, row[None, n:]) for row, n in zip(ids, padding)])
-    def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
-             generator=None, padding=None, **more):
+    def part(model, ids, max_tokens, temperature=usual[0], top_p=usual[1], *,
+             stop_id=None, generator=None, padding=None, **more):
         ended = torch.zeros(len(ids), 1, dtype=torch.bool)
         begin = ids.shape[1]
         more = {name: value for name, value in more.items() if name not in lost}
@@ -1361,6 +1379,8 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(bare=True),
     "the model is left in evaluation mode": dict(mode=False),
     "the generator that was given is not used": dict(own=False),
+    "without settings the likeliest token is taken; temperature 0.8 is the default":
+        dict(usual=(0., .9)),
     "every text gets the token of the first text": dict(twin=True),
     "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
     "the seed is set again for each token, so every draw uses the same random number":
@@ -1494,10 +1514,11 @@ def _spoken(
     for _ in range(max_tokens + extra):
         with torch.no_grad(): scores = model(torch.tensor([ids[-16:]]))[0, -1]
         new = draw(scores, torch.tensor(ids))
-        if ends and new == 256: break
+        if ends is True and new == 256: break
         ids = [*ids, new]
         said += tokenizer.vocab[new]
         text = said.decode("utf-8", "replace")
+        if ends and new == 256: break
         if single: text = "".join(bytes([b]).decode("utf-8", "replace") for b in said)
         met = [(text.find(stop), stop) for stop in stops if stop in text]
         if met and not alone:
@@ -1569,6 +1590,7 @@ def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole
 
 _of_both:dict[str, dict] = {
     "the text goes on past its end mark": dict(ends=False),
+    "the end mark is written out": dict(ends="shown"),
     "the stop text has no effect": dict(stops=False),
     "the seed has no effect": dict(sown="never"),
     "temperature and top-p have changed places": dict(mixed=True),
@@ -1600,7 +1622,10 @@ def _stripped(part):
     said = part(*_chain(" ab\n"), " ", 3, 0.)
     return said != " ab\n" and said.strip() == "ab"
 
-SYMPTOMS["generate"] = {"white space at an end of the text is lost": _stripped}
+SYMPTOMS["generate"] = {
+    "white space at an end of the text is lost": _stripped,
+    "each token is decoded by itself: characters of two bytes break":
+        lambda part: "\ufffd\ufffd" in part(*_chain("abéc"), "a", 4, 0.)}
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; hand over only what is new":
