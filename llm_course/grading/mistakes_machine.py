@@ -16,6 +16,7 @@ from torch import nn
 
 from ..embedding import Embedding
 from ..engine.kv_cache import KVCache
+from ..ffn import FFN
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import (
     MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
@@ -88,14 +89,15 @@ def _handed(deal):
     return type("Block", (TransformerBlock,), {"forward": forward})
 
 def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm),
-           reach=lambda length, theta: (length, theta)):
+           reach=lambda length, theta: (length, theta), turned=False):
     "A `TransformerBlock` that is built with something changed."
     def start(self, d_model, num_heads, d_ff, max_seq_len=2048, theta=1e4, *sizes,
-              norm=RmsNorm, **more):
+              norm=RmsNorm, ffn=FFN, **more):
         both = iter(norms(norm))
+        network = (lambda d, hidden: ffn(hidden, d)) if turned else ffn
         TransformerBlock.__init__(
             self, d_model, num_heads, width(d_model, d_ff), *reach(max_seq_len, theta),
-            *sizes, norm=lambda d: next(both)(d), **more)
+            *sizes, norm=lambda d: next(both)(d), ffn=network, **more)
     return type("Block", (TransformerBlock,), {"__init__": start})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
@@ -211,6 +213,8 @@ MISTAKES["TransformerBlock"] = {
         _built(reach=lambda length, theta: (int(theta), float(length))),
     "the network is four times as wide as the stream, whatever `d_ff` says":
         _built(width=lambda d, d_ff: 4 * d),
+    "`d_model` and `d_ff` have changed places on their way to the network":
+        _built(turned=True),
     "the network's width is two thirds of `d_ff`; take `d_ff` as it is":
         _built(width=lambda d, d_ff: int(2 * d_ff / 3)),
     "`d_ff` is rounded up, to a multiple of 64; take it as it is":
@@ -265,7 +269,7 @@ def _ask_model(part):
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
     yield "in whether more blocks make other fresh matrices than those that end a "\
         "branch", lambda: [
-            abs(a / b - 1) > .2 for a, b in zip(_spreads(part, 8), _spreads(part, 1))]
+            abs(a / b - 1) > .2 for a, b in zip(_spreads(part, 4), _spreads(part, 1))]
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
         model = part(200, 32, 32, 1, 4, 32, **more)
@@ -762,8 +766,6 @@ _drops = {
     "the scores of the kept tokens are changed (to logarithms of shares); leave them "
     "unchanged":
         _logged,
-    "the scores come back in order of rank; each must stay at its id":
-        lambda z, kept: z.masked_fill(~kept, -torch.inf).sort(descending=True).values,
     "half precision comes back as float32; keep the type that came":
         lambda z, kept: z.to(torch.promote_types(z.dtype, torch.float32)).masked_fill(
             ~kept, -torch.inf)}
@@ -1282,6 +1284,10 @@ def _one_number(part, setting): # Do all that are left out get one and the same 
     changed = (found := part(_rows_of, setting))[found != _rows_of]
     return changed.isfinite().all() and changed.unique().numel() == 1
 
+def _by_rank(part, setting): # Are all rows sorted?
+    best = (found := part(_rows_of, setting)).sort(descending=True).values
+    return torch.equal(found, best) and torch.equal(found[..., 0], _rows_of.amax(-1))
+
 def _moved(part, setting): # Does a kept score stand at another id, or is it changed?
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
@@ -1308,6 +1314,7 @@ _cut = {
         _together,
     "rows are not cut independently: other rows change what a row keeps":
         _alone,
+    "the scores come back in order of rank; each must stay at its id": _by_rank,
     "kept scores are changed, or moved to other ids": _moved,
     "a token is left out that is likelier than one that is kept": _against}
 

@@ -1624,6 +1624,10 @@ def _stripped(part):
 
 SYMPTOMS["generate"] = {
     "white space at an end of the text is lost": _stripped,
+    "the prompt is missing from the text":
+        lambda part: part(*_chain("abéc"), "a", 3, 0.) in ("bé", "béc"),
+    "the stop text is written out":
+        lambda part: part(*_chain("abéc"), "a", 9, 0., stop="éc") == "abéc",
     "each token is decoded by itself: characters of two bytes break":
         lambda part: "\ufffd\ufffd" in part(*_chain("abéc"), "a", 4, 0.)}
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
