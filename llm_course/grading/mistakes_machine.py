@@ -458,8 +458,8 @@ MISTAKES["Transformer"] = {
         lambda n, d, layers, heads, d_ff, theta: (n, d, heads, layers, d_ff, theta)),
     "there is one block more than was asked for": _of_sizes(
         lambda n, d, layers, *rest: (n, d, layers + 1, *rest)),
-    "there is one block less than was asked for": _of_sizes(
-        lambda n, d, layers, *rest: (n, d, layers - 1, *rest)),
+    "there is one block less than was asked for":
+        _a_model(None, lambda s: s.blocks.__delitem__(-1)),
     "the networks are four times as wide as the stream, whatever `d_ff` says":
         _of_sizes(lambda n, d, layers, heads, d_ff, theta: (
             n, d, layers, heads, 4 * d, theta)),
@@ -553,7 +553,8 @@ def _a_step(
     update=True,
     lots=lambda groups: [[*chain(*groups)]],
     kept=False,
-    mode=None):
+    mode=None,
+    skips=False):
     "A `train_step` with something changed."
     def shortened(optimizer, limit):
         sets = lots([group["params"] for group in optimizer.param_groups])
@@ -575,7 +576,7 @@ def _a_step(
         if "unscale" in scaled and (max_norm or "clipped" not in scaled):
             scaler.unscale_(optimizer)
         if "often" not in order: norm = shortened(optimizer, max_norm)
-        if "step" in order:
+        if "step" in order and not (skips and norm > (max_norm or math.inf)):
             if scaled and "bare" not in order: scaler.step(optimizer)
             else: optimizer.step()
         if scaled and update: scaler.update()
@@ -630,6 +631,8 @@ MISTAKES["train_step"] = variants(
         "the loss that is returned keeps its graph, and with it memory: detach it":
             dict(kept=True),
         "the model is left in evaluation mode": dict(mode=False),
+        "a gradient longer than the limit is skipped; shorten it, and take the step":
+            dict(skips=True, clip=lambda ps, limit: gradient_clip(ps, math.inf)),
         "the square of the length is returned": dict(told=lambda norm, limit: norm**2),
         "without a limit gradients stay scaled, and so does the length that is "
         "returned":
@@ -794,6 +797,11 @@ MISTAKES["keep_top_k"] = {
         "the first k ids are kept, whatever their scores":
             lambda p, k, z: torch.arange(p.shape[-1]).expand_as(p) < (k or p.shape[-1]),
         "k = 0 keeps nothing; it should keep all": lambda p, k, z: _likeliest(p, k),
+        "k = 0 keeps one token; it should keep all":
+            lambda p, k, z: _likeliest(p, max(k, 1)),
+        "tokens as likely as the best of those left out go, too; of equals, the lower "
+        "ids stay": lambda p, k, z: (k in (0, 9)) | (
+            p > p.sort(descending=True).values[..., k % p.shape[-1], None]),
         "the batch is cut as a whole; keep k tokens in each row": _whole(_top_k),
         "the threshold is the k-th best score of the whole batch; each row needs its "
         "own": (
@@ -886,7 +894,7 @@ MISTAKES["keep_min_p"] = {
         "a token exactly p times as likely as the best is dropped; keep it":
             lambda p, s, z: p > s * p.amax(-1, keepdim=True) * (1 + 1e-6),
         "p is treated as the share to be left out":
-            lambda p, s, z: p >= (1 - s) * p.amax(-1, keepdim=True),
+            lambda p, s, z: (p >= (1 - s) * p.amax(-1, keepdim=True)) | (s == 0),
         "the tokens below the threshold are kept": lambda p, s, z: ~_min_p(p, s, z),
         "shares are compared with the best of the whole batch; "
         "use the best of each row":
@@ -912,11 +920,11 @@ MISTAKES["keep_min_p"] = {
         "the logarithm of p is added to the mean score; add it to the best score":
             lambda p, s, z: z >= z.mean(-1, keepdim=True) + torch.tensor(s).log(),
         "p is subtracted from the best share: multiply instead":
-            lambda p, s, z: p >= p.amax(-1, keepdim=True) - s,
+            lambda p, s, z: (p >= p.amax(-1, keepdim=True) - s) | (s == 0),
         "1 − p is subtracted from the best share: multiply by p instead":
-            lambda p, s, z: p >= p.amax(-1, keepdim=True) - (1 - s),
+            lambda p, s, z: (p >= p.amax(-1, keepdim=True) - (1 - s)) | (s == 0),
         "p is subtracted from the best score; add its logarithm":
-            lambda p, s, z: z >= z.amax(-1, keepdim=True) - s,
+            lambda p, s, z: (z >= z.amax(-1, keepdim=True) - s) | (s == 0),
         "nothing is left out": lambda p, s, z: p >= 0}.items()}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-penalty
@@ -957,6 +965,12 @@ MISTAKES["penalise"] = variants(
     {
         "negative scores are divided too, which raises them: multiply those":
             dict(lower=lambda z, n, p: z / p),
+        "negative scores stay as they are: multiply those":
+            dict(lower=lambda z, n, p: torch.where(z > 0, z / p, z)),
+        "positive scores stay as they are: divide those":
+            dict(lower=lambda z, n, p: torch.where(z > 0, z, z * p)),
+        "the lowered scores are added to the old ones; they should replace them":
+            dict(lower=lambda z, n, p: z + torch.where(z > 0, z / p, z * p)),
         "every score is multiplied: positive ones rise":
             dict(lower=lambda z, n, p: z * p),
         "positive scores are multiplied and negative ones divided: do it the other way "
@@ -1253,6 +1267,9 @@ SYMPTOMS["train_step"] = {
 SYMPTOMS["TransformerBlock"] = {
     "nothing that comes out depends on":
         lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)),
+    "the stream is rounded to half precision on its way": lambda part: any(
+        torch.equal(_silenced(part(16, 4, 24), "attention.output_proj", "ffn.w2")(x), y)
+        for x in [given(2, 3, 16)] for y in (x.bfloat16().float(), x.half().float())),
     "the stream changes even if both branches give zeros: it must pass untouched":
         lambda part: _silent(part(16, 4, 24)),
     "what a branch adds is multiplied by a number; add it as it is":
@@ -1293,6 +1310,10 @@ def _moved(part, setting): # Does a kept score stand at another id, or is it cha
     return bool((found[kept] != _four.flip(0)[kept]).any())
 
 
+def _by_chance(part, setting): # Which equals stay, neither the first nor the last?
+    at = part(_flat, setting).isfinite().nonzero().flatten().tolist()
+    return len(at) == 2 and 0 < at[0] < at[1] < 63
+
 def _against(
     part, setting):  # Is a token left out that is likelier than one that is kept?
     kept = (found := part(_rows_of[0], setting)).isfinite()
@@ -1318,8 +1339,11 @@ _cut = {
     "kept scores are changed, or moved to other ids": _moved,
     "a token is left out that is likelier than one that is kept": _against}
 
+_chance = ("which of several equals stay is left to chance: `topk` and a plain sort "
+           "promise no order; the lower ids should stay")
 SYMPTOMS["keep_top_k"] = {
     hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
+    _chance: partial(_by_chance, setting=2),
     "only the kept scores are returned; the others must stay in their places, as minus "
     "infinity":
         lambda part: part(torch.arange(5.0), 2).shape != (5,),
@@ -1333,6 +1357,7 @@ def _many(part, *settings):
 
 SYMPTOMS["keep_top_p"] = {
     hint: partial(seen, setting=0.6) for hint, seen in _cut.items()} | {
+    _chance: partial(_by_chance, setting=1 / 32),
     "the kept tokens hold less than p: the one that crosses p must stay":
         lambda part: _many(part, 0.6, 0.9) == [1, 2],
     "p = 0 keeps nothing; it should keep the likeliest token":
@@ -1359,7 +1384,14 @@ SYMPTOMS["penalise"] = {
 def _dialled(part, **dials):
     return part(_four, torch.tensor([0]), Sampling(1., 1., **dials))
 
+def _heat(part, t): # By what are scores divided? It is more than t by this much
+    shares = part(_four, torch.tensor([0]), Sampling(t, 1.))
+    return (_four[0] - _four[1]) / (shares[0] / shares[1]).log() - t
+
 SYMPTOMS["next_probabilities"] = {
+    "a number is added to the temperature; divide by the temperature itself":
+        lambda part: (more := _heat(part, 1.)).abs() > 1e-3 > (
+            _heat(part, 2.) - more).abs(),
     "scores are returned; return shares":
         lambda part: torch.equal(_dialled(part), _four),
     "the repetition penalty has no effect": lambda part: torch.equal(

@@ -188,14 +188,14 @@ def _ask_evaluate(part):
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
     used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None,
-    fold=lambda total, each, n: total + each):
+    fold=lambda total, each, n: total + each, losses=_losses):
     "An `evaluate` with something changed."
     def part(model, batches):
         total, n = 0., 0
         if mode is not None: model.train(mode)
         with torch.no_grad() if still else nullcontext():
             for x, y in used(batches):
-                each = _losses(*seen(model(x), y))
+                each = losses(*seen(model(x), y))
                 if each.numel(): total = fold(total, each.mean() * weight(each), n)
                 n += (count or weight)(each)
         return kind(end(total, n))
@@ -237,6 +237,8 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
         dict(weight=lambda y: 1),
     "batches count by their rows, not by their targets": dict(weight=lambda y: len(y)),
     "the losses are added up; take their mean": dict(end=lambda total, n: total),
+    "the share of right guesses is returned; return the loss":
+        dict(losses=lambda z, y: (z.argmax(-1) == y).double()),
     "perplexity is returned; return the loss": dict(end=lambda t, n: (t / n).exp()),
     "the loss is in bits; it should be in nats":
         dict(end=lambda t, n: t / n / 0.693147),
@@ -1173,6 +1175,10 @@ MISTAKES["KVCache"] = variants(_a_cache, {
         dict(blank=lambda padding: padding.min() == 0),
     "the mask lacks an axis: one for heads and one for queries stand before the last":
         dict(axes=[]),
+    "the mask holds 0 and minus infinity, to be added; it should hold True and False":
+        dict(hides=lambda at, padding: torch.where(at < padding, -torch.inf, 0.)),
+    "the mask holds 1 and 0; it should hold True and False":
+        dict(hides=lambda at, padding: (at >= padding).long()),
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
     "the mask hides the last places; padding stands before a text":
         dict(hides=lambda at, padding: at < at.numel() - padding),
@@ -1199,6 +1205,12 @@ def _made_chain(text, end):
         for a, b in zip(spelled, spelled[1:] + spelled[:1]):
             model.head.weight[b, a] = 1.
     return model, tokenizer, copy.deepcopy(model.state_dict())
+
+def _torn(gap):
+    "A model that writes a, or c, whose score is lower by `gap`; its tokenizer."
+    model, tokenizer = _chain("a")
+    with torch.no_grad(): model.head.weight[99, 97] = 1 - gap / 260**.5
+    return model, tokenizer
 
 def _chain(text, end=False):
     "A model that writes each byte's successor in a text; its tokenizer."
@@ -1248,10 +1260,12 @@ def _ask_generate_ids(part):
         new = part(_writer(), ids, 1, *how, generator=source())[:, -1]
         shares = torch.bincount(new, minlength=11) / 400
         with torch.no_grad(): z = _writer()(_begin[:1])[0, -1]
-        right = next_probabilities(z, _begin[0], Sampling(*(how or (.8, .9))))
+        right = next_probabilities(z, _begin[0], Sampling(*how))
         return int((shares - right).abs().max() < .1)
     yield "in its draws", lambda: likely(1., 1.)
-    yield "in its default settings", lambda: likely()
+    yield "in its default settings", lambda: [len(part(
+        _torn(gap)[0], torch.full((99, 1), 97), 1, generator=source())[:, 1].unique())
+        for gap in (1.8, 1.72)]
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
@@ -1281,8 +1295,11 @@ def _ask_generate_ids(part):
         _writer(), _begin, 4, 0., stop_id=said)
     yield "with a penalty", lambda: part(
         _writer(), _begin, 6, 0., repetition_penalty=9.)
-    yield "with top-k", lambda: part(_writer(), _begin, 4, 5., 1., top_k=1)
-    yield "with min-p", lambda: part(_writer(), _begin, 4, 5., 1., min_p=1.)
+    def sharp(**more):   # does it write what is likeliest?
+        return torch.equal(part(_writer(), _begin, 4, 5., 1., **more),
+                           _plain_text(_writer(), _begin, 4))
+    yield "with top-k", lambda: sharp(top_k=1)
+    yield "with min-p", lambda: sharp(min_p=1.)
     yield "in the type of its ids", lambda: str(part(_writer(), _begin, 2, 0.).dtype)
     yield "in whether a graph is kept", lambda: part(
         _writer(), _begin, 1, 0.).requires_grad
@@ -1296,7 +1313,8 @@ def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
     sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
-    mode=None, fill=lambda stop: stop, bare=False, usual=(.8, .9)):
+    mode=None, fill=lambda stop: stop, bare=False, usual=(.8, .9),
+    turned=False):
     "A `generate_ids` with something changed."
     def scores(model, ids, padding):
         if padding is None or bare: return read(model, ids)
@@ -1315,7 +1333,8 @@ def _a_text(
         for _ in range(count(max_tokens, begin) + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
             with torch.no_grad(): z = scores(model, seen, padding)
-            how = Sampling(heat(temperature), share(top_p), **more)
+            dials = [heat(temperature), share(top_p)][::-1 if turned else 1]
+            how = Sampling(*dials, **more)
             shares = next_probabilities(z, heard(seen, begin), how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
@@ -1356,6 +1375,7 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(ends="toggle"),
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
     "the temperature has no effect": dict(heat=lambda t: float(t > 0)),
+    "temperature and top-p have changed places": dict(turned=True),
     "top-p has no effect": dict(share=lambda p: 1.),
     "the scores of the last but one place are used; use those of the last":
         dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
@@ -1381,6 +1401,8 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "the generator that was given is not used": dict(own=False),
     "without settings the likeliest token is taken; temperature 0.8 is the default":
         dict(usual=(0., .9)),
+    "the default settings let more tokens come than a temperature of 0.8 and a top-p "
+    "of 0.9": dict(usual=(1., .9)),
     "every text gets the token of the first text": dict(twin=True),
     "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
     "the seed is set again for each token, so every draw uses the same random number":
@@ -1426,6 +1448,7 @@ def _ask_generate(part):
     yield "where a character is cut", lambda: part(*_chain("abéc"), "a", 2, 0.)
     yield "where the text ends", lambda: part(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: part(*_chain("abéc"), "a", 9, 0., stop="éc")
+    yield "in its default settings", lambda: {*part(*_torn(1.8), "a", 40)} == {"a"}
     yield "for several prompts", lambda: part(*_chain("abéc"), ["a", "bé"], 2, 0.)
     yield "for a list of one prompt", lambda: part(*_chain("abéc"), ["a"], 1, 0.)
     yield "where white space stands at both ends", lambda: part(
@@ -1543,9 +1566,9 @@ def _spoken(
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
                letters=False, heeds=True, last=True, fills=False,
-               count=lambda n, ids: n, **how):
+               count=lambda n, ids: n, usual=.8, **how):
     "A `generate` or a `stream` with something changed."
-    def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
+    def speak(model, tokenizer, prompt, max_tokens=100, temperature=usual, top_p=.9, *,
               stop=(), seed=None, filling=0, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) and not letters else stop
@@ -1616,11 +1639,12 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "a list of one prompt gives a text; it should give a list": dict(lone=True),
     "one token too few is written": dict(extra=-1),
     "one token too many is written": dict(extra=1),
+    "the default settings let more tokens come than a temperature of 0.8 and a top-p "
+    "of 0.9": dict(usual=1.),
     "of several prompts only the first is continued": dict(all_prompts=False)})
 
 def _stripped(part):
-    said = part(*_chain(" ab\n"), " ", 3, 0.)
-    return said != " ab\n" and said.strip() == "ab"
+    return part(*_chain(" ab\n"), " ", 3, 0.) in ("ab", " ab", "ab\n")
 
 SYMPTOMS["generate"] = {
     "white space at an end of the text is lost": _stripped,
