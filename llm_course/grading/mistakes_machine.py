@@ -146,9 +146,6 @@ _transformerblocks = {
         lambda s, x, at: (
             (h := (x + s.attention(s.attention_norm(x), at)) / 2**.5)
             + s.ffn(s.ffn_norm(h))) / 2**.5),
-    "only the sum of stream and network is divided by a number": (
-        lambda s, x, at: ((h := x + s.attention(s.attention_norm(x), at))
-        + s.ffn(s.ffn_norm(h))) / 2**.5),
     "the feed-forward network comes before attention": (
         lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x)))
         + s.attention(s.attention_norm(h), at)),
@@ -219,8 +216,6 @@ MISTAKES["TransformerBlock"] = {
         _built(width=lambda d, d_ff: int(2 * d_ff / 3)),
     "`d_ff` is rounded up, to a multiple of 64; take it as it is":
         _built(width=lambda d, d_ff: -(-d_ff // 64) * 64),
-    "`d_ff` is rounded up, to a multiple of 256; take it as it is":
-        _built(width=lambda d, d_ff: -(-d_ff // 256) * 256),
     "the second norm is not of the class that is asked for":
         _built(norms=lambda norm: (norm, RmsNorm)),
     "the first norm is not of the class that is asked for":
@@ -451,13 +446,8 @@ MISTAKES["Transformer"] = {
     "the positions that are given reach the first block only": _a_model(
         lambda s, ids, at: s.head(s.norm(_through(
             s, s.blocks[0](s.embedding(ids), at), None, s.blocks[1:])))),
-    "the positions that are given do not reach the first block": _a_model(
-        lambda s, ids, at: s.head(s.norm(_through(
-            s, s.blocks[0](s.embedding(ids)), at, s.blocks[1:])))),
     "the number of layers and that of heads have changed places": _of_sizes(
         lambda n, d, layers, heads, d_ff, theta: (n, d, heads, layers, d_ff, theta)),
-    "there is one block more than was asked for": _of_sizes(
-        lambda n, d, layers, *rest: (n, d, layers + 1, *rest)),
     "there is one block less than was asked for":
         _a_model(None, lambda s: s.blocks.__delitem__(-1)),
     "the networks are four times as wide as the stream, whatever `d_ff` says":
@@ -492,7 +482,8 @@ def _ask_step(part):
                 scaler,
                 list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
                 max_norm)
-        return model.get_parameter("table").detach(), *map(float, found)
+        told = (float(torch.as_tensor(x).detach()) for x in found)
+        return model.get_parameter("table").detach(), *told
     for label, settings in (
         ("", {}),
         ("with several small batches", {"pieces": 2}),
@@ -967,10 +958,6 @@ MISTAKES["penalise"] = variants(
             dict(lower=lambda z, n, p: z / p),
         "negative scores stay as they are: multiply those":
             dict(lower=lambda z, n, p: torch.where(z > 0, z / p, z)),
-        "positive scores stay as they are: divide those":
-            dict(lower=lambda z, n, p: torch.where(z > 0, z, z * p)),
-        "the lowered scores are added to the old ones; they should replace them":
-            dict(lower=lambda z, n, p: z + torch.where(z > 0, z / p, z * p)),
         "every score is multiplied: positive ones rise":
             dict(lower=lambda z, n, p: z * p),
         "positive scores are multiplied and negative ones divided: do it the other way "
@@ -983,8 +970,6 @@ MISTAKES["penalise"] = variants(
             dict(start=lambda z, p: torch.log_softmax(z, -1)),
         "scores become logarithms of shares, unless the penalty is 1":
             dict(start=lambda z, p: z if p == 1 else torch.log_softmax(z, -1)),
-        "scores become shares before they are punished":
-            dict(start=lambda z, p: torch.softmax(z, -1)),
         "half precision comes back as float32; keep the type that came":
             dict(start=lambda z, p: z.float()),
         "the penalty minus one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
@@ -1384,14 +1369,7 @@ SYMPTOMS["penalise"] = {
 def _dialled(part, **dials):
     return part(_four, torch.tensor([0]), Sampling(1., 1., **dials))
 
-def _heat(part, t): # By what are scores divided? It is more than t by this much
-    shares = part(_four, torch.tensor([0]), Sampling(t, 1.))
-    return (_four[0] - _four[1]) / (shares[0] / shares[1]).log() - t
-
 SYMPTOMS["next_probabilities"] = {
-    "a number is added to the temperature; divide by the temperature itself":
-        lambda part: (more := _heat(part, 1.)).abs() > 1e-3 > (
-            _heat(part, 2.) - more).abs(),
     "scores are returned; return shares":
         lambda part: torch.equal(_dialled(part), _four),
     "the repetition penalty has no effect": lambda part: torch.equal(
