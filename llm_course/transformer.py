@@ -291,7 +291,7 @@ def is_its_parts_in_a_row(part):
     order = [i for i, *_ in passed]
     assert order == [0, 1, 2], f"its blocks 0, 1 and 2 ran in the order {order}"
     x = model.embedding(ids)
-    same = dict(
+    same:dict[str, Any] = dict(
         rtol=1e-4, atol=1e-4,
         msg=lambda m: f"against its own embedding, blocks, norm and head:\n{m}")
     for _, read, gave in passed:
