@@ -276,13 +276,28 @@ def is_its_parts_in_a_row(part):
     "Embedding, every block once and in order, one more norm, and the head."
     model = _with_large_weights(part(11, 8, 16, 3, 4, 24))
     ids = torch.randint(11, (2, 6))
-    x = model.embedding(ids)
-    for block in model.blocks: x = block(x)
     assert len(model.blocks) == 3, (
         f"3 blocks were asked for, and there are {len(model.blocks)}")
-    assert_close(
-        model(ids), model.head(model.norm(x)), rtol=1e-4, atol=1e-4,
+    passed = []   # which block ran, what it read and what it gave
+    def noted(i, forward):
+        def run(*inputs, **named):
+            x = (*inputs, *named.values())[0].clone()
+            out = forward(*inputs, **named)
+            passed.append((i, x, out.clone()))
+            return out
+        return run
+    for i, block in enumerate(model.blocks): block.forward = noted(i, block.forward)
+    scores = model(ids)
+    order = [i for i, *_ in passed]
+    assert order == [0, 1, 2], f"its blocks 0, 1 and 2 ran in the order {order}"
+    x = model.embedding(ids)
+    same:dict[str, Any] = dict(
+        rtol=1e-4, atol=1e-4,
         msg=lambda m: f"against its own embedding, blocks, norm and head:\n{m}")
+    for _, read, gave in passed:
+        assert_close(read, x, **same)
+        x = gave
+    assert_close(scores, model.head(model.norm(x)), **same)
 
 @check_of("Transformer")
 def has_the_parameters_it_should(part):

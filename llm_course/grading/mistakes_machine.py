@@ -16,6 +16,7 @@ from torch import nn
 
 from ..embedding import Embedding
 from ..engine.kv_cache import KVCache
+from ..ffn import FFN
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import (
     MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
@@ -32,6 +33,7 @@ def _ask_block(part):
     x = given(2, 5, 16)
     plain = cache(lambda: filled(part(16, 4, 24)))
     yield lambda: parameters_of(part(16, 4, 24))
+    yield lambda: parameters_of(part(8, 2, 96))
     yield "when both branches are silent", lambda: _silenced(
         part(16, 4, 24), "attention.output_proj", "ffn.w2")(x)
     yield "when attention is silent", lambda: _silenced(
@@ -79,18 +81,23 @@ def _a_block(flow):
     return type("Block", (TransformerBlock,), {"forward": forward})
 
 def _handed(deal):
-    "A `TransformerBlock` that hands `deal(positions, cache)` to attention."
+    "A `TransformerBlock` that hands `deal(positions, cache, tokens)` to attention."
     def forward(self, x, token_positions=None, cache=None):
-        x = x + self.attention(self.attention_norm(x), *deal(token_positions, cache))
+        found = deal(token_positions, cache, x.shape[-2])
+        x = x + self.attention(self.attention_norm(x), *found)
         return x + self.ffn(self.ffn_norm(x))
     return type("Block", (TransformerBlock,), {"forward": forward})
 
-def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm)):
+def _built(width=lambda d, d_ff: d_ff, norms=lambda norm: (norm, norm),
+           reach=lambda length, theta: (length, theta), turned=False):
     "A `TransformerBlock` that is built with something changed."
-    def start(self, d_model, num_heads, d_ff, *sizes, norm=RmsNorm, **more):
+    def start(self, d_model, num_heads, d_ff, max_seq_len=2048, theta=1e4, *sizes,
+              norm=RmsNorm, ffn=FFN, **more):
         both = iter(norms(norm))
-        TransformerBlock.__init__(self, d_model, num_heads, width(d_model, d_ff),
-            *sizes, norm=lambda d: next(both)(d), **more)
+        network = (lambda d, hidden: ffn(hidden, d)) if turned else ffn
+        TransformerBlock.__init__(
+            self, d_model, num_heads, width(d_model, d_ff), *reach(max_seq_len, theta),
+            *sizes, norm=lambda d: next(both)(d), ffn=network, **more)
     return type("Block", (TransformerBlock,), {"__init__": start})
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-block-2
@@ -102,7 +109,7 @@ _transformerblocks = {
     "branches": (
         lambda s, x, at: (h := x + s.attention_norm(s.attention(x, at)))
         + s.ffn_norm(s.ffn(h))),
-    "the second norm comes after the sum; it belongs before the network alone": (
+    "the second norm replaces the stream; it belongs before the network alone": (
         lambda s, x, at: (
             h := s.ffn_norm(x + s.attention(s.attention_norm(x), at))) + s.ffn(h)),
     "both norms are missing":
@@ -125,6 +132,20 @@ _transformerblocks = {
         lambda s, x, at: (
             g := s.ffn_norm((n := s.attention_norm(x)) + s.attention(n, at))) + s.ffn(g)
     ),
+    "the first norm replaces the stream; it belongs before attention alone": (
+        lambda s, x, at: (h := (n := s.attention_norm(x)) + s.attention(n, at))
+        + s.ffn(s.ffn_norm(h))),
+    "both branches read one and the same normed vectors, side by side; the network "
+    "comes after attention": (
+        lambda s, x, at: x + s.attention(n := s.attention_norm(x), at) + s.ffn(n)),
+    "what a branch gives is normed once more before it is added": (
+        lambda s, x, at: (
+            h := x + s.attention_norm(s.attention(s.attention_norm(x), at)))
+        + s.ffn_norm(s.ffn(s.ffn_norm(h)))),
+    "after a sum the stream is divided by √2; add, and leave it as it is": (
+        lambda s, x, at: (
+            (h := (x + s.attention(s.attention_norm(x), at)) / 2**.5)
+            + s.ffn(s.ffn_norm(h))) / 2**.5),
     "the feed-forward network comes before attention": (
         lambda s, x, at: (h := x + s.ffn(s.ffn_norm(x)))
         + s.attention(s.attention_norm(h), at)),
@@ -178,11 +199,23 @@ _transformerblocks = {
 MISTAKES["TransformerBlock"] = {
     hint: _a_block(flow) for hint, flow in _transformerblocks.items()} | {
     "with a cache the positions that are given are dropped":
-        _handed(lambda at, cache: (None if cache else at, cache)),
+        _handed(lambda at, cache, n: (None if cache else at, cache)),
+    "without a cache the positions that are given are dropped":
+        _handed(lambda at, cache, n: (at if cache else None, cache)),
+    "positions begin at 0 at each call; with a cache they go on behind what was read":
+        _handed(lambda at, cache, n: (torch.arange(n) if at is None else at, cache)),
     "attention gets the cache in the place of the positions":
-        _handed(lambda at, cache: (cache, at)),
+        _handed(lambda at, cache, n: (cache, at)),
+    "`max_seq_len` and `theta` have changed places on their way to attention":
+        _built(reach=lambda length, theta: (int(theta), float(length))),
     "the network is four times as wide as the stream, whatever `d_ff` says":
         _built(width=lambda d, d_ff: 4 * d),
+    "`d_model` and `d_ff` have changed places on their way to the network":
+        _built(turned=True),
+    "the network's width is two thirds of `d_ff`; take `d_ff` as it is":
+        _built(width=lambda d, d_ff: int(2 * d_ff / 3)),
+    "`d_ff` is rounded up, to a multiple of 64; take it as it is":
+        _built(width=lambda d, d_ff: -(-d_ff // 64) * 64),
     "the second norm is not of the class that is asked for":
         _built(norms=lambda norm: (norm, RmsNorm)),
     "the first norm is not of the class that is asked for":
@@ -231,7 +264,7 @@ def _ask_model(part):
     yield "in how many blocks it has", lambda: len(part(11, 8, 16, 3, 4, 24).blocks)
     yield "in whether more blocks make other fresh matrices than those that end a "\
         "branch", lambda: [
-            abs(a / b - 1) > .2 for a, b in zip(_spreads(part, 8), _spreads(part, 1))]
+            abs(a / b - 1) > .2 for a, b in zip(_spreads(part, 4), _spreads(part, 1))]
     yield "with another head", lambda: type(made(head=_Scores).head).__name__
     def first_loss(**more):
         model = part(200, 32, 32, 1, 4, 32, **more)
@@ -264,6 +297,14 @@ class _Scores(Linear): "A head by another name."
 class _Other(TransformerBlock): "A block by another name."
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #a-model
+def _of_sizes(change):
+    "A `Transformer` that is built with the sizes that `change(*sizes)` gives."
+    def start(self, vocab, length, d, layers, heads, d_ff, theta=1e4, *rest,
+              rope_theta=None, **more):
+        sizes = change(length, d, layers, heads, d_ff, rope_theta or theta)
+        Transformer.__init__(self, vocab, *sizes, *rest, **more)
+    return type("Model", (Transformer,), {"__init__": start})
+
 def _a_model(flow=None, change=lambda model: None):
     """A `Transformer` in which ids go by `flow(self, ids)`, and whose parts were
     changed."""
@@ -402,6 +443,20 @@ MISTAKES["Transformer"] = {
             torch.arange(ids.shape[-1]) if at is None else at)),
     "every block writes into the cache of the first block":
         _reader(keep=lambda caches: [caches[0]] * len(caches)),
+    "the positions that are given reach the first block only": _a_model(
+        lambda s, ids, at: s.head(s.norm(_through(
+            s, s.blocks[0](s.embedding(ids), at), None, s.blocks[1:])))),
+    "the number of layers and that of heads have changed places": _of_sizes(
+        lambda n, d, layers, heads, d_ff, theta: (n, d, heads, layers, d_ff, theta)),
+    "there is one block less than was asked for":
+        _a_model(None, lambda s: s.blocks.__delitem__(-1)),
+    "the networks are four times as wide as the stream, whatever `d_ff` says":
+        _of_sizes(lambda n, d, layers, heads, d_ff, theta: (
+            n, d, layers, heads, 4 * d, theta)),
+    "`max_seq_len` does not reach the blocks: longer texts are not refused":
+        _of_sizes(lambda n, *rest: (2048, *rest)),
+    "`max_seq_len` and `rope_theta` have changed places on their way to the blocks":
+        _of_sizes(lambda n, *rest: (int(rest[-1]), *rest[:-1], float(n))),
     "with caches only the last of the new ids is read": _reader(
         read=lambda ids: ids[..., -1:]),
     "in evaluation only the last position gets scores; every position should predict":
@@ -427,7 +482,8 @@ def _ask_step(part):
                 scaler,
                 list(zip(ids[:, :-1].chunk(pieces), ids[:, 1:].chunk(pieces))),
                 max_norm)
-        return model.get_parameter("table").detach(), *map(float, found)
+        told = (float(torch.as_tensor(x).detach()) for x in found)
+        return model.get_parameter("table").detach(), *told
     for label, settings in (
         ("", {}),
         ("with several small batches", {"pieces": 2}),
@@ -486,7 +542,10 @@ def _a_step(
     used=slice(None),
     scaled="scale unscale",
     update=True,
-    lots=lambda groups: [[*chain(*groups)]]):
+    lots=lambda groups: [[*chain(*groups)]],
+    kept=False,
+    mode=None,
+    skips=False):
     "A `train_step` with something changed."
     def shortened(optimizer, limit):
         sets = lots([group["params"] for group in optimizer.param_groups])
@@ -508,14 +567,16 @@ def _a_step(
         if "unscale" in scaled and (max_norm or "clipped" not in scaled):
             scaler.unscale_(optimizer)
         if "often" not in order: norm = shortened(optimizer, max_norm)
-        if "step" in order:
+        if "step" in order and not (skips and norm > (max_norm or math.inf)):
             if scaled and "bare" not in order: scaler.step(optimizer)
             else: optimizer.step()
         if scaled and update: scaler.update()
         if "again" in order: optimizer.step()
         if clear == "after": optimizer.zero_grad(set_to_none=True)
         if late: losses = [score(model(x), y) for x, y in batches]
-        return total([x.detach() for x in losses]), told(norm, max_norm)
+        if mode is not None: model.train(mode)
+        if not kept: losses = [x.detach() for x in losses]
+        return total(losses), told(norm, max_norm)
     return part
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #mistakes-step
@@ -558,6 +619,11 @@ MISTAKES["train_step"] = variants(
             dict(clip=_by_norm(1.)),
         "the largest number of the gradient is taken for its length":
             dict(clip=_by_norm(float("inf"))),
+        "the loss that is returned keeps its graph, and with it memory: detach it":
+            dict(kept=True),
+        "the model is left in evaluation mode": dict(mode=False),
+        "a gradient longer than the limit is skipped; shorten it, and take the step":
+            dict(skips=True, clip=lambda ps, limit: gradient_clip(ps, math.inf)),
         "the square of the length is returned": dict(told=lambda norm, limit: norm**2),
         "without a limit gradients stay scaled, and so does the length that is "
         "returned":
@@ -664,13 +730,21 @@ def _top_p(p, share, z):
     ) | (share >= 1)
 
 
+def _shifted(p, share, z): # As if rows stood in the order of ranks
+    ranked, order = p.sort(descending=True, stable=True)
+    out = ranked.cumsum(-1) >= share - 1e-6
+    out[1:] = out[:-1].clone()
+    out[0] = False
+    return ~torch.zeros_like(out).scatter(-1, order, out) | (share >= 1)
+
+
 def _min_p(p, share, z): return p >= share * p.amax(-1, keepdim=True) * (1 - 1e-6)
 def _whole(keep):
     return lambda p, setting, z: keep(
         (p / p.sum()).flatten(), setting, z.flatten()).view(p.shape)
 
 
-def _zeroed(z, kept): return z * kept
+def _zeroed(z, kept): return z.where(kept, 0.)
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-cuts-2
 def _shared(z, kept): return torch.softmax(z.masked_fill(~kept, -torch.inf), -1)
@@ -685,7 +759,10 @@ _drops = {
         _shared,
     "the scores of the kept tokens are changed (to logarithms of shares); leave them "
     "unchanged":
-        _logged}
+        _logged,
+    "half precision comes back as float32; keep the type that came":
+        lambda z, kept: z.to(torch.promote_types(z.dtype, torch.float32)).masked_fill(
+            ~kept, -torch.inf)}
 
 MISTAKES["keep_top_k"] = {
     hint: _a_cutter(_top_k, drop) for hint, drop in _drops.items()} | {
@@ -711,6 +788,11 @@ MISTAKES["keep_top_k"] = {
         "the first k ids are kept, whatever their scores":
             lambda p, k, z: torch.arange(p.shape[-1]).expand_as(p) < (k or p.shape[-1]),
         "k = 0 keeps nothing; it should keep all": lambda p, k, z: _likeliest(p, k),
+        "k = 0 keeps one token; it should keep all":
+            lambda p, k, z: _likeliest(p, max(k, 1)),
+        "tokens as likely as the best of those left out go, too; of equals, the lower "
+        "ids stay": lambda p, k, z: (not 0 < k < p.shape[-1]) | (
+            p > p.sort(descending=True).values[..., k % p.shape[-1], None]),
         "the batch is cut as a whole; keep k tokens in each row": _whole(_top_k),
         "the threshold is the k-th best score of the whole batch; each row needs its "
         "own": (
@@ -724,6 +806,16 @@ MISTAKES["keep_top_k"] = {
 MISTAKES["keep_top_p"] = {
     hint: _a_cutter(_top_p, drop) for hint, drop in _drops.items()} | {
     hint: _a_cutter(keep) for hint, keep in {
+        "two tokens are kept at least; for a small p it is one": lambda p, s, z: (
+            _top_p(p, s, z) | _likeliest(p, torch.full(p.shape[:-1], 2))),
+        "p = 0 counts as no cut; it should keep the likeliest alone":
+            lambda p, s, z: _top_p(p, s, z) | (s == 0),
+        "the marks are shifted along the first axis, from row to row; shift each row "
+        "by itself, along the last": _shifted,
+        "the marks in sorted order are brought back by the wrong order: it sorts once "
+        "more, instead of undoing the sort": lambda p, s, z: (
+            torch.arange(p.shape[-1]) < _top_p(p, s, z).sum(-1, keepdim=True)
+        ).gather(-1, p.sort(descending=True, stable=True).indices),
         "the token that crosses p is dropped; it should be the last one kept": (
             lambda p, s, z: _likeliest(
                 p, (p.sort(descending=True).values.cumsum(-1) <= s + 1e-6).sum(-1))),
@@ -763,6 +855,8 @@ MISTAKES["keep_top_p"] = {
             ).gather(-1, z.sort(descending=True, stable=True).indices.argsort(-1))
             | (s >= 1)
         ),
+        "exponentials of scores are added up; divide them by their sum first":
+            lambda p, s, z: _top_p(z.float().exp(), s, z),
         "the batch is cut as a whole; add up each row by itself": _whole(_top_p),
         "one softmax runs over all rows; each row needs its own": (
             lambda p, s, z: _top_p(torch.softmax(z.float().flatten(), 0), s, z).view(
@@ -791,7 +885,7 @@ MISTAKES["keep_min_p"] = {
         "a token exactly p times as likely as the best is dropped; keep it":
             lambda p, s, z: p > s * p.amax(-1, keepdim=True) * (1 + 1e-6),
         "p is treated as the share to be left out":
-            lambda p, s, z: p >= (1 - s) * p.amax(-1, keepdim=True),
+            lambda p, s, z: (p >= (1 - s) * p.amax(-1, keepdim=True)) | (s == 0),
         "the tokens below the threshold are kept": lambda p, s, z: ~_min_p(p, s, z),
         "shares are compared with the best of the whole batch; "
         "use the best of each row":
@@ -804,6 +898,12 @@ MISTAKES["keep_min_p"] = {
             z >= z.amax(-1, keepdim=True) + torch.tensor(s).log2()),
         "the logarithm of p has the base 10; take the natural one": lambda p, s, z: (
             z >= z.amax(-1, keepdim=True) + torch.tensor(s).log10()),
+        "p = 1 counts as no cut; it should keep the likeliest alone":
+            lambda p, s, z: _min_p(p, s, z) | (s == 1),
+        "for p = 0 the logarithm of 0 is taken; it should keep all":
+            lambda p, s, z: z >= z.amax(-1, keepdim=True) + math.log(s),
+        "scores are compared with the best of the whole batch; use the best of each "
+        "row": lambda p, s, z: z >= z.max() + torch.tensor(s).log(),
         "shares are compared with the mean share; use the highest":
             lambda p, s, z: p >= s * p.mean(-1, keepdim=True),
         "the threshold is multiplied by p twice":
@@ -811,11 +911,11 @@ MISTAKES["keep_min_p"] = {
         "the logarithm of p is added to the mean score; add it to the best score":
             lambda p, s, z: z >= z.mean(-1, keepdim=True) + torch.tensor(s).log(),
         "p is subtracted from the best share: multiply instead":
-            lambda p, s, z: p >= p.amax(-1, keepdim=True) - s,
+            lambda p, s, z: (p >= p.amax(-1, keepdim=True) - s) | (s == 0),
         "1 − p is subtracted from the best share: multiply by p instead":
-            lambda p, s, z: p >= p.amax(-1, keepdim=True) - (1 - s),
+            lambda p, s, z: (p >= p.amax(-1, keepdim=True) - (1 - s)) | (s == 0),
         "p is subtracted from the best score; add its logarithm":
-            lambda p, s, z: z >= z.amax(-1, keepdim=True) - s,
+            lambda p, s, z: (z >= z.amax(-1, keepdim=True) - s) | (s == 0),
         "nothing is left out": lambda p, s, z: p >= 0}.items()}
 
 # %% ../../nbs/grading/mistakes_machine.ipynb #ask-penalty
@@ -841,9 +941,11 @@ def _ask_penalty(part):
 
 def _a_penalty(
     lower=lambda z, n, p: torch.where(z > 0, z / p, z * p),
-    count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids):
+    count=lambda n: n.clamp(max=1), rows=lambda n: n, said=lambda ids: ids,
+    start=lambda z, p: z):
     "A `penalise` with something changed."
     def part(z, ids, penalty):
+        z = start(z, penalty)
         n = rows(count((said(ids)[..., None] == torch.arange(z.shape[-1])).sum(-2)))
         return torch.where(n > 0, lower(z, n, penalty), z)
     return part
@@ -854,12 +956,22 @@ MISTAKES["penalise"] = variants(
     {
         "negative scores are divided too, which raises them: multiply those":
             dict(lower=lambda z, n, p: z / p),
+        "negative scores stay as they are: multiply those":
+            dict(lower=lambda z, n, p: torch.where(z > 0, z / p, z)),
         "every score is multiplied: positive ones rise":
             dict(lower=lambda z, n, p: z * p),
         "positive scores are multiplied and negative ones divided: do it the other way "
         "round":
             dict(lower=lambda z, n, p: torch.where(z > 0, z * p, z / p)),
         "the penalty is subtracted": dict(lower=lambda z, n, p: z - p),
+        "the penalty is subtracted once for each time that a token was said":
+            dict(lower=lambda z, n, p: z - p * n, count=lambda n: n),
+        "scores become logarithms of shares before they are punished":
+            dict(start=lambda z, p: torch.log_softmax(z, -1)),
+        "scores become logarithms of shares, unless the penalty is 1":
+            dict(start=lambda z, p: z if p == 1 else torch.log_softmax(z, -1)),
+        "half precision comes back as float32; keep the type that came":
+            dict(start=lambda z, p: z.float()),
         "the penalty minus one is subtracted": dict(lower=lambda z, n, p: z - (p - 1)),
         "every score is divided by the penalty squared, or twice":
             dict(lower=lambda z, n, p: torch.where(z > 0, z / p**2, z * p**2)),
@@ -910,7 +1022,8 @@ def _ask_next(part):
     for how in (
         Sampling(2.0, 0.75), Sampling(2.0, 1.0, min_p=0.4),
         Sampling(1.0, 0.9, 3, 0.05, 2.0), Sampling(1.0, 0.9, min_p=0.05),
-        Sampling(1.0, 0.9, 3), Sampling(2.0, 1.0, repetition_penalty=2.0)):
+        Sampling(1.0, 0.65, 3), Sampling(1.0, 0.99, 2), Sampling(1.0, 0.95, min_p=0.2),
+        Sampling(2.0, 1.0, repetition_penalty=2.0)):
         yield "where several dials are turned", lambda: part(z, said, how)
     yield "for large scores", lambda: part(200 * z, said, Sampling(.01, 1.))
     yield "where there are several rows", lambda: part(
@@ -924,6 +1037,8 @@ def _ask_next(part):
         z, said, Sampling(0., 1., repetition_penalty=2.))
     yield "among equals when the temperature is 0", lambda: part(
         0 * z, said, Sampling(0., 1.))
+    yield "for scores that hardly differ when the temperature is 0", lambda: part(
+        1e-5 + 1e-12 * z, said, Sampling(0., 1.))
     for extreme in 1e-38, 1e-40:
         yield "with a tiny temperature", lambda: part(z, said, Sampling(extreme, 1.))
     yield "with a huge temperature", lambda: part(z, said, Sampling(1e30, 1.))
@@ -985,8 +1100,22 @@ MISTAKES["next_probabilities"] = variants(
         "positive score":
             dict(start=lambda z: z - z.amax(-1, keepdim=True)),
         "at temperature 0 the penalty is left out": dict(greedy="nothing"),
-        "at temperature 0 equally likely tokens share; the lowest id gets everything":
-            dict(greedy=False, divide=lambda z, t: z / max(t, 1e-8)),
+        "at temperature 0 all tokens with the highest score share; the lowest id gets "
+        "everything":
+            dict(greedy=False, divide=lambda z, t: z.masked_fill(
+                z < z.amax(-1, keepdim=True), -torch.inf) if t == 0 else z / t),
+        "at temperature 0 a tiny number is divided by, so tokens that are alike share; "
+        "the lowest id gets everything":
+            dict(greedy=False, divide=lambda z, t: (
+                z - z.amax(-1, keepdim=True)) / max(t, 1e-8)),
+        "where top-k is set, top-p has no effect": dict(
+            p=lambda z, how: z if how.top_k else keep_top_p(z, how.top_p)),
+        "where top-p is set, top-k has no effect": dict(
+            k=lambda z, how: z if how.top_p < 1 else keep_top_k(z, how.top_k)),
+        "where top-p is set, min-p has no effect": dict(
+            min=lambda z, how: z if how.top_p < 1 else keep_min_p(z, how.min_p)),
+        "the softmax is taken twice": dict(
+            end=lambda z: torch.softmax(torch.softmax(z, -1), -1)),
         "scores that are not finite are not refused":
             dict(fine=lambda z: torch.tensor(True)),
         "infinite scores are not refused: not every one of them is nan":
@@ -1123,6 +1252,9 @@ SYMPTOMS["train_step"] = {
 SYMPTOMS["TransformerBlock"] = {
     "nothing that comes out depends on":
         lambda part: idle(filled(part(16, 4, 24)), given(2, 5, 16)),
+    "the stream is rounded to half precision on its way": lambda part: any(
+        torch.equal(_silenced(part(16, 4, 24), "attention.output_proj", "ffn.w2")(x), y)
+        for x in [given(2, 3, 16)] for y in (x.bfloat16().float(), x.half().float())),
     "the stream changes even if both branches give zeros: it must pass untouched":
         lambda part: _silent(part(16, 4, 24)),
     "what a branch adds is multiplied by a number; add it as it is":
@@ -1150,10 +1282,22 @@ def _together(part, setting): # Does a row of low scores lose what it keeps alon
     high, low = part(torch.stack([_four, _four - 9]), setting).isfinite().sum(-1)
     return low < high == part(_four, setting).isfinite().sum()
 
+def _one_number(part, setting): # Do all that are left out get one and the same score?
+    changed = (found := part(_rows_of, setting))[found != _rows_of]
+    return changed.isfinite().all() and changed.unique().numel() == 1
+
+def _by_rank(part, setting): # Are all rows sorted?
+    best = (found := part(_rows_of, setting)).sort(descending=True).values
+    return torch.equal(found, best) and torch.equal(found[..., 0], _rows_of.amax(-1))
+
 def _moved(part, setting): # Does a kept score stand at another id, or is it changed?
     kept = (found := part(_four.flip(0), setting)).isfinite()
     return bool((found[kept] != _four.flip(0)[kept]).any())
 
+
+def _by_chance(part, setting): # Which equals stay, neither the first nor the last?
+    at = part(_flat, setting).isfinite().nonzero().flatten().tolist()
+    return len(at) == 2 and 0 < at[0] < at[1] < 63
 
 def _against(
     part, setting):  # Is a token left out that is likelier than one that is kept?
@@ -1165,8 +1309,8 @@ def _against(
 
 
 _cut = {
-    "tokens are left out by a large negative number; use minus infinity":
-        lambda part, setting: -math.inf < part(_four, setting).min() < -1e3,
+    "tokens are left out by a number, which is a score like any other; use minus "
+    "infinity": _one_number,
     "the scores of the kept tokens become logarithms of shares; leave them unchanged":
         lambda part, setting: abs(part(_four + 3, setting).exp().sum() - 1) < 1e-3,
     "shares come back; return scores, with those of the kept tokens unchanged":
@@ -1176,11 +1320,15 @@ _cut = {
         _together,
     "rows are not cut independently: other rows change what a row keeps":
         _alone,
+    "the scores come back in order of rank; each must stay at its id": _by_rank,
     "kept scores are changed, or moved to other ids": _moved,
     "a token is left out that is likelier than one that is kept": _against}
 
+_chance = ("which of several equals stay is left to chance: `topk` and a plain sort "
+           "promise no order; the lower ids should stay")
 SYMPTOMS["keep_top_k"] = {
     hint: partial(seen, setting=2) for hint, seen in _cut.items()} | {
+    _chance: partial(_by_chance, setting=2),
     "only the kept scores are returned; the others must stay in their places, as minus "
     "infinity":
         lambda part: part(torch.arange(5.0), 2).shape != (5,),
@@ -1194,6 +1342,7 @@ def _many(part, *settings):
 
 SYMPTOMS["keep_top_p"] = {
     hint: partial(seen, setting=0.6) for hint, seen in _cut.items()} | {
+    _chance: partial(_by_chance, setting=1 / 32),
     "the kept tokens hold less than p: the one that crosses p must stay":
         lambda part: _many(part, 0.6, 0.9) == [1, 2],
     "p = 0 keeps nothing; it should keep the likeliest token":

@@ -210,15 +210,16 @@ def _ask_evaluate(part):
 
 def _an_evaluation(
     weight=lambda y: y.numel(), end=lambda total, n: total / n, still=True, mode=None,
-    used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None):
+    used=lambda batches: [*batches], kind=float, seen=lambda z, y: (z, y), count=None,
+    fold=lambda total, each, n: total + each, losses=_losses):
     "An `evaluate` with something changed."
     def part(model, batches):
         total, n = 0., 0
         if mode is not None: model.train(mode)
         with torch.no_grad() if still else nullcontext():
             for x, y in used(batches):
-                each = _losses(*seen(model(x), y))
-                if each.numel(): total = total + each.mean() * weight(each)
+                each = losses(*seen(model(x), y))
+                if each.numel(): total = fold(total, each.mean() * weight(each), n)
                 n += (count or weight)(each)
         return kind(end(total, n))
     return part
@@ -259,11 +260,17 @@ MISTAKES["evaluate"] = variants(_an_evaluation, {
         dict(weight=lambda y: 1),
     "batches count by their rows, not by their targets": dict(weight=lambda y: len(y)),
     "the losses are added up; take their mean": dict(end=lambda total, n: total),
+    "the share of right guesses is returned; return the loss":
+        dict(losses=lambda z, y: (z.argmax(-1) == y).double()),
     "perplexity is returned; return the loss": dict(end=lambda t, n: (t / n).exp()),
     "the loss is in bits; it should be in nats":
         dict(end=lambda t, n: t / n / 0.693147),
     "a graph is kept for gradients that nobody uses": dict(still=False),
     "the model is left in evaluation mode": dict(mode=False),
+    "the mean so far and the newest loss are averaged: each batch outweighs those "
+    "before it":
+        dict(weight=lambda y: 1, end=lambda total, n: total, fold=lambda total, each, n:
+             (total + each) / 2 if n else each),
     "the sum is divided by the number of batches; divide by that of targets":
         dict(count=lambda y: 1),
     "the sum is divided by the number of rows; divide by that of targets":
@@ -1166,15 +1173,15 @@ def _ask_cache(part):
         one.length = 2
         return _kept(one, 1)[0]
     yield "where the last tokens are forgotten", forgotten
-    def padded():
+    def padded(*padding):
         one = (part if hasattr(part, "mask") else reference("KVCache"))(2, 2, 6, 3)
         k = given(2, 2, 4, 3)
         one.append(k, k)
         plain = one.mask()
-        one.padding = torch.tensor([1, 2])
-        return [plain is None or bool(plain.all()),
-                one.mask().expand(2, 1, 1, 4).tolist()]
-    yield "in what it hides", padded
+        one.padding = torch.tensor(padding)
+        return [plain is None or bool(plain.all()), one.mask().tolist()]
+    yield "in what it hides", lambda: padded(1, 2)
+    yield "in what it hides of one text alone", lambda: padded(0, 2)
     def two():
         one, other = cache(), cache()
         _kept(one, 2)
@@ -1192,7 +1199,8 @@ def _a_cache(
     back=lambda both, start, end: both[..., :end, :], counts=True, at=lambda n: n,
     twice="", cuts=False, kind=None, grown=0, onto=lambda start: start,
     hides=lambda at, padding: at >= padding, second=False, spare=0,
-    seen=lambda length, room: length):
+    seen=lambda length, room: length, blank=lambda padding: False, full="raise",
+    axes=(None, None)):
     "A `KVCache` with something changed."
     class Part:
         place = 0
@@ -1209,17 +1217,22 @@ def _a_cache(
             start = at(self.place if second else self.length)
             end = self.place = start + k.shape[-2]
             if cuts: end = min(end, self.room)
-            elif end > self.room - spare: raise ValueError("no room")
+            elif end > self.room - spare:
+                if full == "raise": raise ValueError("no room")
+                if full == "grow": self.both = torch.cat([self.both, self.both], -2)
+                else:
+                    over = end - self.room
+                    self.both = self.both.roll(-over, -2)
+                    start, end = start - over, self.room
             into = onto(start)
             self.both[..., into:into + end - start, :] = new[..., :end - start, :]
             if counts: self.length = self.length + grown if grown else end
             return tuple(back(self.both, start, end))
 
         def mask(self):
-            if self.padding is None: return None
+            if self.padding is None or blank(self.padding): return None
             places = torch.arange(seen(self.length, self.room))
-            shown = hides(places, self.padding[:, None])
-            return shown[:, None, None]
+            return hides(places, self.padding[:, None])[:, *axes]
     return Part
 
 MISTAKES["KVCache"] = variants(_a_cache, {
@@ -1232,7 +1245,7 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "new tokens are written over the old ones, though the length grows":
         dict(onto=lambda start: 0),
     "the length grows by one, however many tokens come": dict(grown=1),
-    "lowering `length` forgets nothing: something else says where the text ends":
+    "lowering `length` forgets nothing: new tokens are put behind all that is stored":
         dict(second=True),
     "keys are returned where the values should be": dict(twice="keys"),
     "values are returned where the keys should be: do both lie in one memory?":
@@ -1247,6 +1260,17 @@ MISTAKES["KVCache"] = variants(_a_cache, {
     "the type of its memory is fixed in the code": dict(kind=torch.float32),
     "the mask is turned round: it hides the text and shows the padding":
         dict(hides=lambda at, padding: at < padding),
+    "a full cache throws out its oldest tokens; it should raise a ValueError":
+        dict(full="slide"),
+    "a full cache gets more room; it should raise a ValueError": dict(full="grow"),
+    "where one text has no padding, nothing is hidden in the others":
+        dict(blank=lambda padding: padding.min() == 0),
+    "the mask lacks an axis: one for heads and one for queries stand before the last":
+        dict(axes=[]),
+    "the mask holds 0 and minus infinity, to be added; it should hold True and False":
+        dict(hides=lambda at, padding: torch.where(at < padding, -torch.inf, 0.)),
+    "the mask holds 1 and 0; it should hold True and False":
+        dict(hides=lambda at, padding: (at >= padding).long()),
     "the mask hides nothing": dict(hides=lambda at, padding: at >= 0 * padding),
     "the mask hides the last places; padding stands before a text":
         dict(hides=lambda at, padding: at < at.numel() - padding),
@@ -1273,6 +1297,12 @@ def _made_chain(text, end):
         for a, b in zip(spelled, spelled[1:] + spelled[:1]):
             model.head.weight[b, a] = 1.
     return model, tokenizer, copy.deepcopy(model.state_dict())
+
+def _torn(gap):
+    "A model that writes a, or c, whose score is lower by `gap`; its tokenizer."
+    model, tokenizer = _chain("a")
+    with torch.no_grad(): model.head.weight[99, 97] = 1 - gap / 260**.5
+    return model, tokenizer
 
 def _chain(text, end=False):
     "A model that writes each byte's successor in a text; its tokenizer."
@@ -1322,10 +1352,12 @@ def _ask_generate_ids(part):
         new = part(_writer(), ids, 1, *how, generator=source())[:, -1]
         shares = torch.bincount(new, minlength=11) / 400
         with torch.no_grad(): z = _writer()(_begin[:1])[0, -1]
-        right = next_probabilities(z, _begin[0], Sampling(*(how or (.8, .9))))
+        right = next_probabilities(z, _begin[0], Sampling(*how))
         return int((shares - right).abs().max() < .1)
     yield "in its draws", lambda: likely(1., 1.)
-    yield "in its default settings", lambda: likely()
+    yield "in its default settings", lambda: [len(part(
+        _torn(gap)[0], torch.full((99, 1), 97), 1, generator=source())[:, 1].unique())
+        for gap in (1.8, 1.72)]
     yield "with a temperature", lambda: likely(4., 1.)
     yield "with top-p", lambda: likely(4., .3)
     yield "for one seed", lambda: len({str(part(
@@ -1355,8 +1387,11 @@ def _ask_generate_ids(part):
         _writer(), _begin, 4, 0., stop_id=said)
     yield "with a penalty", lambda: part(
         _writer(), _begin, 6, 0., repetition_penalty=9.)
-    yield "with top-k", lambda: part(_writer(), _begin, 4, 5., 1., top_k=1)
-    yield "with min-p", lambda: part(_writer(), _begin, 4, 5., 1., min_p=1.)
+    def sharp(**more):   # does it write what is likeliest?
+        return torch.equal(part(_writer(), _begin, 4, 5., 1., **more),
+                           _plain_text(_writer(), _begin, 4))
+    yield "with top-k", lambda: sharp(top_k=1)
+    yield "with min-p", lambda: sharp(min_p=1.)
     yield "in the type of its ids", lambda: str(part(_writer(), _begin, 2, 0.).dtype)
     yield "in whether a graph is kept", lambda: part(
         _writer(), _begin, 1, 0.).requires_grad
@@ -1370,13 +1405,14 @@ def _a_text(
     read=lambda model, ids: model(ids[:, -16:])[:, -1], whole=True, extra=0,
     heat=lambda t: t, share=lambda p: p, ends="fill", own=True, twin=False,
     sown="", count=lambda n, begin: n, heard=lambda seen, begin: seen, lost=(),
-    mode=None, fill=lambda stop: stop, bare=False):
+    mode=None, fill=lambda stop: stop, bare=False, usual=(.8, .9),
+    turned=False):
     "A `generate_ids` with something changed."
     def scores(model, ids, padding):
         if padding is None or bare: return read(model, ids)
         return torch.cat([read(model, row[None, n:]) for row, n in zip(ids, padding)])
-    def part(model, ids, max_tokens, temperature=.8, top_p=.9, *, stop_id=None,
-             generator=None, padding=None, **more):
+    def part(model, ids, max_tokens, temperature=usual[0], top_p=usual[1], *,
+             stop_id=None, generator=None, padding=None, **more):
         ended = torch.zeros(len(ids), 1, dtype=torch.bool)
         begin = ids.shape[1]
         more = {name: value for name, value in more.items() if name not in lost}
@@ -1389,7 +1425,8 @@ def _a_text(
         for _ in range(count(max_tokens, begin) + extra):
             if sown == "each": (generator or torch.default_generator).manual_seed(0)
             with torch.no_grad(): z = scores(model, seen, padding)
-            how = Sampling(heat(temperature), share(top_p), **more)
+            dials = [heat(temperature), share(top_p)][::-1 if turned else 1]
+            how = Sampling(*dials, **more)
             shares = next_probabilities(z, heard(seen, begin), how)
             if how.temperature == 0: new = shares.argmax(-1, keepdim=True)
             else: new = torch.multinomial(
@@ -1430,6 +1467,7 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(ends="toggle"),
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
     "the temperature has no effect": dict(heat=lambda t: float(t > 0)),
+    "temperature and top-p have changed places": dict(turned=True),
     "top-p has no effect": dict(share=lambda p: 1.),
     "the scores of the last but one place are used; use those of the last":
         dict(read=lambda model, ids: model(ids[:, -16:])[:, -2]),
@@ -1453,6 +1491,10 @@ MISTAKES["generate_ids"] = variants(_a_text, {
         dict(bare=True),
     "the model is left in evaluation mode": dict(mode=False),
     "the generator that was given is not used": dict(own=False),
+    "without settings the likeliest token is taken; temperature 0.8 is the default":
+        dict(usual=(0., .9)),
+    "the default settings let more tokens come than a temperature of 0.8 and a top-p "
+    "of 0.9": dict(usual=(1., .9)),
     "every text gets the token of the first text": dict(twin=True),
     "torch's generator, which everybody shares, is set to a seed": dict(sown="once"),
     "the seed is set again for each token, so every draw uses the same random number":
@@ -1498,6 +1540,7 @@ def _ask_generate(part):
     yield "where a character is cut", lambda: part(*_chain("abéc"), "a", 2, 0.)
     yield "where the text ends", lambda: part(*_chain("abéc", True), "a", 9, 0.)
     yield "where it is to stop", lambda: part(*_chain("abéc"), "a", 9, 0., stop="éc")
+    yield "in its default settings", lambda: {*part(*_torn(1.8), "a", 40)} == {"a"}
     yield "for several prompts", lambda: part(*_chain("abéc"), ["a", "bé"], 2, 0.)
     yield "for a list of one prompt", lambda: part(*_chain("abéc"), ["a"], 1, 0.)
     yield "where white space stands at both ends", lambda: part(
@@ -1634,10 +1677,9 @@ def _spoken(
 def _a_speaker(pieces=False, start="prompt", stops=True, all_prompts=True, whole=False,
                late=False, sown="", cuts=False, lone=False, mixed=False,
                letters=False, heeds=True, last=True, fills=False, echo=False,
-               prior=False,
-               count=lambda n, ids: n, **how):
+               prior=False, count=lambda n, ids: n, usual=.8, **how):
     "A `generate` or a `stream` with something changed."
-    def speak(model, tokenizer, prompt, max_tokens=100, temperature=.8, top_p=.9, *,
+    def speak(model, tokenizer, prompt, max_tokens=100, temperature=usual, top_p=.9, *,
               stop=(), seed=None, filling=0, **more):
         said = ""
         texts = [stop] if isinstance(stop, str) and not letters else stop
@@ -1720,13 +1762,21 @@ MISTAKES["generate"] = variants(_a_speaker, _of_both | {
     "each token is decoded by itself: characters of two bytes break":
         dict(single="replace", holds=False),
     "a list of one prompt gives a text; it should give a list": dict(lone=True),
+    "the default settings let more tokens come than a temperature of 0.8 and a top-p "
+    "of 0.9": dict(usual=1.),
     "of several prompts only the first is continued": dict(all_prompts=False)})
 
 def _stripped(part):
-    said = part(*_chain(" ab\n"), " ", 3, 0.)
-    return said != " ab\n" and said.strip() == "ab"
+    return part(*_chain(" ab\n"), " ", 3, 0.) in ("ab", " ab", "ab\n")
 
-SYMPTOMS["generate"] = {"white space at an end of the text is lost": _stripped}
+SYMPTOMS["generate"] = {
+    "white space at an end of the text is lost": _stripped,
+    "the prompt is missing from the text":
+        lambda part: part(*_chain("abéc"), "a", 3, 0.) in ("bé", "béc"),
+    "the stop text is written out":
+        lambda part: part(*_chain("abéc"), "a", 9, 0., stop="éc") == "abéc",
+    "each token is decoded by itself: characters of two bytes break":
+        lambda part: "\ufffd\ufffd" in part(*_chain("abéc"), "a", 4, 0.)}
 MISTAKES["stream"] = variants(lambda **how: _a_speaker(True, **how), _of_both | {
     "half a character is handed over: wait for its other bytes": dict(holds=False),
     "each piece is the whole text so far; hand over only what is new":
