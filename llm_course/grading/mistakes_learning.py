@@ -574,6 +574,7 @@ def _leans(part):
     return _apart(_beside(part, grads), _turned(part, list(grads), lr=.1)[-1]) > 1e-4
 
 SYMPTOMS["Muon"] = {
+    "a setting has no effect, whatever its group says:": lambda part: _unread(part),
     "the default": lambda part: _other_default(part, "Muon"),
     "the gradient is": lambda part: _spoilt(part),
     "a matrix goes another way beside one with large gradients: divide each by its own "
@@ -681,7 +682,10 @@ MISTAKES["gradient_clip"] = variants(_a_clip, {
     "the largest number is used as the length":
         dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
     "the longest tensor's length is used; all gradients together are longer":
-        dict(norm=lambda gs: max(g.norm().item() for g in gs)),
+        dict(norm=lambda gs: torch.stack([g.norm() for g in gs]).max().item()),
+    **{f"the {which} tensor's length is used, not that of all together": dict(
+        norm=lambda gs, at=at: gs[at].norm().item())
+        for which, at in (("first", 0), ("last", -1))},
     "the gradient is replaced by a new tensor; scale it in place": dict(anew=True),
     "the lengths of the tensors are added up; add up their squares":
         dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
@@ -738,15 +742,7 @@ def _trips(part):
     try:_clipped(part, 3., None)
     except (AttributeError, TypeError): return True
 
-def _more(part):
-    "What is added to the length before the limit is divided by it."
-    more = [limit * g / _clipped(part, g, limit=limit)[0].item() - g
-            for g, limit in ((30., 5.), (40., 1.))]
-    small = abs(more[0]) < .01 or abs(more[0] - more[1]) > 1e-3
-    return "" if small else f"{more[0]:.3g}"
-
 SYMPTOMS["gradient_clip"] = {
-    "before the limit is divided by the length, this is added to the length:": _more,
     "clipped gradients do not have the length of the limit": (
         lambda part: abs(
             sum(g**2 for g in _clipped(part, 30., 40., limit=5.)) ** .5 - 5) > .01
@@ -770,7 +766,7 @@ def _ask_decay(part):
         known = {id(p): name for name, p in model.named_parameters()}
         return str(
             sorted(
-                (known[id(p)], float(group["weight_decay"]))
+                (known.get(id(p), "what is no parameter"), float(group["weight_decay"]))
                 for group in part(model, .3) for p in group["params"]))
     def frozen():
         model = nn.ModuleList([Made(len, weight=torch.ones(3, 2), bias=torch.ones(3))])
@@ -837,8 +833,6 @@ MISTAKES["params_for_decay"] = variants(_a_sorting, {
         dict(second=()),
     "a parameter that is one number decays: the test should be ndim > 1, not != 1":
         dict(decays=lambda name, p: p.ndim != 1),
-    "only the model's own parameters are there, and none of its layers'": dict(
-        walk=lambda model: model.named_parameters(recurse=False)),
     "the model's own parameters, which are in none of its layers, are left out":
         dict(walk=lambda model: [pair for pair in model.named_parameters()
                                  if "." in pair[0]]),
@@ -879,6 +873,18 @@ def _misplaced(part, matrices):
             return f"{name} ({type(owner).__name__})"
     return ""
 
+def _misshapen(part):
+    "What comes back instead of dictionaries that hold parameters."
+    model = Linear(2, 3, bias=True)
+    for group in part(model, .3):
+        if not isinstance(group, dict): return f"a group is a {type(group).__name__}"
+        if "params" not in group: return "a group has no entry params"
+        for p in group["params"]:
+            if not any(p is own for own in model.parameters()):
+                return f"a {type(p).__name__} stands there that is not the parameter itself"
+    return "" if "weight_decay" in group or "weight_decay" in part(model)[0] else (
+        "no group has an entry weight_decay")
+
 def _by_type(part):
     "Are parameters sorted by the types of their layers?"
     layers = dict(a=nn.Linear(2, 3, bias=False), b=Linear(2, 3), c=nn.Embedding(4, 2),
@@ -896,6 +902,7 @@ def _by_type(part):
             }.get(found, "")
 
 SYMPTOMS["params_for_decay"] = {
+    "groups should be dictionaries of params and weight_decay:": _misshapen,
     "it goes by the type of a layer instead of the dimensions:": _by_type,
     "a parameter is in no group: every parameter that learns must be in one":
         lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
@@ -1003,8 +1010,6 @@ _schedules: dict[str, dict] = {
     "a warm-up longer than the cycle is accepted without an error": dict(strict=False)}
 MISTAKES["cos_lr_scheduler"] = variants(_a_schedule, {
     "the way down is a straight line": dict(wave=lambda u: 1 - u),
-    "the angle of the cosine is in degrees; math.cos takes radians, and π is half a "
-    "turn": dict(wave=lambda u: (1 + math.cos(180 * u)) / 2),
     "the u of the way down stands outside the cosine: cos(π) · u": dict(
         wave=lambda u: (1 - u) / 2),
     "the cosine climbs: low and high have changed places":
@@ -1213,14 +1218,12 @@ MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
     "each token is judged by a sigmoid of its own (binary cross-entropy); use a "
     "softmax": dict(surprise=lambda z, y: nn.functional.softplus(z.float()).sum(-1)
                     - _pick(z.float(), y)),
-    "where no target counts the loss is 0 instead of nan: the divisor is never 0": dict(
+    "where no target counts the loss is 0; it should be nan": dict(
         reduce=lambda losses, counts: losses[counts].sum() / counts.sum().clamp(min=1)),
     "only the last place of each row counts":
         dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
     "two axes are swapped before the logits are flattened, so rows meet the wrong "
     "targets": dict(cut=lambda z, y: (z.transpose(0, -2), y)),
-    "the last token of the vocabulary is left out of the sum": dict(
-        surprise=lambda z, y: z[:, :-1].float().logsumexp(-1) - _pick(z.float(), y)),
     "the sum runs over all tokens but the target; it belongs to the sum": dict(
         surprise=lambda z, y: z.float().scatter(-1, y[:, None], -torch.inf)
         .logsumexp(-1) - _pick(z.float(), y)),
@@ -1315,8 +1318,9 @@ def _altered(part):
 
 SYMPTOMS["CrossEntropyLoss"] = {
     "the mean surprise is not what comes out:": _altered,
-    "a large surprise is cut off":
-        lambda part: _loss(part, [0., 40.]) < 39 and _loss(part, [0., 3.]) > 3,
+    "a large surprise is cut off, as if no probability could be smaller than": lambda part:
+        f"{math.exp(-_loss(part, [0., 80.])):.2g}" if _loss(part, [0., 3.]) > 3
+        and _loss(part, [0., 80.]) < min(79, _loss(part, [0., 70.]) + .01) else "",
     "the loss is not finite when the logits of one row lie 10,000 above another's": (
         lambda part: _loss(part, [1e4, 0.]).isfinite()
         and not _loss(part, [1e4, 0.], [0., 1.]).isfinite()),
@@ -1331,10 +1335,10 @@ SYMPTOMS["CrossEntropyLoss"] = {
     "the order of the rows makes a difference: does each row meet its own target?":
         lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
     "some places get no gradient:": _uncounted,
-    "positions with the target −100 are not left out": (
-        lambda part: abs(
-            part()(given(3, 5), torch.tensor([1, -100, 2]))
-            - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4)}
+    "the logits at a position with the target −100 change the loss": lambda part: abs(
+        part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(
+            given(3, 5) * torch.tensor([[1.], [-9.], [1.]]), torch.tensor([1, -100, 2]))
+    ) > 1e-4}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-units
 @questions_of("perplexity")
@@ -1448,6 +1452,18 @@ def _other_default(part, component):
         if a != b: return f"{name} is {mine[name]}; it should be {right[name]}"
     return ""
 
+def _unread(part):
+    "Which setting is not read from the group."
+    def path(**settings):
+        optimizer = part([p := _ones((2, 2))], **{"lr": .1} | settings)
+        for x in 1., .1, -.5: _push(optimizer, (p, [[x, 2.], [.3, -1.]]))
+        return p.detach()
+    pairs = dict(lr=(.1, .2), betas=((.5, .6), (.9, .99)), eps=(1e-8, .5),
+                 momentum=(.2, .9), weight_decay=(0., .5))
+    own = part([_ones()]).defaults
+    return next((name for name, (a, b) in pairs.items() if own.get(name)
+                 and torch.equal(path(**{name: a}), path(**{name: b}))), "")
+
 def _restless(part):
     p, q = _ones(), _ones()
     _push(part([p, q], lr=.1), (q, 1.))
@@ -1472,6 +1488,7 @@ def _ticks(part):
     return ""
 
 _manners = {
+    "a setting has no effect, whatever its group says:": _unread,
     "the count of steps should go up once a step, but it goes up with every": _ticks,
     "two parameters affect each other's steps": (_second_of_two),
     "the gradient is": _spoilt,
@@ -1525,15 +1542,15 @@ def _falls(part):
             return said.format(x[0].item()) + "; it should fall like 1/√(t + 1)"
     return ""
 
-SYMPTOMS["SGDDecay"] = _manners | _heeds | {
+SYMPTOMS["SGDDecay"] = {
+    "only the direction of the gradient counts, not its size": lambda part: _apart(
+        _moves(part, [.01], lr=.1), _moves(part, [.05], lr=.1)) < 1e-9,
+    **_manners, **_heeds,
     "the default": partial(_other_default, component="SGDDecay"),
     "the rate falls": _falls,
     "it walks uphill": lambda part: _steps(part, [1.])[0] > 1,
     "parameters move though the gradient is zero: SGDDecay has no decay":
         lambda part: _steps(part, [0.])[0] != 1,
-    "only the direction of the gradient counts, not its size": (
-        lambda part: _apart(
-            _moves(part, [.01], lr=.1), _moves(part, [.05], lr=.1)) < 1e-9),
     "a large gradient moves less than in proportion: is it clipped?": (
         lambda part: abs(
             _moves(part, [100.], lr=.1)[0] / _moves(part, [.1], lr=.1)[0]) < 999
