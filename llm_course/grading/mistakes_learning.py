@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/grading/mistakes_learning.ipynb #imports
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, takewhile
 
@@ -525,7 +526,7 @@ MISTAKES["Muon"] = variants(_a_muon, {
             "3.4445 x + 4.775 x³ + 2.0315 x⁵": (3.4445, 4.775, 2.0315),
             "3.4445 x + 2.0315 x³ − 4.775 x⁵": (3.4445, 2.0315, -4.775)}.items()},
     "all singular values become exactly one; the page's five rounds bring them near it":
-        dict(turn=lambda x, n: (s := torch.linalg.svd(x, full_matrices=False))[0] @ s[2]),
+        dict(turn=lambda x, n: (usv := torch.linalg.svd(x, False))[0] @ usv[2]),
     "the matrix is divided by the square of its length: a root is missing": dict(
         turn=lambda x, n: _orthogonal(x, n, start=lambda x: x / x.square().sum())),
     "each row is divided by its own length; divide the matrix by its own": dict(
@@ -595,7 +596,8 @@ def _ask_clip(part):
         label = "in the length that it returns" * told
         yield label or "where nothing is to be clipped", lambda: clipped(
             [[3., 0.], [0., 4.]], 100.)
-        yield label or "where nothing is to be clipped", lambda: clipped([[3.], [4.]], 9.)
+        yield label or "where nothing is to be clipped", lambda: clipped(
+            [[3.], [4.]], 9.)
         yield label or "when there is one tensor", lambda: clipped([[30., 40.]], 5.)
         yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
@@ -706,8 +708,8 @@ MISTAKES["gradient_clip"] = variants(_a_clip, {
         dict(scale=lambda n, limit: limit if n > limit else 1.),
     "the squared length is compared with the limit, which is not squared": dict(
         scale=lambda n, limit: limit / n if n * n > limit else 1.),
-    "short gradients are scaled, long ones not: comparison, or min and max, turned": dict(
-        scale=lambda n, limit: max(1., limit / (n + 1e-6))),
+    "short gradients are scaled, long ones not: comparison, or min and max, turned":
+        dict(scale=lambda n, limit: max(1., limit / (n + 1e-6))),
     "the factor is returned; return the length that the gradients had": dict(
         gives=lambda n, limit: min(1., limit / (n + 1e-6))),
     "the root of the mean over tensors of the squared lengths is used; add them up":
@@ -779,8 +781,8 @@ def _ask_decay(part):
     yield lambda: told(
         nn.ModuleList([
             Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
-            torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)), nn.Linear(2, 3),
-            nn.LayerNorm(3),
+            torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
+            torch.nn.Linear(2, 3), torch.nn.LayerNorm(3),
             Made(len, kernel=torch.ones(2, 2, 2))]))
     yield "for a parameter that is one number", lambda: told(
         Made(len, scale=torch.tensor(1.)))
@@ -881,15 +883,16 @@ def _misshapen(part):
         if "params" not in group: return "a group has no entry params"
         for p in group["params"]:
             if not any(p is own for own in model.parameters()):
-                return f"a {type(p).__name__} stands there that is not the parameter itself"
+                return f"a {type(p).__name__} stands there that isn't the parameter"
     return "" if "weight_decay" in group or "weight_decay" in part(model)[0] else (
         "no group has an entry weight_decay")
 
 def _by_type(part):
     "Are parameters sorted by the types of their layers?"
-    layers = dict(a=nn.Linear(2, 3, bias=False), b=Linear(2, 3), c=nn.Embedding(4, 2),
-                  d=Made(len, table=torch.ones(2, 2)), e=nn.LayerNorm(3, bias=False),
-                  f=nn.RMSNorm(3), g=Made(len, gain=torch.ones(3)))
+    layers = dict(
+        a=torch.nn.Linear(2, 3), b=Linear(2, 3), c=torch.nn.Embedding(4, 2),
+        d=Made(len, table=torch.ones(2, 2)), e=torch.nn.LayerNorm(3, bias=False),
+        f=torch.nn.RMSNorm(3), g=Made(len, gain=torch.ones(3)))
     decays = {id(p) for group in part(nn.ModuleDict(layers), .3)
               if group["weight_decay"] for p in group["params"]}
     found = "".join(name for name, layer in layers.items()
@@ -1060,13 +1063,13 @@ def _descent(part, straight):
             return f"falls like the power {powers[0]:.3g} of {of}"
     return ""
 
-_rates = {
+_rates:dict[str, Callable] = {
     "the rate is rounded, so small rates are lost": lambda part: any(
         all(round(rate, d) == rate for rate in (
             part(it, 4, 12, 1.23457e-7, 3.14159e-6) for it in (6, 7, 9)))
         for d in range(9)),
     "the climb": _climb}
-_rates_last = {
+_rates_last:dict[str, Callable] = {
     "without a warm-up step 0 should have the highest rate, 1, and it gives":
         lambda part: "" if (found := attempt(lambda: part(0, 0, 10, .1, 1.))) == 1
         or part(4, 4, 12, .1, 1.) != 1 else found if isinstance(found, str)
@@ -1216,7 +1219,7 @@ MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
     "the exponential of the mean is returned: that is the perplexity":
         dict(reduce=lambda losses, counts: losses[counts].mean().exp()),
     "each token is judged by a sigmoid of its own (binary cross-entropy); use a "
-    "softmax": dict(surprise=lambda z, y: nn.functional.softplus(z.float()).sum(-1)
+    "softmax": dict(surprise=lambda z, y: z.float().logaddexp(0 * z.float()).sum(-1)
                     - _pick(z.float(), y)),
     "where no target counts the loss is 0; it should be nan": dict(
         reduce=lambda losses, counts: losses[counts].sum() / counts.sum().clamp(min=1)),
@@ -1289,7 +1292,7 @@ def _uncounted(part):
 
 def _altered(part):
     "What is done to the logits or the mean surprise, if one number says it."
-    right = nn.functional.cross_entropy
+    right = torch.nn.functional.cross_entropy
     batches = [(2 * given(n, v, seed=v), torch.arange(n) % v)
                for n, v in ((6, 5), (4, 7), (3, 4))]
     found = torch.stack([part()(z, y) for z, y in batches])
@@ -1302,7 +1305,7 @@ def _altered(part):
         if cap < 1e3 and same(part()(z, y), right(change(z), y)):
             return f"logits are {said} at ±{cap:.3g}"
     if torch.allclose(found, wanted, rtol=1e-6): return ""
-    if constant(found / wanted): return f"it is multiplied by {found[0] / wanted[0]:.4g}"
+    if constant(k := found / wanted): return f"it is multiplied by {k[0]:.4g}"
     k = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item() / 10
     def explains(change):
         return same(found, torch.stack([right(change(z), y) for z, y in batches]))
@@ -1318,7 +1321,7 @@ def _altered(part):
 
 SYMPTOMS["CrossEntropyLoss"] = {
     "the mean surprise is not what comes out:": _altered,
-    "a large surprise is cut off, as if no probability could be smaller than": lambda part:
+    "a large surprise is cut off, as if no probability were smaller than": lambda part:
         f"{math.exp(-_loss(part, [0., 80.])):.2g}" if _loss(part, [0., 3.]) > 3
         and _loss(part, [0., 80.]) < min(79, _loss(part, [0., 70.]) + .01) else "",
     "the loss is not finite when the logits of one row lie 10,000 above another's": (
@@ -1441,11 +1444,12 @@ def _spoilt(part):
     made = {f"multiplied by {ratio:.3g}": ratio * was, "squared": was**2,
             "given the decay": was + .5 * old, "mixed with the mean": .5 * (was + mean)}
     what = next((said for said, x in made.items() if same(now, x)), "changed")
-    return f"{what} by the step: p.grad should only be read, so mind operations in place"
+    return f"{what} by the step: p.grad should only be read, so mind what is in place"
 
 def _other_default(part, component):
     "Which setting has another value where none is given."
-    mine, right = (make([_ones((2, 2))]).defaults for make in (part, reference(component)))
+    mine, right = (
+        make([_ones((2, 2))]).defaults for make in (part, reference(component)))
     for name in "lr", "betas", "eps", "momentum", "weight_decay":
         if name not in mine or name not in right: continue
         a, b = (torch.tensor(x[name]).tolist() for x in (mine, right))
@@ -1487,7 +1491,7 @@ def _ticks(part):
         if abs(params[1].item() - second) < 1e-9 < abs(first - second): return what
     return ""
 
-_manners = {
+_manners:dict[str, Callable] = {
     "a setting has no effect, whatever its group says:": _unread,
     "the count of steps should go up once a step, but it goes up with every": _ticks,
     "two parameters affect each other's steps": (_second_of_two),
@@ -1507,8 +1511,9 @@ def _neighbours(part):
     return abs(both[0].item() - _path(part, [1., 2.], lr=.1)[-1]) > 1e-6
 
 def _forgets(part, passed=False):
-    """Does one that was loaded with the state of another go elsewhere at the third step?
-    Or is the state, once it is loaded, no longer what was saved?"""
+    """Does one that was loaded with another's state go elsewhere at the third step?
+
+    With `passed`, only if the state, once it is loaded, is not what was saved."""
     p, q = _ones(), _ones()
     first, second = part([p], lr=.1), part([q], lr=.1)
     for grad in 1., .5: _push(first, (p, grad))
@@ -1519,7 +1524,7 @@ def _forgets(part, passed=False):
     return abs(p.item() - q.item()) > 1e-9
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-heeds
-_heeds = {
+_heeds:dict[str, Callable] = {
     "the parameter stays where it was: change it in place; a new tensor under its name "
     "is not enough":
         lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
