@@ -8,7 +8,9 @@ __all__ = []
 # %% ../../nbs/grading/mistakes_learning.ipynb #imports
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise, takewhile
 
 import torch
 from torch import nn
@@ -16,44 +18,46 @@ from torch.optim import Optimizer
 
 from ..engine.optimizers import CheckedOptimizer
 from .grading import (
-    MISTAKES, SYMPTOMS, UNASKED, Made, attempt, given, gradient, questions_of, variants)
+    MISTAKES, SYMPTOMS, UNASKED, Made, _equal, _raised, attempt, given, gradient,
+    questions_of, reference, same, variants)
 from ..linear import Linear
 from ..transformer import Transformer
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-optim
+def _ones(shape=1): return nn.Parameter(torch.ones(shape, dtype=torch.float64))
+
+def _push(optimizer, *pairs):
+    "Take a step, after some parameters have been given a gradient each."
+    for p, grad in pairs: p.grad = torch.zeros_like(p) + torch.as_tensor(grad)
+    optimizer.step()
+
 def _path(part, grads, start=1., **settings)->list[float]:
     "Where a number goes under some gradients, one after another."
     p = nn.Parameter(torch.tensor([start], dtype=torch.float64))
     optimizer = part([p], **settings)
     found = []
     for grad in grads:
-        p.grad = None if grad is None else torch.tensor([grad], dtype=torch.float64)
-        optimizer.step()
+        _push(optimizer, (p, grad))
         found.append(p.item())
     return found
 
 def _moves(part, grads, **settings)->torch.Tensor:
     "How far a number moves at each of some gradients."
     return torch.tensor(
-        [1.0, *_path(part, grads, **settings)], dtype=torch.float64).diff()
+        [1., *_path(part, grads, **settings)], dtype=torch.float64).diff()
 
 def _first_moves(part, grads, **settings)->torch.Tensor:
     "How far as many numbers move at their first gradients, all at once."
-    p = nn.Parameter(torch.ones(len(grads), dtype=torch.float64))
-    optimizer = part([p], **settings)
-    p.grad = torch.tensor(grads, dtype=torch.float64)
-    optimizer.step()
+    p = _ones(len(grads))
+    _push(part([p], **settings), (p, grads))
     return p.detach() - 1
 
 def _two_groups(part, **settings)->list[float]:
     "Where two groups go, one with a rate of its own."
-    slow, fast, idle = (
-        nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))
-    optimizer = part(
-        [{"params": [idle, slow]}, {"params": [fast], "lr": 0.5}], lr=0.1, **settings)
-    for _ in range(3):
-        for p in slow, fast: p.grad = torch.ones_like(p)
-        optimizer.step()
+    slow, fast, idle = _ones(), _ones(), _ones()
+    groups = [{"params": [idle, slow]}, {"params": [fast], "lr": .5}]
+    optimizer = part(groups, lr=.1, **settings)
+    for _ in range(3): _push(optimizer, (slow, 1.), (fast, 1.))
     kept = [] if slow.grad is None else [slow.grad.item()]
     return [p.item() for p in (slow, fast, idle)] + kept
 
@@ -70,29 +74,24 @@ def _late(part, *shape, **settings):
 
 def _own(part, name, own, *shape):
     "Where a number goes that is alone in the second group, with a setting of its own."
-    a, b = (nn.Parameter(torch.ones(shape or 1, dtype=torch.float64)) for _ in range(2))
+    a, b = _ones(shape or 1), _ones(shape or 1)
     optimizer = part([{"params": [a]}, {"params": [b], name: own}], lr=.1)
-    for grad in .5, -.1:
-        a.grad, b.grad = torch.full_like(a, grad), torch.full_like(b, grad)
-        optimizer.step()
+    for grad in .5, -.1: _push(optimizer, (a, grad), (b, grad))
     return [a.mean().item(), b.mean().item()]
 
 def _from_iterator(part):
     "Where parameters go that come one by one, as those of a model do."
-    params = [nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (2, 1)]
-    optimizer = part(iter(params), lr=.1)
-    for p in params: p.grad = torch.ones_like(p)
-    optimizer.step()
+    params = [_ones(2), _ones()]
+    _push(part(iter(params), lr=.1), *((p, 1.) for p in params))
     return torch.cat([p.detach() for p in params])
 
 def _retuned(part, later, *shape, **settings)->list[float]:
     "Where a number goes whose settings are changed after each step, as schedules do."
-    p = nn.Parameter(torch.ones(shape or 1, dtype=torch.float64))
+    p = _ones(shape or 1)
     optimizer = part([p], lr=.1, **settings)
     found = []
     for step, grad in enumerate((.5, -2., 1.), 1):
-        p.grad = torch.full_like(p, grad)
-        optimizer.step()
+        _push(optimizer, (p, grad))
         found.append(p.mean().item())
         for name, setting in later.items():
             optimizer.param_groups[0][name] = setting(step)
@@ -151,24 +150,20 @@ def _from_torch(part):
     "Where a number goes after three steps of torch's optimiser, whose rate has halved."
     inherited = Optimizer.load_state_dict, CheckedOptimizer.load_state_dict
     if part.load_state_dict in inherited: return UNASKED
-    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    p = _ones()
     saved = torch.optim.SGD([p], lr=.5).state_dict()
     saved["param_groups"][0].update(lr=.25, initial_lr=.5)
     optimizer = part([p], lr=.1)
     optimizer.load_state_dict(saved)
     found = []
     for _ in range(2):
-        p.grad = torch.ones_like(p)
-        optimizer.step()
+        _push(optimizer, (p, 1.))
         found.append(p.item())
     return found
 
 def _a_descent(
-    rate=lambda lr, t: lr / t**0.5,
-    change=lambda g, p, step: p.sub_(step * g),
-    stored=False,
-    loads=None,
-    **more):
+    rate=lambda lr, t: lr / t**.5, change=lambda g, p, step: p.sub_(step * g),
+    stored=False, loads=None, **more):
     "An `SGDDecay` whose step t, from 1, has the length `rate(lr, t)`."
     def rule(p, g, state, group, t):
         step = rate(group["lr"], t + group.get("past", 0))
@@ -183,70 +178,68 @@ def _a_descent(
             if "initial_lr" in group: group["lr"], group["past"] = loads(group)
     return type("Part", (made,), {"load_state_dict": load})
 
-
 def _spoils(g, p, step): p.sub_(g.mul_(step))
 
-MISTAKES["SGDDecay"] = variants(
-    _a_descent,
-    {
-        "the rate never falls": dict(rate=lambda lr, t: lr),
-        "the rate falls like 1/(t + 1): the root is missing":
-            dict(rate=lambda lr, t: lr / t),
-        "t is counted from one, so the first step is too short already":
-            dict(rate=lambda lr, t: lr / (t + 1) ** 0.5),
-        "the count of steps lags by one: the first step's rate is used twice":
-            dict(rate=lambda lr, t: lr / max(t - 1, 1) ** 0.5),
-        "the rate is divided again at each step, so the roots are multiplied together":
-            dict(rate=lambda lr, t: lr / torch.arange(1.0, t + 1).sqrt().prod().item()),
-        "the divided rate is stored as lr, so the next step divides it once more":
-            dict(stored=True),
-        "the root is taken of t alone: 1 + √t is not √(1 + t)":
-            dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
-        "it walks uphill: subtract the gradient":
-            dict(rate=lambda lr, t: -lr / t**0.5),
-        **_all_alike("lr"),
-        "from torch's SGD the rate that has fallen already is loaded as the first; "
-        "that is initial_lr": dict(loads=lambda group: (group["lr"], 0)),
-        "from torch's SGD the first rate is loaded, but the steps are counted from 0 "
-        "again": dict(loads=lambda group: (group["initial_lr"], 0)),
-        "from torch's SGD the steps are counted on, but the rate has fallen already": (
-            dict(loads=lambda group: (group["lr"], 3))),
-        "the gradient is changed: it should only be read": dict(change=_spoils),
-        "a parameter without a gradient moves": dict(
-            everybody=True,
-            change=lambda g, p, step: p.sub_(step * g + (0.01 if not g.any() else 0))),
-        "only the sign of the gradient counts":
-            dict(change=lambda g, p, step: p.sub_(step * g.sign()))})
+MISTAKES["SGDDecay"] = variants(_a_descent, {
+    "the rate never falls": dict(rate=lambda lr, t: lr),
+    "the rate falls like 1/(t + 1): the root is missing":
+        dict(rate=lambda lr, t: lr / t),
+    "t is counted from one, so the first step is too short already":
+        dict(rate=lambda lr, t: lr / (t + 1) ** .5),
+    "the count of steps lags by one: the first step's rate is used twice":
+        dict(rate=lambda lr, t: lr / max(t - 1, 1) ** .5),
+    "the rate is divided again at each step, so the roots are multiplied together":
+        dict(rate=lambda lr, t: lr / torch.arange(1., t + 1).sqrt().prod().item()),
+    "the divided rate is stored as lr, so the next step divides it once more":
+        dict(stored=True),
+    "the root is taken of t alone: 1 + √t is not √(1 + t)":
+        dict(rate=lambda lr, t: lr / (1 + (t - 1)**.5)),
+    "it walks uphill: subtract the gradient": dict(rate=lambda lr, t: -lr / t**.5),
+    **_all_alike("lr"),
+    "from torch's SGD the rate that has fallen already is loaded as the first; "
+    "that is initial_lr": dict(loads=lambda group: (group["lr"], 0)),
+    "from torch's SGD the first rate is loaded, but the steps are counted from 0 "
+    "again": dict(loads=lambda group: (group["initial_lr"], 0)),
+    "from torch's SGD the steps are counted on, but the rate has fallen already": (
+        dict(loads=lambda group: (group["lr"], 3))),
+    "the gradient is multiplied by the rate: p.grad should only be read": dict(
+        change=_spoils),
+    "a parameter without a gradient moves": dict(
+        everybody=True,
+        change=lambda g, p, step: p.sub_(step * g + (.01 if not g.any() else 0))),
+    "only the sign of the gradient counts":
+        dict(change=lambda g, p, step: p.sub_(step * g.sign()))})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw
 @questions_of("AdamW")
 def _ask_adamw(part):
     some = [.5, -2., 1., 3., .1, -1.]
     yield "when gradients and decay are zero", lambda: _moves(
-        part, [0.0] * 4, lr=0.1, weight_decay=0.0)
+        part, [0.] * 4, lr=.1, weight_decay=0.)
     yield "when one step is taken", lambda: _first_moves(
-        part, [1e3, -2.0, 0.5], lr=0.1, weight_decay=0.0)
+        part, [1e3, -2., .5], lr=.1, weight_decay=0.)
     yield "when β₁ is 0 and one step is taken", lambda: _first_moves(
-        part, [1e3, -2.0, 0.5], lr=0.1, betas=(0.0, 0.9), weight_decay=0.0)
+        part, [1e3, -2., .5], lr=.1, betas=(0., .9), weight_decay=0.)
     yield lambda: _moves(part, [1e3] * 4, lr=.1, weight_decay=0.)
     yield lambda: _moves(part, [-1e-3] * 4, lr=.1, weight_decay=0.)
     yield "in its decay", lambda: _moves(part, [0.] * 4, lr=.1, weight_decay=.5)
     yield "where eps counts", lambda: _moves(
-        part, [1e-3], lr=0.1, eps=1e-3, weight_decay=0.0)
+        part, [1e-3], lr=.1, eps=1e-3, weight_decay=0.)
     yield lambda: _moves(part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=0.)
     yield "in its decay", lambda: _moves(
-        part, some, lr=0.1, betas=(0.5, 0.9), eps=1e-8, weight_decay=0.2)
+        part, some, lr=.1, betas=(.5, .9), eps=1e-8, weight_decay=.2)
     yield "when β₁ is 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-8, weight_decay=0.0)
+        part, some, lr=.1, betas=(0., .9), eps=1e-8, weight_decay=0.)
     yield "when β₂ is 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-8, weight_decay=0.0)
+        part, some, lr=.1, betas=(.9, 0.), eps=1e-8, weight_decay=0.)
     yield "when both β are 0", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.0), eps=1e-8, weight_decay=0.0)
+        part, some, lr=.1, betas=(0., 0.), eps=1e-8, weight_decay=0.)
     yield "where eps counts", lambda: _moves(
-        part, some, lr=0.1, betas=(0.0, 0.9), eps=1e-2, weight_decay=0.0)
+        part, some, lr=.1, betas=(0., .9), eps=1e-2, weight_decay=0.)
     yield "where eps counts", lambda: _moves(
-        part, some, lr=0.1, betas=(0.9, 0.0), eps=1e-2, weight_decay=0.0)
+        part, some, lr=.1, betas=(.9, 0.), eps=1e-2, weight_decay=0.)
     yield "where parameters come in groups", lambda: _two_groups(part, weight_decay=.1)
+    yield "in the decay of a matrix", lambda: _retuned(part, {}, 2, 2, weight_decay=.5)
     grown = dict(lr=.1, eps=.1, weight_decay=.1)
     yield from _settings(part, grown, weight_decay=0.)
     yield "in its default settings", lambda: _moves(part, [1.], weight_decay=0.)
@@ -263,183 +256,163 @@ def _ask_adamw(part):
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #an-adamw
 def _an_adamw(
-    correct1=lambda b, t: 1 - b**t,
-    correct2=lambda b, t: 1 - b**t,
-    square=lambda g, m: g * g,
-    corrected=lambda b1, b2: (b1, b2),
-    kept=lambda b1, b2: (b1, b2),
-    taken=lambda b1, b2: (1 - b1, 1 - b2),
-    begin=lambda g: 0 * g,
-    first=lambda m: m,
-    ahead=lambda m, g, b: m,
-    stored=False,
-    peak=False,
-    top=None,
-    one=False,
-    plain=False,
-    floor=lambda v, eps, c: v.sqrt() + eps,
-    shrink=lambda lr, wd, c: lr * wd,
-    betas=lambda b1, b2: (b1, b2),
-    l2=0.0,
-    twice=False,
-    last=False,
-    grow=lambda g: g,
-    sign=1,
-    **more):
+    correct1=lambda b, t: 1 - b**t, correct2=lambda b, t: 1 - b**t,
+    square=lambda g, m: g * g, corrected=lambda b1, b2: (b1, b2),
+    kept=lambda b1, b2: (b1, b2), taken=lambda b1, b2: (1 - b1, 1 - b2),
+    begin=lambda g: 0 * g, first=lambda m: m, ahead=lambda m, g, b, old: m, stored="",
+    peak=False, top=None, one=False, plain=False,
+    floor=lambda v, eps, c: v.sqrt() + eps, shrink=lambda lr, wd, c: lr * wd,
+    betas=lambda b1, b2: (b1, b2), l2=0., twice=False, last=False, grow=lambda g: g,
+    decays=lambda p: True, sign=1, **more):
     "An `AdamW` with something changed."
     def rule(p, g, state, group, t):
-        lr, eps, wd = group["lr"], group["eps"], group["weight_decay"]
+        lr, eps, wd = group["lr"], group["eps"], group["weight_decay"] * decays(p)
         b1, b2 = betas(*group["betas"])
         (keep1, keep2), (take1, take2) = kept(b1, b2), taken(b1, b2)
         c1, c2 = (f(b, t) for f, b in zip((correct1, correct2), corrected(b1, b2)))
         g = grow(g) + l2 * wd * p
-        m = keep1 * state.get("m", begin(g)) + take1 * g
+        before = state.get("m", begin(g))
+        m = keep1 * before + take1 * g
         squared = square(g, m)
         old = m if one else state.get("v", begin(squared))
         v = keep2 * old + take2 * squared
         if one: m = v   # of two names for one tensor
         if peak: v = torch.maximum(b2 * old, squared)
         if plain: m = g * c1
-        state["m"], state["v"] = (m / c1, v / c2) if stored else (m, v)
+        state["m"] = m / c1 if "m" in stored else m
+        state["v"] = v / c2 if "v" in stored else v
         if top:
             state["top"] = torch.maximum(state.get("top", 0 * v), v / top(c2))
             v = state["top"] * top(c2)
         if not last and (twice or not l2): p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
-        p.sub_(sign * lr * first(ahead(m, g, b1) / c1) / floor(v / c2, eps, c2))
+        p.sub_(sign * lr * first(ahead(m, g, b1, before) / c1) / floor(v / c2, eps, c2))
         if last and not l2: p.mul_(1 - shrink(lr, wd, c2**.5 / c1))
     return _an_optimizer(
-        rule, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, **more)
+        rule, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=.01, **more)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-2
 _none = lambda b, t: 1.
 
-_means = variants(
-    _an_adamw,
-    {
-        "bias correction seems to be missing: both means begin at zero and are too "
-        "small at first": dict(correct1=_none, correct2=_none),
-        "the mean of the gradients is not corrected for its start at zero": dict(
-            correct1=_none),
-        "the mean of the squares is not corrected for its start at zero": dict(
-            correct2=_none),
-        "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(
-            correct1=lambda b, t: max(1 - b ** (t - 1), 1e-30),
-            correct2=lambda b, t: max(1 - b ** (t - 1), 1e-30)),
-        "the correction is one step ahead: the first step is step 1": dict(
-            correct1=lambda b, t: 1 - b ** (t + 1),
-            correct2=lambda b, t: 1 - b ** (t + 1)),
-        "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(
-            correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
-        "the corrections take t times β, not its t-th power": dict(
-            correct1=lambda b, t: abs(1 - b * t) + 1e-30,
-            correct2=lambda b, t: abs(1 - b * t) + 1e-30),
-        "the means begin at the first gradient, but are corrected as if they began at "
-        "zero": dict(
-            begin=lambda g: g),
-        "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
-        "β₁ is used for both means; the squares should use β₂": dict(
-            betas=lambda b1, b2: (b1, b1)),
-        "β₂ is used for both means; the gradients should use β₁": dict(
-            betas=lambda b1, b2: (b2, b2)),
-        "the means begin at the first gradient; they should begin at zero and be "
-        "corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
-        "the corrected means are stored, and corrected once more at the next step": (
-            dict(stored=True)),
-        "the absolute values of the gradients are averaged, not their squares": dict(
-            square=lambda g, m: g.abs()),
-        "the mean is squared; average the squares of the gradients": dict(
-            square=lambda g, m: m * m),
-        "what is squared is the gradient's distance from its mean, as in AdaBelief": (
-            dict(square=lambda g, m: (g - m) ** 2)),
-        "gradients enter the means at full weight: (1 − β) is missing": dict(
-            taken=lambda b1, b2: (1.0, 1.0)),
-        "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(
-            taken=lambda b1, b2: (1.0, 1 - b2)),
-        "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(
-            taken=lambda b1, b2: (1 - b1, 1.0)),
-        "the means forget too fast: β and 1 − β have changed places": dict(
-            kept=lambda b1, b2: (1 - b1, 1 - b2), taken=lambda b1, b2: (b1, b2)),
-        "both means are one tensor under two names: m = v = zeros makes one only": dict(
-            one=True),
-        "the largest mean of the squares so far is used, as in AMSGrad": dict(
-            top=lambda c: 1.0),
-        "the largest corrected mean of the squares so far is used, as in AMSGrad": dict(
-            top=lambda c: c),
-        "the root is taken of both means": dict(
-            first=lambda m: m.abs().sqrt() * m.sign()),
-        "the mean has no effect: the step follows the newest gradient": dict(
-            plain=True),
-        "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
-            ahead=lambda m, g, b: b * m + (1 - b) * g),
-        **{f"{mean} {does} {wrong}; it should be {right}":
-           {switch: lambda b1, b2, one=one, pick=pick: pick(one(b1), one(b2))}
-           for switch, one, does, sign in (
-               ("kept", lambda b: b, "keeps the share", ""),
-               ("taken", lambda b: 1 - b, "takes in new ones with", "1 − "),
-               ("corrected", lambda b: b, "is corrected with", ""))
-           for mean, wrong, right, pick in (
-               ("the mean of the gradients", sign + "β₂", sign + "β₁",
-                lambda a, b: (b, b)),
-               ("the mean of the squares", sign + "β₁", sign + "β₂",
-                lambda a, b: (a, a)))},
-        "β₁ and β₂ have changed places in the corrections": dict(
-            corrected=lambda b1, b2: (b2, b1)),
-        "β₁ and β₂ have changed places where new gradients enter the means": dict(
-            taken=lambda b1, b2: (1 - b2, 1 - b1)),
-        "the means are kept by a parameter's place among those with a gradient, so "
-        "others take them over": dict(by_place=True),
-        "steps are counted for the group; a parameter that joins later needs a count "
-        "of its own": dict(together=True)})
+_means = variants(_an_adamw, {
+    "bias correction seems to be missing: both means begin at zero and are too "
+    "small at first": dict(correct1=_none, correct2=_none),
+    "the mean of the gradients is not corrected for its start at zero": dict(
+        correct1=_none),
+    "the mean of the squares is not corrected for its start at zero": dict(
+        correct2=_none),
+    "the correction counts steps from zero: the first step divides by 1 − β⁰": dict(
+        correct1=lambda b, t: max(1 - b ** (t - 1), 1e-30),
+        correct2=lambda b, t: max(1 - b ** (t - 1), 1e-30)),
+    "the correction is one step ahead: the first step is step 1": dict(
+        correct1=lambda b, t: 1 - b ** (t + 1), correct2=lambda b, t: 1 - b ** (t + 1)),
+    "the correction does not change with the steps: 1 − β instead of 1 − βᵗ": dict(
+        correct1=lambda b, t: 1 - b, correct2=lambda b, t: 1 - b),
+    "the corrections take t times β, not its t-th power": dict(
+        correct1=lambda b, t: abs(1 - b * t) + 1e-30,
+        correct2=lambda b, t: abs(1 - b * t) + 1e-30),
+    "the means begin at the first gradient, but are corrected as if they began at "
+    "zero": dict(begin=lambda g: g),
+    "β₁ and β₂ have changed places": dict(betas=lambda b1, b2: (b2, b1)),
+    "β₁ is used for both means; the squares should use β₂": dict(
+        betas=lambda b1, b2: (b1, b1)),
+    "β₂ is used for both means; the gradients should use β₁": dict(
+        betas=lambda b1, b2: (b2, b2)),
+    "the means begin at the first gradient; they should begin at zero and be "
+    "corrected for it": dict(begin=lambda g: g, correct1=_none, correct2=_none),
+    **{f"the corrected {what} stored, and corrected once more at the next step":
+       dict(stored=which) for which, what in (
+           ("mv", "means are"), ("m", "mean of the gradients is"),
+           ("v", "mean of the squares is"))},
+    "the absolute values of the gradients are averaged, not their squares": dict(
+        square=lambda g, m: g.abs()),
+    "the gradients are not squared before their second mean is taken": dict(
+        square=lambda g, m: g),
+    "the mean is squared; average the squares of the gradients": dict(
+        square=lambda g, m: m * m),
+    "what is squared is the gradient's distance from its mean, as in AdaBelief": (
+        dict(square=lambda g, m: (g - m) ** 2)),
+    "gradients enter the means at full weight: (1 − β) is missing": dict(
+        taken=lambda b1, b2: (1., 1.)),
+    "gradients enter the first mean at full weight: (1 − β₁) is missing": dict(
+        taken=lambda b1, b2: (1., 1 - b2)),
+    "gradients enter the second mean at full weight: (1 − β₂) is missing": dict(
+        taken=lambda b1, b2: (1 - b1, 1.)),
+    "the means forget too fast: β and 1 − β have changed places": dict(
+        kept=lambda b1, b2: (1 - b1, 1 - b2), taken=lambda b1, b2: (b1, b2)),
+    "both means are one tensor under two names: m = v = zeros makes one only": dict(
+        one=True),
+    "the largest mean of the squares so far is used, as in AMSGrad": dict(
+        top=lambda c: 1.),
+    "the largest corrected mean of the squares so far is used, as in AMSGrad": dict(
+        top=lambda c: c),
+    "the root is taken of both means": dict(first=lambda m: m.abs().sqrt() * m.sign()),
+    "the mean has no effect: the step follows the newest gradient": dict(plain=True),
+    "the step takes the mean of the gradients as it was before the newest": dict(
+        ahead=lambda m, g, b, old: old),
+    "the newest gradient is mixed in once more, as Nesterov does (NAdam)": dict(
+        ahead=lambda m, g, b, old: b * m + (1 - b) * g),
+    **{f"{mean} {does} {wrong}; it should be {right}":
+       {switch: lambda b1, b2, one=one, pick=pick: pick(one(b1), one(b2))}
+       for switch, one, does, sign in (
+           ("kept", lambda b: b, "keeps the share", ""),
+           ("taken", lambda b: 1 - b, "takes in new ones with", "1 − "),
+           ("corrected", lambda b: b, "is corrected with", ""))
+       for mean, wrong, right, pick in (
+           ("the mean of the gradients", sign + "β₂", sign + "β₁", lambda a, b: (b, b)),
+           ("the mean of the squares", sign + "β₁", sign + "β₂",
+            lambda a, b: (a, a)))},
+    "β₁ and β₂ have changed places in the corrections": dict(
+        corrected=lambda b1, b2: (b2, b1)),
+    "β₁ and β₂ have changed places where new gradients enter the means": dict(
+        taken=lambda b1, b2: (1 - b2, 1 - b1)),
+    "the means are kept by a parameter's place among those with a gradient, so "
+    "others take them over": dict(by_place=True),
+    "steps are counted for the group; a parameter that joins later needs a count "
+    "of its own": dict(together=True)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-adamw-3
-MISTAKES["AdamW"] = _means | variants(
-    _an_adamw,
-    {
-        "decay is folded into the gradient (L2), so it passes through both means; it "
-        "should act on the parameter alone":
-            dict(l2=1.0),
-        "decay acts twice, through the gradient and on the parameter":
-            dict(l2=1.0, twice=True),
-        "decay subtracts wd times the parameter: the learning rate is missing":
-            dict(shrink=lambda lr, wd, c: wd),
-        "decay is multiplied by the learning rate twice":
-            dict(shrink=lambda lr, wd, c: lr * lr * wd),
-        "decay is missing": dict(shrink=lambda lr, wd, c: 0.0),
-        "decay has the wrong sign: parameters grow":
-            dict(shrink=lambda lr, wd, c: -lr * wd),
-        "decay comes after the step, so the step shrinks too; apply it to the old "
-        "parameter":
-            dict(last=True),
-        "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
-        "the square of eps stands inside the root":
-            dict(floor=lambda v, eps, c: (v + eps**2).sqrt()),
-        "eps is the least that the root may be; it should be added to the root":
-            dict(floor=lambda v, eps, c: v.sqrt().clamp(min=eps)),
-        "eps is added before the mean of the squares is corrected, so it weighs more "
-        "in the first steps":
-            dict(floor=lambda v, eps, c: v.sqrt() + eps / c**0.5),
-        "decay uses the corrected rate of the step; it should use the given rate":
-            dict(shrink=lambda lr, wd, c: lr * wd * c),
-        "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
-        "the correction of the mean square lacks its root":
-            dict(floor=lambda v, eps, c: v.sqrt() / c**.5 + eps),
-        "the root is missing: the step divides by the mean square":
-            dict(floor=lambda v, eps, c: v + eps),
-        "the step is not divided by the root of the mean square: this is descent with "
-        "momentum":
-            dict(floor=lambda v, eps, c: 1.0),
-        "the largest gradient is used instead of the mean square (AdaMax)": dict(
-            square=lambda g, m: g.abs(), peak=True, correct2=_none,
-            floor=lambda v, eps, c: v + eps),
-        "only the sign of the mean is used, so all steps have the same length":
-            dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.0),
-        "it walks uphill: subtract the step": dict(sign=-1),
-        **_all_alike("lr", "weight_decay", "eps", "betas"),
-        "the gradient is changed: it should only be read":
-            dict(grow=lambda g: g.mul_(1.1)),
-        "a parameter without a gradient moves: leave it alone, and do not decay it "
-        "either":
-            dict(everybody=True)})
+MISTAKES["AdamW"] = _means | variants(_an_adamw, {
+    "decay is folded into the gradient (L2), so it passes through both means; it "
+    "should act on the parameter alone": dict(l2=1.),
+    "decay acts twice, through the gradient and on the parameter":
+        dict(l2=1., twice=True),
+    "decay subtracts wd times the parameter: the learning rate is missing":
+        dict(shrink=lambda lr, wd, c: wd),
+    "decay is multiplied by the learning rate twice":
+        dict(shrink=lambda lr, wd, c: lr * lr * wd),
+    "decay is missing": dict(shrink=lambda lr, wd, c: 0.),
+    "vectors never decay, whatever the decay of their group: it is for "
+    "params_for_decay to spare them": dict(decays=lambda p: p.ndim > 1),
+    "decay has the wrong sign: parameters grow":
+        dict(shrink=lambda lr, wd, c: -lr * wd),
+    "decay comes after the step, so the step shrinks too; apply it to the old "
+    "parameter": dict(last=True),
+    "eps stands inside the root": dict(floor=lambda v, eps, c: (v + eps).sqrt()),
+    "the square of eps stands inside the root":
+        dict(floor=lambda v, eps, c: (v + eps**2).sqrt()),
+    "eps is the least that the root may be; it should be added to the root":
+        dict(floor=lambda v, eps, c: v.sqrt().clamp(min=eps)),
+    "eps is added before the mean of the squares is corrected, so it weighs more "
+    "in the first steps": dict(floor=lambda v, eps, c: v.sqrt() + eps / c**.5),
+    "decay uses the corrected rate of the step; it should use the given rate":
+        dict(shrink=lambda lr, wd, c: lr * wd * c),
+    "eps is left out": dict(floor=lambda v, eps, c: v.sqrt()),
+    "the correction of the mean square lacks its root":
+        dict(floor=lambda v, eps, c: v.sqrt() / c**.5 + eps),
+    "the root is missing: the step divides by the mean square":
+        dict(floor=lambda v, eps, c: v + eps),
+    "the step is not divided by the root of the mean square: this is descent with "
+    "momentum": dict(floor=lambda v, eps, c: 1.),
+    "the largest gradient is used instead of the mean square (AdaMax)": dict(
+        square=lambda g, m: g.abs(), peak=True, correct2=_none,
+        floor=lambda v, eps, c: v + eps),
+    "only the sign of the mean is used, so all steps have the same length":
+        dict(first=lambda m: m.sign(), floor=lambda v, eps, c: 1.),
+    "it walks uphill: subtract the step": dict(sign=-1),
+    **_all_alike("lr", "weight_decay", "eps", "betas"),
+    "the gradient is changed: it should only be read": dict(grow=lambda g: g.mul_(1.1)),
+    "a parameter without a gradient moves: leave it alone, and do not decay it "
+    "either": dict(everybody=True)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon
 def _turned(part, grads, **settings):
@@ -498,19 +471,19 @@ def _ask_muon(part):
     for shape in (4,), (2, 3, 3):
         yield "for what is no matrix", lambda: _turned(part, [given(*shape)])
 
-
 def _a_muon(
     turn=lambda x, n: _orthogonal(x, n), n=5, mix=lambda m, g, b: b * m + (1 - b) * g,
-    ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** 0.5,
-    shrink=lambda lr, wd: lr * wd, l2=0.0, sign=1, early=False, last=False,
-    begin=torch.zeros_like, **more):
+    ahead=lambda m, g, b: b * m + (1 - b) * g, size=lambda r, c: max(1, r / c) ** .5,
+    shrink=lambda lr, wd: lr * wd, l2=0., sign=1, early=False, last=False,
+    begin=torch.zeros_like, flat=False, **more):
     "A `Muon` with something changed."
     def rule(p, g, state, group, t):
+        if flat: p, g = (x.reshape(len(x), -1) for x in (p.data, g))   # views
         lr, b, wd = group["lr"], group["momentum"], group["weight_decay"]
         g = g + l2 * wd * p
         if early: g = turn(g, n)
         m = state["m"] = mix(state.get("m", begin(g)), g, b)
-        decay = 1 - (0.0 if l2 else shrink(lr, wd))
+        decay = 1 - (0. if l2 else shrink(lr, wd))
         if not last: p.mul_(decay)
         p.sub_(sign * lr * size(*p.shape)
                * (ahead(m, g, b) if early else turn(ahead(m, g, b), n)))
@@ -526,70 +499,75 @@ def _orthogonal(
     return x
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-muon-list
-MISTAKES["Muon"] = variants(
-    _a_muon,
-    {
-        "nothing is made orthogonal: this is plain descent with momentum":
-            dict(turn=lambda x, n: x),
-        "the gradient is scaled to length one, but not made orthogonal":
-            dict(turn=lambda x, n: x / x.norm()),
-        "the matrix isn't divided by its length before the iteration, so large values "
-        "diverge":
-            dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
-        "gradients are made orthogonal before their mean is taken; do it afterwards":
-            dict(early=True),
-        "the step is scaled by columns over rows; use rows over columns":
-            dict(size=lambda r, c: max(1, c / r) ** 0.5),
-        "the iteration has one round too few": dict(n=4),
-        "the iteration has one round too many": dict(n=6),
-        "the polynomial is 1.5 x − 0.5 x³, not Muon's":
-            dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.5, -0.5, 0.0))),
-        "the polynomial is (15 x − 10 x³ + 3 x⁵)/8, not Muon's":
-            dict(turn=lambda x, n: _orthogonal(x, n, numbers=(1.875, -1.25, 0.375))),
-        "the iteration is computed in bfloat16, which rounds to two or three digits":
-            dict(turn=lambda x, n: _orthogonal(x.bfloat16(), n).to(x.dtype)),
-        "each row is divided by its own length; divide the matrix by its own": dict(
-            turn=lambda x, n: _orthogonal(
-                x, n, start=lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-7))),
-        "the matrix is divided by its largest singular value, not by its length": dict(
-            turn=lambda x, n: _orthogonal(
-                x, n, start=lambda x: x / torch.linalg.matrix_norm(x, 2))),
-        "the mean begins at the first gradient; it should begin at zero":
-            dict(begin=torch.clone),
-        "gradients are added up, but then mixed in as if that were their mean":
-            dict(mix=lambda m, g, b: b * m + g),
-        "the newest gradient is added to the mean at full weight: 1 − momentum is "
-        "missing":
-            dict(ahead=lambda m, g, b: g + b * m),
-        "decay comes after the step, so the step shrinks too; apply it to the old "
-        "parameter":
-            dict(last=True),
-        "the mean is kept by a matrix's place among those with a gradient, so others "
-        "take it over": dict(by_place=True),
-        **_all_alike("lr", "momentum", "weight_decay"),
-        "momentum is used as the share of the new gradient; it is the share of the old "
-        "mean":
-            dict(mix=lambda m, g, b: (1 - b) * m + b * g,
-                 ahead=lambda m, g, b: (1 - b) * m + b * g),
-        "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
-        "the gradient is orthogonalised, not its mean: momentum has no effect":
-            dict(ahead=lambda m, g, b: g),
-        "the mean alone is orthogonalised; mix the newest gradient in once more "
-        "(Nesterov)":
-            dict(ahead=lambda m, g, b: m),
-        "tall matrices do not get their longer step, √(rows/columns)":
-            dict(size=lambda r, c: 1.0),
-        "the root of rows over columns is missing in the longer step of tall matrices":
-            dict(size=lambda r, c: max(1, r / c)),
-        "wide matrices get a shorter step; only tall ones should get a different one":
-            dict(size=lambda r, c: (r / c) ** 0.5),
-        "the step is scaled by the longer side, as in other versions of Muon":
-            dict(size=lambda r, c: 0.2 * max(r, c) ** 0.5),
-        "decay subtracts wd times the parameter: the learning rate is missing":
-            dict(shrink=lambda lr, wd: wd),
-        "decay is missing": dict(shrink=lambda lr, wd: 0.0),
-        "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.0),
-        "it walks uphill": dict(sign=-1)})
+MISTAKES["Muon"] = variants(_a_muon, {
+    "nothing is made orthogonal: this is plain descent with momentum":
+        dict(turn=lambda x, n: x),
+    "the gradient is scaled to length one, but not made orthogonal":
+        dict(turn=lambda x, n: x / x.norm()),
+    "the matrix isn't divided by its length before the iteration, so large values "
+    "diverge": dict(turn=lambda x, n: _orthogonal(x, n, start=lambda x: x)),
+    "gradients are made orthogonal before their mean is taken; do it afterwards":
+        dict(early=True),
+    "the step is scaled by columns over rows; use rows over columns":
+        dict(size=lambda r, c: max(1, c / r) ** .5),
+    **{f"the iteration has {n} rounds instead of 5": dict(n=n)
+       for n in (1, 2, 3, 4, 6, 7, 8, 10)},
+    "what is no matrix is flattened to one; refuse it": dict(flat=True),
+    "the step is scaled by the root of the longer side over the shorter; only tall "
+    "ones, with more rows, should get a longer one": dict(
+        size=lambda r, c: (max(r, c) / min(r, c)) ** .5),
+    "the weights of the newest gradient and the mean have changed places in the "
+    "look-ahead": dict(ahead=lambda m, g, b: b * g + (1 - b) * m),
+    **{f"the polynomial is {name}, not Muon's": dict(
+        turn=lambda x, n, numbers=numbers: _orthogonal(x, n, numbers=numbers))
+        for name, numbers in {
+            "1.5 x − 0.5 x³": (1.5, -.5, 0.), "2 x − 1.5 x³ + 0.5 x⁵": (2., -1.5, .5),
+            "(15 x − 10 x³ + 3 x⁵)/8": (1.875, -1.25, .375),
+            "3.4445 x + 4.775 x³ + 2.0315 x⁵": (3.4445, 4.775, 2.0315),
+            "3.4445 x + 2.0315 x³ − 4.775 x⁵": (3.4445, 2.0315, -4.775)}.items()},
+    "all singular values become exactly one; the page's five rounds bring them near it":
+        dict(turn=lambda x, n: (usv := torch.linalg.svd(x, False))[0] @ usv[2]),
+    "the matrix is divided by the square of its length: a root is missing": dict(
+        turn=lambda x, n: _orthogonal(x, n, start=lambda x: x / x.square().sum())),
+    "each row is divided by its own length; divide the matrix by its own": dict(
+        turn=lambda x, n: _orthogonal(
+            x, n, start=lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-7))),
+    "the matrix is divided by its largest singular value, not by its length": dict(
+        turn=lambda x, n: _orthogonal(
+            x, n, start=lambda x: x / torch.linalg.matrix_norm(x, 2))),
+    "the mean begins at the first gradient; it should begin at zero":
+        dict(begin=torch.clone),
+    "gradients are added up, but then mixed in as if that were their mean":
+        dict(mix=lambda m, g, b: b * m + g),
+    "the newest gradient is added to the mean at full weight: 1 − momentum is "
+    "missing": dict(ahead=lambda m, g, b: g + b * m),
+    "decay comes after the step, so the step shrinks too; apply it to the old "
+    "parameter": dict(last=True),
+    "the mean is kept by a matrix's place among those with a gradient, so others "
+    "take it over": dict(by_place=True),
+    **_all_alike("lr", "momentum", "weight_decay"),
+    "momentum is used as the share of the new gradient; it is the share of the old "
+    "mean":
+        dict(mix=lambda m, g, b: (1 - b) * m + b * g,
+             ahead=lambda m, g, b: (1 - b) * m + b * g),
+    "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
+    "the gradient is orthogonalised, not its mean: momentum has no effect":
+        dict(ahead=lambda m, g, b: g),
+    "the mean alone is orthogonalised; mix the newest gradient in once more "
+    "(Nesterov)": dict(ahead=lambda m, g, b: m),
+    "tall matrices do not get their longer step, √(rows/columns)":
+        dict(size=lambda r, c: 1.),
+    "the root of rows over columns is missing in the longer step of tall matrices":
+        dict(size=lambda r, c: max(1, r / c)),
+    "wide matrices get a shorter step; only tall ones should get a different one":
+        dict(size=lambda r, c: (r / c) ** .5),
+    "the step is scaled by the longer side, as in other versions of Muon":
+        dict(size=lambda r, c: .2 * max(r, c) ** .5),
+    "decay subtracts wd times the parameter: the learning rate is missing":
+        dict(shrink=lambda lr, wd: wd),
+    "decay is missing": dict(shrink=lambda lr, wd: 0.),
+    "decay is folded into the gradient, so it is orthogonalised away": dict(l2=1.),
+    "it walks uphill": dict(sign=-1)})
 
 def _leans(part):
     "Does a matrix go another way beside one whose gradients are much larger?"
@@ -597,6 +575,9 @@ def _leans(part):
     return _apart(_beside(part, grads), _turned(part, list(grads), lr=.1)[-1]) > 1e-4
 
 SYMPTOMS["Muon"] = {
+    "a setting has no effect, whatever its group says:": lambda part: _unread(part),
+    "the default": lambda part: _other_default(part, "Muon"),
+    "the gradient is": lambda part: _spoilt(part),
     "a matrix goes another way beside one with large gradients: divide each by its own "
     "length": _leans}
 
@@ -614,7 +595,9 @@ def _ask_clip(part):
     for told in True, False:
         label = "in the length that it returns" * told
         yield label or "where nothing is to be clipped", lambda: clipped(
-            [[3.0, 0.0], [0.0, 4.0]], 100.0)
+            [[3., 0.], [0., 4.]], 100.)
+        yield label or "where nothing is to be clipped", lambda: clipped(
+            [[3.], [4.]], 9.)
         yield label or "when there is one tensor", lambda: clipped([[30., 40.]], 5.)
         yield label or "where it clips", lambda: clipped([[3., 0.], [0., 4.]], 1.)
         yield label or "where it clips", lambda: clipped([[6., 8.], [.01]], 2.)
@@ -656,26 +639,25 @@ def _ask_clip(part):
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #a-clip
 def _a_clip(
-    scale=lambda n, limit: min(1.0, limit / (n + 1e-6)),
-    norm=lambda gs: torch.cat(gs).norm().item(),
-    gives=lambda n, limit: n,
-    single=False,
-    lend=False,
-    act=True,
-    cut=False,
-    own=False,
-    anew=False):
+    scale=lambda n, limit: min(1., limit / (n + 1e-6)),
+    norm=lambda gs: torch.cat(gs).norm().item(), gives=lambda n, limit: n,
+    single=False, lend=False, stops=False, some=lambda params: params,
+    broken=lambda g, n, limit: g, act=True, cut=False, own=False, anew=False):
     "A `gradient_clip` with something changed."
     def part(params, limit):
         params = [params] if isinstance(params, torch.Tensor) else [*params]
+        if stops: params = list(takewhile(lambda p: p.grad is not None, params))
         if lend:
             for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         grads = [p.grad for p in params if p.grad is not None]
         n = (
             norm([p.detach() for p in params if p.grad is not None] if own else grads)
-            if grads else 0.0)
-        for p in params if act and n < torch.inf else ():
+            if grads else 0.)
+        for p in some(params) if act else ():
             if (g := p.grad) is None: continue
+            if not n < torch.inf:
+                broken(g, n, limit)
+                continue
             factor = scale(norm([g]) if single else n, limit)
             if cut: g.clamp_(-limit, limit)
             elif anew: p.grad = g * factor
@@ -684,40 +666,61 @@ def _a_clip(
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-clip-2
-MISTAKES["gradient_clip"] = variants(
-    _a_clip,
-    {
-        "each tensor is clipped by itself; use the length of all gradients together":
-            dict(single=True),
-        "short gradients are stretched to the limit":
-            dict(scale=lambda n, limit: limit / (n + 1e-6)),
-        "the length after clipping is returned; return the length before":
-            dict(gives=lambda n, limit: min(n, limit)),
-        "the length is not returned": dict(gives=lambda n, limit: limit),
-        "nothing is scaled": dict(act=False),
-        "the gradients are divided by the square of their length: a root is missing":
-            dict(scale=lambda n, limit: min(1.0, limit / (n * n + 1e-6))),
-        "the squared length is returned and used: a root is missing":
-            dict(norm=lambda gs: torch.cat(gs).square().sum().item()),
-        "the length is a sum of absolute values, not the root of a sum of squares":
-            dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
-        "the largest number is used as the length":
-            dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
-        "the longest tensor's length is used; all gradients together are longer":
-            dict(norm=lambda gs: max(g.norm().item() for g in gs)),
-        "the gradient is replaced by a new tensor; scale it in place": dict(anew=True),
-        "the lengths of the tensors are added up; add up their squares":
-            dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
-        "every number is cut off at the limit by itself, which changes the direction":
-            dict(cut=True),
-        "a parameter without a gradient is given one": dict(lend=True),
-        "the gradients are scaled to length one, whatever the limit":
-            dict(scale=lambda n, limit: 1 / n if n > limit else 1.0),
-        "the parameters are measured, not their gradients": dict(own=True),
-        "the gradients are divided by their length twice":
-            dict(scale=lambda n, limit: min(1.0, limit / (n + 1e-6)) ** 2),
-        "the mean of the squares is used instead of their sum":
-            dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item())})
+MISTAKES["gradient_clip"] = variants(_a_clip, {
+    "each tensor is clipped by itself; use the length of all gradients together":
+        dict(single=True),
+    "short gradients are stretched to the limit":
+        dict(scale=lambda n, limit: limit / (n + 1e-6)),
+    "the length after clipping is returned; return the length before":
+        dict(gives=lambda n, limit: min(n, limit)),
+    "the length is not returned": dict(gives=lambda n, limit: limit),
+    "nothing is scaled": dict(act=False),
+    "the gradients are divided by the square of their length: a root is missing":
+        dict(scale=lambda n, limit: min(1., limit / (n * n + 1e-6))),
+    "the squared length is returned and used: a root is missing":
+        dict(norm=lambda gs: torch.cat(gs).square().sum().item()),
+    "the length is a sum of absolute values, not the root of a sum of squares":
+        dict(norm=lambda gs: torch.cat(gs).abs().sum().item()),
+    "the largest number is used as the length":
+        dict(norm=lambda gs: torch.cat(gs).abs().max().item()),
+    "the longest tensor's length is used; all gradients together are longer":
+        dict(norm=lambda gs: torch.stack([g.norm() for g in gs]).max().item()),
+    **{f"the {which} tensor's length is used, not that of all together": dict(
+        norm=lambda gs, at=at: gs[at].norm().item())
+        for which, at in (("first", 0), ("last", -1))},
+    "the gradient is replaced by a new tensor; scale it in place": dict(anew=True),
+    "the lengths of the tensors are added up; add up their squares":
+        dict(norm=lambda gs: sum(g.norm().item() for g in gs)),
+    "every number is cut off at the limit by itself, which changes the direction":
+        dict(cut=True),
+    "a parameter without a gradient is given one": dict(lend=True),
+    "the loop ends at the first parameter without a gradient; pass over it": dict(
+        stops=True),
+    **{f"only the {end} tensor is scaled": dict(some=lambda ps, cut=cut: ps[cut])
+       for end, cut in (("last", slice(-1, None)), ("first", slice(1)))},
+    "where the length is not finite the gradients become zero; leave them": dict(
+        broken=lambda g, n, limit: g.zero_()),
+    "where the length is infinite or nan the gradients are scaled by it all the "
+    "same; leave them": dict(broken=lambda g, n, limit: g.mul_(limit / n)),
+    "the factor is length over limit; it should be limit over length":
+        dict(scale=lambda n, limit: n / limit if n > limit else 1.),
+    "long gradients are multiplied by the limit, but not divided by their length":
+        dict(scale=lambda n, limit: limit if n > limit else 1.),
+    "the squared length is compared with the limit, which is not squared": dict(
+        scale=lambda n, limit: limit / n if n * n > limit else 1.),
+    "short gradients are scaled, long ones not: comparison, or min and max, turned":
+        dict(scale=lambda n, limit: max(1., limit / (n + 1e-6))),
+    "the factor is returned; return the length that the gradients had": dict(
+        gives=lambda n, limit: min(1., limit / (n + 1e-6))),
+    "the root of the mean over tensors of the squared lengths is used; add them up":
+        dict(norm=lambda gs: (torch.cat(gs).norm() / len(gs)**.5).item()),
+    "the gradients are scaled to length one, whatever the limit":
+        dict(scale=lambda n, limit: 1 / n if n > limit else 1.),
+    "the parameters are measured, not their gradients": dict(own=True),
+    "the gradients are divided by their length twice":
+        dict(scale=lambda n, limit: min(1., limit / (n + 1e-6)) ** 2),
+    "the mean of the squares is used instead of their sum":
+        dict(norm=lambda gs: torch.cat(gs).square().mean().sqrt().item())})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-rest
 def _clipped(part, *grads, limit=1.):
@@ -744,22 +747,19 @@ def _trips(part):
 SYMPTOMS["gradient_clip"] = {
     "clipped gradients do not have the length of the limit": (
         lambda part: abs(
-            sum(g**2 for g in _clipped(part, 30.0, 40.0, limit=5.0)) ** 0.5 - 5) > 0.01
-        and abs(_clipped(part, 30.0, 40.0, limit=5.0)[0] / 30 - 1) > 1e-6),
+            sum(g**2 for g in _clipped(part, 30., 40., limit=5.)) ** .5 - 5) > .01
+        and abs(_clipped(part, 30., 40., limit=5.)[0] / 30 - 1) > 1e-6),
     "in half precision the length overflows: add up the squares in float32": _overflows,
     "a length that is infinite or nan changes the gradients: leave them as they are":
         lambda part: any(
-            _clipped(part, 3.0, broken)[0] != 3 for broken in (math.inf, math.nan)),
-    "a parameter without a gradient is given one":
-        lambda part: _clipped(part, 3.0, None)[1] is not None,
+            (g := _clipped(part, 3., broken))[0] != 3 or g[1].isfinite()
+            for broken in (math.inf, math.nan)),
     "a parameter without a gradient raises an error: skip it": _trips,
-    "short gradients are stretched": lambda part: _clipped(part, 0.1)[0] > 0.1,
+    "short gradients are stretched": lambda part: _clipped(part, .1)[0] > .1,
     "the parameters are read twice, but what model.parameters() gives can be read only "
-    "once":
-        lambda part: _spent(part),
-    "the direction changes: all gradients must shrink by the same factor": (
-        lambda part: abs((found := _clipped(part, 3.0, 4.0))[0] / found[1] - 0.75)
-        > 1e-3)}
+    "once": lambda part: _spent(part),
+    "the direction changes: all gradients must shrink by the same factor":
+        lambda part: abs((found := _clipped(part, 3., 4.))[0] / found[1] - .75) > 1e-3}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-decay
 @questions_of("params_for_decay")
@@ -768,8 +768,8 @@ def _ask_decay(part):
         known = {id(p): name for name, p in model.named_parameters()}
         return str(
             sorted(
-                (known[id(p)], group["weight_decay"]) for group in part(model, 0.3)
-                for p in group["params"]))
+                (known.get(id(p), "what is no parameter"), float(group["weight_decay"]))
+                for group in part(model, .3) for p in group["params"]))
     def frozen():
         model = nn.ModuleList([Made(len, weight=torch.ones(3, 2), bias=torch.ones(3))])
         model[0].weight.requires_grad_(False)
@@ -782,6 +782,7 @@ def _ask_decay(part):
         nn.ModuleList([
             Linear(2, 3, bias=True), Made(len, gain=torch.ones(3)),
             torch.nn.Embedding(4, 2), Made(len, weight=torch.ones(3)),
+            torch.nn.Linear(2, 3), torch.nn.LayerNorm(3),
             Made(len, kernel=torch.ones(2, 2, 2))]))
     yield "for a parameter that is one number", lambda: told(
         Made(len, scale=torch.tensor(1.)))
@@ -790,11 +791,12 @@ def _ask_decay(part):
     yield "where two layers share a matrix", lambda: told(shared())
     yield "where it is told no decay", lambda: sorted(
         group["weight_decay"] for group in part(Linear(2, 3, bias=True)))
-
+    yield "where a matrix is the model's own", lambda: told(
+        Made(len, table=torch.ones(2, 2), layer=Linear(2, 3)))
 
 def _a_sorting(
     decays=lambda name, p: p.ndim > 1, there=lambda p: p.requires_grad,
-    first=lambda wd: wd, second=(("weight_decay", 0.0),), groups=2,
+    first=lambda wd: wd, second=(("weight_decay", 0.),), groups=2,
     walk=lambda model: model.named_parameters(), spared=lambda p: True):
     "A `params_for_decay` with something changed."
     def part(model, weight_decay=.01):
@@ -808,41 +810,42 @@ def _a_sorting(
     return part
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-decay
-MISTAKES["params_for_decay"] = variants(
-    _a_sorting,
-    {
-        "everything decays, gains and biases too": dict(decays=lambda name, p: True),
-        "nothing decays": dict(decays=lambda name, p: False),
-        "the groups have changed places: gains and biases decay, matrices don't":
-            dict(decays=lambda name, p: p.ndim <= 1),
-        "frozen parameters are in a group": dict(there=lambda p: True),
-        "only parameters called weight decay; go by their dimensions":
-            dict(decays=lambda name, p: name.endswith("weight")),
-        "everything not called bias decays, gains included; go by the dimensions":
-            dict(decays=lambda name, p: not name.endswith("bias")),
-        "what is called bias or norm is spared, whatever its shape; go by the "
-        "dimensions": dict(
-            decays=lambda name, p: not any(word in name for word in ("bias", "norm"))),
-        "the given decay is ignored": dict(first=lambda wd: 0.01),
-        "gains and biases are in no group, so they are never updated":
-            dict(groups=1),
-        "the second group is empty: is it made from an iterator that the first has "
-        "used up?": dict(spared=lambda p: False),
-        "a parameter without axes, one number, is in no group":
-            dict(spared=lambda p: p.ndim == 1),
-        "a matrix that two layers share is in its group twice": dict(
-            walk=lambda model: [pair for m in model.modules()
-                                for pair in m.named_parameters(recurse=False)]),
-        "the second group has no weight_decay of its own, so it gets the optimiser's":
-            dict(second=()),
-        "parameters come more than once: "
-        "each module also lists those of its submodules": dict(
-            walk=lambda model: [
-                pair for m in model.modules() for pair in m.named_parameters()]),
-        "embeddings are left out of the decay; here every matrix decays": dict(
-            decays=lambda name, p: p.ndim > 1 and not name.startswith(("2", "emb"))),
-        "only parameters with exactly two axes decay; those with more should decay too":
-            dict(decays=lambda name, p: p.ndim == 2)})
+MISTAKES["params_for_decay"] = variants(_a_sorting, {
+    "everything decays, gains and biases too": dict(decays=lambda name, p: True),
+    "nothing decays": dict(decays=lambda name, p: False),
+    "the groups have changed places: gains and biases decay, matrices don't":
+        dict(decays=lambda name, p: p.ndim <= 1),
+    "frozen parameters are in a group": dict(there=lambda p: True),
+    "only parameters called weight decay; go by their dimensions":
+        dict(decays=lambda name, p: name.endswith("weight")),
+    "everything not called bias decays, gains included; go by the dimensions":
+        dict(decays=lambda name, p: not name.endswith("bias")),
+    "what is called bias or norm is spared, whatever its shape; go by the dimensions":
+        dict(decays=lambda name, p: not any(word in name for word in ("bias", "norm"))),
+    "the given decay is ignored": dict(first=lambda wd: .01),
+    "gains and biases are in no group, so they are never updated": dict(groups=1),
+    "the second group is empty: is it made from an iterator that the first has "
+    "used up?": dict(spared=lambda p: False),
+    "a parameter without axes, one number, is in no group":
+        dict(spared=lambda p: p.ndim == 1),
+    "a matrix that two layers share is in its group twice": dict(
+        walk=lambda model: [pair for m in model.modules()
+                            for pair in m.named_parameters(recurse=False)]),
+    "the second group has no weight_decay of its own, so it gets the optimiser's":
+        dict(second=()),
+    "a parameter that is one number decays: the test should be ndim > 1, not != 1":
+        dict(decays=lambda name, p: p.ndim != 1),
+    "the model's own parameters, which are in none of its layers, are left out":
+        dict(walk=lambda model: [pair for pair in model.named_parameters()
+                                 if "." in pair[0]]),
+    "parameters come more than once: "
+    "each module also lists those of its submodules": dict(
+        walk=lambda model: [
+            pair for m in model.modules() for pair in m.named_parameters()]),
+    "embeddings are left out of the decay; here every matrix decays": dict(
+        decays=lambda name, p: p.ndim > 1 and not name.startswith(("2", "emb"))),
+    "only parameters with exactly two axes decay; those with more should decay too":
+        dict(decays=lambda name, p: p.ndim == 2)})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-decay
 def _sorted_by(part, decay=.3)->tuple[int, list[int], list[float]]:
@@ -872,13 +875,47 @@ def _misplaced(part, matrices):
             return f"{name} ({type(owner).__name__})"
     return ""
 
+def _misshapen(part):
+    "What comes back instead of dictionaries that hold parameters."
+    model = Linear(2, 3, bias=True)
+    for group in part(model, .3):
+        if not isinstance(group, dict): return f"a group is a {type(group).__name__}"
+        if "params" not in group: return "a group has no entry params"
+        for p in group["params"]:
+            if not any(p is own for own in model.parameters()):
+                return f"a {type(p).__name__} stands there that isn't the parameter"
+    return "" if "weight_decay" in group or "weight_decay" in part(model)[0] else (
+        "no group has an entry weight_decay")
+
+def _by_type(part):
+    "Are parameters sorted by the types of their layers?"
+    layers = dict(
+        a=torch.nn.Linear(2, 3), b=Linear(2, 3), c=torch.nn.Embedding(4, 2),
+        d=Made(len, table=torch.ones(2, 2)), e=torch.nn.LayerNorm(3, bias=False),
+        f=torch.nn.RMSNorm(3), g=Made(len, gain=torch.ones(3)))
+    decays = {id(p) for group in part(nn.ModuleDict(layers), .3)
+              if group["weight_decay"] for p in group["params"]}
+    found = "".join(name for name, layer in layers.items()
+                    if id(next(layer.parameters())) in decays)
+    return {"a": "matrices decay in torch's nn.Linear only",
+            "ab": "matrices decay in linear layers only",
+            "abc": "only matrices of linear layers and embeddings decay",
+            "abdg": "embeddings and torch's own norms are spared, other gains decay",
+            "abcdg": "only torch's own norms are spared, and gains of others decay"
+            }.get(found, "")
+
 SYMPTOMS["params_for_decay"] = {
+    "groups should be dictionaries of params and weight_decay:": _misshapen,
+    "it goes by the type of a layer instead of the dimensions:": _by_type,
     "a parameter is in no group: every parameter that learns must be in one":
         lambda part: len(set((found := _sorted_by(part))[1])) < found[0],
+    "the given decay has no effect: matrices always decay by": lambda part: (
+        "" if len(found := {max(_sorted_by(part, decay)[2]) for decay in (.3, .5)}) > 1
+        else f"{found.pop():.3g}"),
     "a parameter is in two groups, or twice in one":
         lambda part: len((found := _sorted_by(part))[1]) > found[0],
     "parameters that should not decay do decay a little":
-        lambda part: 0 < min(_sorted_by(part)[2]) < 0.3,
+        lambda part: 0 < min(_sorted_by(part)[2]) < .3,
     "a parameter with two axes or more does not decay:":
         partial(_misplaced, matrices=True),
     "a parameter with fewer than two axes decays:": partial(_misplaced, matrices=False)}
@@ -894,6 +931,8 @@ def _ask_schedule(part):
         for it in steps: yield label, lambda: part(it, 4, 12, .1, 1.)
     yield "on the way down", lambda: part(25, 0, 100, 0., 2.)
     yield "in a climb to another rate than one", lambda: part(3, 4, 12, .2, 2.)
+    for it in 8, 12: yield "on the way from 2 to 0.2", lambda: part(it, 4, 12, .2, 2.)
+    yield "for rates below 0.00001", lambda: 1e6 * part(7, 4, 12, 1e-7, 3e-6)
     yield "without warm-up", lambda: part(0, 0, 10, .1, 1.)
     yield "where the warm-up is longer than the cycle", lambda: part(0, 20, 12, .1, 1.)
     yield "for a negative step", lambda: part(-1, 4, 12, .1, 1.)
@@ -903,17 +942,11 @@ def _ask_schedule(part):
     yield "where the warm-up fills the cycle", lambda: part(12, 12, 12, .1, 1.)
     yield "where both rates are one", lambda: part(6, 4, 12, .5, .5)
 
-
 def _a_schedule(
-    climb=lambda it, w: it / w,
-    wave=lambda u: (1 + math.cos(math.pi * u)) / 2,
-    place=lambda it, w, c: (it - w) / (c - w),
-    after=lambda it, w, c, low, high: low,
-    span=lambda low, high, y: low + (high - low) * y,
-    strict=True,
-    end=lambda w, c: c,
-    early=0,
-    taken=lambda *numbers: numbers):
+    climb=lambda it, w: it / w, wave=lambda u: (1 + math.cos(math.pi * u)) / 2,
+    place=lambda it, w, c: (it - w) / (c - w), after=lambda it, w, c, low, high: low,
+    span=lambda low, high, y: low + (high - low) * y, strict=True, end=lambda w, c: c,
+    early=0, taken=lambda *numbers: numbers):
     "A `cos_lr_scheduler` with something changed."
     def part(it, *numbers):
         w, c, low, high = numbers
@@ -934,51 +967,33 @@ _schedules: dict[str, dict] = {
         dict(taken=lambda w, c, low, high: (w, c, high, low)),
     "the rates come before the steps among the arguments; here the steps come first":
         dict(taken=lambda w, c, low, high: (low, high, c, w), strict=False),
-    "the climb is one step ahead: step 0 should have the rate 0":
-        dict(climb=lambda it, w: (it + 1) / w),
     "the climb begins at lr_min instead of 0":
-        dict(climb=lambda it, w: 0.1 + 0.9 * it / w),
+        dict(climb=lambda it, w: .1 + .9 * it / w),
     "the climb is (it + 1)/(w + 1), as in nanoGPT: here step 0 should have the rate 0":
         dict(climb=lambda it, w: (it + 1) / (w + 1)),
+    "the climb's test includes step w, so a warm-up of 0 divides by zero at step 0":
+        dict(early=1),
+    "without a warm-up step 0 gets the rate 0; it should have lr_max at once":
+        dict(early=1, climb=lambda it, w: it / max(w, 1)),
+    "a warm-up of 0 is taken for one of 1":
+        dict(taken=lambda w, c, low, high: (max(w, 1), c, low, high)),
+    "where the warm-up fills the cycle, the way down divides by its length, 0":
+        dict(end=lambda w, c: c + 1),
+    "lr_min is taken for a share of lr_max; it is a rate itself":
+        dict(taken=lambda w, c, low, high: (w, c, low * high, high)),
     "the climb is missing: the highest rate comes at once":
-        dict(climb=lambda it, w: 1.0),
+        dict(climb=lambda it, w: 1.),
     "the climb is a cosine, too; it should be a straight line":
         dict(climb=lambda it, w: (1 - math.cos(math.pi * it / w)) / 2),
-    "the climb reaches the highest rate one step late: step w should already have it":
-        dict(early=1, climb=lambda it, w: it / (w + 1)),
-    "the cosine climbs: low and high have changed places":
-        dict(wave=lambda u: (1 - math.cos(math.pi * u)) / 2),
-    "the angle of the cosine is too small: π is missing":
-        dict(wave=lambda u: (1 + math.cos(u)) / 2),
-    "the half is missing: one plus the cosine can be two":
-        dict(wave=lambda u: 1 + math.cos(math.pi * u)),
-    "the climb takes one step more than it should":
-        dict(climb=lambda it, w: it / (w + 1)),
-    "the climb reaches the highest rate one step early":
-        dict(climb=lambda it, w: it / max(w - 1, 1)),
-    "the way down goes up again before the end of the cycle":
-        dict(wave=lambda u: (1 + math.cos(2 * math.pi * u)) / 2),
-    "the way down is a quarter of a cosine; it should be half of one":
-        dict(wave=lambda u: math.cos(math.pi * u / 2)),
     "the way down is counted from step 0, not from the end of the warm-up":
         dict(place=lambda it, w, c: it / c),
-    "the way down is as long as the whole cycle: take off the warm-up":
-        dict(place=lambda it, w, c: (it - w) / c),
-    "the way down is one step ahead":
-        dict(place=lambda it, w, c: (it + 1 - w) / (c - w)),
-    "the way down is one step behind: the step after the climb should be lower":
-        dict(place=lambda it, w, c: (it - 1 - w) / (c - w)),
-    "the way down is one step too short: from w to c there are c − w steps":
-        dict(place=lambda it, w, c: (it - w) / max(c - w - 1, 1)),
-    "the way down is one step too long: from w to c there are c − w steps":
-        dict(place=lambda it, w, c: (it - w) / (c - w + 1)),
     "the climb is rounded to whole numbers: divide with /, not with //":
         dict(climb=lambda it, w: it // w),
     "after the cycle another one begins; here the rate stays at lr_min": dict(
         after=None, place=lambda it, w, c: (it - w) % (c - w) / (c - w)),
     "after the cycle the curve goes on; it should stay at lr_min": dict(after=None),
     "after the cycle the rate is zero; it should stay at lr_min":
-        dict(after=lambda it, w, c, low, high: 0.0),
+        dict(after=lambda it, w, c, low, high: 0.),
     "after the cycle the rate is high again":
         dict(after=lambda it, w, c, low, high: high),
     "the curve goes down to zero and is cut off at lr_min":
@@ -992,47 +1007,116 @@ _schedules: dict[str, dict] = {
         dict(span=lambda low, high, y: high * y),
     "lr_min is added on top: the highest rate is exceeded":
         dict(span=lambda low, high, y: low + high * y),
+    "lr_min isn't added to what is left of the way: it must be lr_min at the end":
+        dict(span=lambda low, high, y: (high - low) * y),
+    "the rate stays at lr_max until the cycle ends": dict(wave=lambda u: 1.),
     "a warm-up longer than the cycle is accepted without an error": dict(strict=False)}
-MISTAKES["cos_lr_scheduler"] = variants(
-    _a_schedule,
-    {"the way down is a straight line": dict(wave=lambda u: 1 - u)} | _schedules)
-MISTAKES["linear_lr_scheduler"] = variants(
-    partial(_a_schedule, wave=lambda u: 1 - u),
-    {"the way down is a cosine": dict(wave=lambda u: (1 + math.cos(math.pi * u)) / 2)}
+MISTAKES["cos_lr_scheduler"] = variants(_a_schedule, {
+    "the way down is a straight line": dict(wave=lambda u: 1 - u),
+    "the u of the way down stands outside the cosine: cos(π) · u": dict(
+        wave=lambda u: (1 - u) / 2),
+    "the cosine climbs: low and high have changed places":
+        dict(wave=lambda u: (1 - math.cos(math.pi * u)) / 2),
+    "the angle of the cosine is too small: π is missing":
+        dict(wave=lambda u: (1 + math.cos(u)) / 2),
+    "the half is missing: one plus the cosine can be two":
+        dict(wave=lambda u: 1 + math.cos(math.pi * u)),
+    "the way down goes up again before the end of the cycle":
+        dict(wave=lambda u: (1 + math.cos(2 * math.pi * u)) / 2),
+    "the way down is a quarter of a cosine; it should be half of one":
+        dict(wave=lambda u: math.cos(math.pi * u / 2))} | _schedules)
+MISTAKES["linear_lr_scheduler"] = variants(partial(_a_schedule, wave=lambda u: 1 - u), {
+    "the way down is a cosine": dict(wave=lambda u: (1 + math.cos(math.pi * u)) / 2),
+    "the line climbs: low and high have changed places": dict(wave=lambda u: u)}
     | _schedules)
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-schedule
-SYMPTOMS["cos_lr_scheduler"] = SYMPTOMS["linear_lr_scheduler"] = {
-    "without a warm-up, step 0 does not have the highest rate": (
-        lambda part: attempt(lambda: part(0, 0, 10, 0.1, 1.0)) != 1
-        == part(4, 4, 12, 0.1, 1.0)),
-    "the rate falls below lr_min on its way": (
-        lambda part: min(part(it, 4, 12, 0.1, 1.0) for it in range(4, 40)) < 0.1 - 1e-9
-    ),
+def _climb(part):
+    "The climb, if it is a straight line but another."
+    def line(w):
+        rates = [part(it, w, 99, .1, 1.) for it in range(w)]
+        steps = [b - a for a, b in pairwise(rates)]
+        return rates[0], steps[0] if max(steps) - min(steps) < 1e-9 < steps[0] else 0
+    (a, slope), (b, other) = line(4), line(10)
+    if not slope or not other: return ""
+    late = 1 / slope - 4
+    if abs(1 / other - 10 - late) < 1e-6 and abs(a / slope - b / other) < 1e-6:
+        return "" if max(abs(late), abs(a)) < 1e-6 else (
+            f"is (it {a / slope:+.3g})/(w {late:+.3g}) of lr_max; it should be it/w")
+    return f"begins at {a:.3g}; it should begin at 0" if abs(a - b) < 1e-9 < a else ""
+
+def _descent(part, straight):
+    "The way down, if it has the right shape but runs otherwise."
+    its = 6, 7, 9
+    rates = [part(it, 4, 12, .1, 1.) for it in its]
+    ys = [(rate - .1) / .9 for rate in rates]
+    us = [1 - y if straight else math.acos(2 * y - 1) / math.pi for y in ys]
+    long = (us[2] - us[0]) and 3 / (us[2] - us[0])
+    begin = 6 - us[0] * long
+    if abs(begin + us[1] * long - 7) < 1e-6 and abs(begin - 4) + abs(long - 8) > 1e-6:
+        return f"goes from step {begin:.3g} to step {begin + long:.3g}"
+    us = [(it - 4) / 8 for it in its]
+    for of, falls in (("1 − u, from 1 to 0", lambda u: 1 - u),
+                      ("half of 1 + cos πu", lambda u: math.cos(math.pi * u / 2)**2)):
+        powers = [math.log(y) / math.log(falls(u)) for y, u in zip(ys, us)]
+        if max(powers) - min(powers) < 1e-6 < abs(powers[0] - 1):
+            return f"falls like the power {powers[0]:.3g} of {of}"
+    return ""
+
+_rates:dict[str, Callable] = {
+    "the rate is rounded, so small rates are lost": lambda part: any(
+        all(round(rate, d) == rate for rate in (
+            part(it, 4, 12, 1.23457e-7, 3.14159e-6) for it in (6, 7, 9)))
+        for d in range(9)),
+    "the climb": _climb}
+_rates_last:dict[str, Callable] = {
+    "without a warm-up step 0 should have the highest rate, 1, and it gives":
+        lambda part: "" if (found := attempt(lambda: part(0, 0, 10, .1, 1.))) == 1
+        or part(4, 4, 12, .1, 1.) != 1 else found if isinstance(found, str)
+        else f"{float(found):.3g}",
+    "the rate falls below lr_min on its way":
+        lambda part: min(part(it, 4, 12, .1, 1.) for it in range(4, 40)) < .1 - 1e-9,
     "the rate rises above lr_max": (
-        lambda part: max(part(it, 4, 12, 0.1, 1.0) for it in range(40)) > 1 + 1e-9),
+        lambda part: max(part(it, 4, 12, .1, 1.) for it in range(40)) > 1 + 1e-9),
     "the climb is not a straight line from 0 to the highest rate": (
         lambda part: any(
-            abs(part(it, 4, 12, 0.1, 1.0) - it / 4) > 1e-6 for it in range(4))
-        and part(4, 4, 12, 0.1, 1.0) == 1),
+            abs(part(it, 4, 12, .1, 1.) - it / 4) > 1e-6 for it in range(4))
+        and part(4, 4, 12, .1, 1.) == 1),
     "halfway down, the rate is not midway between the highest and the lowest":
-        lambda part: abs(part(8, 4, 12, 0.1, 1.0) - 0.55) > 1e-6,
+        lambda part: abs(part(8, 4, 12, .1, 1.) - .55) > 1e-6,
     "the rate jumps: the climb and the way down do not meet": (
         lambda part: max(
-            abs(part(i + 1, 50, 1000, 0.1, 1.0) - part(i, 50, 1000, 0.1, 1.0))
-            for i in range(1100)) > 0.05)}
+            abs(part(i + 1, 50, 1000, .1, 1.) - part(i, 50, 1000, .1, 1.))
+            for i in range(1100)) > .05)}
+for _name, _straight in ("cos_lr_scheduler", False), ("linear_lr_scheduler", True):
+    SYMPTOMS[_name] = _rates | {
+        "the way down from step 4 to step 12": partial(
+            _descent, straight=_straight)} | _rates_last
 SYMPTOMS["perplexity"] = {
+    "not e is raised to the loss, but": lambda part: _base(part),
     "the result is rounded": lambda part: part(1.2345) == round(part(1.2345), 4),
     "the loss is cut off: however large it gets, the perplexity grows no more":
-        lambda part: part(600.0) == part(700.0) < math.inf,
-    "the perplexity is not one at a loss of zero": lambda part: part(0.0) != 1}
+        lambda part: part(600.) == part(700.) < math.inf,
+    "a loss past some limit gives infinity, though a float can hold its exponential":
+        lambda part: part(5.5) < part(700.) == math.inf,
+    "the perplexity is not one at a loss of zero": lambda part: part(0.) != 1,
+    "where the exponential is too large for a float, a finite number comes out": (
+        lambda part: -math.inf < part(1000.) < math.inf)}
 SYMPTOMS["bits_per_byte"] = {
+    "it accepts": lambda part: _unguarded(part),
+    "the result is rounded": lambda part: all(
+        part(1.2345, *pair) == round(part(1.2345, *pair), 5) for pair in
+        ((7, 11), (70, 11), (9, 13))),
+    "beside 1/ln 2 there is one more constant factor:": lambda part: _constant(part),
     "a ratio of tokens and bytes is rounded to a whole number: divide with /, not with "
     "//": lambda part: any(
-        part(2.0, *pair) == part(2.0, *other) != part(2.0, *far) for pair, other, far in
+        part(2., *pair) == part(2., *other) != part(2., *far) for pair, other, far in
         (((10, 45), (10, 40), (10, 400)), ((45, 10), (40, 10), (400, 10)))),
+    "a ratio of tokens and bytes is rounded before it is used": lambda part: any(
+        part(2., *pair) == part(2., *other) != 0 for pair, other in
+        (((1000, 4511), (1000, 4512)), ((4511, 1000), (4512, 1000)))),
     "the result is not the same for twice as many tokens, each half as surprising": (
-        lambda part: abs(part(2.0, 10, 40) - part(1.0, 20, 40)) > 1e-9)}
+        lambda part: abs(part(2., 10, 40) - part(1., 20, 40)) > 1e-9)}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-loss
 @questions_of("CrossEntropyLoss")
@@ -1047,15 +1131,10 @@ def _ask_loss(part):
     yield "for several sequences", lambda: part()(z + 3, y)
     yield "for large logits", lambda: part()(1e4 * z, y)
     yield "for large logits", lambda: part()(
-        torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1]))
-    yield (
-        "in half precision",
-        lambda: part()(
-            torch.tensor([[1e4, -1e4, 0.0]]).half(), torch.tensor([0])).bfloat16())
-    yield (
-        "in half precision",
-        lambda: part()(
-            torch.tensor([[0.0, -6.0]]).bfloat16(), torch.tensor([0])).bfloat16())
+        torch.tensor([[1e4, -1e4, 0.]]), torch.tensor([1]))
+    for row in torch.tensor([1e4, -1e4, 0.]).half(), torch.tensor([0., -6.]).bfloat16():
+        yield "in half precision", lambda: part()(
+            row[None], torch.tensor([0])).bfloat16()
     yield "where targets are −100", lambda: part()(z, some)
     yield "where sequences have different numbers of targets −100", lambda: part()(
         z, torch.tensor([[0, -100, -100], [3, 3, 1]]))
@@ -1076,22 +1155,20 @@ def _ask_loss(part):
     yield "in its gradient where targets are −100", lambda: gradient(
         lambda z: part()(z, some), z)
 
-
 def _a_loss(
     surprise=lambda z, y: torch.logsumexp(z.float(), -1) - _pick(z.float(), y),
     reduce=lambda losses, counts: losses[counts].mean(), cut=lambda z, y: (z, y),
-    heard=lambda i: i, counted=lambda y, i: y != i):
+    heard=lambda i: i, counted=lambda y, i: y != i, also=lambda y: y == y):
     "A `CrossEntropyLoss` with something changed."
     def part(ignore_index=-100):
         def loss(z, y):
             z, y = cut(z, y)
             z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
             i = heard(ignore_index)
-            counts = torch.ones_like(y) > 0 if i is None else counted(y, i)
+            counts = also(y) & (y == y if i is None else counted(y, i))
             return reduce(surprise(z, y.where(counts, 0)), counts)
         return loss
     return part
-
 
 def _by_rows(losses, counts):
     "The mean of the means of rows of three."
@@ -1101,97 +1178,108 @@ def _by_rows(losses, counts):
 def _pick(z, y): return z.gather(-1, y[:, None])[:, 0]
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-loss
-MISTAKES["CrossEntropyLoss"] = variants(
-    _a_loss,
-    {
-        "nothing is subtracted before the exponential, so large logits overflow":
-            dict(surprise=lambda z, y: z.float().exp().sum(-1).log()
-                 - _pick(z.float(), y)),
-        "the logarithm is taken of a probability that has been rounded to zero: take "
-        "it before you divide":
-            dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
-        "a small number is added inside the logarithm, or the probability is clamped, "
-        "so surprise has a ceiling": dict(
-            surprise=lambda z, y: -(_pick(torch.softmax(z.float(), -1), y) + 1e-9).log()
-        ),
-        "the largest logit of all rows is subtracted; each row needs its own": dict(
-            surprise=lambda z, y: (z - z.max()).float().exp().sum(-1).log()
-            - _pick((z - z.max()).float(), y)),
-        "the softmax is applied twice: the loss wants logits, not probabilities": dict(
-            surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1)
-            - _pick(torch.softmax(z.float(), -1), y)),
-        "the targets are shifted once more: they are one place later already":
-            dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
-        "an ignore_index of 0 is replaced by −100: 0 counts as false":
-            dict(heard=lambda i: i or -100),
-        "ignore_index=None is taken for −100; with None every target counts":
-            dict(heard=lambda i: -100 if i is None else i),
-        "rows with the target 0 do not count: 0 is a token like any other":
-            dict(counted=lambda y, i: (y != i) & (y != 0)),
-        "only targets above 0 count: 0 is a token like any other, and another "
-        "ignore_index has no effect": dict(counted=lambda y, i: y > 0),
-        "where no target counts the loss is 0 instead of nan: the divisor is never 0":
-            dict(reduce=lambda losses, counts: losses[counts].sum()
-                 / counts.sum().clamp(min=1)),
-        "only the last place of each row counts":
-            dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
-        "two axes are swapped before the logits are flattened, so rows meet the wrong "
-        "targets":
-            dict(cut=lambda z, y: (z.transpose(0, -2), y)),
-        "the loss is one minus the probability; it should be minus its logarithm":
-            dict(surprise=lambda z, y: 1 - _pick(torch.softmax(z.float(), -1), y)),
-        "the logarithm is missing":
-            dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
-        "the sign is turned round: the loss falls as the model gets worse": dict(
-            surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)),
-        "only the target's logit counts: the logarithm of the sum is missing":
-            dict(surprise=lambda z, y: -_pick(z.float(), y)),
-        "the logarithm has the base two: these are bits, not nats": dict(
-            surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
-            / 0.6931472),
-        "the losses are added up; take their mean":
-            dict(reduce=lambda losses, counts: losses[counts].sum()),
-        "each sequence is averaged by itself; all positions should count alike":
-            dict(reduce=lambda losses, counts: _by_rows(losses, counts)),
-        "the sum is divided by all positions, including those that are ignored":
-            dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
-        "positions with the target −100 are counted; leave them out":
-            dict(reduce=lambda losses, counts: losses.mean()),
-        "the sum is divided by the number of sequences, not of positions": dict(
-            reduce=lambda losses, counts: losses[counts].sum()
-            / max(1, len(counts) // 3)),
-        "the softmax runs over the positions; it should run over the vocabulary":
-            dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
-        "the softmax is computed in half precision: the exponentials and their sum "
-        "need float32": dict(
-            surprise=lambda z, y: (
-                (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
-                - _pick(z - z.amax(-1, keepdim=True), y))),
-        "the mean is taken over the vocabulary as well, so the loss is V times too "
-        "small": dict(
-            surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
-            / z.shape[-1]),
-        "some of the target's share is given to all others: label smoothing of "
-        "a tenth": dict(
-            surprise=lambda z, y: torch.nn.functional.cross_entropy(
-                z.float(), y, reduction="none", label_smoothing=0.1)),
-        "the loss is the squared distance of the "
-        "probability from one, not the surprise": dict(
-            surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2),
-        "the likeliest token's surprise is taken, not the target's": dict(
-            surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
-        "no gradient flows through the logarithm of the sum: is it detached?": dict(
-            surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1)
-            - _pick(z.float(), y))})
+MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
+    "nothing is subtracted before the exponential, so large logits overflow":
+        dict(surprise=lambda z, y: z.float().exp().sum(-1).log() - _pick(z.float(), y)),
+    "the logarithm is taken of a probability that has been rounded to zero: take "
+    "it before you divide":
+        dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y).log()),
+    "a small number is added inside the logarithm, or the probability is clamped, "
+    "so surprise has a ceiling": dict(
+        surprise=lambda z, y: -(_pick(torch.softmax(z.float(), -1), y) + 1e-9).log()
+    ),
+    "the largest logit of all rows is subtracted; each row needs its own": dict(
+        surprise=lambda z, y: (z - z.max()).float().exp().sum(-1).log()
+        - _pick((z - z.max()).float(), y)),
+    "the softmax is applied twice: the loss wants logits, not probabilities": dict(
+        surprise=lambda z, y: torch.logsumexp(torch.softmax(z.float(), -1), -1)
+        - _pick(torch.softmax(z.float(), -1), y)),
+    "the targets are shifted once more: they are one place later already":
+        dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
+    "an ignore_index of 0 is replaced by −100: 0 counts as false":
+        dict(heard=lambda i: i or -100),
+    "ignore_index=None is taken for −100; with None every target counts":
+        dict(heard=lambda i: -100 if i is None else i),
+    "rows with the target 0 do not count: 0 is a token like any other":
+        dict(counted=lambda y, i: (y != i) & (y != 0)),
+    "only targets above 0 count: 0 is a token like any other, and another "
+    "ignore_index has no effect": dict(counted=lambda y, i: y > 0),
+    "every negative target is left out; only ignore_index may be, and others are "
+    "to be refused": dict(also=lambda y: y >= 0),
+    "all negative targets are left out instead of ignore_index, which has no "
+    "effect": dict(also=lambda y: y >= 0, counted=lambda y, i: y == y),
+    "a negative target counts from the end of the vocabulary; refuse it": dict(
+        surprise=lambda z, y: torch.logsumexp(z.float(), -1)
+        - z.float()[torch.arange(len(y)), y]),
+    **{f"by default the target {i} is ignored, not −100":
+       dict(heard=lambda given, i=i: i if given == -100 else given)
+       for i in (0, -1)},
+    "the mean is missing: each position gives a loss of its own":
+        dict(reduce=lambda losses, counts: losses * counts),
+    "the exponential of the mean is returned: that is the perplexity":
+        dict(reduce=lambda losses, counts: losses[counts].mean().exp()),
+    "each token is judged by a sigmoid of its own (binary cross-entropy); use a "
+    "softmax": dict(surprise=lambda z, y: z.float().logaddexp(0 * z.float()).sum(-1)
+                    - _pick(z.float(), y)),
+    "where no target counts the loss is 0; it should be nan": dict(
+        reduce=lambda losses, counts: losses[counts].sum() / counts.sum().clamp(min=1)),
+    "only the last place of each row counts":
+        dict(cut=lambda z, y: (z[..., -1:, :], y[..., -1:])),
+    "two axes are swapped before the logits are flattened, so rows meet the wrong "
+    "targets": dict(cut=lambda z, y: (z.transpose(0, -2), y)),
+    "the sum runs over all tokens but the target; it belongs to the sum": dict(
+        surprise=lambda z, y: z.float().scatter(-1, y[:, None], -torch.inf)
+        .logsumexp(-1) - _pick(z.float(), y)),
+    "the loss is one minus the probability; it should be minus its logarithm":
+        dict(surprise=lambda z, y: 1 - _pick(torch.softmax(z.float(), -1), y)),
+    "the logarithm is missing":
+        dict(surprise=lambda z, y: -_pick(torch.softmax(z.float(), -1), y)),
+    "the sign is turned round: the loss falls as the model gets worse": dict(
+        surprise=lambda z, y: _pick(z.float(), y) - torch.logsumexp(z.float(), -1)),
+    "only the target's logit counts: the logarithm of the sum is missing":
+        dict(surprise=lambda z, y: -_pick(z.float(), y)),
+    "the logarithm has the base two: these are bits, not nats": dict(
+        surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
+        / .6931472),
+    "the losses are added up; take their mean":
+        dict(reduce=lambda losses, counts: losses[counts].sum()),
+    "each sequence is averaged by itself; all positions should count alike":
+        dict(reduce=lambda losses, counts: _by_rows(losses, counts)),
+    "the sum is divided by all positions, including those that are ignored":
+        dict(reduce=lambda losses, counts: losses[counts].sum() / len(counts)),
+    "positions with the target −100 are counted; leave them out":
+        dict(reduce=lambda losses, counts: losses.mean()),
+    "the sum is divided by the number of sequences, not of positions": dict(
+        reduce=lambda losses, counts: losses[counts].sum() / max(1, len(counts) // 3)),
+    "the softmax runs over the positions; it should run over the vocabulary":
+        dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
+    "the exponentials are added up in half precision: they and their sum need "
+    "float32": dict(
+        surprise=lambda z, y: (
+            (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
+            - _pick(z - z.amax(-1, keepdim=True), y))),
+    "the mean is taken over the vocabulary as well, so the loss is V times too "
+    "small": dict(
+        surprise=lambda z, y: (torch.logsumexp(z.float(), -1) - _pick(z.float(), y))
+        / z.shape[-1]),
+    "some of the target's share is given to all others: label smoothing of "
+    "a tenth": dict(
+        surprise=lambda z, y: torch.nn.functional.cross_entropy(
+            z.float(), y, reduction="none", label_smoothing=.1)),
+    "the loss is the squared distance of the probability from one, not the surprise":
+        dict(surprise=lambda z, y: (1 - _pick(torch.softmax(z.float(), -1), y)) ** 2),
+    "the likeliest token's surprise is taken, not the target's": dict(
+        surprise=lambda z, y: torch.logsumexp(z.float(), -1) - z.float().amax(-1)),
+    "no gradient flows through the logarithm of the sum: is it detached?": dict(
+        surprise=lambda z, y: torch.logsumexp(z.detach().float(), -1)
+        - _pick(z.float(), y))})
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-learning
 def _loss(part, *rows, target=0):
     return part()(torch.tensor(rows), torch.full((len(rows),), target))
 
-
 def _loss_of(part, order):
     return part()(given(3, 4)[order], torch.tensor([0, 1, 3])[order])
-
 
 def _uncounted(part):
     "Which places are left out of the gradient."
@@ -1202,68 +1290,101 @@ def _uncounted(part):
     if torch.equal(out, last): return "the last ones; are the targets shifted again?"
     return "every one should count" if out.any() else ""
 
-def _steepness(part):
-    step = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item()
-    return f"{step:.3g}" if abs(step - 10) > .01 else ""
+def _altered(part):
+    "What is done to the logits or the mean surprise, if one number says it."
+    right = torch.nn.functional.cross_entropy
+    batches = [(2 * given(n, v, seed=v), torch.arange(n) % v)
+               for n, v in ((6, 5), (4, 7), (3, 4))]
+    found = torch.stack([part()(z, y) for z, y in batches])
+    wanted = torch.stack([right(z, y) for z, y in batches])
+    def constant(x, much=2e-5): return x.max() - x.min() < much * x.abs().max()
+    cap = _loss(part, [1e4, -1e4], target=1).item() / 2
+    for said, change in (("passed through tanh", lambda z: cap * (z / cap).tanh()),
+                         ("cut off", lambda z: z.clamp(-cap, cap))):
+        z, y = batches[0][0] * cap / 3, batches[0][1]
+        if cap < 1e3 and same(part()(z, y), right(change(z), y)):
+            return f"logits are {said} at ±{cap:.3g}"
+    if torch.allclose(found, wanted, rtol=1e-6): return ""
+    if constant(k := found / wanted): return f"it is multiplied by {k[0]:.4g}"
+    k = (_loss(part, [0., 60.]) - _loss(part, [0., 50.])).item() / 10
+    def explains(change):
+        return same(found, torch.stack([right(change(z), y) for z, y in batches]))
+    if explains(lambda z: k * z): return f"all logits are multiplied by {k:.4g} first"
+    terms = {
+        "the squared log-sum-exp (z-loss)": lambda z, y: z.logsumexp(-1).square(),
+        "what all tokens cost on average more than the target (label smoothing)":
+            lambda z, y: _pick(z, y) - z.mean(-1)}
+    for name, term in terms.items():
+        ratio = (found - wanted) / torch.stack([term(z, y).mean() for z, y in batches])
+        if constant(ratio, .02): return f"to it is added {ratio[0]:.3g} times {name}"
+    return ""
 
 SYMPTOMS["CrossEntropyLoss"] = {
-    "a large surprise is cut off":
-        lambda part: _loss(part, [0.0, 40.0]) < 39 and _loss(part, [0.0, 3.0]) > 3,
+    "the mean surprise is not what comes out:": _altered,
+    "a large surprise is cut off, as if no probability were smaller than": lambda part:
+        f"{math.exp(-_loss(part, [0., 80.])):.2g}" if _loss(part, [0., 3.]) > 3
+        and _loss(part, [0., 80.]) < min(79, _loss(part, [0., 70.]) + .01) else "",
     "the loss is not finite when the logits of one row lie 10,000 above another's": (
-        lambda part: _loss(part, [1e4, 0.0]).isfinite()
-        and not _loss(part, [1e4, 0.0], [0.0, 1.0]).isfinite()),
-    "a target that is certain still costs something":
-        lambda part: 1e-3 < _loss(part, [30.0, 0.0, 0.0]) < 0.5,
+        lambda part: _loss(part, [1e4, 0.]).isfinite()
+        and not _loss(part, [1e4, 0.], [0., 1.]).isfinite()),
     "the same row given twice changes the loss: take the mean over all rows": (
-        lambda part: abs(_loss(part, [1.0, 0.0], [1.0, 0.0]) - _loss(part, [1.0, 0.0]))
+        lambda part: abs(_loss(part, [1., 0.], [1., 0.]) - _loss(part, [1., 0.]))
         > 1e-3),
     "a logit of 10,000 gives a loss that is not finite": (
-        lambda part: not _loss(part, [1e4, 0.0]).isfinite()
-        and _loss(part, [1.0, 0.0]).isfinite()),
-    "a surprise that is larger by 10 raises the loss not by 10 but by": _steepness,
-    "a number that is added to all logits of a row changes the loss": (
-        lambda part: abs(_loss(part, [1.0, 0.0, 2.0]) - _loss(part, [4.0, 3.0, 5.0]))
-        > 1e-4),
+        lambda part: not _loss(part, [1e4, 0.]).isfinite()
+        and _loss(part, [1., 0.]).isfinite()),
+    "a number that is added to all logits of a row changes the loss":
+        lambda part: abs(_loss(part, [1., 0., 2.]) - _loss(part, [4., 3., 5.])) > 1e-4,
     "the order of the rows makes a difference: does each row meet its own target?":
         lambda part: abs(_loss_of(part, [0, 1, 2]) - _loss_of(part, [2, 0, 1])) > 1e-4,
     "some places get no gradient:": _uncounted,
-    "positions with the target −100 are not left out": (
-        lambda part: abs(
-            part()(given(3, 5), torch.tensor([1, -100, 2]))
-            - part()(given(3, 5)[[0, 2]], torch.tensor([1, 2]))) > 1e-4)}
+    "the logits at a position with the target −100 change the loss": lambda part: abs(
+        part()(given(3, 5), torch.tensor([1, -100, 2])) - part()(
+            given(3, 5) * torch.tensor([[1.], [-9.], [1.]]), torch.tensor([1, -100, 2]))
+    ) > 1e-4}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #ask-units
 @questions_of("perplexity")
 def _ask_perplexity(part):
-    for nats in 1., 0., 5.5, 700.: yield lambda: part(nats)
+    for nats in 1., 0., 5.5, 88., 89., 700.: yield lambda: part(nats)
     yield "for a loss close to zero", lambda: (part(1.5e-4) - 1) * 1e4
+    yield "for a loss of 1,000 nats", lambda: _raised(found := attempt(
+        lambda: part(1e3))) or bool(found == math.inf)
     yield "in its type", lambda: type(part(2.)).__name__
 
 MISTAKES["perplexity"] = {
+    "the exponential is computed in float32, where e⁸⁹ is infinite already":
+        lambda nats: torch.tensor(nats).float().exp().item(),
     "the base is two, which fits a loss in bits; this one is in nats":
         lambda nats: 2**nats,
     "the loss is returned unchanged": lambda nats: nats,
-    "the sign is turned round: that is a probability":
-        lambda nats: math.exp(-nats),
+    "the sign is turned round: that is a probability": lambda nats: math.exp(-nats),
     "this is the logarithm; take the exponential":
         lambda nats: math.log(nats) if nats else -math.inf,
     "the loss is turned into bits before e is raised to it":
         lambda nats: math.exp(nats / _ln2),
     "the loss is turned into bits by log 2 instead of by 1/log 2, then 2 is raised":
         lambda nats: 2**(nats * _ln2),
-    "the base is ten; this loss is in nats": lambda nats: 10.0**min(nats, 300),
     "one is taken off": lambda nats: math.expm1(nats)}
+
+def _base(part):
+    "What is raised to the loss, if it is not e."
+    base = part(1.)
+    fits = all(math.isclose(part(n), base**n, rel_tol=1e-9) for n in (.5, 2., 5.5))
+    return f"{base:.6g}" if fits and not math.isclose(base, math.e) else ""
 
 @questions_of("bits_per_byte")
 def _ask_bits(part):
-    for nats, tokens, size in (2.0, 10, 40), (1.0, 7, 7), (0.5, 30, 10):
+    for nats, tokens, size in (2., 10, 40), (1., 7, 7), (.5, 30, 10):
         yield lambda: part(nats, tokens, size)
     yield "for a text of one byte in one token", lambda: part(2., 1, 1)
     yield "where bytes are not a multiple of tokens", lambda: [
         part(1., 300, 1000), part(1., 1000, 300)]
+    yield "for a loss close to zero", lambda: 1e3 * part(1e-3, 10, 37)
     yield "for a text without bytes", lambda: part(2., 10, 0)
     yield "for a text without tokens", lambda: part(2., 0, 10)
     yield "for fewer than no bytes", lambda: part(2., 10, -1)
+    yield "for fewer than no tokens", lambda: part(2., -1, 10)
 
 _ln2:float = math.log(2)
 MISTAKES["bits_per_byte"] = {
@@ -1275,37 +1396,89 @@ MISTAKES["bits_per_byte"] = {
         lambda n, tokens, size: n / _ln2,
     "tokens and bytes have changed places":
         lambda n, tokens, size: n / _ln2 * size / tokens,
-    "one token less is counted: num_tokens counts those that have a loss":
-        lambda n, tokens, size: n / _ln2 * (tokens - 1) / size,
+    **{f"one token {word} is counted: num_tokens counts those that have a loss": (
+        lambda n, tokens, size, more=more: n / _ln2 * (tokens + more) / size)
+        for word, more in (("less", -1), ("more", 1))},
     "the number of tokens has no effect: the loss is a mean over them, not a sum":
         lambda n, tokens, size: n / _ln2 / size,
-    "bits and bytes are mixed up: there is a factor of eight":
-        lambda n, tokens, size: n / _ln2 * tokens / size / 8}
+    **{f"bits and bytes are mixed up: the result is {wrong} by eight": (
+        lambda n, tokens, size, eight=eight: n / _ln2 * tokens / size * eight)
+        for wrong, eight in (("divided", 1 / 8), ("multiplied", 8))}}
+
+def _unguarded(part):
+    "What passes the test of the two counts."
+    def passes(*counts):
+        return not _raised(attempt(lambda: part(2., *counts)))
+    for name, at in ("num_tokens", lambda n: (n, 10)), ("num_bytes", lambda n: (10, n)):
+        if passes(*at(-1)): return f"{name} = −1" + (
+            "" if passes(-1, -1) or not passes(10, -1) else
+            ", though not if both are: is `and` used for `or`?")
+        if passes(*at(0)): return f"{name} = 0, though −1 is refused"
+    return ""
+
+def _constant(part):
+    "By what all results are too large, if that is one number."
+    sizes = (2., 10, 40), (1., 7, 7), (.5, 30, 11), (3., 100, 437)
+    ratios = [part(n, a, b) * b * _ln2 / (n * a) for n, a, b in sizes]
+    apart = max(ratios) - min(ratios) > 1e-6 or abs(ratios[0] - 1) < 1e-9
+    return "" if apart else f"{ratios[0]:.5g}"
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-optim
 def _steps(part, grads, **settings): return _path(part, grads, lr=.1, **settings)
 
 def _spoilt(part):
-    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
-    p.grad = torch.full_like(p, .5)
-    part([p], lr=.1).step()
-    return p.grad.item() != .5
+    "What a step makes of the gradient, if it isn't what it was."
+    p = nn.Parameter(3 * torch.eye(2, dtype=torch.float64))
+    own = part([p]).defaults
+    optimizer = part([p], lr=.1, **{
+        name: .5 for name in ("momentum", "weight_decay") if own.get(name)})
+    mean = 0.
+    for was in given(2, 2, 2).double():
+        mean = .5 * mean + .5 * was
+        p.grad, old = was.clone(), p.detach().clone()
+        optimizer.step()
+    if (now := p.grad) is None: return "set to None: the training loop does that"
+    if torch.equal(now, was): return ""
+    if not now.any(): return "set to zero: the training loop does that"
+    ratio = (now / was)[0, 0].item()
+    made = {f"multiplied by {ratio:.3g}": ratio * was, "squared": was**2,
+            "given the decay": was + .5 * old, "mixed with the mean": .5 * (was + mean)}
+    what = next((said for said, x in made.items() if same(now, x)), "changed")
+    return f"{what} by the step: p.grad should only be read, so mind what is in place"
+
+def _other_default(part, component):
+    "Which setting has another value where none is given."
+    mine, right = (
+        make([_ones((2, 2))]).defaults for make in (part, reference(component)))
+    for name in "lr", "betas", "eps", "momentum", "weight_decay":
+        if name not in mine or name not in right: continue
+        a, b = (torch.tensor(x[name]).tolist() for x in (mine, right))
+        if a != b: return f"{name} is {mine[name]}; it should be {right[name]}"
+    return ""
+
+def _unread(part):
+    "Which setting is not read from the group."
+    def path(**settings):
+        optimizer = part([p := _ones((2, 2))], **{"lr": .1} | settings)
+        for x in 1., .1, -.5: _push(optimizer, (p, [[x, 2.], [.3, -1.]]))
+        return p.detach()
+    pairs = dict(lr=(.1, .2), betas=((.5, .6), (.9, .99)), eps=(1e-8, .5),
+                 momentum=(.2, .9), weight_decay=(0., .5))
+    own = part([_ones()]).defaults
+    return next((name for name, (a, b) in pairs.items() if own.get(name)
+                 and torch.equal(path(**{name: a}), path(**{name: b}))), "")
 
 def _restless(part):
-    p, q = (nn.Parameter(torch.ones(1)) for _ in range(2))
-    q.grad = torch.ones(1)
-    part([p, q], lr=.1).step()
+    p, q = _ones(), _ones()
+    _push(part([p, q], lr=.1), (q, 1.))
     return p.item() != 1
 
 def _second_of_two(part):
     "Does the second of two parameters go another way than by itself?"
-    p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    p, q = _ones(), _ones()
     optimizer = part([p, q], lr=.1)
-    alone = _path(part, [1., 2.], lr=.1)
-    for grad in 1., 2.:
-        p.grad, q.grad = torch.full_like(p, -50.), torch.full_like(q, grad)
-        optimizer.step()
-    return abs(q.item() - alone[-1]) > 1e-6
+    for grad in 1., 2.: _push(optimizer, (p, -50.), (q, grad))
+    return abs(q.item() - _path(part, [1., 2.], lr=.1)[-1]) > 1e-6
 
 def _ticks(part):
     "With what a count of steps goes up, if a second parameter begins one step late."
@@ -1313,17 +1486,16 @@ def _ticks(part):
                      for grads in ([1.], [0., 1.]))
     for what, together in ("parameter", True), ("group", False):
         params = [nn.Parameter(torch.zeros(1).double()) for _ in range(2)]
-        optimizer = part(
-            params if together else [{"params": [p]} for p in params], lr=.1)
-        for p in params: p.grad = torch.ones_like(p)
-        optimizer.step()
+        groups = params if together else [{"params": [p]} for p in params]
+        _push(part(groups, lr=.1), *((p, 1.) for p in params))
         if abs(params[1].item() - second) < 1e-9 < abs(first - second): return what
     return ""
 
-_manners = {
+_manners:dict[str, Callable] = {
+    "a setting has no effect, whatever its group says:": _unread,
     "the count of steps should go up once a step, but it goes up with every": _ticks,
     "two parameters affect each other's steps": (_second_of_two),
-    "the gradient is changed: it should only be read": _spoilt,
+    "the gradient is": _spoilt,
     "a parameter without a gradient moves: "
     "leave it alone, and do not decay it either": _restless}
 
@@ -1334,102 +1506,100 @@ def _apart(a, b): return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().i
 
 def _neighbours(part):
     "Does a number go elsewhere when another lies beside it in one parameter?"
-    both = nn.Parameter(torch.ones(2, dtype=torch.float64))
-    optimizer = part([both], lr=.1)
-    alone = _path(part, [1., 2.], lr=.1)
-    for g in 1., 2.:
-        both.grad = torch.tensor([g, -50.], dtype=torch.float64)
-        optimizer.step()
-    return abs(both[0].item() - alone[-1]) > 1e-6
+    optimizer = part([both := _ones(2)], lr=.1)
+    for g in 1., 2.: _push(optimizer, (both, [g, -50.]))
+    return abs(both[0].item() - _path(part, [1., 2.], lr=.1)[-1]) > 1e-6
 
+def _forgets(part, passed=False):
+    """Does one that was loaded with another's state go elsewhere at the third step?
 
-def _forgets(part):
-    """How far apart two go at their third step, one of which was loaded with the state
-    of the other."""
-    p, q = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    With `passed`, only if the state, once it is loaded, is not what was saved."""
+    p, q = _ones(), _ones()
     first, second = part([p], lr=.1), part([q], lr=.1)
-    for grad in 1., .5:
-        p.grad = torch.full_like(p, grad)
-        first.step()
+    for grad in 1., .5: _push(first, (p, grad))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
+    if passed and _equal(first.state_dict(), second.state_dict()): return False
     q.data.copy_(p)
-    for x, optimizer in (p, first), (q, second):
-        x.grad = torch.full_like(x, 2.)
-        optimizer.step()
+    for x, optimizer in (p, first), (q, second): _push(optimizer, (x, 2.))
     return abs(p.item() - q.item()) > 1e-9
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-heeds
-_heeds = {
+_heeds:dict[str, Callable] = {
     "the parameter stays where it was: change it in place; a new tensor under its name "
     "is not enough":
-        lambda part: _apart(_moves(part, [1.0, 1.0], lr=0.1), torch.zeros(2)) == 0,
+        lambda part: _apart(_moves(part, [1., 1.], lr=.1), torch.zeros(2)) == 0,
     "numbers of one parameter affect each other's steps: treat each by itself":
         _neighbours,
+    "what load_state_dict is given is not what state_dict then returns: is all of it "
+    "passed on?": partial(_forgets, passed=True),
     "the saved state is not complete: counts and means belong in the state of a "
-    "parameter or in a group":
-        _forgets}
+    "parameter or in a group": _forgets}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-sgd
-def _fall(part):
-    return (moves := _moves(part, [1.0] * 16, lr=0.1))[15] / moves[
-        0]  # ¼, if by the root
+def _falls(part):
+    "How the rate falls, if it is by another power or a factor."
+    moves = _moves(part, [1.] * 8, lr=.1).abs()
+    powers = (moves[0] / moves[1:]).log() / torch.arange(2., 9.).log()
+    factors = moves[1:] / moves[:-1]
+    for x, said in (powers, "like the power −{:.3g} of t + 1"), (
+            factors, "by the factor {:.3g} at each step"):
+        if x.max() - x.min() < 1e-4 and abs(powers[0] - .5) > 1e-4:
+            return said.format(x[0].item()) + "; it should fall like 1/√(t + 1)"
+    return ""
 
-
-SYMPTOMS["SGDDecay"] = (
-    _manners | _heeds | {
-        "it walks uphill": lambda part: _steps(part, [1.0])[0] > 1,
-        "parameters move though the gradient is zero: SGDDecay has no decay":
-            lambda part: _steps(part, [0.0])[0] != 1,
-        "only the direction of the gradient counts, not its size": (
-            lambda part: _apart(
-                _moves(part, [0.01], lr=0.1), _moves(part, [0.05], lr=0.1)) < 1e-9),
-        "a large gradient moves less than in proportion: is it clipped?": (
-            lambda part: abs(
-                _moves(part, [100.0], lr=0.1)[0] / _moves(part, [0.1], lr=0.1)[0]) < 999
-        ),
-        "earlier gradients affect a step: SGDDecay has no momentum": (
-            lambda part: _apart(*(_moves(part, [g, 1.0], lr=0.1)[1] for g in (0.0, 5.0))
-            ) > 1e-9),
-        "the first step is not lr times the gradient":
-            lambda part: abs(_steps(part, [1.0])[0] - 0.9) > 1e-6,
-        "the rate falls faster than 1/√(t + 1)": lambda part: _fall(part) < 0.249,
-        "the rate falls slower than 1/√(t + 1)": lambda part: _fall(part) > 0.251})
+SYMPTOMS["SGDDecay"] = {
+    "only the direction of the gradient counts, not its size": lambda part: _apart(
+        _moves(part, [.01], lr=.1), _moves(part, [.05], lr=.1)) < 1e-9,
+    **_manners, **_heeds,
+    "the default": partial(_other_default, component="SGDDecay"),
+    "the rate falls": _falls,
+    "it walks uphill": lambda part: _steps(part, [1.])[0] > 1,
+    "parameters move though the gradient is zero: SGDDecay has no decay":
+        lambda part: _steps(part, [0.])[0] != 1,
+    "a large gradient moves less than in proportion: is it clipped?": (
+        lambda part: abs(
+            _moves(part, [100.], lr=.1)[0] / _moves(part, [.1], lr=.1)[0]) < 999
+    ),
+    "earlier gradients affect a step: SGDDecay has no momentum": (
+        lambda part: _apart(*(_moves(part, [g, 1.], lr=.1)[1] for g in (0., 5.))
+        ) > 1e-9),
+    "the first step is not lr times the gradient":
+        lambda part: abs(_steps(part, [1.])[0] - .9) > 1e-6}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #symptoms-adamw
 def _still(part, grads, **settings):
     return _moves(
-        part, grads, **{"lr": 0.1, "weight_decay": 0.0, "eps": 1e-12} | settings)
+        part, grads, **{"lr": .1, "weight_decay": 0., "eps": 1e-12} | settings)
 
+def _shrunk(part):
+    "How often lr times decay is taken off, if it is some other number."
+    def taken(lr, wd): return (1 - _path(part, [0.], lr=lr, weight_decay=wd)[0])/lr/wd
+    a, b, c = taken(.1, .5), taken(.2, .5), taken(.1, .2)
+    return "" if max(abs(a - b), abs(a - c), 1e-6) > 1e-6 or abs(a - 1) < 1e-6 else (
+        f"{a:.3g} times lr times weight_decay; it should be once")
 
-SYMPTOMS["AdamW"] = (
-    _manners | _heeds | {
-        "it walks uphill": lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 1,
-        "the first step is not finite, or huge": (
-            lambda part: not abs(_steps(part, [1.0])[0]) < 1e9),
-        "the first step is much longer than the rate":
-            lambda part: _steps(part, [1.0], weight_decay=0.0)[0] < 0.8,
-        "the first step is much shorter than the rate":
-            lambda part: _steps(part, [1.0], weight_decay=0.0)[0] > 0.95,
-        "nothing is carried over from step to step: keep the two means in the state": (
-            lambda part: _apart(*(_still(part, [g, 1.0])[1] for g in (1.0, 5.0))) < 1e-9
-        ),
-        "the size of the gradients counts: gradients a hundred times as large should "
-        "give the same steps": (
-            lambda part: _apart(
-                _still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6),
-        "under a steady gradient the steps do not have the length of the rate": (
-            lambda part: _apart(_still(part, [1.0] * 40), torch.full((40,), -0.1))
-            > 1e-4),
-        "steps stay short long after a large gradient: are squares added up, or is "
-        "their largest mean kept?": (
-            lambda part: _still(part, [9.0] + [0.1] * 40, betas=(0.5, 0.6))[-1].abs()
-            < 0.05),
-        "decay passes through the means: with a gradient of zero, a parameter should "
-        "shrink by lr times decay alone": (
-            lambda part: abs(_path(part, [0.0], lr=0.1, weight_decay=0.5)[0] - 0.9)
-            < 1e-6),
-        "the gradient changes how much decay takes off: it should be lr times decay of "
-        "the old parameter": (
-            lambda part: abs(_path(part, [1.0], lr=0.1, weight_decay=0.5)[0] - 0.85)
-            > 1e-6 and abs(_path(part, [1.0], lr=0.1, weight_decay=0.0)[0] - 0.9) < 1e-6
-        )})
+SYMPTOMS["AdamW"] = _manners | _heeds | {
+    "the default": partial(_other_default, component="AdamW"),
+    "decay takes off": _shrunk,
+    "it walks uphill": lambda part: _steps(part, [1.], weight_decay=0.)[0] > 1,
+    "the first step is not finite, or huge": (
+        lambda part: not abs(_steps(part, [1.])[0]) < 1e9),
+    "nothing is carried over from step to step: keep the two means in the state":
+        lambda part: _apart(*(_still(part, [g, 1.])[1] for g in (1., 5.))) < 1e-9,
+    "the size of the gradients counts: gradients a hundred times as large should "
+    "give the same steps": (
+        lambda part: _apart(
+            _still(part, _some), _still(part, [100 * g for g in _some])) > 1e-6),
+    "under a steady gradient the steps do not have the length of the rate":
+        lambda part: _apart(_still(part, [1.] * 40), torch.full((40,), -.1)) > 1e-4,
+    "steps stay short long after a large gradient: are squares added up, or is their "
+    "largest mean kept?":
+        lambda part: _still(part, [9.] + [.1] * 40, betas=(.5, .6))[-1].abs() < .05,
+    "decay passes through the means: with a gradient of zero, a parameter should "
+    "shrink by lr times decay alone":
+        lambda part: abs(_path(part, [0.], lr=.1, weight_decay=.5)[0] - .9) < 1e-6,
+    "the gradient changes how much decay takes off: it should be lr times decay of "
+    "the old parameter": (
+        lambda part: abs(_path(part, [1.], lr=.1, weight_decay=.5)[0] - .85)
+        > 1e-6 and abs(_path(part, [1.], lr=.1, weight_decay=0.)[0] - .9) < 1e-6
+    )}
