@@ -471,12 +471,12 @@ def test_an_argument_without_effect_is_named():
 
 
 def test_a_mistake_is_named_if_it_explains_all_answers_but_for_refusals_and_corners():
-    powers, rate = MISTAKES["Softmax"]["these are powers of two, not of e"], MISTAKES["cos_lr_scheduler"]["the way down is one step ahead"]
+    powers, rate = MISTAKES["Softmax"]["these are powers of two, not of e"], MISTAKES["cos_lr_scheduler"]["the way down is counted from step 0, not from the end of the warm-up"]
     def besides(dim=-1): return lambda x: powers(dim)(x) if x.ndim < 4 else {}["four axes"]
     def trusting(it, warmup, cycle, low, high): return rate(it, min(warmup, cycle), cycle, low, high)
     def often(dim=-1): return lambda x: powers(dim)(x) if x.ndim < 2 else torch.softmax(x, dim)
     assert judge(besides, "Softmax").hint == "these are powers of two, not of e" != judge(often, "Softmax").hint
-    assert judge(trusting, "cos_lr_scheduler").hint == "the way down is one step ahead"
+    assert judge(trusting, "cos_lr_scheduler").hint == "the way down is counted from step 0, not from the end of the warm-up"
 
 
 def test_of_two_mistakes_that_fit_alike_none_is_named():

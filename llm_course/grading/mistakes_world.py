@@ -1920,7 +1920,7 @@ def _ask_lora(part):
         return filled(part(filled(Linear(6, 4, **more)), rank, alpha))
     yield "in its parameters", lambda: parameters_of(layer())
     yield lambda: layer()(x)
-    yield "with another alpha", lambda: layer(2, 5)(x)
+    yield "with another alpha", lambda: layer(2, 5.)(x)
     yield "with another rank", lambda: layer(4, 8.)(x)
     yield "with a bias", lambda: layer(bias=True)(x)
     yield "without a batch", lambda: layer()(x[0])
