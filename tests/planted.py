@@ -871,7 +871,7 @@ def decay_swapped(model, weight_decay=0.01):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in ps if p.dim() < 2], "weight_decay": weight_decay}, {"params": [p for p in ps if p.dim() >= 2], "weight_decay": 0.0}]
 
-@fault("params_for_decay", "by the name 'bias' only: norm gains decay", "everything not called bias decays, gains included")
+@fault("params_for_decay", "by the name 'bias' only: norm gains decay", "a gain decays unless its name is a known one")
 def decay_by_bias_name(model, weight_decay=0.01):
     decay, rest = [], []
     for n, p in model.named_parameters():

@@ -425,6 +425,8 @@ MISTAKES["RmsNorm"] = {
     "eps is missing: a vector of zeros is divided by zero": _a_norm(fixed=0.0),
     "eps is a lower bound for the root mean square; it should be added under the root":
         _over(lambda x, eps: _rms_of(x).clamp(min=eps)),
+    "eps is a lower bound for the length; add it to the mean of the squares":
+        _over(lambda x, eps: _rms_of(x).clamp(min=eps * x.shape[-1]**-.5)),
     "eps is a lower bound for the mean of the squares; it should be added to it":
         _over(lambda x, eps: _rms_of(x).clamp(min=eps**.5)),
     "eps is added after the vector was divided by its largest number, so it weighs too "
@@ -1562,6 +1564,13 @@ MISTAKES["MultiHeadAttention"] |= {
         lambda s, x: {"at": torch.arange(x.shape[-2])}),
     "with a cache, nothing hides the future": _with_a_cache(
         lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(q, k, v)}),
+    "with a cache, only padding is hidden, not the future": _with_a_cache(
+        lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(
+            q, k, v, mask)}),
+    "with a cache, the first new token is taken for the text's first, and padding is "
+    "seen": _with_a_cache(lambda s, x: {
+        "attend": lambda q, k, v, mask=None, **how: _from_the_left(
+            s.attend, q, k, v, None, True)}),
     "with a cache, a new token sees the first keys, not all so far": _with_a_cache(
         lambda s, x: {"attend": lambda q, k, v, mask=None, **how: _attend(
             q, k, v, torch.ones(q.shape[-2], k.shape[-2]).tril().bool())}),

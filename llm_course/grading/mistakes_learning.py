@@ -550,6 +550,8 @@ MISTAKES["Muon"] = variants(_a_muon, {
     "mean":
         dict(mix=lambda m, g, b: (1 - b) * m + b * g,
              ahead=lambda m, g, b: (1 - b) * m + b * g),
+    "in the mean, momentum is the share of the new gradient; it is that of the old":
+        dict(mix=lambda m, g, b: (1 - b) * m + b * g),
     "only the signs of the numbers are taken": dict(turn=lambda x, n: x.sign()),
     "the gradient is orthogonalised, not its mean: momentum has no effect":
         dict(ahead=lambda m, g, b: g),
@@ -818,7 +820,7 @@ MISTAKES["params_for_decay"] = variants(_a_sorting, {
     "frozen parameters are in a group": dict(there=lambda p: True),
     "only parameters called weight decay; go by their dimensions":
         dict(decays=lambda name, p: name.endswith("weight")),
-    "everything not called bias decays, gains included; go by the dimensions":
+    "a gain decays unless its name is a known one; go by the dimensions, not by names":
         dict(decays=lambda name, p: not name.endswith("bias")),
     "what is called bias or norm is spared, whatever its shape; go by the dimensions":
         dict(decays=lambda name, p: not any(word in name for word in ("bias", "norm"))),
@@ -1087,7 +1089,10 @@ _rates_last:dict[str, Callable] = {
     "the rate jumps: the climb and the way down do not meet": (
         lambda part: max(
             abs(part(i + 1, 50, 1000, .1, 1.) - part(i, 50, 1000, .1, 1.))
-            for i in range(1100)) > .05)}
+            for i in range(1100)) > .05),
+    "wrong arguments are refused by assert, which `python -O` leaves out; raise a "
+    "ValueError": lambda part: (
+        attempt(lambda: part(0, 20, 12, .1, 1.)) == "AssertionError")}
 for _name, _straight in ("cos_lr_scheduler", False), ("linear_lr_scheduler", True):
     SYMPTOMS[_name] = _rates | {
         "the way down from step 4 to step 12": partial(
@@ -1196,7 +1201,7 @@ MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
         - _pick(torch.softmax(z.float(), -1), y)),
     "the targets are shifted once more: they are one place later already":
         dict(cut=lambda z, y: (z[..., :-1, :], y[..., 1:])),
-    "an ignore_index of 0 is replaced by −100: 0 counts as false":
+    "an ignore_index of 0 has no effect: it counts as false, so compare with None":
         dict(heard=lambda i: i or -100),
     "ignore_index=None is taken for −100; with None every target counts":
         dict(heard=lambda i: -100 if i is None else i),
@@ -1396,6 +1401,9 @@ MISTAKES["bits_per_byte"] = {
         lambda n, tokens, size: n / _ln2,
     "tokens and bytes have changed places":
         lambda n, tokens, size: n / _ln2 * size / tokens,
+    "the bytes of a token are rounded to a whole number: divide with /, not with //":
+        lambda n, tokens, size: n / _ln2 / (
+            size // tokens if size >= tokens else size / tokens),
     **{f"one token {word} is counted: num_tokens counts those that have a loss": (
         lambda n, tokens, size, more=more: n / _ln2 * (tokens + more) / size)
         for word, more in (("less", -1), ("more", 1))},

@@ -19,7 +19,7 @@ from ..engine.kv_cache import KVCache
 from ..ffn import FFN
 from ..generating import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise
 from .grading import (
-    MISTAKES, QUESTIONS, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
+    MISTAKES, QUESTIONS, SURE, SYMPTOMS, Made, attempt, filled, given, gradient, idle,
     parameters_of, placed, questions_of, variants, _shares_positions)
 from ..linear import Linear
 from ..loss import cross_entropy
@@ -879,6 +879,9 @@ MISTAKES["keep_min_p"] = {
         "shares are compared with p itself; compare them with p times the likeliest "
         "share":
             lambda p, s, z: p >= s,
+        "shares are compared with p itself, though the likeliest is kept; compare them "
+        "with p times its share":
+            lambda p, s, z: (p >= s) | (p == p.amax(-1, keepdim=True)),
         "scores are compared instead of shares":
             lambda p, s, z: z >= s * z.amax(-1, keepdim=True),
         "the fewest tokens that hold p are kept: that is top-p": _top_p,
@@ -1369,7 +1372,11 @@ SYMPTOMS["penalise"] = {
 def _dialled(part, **dials):
     return part(_four, torch.tensor([0]), Sampling(1., 1., **dials))
 
+_overflows = "a tiny temperature makes scores infinite: first subtract the largest"
+SURE.add(_overflows)
 SYMPTOMS["next_probabilities"] = {
+    _overflows: lambda part: bool(part(
+        _four, torch.tensor([0]), Sampling(1e-40, 1.)).isnan().any()),
     "scores are returned; return shares":
         lambda part: torch.equal(_dialled(part), _four),
     "the repetition penalty has no effect": lambda part: torch.equal(

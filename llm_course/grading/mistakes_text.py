@@ -295,6 +295,9 @@ MISTAKES["merge"] = variants(
 
 # %% ../../nbs/grading/mistakes_text.ipynb #symptoms-merge
 SYMPTOMS["merge"] = {
+    "four equal ids are not joined to two: the third begins the next pair": (
+        lambda part: list(part([7, 7, 7], (7, 7), 8)) == [8, 7]
+        and list(part([7, 7, 7, 7], (7, 7), 8)) != [8, 8]),
     "an index lies outside after a join: the list is shorter than the loop believes":
         lambda part: attempt(lambda: part([3, 1, 2], (1, 2), 9)) == "IndexError"
         and list(part([3, 2, 1], (1, 2), 9)) == [3, 2, 1],

@@ -1436,6 +1436,7 @@ def _a_text(
             if stop_id is not None and ends != "never":
                 if ends != "free": new = new.masked_fill(ended, fill(stop_id))
                 said = new == stop_id
+                if ends == "together": said = said & said.all()
                 ended = ended ^ said if ends == "toggle" else ended | said
                 if ends == "cut" and ended.all(): break
             ids = torch.cat([ids, new], -1)
@@ -1463,6 +1464,7 @@ MISTAKES["generate_ids"] = variants(_a_text, {
     "a text that has ended goes on; it must be filled with the stop id":
         dict(ends="free"),
     "all texts end when the first one ends": dict(ends="first"),
+    "a text ends only where all texts end at the same step": dict(ends="together"),
     "a text that has ended begins again: each end mark switches `ended` over":
         dict(ends="toggle"),
     "the likeliest token is taken at every temperature": dict(heat=lambda t: 0.),
@@ -2151,7 +2153,7 @@ def _ask_advantages(part):
 
 def _an_advantage(
     mean=lambda r: r.mean(-1, keepdim=True), spread=lambda r: r.std(-1, keepdim=True),
-    eps=1e-4, scaled=("grpo",), sign=1, plain=("reinforce",), usual="dr_grpo",
+    eps=1e-4, scaled=("grpo",), sign=1, plain=("reinforce",), usual="dr_grpo", mixed=(),
     others=lambda gain, r: gain * r.shape[-1] / (r.shape[-1] - 1),
     single=("reinforce",), even=lambda gain: gain):
     "An `advantages` with something changed."
@@ -2161,15 +2163,20 @@ def _an_advantage(
         if method not in known or (g < 2 and method not in single):
             raise ValueError("method or group")
         if method in plain: return rewards
-        gain = sign * (rewards - mean(rewards))
+        group = rewards.flatten() if method in mixed else rewards
+        gain = sign * (rewards - mean(group))
         if method == "rloo" and others: gain = others(gain, rewards)
-        if method in scaled: gain = gain / (spread(rewards) + eps)
+        if method in scaled: gain = gain / (spread(group) + eps)
         return even(gain)
     return part
 
 MISTAKES["advantages"] = variants(_an_advantage, {
     "the mean runs over all prompts; take each group's own":
         dict(mean=lambda r: r.mean()),
+    **{f"mean and spread of {names} run over all prompts; take each group's own":
+        dict(mixed=mixed) for names, mixed in {
+            "all methods": ("rloo", "grpo", "dr_grpo"), "GRPO": ("grpo",),
+            "GRPO and Dr. GRPO": ("grpo", "dr_grpo")}.items()},
     "the mean runs over the prompts, not over a prompt's answers":
         dict(mean=lambda r: r.mean(0, keepdim=True)),
     "no mean is subtracted": dict(mean=lambda r: 0 * r),
@@ -2449,6 +2456,9 @@ SYMPTOMS["minhash"] = {
     "the numbers are sorted, so a place no longer belongs to one hash function": (
         lambda part: _in_order(part, _grams(0, 60))
         and _in_order(part, _grams(0, 1)))}
+_refusals = "ValueError", "TypeError", "IndexError"
+SYMPTOMS["minhash"]["an empty set has no smallest number, and is refused; give it the "
+    "largest numbers"] = lambda part: attempt(lambda: part(set(), 5)) in _refusals
 SURE.update(SYMPTOMS["minhash"])
 
 # %% ../../nbs/grading/mistakes_world.ipynb #flash
