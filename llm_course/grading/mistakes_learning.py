@@ -130,7 +130,7 @@ def _an_optimizer(
 
 def _all_alike(*names): # Mistakes, by their hints
     "For each setting, a version that uses the first value of it in all groups."
-    return {f"all groups use the first {name}: a group's own {name} is ignored":
+    return {f"a group's own {name} is ignored: all groups use one {name}":
             dict(deaf=name) for name in names}
 
 # %% ../../nbs/grading/mistakes_learning.ipynb #mistakes-sgd
@@ -1211,8 +1211,8 @@ MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
     "ignore_index has no effect": dict(counted=lambda y, i: y > 0),
     "every negative target is left out; only ignore_index may be, and others are "
     "to be refused": dict(also=lambda y: y >= 0),
-    "all negative targets are left out instead of ignore_index, which has no "
-    "effect": dict(also=lambda y: y >= 0, counted=lambda y, i: y == y),
+    "ignore_index has no effect: −100, or any negative target, is left out instead":
+        dict(also=lambda y: y >= 0, counted=lambda y, i: y == y),
     "a negative target counts from the end of the vocabulary; refuse it": dict(
         surprise=lambda z, y: torch.logsumexp(z.float(), -1)
         - z.float()[torch.arange(len(y)), y]),
@@ -1258,7 +1258,7 @@ MISTAKES["CrossEntropyLoss"] = variants(_a_loss, {
         reduce=lambda losses, counts: losses[counts].sum() / max(1, len(counts) // 3)),
     "the softmax runs over the positions; it should run over the vocabulary":
         dict(surprise=lambda z, y: -_pick(torch.log_softmax(z.float(), 0), y)),
-    "the exponentials are added up in half precision: they and their sum need "
+    "the loss is computed in half precision: exponentials and their sum need "
     "float32": dict(
         surprise=lambda z, y: (
             (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()

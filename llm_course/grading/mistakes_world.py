@@ -747,7 +747,7 @@ MISTAKES["load_checkpoint"] = variants(_a_loader, {
             state, copy.deepcopy(model), optimizer)),
     "the number of steps is one too high": dict(steps=lambda n: n + 1),
     "the run begins at step zero again": dict(steps=lambda n: 0),
-    "nothing is compared, and parameters that do not fit are skipped without an error":
+    "names that do not fit the model are skipped without an error: refuse them":
         dict(put=partial(_plainly, strict=False)),
     "names that are missing, or extra, are skipped without an error: compare them":
         dict(fits=lambda x, own: True),
