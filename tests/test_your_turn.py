@@ -384,4 +384,4 @@ def test_filled_in_pages_get_full_marks_and_a_mistake_its_hint(tmp_path, capsys)
     assert "✓ RmsNorm" in out and "✓ cos_lr_scheduler" in out and "0 fail, 0 are not written yet" in out
     (tmp_path/"14_schedule.ipynb").write_text(filled_in("14_schedule.ipynb", "lr_max * it / warmup_iters", "lr_max * (it + 1) / warmup_iters"), "utf-8", newline="\n")
     with pytest.raises(SystemExit) as ended: main([str(tmp_path)])
-    assert ended.value.code == 1 and "the climb is one step ahead" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out
+    assert ended.value.code == 1 and "the climb is (it +1)/(w +0)" in (out := capsys.readouterr().out) and "✓ RmsNorm" in out, out
