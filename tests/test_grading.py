@@ -641,6 +641,8 @@ def test_arguments_in_another_order_are_told():
     rate, loss = reference("cos_lr_scheduler"), reference("CrossEntropyLoss")
     assert judge(lambda it, low, high, warmup, cycle: rate(it, warmup, cycle, low, high), "cos_lr_scheduler").hint.startswith("its arguments come in another order: cos_lr_scheduler(it, ")
     assert judge(lambda: lambda targets, logits: loss()(logits, targets), "CrossEntropyLoss").hint.startswith("its arguments come in another order: CrossEntropyLoss.forward(logits, ")
+    def unguarded(nats, tokens, size): return nats / float(torch.tensor(2.).log()) * tokens / size
+    assert grading.reordered(unguarded, "bits_per_byte") == ""   # it only fails to refuse
 
 
 def test_two_mistakes_at_once_are_both_named():
